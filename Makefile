@@ -1,0 +1,50 @@
+# `make demo` and `make test` do all the set-up on a machine that has Python 3.11 or newer and make.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV ?= .venv
+DIR ?= demo-output
+EXTRAS ?= cpu,tensorrt-rtx,openvino,test,dev
+# More arguments for the installation of torch (an index with CPU builds, say) and for pytest.
+TORCH_PIP_ARGS ?=
+PYTEST_ARGS ?=
+
+bin := $(VENV)/bin
+# Relative and absolute VENV both work; the stamp carries the extras, so that other extras are another set-up.
+comma := ,
+stamp := $(VENV)/.installed-$(subst $(comma),+,$(EXTRAS))
+pip := $(bin)/python -m pip --disable-pip-version-check
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint format clean
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(stamp) ## create .venv and install everything, once
+
+# torch goes first and pinned: an open range takes the newest CUDA build, with several GB of packages that a CPU does not need.
+$(stamp): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version.split()[0]; sys.exit(sys.version_info < (3, 11) and f"dq-deploy needs Python 3.11 or newer, and $(PYTHON) is {v}: set PYTHON=")'
+	test -x $(bin)/python || $(PYTHON) -m venv $(VENV)
+	$(pip) install --quiet --constraint constraints.txt --upgrade pip
+	$(pip) install --quiet $(TORCH_PIP_ARGS) $(shell grep '^torch==' constraints.txt)
+	$(pip) install --quiet --constraint constraints.txt --build-constraint constraints.txt --editable '.[$(EXTRAS)]'
+	@touch $@
+
+demo: $(stamp) ## quantize, export, build, check, time and sample the built-in model; writes DIR/index.html (DIR=demo-output)
+	$(bin)/dq-deploy demo -o $(DIR) --force
+
+test: lint ## lint, then run every test
+	$(bin)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(stamp) ## ruff check, ruff format --check, mypy
+	$(bin)/ruff check .
+	$(bin)/ruff format --check .
+	$(bin)/mypy
+
+format: $(stamp) ## let ruff mend what it can
+	$(bin)/ruff check --fix .
+	$(bin)/ruff format .
+
+clean: ## remove the environment, the caches and the builds
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
