@@ -1,0 +1,150 @@
+"""Writing and reading artefact folders: complete or invisible, verified before use."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from ..errors import ArtifactError, UsageError
+from .manifest import MANIFEST_NAME, SCHEMA_VERSION, FileEntry, Kind, Manifest, Parent, sha256_file, tool_versions
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A folder whose manifest has been read and whose files have been verified."""
+
+    path: Path
+    manifest: Manifest
+
+    @property
+    def as_parent(self) -> Parent:
+        """This artefact as the ``parent`` entry of one made from it."""
+        return Parent(kind=self.manifest.kind, manifest_sha256=sha256_file(self.path / MANIFEST_NAME))
+
+    def file(self, name: str) -> Path:
+        """Path of a file that the manifest lists.
+
+        Raises ArtifactError when the manifest does not list it.
+        """
+        if name not in self.manifest.files:
+            raise ArtifactError(f"{self.path}: the manifest lists no file '{name}'")
+        return self.path / name
+
+
+def check_output(path: Path, *, force: bool = False) -> None:
+    """Refuse an output path that cannot be written to, before any long step.
+
+    Raises UsageError when the path exists and ``force`` is off, or when it exists and carries no manifest of ours.
+    """
+    if not path.exists() and not path.is_symlink():
+        parent = next(p for p in path.absolute().parents if p.exists())
+        if not parent.is_dir() or not os.access(parent, os.W_OK):
+            raise UsageError(f"cannot create {path}: {parent} is not a writable folder")
+        return
+    if not force:
+        raise UsageError(f"output {path} already exists", "choose another output, or pass --force to replace an artefact of ours")
+    if not (path / MANIFEST_NAME).is_file():
+        raise UsageError(f"output {path} exists and is no artefact of dq-deploy (it has no {MANIFEST_NAME}), so --force will not delete it")
+    read_manifest(path)
+
+
+def read_manifest(path: Path) -> Manifest:
+    """Read and validate ``manifest.json`` of an artefact folder, without looking at its files.
+
+    Raises UsageError when there is no such folder and ArtifactError when its manifest is missing, invalid or of a newer schema.
+    """
+    if not path.exists():
+        raise UsageError(f"no such path: {path}")
+    source = path / MANIFEST_NAME
+    if not source.is_file():
+        raise ArtifactError(f"{path} is no dq-deploy artefact: it has no {MANIFEST_NAME}")
+    try:
+        manifest = Manifest.model_validate_json(source.read_bytes())
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'file'}: {e['msg']}" for e in error.errors()[:5])
+        raise ArtifactError(f"{source} is not a valid manifest: {problems}") from None
+    if manifest.schema_version > SCHEMA_VERSION:
+        raise ArtifactError(
+            f"{source} has schema version {manifest.schema_version}; this dq-deploy reads up to {SCHEMA_VERSION}", "upgrade dq-deploy"
+        )
+    return manifest
+
+
+def open_artifact(path: str | Path, kind: Kind | tuple[Kind, ...]) -> Artifact:
+    """Open an artefact of one of the given kinds and verify size and sha256 of every file it lists.
+
+    Raises UsageError (no such path) or ArtifactError (another kind, a missing, changed or escaping file).
+    """
+    path = Path(path)
+    manifest = read_manifest(path)
+    kinds = (kind,) if isinstance(kind, str) else kind
+    if manifest.kind not in kinds:
+        raise ArtifactError(f"{path} is a {manifest.kind}, and a {' or '.join(kinds)} is needed here")
+    problems = [problem for name, entry in manifest.files.items() if (problem := _verify(path, name, entry))]
+    if problems:
+        raise ArtifactError(f"{path} does not match its manifest: " + "; ".join(problems), "make it again, or restore the original files")
+    return Artifact(path, manifest)
+
+
+def _verify(root: Path, name: str, entry: FileEntry) -> str | None:
+    if Path(name).is_absolute() or ".." in Path(name).parts:
+        return f"'{name}' leaves the folder"
+    path = root / name
+    if not path.is_file():
+        return f"'{name}' is missing"
+    if path.stat().st_size != entry.size:
+        return f"'{name}' has {path.stat().st_size} bytes, not {entry.size}"
+    if sha256_file(path) != entry.sha256:
+        return f"'{name}' has another sha256"
+    return None
+
+
+@contextmanager
+def create_artifact(path: str | Path, manifest: Manifest, *, force: bool = False) -> Iterator[Path]:
+    """Create an artefact folder: yields a temporary sibling folder to write into, which becomes ``path`` on a clean exit.
+
+    The manifest is completed (files, tool versions) and written last; on any exception nothing remains. The caller may fill in the
+    manifest's fields until the ``with`` block ends.
+    """
+    path = Path(path)
+    check_output(path, force=force)
+    path.absolute().parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix=f".{path.name}.partial-", dir=path.absolute().parent))
+    try:
+        yield work
+        manifest.tools = tool_versions()
+        names = sorted(p.relative_to(work).as_posix() for p in work.rglob("*") if p.is_file())
+        manifest.files = {name: FileEntry(sha256=sha256_file(work / name), size=(work / name).stat().st_size) for name in names}
+        for name in names:
+            _fsync(work / name)
+        (work / MANIFEST_NAME).write_text(manifest.to_json())
+        _fsync(work / MANIFEST_NAME)
+        work.chmod(0o777 & ~_umask())
+        if path.exists():
+            shutil.rmtree(path)
+        work.rename(path)
+        _fsync(path.absolute().parent)
+    except BaseException:
+        shutil.rmtree(work, ignore_errors=True)
+        raise
+
+
+def _fsync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,79 @@
+"""What a user can choose about quantization, validated before anything runs."""
+
+from __future__ import annotations
+
+import math
+from enum import StrEnum
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from ..errors import UsageError
+
+PRESETS: dict[str, tuple[int, int]] = {"w8a8": (8, 8), "w6a6": (6, 6), "w4a8": (4, 8), "w4a4": (4, 4)}
+"""Name → (weight bits, activation bits)."""
+
+FIRST, LAST = "@first", "@last"
+"""Patterns of ``keep`` for the layers that read the model's input and write its output."""
+
+
+class Dilation(StrEnum):
+    """How weight dilation chooses s (DilateQuant §4.1)."""
+
+    NONE = "none"
+    SYMMETRIC = "symmetric"
+    ASYMMETRIC = "asymmetric"
+    AUTO = "auto"
+
+
+def _no_bool(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("a number is needed")
+    return value
+
+
+Bits = Annotated[int, BeforeValidator(_no_bool), Field(ge=2, le=8)]
+
+
+class QuantizeConfig(BaseModel):
+    """Options of ``dq_deploy.quantize``. Bits are of the codes; everything is recorded in the checkpoint's manifest."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    weight_bits: Bits = 8
+    activation_bits: Bits = 8
+    steps: int = Field(default=20, ge=1, le=1000)
+    """T: DDIM steps of the calibration trajectories, and rows of every scale table."""
+    dilation: Dilation = Dilation.AUTO
+    keep: dict[str, Bits | Literal["float"]] = {FIRST: "float", LAST: 8}
+    """Layer-name pattern (fnmatch) → bits, or "float" to leave the layer alone."""
+    max_float_share: float = Field(default=0.02, ge=0, le=1)
+    """Largest share of the multiply-accumulates that may stay in float."""
+    calibration_samples: int = Field(default=64, ge=2)
+    """Trajectories (seeds); an eighth of them, at least one, is held out to judge the distillation."""
+    reference_samples: int = Field(default=4, ge=1)
+    """Further seeds, kept in the checkpoint for ``check``; never used for calibration."""
+    iterations: int = Field(default=200, ge=0)
+    """Distillation steps per block; 0 turns distillation off."""
+    batch_size: int = Field(default=32, ge=1)
+    lr_scale: float = Field(default=1e-3, gt=0, lt=math.inf)
+    lr_weight: float = Field(default=1e-5, gt=0, lt=math.inf)
+    seed: int = Field(default=0, ge=0, lt=2**32)
+
+    @classmethod
+    def build(cls, preset: str = "w8a8", **options: Any) -> QuantizeConfig:
+        """A preset's configuration with ``options`` (None = not given) on top.
+
+        Raises UsageError naming every unknown key and bad value at once.
+        """
+        if preset not in PRESETS:
+            raise UsageError(f"unknown preset '{preset}'", f"presets: {', '.join(PRESETS)}; or set --weight-bits and --activation-bits")
+        weight_bits, activation_bits = PRESETS[preset]
+        given = {key: value for key, value in options.items() if value is not None}
+        if "keep" in given:
+            given["keep"] = {**cls().keep, **given["keep"]}
+        try:
+            return cls(**{"weight_bits": weight_bits, "activation_bits": activation_bits, **given})
+        except ValidationError as error:
+            problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']} (got {e['input']!r})" for e in error.errors())
+            raise UsageError(f"bad quantization options: {problems}") from None

@@ -1,0 +1,184 @@
+"""Quantizers and integer layers: the PyTorch form of what the engines execute.
+
+A quantizer turns a tensor into integer codes with one scale per sample; a layer multiplies codes by codes and only then scales,
+exactly as an integer engine does. No module remembers a timestep: it is an argument.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from . import numerics
+
+
+class Quantized(NamedTuple):
+    """A quantized activation: x ≈ codes · scale."""
+
+    codes: torch.Tensor  # integers minus their zero-point, as floats, shaped as the activation
+    scale: torch.Tensor  # [N]: one per sample
+
+
+class ActivationQuantizer(nn.Module):
+    """Temporal Parallel Quantizer (DilateQuant §4.2): tables of one (scale, zero_point) per calibrated timestep.
+
+    ``dilation`` [C] along ``axis`` divides the activation first (Y = (X/s)(s∘W), eq. 10).
+    """
+
+    log_scale: torch.Tensor
+    zero_point: torch.Tensor
+    boundaries: torch.Tensor
+    dilation: torch.Tensor
+
+    def __init__(self, timesteps: torch.Tensor, bits: int, *, symmetric: bool, axis: int, channels: int, fixed: bool = False) -> None:
+        super().__init__()
+        rows = len(timesteps)
+        self.bits, self.symmetric, self.axis, self.fixed = bits, symmetric, axis, fixed
+        # The logarithm is what is trained: a scale stays positive, and steps are relative to it.
+        self.log_scale = nn.Parameter(torch.zeros(rows, 1), requires_grad=not fixed)
+        self.zero_point = nn.Parameter(torch.zeros(rows, 1), requires_grad=not (fixed or symmetric))
+        self.register_buffer("boundaries", numerics.midpoints(timesteps))
+        self.register_buffer("dilation", torch.ones(channels))
+        self.frozen_scale: torch.Tensor | None = None
+
+    def config(self) -> dict[str, Any]:
+        """What, beside its tables, makes this quantizer."""
+        return {"bits": self.bits, "symmetric": self.symmetric, "axis": self.axis, "channels": len(self.dilation), "fixed": self.fixed}
+
+    @torch.no_grad()
+    def set_tables(self, scale: torch.Tensor, zero_point: torch.Tensor) -> None:
+        """Set the tables from scale [T] > 0 and zero_point [T]."""
+        self.log_scale.copy_(scale.double().log().float().reshape(-1, 1))
+        self.zero_point.copy_(zero_point.reshape(-1, 1))
+        if self.fixed:  # a constant such as 1/255, which exp(log(...)) would not give back exactly
+            self.frozen_scale = scale.float().clone()
+
+    @torch.no_grad()
+    def scale_table(self) -> torch.Tensor:
+        """Scales [T], fp32."""
+        return (self.log_scale[:, 0].exp() if self.frozen_scale is None else self.frozen_scale).clone()
+
+    @torch.no_grad()
+    def zero_point_table(self) -> torch.Tensor:
+        """Zero-points [T], int8."""
+        qmin, qmax = numerics.code_range(self.bits)
+        return self.zero_point[:, 0].round().clamp(qmin, qmax).to(torch.int8)
+
+    def freeze(self) -> None:
+        """Fix the tables to exactly what a checkpoint stores."""
+        scale, zero_point = self.scale_table(), self.zero_point_table()
+        self.requires_grad_(False)
+        self.frozen_scale = scale
+        self.zero_point.data = zero_point.float().reshape(-1, 1)
+
+    def rows(self, timestep: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Scale and zero-point [N] for timesteps [N]."""
+        index = numerics.select_rows(timestep, self.boundaries)
+        # Sparse gradients, so that an optimizer can leave alone the rows that a batch does not touch.
+        sparse = torch.is_grad_enabled() and self.log_scale.requires_grad
+        zero_point = F.embedding(index, self.zero_point, sparse=sparse and self.zero_point.requires_grad)[:, 0]
+        if self.frozen_scale is not None:
+            return self.frozen_scale[index], zero_point
+        return F.embedding(index, self.log_scale, sparse=sparse)[:, 0].exp(), zero_point
+
+    def forward(self, x: torch.Tensor, timestep: torch.Tensor) -> Quantized:
+        scale, zero_point = self.rows(timestep)
+        if not self.fixed:
+            x = x * numerics.per_channel(1 / self.dilation, x, self.axis)
+        codes = numerics.quantize(x, numerics.per_row(1 / scale, x), numerics.per_row(zero_point, x), self.bits)
+        return Quantized(codes, scale)
+
+
+class QuantizedWeight(nn.Module):
+    """Base of the layers with weights: symmetric per-output-channel codes, trained as floats until frozen."""
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, bits: int) -> None:
+        super().__init__()
+        self.bits = bits
+        self.weight = nn.Parameter(weight.detach().clone().float())
+        self.log_scale = nn.Parameter(numerics.weight_scale(self.weight.detach(), bits).log())
+        self.bias = nn.Parameter(bias.detach().clone().float()) if bias is not None else None
+        self.frozen: tuple[torch.Tensor, torch.Tensor] | None = None  # codes int8, scale [O]
+
+    @torch.no_grad()
+    def set_weight(self, weight: torch.Tensor) -> None:
+        """Replace the float weight (after dilation) and derive its scale anew."""
+        self.weight.copy_(weight)
+        self.log_scale.copy_(numerics.weight_scale(self.weight, self.bits).log())
+
+    def freeze(self) -> None:
+        """Fix the weight to integer codes and drop the float one."""
+        with torch.no_grad():
+            codes, scale = self.integer_weight()
+        self.set_frozen(codes.to(torch.int8), scale.clone())
+
+    def set_frozen(self, codes: torch.Tensor, scale: torch.Tensor) -> None:
+        """Take codes int8 [O, ...] and scale [O] from a checkpoint."""
+        self.requires_grad_(False)
+        self.frozen = (codes, scale)
+        self.weight.data = torch.empty(0)
+
+    def integer_weight(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Codes as floats [O, ...] and scale [O]."""
+        if self.frozen is not None:
+            return self.frozen[0].float(), self.frozen[1]
+        scale = self.log_scale.exp()
+        qmin, qmax = numerics.code_range(self.bits, narrow=True)
+        shaped = scale.reshape(-1, *[1] * (self.weight.dim() - 1))
+        return torch.clamp(numerics.round_ste(self.weight / shaped), qmin, qmax), scale
+
+    def finish(self, y: torch.Tensor, w_scale: torch.Tensor, x_scale: torch.Tensor, axis: int) -> torch.Tensor:
+        """Integer sums → output: · (s_w[o] · s_t) + bias, in fp32."""
+        y = y * (numerics.per_channel(w_scale, y, axis) * numerics.per_row(x_scale, y))
+        return y if self.bias is None else y + numerics.per_channel(self.bias, y, axis)
+
+
+class QuantizedConv2d(QuantizedWeight):
+    """Convolution of codes [N, C, H, W]; padding is added to the zero-point-free codes, so it is the number 0."""
+
+    axis = 1
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, bits: int, stride: list[int], padding: list[int],
+                 dilation: list[int], groups: int) -> None:  # fmt: skip
+        super().__init__(weight, bias, bits)
+        self.geometry = {"stride": list(stride), "padding": list(padding), "dilation": list(dilation), "groups": groups}
+
+    def config(self) -> dict[str, Any]:
+        """What, beside its tensors, makes this layer."""
+        return {"op": "conv2d", "bits": self.bits, **self.geometry}
+
+    def forward(self, x: Quantized) -> torch.Tensor:
+        codes, scale = self.integer_weight()
+        return self.finish(F.conv2d(x.codes, codes, None, **self.geometry), scale, x.scale, axis=1)  # type: ignore[arg-type]
+
+
+class QuantizedLinear(QuantizedWeight):
+    """Matrix product of codes [..., C] with weights [O, C]."""
+
+    axis = -1
+
+    def config(self) -> dict[str, Any]:
+        """What, beside its tensors, makes this layer."""
+        return {"op": "linear", "bits": self.bits}
+
+    def forward(self, x: Quantized) -> torch.Tensor:
+        codes, scale = self.integer_weight()
+        return self.finish(F.linear(x.codes, codes), scale, x.scale, axis=-1)
+
+
+class QuantizedMatmul(nn.Module):
+    """Product of two activations [N, ..., M, K] · [N, ..., K, P], both quantized."""
+
+    def config(self) -> dict[str, Any]:
+        """A matrix product has no tensors of its own."""
+        return {"op": "matmul"}
+
+    def freeze(self) -> None:
+        """Nothing to fix."""
+
+    def forward(self, a: Quantized, b: Quantized) -> torch.Tensor:
+        y = torch.matmul(a.codes, b.codes)
+        return y * numerics.per_row(a.scale * b.scale, y)

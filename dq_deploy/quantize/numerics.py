@@ -1,0 +1,76 @@
+"""The arithmetic that every stage keeps to: pure functions on tensors, no configuration, no state.
+
+ONNX's convention throughout: q = clip(round(x / scale) + zero_point, qmin, qmax), rounding half to even.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+
+def code_range(bits: int, *, narrow: bool = False) -> tuple[int, int]:
+    """Smallest and largest code of ``bits`` bits, signed; ``narrow`` (weights) drops the most negative one to be symmetric."""
+    return -(2 ** (bits - 1)) + int(narrow), 2 ** (bits - 1) - 1
+
+
+def midpoints(timesteps: torch.Tensor | Sequence[float]) -> torch.Tensor:
+    """Boundaries [T-1] between the rows of a table whose calibrated timesteps [T] ascend, computed and rounded in fp32."""
+    t = torch.as_tensor(timesteps, dtype=torch.float32)
+    return (t[1:] + t[:-1]) / 2
+
+
+def select_rows(timestep: torch.Tensor, boundaries: torch.Tensor) -> torch.Tensor:
+    """Row of the calibrated timestep nearest to each input timestep: [N] of any dtype → int64 [N].
+
+    By value in fp32; a midpoint goes to the smaller timestep. Compare and sum, because ``torch.bucketize`` exports to a hundred nodes.
+    """
+    return (timestep.reshape(-1, 1).float() > boundaries).sum(dim=1)
+
+
+def round_ste(x: torch.Tensor) -> torch.Tensor:
+    """Round half to even forward, identity backward (straight-through estimator)."""
+    return x + (torch.round(x) - x).detach()
+
+
+def quantize(x: torch.Tensor, inverse_scale: torch.Tensor, zero_point: torch.Tensor, bits: int) -> torch.Tensor:
+    """Codes of ``x`` minus their zero-point, as floats: clip(round(x / s) + z) − z. All arguments broadcast.
+
+    Differentiable in x, the scale and the zero-point (STE for both roundings; a clipped element passes no gradient to x).
+    """
+    qmin, qmax = code_range(bits)
+    z = round_ste(zero_point)
+    return torch.clamp(round_ste(x * inverse_scale), qmin - z, qmax - z)
+
+
+def affine_parameters(low: torch.Tensor, high: torch.Tensor, bits: int, *, symmetric: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scale and zero-point that cover [low, high] (widened to contain 0) with 2^bits codes.
+
+    A range too small to divide by (a constant-zero activation) gets scale 1: every code is then 0 − z + z = 0.
+    """
+    qmin, qmax = code_range(bits)
+    low, high = low.clamp(max=0).float(), high.clamp(min=0).float()
+    scale = torch.maximum(-low, high) / qmax if symmetric else (high - low) / (qmax - qmin)
+    scale = torch.where(scale < torch.finfo(torch.float32).tiny * 1e6, torch.ones_like(scale), scale)
+    zero_point = torch.zeros_like(scale) if symmetric else (qmin - low / scale).round().clamp(qmin, qmax)
+    return scale, zero_point
+
+
+def weight_scale(weight: torch.Tensor, bits: int) -> torch.Tensor:
+    """Symmetric per-output-channel scale [O] of a weight [O, ...]; an all-zero channel gets scale 1."""
+    absmax = weight.flatten(1).abs().amax(dim=1).float()
+    scale = absmax / code_range(bits, narrow=True)[1]
+    return torch.where(scale < torch.finfo(torch.float32).tiny * 1e6, torch.ones_like(scale), scale)
+
+
+def per_row(values: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """[N] → [N, 1, ..., 1] with as many dimensions as ``like``."""
+    return values.reshape(-1, *[1] * (like.dim() - 1))
+
+
+def per_channel(values: torch.Tensor, like: torch.Tensor, axis: int) -> torch.Tensor:
+    """[C] → shaped to broadcast along ``axis`` of ``like``."""
+    shape = [1] * like.dim()
+    shape[axis] = -1
+    return values.reshape(shape)
