@@ -1,0 +1,66 @@
+"""Reading ``model_index.json``: which diffusers classes a pipeline folder asks for."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from ..errors import ArtifactError
+
+INDEX_NAME = "model_index.json"
+WEIGHTS_SUFFIX = ".safetensors"
+Component = Literal["unet", "transformer", "module"]
+_DENOISERS: tuple[Literal["unet", "transformer"], ...] = ("unet", "transformer")
+
+
+@dataclass(frozen=True)
+class PipelineIndex:
+    """The parts of a pipeline that are read here; class names are those of diffusers itself, never of code in the folder."""
+
+    pipeline_class: str
+    component: Literal["unet", "transformer"]
+    model_class: str
+    scheduler_class: str
+
+
+def read_pipeline_index(root: Path) -> PipelineIndex:
+    """Read and check ``model_index.json`` of the pipeline folder ``root``.
+
+    Raises ArtifactError when it is missing or invalid, names no denoiser or scheduler, or asks for classes from outside diffusers.
+    """
+    path = root / INDEX_NAME
+    if not path.is_file():
+        raise ArtifactError(f"{root} is no diffusers pipeline: it has no {INDEX_NAME}", "`pipeline.save_pretrained(DIR)` writes one")
+    try:
+        index = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ArtifactError(f"{path} is not valid JSON: {error}") from None
+    if not isinstance(index, dict) or not isinstance(index.get("_class_name"), str):
+        raise ArtifactError(f"{path} names no pipeline class of diffusers")
+    component = next((name for name in _DENOISERS if _is_present(index.get(name))), None)
+    if component is None:
+        raise ArtifactError(f"{path}: a {index['_class_name']} without a denoiser; one of {', '.join(_DENOISERS)} is needed")
+    return PipelineIndex(
+        pipeline_class=index["_class_name"],
+        component=component,
+        model_class=_diffusers_class(path, component, index[component]),
+        scheduler_class=_diffusers_class(path, "scheduler", index.get("scheduler")),
+    )
+
+
+def _is_present(entry: Any) -> bool:
+    # A pipeline saved with an optional part left out has [null, null] there.
+    return entry is not None and entry != [None, None]
+
+
+def _diffusers_class(path: Path, part: str, entry: Any) -> str:
+    if not _is_present(entry):
+        raise ArtifactError(f"{path} names no {part}")
+    if not (isinstance(entry, list) and len(entry) == 2 and all(isinstance(item, str) for item in entry)):
+        raise ArtifactError(f"{path}: '{part}' must be a pair of library and class, not {json.dumps(entry)}")
+    library, name = entry
+    if library != "diffusers":
+        raise ArtifactError(f"{path}: '{part}' asks for {library}.{name}; only classes of diffusers are loaded, never code from the folder")
+    return str(name)

@@ -1,0 +1,79 @@
+"""From what the user typed to a pipeline folder on this machine."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from ..errors import ArtifactError, EnvironmentProblem, UsageError
+from .pipeline_index import WEIGHTS_SUFFIX, read_pipeline_index
+
+BUILTIN_PREFIX = "builtin:"
+_BUILTINS = Path(__file__).parent / "builtin"
+# "owner/name", with an optional "@revision". Names without an owner are left to paths.
+_HUB_ID = re.compile(r"(?P<id>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<revision>[\w./-]+))?")
+
+
+def builtin_names() -> list[str]:
+    """Names of the pipelines that ship with the package, without the ``builtin:`` prefix."""
+    return sorted(path.name for path in _BUILTINS.iterdir() if path.is_dir())
+
+
+def builtin_path(name: str) -> Path:
+    """Folder of a built-in pipeline.
+
+    Raises UsageError, listing those that exist, when there is none of this name.
+    """
+    if name not in builtin_names():
+        raise UsageError(f"unknown built-in model '{BUILTIN_PREFIX}{name}'", f"those that exist: {_known()}")
+    return _BUILTINS / name
+
+
+def _known() -> str:
+    return ", ".join(BUILTIN_PREFIX + name for name in builtin_names())
+
+
+def resolve(source: str | Path) -> tuple[str, Path]:
+    """Name of the model and the pipeline folder that ``source`` stands for; a hub id is downloaded, or found in the hub's cache.
+
+    Raises UsageError when there is no such path, built-in or hub model, ArtifactError when the path is a file.
+    """
+    text = str(source)
+    if isinstance(source, str) and text.startswith(BUILTIN_PREFIX):
+        name = text.removeprefix(BUILTIN_PREFIX)
+        return name, builtin_path(name)
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return path.resolve().name, path
+    if path.exists():
+        raise ArtifactError(f"{source} is a file, not a diffusers pipeline folder", "give the folder that holds model_index.json")
+    match = _HUB_ID.fullmatch(text) if isinstance(source, str) else None
+    if match is None:
+        raise UsageError(f"no such path: {source}", f"give a diffusers pipeline folder, a hub id (owner/name), or a built-in: {_known()}")
+    return match["id"].split("/")[1], _download(match["id"], match["revision"])
+
+
+def _download(hub_id: str, revision: str | None) -> Path:
+    """Fetch the index, the denoiser and the scheduler of a hub pipeline: its safetensors and JSON files, nothing else."""
+    try:
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+    except ImportError as error:
+        raise EnvironmentProblem(f"the hub model '{hub_id}' needs huggingface_hub: {error}", "pip install huggingface_hub") from None
+
+    def fetch(patterns: list[str], ignore: list[str] | None = None) -> Path:
+        try:
+            return Path(snapshot_download(hub_id, revision=revision, allow_patterns=patterns, ignore_patterns=ignore))
+        except (HfHubHTTPError, HFValidationError, OSError) as error:
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise UsageError(
+                f"no such path: {hub_id}; nor can it be had from the hub, or from the hub's cache on this machine: {reason}",
+                "check the spelling; a private model needs `hf auth login`, and without a network only a model already in the cache works",
+            ) from None
+
+    index = read_pipeline_index(fetch(["model_index.json"]))
+    folder = index.component
+    files = ["model_index.json", f"{folder}/*.json", f"{folder}/*{WEIGHTS_SUFFIX}", "scheduler/*.json"]
+    # Half-precision copies are only wanted where there is no other.
+    path = fetch(files, ["*.fp16.*", "*.non_ema.*"])
+    return path if any((path / folder).glob(f"*{WEIGHTS_SUFFIX}")) else fetch(files, ["*.non_ema.*"])
