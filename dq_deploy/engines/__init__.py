@@ -1,0 +1,1 @@
+"""Engines: build, run, inspect and time the exported graphs."""

@@ -1,0 +1,117 @@
+"""ONNX Runtime: the reference executor, and the engine that is there wherever the package is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..artifacts import Artifact
+from ..errors import ArtifactError, EnvironmentProblem, ResourceError, UsageError
+from .runner import Array, GraphRunner, InputSpec, graph_file
+
+# Why each of them is set:
+SESSION_CONFIG = {
+    # MLAS multiplies u8 × s8 with vpmaddubsw on x86 CPUs that have AVX2 or AVX512 but no VNNI; its 16-bit sums saturate and the result of
+    # an 8-bit layer is wrong, by up to all of it. This option takes u8 × u8 there, which is exact, and changes nothing on other CPUs.
+    "session.x64quantprecision": "1",
+    # A MatMul and its bias would become a float Gemm before the integer fusions see them.
+    "optimization.disable_specified_optimizers": "MatMulAddFusion",
+    # Worker threads that go on spinning after a run take the cores from whatever is timed next.
+    "session.force_spinning_stop": "1",
+}
+_DTYPES = {
+    "tensor(float)": np.float32,
+    "tensor(float16)": np.float16,
+    "tensor(double)": np.float64,
+    "tensor(int64)": np.int64,
+    "tensor(int32)": np.int32,
+    "tensor(bool)": np.bool_,
+}
+
+
+class OnnxRuntimeRunner(GraphRunner):
+    """A bundle (folder or opened artefact) or an ONNX file in an onnxruntime session.
+
+    ``providers``: in order of preference; the first must be the one in use. ``optimized`` off runs the graph node by node as it is
+    written, which is what parity is judged on. ``threads`` None leaves the number to onnxruntime.
+
+    Raises EnvironmentProblem (onnxruntime or the provider is missing) and ArtifactError (a graph that it does not load).
+    """
+
+    def __init__(
+        self,
+        source: str | Path | Artifact,
+        *,
+        providers: Sequence[str] = ("CPUExecutionProvider",),
+        optimized: bool = True,
+        threads: int | None = None,
+    ) -> None:
+        ort = _import()
+        if not providers:
+            raise UsageError("no onnxruntime provider was given")
+        if providers[0] not in ort.get_available_providers():
+            raise _missing_provider(providers[0], ort.get_available_providers())
+        file = graph_file(source)
+        self._session = _open(ort, file, list(providers), _session_options(ort, optimized, threads))
+        if self._session.get_providers()[0] != providers[0]:
+            raise _missing_provider(providers[0], self._session.get_providers())
+        self._output = self._session.get_outputs()[0].name
+        self.name = "onnxruntime"
+        self.specs = tuple(_spec(value, file) for value in self._session.get_inputs())
+        self.details: dict[str, Any] = {
+            "engine": self.name,
+            "version": ort.__version__,
+            "provider": providers[0],
+            "optimized": optimized,
+            "threads": threads or "default",
+            "session_config": dict(SESSION_CONFIG),
+        }
+
+    def _infer(self, feeds: dict[str, Array]) -> Array:
+        output: Array = self._session.run([self._output], feeds)[0]
+        return output
+
+
+def _import() -> Any:
+    try:
+        import onnxruntime
+    except ImportError:
+        raise EnvironmentProblem("onnxruntime is not installed", 'pip install "dq-deploy[cpu]" (or [gpu], never both)') from None
+    return onnxruntime
+
+
+def _missing_provider(wanted: str, found: Sequence[str]) -> EnvironmentProblem:
+    hint = 'pip uninstall onnxruntime && pip install "dq-deploy[gpu]"' if wanted.startswith(("CUDA", "Tensorrt")) else None
+    return EnvironmentProblem(f"onnxruntime does not use provider {wanted} here; it has {', '.join(found)}", hint)
+
+
+def _session_options(ort: Any, optimized: bool, threads: int | None) -> Any:
+    options = ort.SessionOptions()
+    levels = ort.GraphOptimizationLevel
+    options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimized else levels.ORT_DISABLE_ALL
+    options.log_severity_level = 3  # errors only: a warning for each node it cannot fuse is no news to a user
+    if threads is not None:
+        if threads < 1:
+            raise UsageError(f"threads is {threads}, and at least 1 is needed")
+        options.intra_op_num_threads = threads
+    for key, value in SESSION_CONFIG.items():
+        options.add_session_config_entry(key, value)
+    return options
+
+
+def _open(ort: Any, file: Path, providers: list[str], options: Any) -> Any:
+    try:
+        return ort.InferenceSession(str(file), options, providers=providers)
+    except MemoryError:
+        raise ResourceError(f"out of memory while onnxruntime loaded {file}") from None
+    except Exception as error:  # onnxruntime's own exceptions have no common base below this one
+        raise ArtifactError(f"onnxruntime {ort.__version__} cannot load {file}: {str(error).splitlines()[0]}") from error
+
+
+def _spec(value: Any, file: Path) -> InputSpec:
+    if value.type not in _DTYPES:
+        raise ArtifactError(f"{file}: input '{value.name}' is a {value.type}, which no diffusion model takes")
+    return InputSpec(value.name, tuple(size if isinstance(size, int) else None for size in value.shape), np.dtype(_DTYPES[value.type]))

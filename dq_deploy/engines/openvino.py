@@ -1,0 +1,115 @@
+"""OpenVINO: integer execution of the ``tensorrt`` target's graph on a CPU."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from ..artifacts import Artifact
+from ..errors import ArtifactError, EnvironmentProblem, UsageError
+from .runner import Array, GraphRunner, InputSpec, graph_file
+
+Precision = Literal["f32", "bf16", "f16"]
+_DTYPES = {"f32": np.float32, "f16": np.float16, "f64": np.float64, "i64": np.int64, "i32": np.int32, "boolean": np.bool_}
+_NAMES = {"f32": "float32", "bf16": "bfloat16", "f16": "float16"}
+
+# One row of 64 equal codes at the end of their range: summed in pairs in 16 bits, 127·127 + 127·127 (shifted to u8: 255·127 + 255·127)
+# leaves the range, so a kernel without exact sums cannot return 64·127².
+_PROBE = """<ir_version: 10, opset_import: ["": 21]>
+probe (float[1, 64] x) => (float[1, 32] y)
+<float one = {1.0}, int8 zero = {0}>
+{
+    q = QuantizeLinear(x, one, zero)
+    dq = DequantizeLinear(q, one, zero)
+    dw = DequantizeLinear(w, one, zero)
+    y = MatMul(dq, dw)
+}"""
+
+
+class OpenVinoRunner(GraphRunner):
+    """A bundle (folder or opened artefact) or an ONNX file, compiled for the CPU.
+
+    ``precision`` is that of what is not INT8 (``INFERENCE_PRECISION_HINT``); None leaves the choice to OpenVINO, which takes bf16 where
+    the CPU has it. ``integer`` off computes the quantized layers in float instead: slower, and exact on a CPU whose INT8 kernels saturate
+    (``details["int8_saturates"]``).
+
+    Raises EnvironmentProblem (OpenVINO is missing, or the CPU has not that precision) and ArtifactError (a graph that it does not load).
+    """
+
+    def __init__(
+        self, source: str | Path | Artifact, *, precision: Precision | None = "f32", threads: int | None = None, integer: bool = True
+    ) -> None:
+        openvino = _import()
+        if threads is not None and threads < 1:
+            raise UsageError(f"threads is {threads}, and at least 1 is needed")
+        file = graph_file(source)
+        config: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
+        config |= {"INFERENCE_PRECISION_HINT": precision} if precision else {}
+        config |= {"INFERENCE_NUM_THREADS": threads} if threads else {}
+        config |= {} if integer else {"LP_TRANSFORMS_MODE": "NO"}
+        self._model = _compile(openvino, file, config)
+        used = self._model.get_property("INFERENCE_PRECISION_HINT").get_type_name()
+        if precision and used != precision:
+            raise EnvironmentProblem(
+                f"OpenVINO computes in {_NAMES.get(used, used)} on this CPU, not in {_NAMES.get(precision, precision)} as asked"
+            )
+        self._request = self._model.create_infer_request()
+        self.name = "openvino"
+        self.specs = tuple(_spec(port, file) for port in self._model.inputs)
+        self.details: dict[str, Any] = {
+            "engine": self.name,
+            "version": openvino.__version__,
+            "provider": "CPU",
+            "precision": used,
+            "threads": self._model.get_property("INFERENCE_NUM_THREADS"),
+            "integer": integer,
+            "int8_saturates": integer and int8_saturates(),
+        }
+
+    def _infer(self, feeds: dict[str, Array]) -> Array:
+        outputs = self._request.infer(feeds, share_inputs=True)
+        return np.array(outputs[0])  # a copy: the request's own buffer is overwritten by its next run
+
+
+@functools.cache
+def int8_saturates() -> bool:
+    """Whether OpenVINO's INT8 kernels on this CPU lose what exceeds 16 bits on the way (x86 with AVX2 or AVX512 but no VNNI).
+
+    Found by running one, not by reading CPU flags. There is no exact INT8 kernel to choose instead; weights of 7 bits or fewer are safe.
+    """
+    import onnx
+
+    openvino = _import()
+    model = onnx.parser.parse_model(_PROBE)
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.full((64, 32), 127, np.int8), "w"))
+    compiled = openvino.Core().compile_model(openvino.Core().read_model(model.SerializeToString()), "CPU")
+    result = np.array(compiled({"x": np.full((1, 64), 127, np.float32)})[0])
+    return not np.allclose(result, 64 * 127 * 127, rtol=1e-3)
+
+
+def _import() -> Any:
+    try:
+        import openvino
+    except ImportError:
+        raise EnvironmentProblem("openvino is not installed", 'pip install "dq-deploy[openvino]"') from None
+    return openvino
+
+
+def _compile(openvino: Any, file: Path, config: dict[str, Any]) -> Any:
+    core = openvino.Core()
+    try:
+        return core.compile_model(core.read_model(str(file)), "CPU", config)
+    except RuntimeError as error:
+        reason = " ".join(line.strip() for line in str(error).splitlines() if line.strip())
+        raise ArtifactError(f"OpenVINO {openvino.__version__} cannot load {file}: {reason[-400:]}") from error
+
+
+def _spec(port: Any, file: Path) -> InputSpec:
+    dtype = port.get_element_type().get_type_name()
+    if dtype not in _DTYPES:
+        raise ArtifactError(f"{file}: input '{port.any_name}' is a {dtype}, which no diffusion model takes")
+    shape = tuple(None if size.is_dynamic else size.get_length() for size in port.get_partial_shape())
+    return InputSpec(port.any_name, shape, np.dtype(_DTYPES[dtype]))

@@ -1,0 +1,161 @@
+"""What every engine that can run here has in common: inputs by name go in, the model's output comes out.
+
+An engine's own module says how to load a graph and how to run one batch that fits it; this one checks and shapes what the caller
+hands in, so that every engine accepts the same inputs and complains in the same words.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..artifacts import Artifact, open_artifact
+from ..errors import ArtifactError, UsageError
+
+TIMESTEP = "timestep"
+MODEL_FILE = "model.onnx"
+Array = NDArray[Any]
+
+
+class Runner(Protocol):
+    """Something that runs the model: an inference engine with a graph loaded."""
+
+    @property
+    def name(self) -> str:
+        """The engine, as people call it: ``onnxruntime``, ``openvino``."""
+
+    @property
+    def details(self) -> dict[str, Any]:
+        """What a reader of a number needs to know: versions, provider, precision hint, threads. JSON-able."""
+
+    def run(self, inputs: Mapping[str, Array]) -> Array:
+        """Run one batch: ``sample`` [N, C, H, W] → the same shape.
+
+        ``timestep`` is a scalar, [1] or [N], int or float; other inputs are as the graph has them.
+        """
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """One graph input. A dimension that the caller chooses (batch, height, tokens) is None."""
+
+    name: str
+    shape: tuple[int | None, ...]
+    dtype: np.dtype[Any]
+
+    @property
+    def batched(self) -> bool:
+        """Whether the first dimension is the batch."""
+        return bool(self.shape) and self.shape[0] is None
+
+
+class GraphRunner(ABC):
+    """A loaded ONNX graph. Subclasses fill ``name``, ``details`` and ``specs`` and run one batch that already fits."""
+
+    name: str
+    details: dict[str, Any]
+    specs: tuple[InputSpec, ...]
+
+    @abstractmethod
+    def _infer(self, feeds: dict[str, Array]) -> Array:
+        """Run the graph on inputs of exactly its shapes and dtypes."""
+
+    def run(self, inputs: Mapping[str, Array]) -> Array:
+        """Run one batch (see ``Runner.run``).
+
+        A graph whose ``timestep`` is [1] takes one table row at a time: a batch that mixes timesteps is split by their values, run in
+        parts and put together in the caller's order.
+
+        Raises UsageError naming every input that does not fit.
+        """
+        feeds = bind_inputs(self.specs, inputs)
+        parts = list(_parts_by_timestep(self.specs, feeds))
+        if len(parts) == 1:
+            return self._infer(parts[0][1])
+        outputs = [(rows, self._infer(part)) for rows, part in parts]
+        whole = np.empty((sum(len(rows) for rows, _ in outputs), *outputs[0][1].shape[1:]), outputs[0][1].dtype)
+        for rows, output in outputs:
+            whole[rows] = output
+        return whole
+
+
+def graph_file(source: str | Path | Artifact) -> Path:
+    """The ONNX file of a bundle (folder or opened artefact), or the file itself when the path names one.
+
+    Raises UsageError (no such path) and ArtifactError (a folder that is no bundle, or whose files do not match its manifest).
+    """
+    if isinstance(source, Artifact):
+        if source.manifest.kind != "bundle":
+            raise ArtifactError(f"{source.path} is a {source.manifest.kind}, and a bundle is needed here")
+        return source.file(MODEL_FILE)
+    path = Path(source)
+    return path if path.is_file() else open_artifact(path, "bundle").file(MODEL_FILE)
+
+
+def bind_inputs(specs: Sequence[InputSpec], inputs: Mapping[str, Array]) -> dict[str, Array]:
+    """The caller's inputs in the graph's dtypes, ``timestep`` as [N] even where the graph takes [1].
+
+    Raises UsageError naming all missing, unknown and misshapen inputs together.
+    """
+    names = [spec.name for spec in specs]
+    problems = [f"input '{name}' is missing" for name in names if name not in inputs]
+    problems += [f"the graph has no input '{name}' (it has {', '.join(names)})" for name in inputs if name not in names]
+    if problems:
+        raise UsageError("; ".join(problems))
+    arrays = {spec.name: np.ascontiguousarray(inputs[spec.name], dtype=spec.dtype) for spec in specs if spec.name != TIMESTEP}
+    problems = [problem for spec in specs if spec.name != TIMESTEP for problem in _shape_problems(spec, arrays[spec.name])]
+    batches = {spec.name: len(arrays[spec.name]) for spec in specs if spec.name in arrays and spec.batched and arrays[spec.name].ndim}
+    if len(set(batches.values())) > 1:
+        problems.append("the inputs' batches differ: " + ", ".join(f"{name} has {size}" for name, size in batches.items()))
+    if problems:
+        raise UsageError("; ".join(problems))
+    for spec in specs:
+        if spec.name == TIMESTEP:
+            arrays[TIMESTEP] = _bind_timestep(spec, inputs[TIMESTEP], next(iter(batches.values()), None))
+    return arrays
+
+
+def _shape_problems(spec: InputSpec, array: Array) -> Iterator[str]:
+    shape = array.shape
+    fits = len(shape) == len(spec.shape) and all(want in (None, have) for want, have in zip(spec.shape, shape, strict=True))
+    if not fits:
+        wanted = ", ".join("any" if size is None else str(size) for size in spec.shape)
+        yield f"input '{spec.name}' has shape {list(shape)}, and the graph takes [{wanted}]"
+    elif 0 in shape:
+        yield f"input '{spec.name}' is empty: its shape is {list(shape)}"
+
+
+def _bind_timestep(spec: InputSpec, value: Array, batch: int | None) -> Array:
+    """``value`` (a scalar, [1] or [N]) as [N]."""
+    steps = np.asarray(value)
+    if steps.dtype.kind not in "iuf":
+        raise UsageError(f"input 'timestep' has dtype {steps.dtype}, and a number is needed")
+    steps = steps.astype(spec.dtype)
+    size = batch or max(steps.size, 1)
+    if steps.ndim > 1 or steps.size not in (1, size):
+        raise UsageError(f"input 'timestep' has shape {list(steps.shape)}: give a scalar, [1] or one for each of the {size} samples")
+    bad = np.flatnonzero(~np.isfinite(steps.reshape(-1)))
+    if bad.size:
+        raise UsageError(f"input 'timestep' is {steps.reshape(-1)[bad[0]]} at sample {bad[0]}: it selects no row of the scale tables")
+    return np.ascontiguousarray(np.broadcast_to(steps.reshape(-1), (size,)))
+
+
+def _parts_by_timestep(specs: Sequence[InputSpec], feeds: dict[str, Array]) -> Iterator[tuple[Array, dict[str, Array]]]:
+    """(row numbers, feeds) of the runs that a batch needs: one, unless the graph's timestep is [1] and the batch mixes several."""
+    steps = feeds.get(TIMESTEP)
+    shape = next((spec.shape for spec in specs if spec.name == TIMESTEP), None)
+    if steps is None or shape not in ((1,), ()):
+        yield np.arange(len(steps) if steps is not None else 0), feeds
+        return
+    batched = [spec.name for spec in specs if spec.batched]
+    values = np.unique(steps)
+    for value in values:
+        rows = np.flatnonzero(steps == value)
+        part = feeds if len(values) == 1 else {name: array[rows] if name in batched else array for name, array in feeds.items()}
+        yield rows, {**part, TIMESTEP: np.full(shape, value, steps.dtype)}

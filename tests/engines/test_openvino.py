@@ -1,0 +1,67 @@
+"""OpenVINO: precision as asked, and a CPU whose INT8 kernels saturate is found out."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import openvino
+import pytest
+
+from dq_deploy.artifacts import Artifact
+from dq_deploy.engines.openvino import OpenVinoRunner, int8_saturates
+from dq_deploy.errors import EnvironmentProblem
+from tests.bundles import write_graph
+
+# An integer layer as a `tensorrt` bundle has it: Q/DQ of scale 1, the multipliers outside.
+LAYER = """<ir_version: 10, opset_import: ["": 21]>
+layer (float[batch, 64] sample) => (float[batch, 32] out_sample)
+<float scale = {0.01}, float one = {1.0}, int8 zero = {0}>
+{
+    scaled = Div(sample, scale)
+    q = QuantizeLinear(scaled, one, zero)
+    dq = DequantizeLinear(q, one, zero)
+    codes_f = Constant<value = float[64, 32] {%s}>()
+    codes = QuantizeLinear(codes_f, one, zero)
+    weight = DequantizeLinear(codes, one, zero)
+    product = MatMul(dq, weight)
+    out_sample = Mul(product, scale)
+}"""
+
+
+def test_saturation_is_reported_and_float_kernels_are_exact(tmp_path: Path) -> None:
+    file = write_graph(tmp_path / "layer.onnx", LAYER % ", ".join(["127.0"] * 64 * 32))
+    sample = np.full((4, 64), 1.27, np.float32)
+    exact = np.full((4, 32), 64 * 127 * 1.27, np.float32)
+    np.testing.assert_allclose(OpenVinoRunner(file, integer=False).run({"sample": sample}), exact, rtol=1e-5)
+    integer = OpenVinoRunner(file)
+    agrees = np.allclose(integer.run({"sample": sample}), exact, rtol=1e-3)
+    assert integer.details["int8_saturates"] == int8_saturates()
+    assert agrees or int8_saturates()
+    assert OpenVinoRunner(file, integer=False).details["int8_saturates"] is False
+
+
+@pytest.mark.skipif(not int8_saturates(), reason="this CPU has VNNI or its like: INT8 kernels are exact")
+def test_seven_bit_weights_do_not_saturate(tmp_path: Path) -> None:
+    file = write_graph(tmp_path / "layer.onnx", LAYER % ", ".join(["63.0"] * 64 * 32))
+    result = OpenVinoRunner(file).run({"sample": np.full((4, 64), 1.27, np.float32)})
+    np.testing.assert_allclose(result, np.full((4, 32), 64 * 63 * 1.27, np.float32), rtol=1e-3)
+
+
+def test_details_say_what_ran(tiny_bundle: Artifact) -> None:
+    details = OpenVinoRunner(tiny_bundle, threads=1).details
+    assert details["version"] == openvino.__version__
+    assert (details["precision"], details["threads"]) == ("f32", 1)
+
+
+@pytest.mark.skipif("BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"), reason="this CPU computes in bf16")
+def test_a_precision_that_the_cpu_lacks_is_no_silent_fallback(tiny_bundle: Artifact) -> None:
+    with pytest.raises(EnvironmentProblem, match="OpenVINO computes in float32 on this CPU, not in bfloat16 as asked"):
+        OpenVinoRunner(tiny_bundle, precision="bf16")
+
+
+def test_missing_package_names_the_command(tiny_bundle: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(EnvironmentProblem, match=r'openvino is not installed\npip install "dq-deploy\[openvino\]"'):
+        OpenVinoRunner(tiny_bundle)
