@@ -1,0 +1,150 @@
+"""The drop-in model: a bundle in the place of a pipeline's ``unet`` or ``transformer``.
+
+``pipe.unet = dq_deploy.load(bundle)`` leaves the pipeline, its scheduler and its loop as they are; only the network's forward pass is
+answered by an inference engine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from diffusers.configuration_utils import FrozenDict
+from diffusers.utils.outputs import BaseOutput
+
+from ..artifacts import Artifact, open_artifact
+from ..errors import EnvironmentProblem, UsageError
+from .runner import Runner
+
+Runtime = Literal["auto", "onnxruntime", "openvino"]
+Forward = Callable[[dict[str, torch.Tensor]], torch.Tensor]
+
+
+class DropInModel(torch.nn.Module):
+    """Answers as the diffusers model of ``model_config`` does, without parameters.
+
+    ``forward_inputs`` computes the output from the inputs by name; ``input_names`` are those it takes, in the order of the model's forward.
+    ``.to(device, dtype)`` decides what the pipeline makes its tensors of; the engine computes where it was loaded.
+    """
+
+    def __init__(self, forward_inputs: Forward, input_names: Sequence[str], model_config: Mapping[str, Any]) -> None:
+        super().__init__()
+        self._forward_inputs = forward_inputs
+        self._input_names = tuple(input_names)
+        self.config = FrozenDict(model_config)
+        # Moves with `.to()`, so that device and dtype are what the caller last asked for; holds no numbers and is not saved.
+        self.register_buffer("placement", torch.empty(0), persistent=False)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the pipeline should make its tensors."""
+        return self._buffer.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the pipeline should make its tensors of."""
+        return self._buffer.dtype
+
+    @property
+    def _buffer(self) -> torch.Tensor:
+        return self._buffers["placement"]  # type: ignore[return-value]
+
+    def __getattr__(self, name: str) -> Any:
+        """Questions such as ``unet.in_channels`` are answered from the configuration, as diffusers' own models do."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            config = self.__dict__.get("config", {})
+            if name.startswith("_") or name not in config:
+                raise
+            return config[name]
+
+    @torch.no_grad()
+    def forward(self, *inputs: Any, return_dict: bool = True, **conditions: Any) -> Any:
+        """The model's output for ``sample`` [N, C, H, W] and ``timestep`` (a scalar, [1] or [N]), in ``sample``'s dtype and on its device.
+
+        Raises UsageError for a condition that the exported graph has no input for.
+        """
+        named = self._named(inputs, conditions)
+        first = named.get(self._input_names[0])
+        if first is None:
+            raise UsageError(f"input '{self._input_names[0]}' is missing")
+        sample = torch.as_tensor(first)
+        output = self._forward_inputs({name: torch.as_tensor(value) for name, value in named.items()}).to(sample.device, sample.dtype)
+        return _output_class(self.config.get("_class_name"))(sample=output) if return_dict else (output,)
+
+    def _named(self, inputs: Sequence[Any], conditions: Mapping[str, Any]) -> dict[str, Any]:
+        """Positional and keyword inputs by name; an optional condition left at None does not count."""
+        if len(inputs) > len(self._input_names):
+            raise UsageError(f"{len(inputs)} inputs were given, and this model takes {', '.join(self._input_names)}")
+        named = dict(zip(self._input_names, inputs, strict=False))
+        for name, value in conditions.items():
+            # Pipelines hand some conditions over in a dict (`added_cond_kwargs`).
+            named |= value if isinstance(value, Mapping) else {name: value}
+        named = {name: value for name, value in named.items() if value is not None}
+        unknown = sorted(set(named) - set(self._input_names))
+        if unknown:
+            raise UsageError(f"this model was exported without {', '.join(unknown)}; it takes {', '.join(self._input_names)}")
+        return named
+
+
+def load(path: str | Path | Artifact, *, runtime: Runtime = "auto", **options: Any) -> DropInModel:
+    """A bundle as the drop-in for a pipeline's ``unet`` or ``transformer``.
+
+    ``runtime`` "auto" is onnxruntime, the reference executor. ``options`` go to its runner (``providers``, ``optimized``, ``threads``; for
+    OpenVINO ``precision``, ``threads``, ``integer``).
+
+    Raises UsageError (no such path, unknown runtime), ArtifactError (no bundle, a changed file) and EnvironmentProblem (the runtime is not
+    installed; a TensorRT engine, which only its own runtime on a GPU can execute).
+    """
+    artifact = path if isinstance(path, Artifact) else open_artifact(path, ("bundle", "engine"))
+    runner = make_runner(artifact, runtime=runtime, **options)
+    names = [entry["name"] for entry in artifact.manifest.details["inputs"]]
+    return DropInModel(_through(runner), names, artifact.manifest.details["model_config"])
+
+
+def make_runner(artifact: Artifact, *, runtime: Runtime = "auto", **options: Any) -> Runner:
+    """The runner for a bundle; raises as ``load`` does."""
+    if artifact.manifest.kind == "engine":
+        backend = artifact.manifest.details.get("backend", "tensorrt")
+        raise EnvironmentProblem(
+            f"{artifact.path} is a {backend} engine: it runs in TensorRT's own runtime on a GPU, not here",
+            "use the bundle it was built from: onnxruntime and OpenVINO run that",
+        )
+    if runtime in ("auto", "onnxruntime"):
+        from .onnxruntime import OnnxRuntimeRunner
+
+        return OnnxRuntimeRunner(artifact, **options)
+    if runtime == "openvino":
+        from .openvino import OpenVinoRunner
+
+        return OpenVinoRunner(artifact, **options)
+    raise UsageError(f"unknown runtime '{runtime}'", "choose auto, onnxruntime or openvino")
+
+
+def _through(runner: Runner) -> Forward:
+    def forward(inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        arrays = {name: _array(value) for name, value in inputs.items()}
+        return torch.from_numpy(np.ascontiguousarray(runner.run(arrays)))
+
+    return forward
+
+
+def _array(tensor: torch.Tensor) -> np.ndarray[Any, Any]:
+    tensor = tensor.detach().cpu()
+    array: np.ndarray[Any, Any] = (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()  # numpy has no bfloat16
+    return array
+
+
+def _output_class(class_name: str | None) -> type[BaseOutput]:
+    """What the model of that class returns; each has one field, ``sample``."""
+    from diffusers.models.modeling_outputs import Transformer2DModelOutput
+    from diffusers.models.unets.unet_2d import UNet2DOutput
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
+
+    if class_name == "UNet2DConditionModel":
+        return UNet2DConditionOutput
+    return Transformer2DModelOutput if class_name and "Transformer" in class_name else UNet2DOutput

@@ -1,0 +1,99 @@
+"""The drop-in in real diffusers pipelines."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import DDIMPipeline, DDIMScheduler, DDPMPipeline
+from diffusers.models.unets.unet_2d import UNet2DOutput
+
+from dq_deploy.artifacts import Artifact, Manifest, create_artifact
+from dq_deploy.engines.dropin import DropInModel, load
+from dq_deploy.errors import ArtifactError, EnvironmentProblem, UsageError
+from dq_deploy.sources import load_source
+
+
+@pytest.fixture(scope="module")
+def dropin(tiny_bundle: Artifact) -> DropInModel:
+    return load(tiny_bundle.path)
+
+
+@pytest.fixture(scope="module")
+def model(pipeline_dir: Path) -> torch.nn.Module:
+    return load_source(pipeline_dir).model
+
+
+@pytest.mark.parametrize("runtime", ["auto", "onnxruntime", "openvino"])
+@pytest.mark.parametrize("timestep", [3, torch.tensor(3), torch.tensor([3]), torch.tensor([3, 700])])
+def test_answers_as_the_model_does(tiny_bundle: Artifact, model: torch.nn.Module, runtime: str, timestep: object) -> None:
+    sample = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = model(sample, timestep).sample
+    output = load(tiny_bundle, runtime=runtime)(sample, timestep)
+    assert isinstance(output, UNet2DOutput)
+    torch.testing.assert_close(output.sample, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_drives_ddim_and_ddpm_pipelines(pipeline_dir: Path, dropin: DropInModel) -> None:
+    for pipe in (DDPMPipeline.from_pretrained(pipeline_dir), DDIMPipeline.from_pretrained(pipeline_dir)):
+        pipe.set_progress_bar_config(disable=True)
+        pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config) if isinstance(pipe, DDIMPipeline) else pipe.scheduler
+        expected = pipe(batch_size=2, generator=torch.Generator().manual_seed(1), num_inference_steps=3, output_type="np").images
+        pipe.unet = dropin
+        images = pipe(batch_size=2, generator=torch.Generator().manual_seed(1), num_inference_steps=3, output_type="np").images
+        torch.testing.assert_close(torch.tensor(images), torch.tensor(expected), atol=1e-3, rtol=0)
+
+
+def test_moves_with_its_pipeline(tiny_bundle: Artifact, pipeline_dir: Path) -> None:
+    pipe = DDPMPipeline.from_pretrained(pipeline_dir)
+    pipe.unet = load(tiny_bundle)
+    pipe.to(torch.float16)
+    assert pipe.unet.dtype == torch.float16
+    assert pipe.device == torch.device("cpu")
+    sample = torch.randn(1, 1, 8, 8).half()
+    assert pipe.unet(sample, 3).sample.dtype == torch.float16
+    assert pipe.unet(sample.bfloat16(), 3).sample.dtype == torch.bfloat16
+
+
+def test_configuration_answers_questions(dropin: DropInModel) -> None:
+    assert dropin.config.sample_size == dropin.config["sample_size"] == dropin.sample_size == 8
+    assert dropin.in_channels == 1
+    assert (dropin.device, dropin.dtype) == (torch.device("cpu"), torch.float32)
+    assert list(dropin.parameters()) == []
+    assert dropin.state_dict() == {}
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        dropin.nonsense  # noqa: B018
+
+
+def test_returns_a_tuple_on_request(dropin: DropInModel) -> None:
+    sample = torch.zeros(1, 1, 8, 8)
+    (output,) = dropin(sample, 0, return_dict=False)
+    torch.testing.assert_close(output, dropin(sample=sample, timestep=0).sample)
+
+
+def test_conditions_left_out_are_accepted_and_others_named(dropin: DropInModel) -> None:
+    sample = torch.zeros(1, 1, 8, 8)
+    dropin(sample, 0, encoder_hidden_states=None, added_cond_kwargs={})
+    with pytest.raises(UsageError, match="exported without encoder_hidden_states, text_embeds; it takes sample, timestep"):
+        dropin(sample, 0, encoder_hidden_states=torch.zeros(1), added_cond_kwargs={"text_embeds": torch.zeros(1)})
+    with pytest.raises(UsageError, match="3 inputs were given, and this model takes sample, timestep"):
+        dropin(sample, 0, sample)
+    with pytest.raises(UsageError, match="input 'sample' is missing"):
+        dropin(timestep=0)
+
+
+def test_what_cannot_be_loaded_is_refused(tmp_path: Path, tiny_bundle: Artifact) -> None:
+    with pytest.raises(UsageError, match="unknown runtime 'abacus'\nchoose auto, onnxruntime or openvino"):
+        load(tiny_bundle, runtime="abacus")  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="no such path"):
+        load(tmp_path / "absent")
+    with create_artifact(tmp_path / "checkpoint", Manifest(kind="checkpoint", model="m")):
+        pass
+    with pytest.raises(ArtifactError, match="is a checkpoint, and a bundle or engine is needed here"):
+        load(tmp_path / "checkpoint")
+    with create_artifact(tmp_path / "engine", Manifest(kind="engine", model="m", details={"backend": "tensorrt-rtx"})):
+        pass
+    with pytest.raises(EnvironmentProblem, match="is a tensorrt-rtx engine: it runs in TensorRT's own runtime on a GPU, not here"):
+        load(tmp_path / "engine")
