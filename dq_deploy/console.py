@@ -1,0 +1,221 @@
+"""The one output sink: data on stdout (a table for people, one JSON object for machines), everything else on stderr."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as RichProgress
+from rich.table import Table
+from rich.text import Text
+
+from .errors import DqDeployError
+from .progress import Advance, silent
+
+Format = Literal["table", "json"]
+
+# rich takes 80 columns for a pipe and then cuts cells; nobody looks at a pipe's right edge.
+_PIPE_WIDTH = 200
+# Where there is no terminal, a line this often is enough to see that a job lives, and few enough for a log.
+_LINE_INTERVAL_S = 10.0
+
+
+class Output:
+    """Where a command puts what it has to say; its `progress` is the ``Progress`` that library functions take.
+
+    ``quiet`` drops notes and progress; data, warnings and errors stay. Colours follow the terminal and ``NO_COLOR``. The consoles and the
+    clock (seconds) are arguments for tests.
+    """
+
+    def __init__(
+        self,
+        format: Format = "table",  # noqa: A002  the flag is called --format
+        quiet: bool = False,
+        *,
+        stdout: Console | None = None,
+        stderr: Console | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.format = format
+        self.quiet = quiet
+        self._stdout = stdout or _console(stderr=False)
+        self._stderr = stderr or _console(stderr=True)
+        self._clock = clock
+        self._live: RichProgress | None = None
+        self._depth = 0
+        self._has_data = False
+
+    def data(self, value: Mapping[str, Any] | BaseModel | Any) -> None:
+        """Write the command's one JSON object; does nothing in table format.
+
+        Mappings, sequences, dataclasses, pydantic models, paths and numpy or torch values are accepted. JSON knows no NaN and no infinity:
+        they become null. Raises RuntimeError on a second call, for stdout would then be no JSON document.
+        """
+        if self.format != "json":
+            return
+        if self._has_data:
+            raise RuntimeError("a command writes one JSON object, and this one has written its own already")
+        self._has_data = True
+        self._stdout.file.write(json.dumps(to_json(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+        self._stdout.file.flush()
+
+    def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+        """Print a table for people; does nothing in JSON format. Columns that hold only numbers are set to the right.
+
+        Numbers should come as finished text ("12.3 ms"); anything else is passed through ``str``.
+        """
+        if self.format != "table":
+            return
+        table = Table(title=Text(title) if title else None, title_justify="left", header_style="bold")
+        for index, name in enumerate(columns):
+            table.add_column(Text(name), justify="right" if rows and all(_is_number(row[index]) for row in rows) else "left")
+        for row in rows:
+            table.add_row(*(Text(str(cell)) for cell in row))
+        self._stdout.print(table)
+
+    def text(self, message: str) -> None:
+        """Print a line of data for people, as a verdict below a table is; does nothing in JSON format."""
+        if self.format == "table":
+            _line(self._stdout, Text(message))
+
+    def note(self, message: str) -> None:
+        """Say something in passing."""
+        if not self.quiet:
+            _line(self._stderr, Text(message))
+
+    def warn(self, message: str) -> None:
+        """Warn, also when quiet."""
+        _line(self._stderr, Text.assemble(("warning: ", "yellow"), message))
+
+    def error(self, error: DqDeployError) -> None:
+        """Report an error that the user can mend: what happened, then what to do next."""
+        _line(self._stderr, Text.assemble(("error: ", "bold red"), error.message))
+        if error.hint:
+            _line(self._stderr, Text.assemble(("hint: ", "cyan"), error.hint))
+
+    @contextmanager
+    def progress(self, description: str, total: int) -> Iterator[Advance]:
+        """Show a task of ``total`` steps with the time left: a bar on a terminal, elsewhere a line about every 10 s; tasks nest."""
+        if self.quiet:
+            with silent(description, total) as advance:
+                yield advance
+            return
+        show = self._bar if self._stderr.is_terminal else self._lines
+        self._depth += 1
+        try:
+            with show(description, total) as advance:
+                yield advance
+        finally:
+            self._depth -= 1
+
+    @contextmanager
+    def _bar(self, description: str, total: int) -> Iterator[Advance]:
+        owner = self._live is None
+        # One live display holds every nested task: rich allows one at a time.
+        live = self._live = self._live or _live_display(self._stderr)
+        if owner:
+            live.start()
+        task = live.add_task(description, total=total, note="")
+        try:
+            yield lambda steps=1, note="": live.update(task, advance=steps, note=note)
+        finally:
+            if owner:
+                live.stop()
+                self._live = None
+            else:
+                live.remove_task(task)
+
+    @contextmanager
+    def _lines(self, description: str, total: int) -> Iterator[Advance]:
+        started = last = self._clock()
+        done = 0
+
+        def advance(steps: int = 1, note: str = "") -> None:
+            nonlocal done, last
+            done += steps
+            now = self._clock()
+            if now - last < _LINE_INTERVAL_S or done >= total:
+                return
+            last = now
+            left = f", about {duration((now - started) / done * (total - done))} left" if done else ""
+            self.note(f"{description}: {done}/{total}, {duration(now - started)}{left}{f', {note}' if note else ''}")
+
+        outcome = "stopped"
+        try:
+            yield advance
+            outcome = "done"
+        finally:
+            elapsed = self._clock() - started
+            # A short task inside another one is told by the outer one's lines.
+            if self._depth == 1 or elapsed >= _LINE_INTERVAL_S:
+                self.note(f"{description}: {outcome} at {done}/{total} after {duration(elapsed)}")
+
+
+def duration(seconds: float) -> str:
+    """A span of time for people: "8 s", "2 min 05 s", "1 h 02 min"."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02} min"
+
+
+def to_json(value: Any) -> Any:
+    """``value`` in terms of JSON; see `Output.data` for what is accepted. Raises TypeError for anything else."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, str | int):
+        return value
+    if isinstance(value, BaseModel):
+        return to_json(value.model_dump())
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return to_json({field.name: getattr(value, field.name) for field in dataclasses.fields(value)})
+    if isinstance(value, Mapping):
+        return {str(key): to_json(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [to_json(item) for item in value]
+    if isinstance(value, Path):
+        return str(value)
+    if hasattr(value, "tolist"):  # numpy and torch, without importing either
+        return to_json(value.tolist())
+    raise TypeError(f"no JSON for a {type(value).__name__}")
+
+
+def _console(*, stderr: bool) -> Console:
+    stream = sys.stderr if stderr else sys.stdout
+    return Console(stderr=stderr, width=None if stream.isatty() else _PIPE_WIDTH, highlight=False)
+
+
+def _line(console: Console, text: Text) -> None:
+    # soft_wrap: a path that rich breaks in two can no longer be copied.
+    console.print(text, soft_wrap=True)
+
+
+def _live_display(console: Console) -> RichProgress:
+    return RichProgress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}", markup=False),
+        console=console,
+        redirect_stdout=False,  # data must stay on stdout
+    )
+
+
+def _is_number(cell: object) -> bool:
+    text = str(cell).strip()
+    return not text or text in {"-", "–", "—"} or text.lstrip("+-−").replace("−", "-")[:1].isdigit()

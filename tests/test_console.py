@@ -1,0 +1,196 @@
+"""What goes to stdout, what to stderr, and how progress looks with and without a terminal."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import pty
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from pydantic import BaseModel
+from rich.console import Console
+
+from dq_deploy.console import Output, duration, to_json
+from dq_deploy.errors import UsageError
+from dq_deploy.progress import Progress
+
+
+class Clock:
+    """Seconds that pass when told to."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def on_stderr(**options: bool) -> tuple[Output, io.StringIO, Clock]:
+    text, clock = io.StringIO(), Clock()
+    return Output(stderr=Console(file=text, width=120), clock=clock, **options), text, clock
+
+
+def test_table_goes_to_stdout_and_json_is_silent(capsys: pytest.CaptureFixture[str]) -> None:
+    output = Output("table")
+    output.table("Latency", ["engine", "median"], [["a [b]", "1.25 ms"], ["c", "12.50 ms"]])
+    output.text("verdict: passed")
+    output.data({"ignored": 1})
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert "Latency" in out
+    assert "a [b]" in out
+    assert "│  1.25 ms │" in out  # a column of numbers is set to the right
+    assert out.endswith("verdict: passed\n")
+
+
+def test_json_is_one_object_on_stdout(capsys: pytest.CaptureFixture[str]) -> None:
+    output = Output("json")
+    output.table("Latency", ["engine"], [["a"]])
+    output.text("verdict: passed")
+    output.note("on the way")
+    output.data({"path": Path("a/b"), "snr_db": float("inf"), "text": "×"})
+    out, err = capsys.readouterr()
+    assert json.loads(out) == {"path": "a/b", "snr_db": None, "text": "×"}
+    assert err == "on the way\n"
+    with pytest.raises(RuntimeError, match="one JSON object"):
+        output.data({})
+
+
+def test_wide_tables_are_not_cut_in_a_pipe(capsys: pytest.CaptureFixture[str]) -> None:
+    Output().table("", ["layer"], [["x" * 150]])
+    assert "x" * 150 in capsys.readouterr().out
+
+
+def test_notes_warnings_and_errors(capsys: pytest.CaptureFixture[str]) -> None:
+    for quiet in (False, True):
+        output = Output(quiet=quiet)
+        output.note("passing [bold]by[/bold]")
+        output.warn("mind the gap")
+        output.error(UsageError("no such path: " + "p" * 300, "try another"))
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert ("passing [bold]by[/bold]\n" in err) is not quiet
+        assert err.endswith("warning: mind the gap\nerror: no such path: " + "p" * 300 + "\nhint: try another\n")
+
+
+def test_progress_without_a_terminal_is_a_line_every_ten_seconds() -> None:
+    output, text, clock = on_stderr()
+    with output.progress("block conv_in", 100) as advance:
+        for _ in range(100):
+            clock.now += 0.25
+            advance(note="loss 0.1")
+    assert text.getvalue().splitlines() == [
+        "block conv_in: 40/100, 10 s, about 15 s left, loss 0.1",
+        "block conv_in: 80/100, 20 s, about 5 s left, loss 0.1",
+        "block conv_in: done at 100/100 after 25 s",
+    ]
+
+
+def test_nested_progress_without_a_terminal_tells_of_long_tasks_only() -> None:
+    output, text, clock = on_stderr()
+    with output.progress("outer", 2) as outer:
+        for seconds in (1.0, 30.0):
+            with output.progress(f"inner {seconds:g}", 1) as inner:
+                clock.now += seconds
+                inner()
+            outer()
+    assert text.getvalue().splitlines() == ["inner 30: done at 1/1 after 30 s", "outer: done at 2/2 after 31 s"]
+
+
+def test_progress_that_is_interrupted_says_where() -> None:
+    output, text, _ = on_stderr()
+    with pytest.raises(KeyboardInterrupt), output.progress("outer", 5) as advance:
+        advance(2)
+        raise KeyboardInterrupt
+    assert text.getvalue() == "outer: stopped at 2/5 after 0 s\n"
+
+
+def test_quiet_progress_says_nothing() -> None:
+    output, text, _ = on_stderr(quiet=True)
+    with output.progress("outer", 2) as advance:
+        advance(1, "note")
+    assert text.getvalue() == ""
+
+
+def test_progress_fits_the_protocol_of_library_functions() -> None:
+    progress: Progress = Output(quiet=True).progress
+    with progress("description", 3) as advance:
+        advance(steps=2, note="so far")
+
+
+SCRIPT = """
+from dq_deploy.console import Output
+output = Output("json")
+with output.progress("outer", 2) as outer:
+    for name in "ab":
+        with output.progress("inner [x] " + name, 3) as inner:
+            for _ in range(3):
+                inner(note="loss 0.5")
+        output.note("finished " + name)
+        outer()
+output.data({"ok": True})
+"""
+
+
+@pytest.mark.parametrize("no_color", [False, True])
+def test_on_a_real_terminal_bars_are_drawn_on_stderr_only(no_color: bool) -> None:
+    leader, follower = pty.openpty()
+    environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "120"} | ({"NO_COLOR": "1"} if no_color else {})
+    process = subprocess.run([sys.executable, "-c", SCRIPT], stdout=subprocess.PIPE, stderr=follower, env=environment, check=True)
+    os.close(follower)
+    drawn = b""
+    while True:
+        try:
+            drawn += os.read(leader, 1 << 16)
+        except OSError:  # what Linux answers at the end of a closed terminal
+            break
+    os.close(leader)
+    assert json.loads(process.stdout) == {"ok": True}
+    assert b"outer" in drawn
+    assert b"2/2" in drawn
+    assert b"finished a" in drawn
+    assert (b"\x1b[38;" in drawn) is not no_color
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0, "0 s"), (59.4, "59 s"), (59.6, "1 min 00 s"), (125, "2 min 05 s"), (3599.7, "1 h 00 min"), (7384, "2 h 03 min")],
+)
+def test_duration(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+def test_to_json_takes_what_commands_have() -> None:
+    class Model(BaseModel):
+        path: Path
+
+    @dataclass
+    class Row:
+        value: float
+
+    value = {
+        "model": Model(path=Path("a")),
+        "rows": (Row(1.5), Row(float("nan"))),
+        "array": np.array([1.0, np.inf], np.float32),
+        "scalar": np.int64(3),
+        "tensor": torch.arange(2),
+        1: True,
+        "none": None,
+    }
+    assert to_json(value) == {
+        "model": {"path": "a"},
+        "rows": [{"value": 1.5}, {"value": None}],
+        "array": [1.0, None],
+        "scalar": 3,
+        "tensor": [0, 1],
+        "1": True,
+        "none": None,
+    }
+    with pytest.raises(TypeError, match="no JSON for a object"):
+        to_json(object())
