@@ -1,0 +1,56 @@
+"""The machine a time was taken on: a number without it says nothing."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+_CPUINFO = Path("/proc/cpuinfo")
+# What decides which INT8 and half-precision kernels an engine takes, by its names in /proc/cpuinfo (x86, then Arm).
+_INSTRUCTIONS = (
+    "avx2",
+    "avx512f",
+    "avx_vnni",
+    "avx512_vnni",
+    "avx_vnni_int8",
+    "avx512_bf16",
+    "amx_int8",
+    "amx_bf16",
+    "asimddp",
+    "i8mm",
+    "sve",
+)
+_PACKAGES = ("dq-deploy", "numpy", "onnxruntime", "onnxruntime-gpu", "openvino", "torch")
+
+
+def machine_info() -> dict[str, Any]:
+    """CPU model, instruction sets that matter to INT8, cores this process may use, system, and versions. JSON-able."""
+    fields = _cpuinfo()
+    flags = set((fields.get("flags") or fields.get("Features") or "").split())
+    return {
+        "cpu": fields.get("model name") or platform.processor() or platform.machine(),
+        "instructions": [name for name in _INSTRUCTIONS if name in flags],
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "python": platform.python_version(),
+        "versions": {name: version for name in _PACKAGES if (version := _version(name))},
+    }
+
+
+def _cpuinfo() -> dict[str, str]:
+    """The first processor's fields; empty where the system has no such file."""
+    if not _CPUINFO.is_file():
+        return {}
+    lines = _CPUINFO.read_text().split("\n\n", 1)[0].splitlines()
+    pairs = (line.split(":", 1) for line in lines if ":" in line)
+    return {key.strip(): value.strip() for key, value in pairs}
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
