@@ -1,0 +1,50 @@
+"""Writing one result file: whole or not at all, and never over something unasked."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+from ..errors import ResourceError, UsageError
+
+
+def check_output_file(path: Path, suffix: str, *, force: bool = False) -> None:
+    """Refuse an output file that cannot be written, before any long step.
+
+    Raises UsageError: another suffix, a folder, an existing file without ``force``, a parent that is no writable folder.
+    """
+    if path.suffix.lower() != suffix:
+        raise UsageError(f"output {path} does not end in {suffix}")
+    if path.is_dir():
+        raise UsageError(f"output {path} is a folder, and a file is needed")
+    if (path.exists() or path.is_symlink()) and not force:
+        raise UsageError(f"output {path} already exists", "choose another output, or pass --force to replace it")
+    parent = next(p for p in path.absolute().parents if p.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise UsageError(f"cannot write {path}: {parent} is not a writable folder")
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a file by way of a temporary sibling: a reader sees the old file, or the whole new one.
+
+    Raises ResourceError when the disk takes no more.
+    """
+    path.absolute().parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.partial-", dir=path.absolute().parent)
+    work = Path(name)
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        mask = os.umask(0)
+        os.umask(mask)
+        work.chmod(0o666 & ~mask)
+        work.replace(path)
+    except OSError as error:
+        work.unlink(missing_ok=True)
+        raise ResourceError(f"cannot write {path}: {error.strerror}") from error
+    except BaseException:
+        work.unlink(missing_ok=True)
+        raise

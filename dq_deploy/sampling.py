@@ -1,0 +1,209 @@
+"""Pictures from a quantized model, in the real diffusers pipeline, beside the float model's from the same seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import DDIMPipeline, DDIMScheduler
+
+from .artifacts import Artifact, open_artifact
+from .engines.dropin import DropInModel, Runtime, load
+from .errors import ArtifactError, UsageError
+from .progress import Advance, Progress, silent
+from .report.files import check_output_file, write_whole
+from .report.grid import Images, Panel, grid_png
+from .sources import load_source
+
+# Equal pictures have an infinite PSNR; past this one, float rounding is all that is compared.
+_PSNR_CAP_DB = 100.0
+
+
+@dataclass(frozen=True)
+class SampleResult:
+    """``psnr_db`` compares each quantized picture with the float one of the same seed, values in [0, 1]; None when none was made.
+
+    ``timesteps`` are those the scheduler visited; ``furthest`` is the largest distance from one of them to its calibrated timestep.
+    """
+
+    output: str
+    engine: str
+    n: int
+    seed: int
+    timesteps: list[float]
+    furthest: float
+    psnr_db: list[float] | None = None
+    psnr_mean_db: float | None = None
+    psnr_min_db: float | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """The result as plain JSON values."""
+        return asdict(self)
+
+
+def sample(
+    path: str | Path,
+    output_png: str | Path,
+    *,
+    n: int = 16,
+    seed: int = 0,
+    steps: int | None = None,
+    compare_float: bool = True,
+    runtime: Runtime = "auto",
+    batch_size: int = 16,
+    force: bool = False,
+    progress: Progress = silent,
+) -> SampleResult:
+    """Draw ``n`` pictures with DDIM from a bundle or a checkpoint and write them as one PNG, the float model's beside them.
+
+    Each picture has a seed of its own, made of ``seed`` and its number, so it does not depend on ``batch_size``. ``steps`` defaults to the
+    number of calibrated timesteps. A checkpoint runs in PyTorch; ``runtime`` is for bundles.
+
+    Raises UsageError (settings, an existing output, a model that needs conditions or a decoder), ArtifactError (a damaged artefact, a float
+    model other than the one quantized) and EnvironmentProblem (a missing runtime).
+    """
+    output = Path(output_png)
+    check_output_file(output, ".png", force=force)
+    artifact = open_artifact(path, ("bundle", "checkpoint", "engine"))
+    scheduler = DDIMScheduler.from_config(_scheduler_config(artifact))
+    steps = len(artifact.manifest.timesteps) if steps is None else steps
+    _check(artifact, n, steps, batch_size, scheduler.config.num_train_timesteps)
+    scheduler.set_timesteps(steps)
+    model, engine = _quantized(artifact, runtime)
+    reference = _float_model(artifact) if compare_float else None
+    passes = -(-n // batch_size) * steps * (1 if reference is None else 2)
+    with progress("sampling", passes) as advance:
+        draw = _Drawing(scheduler, n, seed, steps, batch_size, advance)
+        quantized = draw(model)
+        expected = None if reference is None else draw(reference)
+    psnr = None if expected is None else [_psnr(a, b) for a, b in zip(expected, quantized, strict=True)]
+    write_whole(output, grid_png(_panels(quantized, expected, engine, psnr)))
+    visited = [float(t) for t in scheduler.timesteps]
+    return SampleResult(
+        output=str(output),
+        engine=engine,
+        n=n,
+        seed=seed,
+        timesteps=visited,
+        furthest=max(min(abs(t - c) for c in artifact.manifest.timesteps) for t in visited),
+        psnr_db=psnr,
+        psnr_mean_db=None if psnr is None else float(np.mean(psnr)),
+        psnr_min_db=None if psnr is None else min(psnr),
+    )
+
+
+@dataclass(frozen=True)
+class _Drawing:
+    """Everything that must be the same for two models whose pictures are compared."""
+
+    scheduler: DDIMScheduler
+    n: int
+    seed: int
+    steps: int
+    batch_size: int
+    advance: Advance
+
+    def __call__(self, model: torch.nn.Module) -> Images:
+        """[n, H, W, C] in [0, 1]."""
+        pipe: Any = DDIMPipeline(unet=model, scheduler=self.scheduler)
+        pipe.set_progress_bar_config(disable=True)
+        batches = [range(start, min(start + self.batch_size, self.n)) for start in range(0, self.n, self.batch_size)]
+        with _reporting(model, self.advance):
+            images = [self._batch(pipe, numbers) for numbers in batches]
+        return np.concatenate(images)
+
+    def _batch(self, pipe: Any, numbers: range) -> Images:
+        generators = [torch.Generator().manual_seed(_picture_seed(self.seed, number)) for number in numbers]
+        images: Images = pipe(len(numbers), generator=generators, num_inference_steps=self.steps, output_type="np").images
+        return images
+
+
+def _picture_seed(seed: int, number: int) -> int:
+    """Unrelated for every pair: neighbouring seeds share no picture."""
+    return int(np.random.SeedSequence([seed, number]).generate_state(1, np.uint64)[0] >> 1)
+
+
+@contextmanager
+def _reporting(model: torch.nn.Module, advance: Advance) -> Iterator[None]:
+    hook = model.register_forward_hook(lambda *_: advance(1))
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def _scheduler_config(artifact: Artifact) -> dict[str, Any]:
+    scheduler = artifact.manifest.scheduler
+    if not scheduler or not artifact.manifest.timesteps:
+        raise ArtifactError(f"{artifact.path}: the manifest has no scheduler or no calibrated timesteps, and sampling needs both")
+    config: dict[str, Any] = scheduler["config"]
+    return config
+
+
+def _check(artifact: Artifact, n: int, steps: int, batch_size: int, most_steps: int) -> None:
+    details = artifact.manifest.details
+    names = [entry["name"] if isinstance(entry, dict) else entry for entry in details["inputs"]]
+    shape = details["sample_shape"]
+    problems = [f"n is {n}, and at least 1 is needed"] if n < 1 else []
+    problems += [] if 1 <= steps <= most_steps else [f"steps is {steps}, and 1 to {most_steps} are possible"]
+    problems += [f"batch size is {batch_size}, and at least 1 is needed"] if batch_size < 1 else []
+    if len(names) > 2:
+        problems.append(f"{artifact.path} takes {', '.join(names[2:])}: only unconditional models can be sampled here")
+    if len(shape) != 3 or shape[0] not in (1, 3):
+        problems.append(f"{artifact.path} works on samples of shape {shape}: only pictures of 1 or 3 channels can be drawn")
+    if problems:
+        raise UsageError("; ".join(problems), "for other pipelines: pipe.unet = dq_deploy.load(bundle)" if len(names) > 2 else None)
+
+
+def _quantized(artifact: Artifact, runtime: Runtime) -> tuple[torch.nn.Module, str]:
+    """The model to draw with, and what runs it."""
+    if artifact.manifest.kind != "checkpoint":
+        return load(artifact, runtime=runtime), "openvino" if runtime == "openvino" else "onnxruntime"
+    from .quantize.checkpoint import load_checkpoint
+
+    return _wrapped(load_checkpoint(artifact.path).model, artifact), "pytorch"
+
+
+def _float_model(artifact: Artifact) -> torch.nn.Module:
+    """The model that was quantized, from where it came.
+
+    Raises ArtifactError when what is there now has other weights, and UsageError when it came from no place that can be read again.
+    """
+    origin = artifact.manifest.details["source"]
+    hint = "sample without the comparison: --no-compare-float"
+    if not origin["reference"]:
+        raise UsageError(f"{artifact.path} was made from a model in memory, so there is no float model to compare with", hint)
+    source = load_source(origin["reference"])
+    if source.sha256 != origin["sha256"]:
+        raise ArtifactError(f"{origin['reference']} has other weights now than when {artifact.path} was made from it", hint)
+    return _wrapped(source.model, artifact)
+
+
+def _wrapped(model: Callable[..., Any], artifact: Artifact) -> DropInModel:
+    """Any ``model(sample, timestep)`` as what a pipeline expects, its sizes taken from the artefact."""
+    details = artifact.manifest.details
+    channels, height, width = details["sample_shape"]
+
+    def forward(inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        output = model(inputs["sample"], inputs["timestep"].expand(len(inputs["sample"])))
+        return output if isinstance(output, torch.Tensor) else output[0]
+
+    config = {**details.get("model_config", {}), "in_channels": channels, "sample_size": (height, width)}
+    return DropInModel(forward, ("sample", "timestep"), config)
+
+
+def _psnr(expected: Images, image: Images) -> float:
+    """PSNR in dB of a picture against another, values in [0, 1], at most 100."""
+    error = float(np.mean((expected.astype(np.float64) - image) ** 2))
+    return _PSNR_CAP_DB if error == 0 else min(_PSNR_CAP_DB, float(-10 * np.log10(error)))
+
+
+def _panels(quantized: Images, expected: Images | None, engine: str, psnr: Sequence[float] | None) -> list[Panel]:
+    if expected is None or psnr is None:
+        return [Panel(f"quantized · {engine}", quantized)]
+    return [Panel("float · pytorch", expected), Panel(f"quantized · {engine} · PSNR {np.mean(psnr):.1f} dB", quantized)]

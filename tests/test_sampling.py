@@ -1,0 +1,134 @@
+"""Pictures from a bundle in the real pipeline."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDIMPipeline, DDPMPipeline
+from PIL import Image
+
+from dq_deploy.artifacts import Artifact, Manifest, create_artifact
+from dq_deploy.errors import ArtifactError, UsageError
+from dq_deploy.sampling import _picture_seed, sample
+
+
+def altered(bundle: Artifact, path: Path, **details: Any) -> Path:
+    """A copy of a bundle whose manifest says something else."""
+    manifest = bundle.manifest.model_copy(update={"details": {**bundle.manifest.details, **details}}, deep=True)
+    with create_artifact(path, manifest) as work:
+        (work / "model.onnx").write_bytes(bundle.file("model.onnx").read_bytes())
+    return path
+
+
+def test_quantized_beside_float_from_the_same_seeds(tiny_bundle: Artifact, pipeline_dir: Path, tmp_path: Path) -> None:
+    done: list[str] = []
+
+    @contextmanager
+    def progress(description: str, total: int) -> Iterator[Any]:
+        done.append(f"{description} {total}")
+        yield lambda count: done.extend(["step"] * count)
+
+    result = sample(tiny_bundle.path, tmp_path / "grid.png", n=5, seed=3, batch_size=2, progress=progress)
+    assert (result.engine, result.n, result.timesteps) == ("onnxruntime", 5, [750.0, 500.0, 250.0, 0.0])
+    assert result.furthest == 0.0
+    # This bundle is the float model, so only rounding tells them apart.
+    assert result.psnr_db is not None
+    assert len(result.psnr_db) == 5
+    assert result.psnr_min_db is not None
+    assert result.psnr_min_db > 60
+    json.dumps(result.to_json(), allow_nan=False)
+    assert done == ["sampling 24"] + ["step"] * 24
+
+    # 5 pictures of 8 pixels in 3 columns and 2 rows, enlarged 12 times, twice side by side.
+    picture = Image.open(tmp_path / "grid.png")
+    assert picture.size == (24 + 2 * (3 * 102 - 6 + 24), 40 + 2 * 102 - 6 + 24)
+
+    pipe = DDIMPipeline.from_pretrained(pipeline_dir)
+    pipe.set_progress_bar_config(disable=True)
+    generator = torch.Generator().manual_seed(_picture_seed(3, 4))
+    fifth = pipe(1, generator=generator, num_inference_steps=4, output_type="np").images[0]
+    pixels = np.asarray(picture)[40 + 102 :: 12, 24 + 102 :: 12, 0][:8, :8]  # second row, second column of the left panel
+    np.testing.assert_array_equal(pixels, np.round(fifth[..., 0] * 255))
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_a_picture_does_not_depend_on_the_batch_size(tiny_bundle: Artifact, tmp_path: Path, runtime: Any) -> None:
+    for size in (1, 3):
+        sample(tiny_bundle.path, tmp_path / f"{size}.png", n=3, batch_size=size, steps=2, compare_float=False, runtime=runtime)
+    one, three = (np.asarray(Image.open(tmp_path / f"{size}.png"), dtype=int) for size in (1, 3))
+    assert np.abs(one - three).max() <= 1  # of 255: float kernels round differently for another batch size
+
+
+def test_other_steps_and_no_comparison(tiny_bundle: Artifact, tmp_path: Path) -> None:
+    result = sample(tiny_bundle.path, tmp_path / "grid.png", n=1, steps=3, compare_float=False)
+    assert result.timesteps == [666.0, 333.0, 0.0]
+    assert result.furthest == 84.0
+    assert result.psnr_db is None
+    assert result.psnr_mean_db is None
+
+
+def test_an_existing_output_needs_force(tiny_bundle: Artifact, tmp_path: Path) -> None:
+    output = tmp_path / "grid.png"
+    output.write_bytes(b"mine")
+    with pytest.raises(UsageError, match="already exists\nchoose another output, or pass --force"):
+        sample(tiny_bundle.path, output)
+    assert output.read_bytes() == b"mine"
+    sample(tiny_bundle.path, output, n=1, steps=1, compare_float=False, force=True)
+    assert output.read_bytes().startswith(b"\x89PNG")
+    assert [p.name for p in tmp_path.iterdir()] == ["grid.png"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"n": 0, "steps": 0}, "n is 0, and at least 1 is needed; steps is 0, and 1 to 1000 are possible"),
+        ({"steps": 1001}, "steps is 1001"),
+        ({"batch_size": 0}, "batch size is 0"),
+    ],
+)
+def test_settings_that_draw_nothing_are_refused(tiny_bundle: Artifact, tmp_path: Path, options: dict[str, int], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        sample(tiny_bundle.path, tmp_path / "grid.png", **options)  # type: ignore[arg-type]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_output_must_be_a_png_in_a_writable_place(tiny_bundle: Artifact, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"does not end in \.png"):
+        sample(tiny_bundle.path, tmp_path / "grid.jpg")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match="file is not a writable folder"):
+        sample(tiny_bundle.path, tmp_path / "file" / "grid.png")
+
+
+def test_float_model_must_be_the_one_quantized(tiny_bundle: Artifact, pipeline_dir: Path, tmp_path: Path) -> None:
+    pipe = DDPMPipeline.from_pretrained(pipeline_dir)
+    with torch.no_grad():
+        next(pipe.unet.parameters()).add_(1e-3)
+    pipe.save_pretrained(tmp_path / "other")
+    source = {**tiny_bundle.manifest.details["source"], "reference": str(tmp_path / "other")}
+    with pytest.raises(
+        ArtifactError, match="other has other weights now than when .* was made from it\nsample without .*--no-compare-float"
+    ):
+        sample(altered(tiny_bundle, tmp_path / "changed", source=source), tmp_path / "grid.png")
+    with pytest.raises(UsageError, match="made from a model in memory"):
+        sample(altered(tiny_bundle, tmp_path / "memory", source={"reference": "", "sha256": "0"}), tmp_path / "grid.png")
+
+
+def test_models_that_need_more_are_refused(tiny_bundle: Artifact, tmp_path: Path) -> None:
+    inputs = [*tiny_bundle.manifest.details["inputs"], {"name": "encoder_hidden_states", "dtype": "float32", "shape": ["batch", 77, 8]}]
+    path = altered(tiny_bundle, tmp_path / "text", inputs=inputs, sample_shape=[4, 8, 8])
+    with pytest.raises(
+        UsageError, match="text takes encoder_hidden_states: only unconditional.*; .*text works on samples of shape .4, 8, 8."
+    ):
+        sample(path, tmp_path / "grid.png")
+    with create_artifact(tmp_path / "bare", Manifest(kind="bundle", model="m")):
+        pass
+    with pytest.raises(ArtifactError, match="no scheduler or no calibrated timesteps"):
+        sample(tmp_path / "bare", tmp_path / "grid.png")
