@@ -1,0 +1,169 @@
+"""Bundle → engine: checks first, then one child process for each compute capability, then the layer reports and the manifest.
+
+An engine folder holds ``model.smXY.engine`` and ``layers.smXY.json`` for each compute capability. Its manifest's ``details``:
+
+    backend, version        "tensorrt-rtx" or "tensorrt", and the builder's version
+    statement               what the figures below are: chosen by the compiler, not executed
+    engines                 one entry each: compute_capability, file, report, weights_bytes, kernels, int8_share_conv, int8_share_gemm,
+                            planned_layers, planned_int8
+    profile                 input name → [min, opt, max] shapes
+    batch                   [min, opt, max]
+    and what the bundle says of itself: component, pipeline_class, model_config, sample_shape, inputs, output, source, target, dtype, float
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from ..artifacts import Artifact, Manifest, check_output, create_artifact, open_artifact
+from ..errors import ArtifactError, EnvironmentProblem
+from ..progress import Progress, silent
+from .layer_dump import parse_dump
+from .layer_report import STATEMENTS, LayerReport, build_report
+from .tensorrt_plan import Range, check_backend, check_capabilities, computed_scale_convs, input_profile, read_graph
+from .tensorrt_process import run_child
+from .tensorrt_request import Backend, BuildRequest, ShapeRange
+
+# Carried over, so that an engine folder can be run without its bundle.
+_FROM_BUNDLE = ("component", "pipeline_class", "model_config", "sample_shape", "inputs", "output", "source", "target", "dtype", "float")
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What the builds of one engine folder share."""
+
+    bundle: Artifact
+    backend: Backend
+    profile: dict[str, ShapeRange]
+    timeout_s: float | None
+    suspects: Sequence[str]
+
+
+def build_engine(
+    bundle: str | Path | Artifact,
+    output: str | Path,
+    *,
+    backend: str = "tensorrt-rtx",
+    compute_capabilities: Sequence[str] | None = None,
+    batch: Range = (1, 1, 8),
+    sizes: Mapping[str, Range] | None = None,
+    force: bool = False,
+    timeout_s: float | None = None,
+    progress: Progress | None = None,
+) -> Artifact:
+    """Compile a ``tensorrt`` bundle into engines, one for each compute capability ("8.9" and "12.0" by default for TensorRT-RTX).
+
+    ``batch`` and ``sizes`` (by name of the dynamic dimension, such as "height") are the (min, opt, max) of the optimization profile;
+    ``timeout_s`` limits each build. Everything is checked before the first build starts, and ``output`` appears only when all succeeded.
+
+    Raises UsageError (options, existing output), ArtifactError (no bundle of that target, or a graph that the builder refuses or crashes
+    on), EnvironmentProblem (backend missing or not loading), ResourceError (memory, disk, time limit).
+    """
+    source = open_artifact(bundle.path if isinstance(bundle, Artifact) else bundle, "bundle")
+    _check_target(source)
+    known = check_backend(backend)
+    capabilities = check_capabilities(known, compute_capabilities)
+    profile = input_profile(source.manifest.details["inputs"], batch, sizes or {})
+    check_output(Path(output), force=force)
+    job = _Job(source, known, profile, timeout_s, computed_scale_convs(read_graph(source)))
+    manifest = _manifest(source, known, batch, profile)
+    title = f"building with {known}"
+    with create_artifact(output, manifest, force=force) as folder, (progress or silent)(title, len(capabilities)) as advance:
+        for capability in capabilities:
+            report = _build_one(job, folder, capability)
+            manifest.details["version"] = report.version
+            manifest.details["engines"].append(_entry(report))
+            advance(1, f"compute capability {report.compute_capability}")
+    return open_artifact(output, "engine")
+
+
+def load_report(engine: str | Path | Artifact) -> list[LayerReport]:
+    """The layer reports of an engine folder, one for each compute capability. Raises ArtifactError when one is not valid."""
+    artifact = engine if isinstance(engine, Artifact) else open_artifact(engine, "engine")
+    reports = []
+    for entry in artifact.manifest.details["engines"]:
+        path = artifact.file(entry["report"])
+        try:
+            reports.append(LayerReport.model_validate_json(path.read_bytes()))
+        except ValidationError as error:
+            raise ArtifactError(f"{path} is not a layer report: {error.errors()[0]['msg']}") from None
+    return reports
+
+
+def _check_target(bundle: Artifact) -> None:
+    target = bundle.manifest.details.get("target")
+    if target != "tensorrt":
+        raise ArtifactError(
+            f"{bundle.path} was exported for target '{target}', and TensorRT takes scales that are known when the engine is built",
+            "export it again with: dq-deploy export CHECKPOINT -o BUNDLE --target tensorrt",
+        )
+
+
+def _manifest(bundle: Artifact, backend: Backend, batch: Range, profile: Mapping[str, ShapeRange]) -> Manifest:
+    origin = bundle.manifest
+    details: dict[str, Any] = {key: origin.details[key] for key in _FROM_BUNDLE if key in origin.details}
+    details |= {
+        "backend": backend,
+        "statement": STATEMENTS[backend],
+        "engines": [],
+        "batch": list(batch),
+        "profile": {name: [list(shape) for shape in shapes] for name, shapes in profile.items()},
+    }
+    return Manifest(
+        kind="engine",
+        model=origin.model,
+        parent=bundle.as_parent,
+        quantization=origin.quantization,
+        scheduler=origin.scheduler,
+        timesteps=origin.timesteps,
+        details=details,
+    )
+
+
+def _build_one(job: _Job, folder: Path, capability: tuple[int, int] | None) -> LayerReport:
+    # The plan is written where it will stay, on the output's disk; which GPU it is for may be known only afterwards.
+    plan = folder / "model.engine.partial"
+    with tempfile.TemporaryDirectory(prefix="dq-deploy-build-") as scratch:
+        request = BuildRequest(
+            backend=job.backend,
+            onnx=str(job.bundle.file("model.onnx").absolute()),
+            plan=str(plan.absolute()),
+            result=str(Path(scratch) / "result.json"),
+            compute_capability=capability,
+            profile=job.profile,
+        )
+        build = run_child(request, Path(scratch), timeout_s=job.timeout_s, suspects=job.suspects)
+    dump = parse_dump(build.log)
+    if dump is None:
+        raise EnvironmentProblem(
+            f"{job.backend} {build.result.version} printed no kernel list that can be read", "try another version of it"
+        )
+    major, minor = build.result.compute_capability
+    report = build_report(
+        dump,
+        backend=job.backend,
+        version=build.result.version,
+        compute_capability=f"{major}.{minor}",
+        planned=job.bundle.manifest.details.get("layers", []),
+    )
+    plan.rename(folder / f"model.sm{major}{minor}.engine")
+    (folder / f"layers.sm{major}{minor}.json").write_text(report.to_json())
+    return report
+
+
+def _entry(report: LayerReport) -> dict[str, Any]:
+    summary = report.summary()
+    name = "sm" + report.compute_capability.replace(".", "")
+    kept = ("weights_bytes", "kernels", "int8_share_conv", "int8_share_gemm", "planned_layers", "planned_int8")
+    return {
+        "compute_capability": report.compute_capability,
+        "file": f"model.{name}.engine",
+        "report": f"layers.{name}.json",
+        **{key: summary[key] for key in kept},
+    }

@@ -1,0 +1,131 @@
+"""Reads the kernel list that TensorRT's builder prints into its verbose log.
+
+An engine built for another GPU cannot be deserialized, so its inspector is out of reach; the log is the only source that every build has.
+With ``ProfilingVerbosity.DETAILED`` it holds, after a line ``Layers:``, one line for each kernel:
+
+    Name: fc1/MatMul_myl0_6, LayerType: gemm, Inputs: [ { Name: x, Dimensions: [-1,16], ..., Datatype: Int8, Format: ... }],
+    Constants: [ ... ], Outputs: [ ... ], TacticName: ..., StreamId: 0, Metadata: [ONNX Layer: fc1/MatMul][ONNX Layer: fc1/DQ]
+
+``Metadata`` names the ONNX nodes that went into the kernel, and the parser's lines ``Parsing node: fc1/MatMul [MatMul]`` say what each
+node is. Everything here works on text alone.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from pydantic import BaseModel, ConfigDict
+
+_ANSI = re.compile(r"\x1b\[[0-9;]*m")  # polygraphy colours its lines where the package `colored` is installed
+_PREFIX = re.compile(r"^\[[^\]]{1,2}\] ")  # polygraphy's severity: [E], [W], [I], [V], [X]
+_HEADING = re.compile(r"^(?:\[[^\]]{1,2}\] )?Layers:$")
+_KERNEL = re.compile(
+    r"^\s+Name: (?P<name>.*?), LayerType: (?P<type>\w+), Inputs: (?P<inputs>\[.*?\])(?:, Constants: (?P<constants>\[.*?\]))?"
+    r", Outputs: (?P<outputs>\[.*?\])(?:, (?:ParameterType|TacticName|TacticValue|StreamId|Metadata): .*)?$"
+)
+_TENSOR = re.compile(r"\{ ?Name: .*?, (?:Location: \w+, )?Dimensions: \[(?P<shape>[^\]]*)\](?P<rest>.*?)\}(?=[,\]])")
+_DATATYPE = re.compile(r"(?:Format/)?Datatype: (?P<name>[^,}]*)")
+_ONNX_NODE = re.compile(r"\[ONNX Layer: (.*?)\](?=[\x1e\x1f]?\[ONNX Layer: |[\x1e\x1f\s]*$)")
+_PARSED_NODE = re.compile(r"^(?:\[[^\]]{1,2}\] )?Parsing node: (?P<name>.+) \[(?P<op>[\w.:]+)\]$", re.MULTILINE)
+_WEIGHTS = re.compile(r"Total Weights Memory: (\d+) bytes")
+
+# Spellings of the two TensorRT families: the last word of "Row major linear FP32" as well as a plain "Float".
+_DTYPES = {
+    "float": "fp32",
+    "fp32": "fp32",
+    "half": "fp16",
+    "fp16": "fp16",
+    "bfloat16": "bf16",
+    "bf16": "bf16",
+    "fp8": "fp8",
+    "int8": "int8",
+    "int4": "int4",
+    "int32": "int32",
+    "int64": "int64",
+    "bool": "bool",
+}
+
+
+class Tensor(BaseModel):
+    """An operand of a kernel. ``shape`` has -1 for dimensions that are known at run time only."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    dtype: str
+    shape: tuple[int, ...]
+
+
+class Kernel(BaseModel):
+    """One kernel of an engine. ``constants`` are weights and scales, ``nodes`` the ONNX nodes that went into it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    name: str
+    type: str
+    inputs: tuple[Tensor, ...]
+    constants: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+    nodes: tuple[str, ...]
+
+
+class LayerDump(BaseModel):
+    """What a build's log says: ``kernels`` in order of execution, ``operators`` of the ONNX nodes by name, and the weights' size."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    kernels: tuple[Kernel, ...]
+    operators: dict[str, str]
+    weights_bytes: int
+
+
+def parse_dump(log: str) -> LayerDump | None:
+    """Parse a builder's verbose log; None when it does not hold the complete kernel list (the build ended early)."""
+    log = _ANSI.sub("", log)
+    kernels = tuple(_kernels(log))
+    weights = _WEIGHTS.findall(log)
+    if not kernels or not weights:
+        return None
+    operators = {match["name"]: match["op"] for match in _PARSED_NODE.finditer(log)}
+    return LayerDump(kernels=kernels, operators=operators, weights_bytes=int(weights[-1]))
+
+
+def _kernels(log: str) -> Iterator[Kernel]:
+    """Kernels after the last ``Layers:`` heading; none at all when one of its lines cannot be read, since a partial list would mislead."""
+    lines = log.splitlines()
+    starts = [number for number, line in enumerate(lines) if _HEADING.match(line)]
+    if not starts:
+        return
+    found = []
+    for line in lines[starts[-1] + 1 :]:
+        if not line.strip() or _PREFIX.match(line):
+            break
+        match = _KERNEL.match(line)
+        if match is None:
+            return
+        found.append(_kernel(match, line))
+    yield from found
+
+
+def _kernel(match: re.Match[str], line: str) -> Kernel:
+    return Kernel(
+        name=match["name"],
+        type=match["type"],
+        inputs=_tensors(match["inputs"]),
+        constants=_tensors(match["constants"] or ""),
+        outputs=_tensors(match["outputs"]),
+        nodes=tuple(_ONNX_NODE.findall(line.rpartition(", Metadata: ")[2])),
+    )
+
+
+def _tensors(text: str) -> tuple[Tensor, ...]:
+    return tuple(Tensor(dtype=_dtype(match["rest"]), shape=_shape(match["shape"])) for match in _TENSOR.finditer(text))
+
+
+def _shape(text: str) -> tuple[int, ...]:
+    return tuple(int(size) for size in text.split(",") if size.strip())
+
+
+def _dtype(text: str) -> str:
+    match = _DATATYPE.search(text)
+    if match is None:
+        return "unknown"
+    word = match["name"].strip().rpartition(" ")[2].lower()
+    return _DTYPES.get(word, word)

@@ -1,0 +1,227 @@
+"""The layer report: which kernel runs each convolution and matrix product of an engine, and in which precision.
+
+It shows what the builder *chose*. For an engine built ahead of time nothing was executed, and ``statement`` says so wherever it is shown.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from .layer_dump import Kernel, LayerDump
+
+SCHEMA_VERSION = 1
+STATEMENTS = {
+    "tensorrt-rtx": "chosen ahead of time by the compiler; not executed on this machine",
+    "tensorrt": "chosen by the builder for this machine's GPU; not a timing",
+}
+
+ContractionOp = Literal["conv", "gemm"]
+_CONTRACTIONS: dict[str, ContractionOp] = {
+    "Conv": "conv",
+    "ConvTranspose": "conv",
+    "ConvInteger": "conv",
+    "MatMul": "gemm",
+    "Gemm": "gemm",
+    "Einsum": "gemm",
+    "MatMulInteger": "gemm",
+    "Attention": "gemm",
+}
+# A kernel whose type says that it multiplies matrices: `correlation` is RTX's word for a convolution.
+_CONTRACTION_TYPE = re.compile(r"correlation|conv|gemm|matmul|matrix|mha|attention", re.IGNORECASE)
+# Fused kernels say so in their name only: `__myl_CastMulCastFc_…`, `_gemm_mha_v2_…`. "Conc" is a concatenation.
+_CONTRACTION_NAME = re.compile(r"Fc(?=[A-Z_])|Gemm|Conv(?=[A-Z_])|_gemm|mha")
+# A fusion that casts before it multiplies may read integers and multiply floats.
+_CAST_FIRST = re.compile(r"Cast.*(Fc|Gemm|Conv|_gemm|mha)")
+_FLOATS = ("fp32", "fp16", "bf16", "fp8")
+
+
+class Contraction(BaseModel):
+    """A Conv, MatMul or Gemm of the graph, with the kernel that runs it (None: in no kernel) and that kernel's precision."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    node: str
+    op: ContractionOp
+    kernel: str | None
+    kernel_type: str | None
+    precision: str | None
+
+
+class ReportedLayer(BaseModel):
+    """A layer that was planned for quantization, with what became of it: ``precision`` is None when no kernel runs it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    name: str
+    op: str
+    macs: int
+    nodes: tuple[str, ...]
+    kernels: tuple[str, ...]
+    precision: str | None
+
+
+class LayerReport(BaseModel):
+    """Everything known about one engine's kernels. ``compute_capability`` is like "8.9", ``version`` the builder's."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    schema_version: int = SCHEMA_VERSION
+    backend: str
+    version: str
+    compute_capability: str
+    statement: str
+    weights_bytes: int
+    kernels: tuple[Kernel, ...]
+    contractions: tuple[Contraction, ...]
+    layers: tuple[ReportedLayer, ...]
+
+    def not_int8(self) -> list[ReportedLayer]:
+        """Planned layers that a kernel runs in another precision than INT8."""
+        return [layer for layer in self.layers if layer.precision not in (None, "int8")]
+
+    def not_found(self) -> list[ReportedLayer]:
+        """Planned layers that no kernel runs. Conservation: planned = found, so any entry is an error, the export's or ours."""
+        return [layer for layer in self.layers if layer.precision is None]
+
+    def int8_share(self, op: ContractionOp) -> float | None:
+        """Share of the graph's convolutions or matrix products, those left in float included, that run as INT8; None when it has none."""
+        precisions = [c.precision for c in self.contractions if c.op == op]
+        return precisions.count("int8") / len(precisions) if precisions else None
+
+    def by_precision(self, op: ContractionOp) -> dict[str, int]:
+        """Number of convolutions or matrix products of the graph by the precision in which they run."""
+        return dict(Counter(c.precision or "not found" for c in self.contractions if c.op == op))
+
+    def summary(self) -> dict[str, Any]:
+        """The report in a few numbers, as plain JSON."""
+        return {
+            "statement": self.statement,
+            "backend": self.backend,
+            "version": self.version,
+            "compute_capability": self.compute_capability,
+            "weights_bytes": self.weights_bytes,
+            "kernels": len(self.kernels),
+            "kernels_by_type": [{"type": kind, "datatype": datatype, "count": count} for kind, datatype, count in kernel_rows(self)],
+            "conv_by_precision": self.by_precision("conv"),
+            "gemm_by_precision": self.by_precision("gemm"),
+            "gemm_kernels": len({c.kernel for c in self.contractions if c.op == "gemm" and c.kernel}),
+            "int8_share_conv": self.int8_share("conv"),
+            "int8_share_gemm": self.int8_share("gemm"),
+            "planned_layers": len(self.layers),
+            "planned_found": len(self.layers) - len(self.not_found()),
+            "planned_int8": sum(layer.precision == "int8" for layer in self.layers),
+            "not_int8": [layer.name for layer in self.not_int8()],
+            "not_found": [layer.name for layer in self.not_found()],
+        }
+
+    def to_json(self) -> str:
+        """Deterministic JSON text."""
+        return self.model_dump_json(indent=1) + "\n"
+
+
+def build_report(
+    dump: LayerDump, *, backend: str, version: str, compute_capability: str, planned: Sequence[Mapping[str, Any]] = ()
+) -> LayerReport:
+    """Make the report of one engine from its builder's log.
+
+    ``planned`` are the bundle's ``details["layers"]``: each has "name", "op" and "macs" (per sample). A layer is found through the names of
+    its ONNX nodes, "<layer>/…" (or "<layer>+<layer>/…" where the exporter merged layers); it is INT8 when all of its products are.
+    """
+    contractions = _contractions(dump)
+    return LayerReport(
+        backend=backend,
+        version=version,
+        compute_capability=compute_capability,
+        statement=STATEMENTS[backend],
+        weights_bytes=dump.weights_bytes,
+        kernels=dump.kernels,
+        contractions=tuple(contractions),
+        layers=tuple(_layers(planned, contractions)),
+    )
+
+
+def kernel_rows(report: LayerReport) -> list[tuple[str, str, int]]:
+    """(kernel type, datatypes, count), the commonest first: rows for a table."""
+    counts = Counter((kernel.type, datatypes(kernel)) for kernel in report.kernels)
+    return sorted(((kind, datatype, count) for (kind, datatype), count in counts.items()), key=lambda row: (-row[2], row[0], row[1]))
+
+
+def layer_rows(report: LayerReport) -> list[tuple[str, str, str, str]]:
+    """(planned layer, op, precision, kernels), those that are missing or not INT8 first: rows for a table."""
+    ordered = [*report.not_found(), *report.not_int8(), *(layer for layer in report.layers if layer.precision == "int8")]
+    return [(layer.name, layer.op, layer.precision or "not found", ", ".join(layer.kernels)) for layer in ordered]
+
+
+def datatypes(kernel: Kernel) -> str:
+    """The precision of a kernel that multiplies matrices, and "inputs -> outputs" of any other."""
+    if _rank(kernel) < 2:
+        return _precision(kernel)
+    sides = ("+".join(sorted({tensor.dtype for tensor in side})) or "none" for side in (kernel.inputs or kernel.constants, kernel.outputs))
+    return " -> ".join(sides)
+
+
+def _contractions(dump: LayerDump) -> list[Contraction]:
+    by_node: dict[str, list[Kernel]] = {}
+    for each in dump.kernels:
+        for name in each.nodes:
+            by_node.setdefault(name, []).append(each)
+    found = []
+    for node, operator in dump.operators.items():
+        if operator not in _CONTRACTIONS:
+            continue
+        # The scaling kernel behind a GEMM carries the GEMM's node in its metadata too: take the one that multiplies matrices.
+        candidates = sorted(by_node.get(node, []), key=_rank)
+        kernel = candidates[0] if candidates else None
+        found.append(
+            Contraction(
+                node=node,
+                op=_CONTRACTIONS[operator],
+                kernel=kernel.name if kernel else None,
+                kernel_type=kernel.type if kernel else None,
+                precision=_precision(kernel) if kernel else None,
+            )
+        )
+    return found
+
+
+def _rank(kernel: Kernel) -> int:
+    """0: multiplies matrices by its type; 1: by its name (a fusion); 2: neither says so."""
+    if _CONTRACTION_TYPE.search(kernel.type):
+        return 0
+    return 1 if _CONTRACTION_NAME.search(kernel.name) else 2
+
+
+def _precision(kernel: Kernel) -> str:
+    """The precision of a kernel's product: INT8 only when both operands are integers, and stay so up to the product."""
+    inputs = [tensor.dtype for tensor in kernel.inputs]
+    operands = inputs + [tensor.dtype for tensor in kernel.constants]
+    rank = _rank(kernel)
+    multiplies_as_read = rank == 0 or (rank == 1 and not _CAST_FIRST.search(kernel.name))
+    if multiplies_as_read and "int8" in inputs and sum(dtype in ("int8", "int4") for dtype in operands) >= 2:
+        return "int8"
+    everything = operands + [tensor.dtype for tensor in kernel.outputs]
+    return next((dtype for dtype in everything if dtype in _FLOATS), "unknown")
+
+
+def _layers(planned: Sequence[Mapping[str, Any]], contractions: Sequence[Contraction]) -> list[ReportedLayer]:
+    by_layer: dict[str, list[Contraction]] = {}
+    for contraction in contractions:
+        for name in contraction.node.partition("/")[0].split("+"):
+            by_layer.setdefault(name, []).append(contraction)
+    layers = []
+    for layer in planned:
+        found = by_layer.get(layer["name"], [])
+        precisions = [contraction.precision for contraction in found]
+        layers.append(
+            ReportedLayer(
+                name=layer["name"],
+                op=layer["op"],
+                macs=layer["macs"],
+                nodes=tuple(contraction.node for contraction in found),
+                kernels=tuple(dict.fromkeys(contraction.kernel for contraction in found if contraction.kernel)),
+                precision=None if not found or None in precisions else next((p for p in precisions if p != "int8"), "int8"),
+            )
+        )
+    return layers

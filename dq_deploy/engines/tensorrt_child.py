@@ -1,0 +1,94 @@
+"""The child process that builds one engine: ``python -m dq_deploy.engines.tensorrt_child request.json``.
+
+It exists because a builder can crash, hang or be killed for memory, during the build and after it. It prints the builder's verbose log to
+standard output, writes the plan and then the result; what went wrong is read from the log by ``tensorrt_process.py``.
+
+Both TensorRT families take the same path through Polygraphy; only the configuration differs.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from .tensorrt_request import BuildRequest, BuildResult
+
+# CUdevice_attribute of cuda.h
+_COMPUTE_CAPABILITY_MAJOR, _COMPUTE_CAPABILITY_MINOR = 75, 76
+
+
+def main(request_path: str) -> None:
+    """Build what the request file asks for. Raises whatever the builder raises: the parent reads the traceback."""
+    request = BuildRequest.model_validate_json(Path(request_path).read_bytes())
+    # Read by polygraphy when it is first imported.
+    os.environ["POLYGRAPHY_USE_TENSORRT_RTX"] = "1" if request.backend == "tensorrt-rtx" else "0"
+    from polygraphy.mod.trt_importer import tensorrt_module_and_version_string
+
+    trt: Any = __import__(tensorrt_module_and_version_string().partition(">")[0])
+    # Before the long step: without a driver the enterprise builder could only fail later, and less clearly.
+    capability = request.compute_capability or gpu_compute_capability()
+    sha256 = _build(request, trt)
+    result = BuildResult(plan_sha256=sha256, version=str(trt.__version__), compute_capability=capability)
+    partial = Path(request.result + ".partial")
+    with partial.open("w") as stream:
+        stream.write(result.model_dump_json())
+        stream.flush()
+        os.fsync(stream.fileno())
+    partial.rename(request.result)
+
+
+def _build(request: BuildRequest, trt: Any) -> str:
+    """Parse, compile and save the plan, on disk when this returns; its sha256."""
+    from polygraphy.backend.trt import engine_bytes_from_network, network_from_onnx_path
+    from polygraphy.logger import G_LOGGER
+    from polygraphy.util import save_file
+
+    # EXTRA_VERBOSE is where polygraphy puts TensorRT's own VERBOSE, which holds the kernel list.
+    G_LOGGER.module_severity = G_LOGGER.EXTRA_VERBOSE
+    # TensorRT 10 must be asked for a strongly typed network; 11 and RTX know no other.
+    builder, network, parser = network_from_onnx_path(request.onnx, strongly_typed=True)
+    plan = engine_bytes_from_network((builder, network, parser), config=_config(request, builder, network, trt))
+    with Path(request.plan).open("wb") as stream:
+        save_file(plan, stream)  # flushes and fsyncs
+    return hashlib.sha256(plan).hexdigest()
+
+
+def _config(request: BuildRequest, builder: Any, network: Any, trt: Any) -> Any:
+    from polygraphy.backend.trt import Profile
+
+    profile = Profile()
+    for name, (smallest, usual, largest) in request.profile.items():
+        profile.add(name, min=smallest, opt=usual, max=largest)
+    common = {"profiles": [profile], "profiling_verbosity": trt.ProfilingVerbosity.DETAILED}
+    if request.backend == "tensorrt-rtx":
+        from polygraphy.backend.tensorrt_rtx import create_config_rtx
+
+        return create_config_rtx(builder, network, compute_capabilities=[request.compute_capability], use_gpu=False, **common)
+    from polygraphy.backend.trt import create_config
+
+    return create_config(builder, network, **common)
+
+
+def gpu_compute_capability() -> tuple[int, int]:
+    """(major, minor) of the first GPU, from the CUDA driver. Raises OSError or RuntimeError when there is no driver or no GPU."""
+    driver = ctypes.CDLL("libcuda.so.1")
+    device = ctypes.c_int()
+    _check(driver.cuInit(0), "cuInit")
+    _check(driver.cuDeviceGet(ctypes.byref(device), 0), "cuDeviceGet")
+    major, minor = ctypes.c_int(), ctypes.c_int()
+    for value, attribute in ((major, _COMPUTE_CAPABILITY_MAJOR), (minor, _COMPUTE_CAPABILITY_MINOR)):
+        _check(driver.cuDeviceGetAttribute(ctypes.byref(value), attribute, device), "cuDeviceGetAttribute")
+    return major.value, minor.value
+
+
+def _check(status: int, function: str) -> None:
+    if status != 0:
+        raise RuntimeError(f"CUDA driver: {function} failed with status {status}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
