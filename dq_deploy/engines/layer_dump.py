@@ -30,7 +30,9 @@ _ONNX_NODE = re.compile(r"\[ONNX Layer: (.*?)\](?=[\x1e\x1f]?\[ONNX Layer: |[\x1
 _PARSED_NODE = re.compile(r"^(?:\[[^\]]{1,2}\] )?Parsing node: (?P<name>.+) \[(?P<op>[\w.:]+)\]$", re.MULTILINE)
 _WEIGHTS = re.compile(r"Total Weights Memory: (\d+) bytes")
 
-# Spellings of the two TensorRT families: the last word of "Row major linear FP32" as well as a plain "Float".
+# The enterprise TensorRT lists a convolution's weights so, RTX among the constants.
+_CONV_WEIGHTS = re.compile(r', Weights: \{"Type": "(?P<type>\w+)", "Count": (?P<count>\d+)\}')
+# Spellings of the two TensorRT families: alone ("Half"), or in a format's description ("Channel major FP16 format where channel % 8 == 0").
 _DTYPES = {
     "float": "fp32",
     "fp32": "fp32",
@@ -89,7 +91,7 @@ def parse_dump(log: str) -> LayerDump | None:
 
 def _kernels(log: str) -> Iterator[Kernel]:
     """Kernels after the last ``Layers:`` heading; none at all when one of its lines cannot be read, since a partial list would mislead."""
-    lines = log.splitlines()
+    lines = log.split("\n")  # splitlines would also split at the \x1e that separates the nodes
     starts = [number for number, line in enumerate(lines) if _HEADING.match(line)]
     if not starts:
         return
@@ -105,11 +107,14 @@ def _kernels(log: str) -> Iterator[Kernel]:
 
 
 def _kernel(match: re.Match[str], line: str) -> Kernel:
+    constants = _tensors(match["constants"] or "")
+    if weights := _CONV_WEIGHTS.search(line):
+        constants += (Tensor(dtype=_dtype_of(weights["type"]), shape=(int(weights["count"]),)),)
     return Kernel(
         name=match["name"],
         type=match["type"],
         inputs=_tensors(match["inputs"]),
-        constants=_tensors(match["constants"] or ""),
+        constants=constants,
         outputs=_tensors(match["outputs"]),
         nodes=tuple(_ONNX_NODE.findall(line.rpartition(", Metadata: ")[2])),
     )
@@ -125,7 +130,9 @@ def _shape(text: str) -> tuple[int, ...]:
 
 def _dtype(text: str) -> str:
     match = _DATATYPE.search(text)
-    if match is None:
-        return "unknown"
-    word = match["name"].strip().rpartition(" ")[2].lower()
-    return _DTYPES.get(word, word)
+    return _dtype_of(match["name"]) if match else "unknown"
+
+
+def _dtype_of(description: str) -> str:
+    words = re.findall(r"\w+", description.lower())
+    return next((_DTYPES[word] for word in words if word in _DTYPES), "-".join(words) or "unknown")

@@ -164,7 +164,9 @@ def _crash(failure: Failure) -> DqDeployError | None:
 
 def _refusal(failure: Failure) -> DqDeployError | RuntimeError:
     if match := _IMPORT.search(failure.log):
-        return EnvironmentProblem(f"the builder's libraries do not load: {match[0]}", "check the driver and reinstall its Python packages")
+        return EnvironmentProblem(
+            f"the builder's libraries do not load: {match[0]}", "check the driver and memory limits, and reinstall its packages"
+        )
     if unparsed := list(dict.fromkeys(_UNPARSED.findall(failure.log))):
         nodes = [f"node '{name}' ({op}): {message.strip()}" for _, name, op, message in unparsed]
         return ArtifactError(f"the builder refuses the graph: {'; '.join(nodes)}", "export the bundle again with this dq-deploy")

@@ -56,7 +56,7 @@ class Graph:
         return self.node("DequantizeLinear", [codes, scale], f"{name}/WeightDQ", axis=axis)
 
     def quantize(self, value: str, name: str, rank: int) -> tuple[str, str]:
-        """x · (1/s_t) through a Q/DQ pair of scale 1, and s_t."""
+        """Divide by s_t through a Q/DQ pair of scale 1, and s_t."""
         scale = self.gathered(f"{name}.scale", ROWS, rank)
         scaled = self.node("Mul", [value, self.node("Reciprocal", [scale], f"{name}/Inverse")], f"{name}/Scale")
         return self.unit_qdq(scaled, name), scale
