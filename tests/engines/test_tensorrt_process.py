@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes.util
+import importlib.util
 import os
 import signal
 import subprocess
@@ -13,6 +15,7 @@ import pytest
 
 from dq_deploy.artifacts import sha256_file
 from dq_deploy.engines import tensorrt_process
+from dq_deploy.engines.tensorrt_child import gpu_compute_capability
 from dq_deploy.engines.tensorrt_process import Failure, diagnose, run_child
 from dq_deploy.engines.tensorrt_request import BuildRequest
 from dq_deploy.errors import ArtifactError, EnvironmentProblem, ResourceError
@@ -25,6 +28,8 @@ PARSED = "[X] Parsing node: layer/Conv [Conv]\n"
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """ONNX file of one INT8 conv."""
+    if importlib.util.find_spec("tensorrt_rtx") is None:
+        pytest.skip("TensorRT-RTX is not installed")
     return graphs.asymmetric_conv(tmp_path_factory.mktemp("bundle") / "bundle").path / "model.onnx"
 
 
@@ -190,3 +195,11 @@ def test_our_own_bug_stays_a_bug() -> None:
     error = diagnose(Failure(1, "Traceback (most recent call last):\nTypeError: _build() takes 2 arguments\n"))
     assert isinstance(error, RuntimeError)
     assert "TypeError: _build() takes 2 arguments" in str(error)
+
+
+@pytest.mark.skipif(ctypes.util.find_library("cuda") is not None, reason="a CUDA driver is installed")
+def test_no_driver() -> None:
+    with pytest.raises(OSError, match="libcuda") as caught:
+        gpu_compute_capability()
+    error = diagnose(Failure(1, f"Traceback (most recent call last):\nOSError: {caught.value}\n"))
+    assert isinstance(error, EnvironmentProblem)
