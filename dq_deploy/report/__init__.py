@@ -1,1 +1,1 @@
-"""Pictures and the HTML page."""
+"""Pictures and the HTML page: `write_report(path, ReportData(...))`."""
