@@ -16,7 +16,7 @@ from .resolve import resolve
 from .source import Source, check_finite, weights_sha256
 
 if TYPE_CHECKING:
-    from diffusers import DiffusionPipeline, SchedulerMixin
+    from diffusers import DiffusionPipeline
 
 _LOG = logging.getLogger(__name__)
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
@@ -47,9 +47,7 @@ def load_source(source: str | Path | DiffusionPipeline) -> Source:
     )
 
 
-def source_from_module(
-    module: torch.nn.Module, *, scheduler: SchedulerMixin, sample_shape: tuple[int, ...], name: str | None = None
-) -> Source:
+def source_from_module(module: torch.nn.Module, *, scheduler: Any, sample_shape: tuple[int, ...], name: str | None = None) -> Source:
     """A source from any module called as ``module(sample, timestep, **conditions)``; the module is copied, not changed.
 
     ``sample_shape`` is the shape of one sample without the batch. Raises UsageError when it is no shape and ArtifactError for a NaN or
@@ -99,7 +97,8 @@ def _config(model: Any) -> dict[str, Any]:
 
 
 def _checked(*, reference: str, model: torch.nn.Module, **fields: Any) -> Source:
-    model = model.to("cpu", torch.float32).eval()
+    # Module.to itself: the one that diffusers puts over it warns of every change of type.
+    model = torch.nn.Module.to(model, "cpu", torch.float32).eval()
     state = model.state_dict()
     check_finite(reference, state)
     return Source(reference=reference, model=model, sha256=weights_sha256(state), **fields)

@@ -5,15 +5,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from ..errors import ArtifactError
 from .pipeline_index import Component
-
-if TYPE_CHECKING:
-    from diffusers import SchedulerMixin
 
 _MOST_LISTED = 10
 
@@ -22,6 +19,7 @@ _MOST_LISTED = 10
 class Source:
     """A denoiser in float32 and evaluation mode, on the CPU, with its scheduler.
 
+    ``scheduler`` is a diffusers ``SchedulerMixin``, whose attributes diffusers sets where no type checker sees them.
     ``reference`` is what the user typed, ``config`` the model's configuration as plain JSON with ``_class_name``, ``sample_shape`` the
     shape of one sample without the batch, ``sha256`` the hash of the weights (see `weights_sha256`). ``component`` is the pipeline's
     attribute that holds the model; "module" means a bare ``nn.Module``, which has no pipeline: ``pipeline_class`` is then "".
@@ -31,7 +29,7 @@ class Source:
     reference: str
     model: torch.nn.Module
     component: Component
-    scheduler: SchedulerMixin
+    scheduler: Any
     config: dict[str, Any]
     pipeline_class: str
     sample_shape: tuple[int, ...]

@@ -1,0 +1,1 @@
+"""Training of the built-in models from real data; no part of the package."""
