@@ -166,20 +166,20 @@ def test_training_lowers_the_loss_and_the_output_loads(data: Path, tmp_path: Pat
 
 
 def test_kill_and_resume_give_the_bit_identical_result(data: Path, tmp_path: Path) -> None:
-    more = ("--checkpoint-every", "5", "--model-config", str(data / "config.json"))
+    more = ("--checkpoint-every", "10", "--model-config", str(data / "config.json"))
     assert CliRunner().invoke(train_unet.main, arguments(data, tmp_path / "whole", *more, steps=40)).exit_code == 0
 
     killed = tmp_path / "killed"
     command = [sys.executable, "-m", "training.train_unet", *arguments(data, killed, *more, steps=40)]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL, cwd=Path(train_unet.__file__).parents[1])
-    while not (killed / WEIGHTS).is_file():  # written right after the state of step 5
+    while not (killed / WEIGHTS).is_file():  # written right after the state of step 10
         assert process.poll() is None
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     result = CliRunner().invoke(train_unet.main, arguments(data, killed, *more, "--resume", steps=40))
     assert result.exit_code == 0, result.output
-    assert re.search(r"going on after step ([5-9]|[123]\d)\n", result.stderr)
+    assert re.search(r"going on after step ([123]0)\n", result.stderr)
 
     for name in ("state.safetensors", WEIGHTS):
         whole, resumed = load_file(tmp_path / "whole" / name), load_file(killed / name)
