@@ -35,6 +35,8 @@ _CONTRACTIONS: dict[str, ContractionOp] = {
 _CONTRACTION_TYPE = re.compile(r"correlation|conv|gemm|matmul|matrix|mha|attention", re.IGNORECASE)
 # Fused kernels say so in their name only: `__myl_CastMulCastFc_…`, `_gemm_mha_v2_…`. "Conc" is a concatenation.
 _CONTRACTION_NAME = re.compile(r"Fc(?=[A-Z_])|Gemm|Conv(?=[A-Z_])|_gemm|mha")
+# Entries of the list that launch nothing: shape arithmetic on the host, and streams that wait for each other.
+_BOOKKEEPING = ("shape_call", "signal", "wait")
 # A fusion that casts before it multiplies may read integers and multiply floats.
 _CAST_FIRST = re.compile(r"Cast.*(Fc|Gemm|Conv|_gemm|mha)")
 _FLOATS = ("fp32", "fp16", "bf16", "fp8")
@@ -102,7 +104,7 @@ class LayerReport(BaseModel):
             "version": self.version,
             "compute_capability": self.compute_capability,
             "weights_bytes": self.weights_bytes,
-            "kernels": len(self.kernels),
+            "kernels": sum(count for _, _, count in kernel_rows(self)),
             "kernels_by_type": [{"type": kind, "datatype": datatype, "count": count} for kind, datatype, count in kernel_rows(self)],
             "conv_by_precision": self.by_precision("conv"),
             "gemm_by_precision": self.by_precision("gemm"),
@@ -143,8 +145,8 @@ def build_report(
 
 
 def kernel_rows(report: LayerReport) -> list[tuple[str, str, int]]:
-    """(kernel type, datatypes, count), the commonest first: rows for a table."""
-    counts = Counter((kernel.type, datatypes(kernel)) for kernel in report.kernels)
+    """(kernel type, datatypes, count), the commonest first: rows for a table. What only orders the others is no kernel and left out."""
+    counts = Counter((kernel.type, datatypes(kernel)) for kernel in report.kernels if kernel.type not in _BOOKKEEPING)
     return sorted(((kind, datatype, count) for (kind, datatype), count in counts.items()), key=lambda row: (-row[2], row[0], row[1]))
 
 
