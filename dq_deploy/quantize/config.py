@@ -57,7 +57,8 @@ class QuantizeConfig(BaseModel):
     """Distillation steps per block; 0 turns distillation off."""
     batch_size: int = Field(default=32, ge=1)
     lr_scale: float = Field(default=1e-3, gt=0, lt=math.inf)
-    lr_weight: float = Field(default=1e-5, gt=0, lt=math.inf)
+    lr_weight: float = Field(default=0.02, gt=0, lt=math.inf)
+    """Steps of the weights per iteration, in units of their quantization step."""
     seed: int = Field(default=0, ge=0, lt=2**32)
 
     @classmethod

@@ -19,7 +19,7 @@ from .layers import ActivationQuantizer, QuantizedWeight
 from .plan import decode, float_name
 
 _SHRINK = torch.logspace(0, -2, 20, base=2)  # candidate clipping ranges, 1 … 1/4 of min–max
-_SEARCH_ELEMENTS = 16384  # per timestep; the optimum of a one-dimensional search is known well enough from these
+_SEARCH_ELEMENTS = 4096  # per timestep; the optimum of a one-dimensional search is known well enough from these
 _WORTHWHILE = 0.99  # a dilation must lower the measured error to this, or rounding's luck decides
 
 
@@ -155,13 +155,11 @@ def _try(group: Group, weights: dict[str, torch.Tensor], s: torch.Tensor, fit: t
     _apply(group, weights, s, fit[0], rows)
     x, timestep = judge
     quantized = group.quantizer(x, timestep)
-    ones = torch.ones(len(x))
     error = 0.0
     for name, layer in group.layers.items():
         exact = _float_output(layer, weights[name], x)
         difference = (layer(quantized) - exact).unflatten(0, (rows, -1)).flatten(1).double().pow(2).sum(1)
         error += float((difference / exact.unflatten(0, (rows, -1)).flatten(1).double().pow(2).sum(1).clamp(min=1e-30)).mean())
-    del ones
     return error
 
 

@@ -31,7 +31,10 @@ def select_rows(timestep: torch.Tensor, boundaries: torch.Tensor) -> torch.Tenso
 
 def round_ste(x: torch.Tensor) -> torch.Tensor:
     """Round half to even forward, identity backward (straight-through estimator)."""
-    return x + (torch.round(x) - x).detach()
+    rounded = torch.round(x)
+    if not (torch.is_grad_enabled() and x.requires_grad):
+        return rounded
+    return rounded.detach() + (x - x.detach())  # the second term is exactly 0, so the value stays an integer
 
 
 def quantize(x: torch.Tensor, inverse_scale: torch.Tensor, zero_point: torch.Tensor, bits: int) -> torch.Tensor:

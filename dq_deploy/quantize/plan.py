@@ -224,7 +224,8 @@ def _quantizer_call(graph_module: GraphModule, layer: Layer, x: Node, name: str,
             rows = len(timesteps)
             quantizer.set_tables(torch.full((rows,), 1 / (qmax - qmin)), torch.full((rows,), float(qmin)))
         target = _register(graph_module, "quantizers", name, quantizer)
-        with graph_module.graph.inserting_after(x):
+        anchor = max((n for n in graph_module.graph.nodes if n.op == "placeholder")) if x.op == "placeholder" else x
+        with graph_module.graph.inserting_after(anchor):
             shared[key] = graph_module.graph.call_module(target, (x, timestep))
         shared[key].meta = {**layer.node.meta, "val": x.meta["val"], "quantizer": name}
     call = shared[key]

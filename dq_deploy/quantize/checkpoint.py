@@ -1,0 +1,183 @@
+"""The quantized checkpoint: the integer model, its graph, and what it takes to judge it.
+
+Files: ``model.safetensors`` (codes int8, scales, tables, dilation, biases, float leftovers), ``graph.json`` (the forward as ATen nodes and
+integer layers), ``reference.safetensors`` (held-out inputs and the float model's outputs), ``manifest.json``.
+Tensor names: ``<layer>.weight.codes`` int8 [O, ...], ``<layer>.weight.scale`` [O], ``<layer>.bias`` [O]; ``<quantizer>.scale`` [T],
+``<quantizer>.zero_point`` int8 [T], ``<quantizer>.dilation`` [C]; float leftovers under their parameter names.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.fx import GraphModule
+
+from ..artifacts import Artifact, open_artifact
+from ..errors import ArtifactError
+from .calibration import Trajectories
+from .capture import set_tensor
+from .graph_json import dump_graph, load_graph
+from .layers import ActivationQuantizer, QuantizedConv2d, QuantizedLinear, QuantizedMatmul, QuantizedWeight
+from .plan import decode, encode
+
+MODEL, GRAPH, REFERENCE = "model.safetensors", "graph.json", "reference.safetensors"
+Layer = QuantizedConv2d | QuantizedLinear | QuantizedMatmul
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A loaded checkpoint. ``model(sample, timestep, ...)`` is the PyTorch reference forward, with everything frozen."""
+
+    artifact: Artifact
+    model: GraphModule
+    timesteps: torch.Tensor  # [T] ascending
+
+    @property
+    def details(self) -> dict[str, Any]:
+        """The manifest's details."""
+        return self.artifact.manifest.details
+
+    @property
+    def layers(self) -> dict[str, Layer]:
+        """Integer layers by name."""
+        return dict(named_layers(self.model))
+
+    @property
+    def quantizers(self) -> dict[str, ActivationQuantizer]:
+        """Quantizers by name."""
+        return dict(named_quantizers(self.model))
+
+    def reference(self) -> Trajectories:
+        """The held-out trajectories that the checkpoint carries."""
+        tensors = _load(self.artifact.file(REFERENCE))
+        conditions = {k.removeprefix("conditions."): v for k, v in tensors.items() if k.startswith("conditions.")}
+        return Trajectories(tensors["timesteps"], tensors["inputs"], tensors["outputs.float"], conditions)
+
+
+def named_layers(model: nn.Module) -> Iterator[tuple[str, Layer]]:
+    """Integer layers of a quantized graph with their names."""
+    for target, module in model.named_modules():
+        if isinstance(module, Layer):
+            yield decode(target), module
+
+
+def named_quantizers(model: nn.Module) -> Iterator[tuple[str, ActivationQuantizer]]:
+    """Quantizers of a quantized graph with their names."""
+    for target, module in model.named_modules():
+        if isinstance(module, ActivationQuantizer):
+            yield decode(target), module
+
+
+def freeze(model: GraphModule) -> None:
+    """Fix every layer and table to the integers and scales that a checkpoint stores. In place."""
+    for _, layer in named_layers(model):
+        layer.freeze()
+    for _, quantizer in named_quantizers(model):
+        quantizer.freeze()
+
+
+def integer_tensors(model: GraphModule) -> dict[str, torch.Tensor]:
+    """Every tensor of a frozen model under its checkpoint name."""
+    tensors: dict[str, torch.Tensor] = {}
+    for name, layer in named_layers(model):
+        if isinstance(layer, QuantizedWeight):
+            assert layer.frozen is not None
+            tensors[f"{name}.weight.codes"], tensors[f"{name}.weight.scale"] = layer.frozen
+            if layer.bias is not None:
+                tensors[f"{name}.bias"] = layer.bias.detach()
+    for name, quantizer in named_quantizers(model):
+        tensors[f"{name}.scale"] = quantizer.scale_table()
+        tensors[f"{name}.zero_point"] = quantizer.zero_point_table()
+        tensors[f"{name}.dilation"] = quantizer.dilation
+    for target in sorted({str(n.target) for n in model.graph.nodes if n.op == "get_attr"}):
+        tensors[target] = model.get_buffer(target)
+    return {name: tensor.detach().contiguous().clone() for name, tensor in tensors.items()}
+
+
+def write_checkpoint(folder: Path, model: GraphModule, reference: Trajectories) -> None:
+    """Write a frozen model and its reference data into a folder (the manifest is the caller's)."""
+    configs = {name: layer.config() for name, layer in named_layers(model)}
+    quantizers = {name: quantizer.config() for name, quantizer in named_quantizers(model)}
+    graph = {"nodes": dump_graph(model.graph), "layers": configs, "quantizers": quantizers}
+    (folder / GRAPH).write_text(json.dumps(graph, indent=1, sort_keys=True, allow_nan=False) + "\n")
+    save_file(integer_tensors(model), folder / MODEL)
+    data = {"timesteps": reference.timesteps, "inputs": reference.samples, "outputs.float": reference.outputs}
+    data |= {f"conditions.{k}": v for k, v in reference.conditions.items()}
+    save_file({k: v.contiguous().clone() for k, v in data.items()}, folder / REFERENCE)
+
+
+def load_checkpoint(path: str | Path) -> Checkpoint:
+    """Open, verify and rebuild a checkpoint.
+
+    Raises UsageError (no such path) or ArtifactError (not a checkpoint, changed files, malformed or non-finite contents).
+    """
+    artifact = open_artifact(path, "checkpoint")
+    tensors = _load(artifact.file(MODEL))
+    bad = [n for n, t in tensors.items() if t.is_floating_point() and not torch.isfinite(t).all()]
+    if bad:
+        raise ArtifactError(f"{path}: NaN or Inf in {', '.join(bad[:5])}")
+    try:
+        description = json.loads(artifact.file(GRAPH).read_text())
+        timesteps = torch.tensor(artifact.manifest.timesteps, dtype=torch.float32)
+        model = _rebuild(description, tensors, timesteps)
+    except (KeyError, ValueError, TypeError, RuntimeError) as error:
+        raise ArtifactError(f"{path}: the graph and the tensors do not fit ({type(error).__name__}: {error})") from None
+    return Checkpoint(artifact, model, timesteps)
+
+
+def _rebuild(description: dict[str, Any], tensors: dict[str, torch.Tensor], timesteps: torch.Tensor) -> GraphModule:
+    root = nn.Module()
+    root.add_module("layers", nn.Module())
+    root.add_module("quantizers", nn.Module())
+    for name, config in description["layers"].items():
+        root.get_submodule("layers").add_module(encode(name), _layer(name, dict(config), tensors))
+    for name, config in description["quantizers"].items():
+        quantizer = ActivationQuantizer(timesteps, **config)
+        quantizer.dilation.copy_(tensors[f"{name}.dilation"])
+        _check_table(name, tensors[f"{name}.scale"], len(timesteps))
+        quantizer.set_tables(tensors[f"{name}.scale"], tensors[f"{name}.zero_point"].float())
+        quantizer.freeze()
+        quantizer.frozen_scale = tensors[f"{name}.scale"]
+        root.get_submodule("quantizers").add_module(encode(name), quantizer)
+    graph = load_graph(description["nodes"])
+    for node in graph.nodes:
+        if node.op == "get_attr":
+            set_tensor(root, str(node.target), tensors[str(node.target)])
+        if node.op == "call_module" and str(node.target).startswith("quantizers."):
+            node.meta["quantizer"] = decode(str(node.target))
+    return GraphModule(root, graph)
+
+
+def _check_table(name: str, scale: torch.Tensor, rows: int) -> None:
+    if scale.shape != (rows,):
+        raise ArtifactError(f"table '{name}.scale' has shape {tuple(scale.shape)}, and there are {rows} calibrated timesteps")
+    if not bool((scale >= torch.finfo(torch.float32).tiny).all()):
+        raise ArtifactError(f"table '{name}.scale' has a zero, negative or subnormal scale at row {int(scale.argmin())}")
+
+
+def _layer(name: str, config: dict[str, Any], tensors: dict[str, torch.Tensor]) -> Layer:
+    op = config.pop("op")
+    if op == "matmul":
+        return QuantizedMatmul()
+    codes, scale = tensors[f"{name}.weight.codes"], tensors[f"{name}.weight.scale"]
+    if codes.dtype != torch.int8 or scale.shape != codes.shape[:1]:
+        raise ArtifactError(f"layer '{name}': codes {codes.dtype} {tuple(codes.shape)} and scale {tuple(scale.shape)} do not fit")
+    kind: type[QuantizedConv2d] | type[QuantizedLinear] = {"conv2d": QuantizedConv2d, "linear": QuantizedLinear}[op]
+    layer = kind(torch.zeros_like(codes, dtype=torch.float32), tensors.get(f"{name}.bias"), **config)
+    layer.set_frozen(codes, scale)
+    return layer
+
+
+def _load(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise ArtifactError(f"{path}: not a valid safetensors file ({error})") from None
