@@ -174,9 +174,9 @@ def _float_model(artifact: Artifact) -> torch.nn.Module:
 
     Raises ArtifactError when what is there now has other weights, and UsageError when it came from no place that can be read again.
     """
-    origin = artifact.manifest.details["source"]
+    origin = artifact.manifest.details.get("source") or {}
     hint = "sample without the comparison: --no-compare-float"
-    if not origin["reference"]:
+    if not origin.get("reference"):
         raise UsageError(f"{artifact.path} was made from a model in memory, so there is no float model to compare with", hint)
     source = load_source(origin["reference"])
     if source.sha256 != origin["sha256"]:
@@ -190,10 +190,10 @@ def _wrapped(model: Callable[..., Any], artifact: Artifact) -> DropInModel:
     channels, height, width = details["sample_shape"]
 
     def forward(inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-        output = model(inputs["sample"], inputs["timestep"].expand(len(inputs["sample"])))
+        output = model(inputs["sample"], inputs["timestep"].float().expand(len(inputs["sample"])))
         return output if isinstance(output, torch.Tensor) else output[0]
 
-    config = {**details.get("model_config", {}), "in_channels": channels, "sample_size": (height, width)}
+    config = {**(details.get("model_config") or {}), "in_channels": channels, "sample_size": (height, width)}
     return DropInModel(forward, ("sample", "timestep"), config)
 
 

@@ -118,7 +118,7 @@ def test_float_model_must_be_the_one_quantized(tiny_bundle: Artifact, pipeline_d
     ):
         sample(altered(tiny_bundle, tmp_path / "changed", source=source), tmp_path / "grid.png")
     with pytest.raises(UsageError, match="made from a model in memory"):
-        sample(altered(tiny_bundle, tmp_path / "memory", source={"reference": "", "sha256": "0"}), tmp_path / "grid.png")
+        sample(altered(tiny_bundle, tmp_path / "memory", source=None), tmp_path / "grid.png")
 
 
 def test_models_that_need_more_are_refused(tiny_bundle: Artifact, tmp_path: Path) -> None:

@@ -198,13 +198,12 @@ def _row(contender: Contender, batch: int, times: Floats, baseline: Floats, snr:
 
 
 def _notes(contenders: Sequence[Contender]) -> list[str]:
-    saturating = [contender.name for contender in contenders if contender.runner.details.get("int8_saturates")]
-    if not saturating:
-        return []
-    who = ", ".join(saturating)
-    return [
-        f"this CPU has no VNNI, and the INT8 kernels of {who} saturate on it: the times are real, the outputs may be off (see their SNR)"
-    ]
+    affected = [contender for contender in contenders if contender.runner.details.get("int8_saturates")]
+    wrong = [contender.name for contender in affected if contender.runner.details["integer"]]
+    slow = [contender.name for contender in affected if not contender.runner.details["integer"]]
+    why = "this CPU has no VNNI, and OpenVINO's INT8 kernels saturate on it"
+    notes = [f"{why}: the times of {', '.join(wrong)} are real, the outputs are off (see their SNR)"] if wrong else []
+    return notes + ([f"{why}: {', '.join(slow)} computed quantized layers in float, exactly and slowly"] if slow else [])
 
 
 def _misses(row: BenchRow, baseline: str, max_ratio: float) -> bool:

@@ -15,7 +15,8 @@ from ..errors import EnvironmentProblem, UsageError
 from .dropin import make_runner
 from .runner import TIMESTEP, Array, Runner
 
-Engine = Literal["onnxruntime", "openvino"]
+# "openvino-int8" takes OpenVINO's INT8 kernels even where they saturate.
+Engine = Literal["onnxruntime", "openvino", "openvino-int8"]
 Inputs = Mapping[str, Array]
 # Timesteps cycled through while timing; more would only lengthen the comparison of outputs that precedes it.
 _TIMESTEPS = 4
@@ -53,7 +54,7 @@ def contenders_from(
     return [
         Contender(
             name=f"{label} · {engine}",
-            runner=make_runner(artifact, runtime=engine, threads=threads),
+            runner=_runner(artifact, engine, threads),
             inputs=_inputs_of(artifact, seed),
             path=str(artifact.path),
         )
@@ -65,6 +66,12 @@ def contenders_from(
 def _default_engines(artifact: Artifact) -> tuple[Engine, ...]:
     with_openvino = artifact.manifest.details["target"] == "tensorrt" and find_spec("openvino") is not None
     return ("onnxruntime", "openvino") if with_openvino else ("onnxruntime",)
+
+
+def _runner(artifact: Artifact, engine: Engine, threads: int | None) -> Runner:
+    if engine == "openvino-int8":
+        return make_runner(artifact, runtime="openvino", threads=threads, integer=True)
+    return make_runner(artifact, runtime=engine, threads=threads)
 
 
 def _labels(paths: Sequence[Path]) -> list[str]:

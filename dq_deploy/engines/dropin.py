@@ -103,7 +103,7 @@ def load(path: str | Path | Artifact, *, runtime: Runtime = "auto", **options: A
     artifact = path if isinstance(path, Artifact) else open_artifact(path, ("bundle", "engine"))
     runner = make_runner(artifact, runtime=runtime, **options)
     names = [entry["name"] for entry in artifact.manifest.details["inputs"]]
-    return DropInModel(_through(runner), names, artifact.manifest.details["model_config"])
+    return DropInModel(_through(runner), names, artifact.manifest.details.get("model_config") or {})
 
 
 def make_runner(artifact: Artifact, *, runtime: Runtime = "auto", **options: Any) -> Runner:

@@ -22,9 +22,9 @@ class Waiter:
 
     name = "waiter"
 
-    def __init__(self, ms: float = 0.0, output: float = 1.0, log: list[str] | None = None, saturates: bool = False) -> None:
+    def __init__(self, ms: float = 0.0, output: float = 1.0, log: list[str] | None = None, **details: Any) -> None:
         self.ms, self.output, self.log = ms, output, log
-        self.details: dict[str, Any] = {"int8_saturates": saturates}
+        self.details = details
 
     def run(self, inputs: Mapping[str, Any]) -> np.ndarray[Any, Any]:
         end = time.perf_counter() + self.ms / 1e3
@@ -95,8 +95,13 @@ def test_gate() -> None:
 
 
 def test_saturating_kernels_are_noted() -> None:
-    (note,) = bench([contender("a"), contender("b", saturates=True)], runs=1, warmup=0).notes
-    assert note.startswith("this CPU has no VNNI, and the INT8 kernels of b saturate on it")
+    fast, slow = contender("fast", int8_saturates=True, integer=True), contender("slow", int8_saturates=True, integer=False)
+    notes = bench([contender("a"), fast, slow], runs=1, warmup=0).notes
+    why = "this CPU has no VNNI, and OpenVINO's INT8 kernels saturate on it: "
+    assert notes == [
+        why + "the times of fast are real, the outputs are off (see their SNR)",
+        why + "slow computed quantized layers in float, exactly and slowly",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -140,7 +145,9 @@ def test_bundles_on_both_engines(tiny_bundle: Artifact) -> None:
     assert result.machine["cores"] >= 1
     assert steps[:2] == ["timing", "20"]
     assert len(steps) == 22
-    assert [c.name for c in contenders_from([tiny_bundle.path], engines=["openvino"])] == ["bundle · openvino"]
+    (forced,) = contenders_from([tiny_bundle.path], engines=["openvino-int8"])
+    assert forced.name == "bundle · openvino-int8"
+    assert forced.runner.details["integer"] is True
 
 
 def test_what_cannot_be_timed_is_named(tiny_bundle: Artifact, tmp_path: Path) -> None:

@@ -35,17 +35,31 @@ def test_saturation_is_reported_and_float_kernels_are_exact(tmp_path: Path) -> N
     sample = np.full((4, 64), 1.27, np.float32)
     exact = np.full((4, 32), 64 * 127 * 1.27, np.float32)
     np.testing.assert_allclose(OpenVinoRunner(file, integer=False).run({"sample": sample}), exact, rtol=1e-5)
-    integer = OpenVinoRunner(file)
+    integer = OpenVinoRunner(file, integer=True)
     agrees = np.allclose(integer.run({"sample": sample}), exact, rtol=1e-3)
     assert integer.details["int8_saturates"] == int8_saturates()
     assert agrees or int8_saturates()
-    assert OpenVinoRunner(file, integer=False).details["int8_saturates"] is False
+
+
+def test_the_default_is_exact_everywhere(tmp_path: Path) -> None:
+    file = write_graph(tmp_path / "layer.onnx", LAYER % ", ".join(["127.0"] * 64 * 32))
+    runner = OpenVinoRunner(file)
+    np.testing.assert_allclose(runner.run({"sample": np.full((4, 64), 1.27, np.float32)}), np.full((4, 32), 64 * 127 * 1.27), rtol=1e-3)
+    assert runner.details["integer"] is not int8_saturates()
+
+
+def test_no_exact_way_is_an_environment_problem(tiny_bundle: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+    # As on a CPU without VNNI, with an OpenVINO that ignores the setting.
+    monkeypatch.setattr("dq_deploy.engines.openvino.int8_saturates", lambda: True)
+    monkeypatch.setattr("dq_deploy.engines.openvino._saturates", lambda _: True)
+    with pytest.raises(EnvironmentProblem, match="only INT8 kernels that saturate on this CPU(?s:.*)use the onnxruntime engine"):
+        OpenVinoRunner(tiny_bundle)
 
 
 @pytest.mark.skipif(not int8_saturates(), reason="this CPU has VNNI or its like: INT8 kernels are exact")
 def test_seven_bit_weights_do_not_saturate(tmp_path: Path) -> None:
     file = write_graph(tmp_path / "layer.onnx", LAYER % ", ".join(["63.0"] * 64 * 32))
-    result = OpenVinoRunner(file).run({"sample": np.full((4, 64), 1.27, np.float32)})
+    result = OpenVinoRunner(file, integer=True).run({"sample": np.full((4, 64), 1.27, np.float32)})
     np.testing.assert_allclose(result, np.full((4, 32), 64 * 63 * 1.27, np.float32), rtol=1e-3)
 
 
