@@ -80,12 +80,12 @@ def collect_trajectories(model: Model, scheduler: Any, *, steps: int, seeds: ran
             x = scheduler.step(prediction, t, x, generator=generator).prev_sample
             advance(1)
     order = torch.tensor(schedule, dtype=torch.float32).argsort()
-    return Trajectories(
-        torch.tensor(schedule, dtype=torch.float32)[order], torch.stack(samples)[order], torch.stack(outputs)[order], dealt
-    )
+    return Trajectories(torch.tensor(schedule, dtype=torch.float32)[order], torch.stack(samples)[order], torch.stack(outputs)[order], dealt)
 
 
 def _check_finite(output: torch.Tensor, timestep: float, seeds: range) -> None:
     bad = (~torch.isfinite(output.flatten(1))).any(dim=1).nonzero()[:, 0].tolist()
     if bad:
-        raise ArtifactError(f"the float model's output has NaN or Inf at timestep {timestep:g}, seed {', '.join(str(seeds[i]) for i in bad[:5])}")
+        raise ArtifactError(
+            f"the float model's output has NaN or Inf at timestep {timestep:g}, seed {', '.join(str(seeds[i]) for i in bad[:5])}"
+        )

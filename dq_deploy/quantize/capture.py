@@ -97,7 +97,9 @@ def _verify(wrapper: nn.Module, graph: nn.Module, tensors: list[torch.Tensor]) -
         if not torch.isfinite(expected).all():
             raise ArtifactError("the model's output has NaN or Inf on random input", "check the model's weights")
         if expected.shape != got.shape or not torch.allclose(expected, got, rtol=1e-3, atol=1e-4 * float(expected.abs().max())):
-            raise ArtifactError(f"the captured graph differs from the model at batch {batch}", "the forward's control flow depends on the batch size")
+            raise ArtifactError(
+                f"the captured graph differs from the model at batch {batch}", "the forward's control flow depends on the batch size"
+            )
 
 
 def _name_nodes(graph_module: GraphModule, names: list[str]) -> None:
@@ -154,7 +156,14 @@ def _is_noop(node: Node) -> bool:
     if not isinstance(source, Node):
         return False
     before, after = source.meta.get("val"), node.meta.get("val")
-    if node.target in (aten.to.dtype, aten.to.device, aten.to.dtype_layout, aten._to_copy.default, aten.contiguous.default, aten.clone.default):
+    if node.target in (
+        aten.to.dtype,
+        aten.to.device,
+        aten.to.dtype_layout,
+        aten._to_copy.default,
+        aten.contiguous.default,
+        aten.clone.default,
+    ):
         return isinstance(before, torch.Tensor) and isinstance(after, torch.Tensor) and before.dtype == after.dtype
     if node.target in (aten.dropout.default, aten.feature_dropout.default):
         return node.args[2] is False

@@ -26,6 +26,7 @@ def dump_graph(graph: Graph) -> list[dict[str, Any]]:
             "args": [_encode(a) for a in node.args],
             "kwargs": {k: _encode(v) for k, v in node.kwargs.items()},
             "path": node.meta.get("path", ""),
+            "layer": node.meta.get("layer", "") if node.op == "call_function" else "",
         }
         for node in graph.nodes
     ]
@@ -66,7 +67,7 @@ def load_graph(nodes: list[dict[str, Any]]) -> Graph:
                 node = graph.output(args[0])
             else:
                 node = graph.create_node(entry["op"], target, args, kwargs, name=entry["name"])
-            node.meta["path"] = entry["path"]
+            node.meta["path"], node.meta["layer"] = entry["path"], entry["layer"]
             made[entry["name"]] = node
         except (KeyError, TypeError, AttributeError, IndexError, AssertionError) as error:
             name = entry.get("name", "?") if isinstance(entry, dict) else "?"

@@ -20,6 +20,7 @@ from .plan import decode, float_name
 
 _SHRINK = torch.logspace(0, -2, 20, base=2)  # candidate clipping ranges, 1 … 1/4 of min–max
 _SEARCH_ELEMENTS = 4096  # per timestep; the optimum of a one-dimensional search is known well enough from these
+_MIN_MAX_BITS = 7
 _WORTHWHILE = 0.99  # a dilation must lower the measured error to this, or rounding's luck decides
 
 
@@ -132,7 +133,9 @@ def set_group(group: Group, x: torch.Tensor, timestep: torch.Tensor, rows: int, 
     return DilationRecord(group.name, best, float((bound > 1).float().mean()), share, ratio, errors[best] / max(errors["none"], 1e-30))
 
 
-def _halves(x: torch.Tensor, timestep: torch.Tensor, rows: int) -> tuple[tuple[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]:
+def _halves(
+    x: torch.Tensor, timestep: torch.Tensor, rows: int
+) -> tuple[tuple[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]:
     """Split the seeds in two: tables are fitted on one half, and a dilation is judged on the other."""
     x, timestep = x.unflatten(0, (rows, -1)), timestep.unflatten(0, (rows, -1))
     middle = max(1, x.shape[1] // 2)
@@ -171,17 +174,20 @@ def _float_output(layer: QuantizedWeight, weight: torch.Tensor, x: torch.Tensor)
 
 
 def search_tables(x: torch.Tensor, rows: int, bits: int, *, symmetric: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """Scale [T] and zero-point [T] with the least squared rounding error per timestep, all timesteps together.
+    """Scale [T] and zero-point [T] per timestep, all timesteps together, for ``x`` [T·m, ...] (timesteps slowest).
 
-    ``x`` [T·m, ...], timesteps slowest. The range searched is min–max, shrunk by a common factor down to a quarter.
+    At 7 and 8 bits min–max: clipping costs the network more than the finer steps gain (docs/decisions/initial-range.md). Below, the
+    range with the least squared rounding error, min–max shrunk by a common factor down to a quarter.
     """
     values = x.reshape(rows, -1).float()
     low, high = values.amin(dim=1), values.amax(dim=1)
+    best_scale, best_zero = numerics.affine_parameters(low, high, bits, symmetric=symmetric)
+    if bits >= _MIN_MAX_BITS:
+        return best_scale, best_zero
     if values.shape[1] > _SEARCH_ELEMENTS:
         step = values.shape[1] // _SEARCH_ELEMENTS
         values = values[:, ::step]
     best_error = torch.full((rows,), torch.inf)
-    best_scale, best_zero = numerics.affine_parameters(low, high, bits, symmetric=symmetric)
     for shrink in _SHRINK:
         scale, zero = numerics.affine_parameters(low * shrink, high * shrink, bits, symmetric=symmetric)
         codes = numerics.quantize(values, (1 / scale)[:, None], zero[:, None], bits)

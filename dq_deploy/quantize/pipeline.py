@@ -81,7 +81,12 @@ def _resolve(source: Any, scheduler: Any, sample_shape: tuple[int, ...] | None) 
         if scheduler is None or sample_shape is None:
             raise UsageError("a plain nn.Module needs scheduler= and sample_shape= (without the batch)")
         kind = type(source).__name__
-        return source.float().eval(), scheduler, tuple(sample_shape), {"model": kind, "component": None, "source": None, "model_config": {}, "pipeline_class": None}
+        return (
+            source.float().eval(),
+            scheduler,
+            tuple(sample_shape),
+            {"model": kind, "component": None, "source": None, "model_config": {}, "pipeline_class": None},
+        )
     from ..sources import load_source
 
     loaded = load_source(source)
@@ -150,7 +155,9 @@ def _manifest(config: QuantizeConfig, details: dict[str, Any], names: list[str],
             **{k: v for k, v in details.items() if k != "model"},
             "sample_shape": list(shape),
             "inputs": names,
-            "conditions": {k: {"dtype": str(v.dtype).removeprefix("torch."), "shape": list(v.shape[1:])} for k, v in data.conditions.items()},
+            "conditions": {
+                k: {"dtype": str(v.dtype).removeprefix("torch."), "shape": list(v.shape[1:])} for k, v in data.conditions.items()
+            },
             "layers": [layer.record() for layer in plan.quantized],
             "float_layers": [layer.record() for layer in plan.left_float],
             "float_mac_share": plan.float_share,

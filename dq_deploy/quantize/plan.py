@@ -47,7 +47,14 @@ class Layer:
         if self.float_reason:
             return {"name": self.name, "op": self.op, "macs": self.macs, "reason": self.float_reason}
         bits = {"weight_bits": self.weight_bits} if self.op != "matmul" else {}
-        return {"name": self.name, "op": self.op, "macs": self.macs, **bits, "activation_bits": self.activation_bits, "quantizers": self.quantizers}
+        return {
+            "name": self.name,
+            "op": self.op,
+            "macs": self.macs,
+            **bits,
+            "activation_bits": self.activation_bits,
+            "quantizers": self.quantizers,
+        }
 
 
 @dataclass
@@ -78,7 +85,7 @@ def make_plan(graph_module: GraphModule, config: QuantizeConfig) -> Plan:
 
     Raises UsageError when nothing can be quantized, a ``keep`` pattern matches nothing, or too much would stay in float.
     """
-    layers = list(_find_layers(graph_module))
+    layers = list(find_layers(graph_module))
     if not layers:
         raise UsageError("the model has no convolution, linear layer or matrix product to quantize")
     inputs = [n for n in graph_module.graph.nodes if n.op == "placeholder"]
@@ -86,6 +93,7 @@ def make_plan(graph_module: GraphModule, config: QuantizeConfig) -> Plan:
     output = output[0] if isinstance(output, tuple | list) else output
     unmatched = []
     for layer in layers:
+        layer.node.meta["layer"] = layer.name
         layer.weight_bits, layer.activation_bits = config.weight_bits, config.activation_bits
     for pattern, value in config.keep.items():
         hits = [x for x in layers if _matches(pattern, x, inputs[0], output)]
@@ -117,13 +125,18 @@ def _matches(pattern: str, layer: Layer, first_input: Node, output: Any) -> bool
 
 def _keep(layer: Layer, pattern: str, value: int | str) -> None:
     if value == "float":
-        reason = "reads the model's input, which 8 bits would blur by more than the noise of the last step" if pattern == FIRST else f"keep {pattern}=float"
+        reason = (
+            "reads the model's input, which 8 bits would blur by more than the noise of the last step"
+            if pattern == FIRST
+            else f"keep {pattern}=float"
+        )
         layer.float_reason = layer.float_reason or reason
     else:
         layer.weight_bits = layer.activation_bits = int(value)
 
 
-def _find_layers(graph_module: GraphModule) -> Iterator[Layer]:
+def find_layers(graph_module: GraphModule) -> Iterator[Layer]:
+    """Every product of a captured graph, named by its module path."""
     taken: set[str] = set()
     for node in graph_module.graph.nodes:
         if node.op != "call_function":
@@ -217,7 +230,12 @@ def _quantizer_call(graph_module: GraphModule, layer: Layer, x: Node, name: str,
     if key not in shared:
         channels = 1 if layer.op == "matmul" else _static(x.meta["val"])[axis]
         quantizer = ActivationQuantizer(
-            timesteps, layer.activation_bits, symmetric=layer.op == "matmul" and not is_softmax, axis=axis, channels=channels, fixed=is_softmax
+            timesteps,
+            layer.activation_bits,
+            symmetric=layer.op == "matmul" and not is_softmax,
+            axis=axis,
+            channels=channels,
+            fixed=is_softmax,
         )
         if is_softmax:  # probabilities lie in [0, 1] at every timestep: code = round((2^b − 1)·P) − 2^(b−1)
             qmin, qmax = code_range(layer.activation_bits)

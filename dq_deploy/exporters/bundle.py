@@ -1,0 +1,174 @@
+"""Checkpoint → bundle: a folder with ``model.onnx`` (and its external data) and the manifest that maps layers to graph values.
+
+Manifest ``details``: ``target``, ``dtype``, ``float``, ``inputs`` (name, dtype, shape), ``output``, ``layers`` (name, op, macs, output value,
+quantizers), ``float_layers``, ``quantizers`` (name, input value, codes value, pads, code_type), and from the checkpoint ``component``,
+``pipeline_class``, ``model_config``, ``sample_shape``, ``source``.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import onnx
+import onnx_ir as ir
+import onnx_ir.passes.common as passes
+import torch
+
+from ..artifacts import Artifact, Manifest, check_output, create_artifact
+from ..errors import ArtifactError, UsageError
+from ..progress import Progress, silent
+from ..quantize.checkpoint import Checkpoint, load_checkpoint
+from .emitter import FP32_MARK
+from .float_source import FloatModel, load_float
+from .lowering import Sites, lower
+from .onnxruntime_target import OnnxRuntimeTarget
+from .precision import DTYPES, lower_precision
+from .skeleton import to_onnx
+from .tensorrt_target import TensorRTTarget
+
+TARGETS = ("tensorrt", "onnxruntime")
+_DEFAULT_DTYPE = {"tensorrt": "fp16", "onnxruntime": "fp32"}
+_CARRIED = ("component", "pipeline_class", "model_config", "sample_shape", "source", "conditions")
+_EXTERNAL_BYTES = 1 << 20  # smaller initializers stay in the protobuf, where tools show them
+Target = Literal["tensorrt", "onnxruntime"]
+
+
+def export(checkpoint: str | Path | Artifact, output: str | Path, *, target: Target, dtype: str | None = None, float: bool = False,  # noqa: A002
+           force: bool = False, progress: Progress = silent) -> Artifact:  # fmt: skip
+    """Export a checkpoint as an ONNX bundle, opset 21, dynamic batch.
+
+    ``dtype`` (fp32, fp16, bf16) is the type of what is not quantized: by default fp16 for ``tensorrt`` and fp32 for ``onnxruntime``. ``float``
+    exports the unquantized model that the checkpoint came from, as the baseline (default fp32). Raises UsageError or ArtifactError.
+    """
+    if target not in TARGETS:
+        raise UsageError(f"unknown target '{target}'", f"targets: {', '.join(TARGETS)}")
+    dtype = dtype or ("fp32" if float else _DEFAULT_DTYPE[target])
+    if dtype not in DTYPES:
+        raise UsageError(f"unknown dtype '{dtype}'", f"types: {', '.join(DTYPES)}")
+    check_output(Path(output), force=force)
+    path = checkpoint.path if isinstance(checkpoint, Artifact) else checkpoint
+    with progress("export", 4) as advance:
+        loaded = load_checkpoint(path)
+        advance(1, "capturing")
+        model, sites = _float_graph(load_float(loaded)) if float else _integer_graph(loaded, target)
+        advance(1, "lowering")
+        _finish(model, target, dtype)
+        manifest = _manifest(loaded, model, sites, target, dtype, float)
+        advance(1, "writing")
+        with create_artifact(output, manifest, force=force) as folder:
+            write_model(model, folder / "model.onnx")
+        advance(1, "done")
+    return Artifact(Path(output), manifest)
+
+
+def _examples(details: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """Example inputs of batch 2 in the graph's order; only their shapes and types matter."""
+    examples = {}
+    for index, name in enumerate(details["inputs"]):
+        if name == "timestep":
+            examples[name] = torch.tensor([1.0, 2.0])
+        elif index == 0:
+            examples[name] = torch.zeros(2, *details["sample_shape"])
+        else:
+            condition = details["conditions"][name]
+            examples[name] = torch.zeros(2, *condition["shape"], dtype=getattr(torch, condition["dtype"]))
+    return examples
+
+
+def _integer_graph(checkpoint: Checkpoint, target: Target) -> tuple[ir.Model, Sites]:
+    names = {node.name: node.meta["layer"] for node in checkpoint.model.graph.nodes if node.meta.get("layer")}
+    model = to_onnx(checkpoint.model, _examples(checkpoint.details), names)
+    timestep = next(v for v in model.graph.inputs if v.name == "timestep")
+    if target == "onnxruntime":
+        _one_timestep(model.graph, timestep)
+    writer = (TensorRTTarget if target == "tensorrt" else OnnxRuntimeTarget)(model.graph, timestep, checkpoint.timesteps)
+    return model, lower(model, writer, checkpoint.layers, checkpoint.quantizers)
+
+
+def _one_timestep(graph: ir.Graph, timestep: ir.Value) -> None:
+    """Make ``timestep`` [1] and expand it for the model's own use."""
+    sample = graph.inputs[0]
+    first = next(iter(graph))
+    size = ir.Value(name="batch_size", type=ir.TensorType(ir.DataType.INT64), shape=ir.Shape([1]))
+    every = ir.Value(name="timestep_of_each_sample", type=ir.TensorType(ir.DataType.FLOAT), shape=timestep.shape)
+    ir.convenience.replace_all_uses_with(timestep, every)
+    nodes = [
+        ir.Node("", "Shape", [sample], [ir.AttrInt64("start", 0), ir.AttrInt64("end", 1)], outputs=[size], name="batch_size/Shape"),
+        ir.Node("", "Expand", [timestep, size], outputs=[every], name="timestep/Expand"),
+    ]
+    graph.insert_before(first, nodes)
+    timestep.shape = ir.Shape([1])
+
+
+def _float_graph(source: FloatModel) -> tuple[ir.Model, Sites]:
+    model = to_onnx(source.graph, source.examples, source.layers)
+    lower(model, None, {}, {})
+    return model, Sites()
+
+
+def _finish(model: ir.Model, target: Target, dtype: str) -> None:
+    graph = model.graph
+    for value in graph.inputs:
+        value.shape = (
+            ir.Shape(["batch", *list(value.shape or [])[1:]]) if value.shape != ir.Shape([1]) or value.name != "timestep" else value.shape
+        )
+    model.opset_imports.pop("dq_deploy", None)
+    passes.RemoveUnusedNodesPass()(model)
+    lower_precision(model, DTYPES[dtype])
+    for node in graph:
+        node.metadata_props.clear()
+        node.doc_string = None
+        for output in node.outputs:
+            output.metadata_props.clear()
+    assert all(FP32_MARK not in node.metadata_props for node in graph)
+    passes.RemoveUnusedNodesPass()(model)
+    passes.TopologicalSortPass()(model)
+    model.producer_name, model.producer_version = "dq-deploy", None
+    model.metadata_props.clear()
+    graph.name = "dq_deploy"
+
+
+def write_model(model: ir.Model, path: Path) -> None:
+    """Write ``model.onnx``, large tensors in ``model.onnx.data`` beside it, and check the result with onnx's full check.
+
+    Raises ArtifactError when the checker refuses the graph.
+    """
+    ir.save(model, path, external_data=f"{path.name}.data", size_threshold_bytes=_EXTERNAL_BYTES)
+    try:
+        onnx.checker.check_model(str(path), full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise ArtifactError(f"onnx.checker refuses the exported graph: {error}") from error
+
+
+def _manifest(checkpoint: Checkpoint, model: ir.Model, sites: Sites, target: str, dtype: str, is_float: bool) -> Manifest:
+    details = checkpoint.details
+    parent = checkpoint.artifact.manifest
+    inputs = [
+        {
+            "name": v.name,
+            "dtype": str(v.dtype.numpy()) if v.dtype else None,
+            "shape": [d if isinstance(d, int) else str(d) for d in v.shape or []],
+        }
+        for v in model.graph.inputs
+    ]
+    layers = [{**layer, "output": sites.layers[layer["name"]]} for layer in details["layers"]] if not is_float else []
+    return Manifest(
+        kind="bundle",
+        model=parent.model,
+        parent=checkpoint.artifact.as_parent,
+        quantization=None if is_float else parent.quantization,
+        scheduler=parent.scheduler,
+        timesteps=parent.timesteps,
+        details={
+            **{key: details[key] for key in _CARRIED},
+            "target": target,
+            "dtype": dtype,
+            "float": is_float,
+            "inputs": inputs,
+            "output": "out_sample",
+            "layers": layers,
+            "float_layers": details["float_layers"] if not is_float else [],
+            "quantizers": sites.quantizers,
+        },
+    )

@@ -1,0 +1,67 @@
+"""Writing a handful of ONNX nodes in the place of a placeholder, with names that a person can follow."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+FP32_MARK = "dq_deploy.scale_arithmetic"
+"""Metadata key of nodes that stay fp32 whatever the rest of the graph is."""
+
+
+class Emitter:
+    """Inserts nodes before an anchor node (or at the graph's end). Node and value names start with ``prefix``."""
+
+    def __init__(self, graph: ir.Graph, prefix: str, before: ir.Node | None, *, fp32: bool = True) -> None:
+        self.graph, self.prefix, self.before, self.fp32 = graph, prefix, before, fp32
+
+    def op(self, op_type: str, inputs: Sequence[ir.Value], *, name: str | None = None, output: str | None = None,
+           dtype: ir.DataType = ir.DataType.FLOAT, **attributes: Any) -> ir.Value:  # fmt: skip
+        """Emit one node and return its output value."""
+        label = f"{self.prefix}/{name or op_type}"
+        value = ir.Value(name=output or f"{label}:0", type=ir.TensorType(dtype))
+        node = ir.Node("", op_type, inputs, ir.convenience.convert_attributes(attributes), outputs=[value], name=label)
+        if self.fp32:
+            node.metadata_props[FP32_MARK] = "1"
+        if self.before is not None:
+            self.graph.insert_before(self.before, node)
+        else:
+            self.graph.append(node)
+        return value
+
+    def constant(self, name: str, array: np.ndarray[Any, Any]) -> ir.Value:
+        """An initializer; a second request for the same name gives the same one."""
+        if name in self.graph.initializers:
+            return self.graph.initializers[name]
+        return initializer(self.graph, name, ir.tensor(np.ascontiguousarray(array), name=name))
+
+    def unsqueeze(self, value: ir.Value, rank: int, name: str) -> ir.Value:
+        """[N] → [N, 1, ..., 1] of the given rank."""
+        axes = self.constant(f"dq_deploy.axes_1_{rank}", np.arange(1, rank, dtype=np.int64))
+        return self.op("Unsqueeze", [value, axes], name=name)
+
+
+def initializer(graph: ir.Graph, name: str, tensor: ir.TensorProtocol) -> ir.Value:
+    """Register a tensor as an initializer of the graph."""
+    value = ir.Value(name=name, shape=ir.Shape(tensor.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
+    graph.register_initializer(value)
+    return value
+
+
+def attributes(node: ir.Node) -> Mapping[str, Any]:
+    """A node's attributes as Python values."""
+    return {name: attribute.value for name, attribute in node.attributes.items()}
+
+
+def replace(node: ir.Node, value: ir.Value) -> None:
+    """Let ``value`` stand where the node's only output stood, keep a graph output's name, and remove the node."""
+    graph, old = node.graph, node.outputs[0]
+    assert graph is not None
+    value.shape = old.shape
+    if old.is_graph_output():
+        value.name, old.name = old.name, f"{old.name}:placeholder"
+    ir.convenience.replace_all_uses_with(old, value, replace_graph_outputs=True)
+    graph.remove(node, safe=True)

@@ -1,0 +1,45 @@
+"""The float model that a checkpoint came from, for the baseline graph."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch.fx import GraphModule
+
+from ..errors import ArtifactError, UsageError
+from ..quantize.capture import capture, decompose_attention
+from ..quantize.plan import find_layers
+
+if TYPE_CHECKING:
+    from ..quantize.checkpoint import Checkpoint
+
+
+@dataclass(frozen=True)
+class FloatModel:
+    """A captured float graph, example inputs in its order, and its products' names by node name."""
+
+    graph: GraphModule
+    examples: dict[str, torch.Tensor]
+    layers: dict[str, str]
+
+
+def load_float(checkpoint: Checkpoint) -> FloatModel:
+    """Load and capture the source that the checkpoint's manifest names, and verify that its weights are the same.
+
+    Raises UsageError when the checkpoint was made from a module in memory, ArtifactError when the source has changed.
+    """
+    from ..sources import load_source
+    from .bundle import _examples
+
+    source = checkpoint.details["source"]
+    if not source:
+        raise UsageError("this checkpoint was made from a module in memory: the float model cannot be loaded again")
+    loaded = load_source(source["reference"])
+    if loaded.sha256 != source["sha256"]:
+        raise ArtifactError(f"the weights of {source['reference']} are not those that the checkpoint was made from")
+    examples = _examples(checkpoint.details)
+    graph = capture(loaded.model, examples)
+    decompose_attention(graph)
+    return FloatModel(graph, examples, {layer.node.name: layer.name for layer in find_layers(graph)})

@@ -1,0 +1,74 @@
+"""The ``onnxruntime`` target: Q/DQ whose scale and zero-point are the gathered row of the tables.
+
+Legal ONNX, and what ONNX Runtime's CPU fusions accept: scalar rows (one timestep for the batch), uint8 codes (its int8 MatMul fusion fails
+on a bias), no bias inside the convolution. A uint8 code is the checkpoint's int8 code + 128.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+import torch
+
+from ..quantize.checkpoint import Layer
+from ..quantize.layers import ActivationQuantizer, QuantizedMatmul
+from ..quantize.numerics import code_range
+from .emitter import Emitter, attributes
+from .lowering import Operand
+from .scales import scale_array, select_rows, zero_point_array
+from .tensorrt_target import _per_channel, dequantized_weight
+
+CODE_OFFSET = 128
+_UINT8 = ir.DataType.UINT8
+
+
+class OnnxRuntimeTarget:
+    """Writes the ``onnxruntime`` target; one row for the whole batch."""
+
+    def __init__(self, graph: ir.Graph, timestep: ir.Value, timesteps: torch.Tensor) -> None:
+        self.graph = graph
+        self.row = select_rows(graph, timestep, timesteps, per_sample=False)
+        self._anchor = next(node for node in graph if not (node.name or "").startswith("row_selection/"))
+
+    def quantize(self, emit: Emitter, x: ir.Value, quantizer: ActivationQuantizer, name: str, pads: list[int]) -> tuple[Operand, ir.Value]:
+        """See the module. Padding is left to the convolution: what it adds is the real number 0."""
+        if bool((quantizer.dilation != 1).any()):
+            shape = [1] * len(x.shape or ())
+            shape[quantizer.axis] = -1
+            factor = (1 / quantizer.dilation).numpy().reshape(shape)
+            x = emit.op("Mul", [x, emit.constant(f"{name}.inverse_dilation", factor)], name="dilate")
+        parameters = self._row(name, quantizer)
+        codes = emit.op("QuantizeLinear", [x, *parameters], dtype=_UINT8)
+        if quantizer.bits < 8:
+            limits = [np.array(v + CODE_OFFSET, dtype=np.uint8) for v in code_range(quantizer.bits)]
+            codes = emit.op("Clip", [codes, *(emit.constant(f"dq_deploy.code_u{v}", v) for v in limits)], dtype=_UINT8)
+        return Operand(emit.op("DequantizeLinear", [codes, *parameters]), quantizer, name), codes
+
+    def _row(self, name: str, quantizer: ActivationQuantizer) -> list[ir.Value]:
+        """Scalar scale and zero-point of this timestep."""
+        scale, zero_point = scale_array(quantizer), (zero_point_array(quantizer).astype(np.int16) + CODE_OFFSET).astype(np.uint8)
+        if quantizer.fixed:
+            emit = Emitter(self.graph, name, self._anchor)
+            return [emit.constant(f"{name}.scale", scale[0]), emit.constant(f"{name}.zero_point", zero_point[0])]
+        gathered = []
+        for suffix, table, dtype in (("scale", scale, ir.DataType.FLOAT), ("zero_point", zero_point, _UINT8)):
+            emit = Emitter(self.graph, f"{name}.{suffix}", self._anchor)
+            key = f"{name}.{suffix}/Gather:0"
+            found = next((n.outputs[0] for n in self.graph if n.outputs[0].name == key), None)
+            gathered.append(found or emit.op("Gather", [emit.constant(f"{name}.{suffix}", table), self.row], dtype=dtype, axis=0))
+        return gathered
+
+    def product(self, emit: Emitter, layer: Layer, node: ir.Node, operands: list[Operand], name: str) -> ir.Value:
+        """See the module."""
+        if isinstance(layer, QuantizedMatmul):
+            return emit.op("MatMul", [o.value for o in operands], output=f"{name}/output")
+        output = None if layer.bias is not None else f"{name}/output"
+        (operand,) = operands
+        if node.op_type == "Linear":
+            y = emit.op("MatMul", [operand.value, dequantized_weight(emit, layer, name, transpose=True)], output=output)
+        else:
+            options = {k: v for k, v in attributes(node).items() if k != "name"}
+            y = emit.op("Conv", [operand.value, dequantized_weight(emit, layer, name, transpose=False)], output=output, **options)
+        if layer.bias is None:
+            return y
+        return emit.op("Add", [y, emit.constant(f"{name}.bias", _per_channel(layer.bias.detach().numpy(), node))], output=f"{name}/output")

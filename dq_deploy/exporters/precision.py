@@ -1,0 +1,98 @@
+"""Turning what is not quantized into fp16 or bf16, with the scale arithmetic left in fp32 and casts at its borders.
+
+A float value is low precision from where the sample enters (or an integer layer leaves) onwards; what depends on the timestep alone
+stays fp32 until it meets such a value, because 999 sin/cos angles do not survive in half precision.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from .emitter import FP32_MARK, initializer
+
+DTYPES = {"fp32": ir.DataType.FLOAT, "fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
+_SAME_TYPE_EXEMPT = {"Cast", "Shape", "Size", "ConstantOfShape", "Range"}
+_FLOAT = ir.DataType.FLOAT
+
+
+def lower_precision(model: ir.Model, dtype: ir.DataType) -> None:
+    """Convert in place. Graph inputs and outputs stay fp32."""
+    if dtype == _FLOAT:
+        return
+    converter = _Converter(model.graph, dtype)
+    for value in model.graph.inputs:
+        if value.name != "timestep" and value.dtype == _FLOAT:
+            converter.low.add(value)  # fp32 itself; consumers that are not scale arithmetic read its cast
+    for node in list(model.graph):
+        converter.visit(node)
+    converter.finish_outputs()
+
+
+class _Converter:
+    """``low`` holds the values that float consumers must read in low precision."""
+
+    def __init__(self, graph: ir.Graph, dtype: ir.DataType) -> None:
+        self.graph, self.dtype = graph, dtype
+        self.low: set[ir.Value] = set()
+        self._casts: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}
+
+    def visit(self, node: ir.Node) -> None:
+        if FP32_MARK in node.metadata_props:
+            for index, value in enumerate(node.inputs):
+                if value is not None and value.dtype == self.dtype:
+                    node.replace_input_with(index, self._cast(value, _FLOAT, node))
+            if any(FP32_MARK not in user.metadata_props for user, _ in node.outputs[0].uses()):
+                self.low.add(node.outputs[0])
+            return
+        floats = [(i, v) for i, v in enumerate(node.inputs) if v is not None and v.dtype in (_FLOAT, self.dtype)]
+        if node.op_type in _SAME_TYPE_EXEMPT or not any(v in self.low for _, v in floats):
+            return
+        for index, value in floats:
+            if node.op_type == "Resize" and index in (1, 2):
+                continue  # region and scales are fp32 by definition
+            node.replace_input_with(index, self._convert(value, node))
+        for output in node.outputs:
+            if output.dtype in (_FLOAT, None):
+                output.type = ir.TensorType(self.dtype)
+                self.low.add(output)
+
+    def _convert(self, value: ir.Value, before: ir.Node) -> ir.Value:
+        if value.dtype == self.dtype:
+            return value
+        if value.is_initializer() and value.const_value is not None:
+            return self._constant(value)
+        return self._cast(value, self.dtype, before)
+
+    def _constant(self, value: ir.Value) -> ir.Value:
+        name = f"{value.name}.{self.dtype.name.lower()}"
+        if name not in self.graph.initializers:
+            assert value.const_value is not None
+            array = value.const_value.numpy()
+            limit = float(np.finfo(np.float16).max) if self.dtype == ir.DataType.FLOAT16 else np.inf
+            array = np.clip(array, -limit, limit)  # −inf of a mask and anything too large for half precision
+            initializer(self.graph, name, ir.tensor(array.astype(self.dtype.numpy()), dtype=self.dtype, name=name))
+        return self.graph.initializers[name]
+
+    def _cast(self, value: ir.Value, dtype: ir.DataType, before: ir.Node | None) -> ir.Value:
+        if (value, dtype) not in self._casts:
+            name = f"{value.name}:{dtype.name.lower()}"
+            output = ir.Value(name=name, type=ir.TensorType(dtype), shape=value.shape)
+            node = ir.Node(
+                "", "Cast", [value], [ir.AttrInt64("to", dtype.value)], outputs=[output], name=f"{value.name}/to_{dtype.name.lower()}"
+            )
+            producer = value.producer()
+            if producer is not None:
+                self.graph.insert_after(producer, node)
+            else:
+                self.graph.insert_before(next(iter(self.graph)), node)
+            self._casts[value, dtype] = output
+        return self._casts[value, dtype]
+
+    def finish_outputs(self) -> None:
+        for index, value in enumerate(self.graph.outputs):
+            if value.dtype == self.dtype:
+                name, value.name = value.name, f"{value.name}:{self.dtype.name.lower()}"
+                output = self._cast(value, _FLOAT, None)
+                output.name = name
+                self.graph.outputs[index] = output

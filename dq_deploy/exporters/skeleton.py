@@ -1,0 +1,116 @@
+"""A captured graph → an ONNX model in which every product and quantizer is one placeholder node that carries its name.
+
+``torch.onnx.ops.symbolic`` carries them through the exporter untouched, so a target can lower each one to exactly the nodes it wants,
+and weights never pass through the exporter at all.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import onnx_ir as ir
+import torch
+from torch.fx import GraphModule, Node
+
+from ..errors import ArtifactError
+from ..quantize.capture import aten
+from ..quantize.layers import QuantizedConv2d, QuantizedLinear
+from ..quantize.plan import decode
+
+DOMAIN = "dq_deploy"
+OPSET = 21  # the lowest with INT4, and the highest that every runtime here reads
+
+
+def _symbolic(op: str, inputs: tuple[torch.Tensor, ...], shape: Any, attributes: dict[str, Any]) -> torch.Tensor:
+    return torch.onnx.ops.symbolic(f"{DOMAIN}::{op}", inputs, attributes, dtype=torch.float32, shape=shape, version=1)
+
+
+def _quantize(x: torch.Tensor, name: str) -> torch.Tensor:
+    return _symbolic("Quantize", (x,), x.shape, {"name": name})
+
+
+def _conv2d(x: torch.Tensor, name: str, weight_shape: list[int], stride: list[int], padding: list[int], dilation: list[int], groups: int,
+            parameters: list[torch.Tensor]) -> torch.Tensor:  # fmt: skip
+    size = [(x.shape[2 + i] + 2 * padding[i] - dilation[i] * (weight_shape[2 + i] - 1) - 1) // stride[i] + 1 for i in range(2)]
+    attributes = {"name": name, "strides": stride, "pads": [*padding, *padding], "dilations": dilation, "group": groups}
+    return _symbolic("Conv", (x, *parameters), (x.shape[0], weight_shape[0], *size), attributes)
+
+
+def _linear(x: torch.Tensor, name: str, out_features: int, parameters: list[torch.Tensor]) -> torch.Tensor:
+    return _symbolic("Linear", (x, *parameters), (*x.shape[:-1], out_features), {"name": name})
+
+
+def _matmul(a: torch.Tensor, b: torch.Tensor, name: str) -> torch.Tensor:
+    return _symbolic("MatMul", (a, b), (*a.shape[:-1], b.shape[-1]), {"name": name})
+
+
+def to_onnx(model: GraphModule, inputs: dict[str, torch.Tensor], float_layers: dict[str, str]) -> ir.Model:
+    """Export a captured or quantized graph with placeholders ``Quantize``, ``Conv``, ``Linear`` and ``MatMul`` of domain ``dq_deploy``.
+
+    ``inputs`` are examples with batch 2, in the graph's order; ``float_layers`` maps node names of unquantized products to layer names.
+    Raises ArtifactError when the exporter does.
+    """
+    graph_module = _with_placeholders(model, float_layers)
+    dynamic = tuple({0: torch.export.Dim("batch", min=1)} for _ in inputs)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            program = torch.onnx.export(
+                graph_module, tuple(inputs.values()), dynamo=True, opset_version=OPSET, input_names=list(inputs), output_names=["out_sample"],
+                dynamic_shapes=dynamic, verbose=False, optimize=True,
+            )  # fmt: skip
+    except Exception as error:
+        raise ArtifactError(f"the ONNX exporter failed: {type(error).__name__}: {str(error).splitlines()[0]}") from error
+    assert program is not None
+    return program.model
+
+
+def _with_placeholders(model: GraphModule, float_layers: dict[str, str]) -> GraphModule:
+    graph = torch.fx.Graph()
+    copies: dict[Node, Node] = {}
+    for node in model.graph.nodes:
+        args = torch.fx.map_arg(node.args, lambda n: copies[n])
+        if node.op == "call_module":
+            copies[node] = _integer_placeholder(model, graph, node, args)
+        elif node.name in float_layers:
+            copies[node] = _float_placeholder(model, graph, node, float_layers[node.name], args)
+        elif node.op == "output":
+            graph.output(args[0])
+        else:
+            copies[node] = graph.node_copy(node, lambda n: copies[n])
+        if node.op != "output":
+            copies[node].meta = {"path": node.meta.get("path", "")}
+    graph.eliminate_dead_code()
+    return GraphModule(model, graph)
+
+
+def _integer_placeholder(model: GraphModule, graph: torch.fx.Graph, node: Node, args: Any) -> Node:
+    name = decode(str(node.target))
+    module = model.get_submodule(str(node.target))
+    if "quantizer" in node.meta:
+        return graph.call_function(_quantize, (args[0], name))
+    if isinstance(module, QuantizedConv2d):
+        assert module.frozen is not None
+        return graph.call_function(_conv2d, (args[0], name, list(module.frozen[0].shape), *_geometry(module.geometry), []))
+    if isinstance(module, QuantizedLinear):
+        assert module.frozen is not None
+        return graph.call_function(_linear, (args[0], name, module.frozen[0].shape[0], []))
+    return graph.call_function(_matmul, (*args, name))
+
+
+def _geometry(geometry: dict[str, Any]) -> tuple[Any, Any, Any, Any]:
+    return geometry["stride"], geometry["padding"], geometry["dilation"], geometry["groups"]
+
+
+def _float_placeholder(model: GraphModule, graph: torch.fx.Graph, node: Node, name: str, args: Any) -> Node:
+    if node.target in (aten.matmul.default, aten.bmm.default):
+        return graph.call_function(_matmul, (*args[:2], name))
+    if node.target not in (aten.conv2d.default, aten.linear.default):
+        return graph.create_node("call_function", node.target, args, dict(node.kwargs))  # exported as it is
+    weight = model.get_buffer(str(node.args[1].target))  # type: ignore[union-attr]
+    parameters = [a for a in (*args[1:3],) if a is not None]
+    if node.target == aten.linear.default:
+        return graph.call_function(_linear, (args[0], name, weight.shape[0], parameters))
+    stride, padding, dilation, groups = [*args[3:7], *[[1, 1], [0, 0], [1, 1], 1][max(len(args) - 3, 0) :]]
+    return graph.call_function(_conv2d, (args[0], name, list(weight.shape), stride, padding, dilation, groups, parameters))

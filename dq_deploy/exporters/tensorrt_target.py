@@ -1,0 +1,157 @@
+"""The ``tensorrt`` target: Q/DQ with constant scales, per-timestep arithmetic in fp32 around it.
+
+    x · (1/s_t) → [round, + z_t] → QuantizeLinear(1) → DequantizeLinear(1) → Conv/MatMul → [− z_t · Σ Ŵ_o] → · s_t → + bias
+
+TensorRT takes no zero-points and crashes on computed scales, so both stay outside Q/DQ. Padding comes first, so that it becomes the
+zero-point; rounding comes before adding z_t, since round(u) + z ≠ round(u + z) at ties. At 8 bits QuantizeLinear itself clips.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+import torch
+
+from ..quantize.checkpoint import Layer
+from ..quantize.layers import ActivationQuantizer, QuantizedMatmul, QuantizedWeight
+from ..quantize.numerics import code_range
+from .emitter import Emitter, attributes
+from .lowering import Operand
+from .scales import scale_array, select_rows, zero_point_array
+
+_INT8 = ir.DataType.INT8
+
+
+class TensorRTTarget:
+    """Writes the ``tensorrt`` target; each sample of a batch selects its own rows."""
+
+    def __init__(self, graph: ir.Graph, timestep: ir.Value, timesteps: torch.Tensor) -> None:
+        self.graph = graph
+        self.row = select_rows(graph, timestep, timesteps, per_sample=True)
+        self._anchor = next(node for node in graph if not (node.name or "").startswith("row_selection/"))
+        self._gathered: dict[str, ir.Value] = {}
+
+    def _gather(self, name: str, table: np.ndarray) -> ir.Value:  # type: ignore[type-arg]
+        """The rows [N] of a table [T], gathered once and before everything that reads it."""
+        if name not in self._gathered:
+            emit = Emitter(self.graph, name, self._anchor)
+            self._gathered[name] = emit.op("Gather", [emit.constant(name, table), self.row], axis=0)
+        return self._gathered[name]
+
+    def scale(self, name: str, quantizer: ActivationQuantizer) -> ir.Value:
+        """s_t [N]."""
+        return self._gather(f"{name}.scale", scale_array(quantizer))
+
+    def zero_point(self, name: str, quantizer: ActivationQuantizer) -> ir.Value:
+        """z_t [N], as fp32."""
+        return self._gather(f"{name}.zero_point", zero_point_array(quantizer).astype(np.float32))
+
+    def quantize(self, emit: Emitter, x: ir.Value, quantizer: ActivationQuantizer, name: str, pads: list[int]) -> tuple[Operand, ir.Value]:
+        """See the module."""
+        assert x.shape is not None
+        rank = len(x.shape)
+        shifted = not quantizer.symmetric
+        if pads and shifted:
+            half = len(pads) // 2
+            amounts = np.array([0, 0, *pads[:half], 0, 0, *pads[half:]], dtype=np.int64)
+            x = emit.op("Pad", [x, emit.constant(f"dq_deploy.pads_{'_'.join(map(str, pads))}", amounts)])
+        u = self._code_units(emit, x, quantizer, name, rank)
+        if shifted:
+            u = emit.op("Round", [u])
+            if quantizer.fixed:
+                shift = emit.constant(f"{name}.zero_point", np.array(zero_point_array(quantizer)[0], dtype=np.float32))
+            else:
+                shift = emit.unsqueeze(self.zero_point(name, quantizer), rank, "zero_point")
+            u = emit.op("Add", [u, shift])
+        if quantizer.bits < 8:
+            qmin, qmax = code_range(quantizer.bits)
+            low, high = (emit.constant(f"dq_deploy.code_{v}", np.array(v, dtype=np.float32)) for v in (qmin, qmax))
+            u = emit.op("Clip", [u, low, high])
+        one = emit.constant("dq_deploy.one", np.array(1.0, dtype=np.float32))
+        zero = emit.constant("dq_deploy.zero", np.array(0, dtype=np.int8))
+        codes = emit.op("QuantizeLinear", [u, one, zero], dtype=_INT8)
+        dequantized = emit.op("DequantizeLinear", [codes, one, zero])
+        return Operand(dequantized, quantizer, name, padded=bool(pads) and shifted), codes
+
+    def _code_units(self, emit: Emitter, x: ir.Value, quantizer: ActivationQuantizer, name: str, rank: int) -> ir.Value:
+        """x / (dilation · s_t)."""
+        if quantizer.fixed:
+            return emit.op("Mul", [x, emit.constant(f"{name}.inverse_scale", 1 / scale_array(quantizer)[0])])
+        inverse = emit.unsqueeze(emit.op("Reciprocal", [self.scale(name, quantizer)]), rank, "inverse_scale")
+        if bool((quantizer.dilation != 1).any()):
+            shape = [1] * rank
+            shape[quantizer.axis] = -1
+            factor = (1 / quantizer.dilation).numpy().reshape(shape)
+            inverse = emit.op("Mul", [inverse, emit.constant(f"{name}.inverse_dilation", factor)], name="dilate")
+        return emit.op("Mul", [x, inverse])
+
+    def product(self, emit: Emitter, layer: Layer, node: ir.Node, operands: list[Operand], name: str) -> ir.Value:
+        """See the module."""
+        if isinstance(layer, QuantizedMatmul):
+            return self._matmul(emit, node, operands, name)
+        (operand,) = operands
+        rank = len(node.outputs[0].shape or ())
+        y = _weighted(emit, layer, node, operand, name)
+        if not operand.quantizer.symmetric:
+            sums = _per_channel(weight_sums(layer), node)
+            shift = emit.unsqueeze(self.zero_point(operand.name, operand.quantizer), rank, "zero_point")
+            correction = emit.op("Mul", [shift, emit.constant(f"{name}.weight.sum", sums)], name="zero_point_sum")
+            y = emit.op("Sub", [y, correction])
+        has_bias = layer.bias is not None
+        scale = emit.unsqueeze(self.scale(operand.name, operand.quantizer), rank, "scale")
+        y = emit.op("Mul", [y, scale], output=None if has_bias else f"{name}/output")
+        if layer.bias is None:
+            return y
+        return emit.op("Add", [y, emit.constant(f"{name}.bias", _per_channel(layer.bias.detach().numpy(), node))], output=f"{name}/output")
+
+    def _matmul(self, emit: Emitter, node: ir.Node, operands: list[Operand], name: str) -> ir.Value:
+        """Two activations: · s_a s_b; a constant zero-point of the left (softmax) is corrected by the right's column sums."""
+        left, right = operands
+        rank = len(node.outputs[0].shape or ())
+        y = emit.op("MatMul", [left.value, right.value])
+        outside = Emitter(emit.graph, f"{name}_correction", emit.before)
+        if not left.quantizer.symmetric:
+            axis = outside.constant("dq_deploy.axis_rows", np.array([-2], dtype=np.int64))
+            sums = outside.op("ReduceSum", [right.value, axis], keepdims=1)
+            zero_point = outside.constant(f"{name}.lhs_zero_point", np.array(zero_point_array(left.quantizer)[0], dtype=np.float32))
+            y = emit.op("Sub", [y, outside.op("Mul", [sums, zero_point])])
+        scale = self.scale(right.name, right.quantizer)
+        if left.quantizer.fixed:
+            scale = emit.op("Mul", [scale, emit.constant(f"{left.name}.scale", scale_array(left.quantizer)[0])], name="scales")
+        else:
+            scale = emit.op("Mul", [self.scale(left.name, left.quantizer), scale], name="scales")
+        return emit.op("Mul", [y, emit.unsqueeze(scale, rank, "scale")], output=f"{name}/output")
+
+
+def _weighted(emit: Emitter, layer: QuantizedWeight, node: ir.Node, operand: Operand, name: str) -> ir.Value:
+    """The INT8 convolution or matrix product itself."""
+    if node.op_type == "Linear":
+        return emit.op("MatMul", [operand.value, dequantized_weight(emit, layer, name, transpose=True)])
+    options = {k: v for k, v in attributes(node).items() if k != "name"}
+    if operand.padded:
+        options["pads"] = [0] * len(options["pads"])
+    return emit.op("Conv", [operand.value, dequantized_weight(emit, layer, name, transpose=False)], **options)
+
+
+def dequantized_weight(emit: Emitter, layer: QuantizedWeight, name: str, *, transpose: bool) -> ir.Value:
+    """DequantizeLinear of a layer's int8 codes, per output channel; [O, ...] or transposed to [C, O]."""
+    assert layer.frozen is not None
+    codes, scale = layer.frozen[0].numpy(), layer.frozen[1].numpy()
+    inputs = [
+        emit.constant(f"{name}.weight.codes", codes.T if transpose else codes),
+        emit.constant(f"{name}.weight.scale", scale),
+        emit.constant(f"dq_deploy.zeros_{len(scale)}", np.zeros(len(scale), dtype=np.int8)),
+    ]
+    return emit.op("DequantizeLinear", inputs, name="DequantizeWeight", axis=1 if transpose else 0)
+
+
+def weight_sums(layer: QuantizedWeight) -> np.ndarray:  # type: ignore[type-arg]
+    """Σ Ŵ_o over everything but the output channel: s_w[o] · Σ codes, [O] fp32."""
+    assert layer.frozen is not None
+    codes, scale = layer.frozen
+    sums: np.ndarray = (codes.flatten(1).double().sum(dim=1) * scale.double()).float().numpy()  # type: ignore[type-arg]
+    return sums
+
+
+def _per_channel(values: np.ndarray, node: ir.Node) -> np.ndarray:  # type: ignore[type-arg]
+    return values.reshape(1, -1, 1, 1) if node.op_type == "Conv" else values
