@@ -1,8 +1,8 @@
 """Checkpoint → bundle: a folder with ``model.onnx`` (and its external data) and the manifest that maps layers to graph values.
 
-Manifest ``details``: ``target``, ``dtype``, ``float``, ``inputs`` (name, dtype, shape), ``output``, ``layers`` (name, op, macs, output value,
-quantizers), ``float_layers``, ``quantizers`` (name, input value, codes value, pads, code_type), and from the checkpoint ``component``,
-``pipeline_class``, ``model_config``, ``sample_shape``, ``source``.
+Manifest ``details``: ``target``, ``dtype``, ``float``, ``inputs`` (name, dtype, shape), ``output``, ``layers`` (name, op, macs, output
+value, quantizers), ``float_layers``, ``quantizers`` (name, input value, codes value, pads, code_type), and from the checkpoint
+``component``, ``pipeline_class``, ``model_config``, ``sample_shape``, ``source``, ``conditions``.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from ..artifacts import Artifact, Manifest, check_output, create_artifact
 from ..errors import ArtifactError, UsageError
 from ..progress import Progress, silent
 from ..quantize.checkpoint import Checkpoint, load_checkpoint
-from .emitter import FP32_MARK
 from .float_source import FloatModel, load_float
 from .lowering import Sites, lower
 from .onnxruntime_target import OnnxRuntimeTarget
@@ -34,12 +33,12 @@ _EXTERNAL_BYTES = 1 << 20  # smaller initializers stay in the protobuf, where to
 Target = Literal["tensorrt", "onnxruntime"]
 
 
-def export(checkpoint: str | Path | Artifact, output: str | Path, *, target: Target, dtype: str | None = None, float: bool = False,  # noqa: A002
-           force: bool = False, progress: Progress = silent) -> Artifact:  # fmt: skip
+def export(checkpoint: str | Path | Artifact, output: str | Path, *, target: Target, dtype: str | None = None,
+           float: bool = False, force: bool = False, progress: Progress = silent) -> Artifact:  # noqa: A002  # fmt: skip
     """Export a checkpoint as an ONNX bundle, opset 21, dynamic batch.
 
-    ``dtype`` (fp32, fp16, bf16) is the type of what is not quantized: by default fp16 for ``tensorrt`` and fp32 for ``onnxruntime``. ``float``
-    exports the unquantized model that the checkpoint came from, as the baseline (default fp32). Raises UsageError or ArtifactError.
+    ``dtype`` (fp32, fp16, bf16) is the type of what is not quantized: by default fp16 for ``tensorrt`` and fp32 for ``onnxruntime``.
+    ``float`` exports the unquantized model that the checkpoint came from, as the baseline (default fp32). Raises UsageError or ArtifactError.
     """
     if target not in TARGETS:
         raise UsageError(f"unknown target '{target}'", f"targets: {', '.join(TARGETS)}")
@@ -53,7 +52,7 @@ def export(checkpoint: str | Path | Artifact, output: str | Path, *, target: Tar
         advance(1, "capturing")
         model, sites = _float_graph(load_float(loaded)) if float else _integer_graph(loaded, target)
         advance(1, "lowering")
-        _finish(model, target, dtype)
+        _finish(model, dtype)
         manifest = _manifest(loaded, model, sites, target, dtype, float)
         advance(1, "writing")
         with create_artifact(output, manifest, force=force) as folder:
@@ -107,7 +106,7 @@ def _float_graph(source: FloatModel) -> tuple[ir.Model, Sites]:
     return model, Sites()
 
 
-def _finish(model: ir.Model, target: Target, dtype: str) -> None:
+def _finish(model: ir.Model, dtype: str) -> None:
     graph = model.graph
     for value in graph.inputs:
         value.shape = (
@@ -121,7 +120,6 @@ def _finish(model: ir.Model, target: Target, dtype: str) -> None:
         node.doc_string = None
         for output in node.outputs:
             output.metadata_props.clear()
-    assert all(FP32_MARK not in node.metadata_props for node in graph)
     passes.RemoveUnusedNodesPass()(model)
     passes.TopologicalSortPass()(model)
     model.producer_name, model.producer_version = "dq-deploy", None

@@ -70,7 +70,8 @@ def _operand(graph: ir.Graph, target: Target, value: ir.Value, node: ir.Node, qu
              emitted: dict[tuple[str, tuple[int, ...]], Operand], sites: Sites) -> Operand:  # fmt: skip
     """The quantized form of a layer's input; consumers with equal padding share one."""
     producer = value.producer()
-    assert producer is not None and producer.op_type == "Quantize"
+    assert producer is not None
+    assert producer.op_type == "Quantize"
     name = attributes(producer)["name"]
     pads = list(attributes(node).get("pads", []))
     key = (name, tuple(pads) if any(pads) else ())

@@ -41,7 +41,7 @@ class _Converter:
         if FP32_MARK in node.metadata_props:
             for index, value in enumerate(node.inputs):
                 if value is not None and value.dtype == self.dtype:
-                    node.replace_input_with(index, self._cast(value, _FLOAT, node))
+                    node.replace_input_with(index, self._cast(value, _FLOAT))
             if any(FP32_MARK not in user.metadata_props for user, _ in node.outputs[0].uses()):
                 self.low.add(node.outputs[0])
             return
@@ -51,18 +51,18 @@ class _Converter:
         for index, value in floats:
             if node.op_type == "Resize" and index in (1, 2):
                 continue  # region and scales are fp32 by definition
-            node.replace_input_with(index, self._convert(value, node))
+            node.replace_input_with(index, self._convert(value))
         for output in node.outputs:
             if output.dtype in (_FLOAT, None):
                 output.type = ir.TensorType(self.dtype)
                 self.low.add(output)
 
-    def _convert(self, value: ir.Value, before: ir.Node) -> ir.Value:
+    def _convert(self, value: ir.Value) -> ir.Value:
         if value.dtype == self.dtype:
             return value
         if value.is_initializer() and value.const_value is not None:
             return self._constant(value)
-        return self._cast(value, self.dtype, before)
+        return self._cast(value, self.dtype)
 
     def _constant(self, value: ir.Value) -> ir.Value:
         name = f"{value.name}.{self.dtype.name.lower()}"
@@ -74,7 +74,7 @@ class _Converter:
             initializer(self.graph, name, ir.tensor(array.astype(self.dtype.numpy()), dtype=self.dtype, name=name))
         return self.graph.initializers[name]
 
-    def _cast(self, value: ir.Value, dtype: ir.DataType, before: ir.Node | None) -> ir.Value:
+    def _cast(self, value: ir.Value, dtype: ir.DataType) -> ir.Value:
         if (value, dtype) not in self._casts:
             name = f"{value.name}:{dtype.name.lower()}"
             output = ir.Value(name=name, type=ir.TensorType(dtype), shape=value.shape)
@@ -93,6 +93,6 @@ class _Converter:
         for index, value in enumerate(self.graph.outputs):
             if value.dtype == self.dtype:
                 name, value.name = value.name, f"{value.name}:{self.dtype.name.lower()}"
-                output = self._cast(value, _FLOAT, None)
+                output = self._cast(value, _FLOAT)
                 output.name = name
                 self.graph.outputs[index] = output

@@ -16,7 +16,7 @@ from torch.fx import GraphModule, Node
 from ..errors import ArtifactError
 from ..quantize.capture import aten
 from ..quantize.layers import QuantizedConv2d, QuantizedLinear
-from ..quantize.plan import decode
+from ..quantize.plan import conv_geometry, decode
 
 DOMAIN = "dq_deploy"
 OPSET = 21  # the lowest with INT4, and the highest that every runtime here reads
@@ -30,8 +30,8 @@ def _quantize(x: torch.Tensor, name: str) -> torch.Tensor:
     return _symbolic("Quantize", (x,), x.shape, {"name": name})
 
 
-def _conv2d(x: torch.Tensor, name: str, weight_shape: list[int], stride: list[int], padding: list[int], dilation: list[int], groups: int,
-            parameters: list[torch.Tensor]) -> torch.Tensor:  # fmt: skip
+def _conv2d(x: torch.Tensor, name: str, weight_shape: list[int], stride: list[int], padding: list[int], dilation: list[int],
+            groups: int, parameters: list[torch.Tensor]) -> torch.Tensor:  # fmt: skip
     size = [(x.shape[2 + i] + 2 * padding[i] - dilation[i] * (weight_shape[2 + i] - 1) - 1) // stride[i] + 1 for i in range(2)]
     attributes = {"name": name, "strides": stride, "pads": [*padding, *padding], "dilations": dilation, "group": groups}
     return _symbolic("Conv", (x, *parameters), (x.shape[0], weight_shape[0], *size), attributes)
@@ -57,8 +57,8 @@ def to_onnx(model: GraphModule, inputs: dict[str, torch.Tensor], float_layers: d
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             program = torch.onnx.export(
-                graph_module, tuple(inputs.values()), dynamo=True, opset_version=OPSET, input_names=list(inputs), output_names=["out_sample"],
-                dynamic_shapes=dynamic, verbose=False, optimize=True,
+                graph_module, tuple(inputs.values()), dynamo=True, opset_version=OPSET, input_names=list(inputs),
+                output_names=["out_sample"], dynamic_shapes=dynamic, verbose=False, optimize=True,
             )  # fmt: skip
     except Exception as error:
         raise ArtifactError(f"the ONNX exporter failed: {type(error).__name__}: {str(error).splitlines()[0]}") from error
@@ -112,5 +112,4 @@ def _float_placeholder(model: GraphModule, graph: torch.fx.Graph, node: Node, na
     parameters = [a for a in (*args[1:3],) if a is not None]
     if node.target == aten.linear.default:
         return graph.call_function(_linear, (args[0], name, weight.shape[0], parameters))
-    stride, padding, dilation, groups = [*args[3:7], *[[1, 1], [0, 0], [1, 1], 1][max(len(args) - 3, 0) :]]
-    return graph.call_function(_conv2d, (args[0], name, list(weight.shape), stride, padding, dilation, groups, parameters))
+    return graph.call_function(_conv2d, (args[0], name, list(weight.shape), *conv_geometry(args), parameters))

@@ -31,7 +31,7 @@ class TensorRTTarget:
         self._anchor = next(node for node in graph if not (node.name or "").startswith("row_selection/"))
         self._gathered: dict[str, ir.Value] = {}
 
-    def _gather(self, name: str, table: np.ndarray) -> ir.Value:  # type: ignore[type-arg]
+    def _gather(self, name: str, table: np.ndarray) -> ir.Value:
         """The rows [N] of a table [T], gathered once and before everything that reads it."""
         if name not in self._gathered:
             emit = Emitter(self.graph, name, self._anchor)
@@ -74,7 +74,7 @@ class TensorRTTarget:
         return Operand(dequantized, quantizer, name, padded=bool(pads) and shifted), codes
 
     def _code_units(self, emit: Emitter, x: ir.Value, quantizer: ActivationQuantizer, name: str, rank: int) -> ir.Value:
-        """x / (dilation · s_t)."""
+        """The activation in units of its codes: x / (dilation · s_t)."""
         if quantizer.fixed:
             return emit.op("Mul", [x, emit.constant(f"{name}.inverse_scale", 1 / scale_array(quantizer)[0])])
         inverse = emit.unsqueeze(emit.op("Reciprocal", [self.scale(name, quantizer)]), rank, "inverse_scale")
@@ -140,18 +140,19 @@ def dequantized_weight(emit: Emitter, layer: QuantizedWeight, name: str, *, tran
     inputs = [
         emit.constant(f"{name}.weight.codes", codes.T if transpose else codes),
         emit.constant(f"{name}.weight.scale", scale),
-        emit.constant(f"dq_deploy.zeros_{len(scale)}", np.zeros(len(scale), dtype=np.int8)),
+        # One for each layer: onnxruntime rewrites it with the weights (s8 → u8) and refuses to do so twice to a shared one.
+        emit.constant(f"{name}.weight.zero_point", np.zeros(len(scale), dtype=np.int8)),
     ]
     return emit.op("DequantizeLinear", inputs, name="DequantizeWeight", axis=1 if transpose else 0)
 
 
-def weight_sums(layer: QuantizedWeight) -> np.ndarray:  # type: ignore[type-arg]
+def weight_sums(layer: QuantizedWeight) -> np.ndarray:
     """Σ Ŵ_o over everything but the output channel: s_w[o] · Σ codes, [O] fp32."""
     assert layer.frozen is not None
     codes, scale = layer.frozen
-    sums: np.ndarray = (codes.flatten(1).double().sum(dim=1) * scale.double()).float().numpy()  # type: ignore[type-arg]
+    sums: np.ndarray = (codes.flatten(1).double().sum(dim=1) * scale.double()).float().numpy()
     return sums
 
 
-def _per_channel(values: np.ndarray, node: ir.Node) -> np.ndarray:  # type: ignore[type-arg]
+def _per_channel(values: np.ndarray, node: ir.Node) -> np.ndarray:
     return values.reshape(1, -1, 1, 1) if node.op_type == "Conv" else values

@@ -17,10 +17,10 @@ from ..errors import UsageError
 from .capture import aten
 from .plan import Plan, decode, float_name
 
-BLOCK_CLASSES = frozenset(
-    "ResnetBlock2D ResnetBlockCondNorm2D Attention BasicTransformerBlock JointTransformerBlock FluxTransformerBlock "
-    "FluxSingleTransformerBlock Downsample2D Upsample2D".split()
-)
+BLOCK_CLASSES = frozenset({
+    "Attention", "BasicTransformerBlock", "Downsample2D", "FluxSingleTransformerBlock", "FluxTransformerBlock", "JointTransformerBlock",
+    "ResnetBlock2D", "ResnetBlockCondNorm2D", "Upsample2D",
+})  # fmt: skip
 """Classes of diffusers that make a block; another model's blocks are named by the caller."""
 
 

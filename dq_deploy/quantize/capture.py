@@ -170,7 +170,7 @@ def _is_noop(node: Node) -> bool:
     if node.target in (aten.detach.default, aten.alias.default, aten.lift_fresh_copy.default):
         return True
     if node.target in (aten.div.Tensor, aten.mul.Tensor):
-        return isinstance(node.args[1], int | float) and node.args[1] == 1 and before.dtype == after.dtype
+        return isinstance(node.args[1], int | float) and node.args[1] == 1 and getattr(before, "dtype", None) == getattr(after, "dtype", 0)
     if node.target == aten.slice.Tensor:
         start, end, step = [*node.args[2:], None, None, 1][:3] if len(node.args) < 5 else node.args[2:5]
         return (start in (None, 0)) and (end in (None, _END)) and step in (None, 1)

@@ -35,17 +35,16 @@ def asymmetric_bound(weights: Sequence[torch.Tensor]) -> torch.Tensor:
 
 
 def _bound(parts: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:
-    """min over parts, o and positions of limit_o / magnitude_ok, where the magnitude is not zero."""
+    """Least over parts, o and positions of limit_o / magnitude_ok, where the magnitude is not zero."""
     bounds = []
     for magnitude, limit in parts:
-        limit = limit.reshape(-1, *[1] * (magnitude.dim() - 1))
-        ratio = torch.where(magnitude > 0, limit / magnitude, torch.inf)
+        ratio = torch.where(magnitude > 0, limit.reshape(-1, *[1] * (magnitude.dim() - 1)) / magnitude, torch.inf)
         bounds.append(ratio.transpose(0, 1).flatten(1).amin(dim=1))
     return torch.stack(bounds).amin(dim=0).clamp(1.0, MAX_DILATION)
 
 
 def dilate(weight: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
-    """s ∘ W: multiplies input channel k of W [O, C, ...] by s_k."""
+    """Dilated weight s ∘ W: multiplies input channel k of W [O, C, ...] by s_k."""
     return weight * s.reshape(1, -1, *[1] * (weight.dim() - 2)).to(weight.dtype)
 
 

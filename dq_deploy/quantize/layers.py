@@ -85,6 +85,7 @@ class ActivationQuantizer(nn.Module):
         return F.embedding(index, self.log_scale, sparse=sparse)[:, 0].exp(), zero_point
 
     def forward(self, x: torch.Tensor, timestep: torch.Tensor) -> Quantized:
+        """Quantize x [N, ...], each sample with the row of its timestep [N]."""
         scale, zero_point = self.rows(timestep)
         if not self.fixed:
             x = x * numerics.per_channel(1 / self.dilation, x, self.axis)
@@ -139,32 +140,36 @@ class QuantizedWeight(nn.Module):
 class QuantizedConv2d(QuantizedWeight):
     """Convolution of codes [N, C, H, W]; padding is added to the zero-point-free codes, so it is the number 0."""
 
-    axis = 1
-
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, bits: int, stride: list[int], padding: list[int],
                  dilation: list[int], groups: int) -> None:  # fmt: skip
         super().__init__(weight, bias, bits)
-        self.geometry = {"stride": list(stride), "padding": list(padding), "dilation": list(dilation), "groups": groups}
+        self.stride, self.padding, self.dilation, self.groups = list(stride), list(padding), list(dilation), groups
+
+    @property
+    def geometry(self) -> dict[str, Any]:
+        """Keyword arguments of the convolution beside its tensors."""
+        return {"stride": self.stride, "padding": self.padding, "dilation": self.dilation, "groups": self.groups}
 
     def config(self) -> dict[str, Any]:
         """What, beside its tensors, makes this layer."""
         return {"op": "conv2d", "bits": self.bits, **self.geometry}
 
     def forward(self, x: Quantized) -> torch.Tensor:
+        """Codes [N, C, H, W] → output [N, O, H', W'], fp32."""
         codes, scale = self.integer_weight()
-        return self.finish(F.conv2d(x.codes, codes, None, **self.geometry), scale, x.scale, axis=1)  # type: ignore[arg-type]
+        y = F.conv2d(x.codes, codes, None, self.stride, self.padding, self.dilation, self.groups)
+        return self.finish(y, scale, x.scale, axis=1)
 
 
 class QuantizedLinear(QuantizedWeight):
     """Matrix product of codes [..., C] with weights [O, C]."""
-
-    axis = -1
 
     def config(self) -> dict[str, Any]:
         """What, beside its tensors, makes this layer."""
         return {"op": "linear", "bits": self.bits}
 
     def forward(self, x: Quantized) -> torch.Tensor:
+        """Codes [N, ..., C] → output [N, ..., O], fp32."""
         codes, scale = self.integer_weight()
         return self.finish(F.linear(x.codes, codes), scale, x.scale, axis=-1)
 
@@ -180,5 +185,6 @@ class QuantizedMatmul(nn.Module):
         """Nothing to fix."""
 
     def forward(self, a: Quantized, b: Quantized) -> torch.Tensor:
+        """Product [N, ..., M, P] in fp32; each sample's own two scales."""
         y = torch.matmul(a.codes, b.codes)
         return y * numerics.per_row(a.scale * b.scale, y)

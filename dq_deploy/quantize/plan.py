@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any, Literal
@@ -242,7 +242,7 @@ def _quantizer_call(graph_module: GraphModule, layer: Layer, x: Node, name: str,
             rows = len(timesteps)
             quantizer.set_tables(torch.full((rows,), 1 / (qmax - qmin)), torch.full((rows,), float(qmin)))
         target = _register(graph_module, "quantizers", name, quantizer)
-        anchor = max((n for n in graph_module.graph.nodes if n.op == "placeholder")) if x.op == "placeholder" else x
+        anchor = max(n for n in graph_module.graph.nodes if n.op == "placeholder") if x.op == "placeholder" else x
         with graph_module.graph.inserting_after(anchor):
             shared[key] = graph_module.graph.call_module(target, (x, timestep))
         shared[key].meta = {**layer.node.meta, "val": x.meta["val"], "quantizer": name}
@@ -281,8 +281,15 @@ def _build_layer(graph_module: GraphModule, layer: Layer) -> nn.Module:
     bias_tensor = graph_module.get_buffer(str(bias.target)) if isinstance(bias, Node) else None
     if layer.op == "linear":
         return QuantizedLinear(weight, bias_tensor, layer.weight_bits)
-    stride, padding, dilation, groups = [*arguments[3:7], *[[1, 1], [0, 0], [1, 1], 1][max(len(arguments) - 3, 0) :]]
-    return QuantizedConv2d(weight, bias_tensor, layer.weight_bits, stride, padding, dilation, groups)  # type: ignore[arg-type]
+    return QuantizedConv2d(weight, bias_tensor, layer.weight_bits, *conv_geometry(arguments))
+
+
+def conv_geometry(arguments: Sequence[Any]) -> tuple[list[int], list[int], list[int], int]:
+    """Stride, padding, dilation and groups of an ``aten.conv2d`` call, with its defaults for what is not given."""
+    defaults: list[Any] = [[1, 1], [0, 0], [1, 1], 1]
+    given = list(arguments[3:7])
+    stride, padding, dilation, groups = given + defaults[len(given) :]
+    return list(stride), list(padding), list(dilation), int(groups)
 
 
 def _drop_unused(graph_module: GraphModule) -> None:
