@@ -50,7 +50,7 @@ class OpenVinoRunner(GraphRunner):
         openvino = _import()
         if threads is not None and threads < 1:
             raise UsageError(f"threads is {threads}, and at least 1 is needed")
-        file = graph_file(source)
+        self._file = file = graph_file(source)
         integer = not int8_saturates() if integer is None else integer
         config: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
         config |= {"INFERENCE_PRECISION_HINT": precision} if precision else {}
@@ -76,7 +76,10 @@ class OpenVinoRunner(GraphRunner):
         }
 
     def _infer(self, feeds: dict[str, Array]) -> Array:
-        outputs = self._request.infer(feeds, share_inputs=True)
+        try:
+            outputs = self._request.infer(feeds, share_inputs=True)
+        except RuntimeError as error:
+            raise ArtifactError(f"OpenVINO cannot run {self._file}: {_reason(error)}") from error
         return np.array(outputs[0])  # a copy: the request's own buffer is overwritten by its next run
 
 
@@ -124,8 +127,12 @@ def _compile(openvino: Any, file: Path, config: dict[str, Any]) -> Any:
     try:
         return core.compile_model(core.read_model(str(file)), "CPU", config)
     except RuntimeError as error:
-        reason = " ".join(line.strip() for line in str(error).splitlines() if line.strip())
-        raise ArtifactError(f"OpenVINO {openvino.__version__} cannot load {file}: {reason[-400:]}") from error
+        raise ArtifactError(f"OpenVINO {openvino.__version__} cannot load {file}: {_reason(error)}") from error
+
+
+def _reason(error: RuntimeError) -> str:
+    """The end of OpenVINO's chain of messages: where it names the cause."""
+    return " ".join(line.strip() for line in str(error).splitlines() if line.strip())[-400:]
 
 
 def _spec(port: Any, file: Path) -> InputSpec:

@@ -103,6 +103,14 @@ def test_what_is_no_graph_is_refused(engine: type[GraphRunner], tmp_path: Path) 
         engine(tmp_path)
 
 
+def test_a_graph_that_fails_while_running_is_named(engine: type[GraphRunner], tmp_path: Path) -> None:
+    text = """<ir_version: 10, opset_import: ["": 21]>
+    bad (float[batch, 2] sample) => (float[rows, 5] out_sample) <int64[2] size = {-1, 5}> { out_sample = Reshape(sample, size) }"""
+    runner = engine(write_graph(tmp_path / "bad.onnx", text))
+    with pytest.raises(ArtifactError, match="cannot run .*bad.onnx: "):
+        runner.run({"sample": np.ones((2, 2))})
+
+
 @pytest.mark.parametrize("threads", [0, -1])
 def test_threads_must_be_positive(engine: type[GraphRunner], tiny_bundle: Artifact, threads: int) -> None:
     with pytest.raises(UsageError, match=f"threads is {threads}, and at least 1 is needed"):
