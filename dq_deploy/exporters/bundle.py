@@ -38,7 +38,9 @@ def export(checkpoint: str | Path | Artifact, output: str | Path, *, target: Tar
     """Export a checkpoint as an ONNX bundle, opset 21, dynamic batch.
 
     ``dtype`` (fp32, fp16, bf16) is the type of what is not quantized: by default fp16 for ``tensorrt`` and fp32 for ``onnxruntime``.
-    ``float`` exports the unquantized model that the checkpoint came from, as the baseline (default fp32). Raises UsageError or ArtifactError.
+    ``float`` exports the unquantized model that the checkpoint came from, as the baseline (default fp32).
+
+    Raises UsageError or ArtifactError.
     """
     if target not in TARGETS:
         raise UsageError(f"unknown target '{target}'", f"targets: {', '.join(TARGETS)}")

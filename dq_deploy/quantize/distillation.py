@@ -101,7 +101,7 @@ def _distill(float_graph: GraphModule, quantized: GraphModule, data: Trajectorie
             teacher.run(float_block)
             if block.layers:
                 trainer = _BlockTrainer(block, student, teacher, trained, config)
-                yield trainer.train(train, held_out, len(data.timesteps), advance)
+                yield trainer.train(train, held_out, advance)
                 trained.update(block.quantizers)
             student.run(block)
             teacher.forget(float_block)
@@ -124,7 +124,7 @@ class _BlockTrainer:
         self.layers = [m for m in modules.values() if isinstance(m, QuantizedWeight)]
         called = {"quantizers." + name.replace(".", "/"): name for name in block.quantizers}
         # A quantizer shared with an earlier block was trained there, and what that block learned depends on it.
-        self.quantizers = [modules[t] for t, name in called.items() if name not in trained and not modules[t].fixed]  # type: ignore[attr-defined]
+        self.quantizers = [modules[t] for t, name in called.items() if name not in trained and not modules[t].fixed]
         self.weights = self._loss_weights()
 
     def _loss_weights(self) -> list[torch.Tensor]:
@@ -154,7 +154,7 @@ class _BlockTrainer:
         parts = index.split(self.config.batch_size)
         return sum(float(self.loss(part)) * len(part) for part in parts) / len(index)
 
-    def train(self, train: torch.Tensor, held_out: torch.Tensor, rows: int, advance: Any) -> BlockRecord:
+    def train(self, train: torch.Tensor, held_out: torch.Tensor, advance: Any) -> BlockRecord:
         """Train and keep the best state seen."""
         config, note = self.config, ""
         before = best = self.evaluate(held_out)
@@ -167,7 +167,7 @@ class _BlockTrainer:
             index = train[torch.randint(len(train), (min(config.batch_size, len(train)),), generator=generator)]
             with torch.enable_grad():
                 loss = self.loss(index)
-                loss.backward()  # type: ignore[no-untyped-call]
+                loss.backward()
             for optimizer, scheduler in zip(optimizers, schedulers, strict=True):
                 optimizer.step()
                 optimizer.zero_grad()
@@ -203,7 +203,7 @@ class _BlockTrainer:
         return optimizers, [torch.optim.lr_scheduler.CosineAnnealingLR(o, steps) for o in optimizers]
 
     def _modules(self) -> list[QuantizedWeight | ActivationQuantizer]:
-        return [*self.layers, *self.quantizers]  # type: ignore[list-item]
+        return [*self.layers, *self.quantizers]
 
     def _snapshot(self) -> list[dict[str, torch.Tensor]]:
         return [{k: v.detach().clone() for k, v in m.named_parameters()} for m in self._modules()]
