@@ -36,6 +36,9 @@ class Operand:
 class Target(Protocol):
     """How a target writes quantizers and integer layers."""
 
+    def pads_first(self, quantizer: ActivationQuantizer) -> bool:
+        """Whether the padding of a convolution belongs in front of its quantizer."""
+
     def quantize(self, emit: Emitter, x: ir.Value, quantizer: ActivationQuantizer, name: str, pads: list[int]) -> tuple[Operand, ir.Value]:
         """Emit a quantizer of ``x``; gives the operand and the value that holds the codes."""
 
@@ -74,7 +77,7 @@ def _operand(graph: ir.Graph, target: Target, value: ir.Value, node: ir.Node, qu
     assert producer.op_type == "Quantize"
     name = attributes(producer)["name"]
     pads = list(attributes(node).get("pads", []))
-    key = (name, tuple(pads) if any(pads) else ())
+    key = (name, tuple(pads) if any(pads) and target.pads_first(quantizers[name]) else ())
     if key not in emitted:
         x = producer.inputs[0]
         assert x is not None
@@ -86,7 +89,7 @@ def _operand(graph: ir.Graph, target: Target, value: ir.Value, node: ir.Node, qu
                 "name": name,
                 "input": str(x.name),
                 "codes": str(codes.name),
-                "pads": pads if operand.padded else [],
+                "pads": list(key[1]),
                 "code_type": str(codes.dtype),
             }
         )

@@ -30,6 +30,10 @@ class OnnxRuntimeTarget:
         self.row = select_rows(graph, timestep, timesteps, per_sample=False)
         self._anchor = next(node for node in graph if not (node.name or "").startswith("row_selection/"))
 
+    def pads_first(self, quantizer: ActivationQuantizer) -> bool:
+        """What the convolution adds is the real number 0, whatever its code is."""
+        return False
+
     def quantize(self, emit: Emitter, x: ir.Value, quantizer: ActivationQuantizer, name: str, pads: list[int]) -> tuple[Operand, ir.Value]:  # noqa: ARG002
         """See the module. Padding is left to the convolution: what it adds is the real number 0."""
         if bool((quantizer.dilation != 1).any()):

@@ -46,12 +46,16 @@ class TensorRTTarget:
         """z_t [N], as fp32."""
         return self._gather(f"{name}.zero_point", zero_point_array(quantizer).astype(np.float32))
 
+    def pads_first(self, quantizer: ActivationQuantizer) -> bool:
+        """Padding must become the zero-point."""
+        return not quantizer.symmetric
+
     def quantize(self, emit: Emitter, x: ir.Value, quantizer: ActivationQuantizer, name: str, pads: list[int]) -> tuple[Operand, ir.Value]:
         """See the module."""
         assert x.shape is not None
         rank = len(x.shape)
         shifted = not quantizer.symmetric
-        if pads and shifted:
+        if pads:
             half = len(pads) // 2
             amounts = np.array([0, 0, *pads[:half], 0, 0, *pads[half:]], dtype=np.int64)
             x = emit.op("Pad", [x, emit.constant(f"dq_deploy.pads_{'_'.join(map(str, pads))}", amounts)])
@@ -71,7 +75,7 @@ class TensorRTTarget:
         zero = emit.constant("dq_deploy.zero", np.array(0, dtype=np.int8))
         codes = emit.op("QuantizeLinear", [u, one, zero], dtype=_INT8)
         dequantized = emit.op("DequantizeLinear", [codes, one, zero])
-        return Operand(dequantized, quantizer, name, padded=bool(pads) and shifted), codes
+        return Operand(dequantized, quantizer, name, padded=bool(pads)), codes
 
     def _code_units(self, emit: Emitter, x: ir.Value, quantizer: ActivationQuantizer, name: str, rank: int) -> ir.Value:
         """The activation in units of its codes: x / (dilation · s_t)."""

@@ -1,0 +1,86 @@
+"""End-to-end parity: the bundle against the PyTorch quantized forward, both measured against the float model, at every timestep."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from pydantic import BaseModel
+
+from ..artifacts import Artifact
+from ..engines.onnxruntime import OnnxRuntimeRunner
+from ..progress import Progress, silent
+from ..quantize.calibration import Trajectories
+from ..quantize.checkpoint import Checkpoint
+
+MAX_SNR_DIFFERENCE_DB = 0.5
+_CEILING_DB = 150.0  # what two equal tensors get, so that JSON needs no infinity
+Model = Callable[[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]], torch.Tensor]
+
+
+class TimestepParity(BaseModel):
+    """One timestep: SNR in dB against the float model, and the bundle's relative error (RMS) against both others."""
+
+    timestep: float
+    snr_reference_db: float
+    snr_bundle_db: float
+    error_float: float
+    error_reference: float
+    snr_optimized_db: float | None = None
+
+    @property
+    def difference_db(self) -> float:
+        """|bundle's SNR − reference's SNR|."""
+        return abs(self.snr_bundle_db - self.snr_reference_db)
+
+    @property
+    def passed(self) -> bool:
+        """Within the bound; NaN is a failure."""
+        return bool(self.difference_db <= MAX_SNR_DIFFERENCE_DB)
+
+
+def snr_db(expected: torch.Tensor, got: torch.Tensor) -> float:
+    """10·log10(‖expected‖² / ‖got − expected‖²)."""
+    noise = float((got.double() - expected.double()).pow(2).sum())
+    if noise == 0:
+        return _CEILING_DB
+    return float(10 * np.log10(float(expected.double().pow(2).sum()) / noise)) if np.isfinite(noise) else float("nan")
+
+
+def relative_error(expected: torch.Tensor, got: torch.Tensor) -> float:
+    """‖got − expected‖ / ‖expected‖."""
+    return float((got.double() - expected.double()).norm() / expected.double().norm().clamp(min=1e-30))
+
+
+@torch.no_grad()
+def end_to_end(bundle: Artifact, checkpoint: Checkpoint, reference: Trajectories, *, optimized: bool = True,
+               progress: Progress = silent) -> list[TimestepParity]:  # fmt: skip
+    """Compare at every calibrated timestep over all reference samples.
+
+    The gate is on the session with graph optimizations disabled; ``optimized`` adds what the optimized session does, for the report.
+    """
+    runner = OnnxRuntimeRunner(bundle, optimized=False)
+    fast = OnnxRuntimeRunner(bundle) if optimized else None
+    names = checkpoint.details["inputs"]
+    rows = []
+    with progress("end to end", len(reference.timesteps)) as advance:
+        for index, timestep in enumerate(reference.timesteps):
+            samples, expected = reference.samples[index], reference.outputs[index]
+            inputs = {names[0]: samples, "timestep": timestep.repeat(len(samples)), **reference.conditions}
+            ours = checkpoint.model(*[inputs[name] for name in names])
+            feeds = {name: value.numpy() for name, value in inputs.items()}
+            got = torch.from_numpy(runner.run(feeds))
+            quick = torch.from_numpy(fast.run(feeds)) if fast else None
+            rows.append(
+                TimestepParity(
+                    timestep=float(timestep),
+                    snr_reference_db=snr_db(expected, ours),
+                    snr_bundle_db=snr_db(expected, got),
+                    error_float=relative_error(expected, got),
+                    error_reference=relative_error(ours, got),
+                    snr_optimized_db=None if quick is None else snr_db(expected, quick),
+                )
+            )
+            advance(1, f"timestep {float(timestep):g}")
+    return rows

@@ -1,0 +1,179 @@
+"""Local parity: every quantizer and layer of a bundle on the reference's recorded inputs, at every calibrated timestep (design §3)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import BaseModel
+
+from ..artifacts import Artifact
+from ..errors import ArtifactError, EnvironmentProblem
+from ..progress import Progress, silent
+from ..quantize.calibration import Trajectories
+from ..quantize.checkpoint import Checkpoint
+from ..quantize.layers import Quantized
+from ..quantize.numerics import per_row
+from .harness import build_harness, site_input
+from .recording import QuantizerRecord, record
+
+MAX_CODE_STEP = 1
+MAX_CODE_SHARE = 1e-4
+"""A last-bit difference in fp32 flips codes near a tie: at most one step on at most 0.01% of the elements (or on one element)."""
+MAX_OUTPUT_ERROR = 1e-5
+"""Largest output difference relative to the output's largest element, on the engine's own codes."""
+_UINT8_OFFSET = 128
+
+
+class LayerParity(BaseModel):
+    """Worst figures of one layer over all timesteps, each with the timestep where it was seen."""
+
+    layer: str
+    code_mismatches: int = 0
+    code_elements: int = 0
+    code_step: float = 0.0
+    output_error: float = 0.0
+    output_elements: int = 0
+    worst_timestep: float = 0.0
+
+    @property
+    def code_share(self) -> float:
+        """Share of the codes that differ."""
+        return self.code_mismatches / max(self.code_elements, 1)
+
+    @property
+    def passed(self) -> bool:
+        """Whether every figure is within bounds; NaN and nothing compared are failures."""
+        codes = self.code_step <= MAX_CODE_STEP and self.code_mismatches <= max(1, MAX_CODE_SHARE * self.code_elements)
+        return bool(codes and self.output_error <= MAX_OUTPUT_ERROR and self.code_elements and self.output_elements)
+
+    @property
+    def severity(self) -> float:
+        """How far beyond (or within) its bounds, for ranking; NaN ranks first."""
+        return _severity(self.code_mismatches / max(1.0, MAX_CODE_SHARE * self.code_elements), self.code_step, self.output_error)
+
+
+def _severity(mismatches: float, step: float, error: float) -> float:
+    worst = max(mismatches, step / (MAX_CODE_STEP + 0.5), error / MAX_OUTPUT_ERROR)
+    return worst if worst == worst else float("inf")
+
+
+@torch.no_grad()
+def local_parity(bundle: Artifact, checkpoint: Checkpoint, reference: Trajectories, *, seeds: int = 1,
+                 progress: Progress = silent) -> list[LayerParity]:  # fmt: skip
+    """Compare every layer at every calibrated timestep on the first ``seeds`` reference samples.
+
+    Raises ArtifactError when the bundle's layers are not the checkpoint's.
+    """
+    details = bundle.manifest.details
+    ours, theirs = {x["name"] for x in checkpoint.details["layers"]}, {x["name"] for x in details["layers"]}
+    if ours != theirs:
+        raise ArtifactError(f"the bundle and the checkpoint have different layers: {', '.join(sorted(ours ^ theirs)[:5])}")
+    model, outputs = build_harness(bundle)
+    session = _session(model)
+    rows = {name: LayerParity(layer=name) for name in sorted(ours)}
+    worst = dict.fromkeys(rows, -1.0)
+    with progress("local parity", len(reference.timesteps)) as advance:
+        for index, timestep in enumerate(reference.timesteps):
+            samples = reference.samples[index, :seeds]
+            conditions = {k: v[:seeds] for k, v in reference.conditions.items()}
+            first = checkpoint.details["inputs"][0]
+            steps = timestep.repeat(len(samples))
+            records = record(checkpoint, {first: samples, "timestep": steps, **conditions})
+            feeds = {site_input(i): records[q["name"]].x.numpy() for i, q in enumerate(details["quantizers"])}
+            feeds["timestep"] = steps[:1].numpy() if details["target"] == "onnxruntime" else steps.numpy()
+            names = {i.name for i in session.get_inputs()}
+            values = dict(zip(outputs, session.run(outputs, {k: v for k, v in feeds.items() if k in names}), strict=True))
+            for name, severity in _compare(checkpoint, details, records, values, rows).items():
+                if severity > worst[name]:
+                    worst[name], rows[name].worst_timestep = severity, float(timestep)
+            advance(1, f"timestep {float(timestep):g}")
+    return list(rows.values())
+
+
+def _session(model: bytes) -> Any:
+    try:
+        import onnxruntime as ort
+    except ImportError:
+        raise EnvironmentProblem("onnxruntime is not installed", 'pip install "dq-deploy[cpu]"') from None
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.log_severity_level = 3
+    return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+def _compare(checkpoint: Checkpoint, details: dict[str, Any], records: Mapping[str, QuantizerRecord], values: Mapping[str, Any],
+             rows: dict[str, LayerParity]) -> dict[str, float]:  # fmt: skip
+    """Add one timestep's figures to ``rows``; gives each layer's severity at this timestep."""
+    peaks = dict.fromkeys(rows, 0.0)
+    layers = checkpoint.layers
+    readers = {name: [x["name"] for x in details["layers"] if name in x["quantizers"]] for name in records}
+    operands: dict[tuple[str, tuple[int, ...]], Quantized] = {}
+    for site in details["quantizers"]:
+        known = records[site["name"]]
+        codes = torch.from_numpy(values[site["codes"]].astype(np.float32))
+        if site["code_type"] == "UINT8":
+            codes = codes - _UINT8_OFFSET
+        expected = _padded(known, site["pads"])
+        mismatches, elements, step = _code_difference(codes, expected)
+        for layer in readers[site["name"]]:
+            seen = rows[layer]
+            seen.code_mismatches += mismatches
+            seen.code_elements += elements
+            worst = _severity(mismatches / max(1.0, MAX_CODE_SHARE * elements), step, 0.0)
+            seen.code_step = _worse(seen.code_step, step)
+            peaks[layer] = max(peaks[layer], worst)
+        inner = _cropped(codes, site["pads"]) - per_row(known.zero_point, codes)
+        operands[site["name"], tuple(site["pads"])] = Quantized(inner, known.scale)
+    for entry in details["layers"]:
+        got = torch.from_numpy(values[entry["output"]])
+        inputs = [_operand(operands, name) for name in entry["quantizers"]]
+        expected = layers[entry["name"]](*inputs)
+        row = rows[entry["name"]]
+        if got.shape != expected.shape:
+            raise ArtifactError(f"layer '{entry['name']}' gives {tuple(got.shape)} in the graph and {tuple(expected.shape)} in the reference")
+        error = float((got - expected).abs().max() / expected.abs().max().clamp(min=1e-30))
+        row.output_error = _worse(row.output_error, error)
+        row.output_elements += got.numel()
+        peaks[entry["name"]] = max(peaks[entry["name"]], _severity(0.0, 0.0, error))
+    return peaks
+
+
+def _operand(operands: dict[tuple[str, tuple[int, ...]], Quantized], name: str) -> Quantized:
+    """Any emission of the quantizer: they differ in padding only, which is cropped."""
+    return next(value for (candidate, _), value in operands.items() if candidate == name)
+
+
+def _padded(known: QuantizerRecord, pads: list[int]) -> torch.Tensor:
+    """The reference's codes with the zero-point all around, as the graph has them when it pads first."""
+    if not pads:
+        return known.codes
+    half = len(pads) // 2
+    widths = [w for i in reversed(range(half)) for w in (pads[i], pads[half + i])]
+    inner = torch.ones_like(known.codes)
+    inside = torch.nn.functional.pad(inner, widths)
+    padded = torch.nn.functional.pad(known.codes, widths)
+    return torch.where(inside > 0, padded, per_row(known.zero_point, padded))
+
+
+def _cropped(codes: torch.Tensor, pads: list[int]) -> torch.Tensor:
+    half = len(pads) // 2
+    for i in range(half):
+        axis = 2 + i
+        codes = codes.narrow(axis, pads[i], codes.shape[axis] - pads[i] - pads[half + i])
+    return codes
+
+
+def _code_difference(codes: torch.Tensor, expected: torch.Tensor) -> tuple[int, int, float]:
+    """Differing elements, elements, largest difference."""
+    if codes.shape != expected.shape:
+        return expected.numel(), expected.numel(), float("inf")
+    difference = (codes - expected).abs()
+    return int((difference != 0).sum()), difference.numel(), float(difference.max())
+
+
+def _worse(before: float, now: float) -> float:
+    """The larger; NaN is worst, and stays."""
+    return before if now <= before or before != before else now
