@@ -1,1 +1,39 @@
-"""Quantizes diffusion models with per-timestep scales and takes them to integer ONNX graphs and engines."""
+"""Quantizes diffusion models with per-timestep scales and takes them to integer ONNX graphs and engines.
+
+The functions below are the Python API. Each is imported when it is first used, so that ``import dq_deploy`` needs neither torch nor TensorRT.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .accuracy import CheckResult, check
+    from .engines.bench import bench
+    from .engines.build import build_engine
+    from .engines.dropin import load
+    from .exporters import export
+    from .quantization import quantize
+    from .sampling import sample
+
+_HOMES = {
+    "CheckResult": "accuracy",
+    "bench": "engines.bench",
+    "build_engine": "engines.build",
+    "check": "accuracy",
+    "export": "exporters",
+    "load": "engines.dropin",
+    "quantize": "quantization",
+    "sample": "sampling",
+}
+
+__all__ = ["CheckResult", "bench", "build_engine", "check", "export", "load", "quantize", "sample"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'dq_deploy' has no attribute '{name}'")
+    value = getattr(import_module(f".{_HOMES[name]}", __name__), name)
+    globals()[name] = value
+    return value

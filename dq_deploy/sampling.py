@@ -164,7 +164,7 @@ def _quantized(artifact: Artifact, runtime: Runtime) -> tuple[torch.nn.Module, s
     """The model to draw with, and what runs it."""
     if artifact.manifest.kind != "checkpoint":
         return load(artifact, runtime=runtime), "openvino" if runtime == "openvino" else "onnxruntime"
-    from .quantize.checkpoint import load_checkpoint
+    from .quantization.checkpoint import load_checkpoint
 
     return _wrapped(load_checkpoint(artifact.path).model, artifact), "pytorch"
 

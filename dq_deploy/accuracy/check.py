@@ -9,7 +9,7 @@ from pydantic import BaseModel
 from ..artifacts import Artifact, open_artifact
 from ..errors import AccuracyGateError, ArtifactError, EnvironmentProblem, UsageError
 from ..progress import Progress, silent
-from ..quantize.checkpoint import Checkpoint, load_checkpoint
+from ..quantization.checkpoint import Checkpoint, load_checkpoint
 from .end_to_end import MAX_SNR_DIFFERENCE_DB, TimestepParity, end_to_end
 from .local import MAX_CODE_SHARE, MAX_CODE_STEP, MAX_OUTPUT_ERROR, LayerParity, local_parity
 

@@ -11,8 +11,8 @@ from pydantic import BaseModel
 from ..artifacts import Artifact
 from ..engines.onnxruntime import OnnxRuntimeRunner
 from ..progress import Progress, silent
-from ..quantize.calibration import Trajectories
-from ..quantize.checkpoint import Checkpoint
+from ..quantization.calibration import Trajectories
+from ..quantization.checkpoint import Checkpoint
 
 MAX_SNR_DIFFERENCE_DB = 0.5
 _CEILING_DB = 150.0  # what two equal tensors get, so that JSON needs no infinity

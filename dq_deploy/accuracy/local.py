@@ -12,10 +12,10 @@ from pydantic import BaseModel
 from ..artifacts import Artifact
 from ..errors import ArtifactError, EnvironmentProblem
 from ..progress import Progress, silent
-from ..quantize.calibration import Trajectories
-from ..quantize.checkpoint import Checkpoint
-from ..quantize.layers import Quantized
-from ..quantize.numerics import per_row
+from ..quantization.calibration import Trajectories
+from ..quantization.checkpoint import Checkpoint
+from ..quantization.layers import Quantized
+from ..quantization.numerics import per_row
 from .harness import build_harness, site_input
 from .recording import QuantizerRecord, record
 

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch.fx import Interpreter, Node
 
-from ..quantize.checkpoint import Checkpoint
-from ..quantize.layers import Quantized
-from ..quantize.numerics import per_row
+from ..quantization.checkpoint import Checkpoint
+from ..quantization.layers import Quantized
+from ..quantization.numerics import per_row
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ class Manifest(BaseModel):
 
     ``quantization`` are the bits and the method's options (the whole ``QuantizeConfig``), ``scheduler`` the diffusers scheduler's
     configuration with its sha256, ``timesteps`` the calibrated ones in ascending order, ``details`` what only this kind of artefact has
-    (documented where it is written: ``quantize/checkpoint.py``, ``exporters/bundle.py``, ``engines/build.py``).
+    (documented where it is written: ``quantization/checkpoint.py``, ``exporters/bundle.py``, ``engines/build.py``).
     """
 
     model_config = ConfigDict(extra="forbid")

@@ -18,7 +18,7 @@ import torch
 from ..artifacts import Artifact, Manifest, check_output, create_artifact
 from ..errors import ArtifactError, UsageError
 from ..progress import Progress, silent
-from ..quantize.checkpoint import Checkpoint, load_checkpoint
+from ..quantization.checkpoint import Checkpoint, load_checkpoint
 from .float_source import FloatModel, load_float
 from .lowering import Sites, lower
 from .onnxruntime_target import OnnxRuntimeTarget

@@ -13,10 +13,11 @@ FP32_MARK = "dq_deploy.scale_arithmetic"
 
 
 class Emitter:
-    """Inserts nodes before an anchor node (or at the graph's end). Node and value names start with ``prefix``."""
+    """Inserts nodes before an anchor node, or one after the other behind ``after``. Node and value names start with ``prefix``."""
 
-    def __init__(self, graph: ir.Graph, prefix: str, before: ir.Node | None, *, fp32: bool = True) -> None:
-        self.graph, self.prefix, self.before, self.fp32 = graph, prefix, before, fp32
+    def __init__(self, graph: ir.Graph, prefix: str, before: ir.Node | None = None, *, after: ir.Node | None = None,
+                 fp32: bool = True) -> None:  # fmt: skip
+        self.graph, self.prefix, self.before, self.after, self.fp32 = graph, prefix, before, after, fp32
 
     def op(self, op_type: str, inputs: Sequence[ir.Value], *, name: str | None = None, output: str | None = None,
            dtype: ir.DataType = ir.DataType.FLOAT, **attributes: Any) -> ir.Value:  # fmt: skip
@@ -26,7 +27,10 @@ class Emitter:
         node = ir.Node("", op_type, inputs, ir.convenience.convert_attributes(attributes), outputs=[value], name=label)
         if self.fp32:
             node.metadata_props[FP32_MARK] = "1"
-        if self.before is not None:
+        if self.after is not None:
+            self.graph.insert_after(self.after, node)
+            self.after = node
+        elif self.before is not None:
             self.graph.insert_before(self.before, node)
         else:
             self.graph.append(node)

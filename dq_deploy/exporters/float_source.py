@@ -9,11 +9,11 @@ import torch
 from torch.fx import GraphModule
 
 from ..errors import ArtifactError, UsageError
-from ..quantize.capture import capture, decompose_attention
-from ..quantize.plan import find_layers
+from ..quantization.capture import capture, decompose_attention
+from ..quantization.plan import find_layers
 
 if TYPE_CHECKING:
-    from ..quantize.checkpoint import Checkpoint
+    from ..quantization.checkpoint import Checkpoint
 
 
 @dataclass(frozen=True)

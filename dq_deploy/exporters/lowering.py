@@ -9,8 +9,8 @@ import numpy as np
 import onnx_ir as ir
 
 from ..errors import ArtifactError
-from ..quantize.checkpoint import Layer
-from ..quantize.layers import ActivationQuantizer
+from ..quantization.checkpoint import Layer
+from ..quantization.layers import ActivationQuantizer
 from .emitter import Emitter, attributes, replace
 from .skeleton import DOMAIN
 

@@ -10,9 +10,9 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
-from ..quantize.checkpoint import Layer
-from ..quantize.layers import ActivationQuantizer, QuantizedMatmul
-from ..quantize.numerics import code_range
+from ..quantization.checkpoint import Layer
+from ..quantization.layers import ActivationQuantizer, QuantizedMatmul
+from ..quantization.numerics import code_range
 from .emitter import Emitter, attributes
 from .lowering import Operand
 from .scales import scale_array, select_rows, zero_point_array
@@ -28,7 +28,7 @@ class OnnxRuntimeTarget:
     def __init__(self, graph: ir.Graph, timestep: ir.Value, timesteps: torch.Tensor) -> None:
         self.graph = graph
         self.row = select_rows(graph, timestep, timesteps, per_sample=False)
-        self._anchor = next(node for node in graph if not (node.name or "").startswith("row_selection/"))
+        self._anchor = self.row.producer()  # it stays where it is, unlike the placeholders that follow
 
     def pads_first(self, quantizer: ActivationQuantizer) -> bool:
         """What the convolution adds is the real number 0, whatever its code is."""
@@ -52,11 +52,11 @@ class OnnxRuntimeTarget:
         """Scalar scale and zero-point of this timestep."""
         scale, zero_point = scale_array(quantizer), (zero_point_array(quantizer).astype(np.int16) + CODE_OFFSET).astype(np.uint8)
         if quantizer.fixed:
-            emit = Emitter(self.graph, name, self._anchor)
+            emit = Emitter(self.graph, name, after=self._anchor)
             return [emit.constant(f"{name}.scale", scale[0]), emit.constant(f"{name}.zero_point", zero_point[0])]
         gathered = []
         for suffix, table, dtype in (("scale", scale, ir.DataType.FLOAT), ("zero_point", zero_point, _UINT8)):
-            emit = Emitter(self.graph, f"{name}.{suffix}", self._anchor)
+            emit = Emitter(self.graph, f"{name}.{suffix}", after=self._anchor)
             key = f"{name}.{suffix}/Gather:0"
             found = next((n.outputs[0] for n in self.graph if n.outputs[0].name == key), None)
             gathered.append(found or emit.op("Gather", [emit.constant(f"{name}.{suffix}", table), self.row], dtype=dtype, axis=0))

@@ -6,8 +6,8 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
-from ..quantize.layers import ActivationQuantizer
-from ..quantize.numerics import midpoints
+from ..quantization.layers import ActivationQuantizer
+from ..quantization.numerics import midpoints
 from .emitter import Emitter
 
 ROW = "dq_deploy.row"
@@ -17,7 +17,7 @@ ROW = "dq_deploy.row"
 def select_rows(graph: ir.Graph, timestep: ir.Value, timesteps: torch.Tensor, *, per_sample: bool) -> ir.Value:
     """Emit the row selection at the graph's start: compare with midpoints and sum. Gives [N] rows, or one scalar row.
 
-    The same arithmetic as ``quantize.numerics.select_rows``: fp32, strictly greater, so that a midpoint goes to the smaller timestep.
+    The same arithmetic as ``quantization.numerics.select_rows``: fp32, strictly greater, so that a midpoint goes to the smaller timestep.
     """
     emit = Emitter(graph, "row_selection", next(iter(graph), None))
     boundaries = midpoints(timesteps).numpy()

@@ -14,9 +14,9 @@ import torch
 from torch.fx import GraphModule, Node
 
 from ..errors import ArtifactError
-from ..quantize.capture import aten
-from ..quantize.layers import QuantizedConv2d, QuantizedLinear
-from ..quantize.plan import conv_geometry, decode
+from ..quantization.capture import aten
+from ..quantization.layers import QuantizedConv2d, QuantizedLinear
+from ..quantization.plan import conv_geometry, decode
 
 DOMAIN = "dq_deploy"
 OPSET = 21  # the lowest with INT4, and the highest that every runtime here reads

@@ -12,9 +12,9 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
-from ..quantize.checkpoint import Layer
-from ..quantize.layers import ActivationQuantizer, QuantizedMatmul, QuantizedWeight
-from ..quantize.numerics import code_range
+from ..quantization.checkpoint import Layer
+from ..quantization.layers import ActivationQuantizer, QuantizedMatmul, QuantizedWeight
+from ..quantization.numerics import code_range
 from .emitter import Emitter, attributes
 from .lowering import Operand
 from .scales import scale_array, select_rows, zero_point_array
@@ -28,13 +28,13 @@ class TensorRTTarget:
     def __init__(self, graph: ir.Graph, timestep: ir.Value, timesteps: torch.Tensor) -> None:
         self.graph = graph
         self.row = select_rows(graph, timestep, timesteps, per_sample=True)
-        self._anchor = next(node for node in graph if not (node.name or "").startswith("row_selection/"))
+        self._anchor = self.row.producer()  # it stays where it is, unlike the placeholders that follow
         self._gathered: dict[str, ir.Value] = {}
 
     def _gather(self, name: str, table: np.ndarray) -> ir.Value:
         """The rows [N] of a table [T], gathered once and before everything that reads it."""
         if name not in self._gathered:
-            emit = Emitter(self.graph, name, self._anchor)
+            emit = Emitter(self.graph, name, after=self._anchor)
             self._gathered[name] = emit.op("Gather", [emit.constant(name, table), self.row], axis=0)
         return self._gathered[name]
 

@@ -1,0 +1,7 @@
+"""The PyTorch stage: a float model → a checkpoint of integers and scale tables (DilateQuant, arXiv 2409.14307)."""
+
+from .checkpoint import Checkpoint, load_checkpoint
+from .config import QuantizeConfig
+from .pipeline import quantize
+
+__all__ = ["Checkpoint", "QuantizeConfig", "load_checkpoint", "quantize"]
