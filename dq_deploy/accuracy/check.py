@@ -45,7 +45,9 @@ class CheckResult(BaseModel):
             raise AccuracyGateError(f"{self.bundle} does not compute what its checkpoint does:\n{shown}{more}")
 
 
-def check(artifact: str | Path | Artifact, checkpoint: str | Path | Artifact, *, optimized: bool = True, progress: Progress = silent) -> CheckResult:
+def check(
+    artifact: str | Path | Artifact, checkpoint: str | Path | Artifact, *, optimized: bool = True, progress: Progress = silent
+) -> CheckResult:
     """Judge a bundle against its checkpoint in onnxruntime: layer by layer, and end to end at every calibrated timestep.
 
     ``optimized`` also runs the optimized session, which is reported and not judged. Raises UsageError, ArtifactError or EnvironmentProblem
@@ -74,7 +76,9 @@ def _same_family(bundle: Artifact, checkpoint: Checkpoint) -> None:
         raise UsageError("this bundle is the float baseline: there is nothing quantized in it to check")
     parent = bundle.manifest.parent
     if parent is None or parent.manifest_sha256 != checkpoint.artifact.as_parent.manifest_sha256:
-        raise ArtifactError(f"{bundle.path} was not exported from {checkpoint.artifact.path}", "export it again, or name the right checkpoint")
+        raise ArtifactError(
+            f"{bundle.path} was not exported from {checkpoint.artifact.path}", "export it again, or name the right checkpoint"
+        )
 
 
 def _failures(layers: list[LayerParity], timesteps: list[TimestepParity], checkpoint: Checkpoint) -> list[str]:

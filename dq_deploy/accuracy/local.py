@@ -133,7 +133,9 @@ def _compare(checkpoint: Checkpoint, details: dict[str, Any], records: Mapping[s
         expected = layers[entry["name"]](*inputs)
         row = rows[entry["name"]]
         if got.shape != expected.shape:
-            raise ArtifactError(f"layer '{entry['name']}' gives {tuple(got.shape)} in the graph and {tuple(expected.shape)} in the reference")
+            raise ArtifactError(
+                f"layer '{entry['name']}' gives {tuple(got.shape)} in the graph and {tuple(expected.shape)} in the reference"
+            )
         error = float((got - expected).abs().max() / expected.abs().max().clamp(min=1e-30))
         row.output_error = _worse(row.output_error, error)
         row.output_elements += got.numel()
