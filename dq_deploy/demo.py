@@ -11,12 +11,12 @@ from statistics import median
 from typing import Any
 
 from .accuracy import CheckResult, check
-from .artifacts import Artifact
+from .artifacts import Artifact, check_output
 from .engines.bench import BenchResult, bench, contenders_from
-from .errors import AccuracyGateError, UsageError
+from .errors import AccuracyGateError, EnvironmentProblem, UsageError
 from .exporters import export
 from .progress import Progress
-from .quantization import load_checkpoint, quantize
+from .quantization import QuantizeConfig, load_checkpoint, quantize
 from .report.data import BlockLoss, DilationRow, EngineRow, Fact, ReportData, ScaleTable, SnrSeries
 from .report.page import write_report
 from .sampling import SampleResult, sample
@@ -63,10 +63,7 @@ def run_demo(folder: Path, *, iterations: int, seed: int, force: bool, progress:
 
     With ``force`` artefacts of an earlier demo are replaced; other files in the folder are left alone. Raises what the stages raise.
     """
-    if folder.exists() and not force:
-        raise UsageError(f"output {folder} already exists", "choose another folder, or pass --force to replace an earlier demo")
-    if iterations < 0:
-        raise UsageError(f"--iterations is {iterations}, and cannot be negative")
+    _check_before(folder, iterations, seed, force)
     started = time.monotonic()
     folder.mkdir(parents=True, exist_ok=True)
     run = _Run(folder, iterations, seed, force, progress, note)
@@ -82,6 +79,21 @@ def run_demo(folder: Path, *, iterations: int, seed: int, force: bool, progress:
     )
     page = write_report(folder / "index.html", _report(run, checkpoint, checks, engines, latency, facts), force=force)
     return DemoResult(page, facts, checks)
+
+
+def _check_before(folder: Path, iterations: int, seed: int, force: bool) -> None:
+    """Everything that would stop a later stage, before the first one starts."""
+    QuantizeConfig.build("w8a8", steps=_STEPS, iterations=iterations, seed=seed)
+    if find_spec("onnxruntime") is None:
+        raise EnvironmentProblem(
+            "the demo checks and times its graphs in onnxruntime, which is not installed", 'pip install "dq-deploy[cpu]"'
+        )
+    if not folder.exists():
+        check_output(folder)
+    elif not folder.is_dir():
+        raise UsageError(f"output {folder} exists and is no folder")
+    elif not force:
+        raise UsageError(f"output {folder} already exists", "choose another folder, or pass --force to replace an earlier demo")
 
 
 def _quantize(run: _Run) -> Artifact:

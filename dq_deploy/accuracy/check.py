@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 from pydantic import BaseModel
@@ -28,14 +29,14 @@ class CheckResult(BaseModel):
         return not self.failures
 
     @property
-    def worst_layer(self) -> LayerParity:
-        """The layer closest to, or farthest beyond, the local bounds."""
-        return max(self.layers, key=lambda row: row.severity)
+    def worst_layer(self) -> LayerParity | None:
+        """The layer closest to, or farthest beyond, the local bounds; None when none was compared."""
+        return max(self.layers, key=lambda row: row.severity, default=None)
 
     @property
-    def worst_timestep(self) -> TimestepParity:
-        """The timestep with the lowest SNR against the float model."""
-        return min(self.timesteps, key=lambda row: row.snr_bundle_db)
+    def worst_timestep(self) -> TimestepParity | None:
+        """The timestep with the lowest SNR against the float model (NaN is lowest); None when none was compared."""
+        return min(self.timesteps, key=lambda row: -math.inf if math.isnan(row.snr_bundle_db) else row.snr_bundle_db, default=None)
 
     def enforce(self) -> None:
         """Raise AccuracyGateError when the gate failed."""
@@ -91,12 +92,12 @@ def _failures(layers: list[LayerParity], timesteps: list[TimestepParity], checkp
             f"(allowed {MAX_CODE_SHARE:.2%}, {MAX_CODE_STEP}), output by {row.output_error:.1e} (allowed {MAX_OUTPUT_ERROR:.0e}); "
             f"{row.code_elements} codes and {row.output_elements} outputs compared"
         )
-    for step in timesteps:
-        if not step.passed:
-            failures.append(
-                f"timestep {step.timestep:g}: SNR {step.snr_bundle_db:.2f} dB, and the PyTorch forward has {step.snr_reference_db:.2f} dB "
-                f"(allowed difference {MAX_SNR_DIFFERENCE_DB} dB)"
-            )
+    failures += [
+        f"timestep {step.timestep:g}: SNR {step.snr_bundle_db:.2f} dB, and the PyTorch forward has {step.snr_reference_db:.2f} dB "
+        f"(allowed difference {MAX_SNR_DIFFERENCE_DB} dB)"
+        for step in timesteps
+        if not step.passed
+    ]
     expected = checkpoint.artifact.manifest.timesteps
     missing = sorted(set(expected) - {row.timestep for row in timesteps})
     if missing or not expected:

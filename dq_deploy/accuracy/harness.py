@@ -1,4 +1,4 @@
-"""A bundle's graph cut open at every quantizer: fed the reference's recorded inputs, it gives each quantizer's codes and each layer's output.
+"""A bundle's graph cut open at every quantizer: fed the recorded inputs of the reference, it gives all codes and layer outputs.
 
 So an error is seen in the layer that makes it, and not what the network makes of it later.
 """

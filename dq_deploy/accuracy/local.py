@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -56,8 +57,8 @@ class LayerParity(BaseModel):
 
 
 def _severity(mismatches: float, step: float, error: float) -> float:
-    worst = max(mismatches, step / (MAX_CODE_STEP + 0.5), error / MAX_OUTPUT_ERROR)
-    return worst if worst == worst else float("inf")
+    figures = (mismatches, step / (MAX_CODE_STEP + 0.5), error / MAX_OUTPUT_ERROR)
+    return float("inf") if any(map(math.isnan, figures)) else max(figures)  # max() alone would pass over NaN
 
 
 @torch.no_grad()
@@ -178,4 +179,4 @@ def _code_difference(codes: torch.Tensor, expected: torch.Tensor) -> tuple[int, 
 
 def _worse(before: float, now: float) -> float:
     """The larger; NaN is worst, and stays."""
-    return before if now <= before or before != before else now
+    return before if now <= before or math.isnan(before) else now

@@ -1,0 +1,84 @@
+"""Options that commands share, and the parsing of what flags and the configuration file hold."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .console import Output
+from .errors import UsageError
+
+
+def common(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add --format and --quiet, and hand the command an ``Output``."""
+
+    @click.option(
+        "--format", "format_", type=click.Choice(["table", "json"]), default="table", show_default=True, help="Tables, or one JSON object."
+    )
+    @click.option("-q", "--quiet", is_flag=True, help="No progress and no notes.")
+    @functools.wraps(command)
+    def wrapper(*args: Any, format_: Any, quiet: bool, **kwargs: Any) -> Any:
+        return command(*args, output=Output(format_, quiet), **kwargs)
+
+    return wrapper
+
+
+force_option = click.option("--force", is_flag=True, help="Replace the output if it is one of ours.")
+
+
+def output_folder(what: str) -> Callable[..., Any]:
+    """-o/--output, the folder that a command makes."""
+    return click.option(
+        "-o", "--output", "destination", type=click.Path(path_type=Path), required=True, help=f"Folder for the {what}; must not exist."
+    )
+
+
+def whole_numbers(text: str, option: str) -> list[int]:
+    """Numbers with commas between them. Raises UsageError."""
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise UsageError(f"{option} takes whole numbers with commas between them, not '{text}'") from None
+
+
+def read_config(path: Path | None) -> dict[str, Any]:
+    """Options from a JSON file, by name. Raises UsageError naming every unknown one."""
+    if path is None:
+        return {}
+    try:
+        content = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise UsageError(f"no such path: {path}") from None
+    except (ValueError, OSError) as error:
+        raise UsageError(f"{path} is not a JSON file: {error}") from None
+    if not isinstance(content, dict):
+        raise UsageError(f"{path} must hold one JSON object of options")
+    known = _config_keys()
+    problems = [f"unknown option '{key}'" for key in content if key not in known]
+    problems += [f"'{key}' must be {what}" for key, kind, what in _CONFIG_KINDS if not isinstance(content.get(key, kind()), kind)]
+    if problems:
+        raise UsageError(f"{path}: {'; '.join(problems)}", f"the options are {', '.join(known)}")
+    return content
+
+
+# What the merge with flags relies on; the values are judged by QuantizeConfig.
+_CONFIG_KINDS: tuple[tuple[str, type, str], ...] = (("keep", dict, "an object of pattern and bits"), ("preset", str, "a name"))
+
+
+def _config_keys() -> list[str]:
+    from .quantization import QuantizeConfig
+
+    return ["preset", *QuantizeConfig.model_fields]
+
+
+def parse_keep(text: str) -> tuple[str, int | str]:
+    """PATTERN=BITS or PATTERN=float. Raises UsageError."""
+    pattern, separator, value = text.partition("=")
+    if not separator or not pattern or not (value == "float" or value.isdecimal()):
+        raise UsageError(f"--keep takes PATTERN=BITS or PATTERN=float, not '{text}'")
+    return pattern, value if value == "float" else int(value)

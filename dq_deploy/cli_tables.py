@@ -1,0 +1,176 @@
+"""What each command prints of its result: tables for people, one JSON object for machines."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+from .artifacts import Artifact
+from .console import Output
+
+if TYPE_CHECKING:
+    from .accuracy import CheckResult
+    from .demo import DemoResult
+    from .engines.bench import BenchResult, BenchRow
+    from .sampling import SampleResult
+
+_SHOWN_LAYERS = 5
+
+
+def show_checkpoint(checkpoint: Artifact, output: Output) -> None:
+    """What was quantized, and what it cost."""
+    details = checkpoint.manifest.details
+    blocks = details["distillation"]
+    rows = [
+        ("quantized layers", len(details["layers"])),
+        ("multiply-accumulates in float", f"{details['float_mac_share']:.2%}"),
+        ("SNR before distillation", _span(details["snr_db"]["before_distillation"])),
+        ("SNR after distillation", _span(details["snr_db"]["after_distillation"])),
+        ("blocks improved", f"{sum(b['after'] < b['before'] for b in blocks)} of {len(blocks)}"),
+    ]
+    output.table(str(checkpoint.path), ("", ""), rows)
+    output.data({"checkpoint": checkpoint.path, "manifest": checkpoint.manifest.model_dump()})
+
+
+def _span(snr_db: list[float]) -> str:
+    return f"median {median(snr_db):.1f} dB, worst {min(snr_db):.1f} dB"
+
+
+def show_bundle(bundle: Artifact, output: Output) -> None:
+    """What was exported."""
+    details = bundle.manifest.details
+    size = sum(entry.size for entry in bundle.manifest.files.values())
+    rows = [
+        ("target", details["target"]),
+        ("dtype", details["dtype"]),
+        ("quantized layers", len(details["layers"])),
+        ("size", f"{size / 1e6:.2f} MB"),
+    ]
+    output.table(str(bundle.path), ("", ""), rows)
+    output.data({"bundle": bundle.path, "manifest": bundle.manifest.model_dump()})
+
+
+def show_engine(engine: Artifact, reports: Sequence[dict[str, Any]], output: Output) -> None:
+    """The layer report of every compute capability, in figures; warns of each planned layer that does not run in INT8."""
+    rows = [
+        (
+            report["compute_capability"],
+            f"{report['planned_int8']} of {report['planned_layers']}",
+            _counts(report["conv_by_precision"]),
+            _counts(report["gemm_by_precision"]),
+            report["kernels"],
+            f"{report['weights_bytes'] / 1e6:.2f} MB",
+        )
+        for report in reports
+    ]
+    output.table(str(engine.path), ("compute capability", "planned layers in INT8", "convs", "GEMMs", "kernels", "weights"), rows)
+    for name in sorted({name for report in reports for name in [*report["not_int8"], *report["not_found"]]}):
+        output.warn(f"layer {name} does not run in INT8")
+    output.text(reports[0]["statement"])
+    output.data({"engine": engine.path, "reports": reports})
+
+
+def _counts(by_precision: dict[str, int]) -> str:
+    return ", ".join(f"{count} {precision}" for precision, count in by_precision.items()) or "none"
+
+
+def show_check(result: CheckResult, output: Output) -> None:
+    """Every timestep, the worst layers, and the verdict."""
+    rows = [
+        (
+            f"{row.timestep:g}",
+            f"{row.snr_reference_db:.2f}",
+            f"{row.snr_bundle_db:.2f}",
+            "" if row.snr_optimized_db is None else f"{row.snr_optimized_db:.2f}",
+            f"{row.error_float:.1e}",
+            f"{row.error_reference:.1e}",
+            "ok" if row.passed else "FAILED",
+        )
+        for row in result.timesteps
+    ]
+    columns = ("timestep", "PyTorch dB", "bundle dB", "optimized dB", "error to float", "error to PyTorch", "")
+    output.table(f"{result.bundle} against the float model (SNR)", columns, rows)
+    worst = sorted(result.layers, key=lambda row: -row.severity)[:_SHOWN_LAYERS]
+    layer_rows = [
+        (
+            row.layer,
+            f"{row.code_share:.4%}",
+            f"{row.code_step:g}",
+            f"{row.output_error:.1e}",
+            f"{row.worst_timestep:g}",
+            "ok" if row.passed else "FAILED",
+        )
+        for row in worst
+    ]
+    title = f"{len(result.layers)} layers, the worst {len(worst)}"
+    output.table(title, ("layer", "codes differ", "by", "output error", "timestep", ""), layer_rows)
+    layer, timestep = result.worst_layer, result.worst_timestep
+    verdict = "passed" if result else f"FAILED ({len(result.failures)} findings)"
+    where = [f"worst layer {layer.layer}"] if layer else []
+    where += [f"worst timestep {timestep.timestep:g}"] if timestep else []
+    output.text("; ".join([verdict, ", ".join(where) or "nothing was compared"]))
+    output.data(
+        {
+            **result.model_dump(),
+            "passed": bool(result),
+            "worst_layer": layer.layer if layer else None,
+            "worst_timestep": timestep.timestep if timestep else None,
+        }
+    )
+
+
+_BENCH_COLUMNS = ("contender", "batch", "median ms", "p90 ms", "IQR ms", "time ratio", "95% interval", "")
+
+
+def show_bench(result: BenchResult, output: Output) -> None:
+    """Every contender at every batch size."""
+    output.table(f"latency, against {result.baseline}", _BENCH_COLUMNS, [_bench_row(row) for row in result.rows])
+    for note in result.notes:
+        output.note(note)
+    output.data(result.to_json())
+
+
+def _bench_row(row: BenchRow) -> tuple[object, ...]:
+    return (
+        row.contender,
+        row.batch,
+        f"{row.median_ms:.2f}",
+        f"{row.p90_ms:.2f}",
+        f"{row.iqr_ms:.2f}",
+        f"{row.ratio:.2f}",
+        f"{row.ratio_low:.2f}–{row.ratio_high:.2f}",
+        "within the noise" if row.within_noise else "",
+    )
+
+
+def show_sample(result: SampleResult, picture: Path, output: Output) -> None:
+    """What was drawn, and how close it is."""
+    rows: list[tuple[str, object]] = [("pictures", result.n), ("engine", result.engine)]
+    if result.psnr_mean_db is not None:
+        rows.append(("PSNR against float", f"mean {result.psnr_mean_db:.1f} dB, worst {result.psnr_min_db:.1f} dB"))
+    output.table(str(picture), ("", ""), rows)
+    output.data(result.to_json())
+
+
+def show_artifact(artifact: Artifact, output: Output) -> None:
+    """What the manifest says, and that the files are those it lists."""
+    manifest = artifact.manifest
+    rows: list[tuple[str, object]] = [("kind", manifest.kind), ("model", manifest.model), ("schema version", manifest.schema_version)]
+    rows += [("calibrated timesteps", ", ".join(f"{t:g}" for t in manifest.timesteps))]
+    rows += [(key, manifest.details[key]) for key in ("target", "dtype", "backend", "float_mac_share") if key in manifest.details]
+    if manifest.quantization:
+        rows += [("weight bits", manifest.quantization["weight_bits"]), ("activation bits", manifest.quantization["activation_bits"])]
+    rows += [(f"file {name}", f"{entry.size} bytes, sha256 verified") for name, entry in manifest.files.items()]
+    rows += [(f"made with {name}", version) for name, version in manifest.tools.items()]
+    output.table(str(artifact.path), ("", ""), rows)
+    output.data(manifest.model_dump())
+
+
+def show_demo(result: DemoResult, output: Output) -> None:
+    """The measured figures beside the wanted ones."""
+    marks = {None: "", True: "ok", False: "MISSED"}
+    output.table("demo", ("", "measured", "wanted", ""), [(f.label, f.value, f.wanted, marks[f.passed]) for f in result.facts])
+    output.text(f"page: {result.page}")
+    output.data({"page": result.page, "facts": [f.model_dump() for f in result.facts]})
