@@ -29,13 +29,14 @@ from .tensorrt_target import TensorRTTarget
 TARGETS = ("tensorrt", "onnxruntime")
 _DEFAULT_DTYPE = {"tensorrt": "fp16", "onnxruntime": "fp32"}
 _CARRIED = ("component", "pipeline_class", "model_config", "sample_shape", "source", "conditions")
+BF16_OPSET = 22  # 21 has no bfloat16 for Conv and InstanceNormalization; 22 adds the type and changes nothing else here
 _EXTERNAL_BYTES = 1 << 20  # smaller initializers stay in the protobuf, where tools show them
 Target = Literal["tensorrt", "onnxruntime"]
 
 
 def export(checkpoint: str | Path | Artifact, output: str | Path, *, target: Target, dtype: str | None = None,
            float: bool = False, force: bool = False, progress: Progress = silent) -> Artifact:  # noqa: A002  # fmt: skip
-    """Export a checkpoint as an ONNX bundle, opset 21, dynamic batch.
+    """Export a checkpoint as an ONNX bundle, opset 21 (22 for bf16), dynamic batch.
 
     ``dtype`` (fp32, fp16, bf16) is the type of what is not quantized: by default fp16 for ``tensorrt`` and fp32 for ``onnxruntime``.
     ``float`` exports the unquantized model that the checkpoint came from, as the baseline (default fp32).
@@ -117,6 +118,8 @@ def _finish(model: ir.Model, dtype: str) -> None:
     model.opset_imports.pop("dq_deploy", None)
     passes.RemoveUnusedNodesPass()(model)
     lower_precision(model, DTYPES[dtype])
+    if dtype == "bf16":
+        model.opset_imports[""] = BF16_OPSET
     for node in graph:
         node.metadata_props.clear()
         node.doc_string = None

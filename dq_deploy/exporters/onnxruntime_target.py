@@ -30,11 +30,12 @@ class OnnxRuntimeTarget:
         self.row = select_rows(graph, timestep, timesteps, per_sample=False)
         self._anchor = self.row.producer()  # it stays where it is, unlike the placeholders that follow
 
-    def pads_first(self, quantizer: ActivationQuantizer) -> bool:
+    def pads_first(self, quantizer: ActivationQuantizer) -> bool:  # noqa: ARG002
         """What the convolution adds is the real number 0, whatever its code is."""
         return False
 
-    def quantize(self, emit: Emitter, x: ir.Value, quantizer: ActivationQuantizer, name: str, pads: list[int]) -> tuple[Operand, ir.Value]:  # noqa: ARG002
+    def quantize(self, emit: Emitter, x: ir.Value, quantizer: ActivationQuantizer, name: str,
+                 pads: list[int]) -> tuple[Operand, ir.Value]:  # noqa: ARG002  # fmt: skip
         """See the module. Padding is left to the convolution: what it adds is the real number 0."""
         if bool((quantizer.dilation != 1).any()):
             shape = [1] * len(x.shape or ())

@@ -93,7 +93,11 @@ def capture(module: nn.Module, inputs: dict[str, torch.Tensor]) -> GraphModule:
 def _verify(wrapper: nn.Module, graph: nn.Module, tensors: list[torch.Tensor]) -> None:
     for batch in (1, 3):
         resized = [t[torch.arange(batch) % t.shape[0]] for t in tensors]
-        expected, got = wrapper(*resized), graph(*resized)
+        try:
+            expected, got = wrapper(*resized), graph(*resized)
+        except (RuntimeError, AssertionError, IndexError) as error:
+            reason = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+            raise ArtifactError(f"the model does not run at batch {batch}, after batch 2 was captured ({reason})") from error
         if not torch.isfinite(expected).all():
             raise ArtifactError("the model's output has NaN or Inf on random input", "check the model's weights")
         if expected.shape != got.shape or not torch.allclose(expected, got, rtol=1e-3, atol=1e-4 * float(expected.abs().max())):
@@ -134,6 +138,8 @@ def clean(graph_module: GraphModule) -> None:
         if node.op == "call_function" and _is_noop(node):
             node.replace_all_uses_with(node.args[0])
             graph.erase_node(node)
+        elif node.target == aten.conv2d.padding:
+            _number_padding(node)
     _merge_equal(graph)
     graph.eliminate_dead_code()
     _size_from_first_input(graph)
@@ -175,6 +181,18 @@ def _is_noop(node: Node) -> bool:
         start, end, step = [*node.args[2:], None, None, 1][:3] if len(node.args) < 5 else node.args[2:5]
         return (start in (None, 0)) and (end in (None, _END)) and step in (None, 1)
     return False
+
+
+def _number_padding(node: Node) -> None:
+    """``padding="same"`` or ``"valid"`` as numbers, where both sides get as much."""
+    defaults: list[Any] = [None, [1, 1], "valid", [1, 1], 1]
+    given: list[Any] = list(node.args)
+    x, weight, bias, stride, padding, dilation, groups = given + defaults[len(given) - 2 :]
+    kernel = weight.meta["val"].shape[2:]
+    total = [d * (k - 1) if padding == "same" else 0 for d, k in zip(dilation, kernel, strict=True)]
+    if all(t % 2 == 0 for t in total):
+        node.target = aten.conv2d.default
+        node.args = (x, weight, bias, stride, [t // 2 for t in total], dilation, groups)
 
 
 def _merge_equal(graph: Graph) -> None:

@@ -46,7 +46,7 @@ class QuantizeConfig(BaseModel):
     """T: DDIM steps of the calibration trajectories, and rows of every scale table."""
     dilation: Dilation = Dilation.AUTO
     keep: dict[str, Bits | Literal["float"]] = {FIRST: "float", LAST: 8}
-    """Layer-name pattern (fnmatch) → bits, or "float" to leave the layer alone."""
+    """Layer-name pattern (fnmatch) → bits, or "float" to leave the layer alone; of several that match, the last one given counts."""
     max_float_share: float = Field(default=0.02, ge=0, le=1)
     """Largest share of the multiply-accumulates that may stay in float."""
     calibration_samples: int = Field(default=64, ge=2)

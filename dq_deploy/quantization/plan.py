@@ -40,6 +40,7 @@ class Layer:
     weight_bits: int = 8
     activation_bits: int = 8
     float_reason: str | None = None
+    kept: bool = False  # in float by choice
     quantizers: list[str] = field(default_factory=list)
 
     def record(self) -> dict[str, Any]:
@@ -130,14 +131,18 @@ def _keep(layer: Layer, pattern: str, value: int | str) -> None:
             if pattern == FIRST
             else f"keep {pattern}=float"
         )
+        layer.kept = layer.kept or not layer.float_reason
         layer.float_reason = layer.float_reason or reason
     else:
         layer.weight_bits = layer.activation_bits = int(value)
+        if layer.kept:  # by an earlier pattern, and not because it has no integer form
+            layer.float_reason, layer.kept = None, False
 
 
 def find_layers(graph_module: GraphModule) -> Iterator[Layer]:
     """Every product of a captured graph, named by its module path."""
     taken: set[str] = set()
+    batch = {str(n.meta["val"].shape[0]) for n in graph_module.graph.nodes if n.op == "placeholder"}
     for node in graph_module.graph.nodes:
         if node.op != "call_function":
             continue
@@ -147,8 +152,8 @@ def find_layers(graph_module: GraphModule) -> Iterator[Layer]:
         name = _unique(f"{node.meta['path']}.matmul".lstrip(".") if op == "matmul" else node.meta["path"] or node.name, taken)
         layer = Layer(name, op or _OTHER_PRODUCTS[node.target], _macs(node), node)
         layer.float_reason = None if op else f"no integer form for {_OTHER_PRODUCTS[node.target]}"
-        if op and not layer.float_reason:
-            layer.float_reason = _why_not(node, op)
+        if op:
+            layer.float_reason = _why_not(node, op, batch)
         yield layer
 
 
@@ -160,11 +165,12 @@ def _op(node: Node) -> Op | None:
     return "matmul" if node.target in _MATMULS else None
 
 
-def _why_not(node: Node, op: Op) -> str | None:
+def _why_not(node: Node, op: Op, batch: set[str]) -> str | None:
+    """Why a product cannot be quantized. ``batch`` are the symbols of the inputs' first dimensions."""
     operands = node.args[:2] if op == "matmul" else node.args[:1]
     for operand in operands:
         value = operand.meta.get("val") if isinstance(operand, Node) else None
-        if not isinstance(value, torch.Tensor) or operand.op == "get_attr" or isinstance(value.shape[0], int):  # type: ignore[union-attr]
+        if not isinstance(value, torch.Tensor) or str(value.shape[0]) not in batch:
             return "an operand's first dimension is not the batch, so a row per sample cannot be selected"
     if op != "matmul" and getattr(node.args[1], "op", "") != "get_attr":
         return "its weight is computed, not a parameter"
@@ -224,7 +230,8 @@ def insert_quantizers(graph_module: GraphModule, plan: Plan, timesteps: torch.Te
 
 def _quantizer_call(graph_module: GraphModule, layer: Layer, x: Node, name: str, timestep: Node, timesteps: torch.Tensor,
                     shared: dict[tuple[Any, ...], Node]) -> Node:  # fmt: skip
-    is_softmax = layer.op == "matmul" and x.target in _SOFTMAX
+    # Only on the left: its zero-point is then corrected by column sums of the right operand's codes.
+    is_softmax = layer.op == "matmul" and x.target in _SOFTMAX and x is layer.node.args[0]
     axis = {"conv2d": 1, "linear": -1, "matmul": 0}[layer.op]
     key = (x, axis, layer.activation_bits, is_softmax)
     if key not in shared:

@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dq_deploy.quantization.dilation import MAX_DILATION, asymmetric_bound, candidates, dilate, symmetric_bound
+
+Rule = Callable[[Sequence[torch.Tensor]], torch.Tensor]
+SHAPES = st.sampled_from([(1, 1), (3, 5), (4, 3, 3, 3), (2, 6, 1, 1)])
+
+
+def weights(shape: tuple[int, ...], seed: int, *, zeros: bool = False) -> torch.Tensor:
+    """Random weights whose input channels have very different norms, with some zeros."""
+    generator = torch.Generator().manual_seed(seed)
+    spread = torch.logspace(0, -2, shape[1])[torch.randperm(shape[1], generator=generator)]
+    w = torch.randn(shape, generator=generator, dtype=torch.float64) * spread.reshape(1, -1, *[1] * (len(shape) - 2))
+    return w * (torch.rand(shape, generator=generator) > 0.3) if zeros else w
+
+
+@given(shape=SHAPES, seed=st.integers(0, 2**31), zeros=st.booleans(), rule=st.sampled_from([symmetric_bound, asymmetric_bound]))
+def test_dilation_leaves_the_output_and_every_range_unchanged(shape: tuple[int, ...], seed: int, zeros: bool, rule: Rule) -> None:
+    w = weights(shape, seed, zeros=zeros)
+    s = rule([w])
+    dilated = dilate(w, s)
+    assert bool((s >= 1).all())
+    assert bool((s <= MAX_DILATION).all())
+    if rule is symmetric_bound:
+        torch.testing.assert_close(dilated.flatten(1).abs().amax(1), w.flatten(1).abs().amax(1), rtol=1e-12, atol=0)
+    else:
+        for sign in (1, -1):  # a channel without positive (negative) weights has no maximum (minimum) of that sign to keep
+            before, after = ((sign * v).flatten(1).amax(1).clamp(min=0) for v in (w, dilated))
+            torch.testing.assert_close(after, before, rtol=1e-12, atol=0)
+    x = torch.randn(2, shape[1], 7, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    if w.dim() == 2:
+        y, y_dilated = (torch.einsum("nchw,oc->nohw", v, m) for v, m in ((x, w), (x / s.reshape(1, -1, 1, 1), dilated)))
+    else:
+        y, y_dilated = torch.nn.functional.conv2d(x, w), torch.nn.functional.conv2d(x / s.reshape(1, -1, 1, 1), dilated)
+    torch.testing.assert_close(y_dilated, y, rtol=0, atol=1e-10)
+
+
+@given(shape=SHAPES, seed=st.integers(0, 2**31))
+def test_the_symmetric_rule_never_allows_less_than_the_papers(shape: tuple[int, ...], seed: int) -> None:
+    w = weights(shape, seed)
+    assert bool((symmetric_bound([w]) >= asymmetric_bound([w])).all())
+
+
+def test_channels_that_hold_an_extreme_are_saturated() -> None:
+    w = torch.tensor([[1.0, 0.25, -0.5], [0.1, 0.5, -0.2]])
+    assert symmetric_bound([w]).tolist() == [1.0, 1.0, 2.0]
+    assert asymmetric_bound([w]).tolist() == [1.0, 1.0, 1.0]
+
+
+@pytest.mark.parametrize("rule", [symmetric_bound, asymmetric_bound])
+def test_zeros_are_masked_and_an_all_zero_column_is_capped(rule: Rule) -> None:
+    w = torch.tensor([[1.0, 0.0, 0.0], [-1.0, 0.5, 0.0]])
+    s = rule([w])
+    assert torch.isfinite(s).all()
+    assert s[2] == MAX_DILATION
+    assert s[1] == (2.0 if rule is symmetric_bound else 1.0)  # 0.5 is the second channel's maximum
+    assert rule([torch.zeros(2, 3)]).tolist() == [MAX_DILATION] * 3
+
+
+def test_all_consumers_of_a_tensor_bound_its_dilation() -> None:
+    a, b = torch.tensor([[1.0, 0.25]]), torch.tensor([[1.0, 0.5], [0.1, 0.1]])
+    assert symmetric_bound([a]).tolist() == [1.0, 4.0]
+    assert symmetric_bound([a, b]).tolist() == [1.0, 1.0]
+
+
+def test_candidates_stay_within_one_and_the_bound() -> None:
+    bound = torch.tensor([1.0, 4.0, 9.0, 16.0])
+    found = candidates(bound, torch.tensor([[1.0, 8.0, 1.0, 1.0], [1.0, 2.0, 10.0, 1.0]]))
+    assert set(found) == {"none", "full", "half", "range-setting", "range-setting half"}
+    assert found["range-setting"].tolist() == [1.0, 4.0, 9.0, 1.0]
+    for s in found.values():
+        assert bool((s >= 1).all())
+        assert bool((s <= bound).all())
+    assert list(candidates(torch.ones(3), torch.ones(2, 3))) == ["none"]

@@ -1,0 +1,196 @@
+from __future__ import annotations
+
+from copy import deepcopy
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.fx import GraphModule
+
+from dq_deploy.errors import UsageError
+from dq_deploy.quantization.checkpoint import named_layers, named_quantizers
+from dq_deploy.quantization.plan import Plan, insert_quantizers
+from tests.tiny import captured, planned
+
+TIMESTEPS = torch.tensor([1.0, 251.0])
+
+
+def rewritten(model: nn.Module, **options: Any) -> tuple[GraphModule, Plan]:
+    """A captured graph (copied) or a module, with the quantizers in it."""
+    graph = deepcopy(model) if isinstance(model, GraphModule) else captured(model)
+    plan = planned(graph, **options)
+    insert_quantizers(graph, plan, TIMESTEPS)
+    return graph, plan
+
+
+def quantizers_of(plan: Plan, word: str) -> set[str]:
+    return {q for layer in plan.quantized if word in layer.name for q in layer.quantizers}
+
+
+class Base(nn.Module):
+    """A first and a last convolution, and what the subclass puts between them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.last = nn.Conv2d(1, 8, 3, padding=1), nn.Conv2d(8, 1, 3, padding=1)
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        h = self.first(x)
+        h = h + t[:, None, None, None] / 1000
+        return self.last(self.middle(h))
+
+
+def test_consumers_of_one_tensor_share_one_quantizer(unet_graph: GraphModule) -> None:
+    _, plan = rewritten(unet_graph)
+    assert len(quantizers_of(plan, "time_emb_proj")) == 1
+    attention = "mid_block.attentions.0"
+    assert len({q for name in ("to_q", "to_k", "to_v") for q in quantizers_of(plan, f"{attention}.{name}")}) == 1
+
+
+def test_a_tensor_read_by_a_convolution_and_a_linear_layer_has_a_quantizer_for_each_axis() -> None:
+    class Both(Base):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.linear = nn.Conv2d(8, 8, 1), nn.Linear(8, 8)
+
+        def middle(self, h: torch.Tensor) -> torch.Tensor:
+            return self.conv(h) + self.linear(h)
+
+    graph, plan = rewritten(Both())
+    assert quantizers_of(plan, "conv").isdisjoint(quantizers_of(plan, "linear"))
+    assert {q.axis for _, q in named_quantizers(graph)} == {1, -1}
+
+
+def test_by_default_the_first_layer_is_float_and_the_last_has_eight_bits(plain_graph: GraphModule) -> None:
+    _, plan = rewritten(plain_graph, preset="w4a4")
+    assert [(layer.name, "input" in str(layer.float_reason)) for layer in plan.left_float] == [("first", True)]
+    bits = {layer.name: (layer.weight_bits, layer.activation_bits) for layer in plan.quantized}
+    assert bits.pop("last") == (8, 8)
+    assert set(bits.values()) == {(4, 4)}
+
+
+def test_keep_patterns_choose_bits_or_float(plain_graph: GraphModule) -> None:
+    _, plan = rewritten(plain_graph, keep={"embed.*": 6, "grouped": "float", "@first": 8}, max_float_share=0.5)
+    assert [(layer.name, layer.float_reason) for layer in plan.left_float] == [("grouped", "keep grouped=float")]
+    assert {layer.weight_bits for layer in plan.quantized if layer.name.startswith("embed.")} == {6}
+    assert next(layer for layer in plan.quantized if layer.name == "first").weight_bits == 8
+
+
+def test_a_later_pattern_overrides_an_earlier_one(plain_graph: GraphModule) -> None:
+    _, plan = rewritten(plain_graph, keep={"first": 8, "out": "float", "o*": 6})
+    bits = {layer.name: layer.weight_bits for layer in plan.quantized}
+    assert (bits["first"], bits["out"]) == (8, 6)
+
+
+def test_a_pattern_that_matches_nothing_names_it_and_some_layers(plain_graph: GraphModule) -> None:
+    with pytest.raises(UsageError, match="'nowhere'") as caught:
+        rewritten(plain_graph, keep={"nowhere": 8})
+    assert "embed.0" in str(caught.value)
+
+
+def test_too_much_in_float_names_the_largest_layers(plain_graph: GraphModule) -> None:
+    with pytest.raises(UsageError, match="stay in float") as caught:
+        rewritten(plain_graph, keep={"grouped": "float"}, max_float_share=0.02)
+    assert "grouped" in str(caught.value)
+
+
+def test_a_model_without_products_is_refused() -> None:
+    class Nothing(nn.Module):
+        def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+            return x + t[:, None, None, None]
+
+    with pytest.raises(UsageError, match="no convolution"):
+        rewritten(Nothing())
+
+
+class Unsupported(Base):
+    def __init__(self) -> None:
+        super().__init__()
+        self.transposed, self.one = nn.ConvTranspose2d(8, 8, 1), nn.Conv1d(8, 8, 1)
+        self.table = nn.Parameter(torch.eye(8))
+
+    def middle(self, h: torch.Tensor) -> torch.Tensor:
+        h = self.transposed(h)
+        h = self.one(h.flatten(2)).reshape(h.shape)
+        h = torch.einsum("nchw,oc->nohw", h, self.table)
+        h = F.conv2d(h, self.table[:, :, None, None] * 2)
+        tokens = h.permute(0, 2, 3, 1).reshape(-1, 8)
+        return h + F.linear(tokens, self.table).reshape(h.shape[0], 8, 8, 8)
+
+
+def test_products_without_an_integer_form_stay_in_float_and_say_why() -> None:
+    graph, plan = rewritten(Unsupported(), max_float_share=1.0)
+    reasons = {layer.op: str(layer.float_reason) for layer in plan.left_float if layer.name != "first"}
+    assert set(reasons) == {"conv_transpose2d", "conv1d", "einsum", "conv2d", "linear"}
+    assert all(word in reasons[word] for word in ("conv_transpose2d", "conv1d", "einsum"))
+    assert "computed" in reasons["conv2d"]
+    assert "not the batch" in reasons["linear"]
+    assert [name for name, _ in named_layers(graph)] == ["last"]
+
+
+def test_heads_folded_into_the_batch_stay_in_float() -> None:
+    class Folded(Base):
+        def middle(self, h: torch.Tensor) -> torch.Tensor:
+            n = h.shape[0]
+            q = h.reshape(n * 2, 4, 64).transpose(1, 2)
+            weights = torch.softmax(torch.bmm(q, q.transpose(1, 2)), dim=-1)
+            return torch.bmm(weights, q).transpose(1, 2).reshape(n, 8, 8, 8)
+
+    _, plan = rewritten(Folded(), max_float_share=1.0)
+    assert {layer.op for layer in plan.left_float} == {"conv2d", "matmul"}
+
+
+def test_probabilities_have_constant_tables_only_on_the_left() -> None:
+    class Attention(Base):
+        def middle(self, h: torch.Tensor) -> torch.Tensor:
+            tokens = h.flatten(2)
+            left = torch.softmax(torch.matmul(tokens, tokens.transpose(1, 2)), dim=-1)
+            right = torch.softmax(torch.matmul(tokens.transpose(1, 2), tokens), dim=-1)
+            return torch.matmul(torch.matmul(left, tokens), right).reshape(h.shape)
+
+    graph, plan = rewritten(Attention())
+    quantizers = dict(named_quantizers(graph))
+    fixed = {name for name, q in quantizers.items() if q.fixed}
+    products = {layer.name: layer.quantizers for layer in plan.quantized if layer.op == "matmul"}
+    assert len(products) == 4
+    assert len(fixed) == 1
+    assert fixed <= {q[0] for q in products.values()}
+    (name,) = fixed
+    assert quantizers[name].scale_table().tolist() == pytest.approx([1 / 255] * 2)
+    assert quantizers[name].zero_point_table().tolist() == [-128] * 2
+    others = {q for pair in products.values() for q in pair} - fixed
+    assert all(quantizers[q].symmetric for q in others)
+
+
+def test_layers_are_conserved_and_float_weights_forgotten(unet_graph: GraphModule) -> None:
+    graph, plan = rewritten(unet_graph)
+    assert sorted(name for name, _ in named_layers(graph)) == sorted(layer.name for layer in plan.quantized)
+    assert {name for name, _ in graph.named_buffers() if name.endswith("conv1.weight")} == set()
+    total = sum(layer.macs for layer in plan.layers)
+    assert plan.float_share == sum(layer.macs for layer in plan.left_float) / total
+
+
+def test_multiply_accumulates_per_sample(plain_graph: GraphModule) -> None:
+    plan = planned(plain_graph)
+    macs = {layer.name: layer.macs for layer in plan.layers}
+    assert macs["first"] == 8 * 8 * 8 * 9
+    assert macs["down"] == 4 * 4 * 16 * 8 * 9
+    assert macs["depthwise"] == 4 * 4 * 16 * 9
+    assert macs["qkv"] == 16 * 48 * 16
+    assert macs["matmul"] == 16 * 16 * 16
+
+
+def test_a_module_called_twice_is_two_layers() -> None:
+    class Twice(Base):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(8, 8, 1)
+
+        def middle(self, h: torch.Tensor) -> torch.Tensor:
+            return self.conv(F.silu(self.conv(h)))
+
+    graph, _ = rewritten(Twice())
+    assert {"conv", "conv_1"} <= {name for name, _ in named_layers(graph)}

@@ -1,0 +1,171 @@
+"""Tiny models, checkpoints and sessions for the tests of quantization and export. Session fixtures: read them, do not change them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+import torch.nn.functional as F
+from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+from torch import nn
+from torch.fx import GraphModule
+
+from dq_deploy.artifacts import Artifact
+from dq_deploy.quantization.calibration import Trajectories, collect_trajectories
+from dq_deploy.quantization.capture import capture, decompose_attention, input_names
+from dq_deploy.quantization.checkpoint import Checkpoint, load_checkpoint
+from dq_deploy.quantization.config import QuantizeConfig
+from dq_deploy.quantization.pipeline import quantize
+from dq_deploy.quantization.plan import Plan, make_plan
+
+FAST: dict[str, Any] = {
+    "steps": 4,
+    "calibration_samples": 8,
+    "reference_samples": 2,
+    "iterations": 0,
+    "batch_size": 8,
+    "max_float_share": 0.5,  # the first layer weighs more in a tiny model
+}
+SHAPE = (1, 8, 8)
+
+
+def scheduler() -> DDPMScheduler:
+    return DDPMScheduler(num_train_timesteps=1000)
+
+
+def tiny_unet(**options: Any) -> UNet2DModel:
+    """A UNet with ResNet blocks, attention, down- and upsampling; one channel of 8×8."""
+    torch.manual_seed(0)
+    return UNet2DModel(
+        sample_size=8,
+        in_channels=1,
+        out_channels=1,
+        layers_per_block=1,
+        block_out_channels=(8, 16),
+        norm_num_groups=4,
+        attention_head_dim=8,
+        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+        **options,
+    ).eval()
+
+
+class PlainUNet(nn.Module):
+    """No diffusers: called (x, t), attention by bmm, and convolutions with stride, dilation, groups and without bias."""
+
+    def __init__(self, width: int = 8) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.width = width
+        self.first = nn.Conv2d(1, width, 3, padding=1)
+        self.embed = nn.Sequential(nn.Linear(width, 2 * width), nn.SiLU(), nn.Linear(2 * width, width, bias=False))
+        self.norm = nn.GroupNorm(2, width)
+        self.down = nn.Conv2d(width, 2 * width, 3, stride=2, padding=1, bias=False)
+        self.depthwise = nn.Conv2d(2 * width, 2 * width, 3, padding=1, groups=2 * width)
+        self.grouped = nn.Conv2d(2 * width, 2 * width, 3, padding=(2, 2), dilation=2, groups=2)
+        self.qkv = nn.Linear(2 * width, 6 * width, bias=False)
+        self.out = nn.Linear(2 * width, 2 * width)
+        self.up = nn.Conv2d(2 * width, width, (1, 3), padding=(0, 1))
+        self.last = nn.Conv2d(width, 1, 3, padding=1)
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        frequencies = torch.exp(-torch.arange(self.width // 2, device=x.device) * 1.5)
+        angles = t[:, None].float() * frequencies
+        time = self.embed(torch.cat([angles.sin(), angles.cos()], dim=1))
+        h = self.first(x)
+        h = h + time[:, :, None, None]
+        h = self.down(F.silu(self.norm(h)))
+        h = h + self.grouped(F.silu(self.depthwise(F.silu(h))))
+        tokens = h.flatten(2).transpose(1, 2)
+        q, k, v = self.qkv(tokens).chunk(3, dim=-1)
+        weights = torch.softmax(torch.bmm(q, k.transpose(1, 2)) / q.shape[-1] ** 0.5, dim=-1)
+        tokens = tokens + self.out(torch.bmm(weights, v))
+        h = tokens.transpose(1, 2).reshape(h.shape)
+        h = self.up(F.interpolate(h, scale_factor=2.0))
+        return self.last(F.silu(h))
+
+
+def captured(model: nn.Module, shape: tuple[int, ...] = SHAPE, **conditions: torch.Tensor) -> GraphModule:
+    names = input_names(model, list(conditions))
+    torch.manual_seed(2)
+    examples = {names[0]: torch.randn(2, *shape), "timestep": torch.tensor([1.0, 2.0]), **{k: v[:2] for k, v in conditions.items()}}
+    graph = capture(model, {name: examples[name] for name in names})
+    decompose_attention(graph)
+    return graph
+
+
+def planned(graph: GraphModule, **options: Any) -> Plan:
+    return make_plan(graph, QuantizeConfig.build(**{**FAST, **options}))
+
+
+def trajectories(graph: GraphModule, *, seeds: int = 8, steps: int = 4, shape: tuple[int, ...] = SHAPE) -> Trajectories:
+    return collect_trajectories(graph, scheduler(), steps=steps, seeds=range(seeds), shape=shape, batch_size=8)
+
+
+def make_checkpoint(model: Any, output: Path, *, shape: tuple[int, ...] = SHAPE, **options: Any) -> Checkpoint:
+    """Quantize a module (with scheduler and shape) or a path, fast, and load the checkpoint."""
+    needed = {"scheduler": scheduler(), "sample_shape": shape} if isinstance(model, nn.Module) else {}
+    quantize(model, output, **needed, **{**FAST, **options})
+    return load_checkpoint(output)
+
+
+def session(bundle: Artifact | Path) -> onnxruntime.InferenceSession:
+    """An onnxruntime session that runs the graph as it is written."""
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.intra_op_num_threads = 1
+    path = bundle.path / "model.onnx" if isinstance(bundle, Artifact) else bundle
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def run(bundle: Artifact | Path, sample: torch.Tensor, timestep: torch.Tensor, **conditions: torch.Tensor) -> torch.Tensor:
+    """The bundle's output for a batch. A graph of one timestep is run sample by sample."""
+    running = session(bundle)
+    names = [i.name for i in running.get_inputs()]
+    one = next(i for i in running.get_inputs() if i.name == "timestep").shape == [1]
+    feeds = {names[0]: sample.numpy(), "timestep": timestep.float().numpy(), **{k: v.numpy() for k, v in conditions.items()}}
+    if not one:
+        return torch.from_numpy(running.run(None, feeds)[0])
+    rows = [running.run(None, {k: v[i : i + 1] for k, v in feeds.items()})[0] for i in range(len(sample))]
+    return torch.from_numpy(np.concatenate(rows))
+
+
+def snr_db(expected: torch.Tensor, got: torch.Tensor) -> float:
+    noise = (expected - got).double().pow(2).sum().clamp(min=1e-30)
+    return float(10 * torch.log10(expected.double().pow(2).sum() / noise))
+
+
+@pytest.fixture(scope="session")
+def unet_graph() -> GraphModule:
+    """``tiny_unet`` captured. Copy it before a rewrite."""
+    return captured(tiny_unet(dropout=0.1))
+
+
+@pytest.fixture(scope="session")
+def plain_graph() -> GraphModule:
+    """``PlainUNet`` captured."""
+    return captured(PlainUNet())
+
+
+@pytest.fixture(scope="session")
+def attention_pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A DDPMPipeline folder around ``tiny_unet``."""
+    path = tmp_path_factory.mktemp("attention") / "pipeline"
+    DDPMPipeline(unet=tiny_unet(), scheduler=scheduler()).save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def unet_checkpoint(tmp_path_factory: pytest.TempPathFactory, attention_pipeline: Path) -> Checkpoint:
+    """W8A8 of ``attention_pipeline``, four timesteps, not distilled."""
+    return make_checkpoint(attention_pipeline, tmp_path_factory.mktemp("checkpoint") / "unet")
+
+
+@pytest.fixture(scope="session")
+def plain_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    """W8A8 of ``PlainUNet``."""
+    return make_checkpoint(PlainUNet(), tmp_path_factory.mktemp("checkpoint") / "plain")
