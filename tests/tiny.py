@@ -15,11 +15,13 @@ from torch import nn
 from torch.fx import GraphModule
 
 from dq_deploy.artifacts import Artifact
+from dq_deploy.quantization.blocks import assign_blocks
 from dq_deploy.quantization.calibration import Trajectories, collect_trajectories
 from dq_deploy.quantization.capture import capture, decompose_attention, input_names
 from dq_deploy.quantization.checkpoint import Checkpoint, load_checkpoint
-from dq_deploy.quantization.config import QuantizeConfig
-from dq_deploy.quantization.pipeline import quantize
+from dq_deploy.quantization.config import Dilation, QuantizeConfig
+from dq_deploy.quantization.initialize import initialize
+from dq_deploy.quantization.pipeline import _copy_with_quantizers, quantize
 from dq_deploy.quantization.plan import Plan, make_plan
 
 FAST: dict[str, Any] = {
@@ -106,6 +108,15 @@ def trajectories(graph: GraphModule, *, seeds: int = 8, steps: int = 4, shape: t
     return collect_trajectories(graph, scheduler(), steps=steps, seeds=range(seeds), shape=shape, batch_size=8)
 
 
+def quantized_copy(graph: GraphModule, data: Trajectories, *, rule: Dilation = Dilation.AUTO, **options: Any) -> tuple[GraphModule, Plan]:
+    """A copy of a captured graph with initialized quantizers; blocks are assigned in both."""
+    plan = planned(graph, **options)
+    assign_blocks(graph, plan)
+    quantized = _copy_with_quantizers(graph, plan, data)
+    initialize(graph, quantized, data, data.samples.shape[1], rule)
+    return quantized, plan
+
+
 def make_checkpoint(model: Any, output: Path, *, shape: tuple[int, ...] = SHAPE, **options: Any) -> Checkpoint:
     """Quantize a module (with scheduler and shape) or a path, fast, and load the checkpoint."""
     needed = {"scheduler": scheduler(), "sample_shape": shape} if isinstance(model, nn.Module) else {}
@@ -149,6 +160,12 @@ def unet_graph() -> GraphModule:
 def plain_graph() -> GraphModule:
     """``PlainUNet`` captured."""
     return captured(PlainUNet())
+
+
+@pytest.fixture(scope="session")
+def plain_data(plain_graph: GraphModule) -> Trajectories:
+    """Four timesteps, eight seeds of ``PlainUNet``."""
+    return trajectories(plain_graph)
 
 
 @pytest.fixture(scope="session")

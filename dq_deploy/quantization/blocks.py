@@ -57,15 +57,15 @@ def assign_blocks(graph_module: GraphModule, plan: Plan, patterns: Sequence[str]
     """
     layer_names = {layer.node: layer.name for layer in plan.layers}
     matched: set[str] = set()
-    index, current = 0, ""
+    index, current, first = 0, "", ""
     for node in graph_module.graph.nodes:
         name = _block_of(node, patterns, matched) or layer_names.get(node, "")
         if name and name != current:
             index += 1 if current else 0
-            current = name
+            current, first = name, first or name
         node.meta["block"], node.meta["block_name"] = index, current
-    for node in graph_module.graph.nodes:
-        node.meta["block_name"] = node.meta["block_name"] or "input"
+    for node in graph_module.graph.nodes:  # what comes before the first block belongs to it
+        node.meta["block_name"] = node.meta["block_name"] or first
     missing = [p for p in patterns or () if p not in matched]
     if missing:
         raise UsageError(f"no module matches the block pattern {', '.join(map(repr, missing))}")

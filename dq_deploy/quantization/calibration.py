@@ -56,7 +56,10 @@ def collect_trajectories(model: Model, scheduler: Any, *, steps: int, seeds: ran
     ArtifactError when the model's output has NaN or Inf (naming the timestep and the seed).
     """
     scheduler = sampling_scheduler(scheduler)
-    scheduler.set_timesteps(steps)
+    try:
+        scheduler.set_timesteps(steps)
+    except ValueError as error:
+        raise UsageError(f"the scheduler refuses {steps} steps: {error}", "choose fewer --steps") from error
     schedule = scheduler.timesteps.tolist()
     if len(set(schedule)) != steps:
         raise UsageError(f"the scheduler has {len(set(schedule))} distinct timesteps at {steps} steps", "choose fewer --steps")
