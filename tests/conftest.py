@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-pytest_plugins = ["tests.bundles", "tests.tiny"]
+pytest_plugins = ["tests.bundles", "tests.flow", "tests.tiny"]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

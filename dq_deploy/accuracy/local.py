@@ -69,12 +69,10 @@ def local_parity(bundle: Artifact, checkpoint: Checkpoint, reference: Trajectori
     Raises ArtifactError when the bundle's layers are not the checkpoint's.
     """
     details = bundle.manifest.details
-    ours, theirs = {x["name"] for x in checkpoint.details["layers"]}, {x["name"] for x in details["layers"]}
-    if ours != theirs:
-        raise ArtifactError(f"the bundle and the checkpoint have different layers: {', '.join(sorted(ours ^ theirs)[:5])}")
+    _same_parts(details, checkpoint)
     model, outputs = build_harness(bundle)
     session = _session(model)
-    rows = {name: LayerParity(layer=name) for name in sorted(ours)}
+    rows = {name: LayerParity(layer=name) for name in sorted(x["name"] for x in details["layers"])}
     worst = dict.fromkeys(rows, -1.0)
     with progress("local parity", len(reference.timesteps)) as advance:
         for index, timestep in enumerate(reference.timesteps):
@@ -92,6 +90,17 @@ def local_parity(bundle: Artifact, checkpoint: Checkpoint, reference: Trajectori
                     worst[name], rows[name].worst_timestep = severity, float(timestep)
             advance(1, f"timestep {float(timestep):g}")
     return list(rows.values())
+
+
+def _same_parts(details: dict[str, Any], checkpoint: Checkpoint) -> None:
+    """What the bundle's manifest leaves out would go unjudged."""
+    layers = [{x["name"]: tuple(x["quantizers"]) for x in d["layers"]} for d in (details, checkpoint.details)]
+    different = sorted(name for name in layers[0].keys() | layers[1].keys() if layers[0].get(name) != layers[1].get(name))
+    if different:
+        raise ArtifactError(f"the bundle and the checkpoint have different layers: {', '.join(different[:5])}")
+    quantizers = {x["name"] for x in details["quantizers"]} ^ {x["name"] for x in checkpoint.details["quantizers"]}
+    if quantizers:
+        raise ArtifactError(f"the bundle and the checkpoint have different quantizers: {', '.join(sorted(quantizers)[:5])}")
 
 
 def _session(model: bytes) -> Any:

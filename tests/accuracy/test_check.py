@@ -1,0 +1,220 @@
+"""The parity gate on real bundles: it passes on what was exported, and fails on every kind of wrong number, naming the layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+from dq_deploy.accuracy import CheckResult, check
+from dq_deploy.artifacts import Artifact
+from dq_deploy.errors import AccuracyGateError, ArtifactError, EnvironmentProblem, UsageError
+from tests.flow import STEPS, Flow, altered, altered_manifest
+
+TARGETS = ["tensorrt", "onnxruntime"]
+CONV = "down_blocks.0.resnets.0.conv2"
+LINEAR = "down_blocks.0.attentions.0.to_out.0"
+PRODUCT = "down_blocks.0.attentions.0.matmul"
+Edit = Callable[[np.ndarray], np.ndarray]
+
+
+def edited(bundle: Artifact, path: Path, name: str, edit: Edit) -> Artifact:
+    """A copy of the bundle with initializer ``name`` changed, and nothing else."""
+
+    def change(model: onnx.ModelProto) -> None:
+        (tensor,) = (t for t in model.graph.initializer if t.name == name)
+        before = numpy_helper.to_array(tensor)
+        after = edit(before.copy())
+        assert after.shape == before.shape
+        assert not np.array_equal(after, before)
+        tensor.CopyFrom(numpy_helper.from_array(after.astype(before.dtype), name))
+
+    return altered(bundle, path, change)
+
+
+def shifted(table: np.ndarray) -> np.ndarray:
+    return np.roll(table, 1)
+
+
+def one_off(row: int) -> Edit:
+    def edit(table: np.ndarray) -> np.ndarray:
+        table[row] += 1
+        return table
+
+    return edit
+
+
+def local_failures(result: CheckResult) -> set[str]:
+    return {row.layer for row in result.layers if not row.passed}
+
+
+def judged(flow: Flow, bundle: Artifact) -> CheckResult:
+    return check(bundle, flow.checkpoint, optimized=False)
+
+
+@pytest.mark.parametrize("name", ["tensorrt", "onnxruntime", "tensorrt-fp16"])
+def test_passes_on_what_was_exported(flow: Flow, name: str) -> None:
+    result = check(flow.bundles[name], flow.checkpoint)
+    assert result.failures == []
+    assert result
+    result.enforce()
+    assert {row.layer for row in result.layers} == {layer["name"] for layer in flow.bundle(name).manifest.details["layers"]}
+    assert [row.timestep for row in result.timesteps] == flow.bundle(name).manifest.timesteps
+    assert len(result.timesteps) == STEPS
+    for row in result.layers:
+        assert row.code_elements > 0
+        assert row.output_elements > 0
+    for step in result.timesteps:
+        assert step.snr_optimized_db is not None
+        assert step.difference_db <= 0.5
+    assert result.worst_layer is not None
+    assert result.worst_timestep is not None
+    assert result.worst_timestep.snr_bundle_db == min(row.snr_bundle_db for row in result.timesteps)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("layer", [CONV, LINEAR])
+def test_fails_on_a_scale_table_shifted_by_one_row(flow: Flow, tmp_path: Path, target: str, layer: str) -> None:
+    result = judged(flow, edited(flow.bundle(target), tmp_path / "b", f"{layer}.input.scale", shifted))
+    assert not result
+    assert local_failures(result) == {layer}
+    assert result.worst_layer is not None
+    assert result.worst_layer.layer == layer
+    assert layer in result.failures[0]
+    with pytest.raises(AccuracyGateError, match=layer):
+        result.enforce()
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_fails_on_a_shifted_table_of_an_attention_product(flow: Flow, tmp_path: Path, target: str) -> None:
+    result = judged(flow, edited(flow.bundle(target), tmp_path / "b", f"{PRODUCT}.lhs.scale", shifted))
+    assert local_failures(result) == {PRODUCT}
+    assert PRODUCT in result.failures[0]
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("row", [0, STEPS - 1])
+def test_fails_on_one_zero_point_off_by_one(flow: Flow, tmp_path: Path, target: str, row: int) -> None:
+    bundle = flow.bundle(target)
+    result = judged(flow, edited(bundle, tmp_path / "b", f"{CONV}.input.zero_point", one_off(row)))
+    assert not result
+    assert local_failures(result) == {CONV}
+    assert result.worst_layer is not None
+    assert result.worst_layer.worst_timestep == bundle.manifest.timesteps[row]
+    assert result.failures[0].startswith(f"layer {CONV}, worst at timestep {bundle.manifest.timesteps[row]:g}")
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("layer", [CONV, LINEAR])
+def test_fails_on_a_dropped_bias(flow: Flow, tmp_path: Path, target: str, layer: str) -> None:
+    result = judged(flow, edited(flow.bundle(target), tmp_path / "b", f"{layer}.bias", np.zeros_like))
+    assert not result
+    assert local_failures(result) == {layer}
+    (row,) = (r for r in result.layers if r.layer == layer)
+    assert row.code_mismatches == 0
+    assert layer in result.failures[0]
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_fails_on_a_weight_code_off_by_one(flow: Flow, tmp_path: Path, target: str) -> None:
+    def edit(codes: np.ndarray) -> np.ndarray:
+        codes[0, 0, 1, 1] += 1 if codes[0, 0, 1, 1] < 127 else -1
+        return codes
+
+    result = judged(flow, edited(flow.bundle(target), tmp_path / "b", f"{CONV}.weight.codes", edit))
+    assert local_failures(result) == {CONV}
+    assert CONV in result.failures[0]
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_fails_on_row_boundaries_moved_past_a_timestep(flow: Flow, tmp_path: Path, target: str) -> None:
+    bundle = flow.bundle(target)
+    result = judged(flow, edited(bundle, tmp_path / "b", "dq_deploy.boundaries", lambda b: b + np.diff(bundle.manifest.timesteps)[0]))
+    assert not result
+    assert len(local_failures(result)) > len(result.layers) / 2
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_nan_in_the_graph_is_a_failure_that_ranks_first(flow: Flow, tmp_path: Path, target: str) -> None:
+    result = judged(flow, edited(flow.bundle(target), tmp_path / "b", f"{CONV}.bias", lambda b: np.full_like(b, np.nan)))
+    assert not result
+    assert local_failures(result) == {CONV}
+    assert result.worst_layer is not None
+    assert result.worst_layer.layer == CONV
+    assert CONV in result.failures[0]
+    assert not any(row.passed for row in result.timesteps)
+
+
+def test_a_calibrated_timestep_without_reference_is_a_failure(flow: Flow, tmp_path: Path) -> None:
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    from dq_deploy.artifacts import create_artifact, open_artifact
+
+    source = open_artifact(flow.checkpoint, "checkpoint")
+    with create_artifact(tmp_path / "c", source.manifest.model_copy(deep=True)) as work:
+        for name in source.manifest.files:
+            (work / name).write_bytes(source.file(name).read_bytes())
+        tensors = load_file(work / "reference.safetensors")
+        save_file({k: torch.clone(v[1:]) for k, v in tensors.items()}, work / "reference.safetensors")
+    changed = open_artifact(tmp_path / "c", "checkpoint")
+    bundle = altered_manifest(flow.bundle("tensorrt"), tmp_path / "b", parent=changed.as_parent)
+    result = check(bundle, changed, optimized=False)
+    assert not result
+    assert result.failures == [f"timesteps not compared: {source.manifest.timesteps[0]:g}"]
+
+
+def test_nothing_compared_is_a_failure(flow: Flow) -> None:
+    from dq_deploy.accuracy.check import _failures
+    from dq_deploy.quantization import load_checkpoint
+
+    failures = _failures([], [], load_checkpoint(flow.checkpoint))
+    assert failures[-1] == "no layer was compared"
+    assert "timesteps not compared: " in failures[0]
+    empty = CheckResult(bundle="b", target="tensorrt", dtype="fp32", layers=[], timesteps=[], failures=failures)
+    assert not empty
+    assert empty.worst_layer is None
+    assert empty.worst_timestep is None
+
+
+def test_layers_missing_from_the_bundle_are_refused(flow: Flow, tmp_path: Path) -> None:
+    bundle = flow.bundle("tensorrt")
+    details = {**bundle.manifest.details, "layers": [x for x in bundle.manifest.details["layers"] if x["name"] != CONV]}
+    with pytest.raises(ArtifactError, match=CONV):
+        check(altered_manifest(bundle, tmp_path / "b", details=details), flow.checkpoint)
+
+
+def test_a_quantizer_missing_from_the_bundle_is_no_pass(flow: Flow, tmp_path: Path) -> None:
+    bundle = flow.bundle("tensorrt")
+    kept = [x for x in bundle.manifest.details["quantizers"] if x["name"] != f"{CONV}.input"]
+    changed = altered_manifest(bundle, tmp_path / "b", details={**bundle.manifest.details, "quantizers": kept})
+    with pytest.raises(ArtifactError, match=CONV):
+        check(changed, flow.checkpoint)
+
+
+def test_another_checkpoint_is_refused(flow: Flow, tmp_path: Path) -> None:
+    from dq_deploy.artifacts import open_artifact
+
+    source = open_artifact(flow.checkpoint, "checkpoint")
+    other = altered_manifest(source, tmp_path / "other", model="another")
+    with pytest.raises(ArtifactError, match="was not exported from"):
+        check(flow.bundles["tensorrt"], other)
+
+
+def test_the_float_baseline_is_refused(flow: Flow) -> None:
+    with pytest.raises(UsageError, match="float baseline"):
+        check(flow.bundles["float"], flow.checkpoint)
+
+
+def test_an_engine_is_refused_with_a_way_out(flow: Flow, tmp_path: Path) -> None:
+    engine = altered_manifest(flow.bundle("tensorrt"), tmp_path / "engine-bundle")
+    manifest = engine.manifest.model_copy(update={"kind": "engine"}, deep=True)
+    (engine.path / "manifest.json").write_text(manifest.to_json())
+    with pytest.raises(EnvironmentProblem) as caught:
+        check(engine.path, flow.checkpoint)
+    assert caught.value.hint is not None
+    assert "bundle" in caught.value.hint

@@ -1,0 +1,114 @@
+"""One small pipeline taken through the command line's stages, once for all tests that judge what comes out. Read it, do not change it."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+import pytest
+import torch
+from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+
+from dq_deploy.artifacts import MANIFEST_NAME, Artifact, create_artifact, open_artifact
+from dq_deploy.exporters import export
+from dq_deploy.quantization import quantize
+
+STEPS = 5
+OPTIONS = {
+    "steps": STEPS,
+    "calibration_samples": 4,
+    # SNRs of two forwards scatter: this many samples of 8×8 bring the difference well below half a decibel.
+    "reference_samples": 24,
+    "iterations": 0,
+    "max_float_share": 0.2,  # the first layer weighs more in a tiny model
+}
+
+
+@dataclass(frozen=True)
+class Flow:
+    """Folders of one pipeline's artefacts."""
+
+    pipeline: Path
+    checkpoint: Path
+    bundles: dict[str, Path]
+
+    def bundle(self, name: str) -> Artifact:
+        return open_artifact(self.bundles[name], "bundle")
+
+
+@pytest.fixture(scope="session")
+def flow_pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A DDPMPipeline folder: ResNet blocks and attention on one channel of 8×8, random weights."""
+    path = tmp_path_factory.mktemp("flow") / "pipeline"
+    DDPMPipeline(unet=small_unet(), scheduler=DDPMScheduler(num_train_timesteps=1000)).save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def flow(flow_pipeline: Path) -> Flow:
+    """W8A8, five timesteps, not distilled; bundles tensorrt (fp32), tensorrt-fp16, onnxruntime and float."""
+    root = flow_pipeline.parent
+    checkpoint = quantize(flow_pipeline, root / "checkpoint", **OPTIONS)
+    bundles = {
+        "tensorrt": export(checkpoint, root / "tensorrt", target="tensorrt", dtype="fp32").path,
+        "tensorrt-fp16": export(checkpoint, root / "tensorrt-fp16", target="tensorrt").path,
+        "onnxruntime": export(checkpoint, root / "onnxruntime", target="onnxruntime").path,
+        "float": export(checkpoint, root / "float", target="tensorrt", float=True).path,
+    }
+    return Flow(flow_pipeline, checkpoint.path, bundles)
+
+
+def small_unet() -> UNet2DModel:
+    torch.manual_seed(0)
+    return UNet2DModel(
+        sample_size=8,
+        in_channels=1,
+        out_channels=1,
+        layers_per_block=1,
+        block_out_channels=(16,),
+        norm_num_groups=4,
+        attention_head_dim=8,
+        add_attention=False,
+        down_block_types=("AttnDownBlock2D",),
+        up_block_types=("UpBlock2D",),
+    ).eval()
+
+
+def altered(bundle: Artifact, path: Path, change: Callable[[onnx.ModelProto], None]) -> Artifact:
+    """A copy of a bundle with other numbers in its graph and a manifest that vouches for them."""
+    with create_artifact(path, bundle.manifest.model_copy(deep=True)) as work:
+        model = onnx.load(bundle.file("model.onnx"))
+        change(model)
+        onnx.checker.check_model(model, full_check=True)
+        onnx.save(model, work / "model.onnx")
+    return open_artifact(path, "bundle")
+
+
+def altered_manifest(source: Artifact, path: Path, **fields: object) -> Artifact:
+    """A copy of an artefact whose manifest has other fields."""
+    with create_artifact(path, source.manifest.model_copy(update=fields, deep=True)) as work:
+        for name in source.manifest.files:
+            shutil.copyfile(source.path / name, work / name)
+    return open_artifact(path, source.manifest.kind)
+
+
+def snapshot(folder: Path) -> dict[str, str]:
+    """sha256 of every file below a folder, hidden ones too; "" for a folder."""
+    return {
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
+        for path in folder.rglob("*")
+    }
+
+
+def tampered(source: Path, path: Path) -> Path:
+    """A copy of an artefact in which one byte of its largest file is another."""
+    shutil.copytree(source, path)
+    file = max((p for p in path.iterdir() if p.name != MANIFEST_NAME), key=lambda p: p.stat().st_size)
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+    return path
