@@ -40,7 +40,7 @@ class Emitter:
         """An initializer; a second request for the same name gives the same one."""
         if name in self.graph.initializers:
             return self.graph.initializers[name]
-        return initializer(self.graph, name, ir.tensor(np.ascontiguousarray(array), name=name))
+        return initializer(self.graph, name, ir.tensor(np.asarray(array, order="C"), name=name))
 
     def unsqueeze(self, value: ir.Value, rank: int, name: str) -> ir.Value:
         """[N] → [N, 1, ..., 1] of the given rank."""
