@@ -6,6 +6,7 @@ and weights never pass through the exporter at all.
 
 from __future__ import annotations
 
+import logging
 import warnings
 from typing import Any
 
@@ -53,6 +54,8 @@ def to_onnx(model: GraphModule, inputs: dict[str, torch.Tensor], float_layers: d
     """
     graph_module = _with_placeholders(model, float_layers)
     dynamic = tuple({0: torch.export.Dim("batch", min=1)} for _ in inputs)
+    # It warns of torchvision's operators, which no model here has, on every start.
+    logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
