@@ -25,6 +25,7 @@ from ..errors import ArtifactError
 from .calibration import Trajectories
 from .capture import set_tensor
 from .graph_json import dump_graph, load_graph
+from .integrity import check_quantizer, check_weight
 from .layers import ActivationQuantizer, QuantizedConv2d, QuantizedLinear, QuantizedMatmul, QuantizedWeight
 from .plan import decode, encode
 
@@ -128,7 +129,7 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         description = json.loads(artifact.file(GRAPH).read_text())
         timesteps = torch.tensor(artifact.manifest.timesteps, dtype=torch.float32)
         model = _rebuild(description, tensors, timesteps)
-    except (KeyError, ValueError, TypeError, RuntimeError) as error:
+    except (KeyError, ValueError, TypeError, RuntimeError, AttributeError) as error:
         raise ArtifactError(f"{path}: the graph and the tensors do not fit ({type(error).__name__}: {error})") from None
     return Checkpoint(artifact, model, timesteps)
 
@@ -141,8 +142,8 @@ def _rebuild(description: dict[str, Any], tensors: dict[str, torch.Tensor], time
         root.get_submodule("layers").add_module(encode(name), _layer(name, dict(config), tensors))
     for name, config in description["quantizers"].items():
         quantizer = ActivationQuantizer(timesteps, **config)
+        check_quantizer(name, tensors, len(timesteps), quantizer.bits, channels=len(quantizer.dilation))
         quantizer.dilation.copy_(tensors[f"{name}.dilation"])
-        _check_table(name, tensors[f"{name}.scale"], len(timesteps))
         quantizer.set_tables(tensors[f"{name}.scale"], tensors[f"{name}.zero_point"].float())
         quantizer.freeze()
         quantizer.frozen_scale = tensors[f"{name}.scale"]
@@ -156,20 +157,12 @@ def _rebuild(description: dict[str, Any], tensors: dict[str, torch.Tensor], time
     return GraphModule(root, graph)
 
 
-def _check_table(name: str, scale: torch.Tensor, rows: int) -> None:
-    if scale.shape != (rows,):
-        raise ArtifactError(f"table '{name}.scale' has shape {tuple(scale.shape)}, and there are {rows} calibrated timesteps")
-    if not bool((scale >= torch.finfo(torch.float32).tiny).all()):
-        raise ArtifactError(f"table '{name}.scale' has a zero, negative or subnormal scale at row {int(scale.argmin())}")
-
-
 def _layer(name: str, config: dict[str, Any], tensors: dict[str, torch.Tensor]) -> Layer:
     op = config.pop("op")
     if op == "matmul":
         return QuantizedMatmul()
+    check_weight(name, tensors, config["bits"])
     codes, scale = tensors[f"{name}.weight.codes"], tensors[f"{name}.weight.scale"]
-    if codes.dtype != torch.int8 or scale.shape != codes.shape[:1]:
-        raise ArtifactError(f"layer '{name}': codes {codes.dtype} {tuple(codes.shape)} and scale {tuple(scale.shape)} do not fit")
     kind: type[QuantizedConv2d] | type[QuantizedLinear] = {"conv2d": QuantizedConv2d, "linear": QuantizedLinear}[op]
     layer = kind(torch.zeros_like(codes, dtype=torch.float32), tensors.get(f"{name}.bias"), **config)
     layer.set_frozen(codes, scale)

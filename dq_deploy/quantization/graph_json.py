@@ -13,6 +13,7 @@ from torch.fx import Graph, Node
 
 from ..errors import ArtifactError
 
+_KINDS = ("placeholder", "get_attr", "call_function", "call_module", "output")
 _OPERATORS = {name: getattr(operator, name) for name in ("add", "sub", "mul", "floordiv", "truediv", "mod", "neg", "getitem")}
 
 
@@ -62,6 +63,8 @@ def load_graph(nodes: list[dict[str, Any]]) -> Graph:
         try:
             args = tuple(_decode(a, made) for a in entry["args"])
             kwargs = {k: _decode(v, made) for k, v in entry["kwargs"].items()}
+            if entry["op"] not in _KINDS:
+                raise KeyError(f"unknown kind '{entry['op']}'")
             target = _resolve(entry["target"]) if entry["op"] == "call_function" else entry["target"]
             if entry["op"] == "output":
                 node = graph.output(args[0])

@@ -1,0 +1,46 @@
+"""What a checkpoint's tensors must be before anything is built from them. Every check raises ArtifactError naming the tensor."""
+
+from __future__ import annotations
+
+import torch
+
+from ..errors import ArtifactError
+from .numerics import code_range
+
+_TINY = torch.finfo(torch.float32).tiny
+
+
+def check_quantizer(name: str, tensors: dict[str, torch.Tensor], rows: int, bits: int, *, channels: int) -> None:
+    """Tables of ``rows`` scales > 0 and int8 zero-points in range, and a dilation > 0 per channel."""
+    _check_scale(f"{name}.scale", tensors[f"{name}.scale"], rows, "calibrated timesteps")
+    _check_codes(f"{name}.zero_point", tensors[f"{name}.zero_point"], bits, narrow=False)
+    if tensors[f"{name}.zero_point"].shape != (rows,):
+        raise ArtifactError(f"table '{name}.zero_point' has not one row for each of {rows} calibrated timesteps")
+    _check_scale(f"{name}.dilation", tensors[f"{name}.dilation"], channels, "channels")
+
+
+def check_weight(name: str, tensors: dict[str, torch.Tensor], bits: int) -> None:
+    """Codes [O, ...] int8 within the bits, a scale > 0 and, if there is one, a bias per output channel."""
+    codes = tensors[f"{name}.weight.codes"]
+    _check_codes(f"{name}.weight.codes", codes, bits, narrow=True)
+    _check_scale(f"{name}.weight.scale", tensors[f"{name}.weight.scale"], len(codes), "output channels")
+    bias = tensors.get(f"{name}.bias")
+    if bias is not None and (bias.shape != codes.shape[:1] or bias.dtype != torch.float32):
+        raise ArtifactError(f"'{name}.bias' is {bias.dtype} {tuple(bias.shape)}, and the layer has {len(codes)} output channels")
+
+
+def _check_codes(name: str, codes: torch.Tensor, bits: int, *, narrow: bool) -> None:
+    if not 2 <= bits <= 8:
+        raise ArtifactError(f"'{name}' has {bits} bits; 2 to 8 are known")
+    low, high = code_range(bits, narrow=narrow)
+    if codes.dtype != torch.int8 or codes.dim() == 0 or not codes.numel():
+        raise ArtifactError(f"'{name}' is {codes.dtype} {tuple(codes.shape)}, not a table of int8 codes")
+    if int(codes.min()) < low or int(codes.max()) > high:
+        raise ArtifactError(f"'{name}' has codes from {int(codes.min())} to {int(codes.max())}; {bits} bits reach from {low} to {high}")
+
+
+def _check_scale(name: str, scale: torch.Tensor, count: int, what: str) -> None:
+    if scale.shape != (count,) or scale.dtype != torch.float32:
+        raise ArtifactError(f"table '{name}' is {scale.dtype} {tuple(scale.shape)}, and there are {count} {what}")
+    if not bool((scale >= _TINY).all()):
+        raise ArtifactError(f"table '{name}' has a zero, negative or subnormal value at row {int(scale.argmin())}")

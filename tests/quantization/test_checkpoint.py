@@ -1,0 +1,183 @@
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from dq_deploy.artifacts import sha256_file
+from dq_deploy.errors import ArtifactError
+from dq_deploy.quantization.checkpoint import Checkpoint, integer_tensors, load_checkpoint, named_quantizers
+from dq_deploy.quantization.layers import QuantizedWeight
+from tests.tiny import SHAPE, PlainUNet, make_checkpoint
+
+
+def resealed(path: Path) -> Path:
+    """Make the manifest agree with the files again, as one who tampers would."""
+    manifest = json.loads((path / "manifest.json").read_text())
+    for name, entry in manifest["files"].items():
+        entry.update(sha256=sha256_file(path / name), size=(path / name).stat().st_size)
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    return path
+
+
+@pytest.fixture
+def copy(plain_checkpoint: Checkpoint, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(plain_checkpoint.artifact.path, tmp_path / "copy"))
+
+
+def change_tensors(path: Path, change: Callable[[dict[str, torch.Tensor]], Any]) -> Path:
+    tensors = load_file(path / "model.safetensors")
+    change(tensors)
+    save_file(tensors, path / "model.safetensors")
+    return resealed(path)
+
+
+def change_graph(path: Path, change: Callable[[dict[str, Any]], Any]) -> Path:
+    graph = json.loads((path / "graph.json").read_text())
+    change(graph)
+    (path / "graph.json").write_text(json.dumps(graph))
+    return resealed(path)
+
+
+@pytest.mark.parametrize("bits", [(8, 8), (4, 4), (6, 2)])
+def test_loading_gives_back_the_same_integers_and_outputs(bits: tuple[int, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from dq_deploy.quantization import pipeline
+
+    kept = []
+    write = pipeline.write_checkpoint
+    monkeypatch.setattr(
+        pipeline, "write_checkpoint", lambda folder, model, reference: (kept.append(model), write(folder, model, reference))
+    )
+    loaded = make_checkpoint(PlainUNet(), tmp_path / "checkpoint", dilation="symmetric", weight_bits=bits[0], activation_bits=bits[1])
+    (frozen,) = kept
+    before, after = integer_tensors(frozen), integer_tensors(loaded.model)
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) and before[name].dtype == after[name].dtype for name in before)
+    x, t = torch.randn(5, *SHAPE), torch.tensor([0.0, 100.0, 300.0, 600.0, 999.0])
+    assert torch.equal(loaded.model(x, t), frozen(x, t))
+    limit = 2 ** (bits[0] - 1) - 1
+    codes = {n: layer.frozen[0] for n, layer in loaded.layers.items() if isinstance(layer, QuantizedWeight) and layer.frozen}
+    assert all(c.dtype == torch.int8 and int(c.abs().max()) <= (127 if n == "last" else limit) for n, c in codes.items())
+
+
+def test_the_tables_have_a_row_for_each_timestep(plain_checkpoint: Checkpoint) -> None:
+    assert plain_checkpoint.timesteps.tolist() == [0, 250, 500, 750]
+    for _, quantizer in named_quantizers(plain_checkpoint.model):
+        assert quantizer.scale_table().shape == quantizer.zero_point_table().shape == (4,)
+        assert not any(p.requires_grad for p in quantizer.parameters())
+
+
+def test_the_reference_is_held_out_and_whole(plain_checkpoint: Checkpoint) -> None:
+    reference = plain_checkpoint.reference()
+    assert torch.equal(reference.timesteps, plain_checkpoint.timesteps)
+    with torch.no_grad():
+        expected = PlainUNet()(reference.samples[2], reference.timesteps[2].expand(2))
+    torch.testing.assert_close(reference.outputs[2], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_changed_files_are_found_by_their_hash(copy: Path) -> None:
+    data = bytearray((copy / "model.safetensors").read_bytes())
+    data[-1] ^= 1
+    (copy / "model.safetensors").write_bytes(data)
+    with pytest.raises(ArtifactError, match="sha256"):
+        load_checkpoint(copy)
+
+
+def _nan(t: dict[str, torch.Tensor]) -> None:
+    t["down.input.scale"][1] = torch.nan
+
+
+def _zero(t: dict[str, torch.Tensor]) -> None:
+    t["down.input.scale"][2] = 0.0
+
+
+def _negative(t: dict[str, torch.Tensor]) -> None:
+    t["down.input.scale"][2] = -0.1
+
+
+def _short(t: dict[str, torch.Tensor]) -> None:
+    t["down.input.scale"] = t["down.input.scale"][:3].clone()
+
+
+def _short_zero_points(t: dict[str, torch.Tensor]) -> None:
+    t["down.input.zero_point"] = t["down.input.zero_point"][:1].clone()
+
+
+def _missing(t: dict[str, torch.Tensor]) -> None:
+    del t["down.weight.codes"]
+
+
+def _float_codes(t: dict[str, torch.Tensor]) -> None:
+    t["down.weight.codes"] = t["down.weight.codes"].float()
+
+
+def _weight_scale(t: dict[str, torch.Tensor]) -> None:
+    t["down.weight.scale"][0] = 0.0
+
+
+def _dilation(t: dict[str, torch.Tensor]) -> None:
+    t["down.input.dilation"] = t["down.input.dilation"][:2].clone()
+
+
+def _zero_dilation(t: dict[str, torch.Tensor]) -> None:
+    t["down.input.dilation"][0] = 0.0
+
+
+def _bias(t: dict[str, torch.Tensor]) -> None:
+    t["grouped.bias"] = t["grouped.bias"][:3].clone()
+
+
+@pytest.mark.parametrize("change", [_nan, _zero, _negative, _short, _short_zero_points, _missing, _float_codes, _weight_scale, _dilation,
+                                    _zero_dilation, _bias])  # fmt: skip
+def test_tampered_tensors_are_refused(copy: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> None:
+    with pytest.raises(ArtifactError):
+        load_checkpoint(change_tensors(copy, change))
+
+
+def test_a_code_beyond_its_bits_is_refused(tmp_path: Path) -> None:
+    made = make_checkpoint(PlainUNet(), tmp_path / "w4", preset="w4a4")
+
+    def widen(tensors: dict[str, torch.Tensor]) -> None:
+        tensors["down.weight.codes"][0, 0, 0, 0] = 100
+
+    with pytest.raises(ArtifactError, match="down"):
+        load_checkpoint(change_tensors(made.artifact.path, widen))
+
+
+@pytest.mark.parametrize("target", ["os.system", "aten.nothing.default", "operator.attrgetter", "aten.add", "builtins.eval", ""])
+def test_an_operator_that_is_not_allowed_is_refused(copy: Path, target: str) -> None:
+    def change(graph: dict[str, Any]) -> None:
+        next(n for n in graph["nodes"] if n["op"] == "call_function")["target"] = target
+
+    with pytest.raises(ArtifactError, match="graph.json"):
+        load_checkpoint(change_graph(copy, change))
+
+
+@pytest.mark.parametrize("op", ["call_method", "call_module", "nonsense"])
+def test_another_kind_of_node_is_refused(copy: Path, op: str) -> None:
+    def change(graph: dict[str, Any]) -> None:
+        next(n for n in graph["nodes"] if n["op"] == "call_function").update(op=op, target="nowhere")
+
+    with pytest.raises(ArtifactError):
+        load_checkpoint(change_graph(copy, change))
+
+
+@pytest.mark.parametrize("value", [{"node": "nowhere"}, {"unknown": 1}, {"torch": "load"}, {"torch": "save"}, {}])
+def test_a_malformed_argument_is_refused(copy: Path, value: Any) -> None:
+    def change(graph: dict[str, Any]) -> None:
+        next(n for n in graph["nodes"] if n["op"] == "call_function")["args"][0] = value
+
+    with pytest.raises(ArtifactError):
+        load_checkpoint(change_graph(copy, change))
+
+
+def test_a_graph_that_is_no_json_is_refused(copy: Path) -> None:
+    (copy / "graph.json").write_text("{")
+    with pytest.raises(ArtifactError):
+        load_checkpoint(resealed(copy))
