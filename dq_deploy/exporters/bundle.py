@@ -8,12 +8,11 @@ value, quantizers), ``float_layers``, ``quantizers`` (name, input value, codes v
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import onnx
 import onnx_ir as ir
 import onnx_ir.passes.common as passes
-import torch
 
 from ..artifacts import Artifact, Manifest, check_output, create_artifact
 from ..errors import ArtifactError, UsageError
@@ -64,23 +63,9 @@ def export(checkpoint: str | Path | Artifact, output: str | Path, *, target: Tar
     return Artifact(Path(output), manifest)
 
 
-def _examples(details: dict[str, Any]) -> dict[str, torch.Tensor]:
-    """Example inputs of batch 2 in the graph's order; only their shapes and types matter."""
-    examples = {}
-    for index, name in enumerate(details["inputs"]):
-        if name == "timestep":
-            examples[name] = torch.tensor([1.0, 2.0])
-        elif index == 0:
-            examples[name] = torch.zeros(2, *details["sample_shape"])
-        else:
-            condition = details["conditions"][name]
-            examples[name] = torch.zeros(2, *condition["shape"], dtype=getattr(torch, condition["dtype"]))
-    return examples
-
-
 def _integer_graph(checkpoint: Checkpoint, target: Target) -> tuple[ir.Model, Sites]:
     names = {node.name: node.meta["layer"] for node in checkpoint.model.graph.nodes if node.meta.get("layer")}
-    model = to_onnx(checkpoint.model, _examples(checkpoint.details), names)
+    model = to_onnx(checkpoint.model, checkpoint.examples(), names)
     timestep = next(v for v in model.graph.inputs if v.name == "timestep")
     if target == "onnxruntime":
         _one_timestep(model.graph, timestep)

@@ -31,7 +31,6 @@ def load_float(checkpoint: Checkpoint) -> FloatModel:
     Raises UsageError when the checkpoint was made from a module in memory, ArtifactError when the source has changed.
     """
     from ..sources import load_source
-    from .bundle import _examples
 
     source = checkpoint.details["source"]
     if not source:
@@ -39,7 +38,7 @@ def load_float(checkpoint: Checkpoint) -> FloatModel:
     loaded = load_source(source["reference"])
     if loaded.sha256 != source["sha256"]:
         raise ArtifactError(f"the weights of {source['reference']} are not those that the checkpoint was made from")
-    examples = _examples(checkpoint.details)
+    examples = checkpoint.examples()
     graph = capture(loaded.model, examples)
     decompose_attention(graph)
     return FloatModel(graph, examples, {layer.node.name: layer.name for layer in find_layers(graph)})

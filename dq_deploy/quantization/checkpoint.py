@@ -56,6 +56,19 @@ class Checkpoint:
         """Quantizers by name."""
         return dict(named_quantizers(self.model))
 
+    def examples(self) -> dict[str, torch.Tensor]:
+        """Example inputs of batch 2 in the graph's order; only their shapes and types matter."""
+        found = {}
+        for index, name in enumerate(self.details["inputs"]):
+            if name == "timestep":
+                found[name] = torch.tensor([1.0, 2.0])
+            elif index == 0:
+                found[name] = torch.zeros(2, *self.details["sample_shape"])
+            else:
+                condition = self.details["conditions"][name]
+                found[name] = torch.zeros(2, *condition["shape"], dtype=getattr(torch, condition["dtype"]))
+        return found
+
     def reference(self) -> Trajectories:
         """The held-out trajectories that the checkpoint carries."""
         tensors = _load(self.artifact.file(REFERENCE))
