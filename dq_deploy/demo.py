@@ -229,8 +229,9 @@ def _engine_facts(engines: list[EngineRow]) -> list[Fact]:
 
 def _speed_facts(latency: BenchResult) -> list[Fact]:
     facts = []
+    float_path = latency.contenders[latency.baseline]["path"]
     for batch in sorted({row.batch for row in latency.rows}):
-        rows = [row for row in latency.rows if row.batch == batch and row.contender != latency.baseline]
+        rows = [row for row in latency.rows if row.batch == batch and latency.contenders[row.contender]["path"] != float_path]
         best = min(rows, key=lambda row: row.ratio)
         value = f"{best.ratio:.2f} × the time of {latency.baseline} ({best.contender})"
         facts.append(Fact(label=f"fastest quantized session here, batch {batch}", value=value, passed=None))
