@@ -156,8 +156,8 @@ class Output:
             outcome = "done"
         finally:
             elapsed = self._clock() - started
-            # A short task inside another one is told by the outer one's lines.
-            if self._depth == 1 or elapsed >= _LINE_INTERVAL_S:
+            # A short task inside another one is told by the outer one's lines; one that failed at once is told by the error.
+            if elapsed >= _LINE_INTERVAL_S or (self._depth == 1 and (done or outcome == "done")):
                 self.note(f"{description}: {outcome} at {done}/{total} after {duration(elapsed)}")
 
 

@@ -72,7 +72,7 @@ def sample(
     artifact = open_artifact(path, ("bundle", "checkpoint", "engine"))
     scheduler = DDIMScheduler.from_config(_scheduler_config(artifact))
     steps = len(artifact.manifest.timesteps) if steps is None else steps
-    _check(artifact, n, steps, batch_size, scheduler.config.num_train_timesteps)
+    _check(artifact, n, seed, steps, batch_size, scheduler.config.num_train_timesteps)
     scheduler.set_timesteps(steps)
     model, engine = _quantized(artifact, runtime)
     reference = _float_model(artifact) if compare_float else None
@@ -145,11 +145,12 @@ def _scheduler_config(artifact: Artifact) -> dict[str, Any]:
     return config
 
 
-def _check(artifact: Artifact, n: int, steps: int, batch_size: int, most_steps: int) -> None:
+def _check(artifact: Artifact, n: int, seed: int, steps: int, batch_size: int, most_steps: int) -> None:
     details = artifact.manifest.details
     names = [entry["name"] if isinstance(entry, dict) else entry for entry in details["inputs"]]
     shape = details["sample_shape"]
     problems = [f"n is {n}, and at least 1 is needed"] if n < 1 else []
+    problems += [f"seed is {seed}, and cannot be negative"] if seed < 0 else []
     problems += [] if 1 <= steps <= most_steps else [f"steps is {steps}, and 1 to {most_steps} are possible"]
     problems += [f"batch size is {batch_size}, and at least 1 is needed"] if batch_size < 1 else []
     if len(names) > 2:

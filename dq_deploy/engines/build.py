@@ -22,7 +22,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from ..artifacts import Artifact, Manifest, check_output, create_artifact, open_artifact
-from ..errors import ArtifactError, EnvironmentProblem
+from ..errors import ArtifactError, EnvironmentProblem, UsageError
 from ..progress import Progress, silent
 from .layer_dump import parse_dump
 from .layer_report import STATEMENTS, LayerReport, build_report
@@ -67,6 +67,8 @@ def build_engine(
     """
     source = open_artifact(bundle.path if isinstance(bundle, Artifact) else bundle, "bundle")
     _check_target(source)
+    if timeout_s is not None and not timeout_s > 0:
+        raise UsageError(f"the time limit of a build is {timeout_s} s, and it must be above 0")
     known = check_backend(backend)
     capabilities = check_capabilities(known, compute_capabilities)
     profile = input_profile(source.manifest.details["inputs"], batch, sizes or {})
