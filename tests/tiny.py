@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +13,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.fx import GraphModule
 
-from dq_deploy.artifacts import Artifact
+from dq_deploy.artifacts import Artifact, sha256_file
 from dq_deploy.quantization.blocks import assign_blocks
 from dq_deploy.quantization.calibration import Trajectories, collect_trajectories
 from dq_deploy.quantization.capture import capture, decompose_attention, input_names
@@ -42,18 +45,18 @@ def scheduler() -> DDPMScheduler:
 def tiny_unet(**options: Any) -> UNet2DModel:
     """A UNet with ResNet blocks, attention, down- and upsampling; one channel of 8×8."""
     torch.manual_seed(0)
-    return UNet2DModel(
-        sample_size=8,
-        in_channels=1,
-        out_channels=1,
-        layers_per_block=1,
-        block_out_channels=(8, 16),
-        norm_num_groups=4,
-        attention_head_dim=8,
-        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
-        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
-        **options,
-    ).eval()
+    config: dict[str, Any] = {
+        "sample_size": 8,
+        "in_channels": 1,
+        "out_channels": 1,
+        "layers_per_block": 1,
+        "block_out_channels": (8, 16),
+        "norm_num_groups": 4,
+        "attention_head_dim": 8,
+        "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
+        "up_block_types": ("UpBlock2D", "UpBlock2D"),
+    }
+    return UNet2DModel(**{**config, **options}).eval()
 
 
 class PlainUNet(nn.Module):
@@ -122,6 +125,23 @@ def make_checkpoint(model: Any, output: Path, *, shape: tuple[int, ...] = SHAPE,
     needed = {"scheduler": scheduler(), "sample_shape": shape} if isinstance(model, nn.Module) else {}
     quantize(model, output, **needed, **{**FAST, **options})
     return load_checkpoint(output)
+
+
+def change_tensors(path: Path, change: Callable[[dict[str, torch.Tensor]], Any]) -> Path:
+    """Change a checkpoint's tensors in place."""
+    tensors = load_file(path / "model.safetensors")
+    change(tensors)
+    save_file(tensors, path / "model.safetensors")
+    return resealed(path)
+
+
+def resealed(path: Path) -> Path:
+    """Make the manifest agree with the files again, as one who tampers would."""
+    manifest = json.loads((path / "manifest.json").read_text())
+    for name, entry in manifest["files"].items():
+        entry.update(sha256=sha256_file(path / name), size=(path / name).stat().st_size)
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    return path
 
 
 def session(bundle: Artifact | Path) -> onnxruntime.InferenceSession:

@@ -8,34 +8,16 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 
-from dq_deploy.artifacts import sha256_file
 from dq_deploy.errors import ArtifactError
 from dq_deploy.quantization.checkpoint import Checkpoint, integer_tensors, load_checkpoint, named_quantizers
 from dq_deploy.quantization.layers import QuantizedWeight
-from tests.tiny import SHAPE, PlainUNet, make_checkpoint
-
-
-def resealed(path: Path) -> Path:
-    """Make the manifest agree with the files again, as one who tampers would."""
-    manifest = json.loads((path / "manifest.json").read_text())
-    for name, entry in manifest["files"].items():
-        entry.update(sha256=sha256_file(path / name), size=(path / name).stat().st_size)
-    (path / "manifest.json").write_text(json.dumps(manifest))
-    return path
+from tests.tiny import SHAPE, PlainUNet, change_tensors, make_checkpoint, resealed
 
 
 @pytest.fixture
 def copy(plain_checkpoint: Checkpoint, tmp_path: Path) -> Path:
     return Path(shutil.copytree(plain_checkpoint.artifact.path, tmp_path / "copy"))
-
-
-def change_tensors(path: Path, change: Callable[[dict[str, torch.Tensor]], Any]) -> Path:
-    tensors = load_file(path / "model.safetensors")
-    change(tensors)
-    save_file(tensors, path / "model.safetensors")
-    return resealed(path)
 
 
 def change_graph(path: Path, change: Callable[[dict[str, Any]], Any]) -> Path:

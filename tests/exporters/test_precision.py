@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx
+import pytest
+import torch
+from onnx import TensorProto
+
+from dq_deploy.exporters import export
+from dq_deploy.quantization.checkpoint import Checkpoint
+from tests.tiny import SHAPE, run, snr_db
+
+LOW = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
+
+
+@pytest.fixture(scope="module", params=LOW)
+def exported(request: pytest.FixtureRequest, plain_checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+    """Written by ``export``, so onnx's full check has passed."""
+    made = export(plain_checkpoint.artifact, tmp_path_factory.mktemp("precision") / "b", target="tensorrt", dtype=request.param)
+    return request.param, made.path / "model.onnx"
+
+
+def test_scale_arithmetic_stays_fp32(exported: tuple[str, Path], plain_checkpoint: Checkpoint) -> None:
+    """Every node of a quantizer or an integer layer, from 1/s_t to the bias, reads and writes fp32 (or int8 codes)."""
+    dtype, path = exported
+    graph = onnx.shape_inference.infer_shapes(onnx.load(path), strict_mode=True, data_prop=True).graph
+    kinds = {v.name: v.type.tensor_type.elem_type for v in [*graph.value_info, *graph.input, *graph.output]}
+    kinds |= {i.name: i.data_type for i in graph.initializer}
+    names = {*plain_checkpoint.layers, *plain_checkpoint.quantizers}
+    inside = [
+        n for n in graph.node if any(n.name.startswith((f"{name}/", f"{name}#", f"{name}.")) for name in names) and n.op_type != "Cast"
+    ]
+    arithmetic = {"Reciprocal", "Gather", "Mul", "Add", "Sub", "Round", "QuantizeLinear", "DequantizeLinear", "Conv", "MatMul", "Pad"}
+    assert arithmetic <= {n.op_type for n in inside}
+    for node in inside:
+        assert LOW[dtype] not in {kinds[v] for v in [*node.input, *node.output] if v}, node.name
+    assert LOW[dtype] in kinds.values()  # what is not quantized is low
+    assert {v.type.tensor_type.elem_type for v in [*graph.input, *graph.output]} == {TensorProto.FLOAT}
+
+
+def test_bfloat16_needs_opset_22(exported: tuple[str, Path]) -> None:
+    dtype, path = exported
+    assert onnx.load(path).opset_import[0].version == (22 if dtype == "bf16" else 21)
+
+
+def test_fp16_is_near(exported: tuple[str, Path], plain_checkpoint: Checkpoint) -> None:
+    dtype, path = exported
+    if dtype == "bf16":
+        pytest.skip("onnxruntime has no bfloat16 kernels on a CPU")
+    x, t = torch.randn(4, *SHAPE, generator=torch.Generator().manual_seed(0)), plain_checkpoint.timesteps
+    with torch.no_grad():
+        assert snr_db(plain_checkpoint.model(x, t), run(path, x, t)) > 35
