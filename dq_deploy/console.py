@@ -72,11 +72,11 @@ class Output:
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
         """Print a table for people; does nothing in JSON format. Columns that hold only numbers are set to the right.
 
-        Numbers should come as finished text ("12.3 ms"); anything else is passed through ``str``.
+        Numbers should come as finished text ("12.3 ms"); anything else is passed through ``str``. Without any names no header is drawn.
         """
         if self.format != "table":
             return
-        table = Table(title=Text(title) if title else None, title_justify="left", header_style="bold")
+        table = Table(title=Text(title) if title else None, title_justify="left", header_style="bold", show_header=any(columns))
         for index, name in enumerate(columns):
             table.add_column(Text(name), justify="right" if rows and all(_is_number(row[index]) for row in rows) else "left")
         for row in rows:

@@ -140,13 +140,6 @@ def test_an_existing_output_that_is_not_ours_is_never_touched(
     assert snapshot(tmp_path) == before
 
 
-def test_force_replaces_an_artefact_of_ours(cli: Cli, tmp_path: Path, flow: Flow) -> None:
-    shutil.copytree(flow.bundles["float"], tmp_path / "o")
-    (tmp_path / "o" / "stale.txt").write_text("")
-    assert cli("export", flow.checkpoint, "-o", tmp_path / "o", "--target", "tensorrt", "--float", "--force").code == 0
-    assert snapshot(tmp_path / "o") == snapshot(flow.bundles["float"])
-
-
 def test_an_output_below_a_file_or_in_a_folder_that_is_read_only(cli: Cli, tmp_path: Path, flow: Flow) -> None:
     (tmp_path / "file").write_text("")
     before = snapshot(tmp_path)
@@ -411,17 +404,13 @@ def test_inspect_needs_no_runtime(flow: Flow) -> None:
     [
         ("torch", "quantize"),
         ("diffusers", "quantize"),
-        ("safetensors", "quantize"),
         ("onnx_ir", "export"),
-        ("onnx", "export"),
         ("onnxruntime", "check"),
         ("onnxruntime", "bench"),
         ("openvino", "bench"),
-        ("onnxruntime", "sample"),
         ("matplotlib", "demo"),
         ("onnxruntime", "demo"),
         ("tensorrt_rtx", "build-engine"),
-        ("polygraphy", "build-engine"),
     ],
 )
 def test_a_missing_dependency(tmp_path: Path, flow: Flow, missing: str, command: str) -> None:
@@ -431,7 +420,6 @@ def test_a_missing_dependency(tmp_path: Path, flow: Flow, missing: str, command:
         "export": (flow.checkpoint, "-o", output, "--target", "tensorrt"),
         "check": (bundle, "--checkpoint", flow.checkpoint, "-q"),
         "bench": (bundle, *(("--engine", "openvino") if missing == "openvino" else ())),
-        "sample": (bundle, "-o", tmp_path / "o.png"),
         "demo": ("-o", output),
         "build-engine": (bundle, "-o", output, "--backend", "tensorrt-rtx"),
     }
@@ -510,7 +498,10 @@ def test_the_whole_way(cli: Cli, tmp_path: Path, flow_pipeline: Path) -> None:
     assert made["manifest"] == json.loads((checkpoint / "manifest.json").read_text())
     assert len(made["manifest"]["details"]["snr_db"]["after_distillation"]) == 3
     assert data("export", checkpoint, "-o", tensorrt, "--target", "tensorrt")["manifest"]["details"]["dtype"] == "fp16"
-    assert data("export", checkpoint, "-o", onnxruntime, "--target", "onnxruntime")["manifest"]["details"]["dtype"] == "fp32"
+    # Force replaces an artefact of ours, the whole of it.
+    shutil.copytree(checkpoint, onnxruntime)
+    assert data("export", checkpoint, "-o", onnxruntime, "--target", "onnxruntime", "--force")["manifest"]["details"]["dtype"] == "fp32"
+    assert not (onnxruntime / "graph.json").exists()
     verdict = data("check", onnxruntime, "--checkpoint", checkpoint)
     assert verdict["passed"]
     assert len(verdict["timesteps"]) == 3
@@ -530,7 +521,7 @@ def test_the_whole_way(cli: Cli, tmp_path: Path, flow_pipeline: Path) -> None:
     ):
         ended = cli(*arguments)
         assert ended.code == 0, ended.err
-        assert "━" in ended.out
+        assert "│" in ended.out
 
 
 @pytest.mark.skipif(find_spec("tensorrt_rtx") is None, reason="TensorRT-RTX is not installed")
