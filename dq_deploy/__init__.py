@@ -1,6 +1,6 @@
 """Quantizes diffusion models with per-timestep scales and takes them to integer ONNX graphs and engines.
 
-The functions below are the Python API. Each is imported when it is first used, so that ``import dq_deploy`` needs neither torch nor TensorRT.
+The functions below are the Python API. Each is imported when first used, so that ``import dq_deploy`` needs neither torch nor TensorRT.
 """
 
 from __future__ import annotations

@@ -8,22 +8,24 @@ from typing import Protocol
 
 
 class Advance(Protocol):
-    """Reports ``steps`` more steps done, with a short note to show beside the bar."""
+    """Reports progress within a task."""
 
-    def __call__(self, steps: int = 1, note: str = "") -> None: ...
+    def __call__(self, steps: int = 1, note: str = "") -> None:
+        """``steps`` more steps are done; ``note`` is shown beside the bar."""
 
 
 class Progress(Protocol):
-    """Starts a task of ``total`` steps; the context ends with it."""
+    """Starts tasks."""
 
-    def __call__(self, description: str, total: int) -> AbstractContextManager[Advance]: ...
+    def __call__(self, description: str, total: int) -> AbstractContextManager[Advance]:
+        """Start a task of ``total`` steps; it ends with the context."""
 
 
-def _ignore(steps: int = 1, note: str = "") -> None:
+def _ignore(steps: int = 1, note: str = "") -> None:  # noqa: ARG001  the protocol's arguments
     return
 
 
 @contextmanager
-def silent(description: str, total: int) -> Iterator[Advance]:
+def silent(description: str, total: int) -> Iterator[Advance]:  # noqa: ARG001  the protocol's arguments
     """The Progress that shows nothing."""
     yield _ignore
