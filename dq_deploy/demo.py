@@ -174,7 +174,7 @@ def _accuracy_facts(checkpoint: Artifact, checks: list[CheckResult], pictures: S
         Fact(
             label=f"parity of {Path(c.bundle).name}: {len(c.layers)} layers, {len(c.timesteps)} timesteps",
             value="passed" if c else f"failed: {c.failures[0]}",
-            wanted="codes equal, outputs within 1e-5, SNR within 0.5 dB",
+            wanted=f"codes equal, outputs within 1e-5, SNR within {c.timesteps[0].allowed_db:g} dB",
             passed=bool(c),
         )
         for c in checks

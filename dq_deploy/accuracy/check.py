@@ -11,7 +11,7 @@ from ..artifacts import Artifact, open_artifact
 from ..errors import AccuracyGateError, ArtifactError, EnvironmentProblem, UsageError
 from ..progress import Progress, silent
 from ..quantization.checkpoint import Checkpoint, load_checkpoint
-from .end_to_end import MAX_SNR_DIFFERENCE_DB, TimestepParity, end_to_end
+from .end_to_end import TimestepParity, end_to_end
 from .local import MAX_CODE_SHARE, MAX_CODE_STEP, MAX_OUTPUT_ERROR, LayerParity, local_parity
 
 
@@ -94,7 +94,7 @@ def _failures(layers: list[LayerParity], timesteps: list[TimestepParity], checkp
         )
     failures += [
         f"timestep {step.timestep:g}: SNR {step.snr_bundle_db:.2f} dB, and the PyTorch forward has {step.snr_reference_db:.2f} dB "
-        f"(allowed difference {MAX_SNR_DIFFERENCE_DB} dB)"
+        f"(allowed difference {step.allowed_db} dB)"
         for step in timesteps
         if not step.passed
     ]

@@ -14,7 +14,8 @@ from ..progress import Progress, silent
 from ..quantization.calibration import Trajectories
 from ..quantization.checkpoint import Checkpoint
 
-MAX_SNR_DIFFERENCE_DB = 0.5
+MAX_SNR_DIFFERENCE_DB = {"fp32": 0.5, "fp16": 3.0, "bf16": 3.0}
+"""By the type of what is not quantized. Half precision adds an error of its own, which is reported; only a gross one is judged."""
 _CEILING_DB = 150.0  # what two equal tensors get, so that JSON needs no infinity
 Model = Callable[[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]], torch.Tensor]
 
@@ -28,6 +29,7 @@ class TimestepParity(BaseModel):
     error_float: float
     error_reference: float
     snr_optimized_db: float | None = None
+    allowed_db: float = MAX_SNR_DIFFERENCE_DB["fp32"]
 
     @property
     def difference_db(self) -> float:
@@ -37,7 +39,7 @@ class TimestepParity(BaseModel):
     @property
     def passed(self) -> bool:
         """Within the bound; NaN is a failure."""
-        return bool(self.difference_db <= MAX_SNR_DIFFERENCE_DB)
+        return bool(self.difference_db <= self.allowed_db)
 
 
 def snr_db(expected: torch.Tensor, got: torch.Tensor) -> float:
@@ -80,6 +82,7 @@ def end_to_end(bundle: Artifact, checkpoint: Checkpoint, reference: Trajectories
                     error_float=relative_error(expected, got),
                     error_reference=relative_error(ours, got),
                     snr_optimized_db=None if quick is None else snr_db(expected, quick),
+                    allowed_db=MAX_SNR_DIFFERENCE_DB[bundle.manifest.details["dtype"]],
                 )
             )
             advance(1, f"timestep {float(timestep):g}")
