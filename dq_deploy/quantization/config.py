@@ -26,6 +26,14 @@ class Dilation(StrEnum):
     AUTO = "auto"
 
 
+class InitialRange(StrEnum):
+    """Range that a scale starts from: AUTO takes min–max at 7 and 8 bits and the least squared error below."""
+
+    AUTO = "auto"
+    MINMAX = "minmax"
+    MSE = "mse"
+
+
 def _no_bool(value: Any) -> Any:
     if isinstance(value, bool):
         raise ValueError("a number is needed")
@@ -45,6 +53,7 @@ class QuantizeConfig(BaseModel):
     steps: int = Field(default=20, ge=1, le=1000)
     """T: DDIM steps of the calibration trajectories, and rows of every scale table."""
     dilation: Dilation = Dilation.AUTO
+    initial_range: InitialRange = InitialRange.AUTO
     keep: dict[str, Bits | Literal["float"]] = {FIRST: "float", LAST: 8}
     """Layer-name pattern (fnmatch) → bits, or "float" to leave the layer alone; of several that match, the last one given counts."""
     max_float_share: float = Field(default=0.02, ge=0, le=1)

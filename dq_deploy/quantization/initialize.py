@@ -13,7 +13,7 @@ from ..errors import ArtifactError
 from ..progress import Progress, silent
 from . import numerics
 from .calibration import Trajectories
-from .config import Dilation
+from .config import Dilation, InitialRange
 from .dilation import asymmetric_bound, candidates, dilate, symmetric_bound
 from .layers import ActivationQuantizer, QuantizedWeight
 from .plan import decode, float_name
@@ -26,10 +26,11 @@ _WORTHWHILE = 0.99  # a dilation must lower the measured error to this, or round
 
 @dataclass
 class Group:
-    """A quantizer, and the layers that read it."""
+    """A quantizer, the layers that read it, and whether its range may clip (see ``search_tables``)."""
 
     name: str
     quantizer: ActivationQuantizer
+    clip: bool
     layers: dict[str, QuantizedWeight] = field(default_factory=dict)
 
 
@@ -45,13 +46,17 @@ class DilationRecord:
     error_ratio: float
 
 
-def quantizer_groups(graph_module: GraphModule) -> dict[str, list[Group]]:
+def quantizer_groups(graph_module: GraphModule, initial_range: InitialRange = InitialRange.AUTO) -> dict[str, list[Group]]:
     """Float-graph value name → groups that quantize it."""
     found: dict[str, list[Group]] = {}
     for node in graph_module.graph.nodes:
         if "quantizer" not in node.meta:
             continue
-        group = Group(decode(str(node.target)), graph_module.get_submodule(str(node.target)))  # type: ignore[arg-type]
+        quantizer = graph_module.get_submodule(str(node.target))
+        assert isinstance(quantizer, ActivationQuantizer)
+        few_bits = quantizer.bits < _MIN_MAX_BITS
+        clip = few_bits if initial_range is InitialRange.AUTO else initial_range is InitialRange.MSE
+        group = Group(decode(str(node.target)), quantizer, clip)
         for user in node.users:
             module = graph_module.get_submodule(str(user.target))
             if isinstance(module, QuantizedWeight):
@@ -64,12 +69,12 @@ def quantizer_groups(graph_module: GraphModule) -> dict[str, list[Group]]:
 
 @torch.no_grad()
 def initialize(float_graph: GraphModule, quantized: GraphModule, data: Trajectories, seeds: int, rule: Dilation,
-               progress: Progress = silent) -> list[DilationRecord]:  # fmt: skip
+               progress: Progress = silent, *, initial_range: InitialRange = InitialRange.AUTO) -> list[DilationRecord]:  # fmt: skip
     """Set every quantizer's dilation and tables from ``seeds`` of the trajectories, all timesteps in one pass.
 
     Raises ArtifactError naming value, timestep and seed where an activation is NaN or Inf.
     """
-    groups = quantizer_groups(quantized)
+    groups = quantizer_groups(quantized, initial_range)
     samples, timestep, conditions = data.flat(slice(0, seeds))
     with progress("initial scales", sum(map(len, groups.values()))) as advance:
         runner = _Initializer(float_graph, groups, len(data.timesteps), timestep, rule, advance)
@@ -110,7 +115,7 @@ def set_group(group: Group, x: torch.Tensor, timestep: torch.Tensor, rows: int, 
     quantizer = group.quantizer
     fit, judge = _halves(x, timestep, rows)
     if not group.layers or rule is Dilation.NONE:
-        quantizer.set_tables(*search_tables(fit[0], rows, quantizer.bits, symmetric=quantizer.symmetric))
+        quantizer.set_tables(*search_tables(fit[0], rows, quantizer.bits, symmetric=quantizer.symmetric, clip=group.clip))
         return None
     weights = {name: layer.weight.detach().clone() for name, layer in group.layers.items()}
     bound_rule = asymmetric_bound if rule is Dilation.ASYMMETRIC else symmetric_bound
@@ -149,7 +154,7 @@ def _apply(group: Group, weights: dict[str, torch.Tensor], s: torch.Tensor, x: t
     for name, layer in group.layers.items():
         layer.set_weight(dilate(weights[name], s) if bool((s != 1).any()) else weights[name])
     scaled = x * numerics.per_channel(1 / s, x, quantizer.axis)
-    quantizer.set_tables(*search_tables(scaled, rows, quantizer.bits, symmetric=quantizer.symmetric))
+    quantizer.set_tables(*search_tables(scaled, rows, quantizer.bits, symmetric=quantizer.symmetric, clip=group.clip))
 
 
 def _try(group: Group, weights: dict[str, torch.Tensor], s: torch.Tensor, fit: tuple[torch.Tensor, torch.Tensor],
@@ -173,16 +178,16 @@ def _float_output(layer: QuantizedWeight, weight: torch.Tensor, x: torch.Tensor)
     return torch.nn.functional.conv2d(x, weight, layer.bias, **geometry)
 
 
-def search_tables(x: torch.Tensor, rows: int, bits: int, *, symmetric: bool) -> tuple[torch.Tensor, torch.Tensor]:
+def search_tables(x: torch.Tensor, rows: int, bits: int, *, symmetric: bool, clip: bool) -> tuple[torch.Tensor, torch.Tensor]:
     """Scale [T] and zero-point [T] per timestep, all timesteps together, for ``x`` [T·m, ...] (timesteps slowest).
 
-    At 7 and 8 bits min–max: clipping costs the network more than the finer steps gain (docs/decisions/initial-range.md). Below, the
-    range with the least squared rounding error, min–max shrunk by a common factor down to a quarter.
+    The range is min–max; with ``clip`` the one with the least squared error, min–max shrunk by a common factor down to a quarter. At 8
+    bits clipping costs the network more than the finer steps gain (docs/decisions/initial-range.md).
     """
     values = x.reshape(rows, -1).float()
     low, high = values.amin(dim=1), values.amax(dim=1)
     best_scale, best_zero = numerics.affine_parameters(low, high, bits, symmetric=symmetric)
-    if bits >= _MIN_MAX_BITS:
+    if not clip:
         return best_scale, best_zero
     if values.shape[1] > _SEARCH_ELEMENTS:
         step = values.shape[1] // _SEARCH_ELEMENTS
