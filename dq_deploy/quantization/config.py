@@ -27,7 +27,7 @@ class Dilation(StrEnum):
 
 
 class InitialRange(StrEnum):
-    """Range that a scale starts from: AUTO takes min–max at 7 and 8 bits and the least squared error below."""
+    """Range that a scale starts from: AUTO takes min–max from 6 bits and the least squared error below."""
 
     AUTO = "auto"
     MINMAX = "minmax"

@@ -20,7 +20,7 @@ from .plan import decode, float_name
 
 _SHRINK = torch.logspace(0, -2, 20, base=2)  # candidate clipping ranges, 1 … 1/4 of min–max
 _SEARCH_ELEMENTS = 4096  # per timestep; the optimum of a one-dimensional search is known well enough from these
-_MIN_MAX_BITS = 7
+_MIN_MAX_BITS = 6  # docs/decisions/initial-range.md
 _WORTHWHILE = 0.99  # a dilation must lower the measured error to this, or rounding's luck decides
 
 
