@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -56,13 +59,14 @@ class OpenVinoRunner(GraphRunner):
         config |= {"INFERENCE_PRECISION_HINT": precision} if precision else {}
         config |= {"INFERENCE_NUM_THREADS": threads} if threads else {}
         config |= {} if integer else _without_integer_kernels(openvino)
-        self._model = _compile(openvino, file, config)
+        with _kept_signal_stack():
+            self._model = _compile(openvino, file, config)
+            self._request = self._model.create_infer_request()
         used = self._model.get_property("INFERENCE_PRECISION_HINT").get_type_name()
         if precision and used != precision:
             raise EnvironmentProblem(
                 f"OpenVINO computes in {_NAMES.get(used, used)} on this CPU, not in {_NAMES.get(precision, precision)} as asked"
             )
-        self._request = self._model.create_infer_request()
         self.name = "openvino"
         self.specs = tuple(_spec(port, file) for port in self._model.inputs)
         self.details: dict[str, Any] = {
@@ -109,7 +113,8 @@ def _saturates(config: dict[str, str]) -> bool:
     openvino = _import()
     model = onnx.parser.parse_model(_PROBE)
     model.graph.initializer.append(onnx.numpy_helper.from_array(np.full((64, 32), 127, np.int8), "w"))
-    compiled = openvino.Core().compile_model(openvino.Core().read_model(model.SerializeToString()), "CPU", config)
+    with _kept_signal_stack():
+        compiled = openvino.Core().compile_model(openvino.Core().read_model(model.SerializeToString()), "CPU", config)
     result = np.array(compiled({"x": np.full((1, 64), 127, np.float32)})[0])
     return not np.allclose(result, 64 * 127 * 127, rtol=1e-3)
 
@@ -120,6 +125,29 @@ def _import() -> Any:
     except ImportError:
         raise EnvironmentProblem("openvino is not installed", 'pip install "dq-deploy[openvino]"') from None
     return openvino
+
+
+class _SignalStack(ctypes.Structure):
+    """``stack_t`` of sigaltstack(2)."""
+
+    _fields_: ClassVar = [("ss_sp", ctypes.c_void_p), ("ss_flags", ctypes.c_int), ("ss_size", ctypes.c_size_t)]
+
+
+@contextmanager
+def _kept_signal_stack() -> Iterator[None]:
+    """Leave this thread's alternate signal stack as it was.
+
+    Each compiled model of OpenVINO 2026 installs one of its own and puts back the one it found when it goes. Two models that go in the
+    order in which they came leave the freed stack of the first, and then Ctrl-C is a segmentation fault.
+    """
+    sigaltstack = getattr(ctypes.CDLL(None), "sigaltstack", None)
+    before = _SignalStack()
+    known = sigaltstack is not None and sigaltstack(None, ctypes.byref(before)) == 0
+    try:
+        yield
+    finally:
+        if known and sigaltstack is not None:
+            sigaltstack(ctypes.byref(before), None)
 
 
 def _compile(openvino: Any, file: Path, config: dict[str, Any]) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from pathlib import Path
 
@@ -79,3 +80,19 @@ def test_missing_package_names_the_command(tiny_bundle: Artifact, monkeypatch: p
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(EnvironmentProblem, match=r'openvino is not installed\npip install "dq-deploy\[openvino\]"'):
         OpenVinoRunner(tiny_bundle)
+
+
+def test_signals_are_survived_after_models_have_come_and_gone(tiny_bundle: Artifact) -> None:
+    program = (
+        "import gc, os, signal\n"
+        "from dq_deploy.engines.openvino import OpenVinoRunner\n"
+        "heard = []\n"
+        "signal.signal(signal.SIGINT, lambda *_: heard.append(1))\n"
+        f"first, second = OpenVinoRunner({str(tiny_bundle.path)!r}), OpenVinoRunner({str(tiny_bundle.path)!r})\n"
+        "del first; gc.collect()\n"
+        "del second; gc.collect()\n"
+        "os.kill(os.getpid(), signal.SIGINT)\n"
+        "print('heard', len(heard))"
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert result.stdout == "heard 1\n", f"exit code {result.returncode}: {result.stderr}"

@@ -187,7 +187,7 @@ def test_kill_and_resume_give_the_bit_identical_result(data: Path, tmp_path: Pat
 
 
 def test_interrupt_saves_and_says_how_to_go_on(data: Path, tmp_path: Path) -> None:
-    # A process of its own: OpenVINO, once used, leaves a process in which any signal is a segmentation fault.
+    # In a process of its own, as Ctrl-C finds it: other tests leave handlers and threads behind.
     program = (
         "import os, signal; from training import train_unet\n"
         "step = train_unet._train_step\n"
