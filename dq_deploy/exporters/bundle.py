@@ -97,9 +97,8 @@ def _float_graph(source: FloatModel) -> tuple[ir.Model, Sites]:
 def _finish(model: ir.Model, dtype: str) -> None:
     graph = model.graph
     for value in graph.inputs:
-        value.shape = (
-            ir.Shape(["batch", *list(value.shape or [])[1:]]) if value.shape != ir.Shape([1]) or value.name != "timestep" else value.shape
-        )
+        if value.shape and not isinstance(value.shape[0], int):  # the timestep of the onnxruntime target stays [1]
+            value.shape = ir.Shape(["batch", *value.shape[1:]])
     model.opset_imports.pop("dq_deploy", None)
     passes.RemoveUnusedNodesPass()(model)
     lower_precision(model, DTYPES[dtype])

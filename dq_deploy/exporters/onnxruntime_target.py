@@ -13,10 +13,10 @@ import torch
 from ..quantization.checkpoint import Layer
 from ..quantization.layers import ActivationQuantizer, QuantizedMatmul
 from ..quantization.numerics import code_range
-from .emitter import Emitter, attributes
+from .emitter import Emitter
 from .lowering import Operand
 from .scales import scale_array, select_rows, zero_point_array
-from .tensorrt_target import _per_channel, dequantized_weight
+from .tensorrt_target import per_channel, weighted_product
 
 CODE_OFFSET = 128
 _UINT8 = ir.DataType.UINT8
@@ -55,25 +55,19 @@ class OnnxRuntimeTarget:
         if quantizer.fixed:
             emit = Emitter(self.graph, name, after=self._anchor)
             return [emit.constant(f"{name}.scale", scale[0]), emit.constant(f"{name}.zero_point", zero_point[0])]
-        gathered = []
-        for suffix, table, dtype in (("scale", scale, ir.DataType.FLOAT), ("zero_point", zero_point, _UINT8)):
-            emit = Emitter(self.graph, f"{name}.{suffix}", after=self._anchor)
-            key = f"{name}.{suffix}/Gather:0"
-            found = next((n.outputs[0] for n in self.graph if n.outputs[0].name == key), None)
-            gathered.append(found or emit.op("Gather", [emit.constant(f"{name}.{suffix}", table), self.row], dtype=dtype, axis=0))
-        return gathered
+        return [self._gather(f"{name}.scale", scale, ir.DataType.FLOAT), self._gather(f"{name}.zero_point", zero_point, _UINT8)]
+
+    def _gather(self, name: str, table: np.ndarray, dtype: ir.DataType) -> ir.Value:
+        """The row of a table [T]; a quantizer is emitted once, so each table is."""
+        emit = Emitter(self.graph, name, after=self._anchor)
+        return emit.op("Gather", [emit.constant(name, table), self.row], dtype=dtype, axis=0)
 
     def product(self, emit: Emitter, layer: Layer, node: ir.Node, operands: list[Operand], name: str) -> ir.Value:
         """See the module."""
         if isinstance(layer, QuantizedMatmul):
             return emit.op("MatMul", [o.value for o in operands], output=f"{name}/output")
-        output = None if layer.bias is not None else f"{name}/output"
         (operand,) = operands
-        if node.op_type == "Linear":
-            y = emit.op("MatMul", [operand.value, dequantized_weight(emit, layer, name, transpose=True)], output=output)
-        else:
-            options = {k: v for k, v in attributes(node).items() if k != "name"}
-            y = emit.op("Conv", [operand.value, dequantized_weight(emit, layer, name, transpose=False)], output=output, **options)
+        y = weighted_product(emit, layer, node, operand, name, output=f"{name}/output" if layer.bias is None else None)
         if layer.bias is None:
             return y
-        return emit.op("Add", [y, emit.constant(f"{name}.bias", _per_channel(layer.bias.detach().numpy(), node))], output=f"{name}/output")
+        return emit.op("Add", [y, emit.constant(f"{name}.bias", per_channel(layer.bias.detach().numpy(), node))], output=f"{name}/output")

@@ -95,9 +95,9 @@ class TensorRTTarget:
             return self._matmul(emit, node, operands, name)
         (operand,) = operands
         rank = len(node.outputs[0].shape or ())
-        y = _weighted(emit, layer, node, operand, name)
+        y = weighted_product(emit, layer, node, operand, name)
         if not operand.quantizer.symmetric:
-            sums = _per_channel(weight_sums(layer), node)
+            sums = per_channel(weight_sums(layer), node)
             shift = emit.unsqueeze(self.zero_point(operand.name, operand.quantizer), rank, "zero_point")
             correction = emit.op("Mul", [shift, emit.constant(f"{name}.weight.sum", sums)], name="zero_point_sum")
             y = emit.op("Sub", [y, correction])
@@ -106,7 +106,7 @@ class TensorRTTarget:
         y = emit.op("Mul", [y, scale], output=None if has_bias else f"{name}/output")
         if layer.bias is None:
             return y
-        return emit.op("Add", [y, emit.constant(f"{name}.bias", _per_channel(layer.bias.detach().numpy(), node))], output=f"{name}/output")
+        return emit.op("Add", [y, emit.constant(f"{name}.bias", per_channel(layer.bias.detach().numpy(), node))], output=f"{name}/output")
 
     def _matmul(self, emit: Emitter, node: ir.Node, operands: list[Operand], name: str) -> ir.Value:
         """Two activations: · s_a s_b; a constant zero-point of the left (softmax) is corrected by the right's column sums."""
@@ -127,14 +127,15 @@ class TensorRTTarget:
         return emit.op("Mul", [y, emit.unsqueeze(scale, rank, "scale")], output=f"{name}/output")
 
 
-def _weighted(emit: Emitter, layer: QuantizedWeight, node: ir.Node, operand: Operand, name: str) -> ir.Value:
-    """The INT8 convolution or matrix product itself."""
+def weighted_product(emit: Emitter, layer: QuantizedWeight, node: ir.Node, operand: Operand, name: str,
+                     output: str | None = None) -> ir.Value:  # fmt: skip
+    """The INT8 convolution or matrix product itself, without bias."""
     if node.op_type == "Linear":
-        return emit.op("MatMul", [operand.value, dequantized_weight(emit, layer, name, transpose=True)])
+        return emit.op("MatMul", [operand.value, dequantized_weight(emit, layer, name, transpose=True)], output=output)
     options = {k: v for k, v in attributes(node).items() if k != "name"}
     if operand.padded:
         options["pads"] = [0] * len(options["pads"])
-    return emit.op("Conv", [operand.value, dequantized_weight(emit, layer, name, transpose=False)], **options)
+    return emit.op("Conv", [operand.value, dequantized_weight(emit, layer, name, transpose=False)], output=output, **options)
 
 
 def dequantized_weight(emit: Emitter, layer: QuantizedWeight, name: str, *, transpose: bool) -> ir.Value:
@@ -158,5 +159,6 @@ def weight_sums(layer: QuantizedWeight) -> np.ndarray:
     return sums
 
 
-def _per_channel(values: np.ndarray, node: ir.Node) -> np.ndarray:
+def per_channel(values: np.ndarray, node: ir.Node) -> np.ndarray:
+    """[O] → shaped to broadcast over the output of a Conv or Linear placeholder."""
     return values.reshape(1, -1, 1, 1) if node.op_type == "Conv" else values
