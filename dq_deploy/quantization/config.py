@@ -18,12 +18,13 @@ FIRST, LAST = "@first", "@last"
 
 
 class Dilation(StrEnum):
-    """How weight dilation chooses s (DilateQuant §4.1)."""
+    """How weight dilation chooses s (DilateQuant §4.1); SMOOTHQUANT is the rival's rule (arXiv 2211.10438, eq. 4), kept for comparison."""
 
     NONE = "none"
     SYMMETRIC = "symmetric"
     ASYMMETRIC = "asymmetric"
     AUTO = "auto"
+    SMOOTHQUANT = "smoothquant"
 
 
 class InitialRange(StrEnum):
@@ -32,6 +33,28 @@ class InitialRange(StrEnum):
     AUTO = "auto"
     MINMAX = "minmax"
     MSE = "mse"
+    PERCENTILE = "percentile"
+
+
+class SkipHalves(StrEnum):
+    """Inputs concatenated from two ranges: one quantizer over both, or one for each half and two products that are summed."""
+
+    JOINT = "joint"
+    SPLIT = "split"
+
+
+class Distillation(StrEnum):
+    """What is trained at once: a block against the float chain's block, or the whole network against the float network's output."""
+
+    BLOCK = "block"
+    END_TO_END = "end-to-end"
+
+
+class Sampler(StrEnum):
+    """Scheduler of the calibration trajectories: DDIM over the pipeline's noise schedule, or the pipeline's own scheduler."""
+
+    DDIM = "ddim"
+    PIPELINE = "pipeline"
 
 
 def _no_bool(value: Any) -> Any:
@@ -53,7 +76,16 @@ class QuantizeConfig(BaseModel):
     steps: int = Field(default=20, ge=1, le=1000)
     """T: DDIM steps of the calibration trajectories, and rows of every scale table."""
     dilation: Dilation = Dilation.AUTO
+    dilation_relaxation: float = Field(default=0.0, ge=0, le=1)
+    """r: dilation may let an output channel's weight range grow by this share where the measured output error falls."""
+    temporal: bool = True
+    """One row for each calibrated timestep (Temporal Parallel Quantizer, §4.2); False: one static scale and zero-point."""
+    zero_points: bool = True
+    """False makes every activation symmetric."""
     initial_range: InitialRange = InitialRange.AUTO
+    percentile: float = Field(default=99.99, gt=50, le=100)
+    """Share of a timestep's values that ``initial_range="percentile"`` covers, in percent, counted from both ends."""
+    skip_halves: SkipHalves = SkipHalves.JOINT
     keep: dict[str, Bits | Literal["float"]] = {FIRST: "float", LAST: 8}
     """Layer-name pattern (fnmatch) → bits, or "float" to leave the layer alone; of several that match, the last one given counts."""
     max_float_share: float = Field(default=0.02, ge=0, le=1)
@@ -62,8 +94,18 @@ class QuantizeConfig(BaseModel):
     """Trajectories (seeds); an eighth of them, at least one, is held out to judge the distillation."""
     reference_samples: int = Field(default=4, ge=1)
     """Further seeds, kept in the checkpoint for ``check``; never used for calibration."""
+    sampler: Sampler = Sampler.DDIM
+    guidance_scale: float | None = Field(default=None, ge=0, lt=math.inf)
+    """Classifier-free guidance of the calibration trajectories; the conditional and the unconditional half are both calibrated."""
     iterations: int = Field(default=200, ge=0)
     """Distillation steps per block; 0 turns distillation off."""
+    distillation: Distillation = Distillation.BLOCK
+    train: tuple[str, ...] = ("*",)
+    """Layers (fnmatch patterns of their names) whose weights, scales and tables are trained."""
+    patience: int = Field(default=0, ge=0)
+    """Evaluations without a better held-out loss after which a block stops; 0 trains to the last iteration."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Arithmetic of the distillation's forward and backward passes (autocast); parameters stay fp32."""
     batch_size: int = Field(default=32, ge=1)
     lr_scale: float = Field(default=1e-3, gt=0, lt=math.inf)
     lr_weight: float = Field(default=0.02, gt=0, lt=math.inf)
