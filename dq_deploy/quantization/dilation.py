@@ -6,11 +6,15 @@ DilateQuant (arXiv 2409.14307) §4.1, eq. 10–12. Symbols: W [O, C, ...], s [C]
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 
 MAX_DILATION = 64.0
 """Cap of s: an all-zero input channel would be stretched without bound. Beyond 2^6 of 8 bits nothing is left to gain."""
+
+MAX_SMOOTHING = 1e4
+"""Cap of SmoothQuant's factor in both directions: a channel that hardly ever speaks would be blown up without bound."""
 
 
 def symmetric_bound(weights: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -48,18 +52,58 @@ def dilate(weight: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
     return weight * s.reshape(1, -1, *[1] * (weight.dim() - 2)).to(weight.dtype)
 
 
-def candidates(bound: torch.Tensor, channel_range: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Ways to use a rule's bound [C], for a choice by measured error. ``channel_range`` [T, C] is max|x| per timestep and channel.
+def smoothquant(channel_range: torch.Tensor, weights: Sequence[torch.Tensor], alpha: float = 0.5) -> torch.Tensor:
+    """SmoothQuant's factor (arXiv 2211.10438, eq. 4): s_k = max|x_k|^α / max|W_k|^(1−α) → [C], 1 where either is all zero."""
+    weight_range = torch.stack([w.abs().transpose(0, 1).flatten(1).amax(dim=1) for w in weights]).amax(dim=0)
+    s = channel_range**alpha / weight_range ** (1 - alpha)
+    return torch.where((channel_range > 0) & (weight_range > 0), s, torch.ones_like(s)).clamp(1 / MAX_SMOOTHING, MAX_SMOOTHING)
 
-    Dividing x_k by s_k multiplies the activation error through column k by s_k. It only pays where the range of the whole tensor
-    falls, so beside the full rule there are its square root and forms that touch only the channels that set the range.
+
+@dataclass(frozen=True)
+class LayerStatistics:
+    """What an activation and its consumers look like before dilation. ``weights`` are [O, C, ...], ``weight_steps`` Δw [O]."""
+
+    channel_range: torch.Tensor  # [T, C]: max|x|
+    channel_power: torch.Tensor  # [T, C]: E[x²]
+    step: torch.Tensor  # [T]: Δx
+    weights: list[torch.Tensor]
+    weight_steps: list[torch.Tensor]
+
+
+def balanced(bound: torch.Tensor, statistics: LayerStatistics) -> torch.Tensor:
+    """The s within [1, bound] with the least predicted output error while Δx stays what it is.
+
+    E(s) = Σ_t g_t [Δx_t²/12 · Σ_k s_k² ‖W_k‖² + K/12 · Σ_o Δw_o² · Σ_k E_t[x_k²]/s_k²], with K kernel positions and g_t the inverse power
+    of the activation, so that timesteps count alike. It splits by channel: s_k⁴ = K · ΣΔw² · Σ_t g_t E_t[x_k²] / (Σ_t g_t Δx_t² · ‖W_k‖²).
     """
-    top = channel_range.amax(dim=1, keepdim=True)
-    setters = (channel_range >= 0.7 * top).any(dim=0) & (bound > 1)
+    gain = 1 / statistics.channel_power.mean(dim=1).clamp(min=1e-20)
+    weight_noise = sum(float(d.pow(2).sum()) * w[0, 0].numel() for d, w in zip(statistics.weight_steps, statistics.weights, strict=True))
+    norm = torch.stack([w.pow(2).transpose(0, 1).flatten(1).sum(dim=1) for w in statistics.weights]).sum(dim=0)
+    through_weights = weight_noise * (gain[:, None] * statistics.channel_power).sum(dim=0)
+    through_activation = (gain * statistics.step.pow(2)).sum() * norm
+    s = (through_weights / through_activation.clamp(min=1e-30)).pow(0.25)
+    return torch.minimum(s.clamp(min=1.0), bound)
+
+
+def candidates(bound: torch.Tensor, statistics: LayerStatistics, relaxation: float = 0.0) -> dict[str, torch.Tensor]:
+    """Ways to use a rule's bound [C], for a choice by measured error.
+
+    Dividing x_k by s_k multiplies the activation error through column k by s_k, and divides the weights'. Beside the full rule there are its
+    square root, the balance of the two errors, and forms that touch only the channels that set the tensor's range. ``relaxation`` r adds
+    each with the bound of unsaturated channels raised by 1 + r, so that an output channel's range may grow by as much.
+    """
     found = {"none": torch.ones_like(bound)}
-    if (bound > 1).any():
-        found["full"], found["half"] = bound, bound.sqrt()
-    if setters.any() and not torch.equal(setters, bound > 1):
-        found["range-setting"] = torch.where(setters, bound, 1.0)
-        found["range-setting half"] = torch.where(setters, bound.sqrt(), 1.0)
+    if not (bound > 1).any():
+        return found
+    bounds = {"": bound}
+    if relaxation:
+        bounds[" relaxed"] = torch.where(bound > 1, bound * (1 + relaxation), 1.0)
+    top = statistics.channel_range.amax(dim=1, keepdim=True)
+    setters = (statistics.channel_range >= 0.7 * top).any(dim=0) & (bound > 1)
+    for suffix, limit in bounds.items():
+        shapes = {"full": limit, "half": limit.sqrt(), "balanced": balanced(limit, statistics)}
+        if setters.any() and not torch.equal(setters, bound > 1):
+            shapes["range-setting"] = torch.where(setters, limit, 1.0)
+            shapes["range-setting half"] = torch.where(setters, limit.sqrt(), 1.0)
+        found |= {name + suffix: s for name, s in shapes.items()}
     return found

@@ -13,24 +13,21 @@ from ..errors import ArtifactError
 from ..progress import Progress, silent
 from . import numerics
 from .calibration import Trajectories
-from .config import Dilation, InitialRange
-from .dilation import asymmetric_bound, candidates, dilate, symmetric_bound
-from .layers import ActivationQuantizer, QuantizedWeight
+from .config import Dilation, QuantizeConfig
+from .dilation import LayerStatistics, asymmetric_bound, candidates, dilate, smoothquant, symmetric_bound
+from .layers import ActivationQuantizer, QuantizedConv2d, QuantizedWeight
 from .plan import decode, float_name
+from .ranges import search_tables
 
-_SHRINK = torch.logspace(0, -2, 20, base=2)  # candidate clipping ranges, 1 … 1/4 of min–max
-_SEARCH_ELEMENTS = 4096  # per timestep; the optimum of a one-dimensional search is known well enough from these
-_MIN_MAX_BITS = 6  # docs/decisions/initial-range.md
 _WORTHWHILE = 0.99  # a dilation must lower the measured error to this, or rounding's luck decides
 
 
 @dataclass
 class Group:
-    """A quantizer, the layers that read it, and whether its range may clip (see ``search_tables``)."""
+    """A quantizer and the layers that read it."""
 
     name: str
     quantizer: ActivationQuantizer
-    clip: bool
     layers: dict[str, QuantizedWeight] = field(default_factory=dict)
 
 
@@ -46,7 +43,7 @@ class DilationRecord:
     error_ratio: float
 
 
-def quantizer_groups(graph_module: GraphModule, initial_range: InitialRange = InitialRange.AUTO) -> dict[str, list[Group]]:
+def quantizer_groups(graph_module: GraphModule) -> dict[str, list[Group]]:
     """Float-graph value name → groups that quantize it."""
     found: dict[str, list[Group]] = {}
     for node in graph_module.graph.nodes:
@@ -54,9 +51,7 @@ def quantizer_groups(graph_module: GraphModule, initial_range: InitialRange = In
             continue
         quantizer = graph_module.get_submodule(str(node.target))
         assert isinstance(quantizer, ActivationQuantizer)
-        few_bits = quantizer.bits < _MIN_MAX_BITS
-        clip = few_bits if initial_range is InitialRange.AUTO else initial_range is InitialRange.MSE
-        group = Group(decode(str(node.target)), quantizer, clip)
+        group = Group(decode(str(node.target)), quantizer)
         for user in node.users:
             module = graph_module.get_submodule(str(user.target))
             if isinstance(module, QuantizedWeight):
@@ -68,16 +63,16 @@ def quantizer_groups(graph_module: GraphModule, initial_range: InitialRange = In
 
 
 @torch.no_grad()
-def initialize(float_graph: GraphModule, quantized: GraphModule, data: Trajectories, seeds: int, rule: Dilation,
-               progress: Progress = silent, *, initial_range: InitialRange = InitialRange.AUTO) -> list[DilationRecord]:  # fmt: skip
+def initialize(float_graph: GraphModule, quantized: GraphModule, data: Trajectories, seeds: int, config: QuantizeConfig,
+               progress: Progress = silent) -> list[DilationRecord]:  # fmt: skip
     """Set every quantizer's dilation and tables from ``seeds`` of the trajectories, all timesteps in one pass.
 
     Raises ArtifactError naming value, timestep and seed where an activation is NaN or Inf.
     """
-    groups = quantizer_groups(quantized, initial_range)
+    groups = quantizer_groups(quantized)
     samples, timestep, conditions = data.flat(slice(0, seeds))
     with progress("initial scales", sum(map(len, groups.values()))) as advance:
-        runner = _Initializer(float_graph, groups, len(data.timesteps), timestep, rule, advance)
+        runner = _Initializer(float_graph, groups, len(data.timesteps), timestep, config, advance)
         placeholders = [str(n.target) for n in float_graph.graph.nodes if n.op == "placeholder"]
         values = {placeholders[0]: samples, "timestep": timestep, **conditions}
         runner.run(*[values[name] for name in placeholders])
@@ -87,10 +82,10 @@ def initialize(float_graph: GraphModule, quantized: GraphModule, data: Trajector
 class _Initializer(Interpreter):
     """Runs the float graph, and sets the quantizers of each value when the value has been computed."""
 
-    def __init__(self, module: GraphModule, groups: Mapping[str, list[Group]], rows: int, timestep: torch.Tensor, rule: Dilation,
-                 advance: Any) -> None:  # fmt: skip
+    def __init__(self, module: GraphModule, groups: Mapping[str, list[Group]], rows: int, timestep: torch.Tensor,
+                 config: QuantizeConfig, advance: Any) -> None:  # fmt: skip
         super().__init__(module)
-        self.groups, self.table_rows, self.timestep, self.rule, self.advance = groups, rows, timestep, rule, advance
+        self.groups, self.table_rows, self.timestep, self.config, self.advance = groups, rows, timestep, config, advance
         self.records: list[DilationRecord] = []
 
     def run_node(self, n: Node) -> Any:
@@ -98,7 +93,7 @@ class _Initializer(Interpreter):
         for group in self.groups.get(n.name, []):
             self._check(n.name, value)
             if not group.quantizer.fixed:
-                record = set_group(group, value, self.timestep, self.table_rows, self.rule)
+                record = GroupSetter(group, value, self.timestep, self.table_rows, self.config).run()
                 self.records += [record] if record else []
             self.advance(1, group.name)
         return value
@@ -110,94 +105,111 @@ class _Initializer(Interpreter):
             raise ArtifactError(f"activation '{name}' has NaN or Inf at timestep {float(self.timestep[bad[0]]):g}, seed {seed}")
 
 
-def set_group(group: Group, x: torch.Tensor, timestep: torch.Tensor, rows: int, rule: Dilation) -> DilationRecord | None:
-    """Choose dilation and tables for one activation x [T·m, ...] (timesteps slowest)."""
-    quantizer = group.quantizer
-    fit, judge = _halves(x, timestep, rows)
-    if not group.layers or rule is Dilation.NONE:
-        quantizer.set_tables(*search_tables(fit[0], rows, quantizer.bits, symmetric=quantizer.symmetric, clip=group.clip))
-        return None
-    weights = {name: layer.weight.detach().clone() for name, layer in group.layers.items()}
-    bound_rule = asymmetric_bound if rule is Dilation.ASYMMETRIC else symmetric_bound
-    bound = bound_rule(list(weights.values()))
-    if len(bound) != len(quantizer.dilation):  # a grouped convolution: its input channels do not all meet every output
-        bound = torch.ones_like(quantizer.dilation)
-    magnitude = fit[0].abs().transpose(quantizer.axis, 1).unflatten(0, (rows, -1)).transpose(1, 2)  # [T, C, m, ...] for any axis
-    choices = candidates(bound, magnitude.flatten(2).amax(dim=2)) if magnitude.dim() > 3 else candidates(bound, magnitude.amax(dim=2))
-    if rule is not Dilation.AUTO:
-        choices = {name: s for name, s in choices.items() if name in ("none", "full")}
-    errors = {name: _try(group, weights, s, fit, judge, rows) for name, s in choices.items()}
-    best = min(errors, key=lambda name: errors[name]) if rule is Dilation.AUTO else list(choices)[-1]
-    if rule is Dilation.AUTO and errors[best] > _WORTHWHILE * errors["none"]:
-        best = "none"
-    _apply(group, weights, choices["none"], fit[0], rows)
-    before = quantizer.scale_table()
-    _apply(group, weights, choices[best], fit[0], rows)
-    ratio = float((quantizer.scale_table() / before).mean())
-    share = float((choices[best] > 1).float().mean())
-    return DilationRecord(group.name, best, float((bound > 1).float().mean()), share, ratio, errors[best] / max(errors["none"], 1e-30))
+class GroupSetter:
+    """Chooses dilation and tables for one activation x [T·m, ...] (timesteps slowest).
 
-
-def _halves(
-    x: torch.Tensor, timestep: torch.Tensor, rows: int
-) -> tuple[tuple[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]:
-    """Split the seeds in two: tables are fitted on one half, and a dilation is judged on the other."""
-    x, timestep = x.unflatten(0, (rows, -1)), timestep.unflatten(0, (rows, -1))
-    middle = max(1, x.shape[1] // 2)
-    second = slice(middle, None) if x.shape[1] > 1 else slice(0, 1)
-    return (x[:, :middle].flatten(0, 1), timestep[:, :middle].flatten()), (x[:, second].flatten(0, 1), timestep[:, second].flatten())
-
-
-def _apply(group: Group, weights: dict[str, torch.Tensor], s: torch.Tensor, x: torch.Tensor, rows: int) -> None:
-    quantizer = group.quantizer
-    quantizer.dilation.copy_(s)
-    for name, layer in group.layers.items():
-        layer.set_weight(dilate(weights[name], s) if bool((s != 1).any()) else weights[name])
-    scaled = x * numerics.per_channel(1 / s, x, quantizer.axis)
-    quantizer.set_tables(*search_tables(scaled, rows, quantizer.bits, symmetric=quantizer.symmetric, clip=group.clip))
-
-
-def _try(group: Group, weights: dict[str, torch.Tensor], s: torch.Tensor, fit: tuple[torch.Tensor, torch.Tensor],
-         judge: tuple[torch.Tensor, torch.Tensor], rows: int) -> float:  # fmt: skip
-    """Relative squared output error of the group's layers with real rounding, averaged over timesteps."""
-    _apply(group, weights, s, fit[0], rows)
-    x, timestep = judge
-    quantized = group.quantizer(x, timestep)
-    error = 0.0
-    for name, layer in group.layers.items():
-        exact = _float_output(layer, weights[name], x)
-        difference = (layer(quantized) - exact).unflatten(0, (rows, -1)).flatten(1).double().pow(2).sum(1)
-        error += float((difference / exact.unflatten(0, (rows, -1)).flatten(1).double().pow(2).sum(1).clamp(min=1e-30)).mean())
-    return error
-
-
-def _float_output(layer: QuantizedWeight, weight: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    geometry = getattr(layer, "geometry", None)
-    if geometry is None:
-        return torch.nn.functional.linear(x, weight, layer.bias)
-    return torch.nn.functional.conv2d(x, weight, layer.bias, **geometry)
-
-
-def search_tables(x: torch.Tensor, rows: int, bits: int, *, symmetric: bool, clip: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """Scale [T] and zero-point [T] per timestep, all timesteps together, for ``x`` [T·m, ...] (timesteps slowest).
-
-    The range is min–max; with ``clip`` the one with the least squared error, min–max shrunk by a common factor down to a quarter. At 8
-    bits clipping costs the network more than the finer steps gain (docs/decisions/initial-range.md).
+    Candidates for s are fitted on the first half of the seeds and judged on the other; the tables that stay are fitted on all of them.
     """
-    values = x.reshape(rows, -1).float()
-    low, high = values.amin(dim=1), values.amax(dim=1)
-    best_scale, best_zero = numerics.affine_parameters(low, high, bits, symmetric=symmetric)
-    if not clip:
-        return best_scale, best_zero
-    if values.shape[1] > _SEARCH_ELEMENTS:
-        step = values.shape[1] // _SEARCH_ELEMENTS
-        values = values[:, ::step]
-    best_error = torch.full((rows,), torch.inf)
-    for shrink in _SHRINK:
-        scale, zero = numerics.affine_parameters(low * shrink, high * shrink, bits, symmetric=symmetric)
-        codes = numerics.quantize(values, (1 / scale)[:, None], zero[:, None], bits)
-        error = (codes * scale[:, None] - values).pow(2).mean(dim=1)
-        better = error < best_error
-        best_error = torch.where(better, error, best_error)
-        best_scale, best_zero = torch.where(better, scale, best_scale), torch.where(better, zero, best_zero)
-    return best_scale, best_zero
+
+    def __init__(self, group: Group, x: torch.Tensor, timestep: torch.Tensor, rows: int, config: QuantizeConfig) -> None:
+        self.group, self.quantizer, self.config = group, group.quantizer, config
+        self.x, self.timestep, self.rows = x, timestep, rows
+        self.weights = {name: layer.weight.detach().clone() for name, layer in group.layers.items()}
+
+    def run(self) -> DilationRecord | None:
+        """Set the group's quantizer and weights; a record if there was a dilation to choose."""
+        rule = self.config.dilation
+        ones = torch.ones_like(self.quantizer.dilation)
+        if not self.weights or rule is Dilation.NONE:
+            self.apply(ones, self.x)
+            return None
+        bound, choices = self._choices(rule)
+        self._split()
+        errors = {name: self._error(s) for name, s in choices.items()}
+        best = self._best(rule, errors)
+        self.apply(ones, self.x)
+        before = self.quantizer.scale_table()
+        self.apply(choices[best], self.x)
+        return DilationRecord(
+            quantizer=self.group.name,
+            choice=best,
+            unsaturated_share=float((bound > 1).float().mean()),
+            dilated_share=float((choices[best] != 1).float().mean()),
+            range_ratio=float((self.quantizer.scale_table() / before).mean()),
+            error_ratio=errors[best] / max(errors["none"], 1e-30),
+        )
+
+    @staticmethod
+    def _best(rule: Dilation, errors: dict[str, float]) -> str:
+        if rule is not Dilation.AUTO:
+            return list(errors)[-1]
+        best = min(errors, key=lambda name: errors[name])
+        return best if errors[best] <= _WORTHWHILE * errors["none"] else "none"
+
+    def _choices(self, rule: Dilation) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """The rule's bound [C] and the vectors to try; a fixed rule has itself, last, and "none" to compare with."""
+        weights = list(self.weights.values())
+        ones = torch.ones_like(self.quantizer.dilation)
+        bound = asymmetric_bound(weights) if rule is Dilation.ASYMMETRIC else symmetric_bound(weights)
+        if len(bound) != len(ones):  # a grouped convolution: its input channels do not all meet every output
+            return ones, {"none": ones}
+        statistics = self._statistics()
+        if rule is Dilation.AUTO:
+            return bound, candidates(bound, statistics, self.config.dilation_relaxation)
+        if rule is Dilation.SMOOTHQUANT:
+            return bound, {"none": ones, "smoothquant": smoothquant(statistics.channel_range.amax(dim=0), weights)}
+        return bound, {"none": ones, "full": bound}
+
+    def _statistics(self) -> LayerStatistics:
+        self.apply(torch.ones_like(self.quantizer.dilation), self.x)
+        channels = self.x.movedim(self.quantizer.axis, 1).flatten(2) if self.x.dim() > 2 else self.x[:, :, None]  # [T·m, C, positions]
+        per_row = channels.unflatten(0, (self.rows, -1)).transpose(1, 2).flatten(2)  # [T, C, m·positions]
+        layers = list(self.group.layers.values())
+        return LayerStatistics(
+            channel_range=per_row.abs().amax(dim=2),
+            channel_power=per_row.pow(2).mean(dim=2),
+            step=self.quantizer.scale_table(),
+            weights=list(self.weights.values()),
+            weight_steps=[layer.log_scale.detach().exp() for layer in layers],
+        )
+
+    def _split(self) -> None:
+        """Seeds to fit on, and seeds to judge on with the float layers' outputs for them."""
+        x, timestep = self.x.unflatten(0, (self.rows, -1)), self.timestep.unflatten(0, (self.rows, -1))
+        middle = max(1, x.shape[1] // 2)
+        held = slice(middle, None) if x.shape[1] > 1 else slice(0, 1)
+        self.fit = x[:, :middle].flatten(0, 1)
+        self.judge, self.judge_timestep = x[:, held].flatten(0, 1), timestep[:, held].flatten()
+        self.exact = {name: float_output(layer, self.weights[name], self.judge) for name, layer in self.group.layers.items()}
+
+    def apply(self, s: torch.Tensor, x: torch.Tensor) -> None:
+        """Set dilation, weights and tables for ``s`` [C], the tables from ``x``."""
+        quantizer, config = self.quantizer, self.config
+        quantizer.dilation.copy_(s)
+        dilated = bool((s != 1).any())
+        for name, layer in self.group.layers.items():
+            layer.set_weight(dilate(self.weights[name], s) if dilated else self.weights[name])
+        scaled = x * numerics.per_channel(1 / s, x, quantizer.axis) if dilated else x
+        rows = 1 if quantizer.static else self.rows
+        tables = search_tables(
+            scaled, rows, quantizer.bits, symmetric=quantizer.symmetric, rule=config.initial_range, percentile=config.percentile
+        )
+        quantizer.set_tables(*tables)
+
+    def _error(self, s: torch.Tensor) -> float:
+        """Relative squared output error of the group's layers with real rounding, averaged over timesteps."""
+        self.apply(s, self.fit)
+        quantized = self.quantizer(self.judge, self.judge_timestep)
+        error = 0.0
+        for name, layer in self.group.layers.items():
+            exact = self.exact[name]
+            difference = (layer(quantized) - exact).unflatten(0, (self.rows, -1)).flatten(1).double().pow(2).sum(1)
+            error += float((difference / exact.unflatten(0, (self.rows, -1)).flatten(1).double().pow(2).sum(1).clamp(min=1e-30)).mean())
+        return error
+
+
+def float_output(layer: QuantizedWeight, weight: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """What the layer gives with float ``weight`` and input."""
+    if isinstance(layer, QuantizedConv2d):
+        return torch.nn.functional.conv2d(x, weight, layer.bias, **layer.geometry)
+    return torch.nn.functional.linear(x, weight, layer.bias)

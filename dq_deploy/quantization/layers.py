@@ -25,7 +25,8 @@ class Quantized(NamedTuple):
 class ActivationQuantizer(nn.Module):
     """Temporal Parallel Quantizer (DilateQuant §4.2): tables of one (scale, zero_point) per calibrated timestep.
 
-    ``dilation`` [C] along ``axis`` divides the activation first (Y = (X/s)(s∘W), eq. 10).
+    ``dilation`` [C] along ``axis`` divides the activation first (Y = (X/s)(s∘W), eq. 10). ``static`` trains one row for all timesteps;
+    what a checkpoint stores has T rows either way.
     """
 
     log_scale: torch.Tensor
@@ -33,10 +34,12 @@ class ActivationQuantizer(nn.Module):
     boundaries: torch.Tensor
     dilation: torch.Tensor
 
-    def __init__(self, timesteps: torch.Tensor, bits: int, *, symmetric: bool, axis: int, channels: int, fixed: bool = False) -> None:
+    def __init__(self, timesteps: torch.Tensor, bits: int, *, symmetric: bool, axis: int, channels: int, fixed: bool = False,
+                 static: bool = False) -> None:  # fmt: skip
         super().__init__()
-        rows = len(timesteps)
-        self.bits, self.symmetric, self.axis, self.fixed = bits, symmetric, axis, fixed
+        self.table_rows = len(timesteps)
+        rows = 1 if static else self.table_rows
+        self.bits, self.symmetric, self.axis, self.fixed, self.static = bits, symmetric, axis, fixed, static
         # The logarithm is what is trained: a scale stays positive, and steps are relative to it.
         self.log_scale = nn.Parameter(torch.zeros(rows, 1), requires_grad=not fixed)
         self.zero_point = nn.Parameter(torch.zeros(rows, 1), requires_grad=not (fixed or symmetric))
@@ -50,7 +53,7 @@ class ActivationQuantizer(nn.Module):
 
     @torch.no_grad()
     def set_tables(self, scale: torch.Tensor, zero_point: torch.Tensor) -> None:
-        """Set the tables from scale [T] > 0 and zero_point [T]."""
+        """Set the tables from scale [T] > 0 and zero_point [T]; [1] each when static."""
         self.log_scale.copy_(scale.double().log().float().reshape(-1, 1))
         self.zero_point.copy_(zero_point.reshape(-1, 1))
         if self.fixed:  # a constant such as 1/255, which exp(log(...)) would not give back exactly
@@ -59,24 +62,26 @@ class ActivationQuantizer(nn.Module):
     @torch.no_grad()
     def scale_table(self) -> torch.Tensor:
         """Scales [T], fp32."""
-        return (self.log_scale[:, 0].exp() if self.frozen_scale is None else self.frozen_scale).clone()
+        scale = self.log_scale[:, 0].exp() if self.frozen_scale is None else self.frozen_scale
+        return scale.expand(self.table_rows).clone()
 
     @torch.no_grad()
     def zero_point_table(self) -> torch.Tensor:
         """Zero-points [T], int8."""
         qmin, qmax = numerics.code_range(self.bits)
-        return self.zero_point[:, 0].round().clamp(qmin, qmax).to(torch.int8)
+        return self.zero_point[:, 0].round().clamp(qmin, qmax).to(torch.int8).expand(self.table_rows).clone()
 
     def freeze(self) -> None:
         """Fix the tables to exactly what a checkpoint stores."""
         scale, zero_point = self.scale_table(), self.zero_point_table()
         self.requires_grad_(False)
-        self.frozen_scale = scale
+        self.frozen_scale, self.static = scale, False
         self.zero_point.data = zero_point.float().reshape(-1, 1)
 
     def rows(self, timestep: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Scale and zero-point [N] for timesteps [N]."""
         index = numerics.select_rows(timestep, self.boundaries)
+        index = torch.zeros_like(index) if self.static else index
         # Sparse gradients, so that an optimizer can leave alone the rows that a batch does not touch.
         sparse = torch.is_grad_enabled() and self.log_scale.requires_grad
         zero_point = F.embedding(index, self.zero_point, sparse=sparse and self.zero_point.requires_grad)[:, 0]

@@ -63,7 +63,7 @@ def quantize(source: Any, output: str | Path, *, preset: str = "w8a8", scheduler
     reference = collect(range(_REFERENCE_SEED + config.seed, _REFERENCE_SEED + config.seed + config.reference_samples))
     quantized = _copy_with_quantizers(float_graph, plan, data)
     seeds = min(config.calibration_samples, 8)
-    dilations = initialize(float_graph, quantized, data, seeds, config.dilation, progress, initial_range=config.initial_range)
+    dilations = initialize(float_graph, quantized, data, seeds, config, progress)
     before = per_timestep_snr(quantized, reference, names)
     records = distill(float_graph, quantized, data, config, progress=progress) if config.iterations else []
     freeze(quantized)

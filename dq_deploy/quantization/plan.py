@@ -63,6 +63,8 @@ class Plan:
     """Every product of the model: quantized, or left in float with the reason."""
 
     layers: list[Layer]
+    temporal: bool = True
+    zero_points: bool = True
 
     @property
     def quantized(self) -> list[Layer]:
@@ -105,7 +107,7 @@ def make_plan(graph_module: GraphModule, config: QuantizeConfig) -> Plan:
     if unmatched:
         names = ", ".join(layer.name for layer in layers[:8])
         raise UsageError(f"no layer matches {', '.join(map(repr, unmatched))}", f"layers are named like: {names}, …")
-    plan = Plan(layers)
+    plan = Plan(layers, config.temporal, config.zero_points)
     if plan.float_share > config.max_float_share:
         worst = sorted(plan.left_float, key=lambda x: -x.macs)[:5]
         listing = "; ".join(f"{x.name} ({x.float_reason})" for x in worst)
@@ -215,7 +217,7 @@ def insert_quantizers(graph_module: GraphModule, plan: Plan, timesteps: torch.Te
         for position, operand in enumerate(operands):
             assert isinstance(operand, Node)
             suffix = "input" if layer.op != "matmul" else ("lhs", "rhs")[position]
-            calls.append(_quantizer_call(graph_module, layer, operand, f"{layer.name}.{suffix}", timestep, timesteps, shared))
+            calls.append(_quantizer_call(graph_module, plan, layer, operand, f"{layer.name}.{suffix}", timestep, timesteps, shared))
         target = _register(graph_module, "layers", layer.name, _build_layer(graph_module, layer))
         with graph.inserting_before(node):
             call = graph.call_module(target, tuple(calls))
@@ -228,7 +230,7 @@ def insert_quantizers(graph_module: GraphModule, plan: Plan, timesteps: torch.Te
     graph_module.recompile()
 
 
-def _quantizer_call(graph_module: GraphModule, layer: Layer, x: Node, name: str, timestep: Node, timesteps: torch.Tensor,
+def _quantizer_call(graph_module: GraphModule, plan: Plan, layer: Layer, x: Node, name: str, timestep: Node, timesteps: torch.Tensor,
                     shared: dict[tuple[Any, ...], Node]) -> Node:  # fmt: skip
     # Only on the left: its zero-point is then corrected by column sums of the right operand's codes.
     is_softmax = layer.op == "matmul" and x.target in _SOFTMAX and x is layer.node.args[0]
@@ -239,10 +241,11 @@ def _quantizer_call(graph_module: GraphModule, layer: Layer, x: Node, name: str,
         quantizer = ActivationQuantizer(
             timesteps,
             layer.activation_bits,
-            symmetric=layer.op == "matmul" and not is_softmax,
+            symmetric=(layer.op == "matmul" or not plan.zero_points) and not is_softmax,
             axis=axis,
             channels=channels,
             fixed=is_softmax,
+            static=not (plan.temporal or is_softmax),
         )
         if is_softmax:  # probabilities lie in [0, 1] at every timestep: code = round((2^b − 1)·P) − 2^(b−1)
             qmin, qmax = code_range(layer.activation_bits)

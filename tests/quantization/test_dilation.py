@@ -7,7 +7,17 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dq_deploy.quantization.dilation import MAX_DILATION, asymmetric_bound, candidates, dilate, symmetric_bound
+from dq_deploy.quantization.dilation import (
+    MAX_DILATION,
+    LayerStatistics,
+    asymmetric_bound,
+    balanced,
+    candidates,
+    dilate,
+    smoothquant,
+    symmetric_bound,
+)
+from dq_deploy.quantization.numerics import weight_scale
 
 Rule = Callable[[Sequence[torch.Tensor]], torch.Tensor]
 SHAPES = st.sampled_from([(1, 1), (3, 5), (4, 3, 3, 3), (2, 6, 1, 1)])
@@ -70,12 +80,51 @@ def test_all_consumers_of_a_tensor_bound_its_dilation() -> None:
     assert symmetric_bound([a, b]).tolist() == [1.0, 1.0]
 
 
+def statistics(channel_range: torch.Tensor, weight: torch.Tensor, step: float = 0.01) -> LayerStatistics:
+    power = channel_range.pow(2) / 4
+    return LayerStatistics(channel_range, power, torch.full((len(channel_range),), step), [weight], [weight_scale(weight, 4)])
+
+
 def test_candidates_stay_within_one_and_the_bound() -> None:
     bound = torch.tensor([1.0, 4.0, 9.0, 16.0])
-    found = candidates(bound, torch.tensor([[1.0, 8.0, 1.0, 1.0], [1.0, 2.0, 10.0, 1.0]]))
-    assert set(found) == {"none", "full", "half", "range-setting", "range-setting half"}
+    given = statistics(torch.tensor([[1.0, 8.0, 1.0, 1.0], [1.0, 2.0, 10.0, 1.0]]), torch.tensor([[1.0, 0.25, 1 / 9, 1 / 16]]))
+    found = candidates(bound, given)
+    assert set(found) == {"none", "full", "half", "balanced", "range-setting", "range-setting half"}
     assert found["range-setting"].tolist() == [1.0, 4.0, 9.0, 1.0]
     for s in found.values():
         assert bool((s >= 1).all())
         assert bool((s <= bound).all())
-    assert list(candidates(torch.ones(3), torch.ones(2, 3))) == ["none"]
+    assert list(candidates(torch.ones(4), given)) == ["none"]
+
+
+def test_relaxation_raises_the_bound_of_unsaturated_channels_only() -> None:
+    bound = torch.tensor([1.0, 4.0, 9.0, 16.0])
+    given = statistics(torch.tensor([[1.0, 8.0, 1.0, 1.0]]), torch.tensor([[1.0, 0.25, 1 / 9, 1 / 16]]))
+    found = candidates(bound, given, relaxation=0.5)
+    assert found["full"].tolist() == bound.tolist()
+    assert found["full relaxed"].tolist() == [1.0, 6.0, 13.5, 24.0]
+    assert set(found) >= {"half relaxed", "balanced relaxed"}
+
+
+@given(seed=st.integers(0, 2**31), step=st.floats(1e-4, 1.0))
+def test_the_balance_predicts_no_more_error_than_any_other_choice(seed: int, step: float) -> None:
+    w = weights((6, 5, 3, 3), seed).float()
+    given = statistics(torch.rand(4, 5, generator=torch.Generator().manual_seed(seed)) + 0.1, w, step)
+    bound = symmetric_bound([w])
+
+    def predicted(s: torch.Tensor) -> float:
+        gain = 1 / given.channel_power.mean(dim=1)
+        through_x = (gain * given.step**2).sum() * (s**2 * w.pow(2).sum(dim=(0, 2, 3))).sum()
+        noise = 9 * given.weight_steps[0].pow(2).sum()
+        return float(through_x + noise * ((gain[:, None] * given.channel_power).sum(dim=0) / s**2).sum())
+
+    best = predicted(balanced(bound, given))
+    for share in torch.linspace(0, 1, 9):
+        assert best <= predicted(1 + share * (bound - 1)) * (1 + 1e-5)
+
+
+def test_smoothquant_evens_out_activation_and_weight() -> None:
+    w = torch.tensor([[1.0, 0.5, 0.0], [0.25, 4.0, 0.0]])
+    s = smoothquant(torch.tensor([4.0, 1.0, 3.0]), [w])
+    assert s.tolist() == [2.0, 0.5, 1.0]
+    assert smoothquant(torch.tensor([0.0, 1.0, 1.0]), [w]).tolist()[0] == 1.0
