@@ -7,7 +7,7 @@ A module's nodes are contiguous in a captured graph, so a block is a run of node
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
 import torch
@@ -22,6 +22,9 @@ BLOCK_CLASSES = frozenset({
     "ResnetBlock2D", "ResnetBlockCondNorm2D", "Upsample2D",
 })  # fmt: skip
 """Classes of diffusers that make a block; another model's blocks are named by the caller."""
+
+WHOLE = "whole network"
+"""Name of the block that spans everything."""
 
 
 @dataclass(frozen=True)
@@ -86,13 +89,24 @@ def _block_of(node: Node, patterns: Sequence[str] | None, matched: set[str]) -> 
 
 def split_blocks(graph_module: GraphModule) -> list[Block]:
     """The blocks of a graph whose nodes are numbered, in order of execution. They share the graph's modules and tensors."""
+    computed = _computed(graph_module)
+    last = max(n.meta["block"] for n in graph_module.graph.nodes if n.op != "output")
+    return [_extract(graph_module, index, [n for n in computed if n.meta["block"] == index]) for index in range(last + 1)]
+
+
+def whole_network(graph_module: GraphModule) -> Block:
+    """The graph as one block."""
+    return replace(_extract(graph_module, 0, _computed(graph_module)), name=WHOLE)
+
+
+def _computed(graph_module: GraphModule) -> list[Node]:
+    """The nodes that belong to one block, in order."""
+    return [n for n in graph_module.graph.nodes if n.op not in ("placeholder", "get_attr", "output") and not _replicable(n)]
+
+
+def _extract(graph_module: GraphModule, index: int, own: list[Node]) -> Block:
+    """The nodes ``own`` of a graph as a block."""
     nodes = list(graph_module.graph.nodes)
-    last = max(n.meta["block"] for n in nodes if n.op != "output")
-    return [_extract(graph_module, index, nodes) for index in range(last + 1)]
-
-
-def _extract(graph_module: GraphModule, index: int, nodes: list[Node]) -> Block:
-    own = [n for n in nodes if n.op not in ("placeholder", "get_attr", "output") and n.meta["block"] == index and not _replicable(n)]
     inside = set(own)
     graph = Graph()
     copies: dict[Node, Node] = {}
@@ -105,7 +119,7 @@ def _extract(graph_module: GraphModule, index: int, nodes: list[Node]) -> Block:
         copies[node] = graph.placeholder(node.name)
     for node in own:
         _copy(node, graph, copies, timestep)
-    outputs = [n for n in own if any(_used_outside(user, index) for user in n.users)]
+    outputs = [n for n in own if any(_used_outside(user, inside) for user in n.users)]
     graph.output(tuple(copies[n] for n in outputs))
     name = next((n.meta["block_name"] for n in own), f"block {index}")
     return Block(index, name, GraphModule(graph_module, graph), tuple(map(float_name, inputs)), tuple(map(float_name, outputs)))
@@ -132,12 +146,12 @@ def _external(node: Node, inside: set[Node]) -> Iterable[Node]:
             yield source
 
 
-def _used_outside(user: Node, index: int) -> bool:
-    if user.op == "output":
-        return True
-    if "quantizer" in user.meta:  # replicated into its readers' blocks
-        return any(_used_outside(reader, index) for reader in user.users)
-    return bool(user.meta["block"] != index)
+def _used_outside(user: Node, inside: set[Node]) -> bool:
+    if user.target == aten.sym_size.int:
+        return False
+    if _replicable(user):  # into its readers' blocks
+        return any(_used_outside(reader, inside) for reader in user.users)
+    return user not in inside
 
 
 def _copy(node: Node, graph: Graph, copies: dict[Node, Node], timestep: Node) -> Node:

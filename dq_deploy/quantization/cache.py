@@ -2,39 +2,87 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
-import numpy as np
 import torch
 
 
+class _Entry(NamedTuple):
+    """An open file of rows, each of one shape and type."""
+
+    handle: int
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    row_bytes: int
+
+
 class ValueCache:
-    """Named tensors [S, ...], one memory-mapped file each."""
+    """Named tensors [S, ...], one file each, read and written row by row.
+
+    Plain reads into tensors of our own, no memory map: mapped pages would count as this process's memory until the system wants them back.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._arrays: dict[str, np.memmap] = {}
+        self._entries: dict[str, _Entry] = {}
 
     def __contains__(self, name: str) -> bool:
-        return name in self._arrays
+        return name in self._entries
 
-    def write(self, name: str, start: int, values: torch.Tensor, total: int) -> None:
-        """Store rows [start, start + len(values)) of a tensor with ``total`` rows."""
-        if name not in self._arrays:
-            shape = (total, *values.shape[1:])
-            dtype = values.numpy().dtype
-            self._arrays[name] = np.lib.format.open_memmap(self._path(name), mode="w+", dtype=dtype, shape=shape)
-        self._arrays[name][start : start + len(values)] = values.numpy()
+    def write(self, name: str, start: int, values: torch.Tensor) -> None:
+        """Store rows [start, start + len(values)) of a tensor; the first call decides shape and type of the rows."""
+        values = values.detach().cpu().contiguous()
+        if name not in self._entries:
+            handle = os.open(self._path(name), os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
+            row_bytes = values[0].numel() * values.element_size()
+            self._entries[name] = _Entry(handle, tuple(values.shape[1:]), values.dtype, row_bytes)
+        entry = self._entries[name]
+        rest, offset = _bytes(values), start * entry.row_bytes
+        while rest:
+            done = os.pwrite(entry.handle, rest, offset)
+            rest, offset = rest[done:], offset + done
 
     def read(self, name: str, index: torch.Tensor) -> torch.Tensor:
-        """Rows ``index`` of a tensor, copied into memory."""
-        return torch.from_numpy(self._arrays[name][index.numpy()])
+        """Rows ``index`` [N] of a tensor, in a tensor of their own on the CPU."""
+        entry = self._entries[name]
+        result = torch.empty(len(index), *entry.shape, dtype=entry.dtype)
+        view = _bytes(result)
+        for position, row, count in _runs(index.tolist()):
+            rest, offset = view[position * entry.row_bytes : (position + count) * entry.row_bytes], row * entry.row_bytes
+            while rest:
+                done = os.preadv(entry.handle, [rest], offset)
+                if not done:
+                    raise OSError(f"{self._path(name)} ends before row {row + count}")
+                rest, offset = rest[done:], offset + done
+        return result
 
     def drop(self, name: str) -> None:
         """Forget a tensor and give back its disk."""
-        del self._arrays[name]
+        os.close(self._entries.pop(name).handle)
         self._path(name).unlink()
 
+    def close(self) -> None:
+        """Forget every tensor."""
+        for name in list(self._entries):
+            self.drop(name)
+
     def _path(self, name: str) -> Path:
-        return self.folder / f"{name}.npy"
+        return self.folder / f"{name}.rows"
+
+
+def _bytes(values: torch.Tensor) -> memoryview:
+    """The memory of a contiguous tensor."""
+    return values.reshape(-1).view(torch.uint8).numpy().data
+
+
+def _runs(rows: list[int]) -> Iterator[tuple[int, int, int]]:
+    """(position, first row, count) of the stretches of consecutive rows: one read each."""
+    start = 0
+    for position in range(1, len(rows) + 1):
+        if position == len(rows) or rows[position] != rows[position - 1] + 1:
+            yield start, rows[start], position - start
+            start = position
