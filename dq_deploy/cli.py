@@ -13,7 +13,7 @@ import click
 
 from . import cli_tables as tables
 from .cli_errors import known_error, one_line
-from .cli_options import common, force_option, output_folder, parse_keep, read_config, whole_numbers
+from .cli_options import calibration_options, common, force_option, output_folder, parse_keep, read_config, whole_numbers
 from .console import Output
 from .errors import UsageError
 
@@ -101,16 +101,24 @@ def cli() -> None:
     metavar="PATTERN=BITS|float",
     help="Bits of the layers that match (fnmatch), or float; @first and @last are patterns too. Repeatable.",
 )
+@calibration_options
 @click.option("--config", type=click.Path(path_type=Path), help="JSON file with options, named as in the manifest; flags win.")
 @force_option
 @common
 def quantize(
-    source: str, destination: Path, keep: tuple[str, ...], config: Path | None, force: bool, output: Output, **options: Any
+    source: str,
+    destination: Path,
+    keep: tuple[str, ...],
+    classes: str | None,
+    config: Path | None,
+    force: bool,
+    output: Output,
+    **options: Any,
 ) -> None:
     """Quantize SOURCE with DilateQuant and write a checkpoint of integers and scale tables.
 
     SOURCE is a diffusers pipeline folder, a hub id, or a built-in name such as builtin:fashion-mnist-unet. Calibration data comes from the
-    model's own DDIM trajectories; no data set is needed.
+    model's own sampling trajectories; no data set is needed.
     """
     from .artifacts import check_output
     from .quantization import QuantizeConfig
@@ -121,7 +129,7 @@ def quantize(
         merged["keep"] = merged.get("keep", {}) | dict(map(parse_keep, keep))
     QuantizeConfig.build(**merged)
     check_output(destination, force=force)
-    artifact = run_quantize(source, destination, force=force, progress=output.progress, **merged)
+    artifact = run_quantize(source, destination, classes=classes, force=force, progress=output.progress, **merged)
     tables.show_checkpoint(artifact, output)
     output.note(f"next: dq-deploy export {destination} -o {destination}-tensorrt --target tensorrt")
 

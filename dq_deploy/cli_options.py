@@ -28,6 +28,21 @@ def common(command: Callable[..., Any]) -> Callable[..., Any]:
     return wrapper
 
 
+def calibration_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """What the calibration trajectories are conditioned on, and how they are sampled."""
+    for option in reversed((
+        click.option("--classes", metavar="LIST", help="Classes of a class-conditional model, such as 0-9,3.  [default: all]"),
+        click.option("--guidance-scale", type=float, help="Classifier-free guidance; above 1 both of its halves are calibrated."),
+        click.option(
+            "--sampler",
+            type=click.Choice(["ddim", "pipeline"]),
+            help="Scheduler of the calibration: DDIM, or the pipeline's own.  [default: ddim]",
+        ),
+    )):  # fmt: skip
+        command = option(command)
+    return command
+
+
 force_option = click.option("--force", is_flag=True, help="Replace the output if it is one of ours.")
 
 

@@ -15,35 +15,45 @@ from torch.fx import GraphModule
 from ..artifacts import Artifact, Manifest, check_output, create_artifact, sha256_json
 from ..errors import ArtifactError, UsageError
 from ..progress import Progress, silent
+from .block_trainer import BlockRecord
 from .blocks import assign_blocks
-from .calibration import Trajectories, collect_trajectories
+from .calibration import Trajectories
+from .calibration_source import Request, calibration_source
 from .capture import capture, decompose_attention, input_names
 from .checkpoint import freeze, write_checkpoint
 from .config import QuantizeConfig
-from .distillation import BlockRecord, distill
+from .distillation import distill
+from .fold import fold_dilations
 from .initialize import DilationRecord, initialize
 from .plan import Plan, insert_quantizers, make_plan
+from .trained import check_patterns
 
 _REFERENCE_SEED = 1_000_000  # far from the calibration seeds
 
 
 def quantize(source: Any, output: str | Path, *, preset: str = "w8a8", scheduler: Any = None, sample_shape: tuple[int, ...] | None = None,
-             conditions: dict[str, torch.Tensor] | None = None, blocks: Sequence[str] | None = None, force: bool = False,
+             conditions: dict[str, torch.Tensor] | None = None, null_conditions: dict[str, torch.Tensor] | None = None,
+             classes: str | Sequence[int] | None = None, blocks: Sequence[str] | None = None, force: bool = False,
              progress: Progress = silent, **options: Any) -> Artifact:  # fmt: skip
     """Quantize a diffusion model with DilateQuant (arXiv 2409.14307) and write the checkpoint to ``output``.
 
     ``source`` is a path, a hub id, a built-in name or a diffusers pipeline; or any ``nn.Module`` called as
-    ``module(sample, timestep, **conditions)``, which needs ``scheduler`` and ``sample_shape`` (without the batch). ``conditions`` [P, ...]
-    are dealt to the calibration seeds in turn. ``blocks`` are fnmatch patterns of module paths to distil as one block; by default the
-    classes of diffusers. ``options`` are the fields of ``QuantizeConfig``.
+    ``module(sample, timestep, **conditions)``, which needs ``scheduler`` and ``sample_shape`` (without the batch). ``classes`` (numbers,
+    or "0-9,3") are those of a class-conditional diffusers model, all by default. Other ``conditions`` [P, ...] are dealt to the calibration
+    seeds in turn; with a guidance scale, ``null_conditions`` [1 or P, ...] are the unconditional half's. ``blocks`` are fnmatch patterns
+    of module paths to distil as one block; by default the classes of diffusers. ``options`` are the fields of ``QuantizeConfig``.
 
     Raises UsageError, ArtifactError or EnvironmentProblem; nothing is written then.
     """
     config = QuantizeConfig.build(preset, **options)
     check_output(Path(output), force=force)
     model, scheduler, shape, details = _resolve(source, scheduler, sample_shape)
-    conditions = conditions or {}
     _check_finite(model)
+    request = Request(conditions, null_conditions, classes)
+    calibration = calibration_source(
+        request, config, model=model, model_config=details["model_config"], scheduler=scheduler, shape=shape
+    )  # fmt: skip
+    conditions = calibration.examples
     names = input_names(model, list(conditions))
     examples = {"timestep": torch.tensor([1.0, 2.0]), **{k: v[torch.arange(2) % len(v)] for k, v in conditions.items()}}
     generator = torch.Generator().manual_seed(0)
@@ -51,24 +61,24 @@ def quantize(source: Any, output: str | Path, *, preset: str = "w8a8", scheduler
     float_graph = capture(model, {name: examples[name] for name in names})
     decompose_attention(float_graph)
     plan = make_plan(float_graph, config)
+    check_patterns(config.train, [layer.name for layer in plan.quantized])
     assign_blocks(float_graph, plan, blocks)
 
     def collect(seeds: range) -> Trajectories:
-        return collect_trajectories(
-            _named(float_graph, names), scheduler, steps=config.steps, seeds=seeds, shape=shape, conditions=conditions,
-            batch_size=config.batch_size, progress=progress,
-        )  # fmt: skip
+        return calibration.collect(_named(float_graph, names), seeds, progress)
 
     data = collect(range(config.seed, config.seed + config.calibration_samples))
     reference = collect(range(_REFERENCE_SEED + config.seed, _REFERENCE_SEED + config.seed + config.reference_samples))
     quantized = _copy_with_quantizers(float_graph, plan, data)
-    seeds = min(config.calibration_samples, 8)
+    seeds = min(config.calibration_samples, 8) * data.per_seed
     dilations = initialize(float_graph, quantized, data, seeds, config, progress)
     before = per_timestep_snr(quantized, reference, names)
     records = distill(float_graph, quantized, data, config, progress=progress) if config.iterations else []
     freeze(quantized)
+    folded = fold_dilations(quantized)
     after = per_timestep_snr(quantized, reference, names)
-    manifest = _manifest(config, details, names, shape, scheduler, data, plan, dilations, records)
+    manifest = _manifest(config, details, names, shape, scheduler, data, plan, dilations, records, folded)
+    manifest.details["calibration"] = calibration.record()
     manifest.details["snr_db"] = {"before_distillation": before, "after_distillation": after}
     with create_artifact(output, manifest, force=force) as folder:
         write_checkpoint(folder, quantized, reference)
@@ -139,7 +149,8 @@ def per_timestep_snr(model: GraphModule, reference: Trajectories, names: list[st
 
 
 def _manifest(config: QuantizeConfig, details: dict[str, Any], names: list[str], shape: tuple[int, ...], scheduler: Any, data: Trajectories,
-              plan: Plan, dilations: list[DilationRecord], records: list[BlockRecord]) -> Manifest:  # fmt: skip
+              plan: Plan, dilations: list[DilationRecord], records: list[BlockRecord],
+              folded: dict[str, list[str]]) -> Manifest:  # fmt: skip
     scheduler_config = {k: v for k, v in dict(scheduler.config).items() if not k.startswith("_") or k == "_class_name"}
     members: dict[str, list[str]] = {}
     for layer in plan.quantized:
@@ -163,7 +174,7 @@ def _manifest(config: QuantizeConfig, details: dict[str, Any], names: list[str],
             "float_mac_share": plan.float_share,
             "quantizers": [{"name": name, "layers": layers} for name, layers in members.items()],
             "skip_halves": "one quantizer over the concatenation",
-            "dilation": [asdict(r) for r in dilations],
+            "dilation": [{**asdict(r), "folded_into": folded.get(r.quantizer, [])} for r in dilations],
             "distillation": [asdict(r) for r in records],
         },
     )
