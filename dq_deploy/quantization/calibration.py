@@ -77,8 +77,8 @@ def collect_trajectories(model: Model, scheduler: Any, *, steps: int, seeds: ran
     ``null_conditions`` [1 or P, ...], and the trajectory follows null + g · (conditional − null) (Ho & Salimans, arXiv 2207.12598, eq. 6).
     A scheduler that draws noise takes it from the seed's own generator.
 
-    Raises UsageError when the schedule gives another number of timesteps or guidance has no null conditions, ArtifactError when the
-    model's output has NaN or Inf (naming the timestep and the seed).
+    Raises UsageError when the scheduler refuses the steps or guidance has no null conditions, ArtifactError when the model's output has
+    NaN or Inf (naming the timestep and the seed).
     """
     if len(seeds) == 0:
         raise UsageError("no samples to calibrate on", "choose --calibration-samples of 2 or more")
@@ -131,8 +131,10 @@ def _guided(output: torch.Tensor, guidance_scale: float | None, channels: int) -
 
 
 def _for_step(prediction: torch.Tensor, x: torch.Tensor, scheduler: Any) -> torch.Tensor:
-    """A model that also predicts the variance gives twice the channels, and few schedulers can use the second half."""
-    learned = str(scheduler.config.get("variance_type")).startswith("learned")
+    """A model that also predicts the variance gives twice the channels, and only DDPM with a learned variance can use the second half."""
+    from diffusers import DDPMScheduler
+
+    learned = isinstance(scheduler, DDPMScheduler) and scheduler.config.get("variance_type") in ("learned", "learned_range")
     doubled = prediction.shape[1] == 2 * x.shape[1]
     return prediction[:, : x.shape[1]] if doubled and not learned else prediction
 

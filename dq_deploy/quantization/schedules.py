@@ -28,17 +28,13 @@ def sampling_scheduler(scheduler: Any, sampler: Sampler = Sampler.DDIM) -> Any:
 def start(scheduler: Any, steps: int) -> list[float]:
     """Set ``steps`` steps and return the timesteps to visit, in their order, rounded to fp32; some may repeat.
 
-    Raises UsageError when the scheduler refuses, or when DDIM has fewer than ``steps`` timesteps.
+    Raises UsageError when the scheduler refuses.
     """
-    from diffusers import DDIMScheduler
-
     try:
         scheduler.set_timesteps(steps)
     except ValueError as error:
         raise UsageError(f"the scheduler refuses {steps} steps: {error}", "choose fewer --steps, or another scheduler") from error
     timesteps: list[float] = scheduler.timesteps.float().tolist()
-    if isinstance(scheduler, DDIMScheduler) and len(set(timesteps)) != steps:
-        raise UsageError(f"the scheduler has {len(set(timesteps))} distinct timesteps at {steps} steps", "choose fewer --steps")
     return timesteps
 
 

@@ -4,11 +4,13 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, DiTPipeline, FlowMatchEulerDiscreteScheduler
 
 from dq_deploy.errors import ArtifactError, UsageError
-from dq_deploy.quantization.calibration import Trajectories, collect_trajectories, seeded_noise
+from dq_deploy.quantization.calibration import Trajectories, collect_trajectories, deal, seeded_noise
+from dq_deploy.quantization.config import Sampler
 from tests.tiny import SHAPE, scheduler
+from tests.tiny_pipelines import tiny_dit
 
 
 def model(sample: torch.Tensor, timestep: torch.Tensor, **conditions: torch.Tensor) -> torch.Tensor:
@@ -71,3 +73,87 @@ def test_a_predicted_variance_is_ignored() -> None:
     data = collect(both)
     assert data.outputs.shape == (4, 5, 2, 8, 8)
     torch.testing.assert_close(data.samples, collect().samples)
+
+
+def test_more_conditions_than_seeds_are_spread() -> None:
+    assert deal({"labels": torch.arange(10)}, 4)["labels"].tolist() == [0, 2, 5, 7]
+    assert deal({"labels": torch.arange(3)}, 5)["labels"].tolist() == [0, 1, 2, 0, 1]
+
+
+def test_both_halves_of_guidance_are_kept_side_by_side() -> None:
+    data = collect(conditions={"labels": torch.tensor([1, 2, 3])}, null_conditions={"labels": torch.tensor([9])}, guidance_scale=2.5)
+    assert data.per_seed == 2
+    assert data.conditions["labels"].tolist() == [1, 9, 2, 9, 3, 9, 1, 9, 2, 9]
+    assert torch.equal(data.samples[:, 0::2], data.samples[:, 1::2])
+    for row, t in enumerate(data.timesteps):
+        torch.testing.assert_close(data.outputs[row], model(data.samples[row], t.expand(10), labels=data.conditions["labels"]))
+
+
+def test_the_trajectory_follows_the_guided_prediction() -> None:
+    def guided(sample: torch.Tensor, timestep: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        conditional, null = (model(sample, timestep, labels=v) for v in (labels, torch.full_like(labels, 9)))
+        return null + 2.5 * (conditional - null)
+
+    labels = {"labels": torch.tensor([0.1, 0.2, 0.3])}
+    halves = collect(conditions=labels, null_conditions={"labels": torch.tensor([9.0])}, guidance_scale=2.5)
+    torch.testing.assert_close(halves.samples[:, 0::2], collect(guided, conditions=labels).samples)
+    # At 1 the unconditional half has no say, as in diffusers.
+    assert torch.equal(collect(conditions=labels, guidance_scale=1.0).samples, collect(conditions=labels).samples)
+
+
+def test_guidance_needs_null_conditions() -> None:
+    with pytest.raises(UsageError, match="guidance needs the conditions of the unconditional half for labels\ngive null_conditions="):
+        collect(conditions={"labels": torch.tensor([1])}, guidance_scale=2.0)
+    with pytest.raises(UsageError, match="for a model that takes none"):
+        collect(guidance_scale=2.0)
+
+
+def test_no_seeds_are_refused() -> None:
+    with pytest.raises(UsageError, match="no samples to calibrate on"):
+        collect(seeds=range(0))
+
+
+def test_nan_in_one_half_names_its_seed() -> None:
+    def broken(sample: torch.Tensor, timestep: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return torch.where((labels == 3)[:, None, None, None] & (timestep[0] < 500), torch.inf, sample)
+
+    with pytest.raises(ArtifactError, match="timestep 250, seed 9"):
+        null = {"labels": torch.tensor([0])}
+        collect(broken, seeds=range(7, 11), conditions={"labels": torch.tensor([1, 2, 3, 4])}, null_conditions=null, guidance_scale=3.0)
+
+
+@pytest.mark.parametrize("variance", ["fixed_small", "learned_range"])
+def test_a_transformer_follows_diffusers_own_pipeline(variance: str) -> None:
+    """Inputs recorded from DiTPipeline, which samples with a VAE behind it, are those of the loop."""
+    dit = tiny_dit(num_embeds_ada_norm=1000)  # DiTPipeline's null class is always 1000
+    own = DDPMScheduler(variance_type=variance)
+    seen: list[torch.Tensor] = []
+    handle = dit.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    sampler = DDIMScheduler.from_config(own.config)
+    pipe = DiTPipeline(transformer=dit, vae=_NoVae(), scheduler=sampler)
+    pipe.set_progress_bar_config(disable=True)
+    generators = [torch.Generator().manual_seed(seed) for seed in range(2)]
+    pipe([3, 4], guidance_scale=3.0, generator=generators, num_inference_steps=4, output_type="np")
+    handle.remove()
+
+    def call(sample: torch.Tensor, timestep: torch.Tensor, class_labels: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            return torch.as_tensor(dit(sample, timestep, class_labels=class_labels).sample)
+
+    data = collect_trajectories(
+        call, own, steps=4, seeds=range(2), shape=(1, 8, 8), conditions={"class_labels": torch.tensor([3, 4])},
+        null_conditions={"class_labels": torch.tensor([1000])}, guidance_scale=3.0,
+    )  # fmt: skip
+    for row, expected in enumerate(reversed(seen)):
+        torch.testing.assert_close(data.samples[row, 0::2], expected[:2], rtol=1e-4, atol=1e-4)
+    learned = collect_trajectories(
+        call, own, steps=4, seeds=range(2), shape=(1, 8, 8), conditions={"class_labels": torch.tensor([3, 4])}, sampler=Sampler.PIPELINE
+    )
+    assert bool(torch.isfinite(learned.samples).all())
+
+
+class _NoVae(AutoencoderKL):
+    """DiTPipeline always decodes."""
+
+    def __init__(self) -> None:
+        super().__init__(block_out_channels=(4,), norm_num_groups=2, latent_channels=1)

@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from diffusers import (
+    DDIMScheduler,
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerAncestralDiscreteScheduler,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    FlowMatchHeunDiscreteScheduler,
+    HeunDiscreteScheduler,
+    LCMScheduler,
+    PNDMScheduler,
+    UniPCMultistepScheduler,
+)
+
+from dq_deploy.errors import UsageError
+from dq_deploy.quantization.calibration import Trajectories, collect_trajectories, seeded_noise
+from dq_deploy.quantization.config import Sampler
+from dq_deploy.quantization.schedules import distinct_rows, one_call_each, sampling_scheduler
+from tests.tiny import SHAPE
+
+OWN = Sampler.PIPELINE
+
+
+def model(sample: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+    return 0.3 * sample + timestep[:, None, None, None] / 2000
+
+
+def collect(scheduler: Any, **options: Any) -> Trajectories:
+    defaults: dict[str, Any] = {"steps": 6, "seeds": range(4), "shape": SHAPE, "batch_size": 3, "sampler": OWN}
+    return collect_trajectories(model, scheduler, **{**defaults, **options})
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "rows"),
+    [
+        (DPMSolverMultistepScheduler(), 6),
+        (DPMSolverMultistepScheduler(use_karras_sigmas=True), 6),
+        (UniPCMultistepScheduler(), 6),
+        (EulerDiscreteScheduler(), 6),
+        (EulerAncestralDiscreteScheduler(), 6),
+        (LCMScheduler(), 6),
+        (DDPMScheduler(), 6),
+        (PNDMScheduler(skip_prk_steps=True), 6),  # visits one timestep twice
+        (HeunDiscreteScheduler(), 6),  # visits all but the first twice
+        (FlowMatchEulerDiscreteScheduler(), 6),
+        (FlowMatchHeunDiscreteScheduler(), 6),
+    ],
+    ids=lambda value: type(value).__name__ if not isinstance(value, int) else "",
+)
+def test_a_pipelines_own_scheduler(scheduler: Any, rows: int) -> None:
+    data = collect(scheduler)
+    assert len(data.timesteps) == rows
+    assert bool((data.timesteps.diff() > 0).all())
+    assert data.samples.shape == data.outputs.shape == (rows, 4, *SHAPE)
+    for row, t in enumerate(data.timesteps):
+        torch.testing.assert_close(data.outputs[row], model(data.samples[row], t.expand(4)))
+    # Neither the batch nor the company decides what a seed sees, where the scheduler draws noise too.
+    assert torch.equal(collect(scheduler, batch_size=1, seeds=range(2)).samples, data.samples[:, :2])
+
+
+def test_the_scheduler_itself_is_not_changed() -> None:
+    scheduler = DPMSolverMultistepScheduler()
+    before = scheduler.timesteps.clone()
+    collect(scheduler)
+    assert torch.equal(scheduler.timesteps, before)
+
+
+def test_ddim_replaces_it_unless_it_is_asked_for() -> None:
+    euler = EulerDiscreteScheduler(beta_end=0.012)
+    replaced = sampling_scheduler(euler)
+    assert isinstance(replaced, DDIMScheduler)
+    assert replaced.config["beta_end"] == 0.012
+    assert isinstance(sampling_scheduler(euler, OWN), EulerDiscreteScheduler)
+    assert isinstance(sampling_scheduler(FlowMatchEulerDiscreteScheduler()), FlowMatchEulerDiscreteScheduler)
+
+
+def test_euler_scales_the_input() -> None:
+    scheduler = EulerDiscreteScheduler()
+    data = collect(scheduler)
+    scheduler.set_timesteps(6)
+    first = seeded_noise(SHAPE, range(4)) * scheduler.init_noise_sigma
+    torch.testing.assert_close(data.samples[-1], scheduler.scale_model_input(first, scheduler.timesteps[0]))
+    assert float(data.samples[-1].std()) == pytest.approx(1.0, abs=0.1)
+
+
+def test_seeds_take_repeated_evaluations_in_turn() -> None:
+    rows = distinct_rows([700.0, 400.0, 400.0, 100.0])
+    assert rows == {100.0: [3], 400.0: [1, 2], 700.0: [0]}
+    calls = [torch.full((6,), float(k)) for k in range(4)]
+    assert one_call_each(calls, rows[400.0], per_seed=1).tolist() == [1, 2, 1, 2, 1, 2]
+    assert one_call_each(calls, rows[400.0], per_seed=2).tolist() == [1, 1, 2, 2, 1, 1]
+    assert one_call_each(calls, rows[100.0], per_seed=1).tolist() == [3] * 6
+
+
+def test_a_scheduler_that_refuses_says_why() -> None:
+    with pytest.raises(UsageError, match=r"refuses 6 steps: .*mu.*\nchoose fewer --steps, or another scheduler"):
+        collect(FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True))
+    with pytest.raises(UsageError, match="refuses 4 steps: .*cannot be larger"):
+        collect(DDPMScheduler(num_train_timesteps=3), sampler=Sampler.DDIM, steps=4)
