@@ -15,19 +15,36 @@ import torch
 from dq_deploy.errors import ArtifactError, UsageError
 
 Split = Literal["train", "test"]
-_NAMES: dict[Split, str] = {"train": "train-images-idx3-ubyte", "test": "t10k-images-idx3-ubyte"}
-# Two zero bytes, unsigned bytes, three dimensions.
-_MAGIC = 0x00000803
-_HEADER = struct.Struct(">IIII")
+_IMAGES: dict[Split, str] = {"train": "train-images-idx3-ubyte", "test": "t10k-images-idx3-ubyte"}
+_LABELS: dict[Split, str] = {"train": "train-labels-idx1-ubyte", "test": "t10k-labels-idx1-ubyte"}
+# An IDX file begins with two zero bytes, 8 for unsigned bytes and the number of dimensions; each dimension follows as four bytes.
+_UNSIGNED_BYTES = 0x00000800
+CLASSES = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 
 
 @dataclass(frozen=True)
 class Batch:
-    """What one step sees: ``images``, ``noise`` [B, 1, S, S] float32 (images in [-1, 1]) and ``timesteps`` [B] int64."""
+    """What one step sees: ``images`` in [-1, 1] and ``noise`` [B, 1, S, S] float32, ``timesteps`` and, if any, ``labels`` [B] int64."""
 
     images: torch.Tensor
     noise: torch.Tensor
     timesteps: torch.Tensor
+    labels: torch.Tensor | None = None
+
+
+@dataclass(frozen=True)
+class TrainingSet:
+    """What a network learns from.
+
+    ``images`` are uint8 [N, 1, S, S]; with ``flip`` half of them are seen mirrored. ``labels``, int64 [N], are for class-conditional
+    networks: a share ``label_dropout`` of them is replaced by ``null_label``, which teaches the unconditional case.
+    """
+
+    images: torch.Tensor
+    labels: torch.Tensor | None = None
+    null_label: int = len(CLASSES)
+    label_dropout: float = 0.0
+    flip: bool = True
 
 
 def load_images(folder: Path, split: Split, size: int) -> torch.Tensor:
@@ -35,11 +52,8 @@ def load_images(folder: Path, split: Split, size: int) -> torch.Tensor:
 
     Raises UsageError (no such folder or file, images larger than ``size``) and ArtifactError (a file that is no whole IDX file of images).
     """
-    name = _NAMES[split]
-    path = next((path for path in (folder / name, folder / f"{name}.gz") if path.is_file()), None)
-    if path is None:
-        raise UsageError(f"{folder} holds neither {name} nor {name}.gz", "on Debian: apt-get install dataset-fashion-mnist")
-    images = _read_idx(path)
+    path = _find(folder, _IMAGES[split])
+    images = _read_idx(path, dimensions=3, what="images")
     height, width = images.shape[1:]
     if height > size or width > size:
         raise UsageError(f"{path}: images of {height}x{width} do not fit into the model's {size}x{size}")
@@ -47,18 +61,35 @@ def load_images(folder: Path, split: Split, size: int) -> torch.Tensor:
     return torch.nn.functional.pad(images, (left, size - width - left, top, size - height - top)).unsqueeze(1)
 
 
-def _read_idx(path: Path) -> torch.Tensor:
+def load_labels(folder: Path, split: Split) -> torch.Tensor:
+    """Class labels of a split, 0 to 9, as int64 [N]; names in ``CLASSES``. Errors as for `load_images`, and for a label above 9."""
+    path = _find(folder, _LABELS[split])
+    labels = _read_idx(path, dimensions=1, what="labels").long()
+    if labels.max() >= len(CLASSES):
+        raise ArtifactError(f"{path} has the label {labels.max()}; Fashion-MNIST's go from 0 to {len(CLASSES) - 1}")
+    return labels
+
+
+def _find(folder: Path, name: str) -> Path:
+    path = next((path for path in (folder / name, folder / f"{name}.gz") if path.is_file()), None)
+    if path is None:
+        raise UsageError(f"{folder} holds neither {name} nor {name}.gz", "on Debian: apt-get install dataset-fashion-mnist")
+    return path
+
+
+def _read_idx(path: Path, *, dimensions: int, what: str) -> torch.Tensor:
     try:
         data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     except (gzip.BadGzipFile, EOFError) as error:
         raise ArtifactError(f"{path} is no whole gzip file: {error}") from None
-    if len(data) < _HEADER.size or _HEADER.unpack_from(data)[0] != _MAGIC:
-        raise ArtifactError(f"{path} is no IDX file of images")
-    _, count, height, width = _HEADER.unpack_from(data)
-    if count == 0 or len(data) != _HEADER.size + count * height * width:
-        raise ArtifactError(f"{path} announces {count} images of {height}x{width}, and holds {len(data) - _HEADER.size} bytes of them")
-    pixels = np.frombuffer(data, np.uint8, offset=_HEADER.size).reshape(count, height, width)
-    return torch.from_numpy(pixels.copy())
+    header = struct.Struct(f">{1 + dimensions}I")
+    magic, *shape = header.unpack_from(data) if len(data) >= header.size else (0,)
+    if magic != _UNSIGNED_BYTES + dimensions:
+        raise ArtifactError(f"{path} is no IDX file of {what}")
+    if shape[0] == 0 or len(data) != header.size + math.prod(shape):
+        size = "" if dimensions == 1 else f" of {'x'.join(map(str, shape[1:]))}"
+        raise ArtifactError(f"{path} announces {shape[0]} {what}{size}, and holds {len(data) - header.size} bytes of them")
+    return torch.from_numpy(np.frombuffer(data, np.uint8, offset=header.size).reshape(shape).copy())
 
 
 def to_unit_range(images: torch.Tensor) -> torch.Tensor:
@@ -66,30 +97,39 @@ def to_unit_range(images: torch.Tensor) -> torch.Tensor:
     return images.float() / 127.5 - 1
 
 
-def training_batch(images: torch.Tensor, step: int, *, batch_size: int, timesteps: int, seed: int) -> Batch:
+def training_batch(data: TrainingSet, step: int, *, batch_size: int, timesteps: int, seed: int) -> Batch:
     """The batch of a step, a function of ``seed`` and ``step`` alone: resuming needs no generator's state.
 
-    Every image is drawn once an epoch, each flipped left to right with probability ½.
+    Every image is drawn once an epoch, and mirrored with probability ½ where the set asks for it.
     """
-    picked = torch.cat([_epoch_order(len(images), epoch, seed)[part] for epoch, part in _spans(len(images), step, batch_size)])
+    count = len(data.images)
+    picked = torch.cat([_epoch_order(count, epoch, seed)[part] for epoch, part in _spans(count, step, batch_size)])
     generator = _generator(seed, step, stream=1)
-    batch = to_unit_range(images[picked])
-    flip = torch.rand(batch_size, generator=generator) < 0.5
-    batch = torch.where(flip[:, None, None, None], batch.flip(-1), batch)
-    noise = torch.randn(batch.shape, generator=generator)
-    return Batch(batch, noise, torch.randint(0, timesteps, (batch_size,), generator=generator))
+    images = to_unit_range(data.images[picked])
+    flip = torch.rand(batch_size, generator=generator) < (0.5 if data.flip else 0)
+    images = torch.where(flip[:, None, None, None], images.flip(-1), images)
+    noise = torch.randn(images.shape, generator=generator)
+    drawn = torch.randint(0, timesteps, (batch_size,), generator=generator)
+    if data.labels is None:
+        return Batch(images, noise, drawn)
+    dropped = torch.rand(batch_size, generator=generator) < data.label_dropout
+    return Batch(images, noise, drawn, data.labels[picked].masked_fill(dropped, data.null_label))
 
 
-def held_out_batches(images: torch.Tensor, *, batch_size: int, timesteps: int, draw: int, seed: int) -> list[Batch]:
-    """All images once, each with a fixed noise and timestep; over the images the timesteps are spread evenly, so that bins compare."""
-    count = len(images)
+def held_out_batches(data: TrainingSet, *, batch_size: int, timesteps: int, draw: int, seed: int) -> list[Batch]:
+    """All images once as they are, each with its own label and a fixed noise and timestep.
+
+    The timesteps are spread evenly over the images, so that bins compare.
+    """
+    count = len(data.images)
     generator = _generator(seed, draw, stream=2)
     spread = (torch.randperm(count, generator=generator) * timesteps // count).to(torch.int64)
     batches = []
     for start in range(0, count, batch_size):
         part = slice(start, min(start + batch_size, count))
-        chosen = to_unit_range(images[part])
-        batches.append(Batch(chosen, torch.randn(chosen.shape, generator=generator), spread[part]))
+        chosen = to_unit_range(data.images[part])
+        labels = None if data.labels is None else data.labels[part]
+        batches.append(Batch(chosen, torch.randn(chosen.shape, generator=generator), spread[part], labels))
     return batches
 
 

@@ -12,11 +12,12 @@ import torch
 from diffusers import DDPMScheduler
 
 from dq_deploy.console import Output
-from dq_deploy.errors import DqDeployError
+from dq_deploy.errors import DqDeployError, UsageError
 from dq_deploy.progress import Advance
+from dq_deploy.quantization.classes import class_space
 from dq_deploy.sources import Source, load_source
-from training.data import held_out_batches, load_images
-from training.train_unet import denoising_loss
+from training.data import CLASSES, TrainingSet, held_out_batches, load_images, load_labels
+from training.loop import denoising_loss
 
 _BINS = 10
 # Fixed, and away from the training's default: the same noises for everyone who compares.
@@ -44,7 +45,8 @@ def main(pipelines: tuple[str, ...], data: Path, count: int, draws: int, batch_s
          form: Literal["table", "json"]) -> None:  # fmt: skip
     """Mean squared error of the noise that PIPELINES predict, over the same images, noises and timesteps for each.
 
-    The difference to the first is given with the standard error of the paired differences.
+    The difference to the first is given with the standard error of the paired differences. Class-conditional pipelines are
+    told the class of each image.
     """
     out = Output(form)
     try:
@@ -88,20 +90,24 @@ def _standard_error(values: torch.Tensor) -> float:
 def _evaluate(reference: str, data: Path, count: int, draws: int, batch_size: int, out: Output) -> Losses:
     source = load_source(reference)
     images = load_images(data, "test", source.sample_shape[-1])[:count]
+    space = class_space(source.model, source.config)
+    if space is not None and space.count != len(CLASSES):
+        raise UsageError(f"{reference} has {space.count} classes; Fashion-MNIST has {len(CLASSES)}")
+    held_out = TrainingSet(images, None if space is None else load_labels(data, "test")[:count])
     with out.progress(reference, draws * len(images)) as advance:
-        return held_out_losses(source, images, draws=draws, batch_size=batch_size, advance=advance)
+        return held_out_losses(source, held_out, draws=draws, batch_size=batch_size, advance=advance)
 
 
 @torch.no_grad()
-def held_out_losses(source: Source, images: torch.Tensor, *, draws: int, batch_size: int, advance: Advance) -> Losses:
-    """Losses of a source over ``images`` (uint8 [N, 1, S, S]), each with ``draws`` fixed noises and timesteps."""
+def held_out_losses(source: Source, data: TrainingSet, *, draws: int, batch_size: int, advance: Advance) -> Losses:
+    """Losses of a source over images it was not trained on, each with ``draws`` fixed noises and timesteps."""
     scheduler = DDPMScheduler.from_config(source.scheduler.config)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = source.model.to(device)
     steps = len(scheduler.alphas_cumprod)
     values, timesteps = [], []
     for draw in range(draws):
-        for batch in held_out_batches(images, batch_size=batch_size, timesteps=steps, draw=draw, seed=_SEED):
+        for batch in held_out_batches(data, batch_size=batch_size, timesteps=steps, draw=draw, seed=_SEED):
             values.append(denoising_loss(model, scheduler, batch, device).double().cpu())
             timesteps.append(batch.timesteps)
             advance(len(batch.images))

@@ -1,8 +1,7 @@
-"""The training commands on real IDX files with few images and a tiny network."""
+"""The UNet's training command, the data and the held-out loss, on real IDX files with few images and a tiny network."""
 
 from __future__ import annotations
 
-import gzip
 import json
 import math
 import re
@@ -22,8 +21,9 @@ from safetensors.torch import load_file
 
 from dq_deploy.errors import ArtifactError, UsageError
 from dq_deploy.sources import load_source
+from tests.training.idx import write_images, write_labels
 from training import evaluate, train_unet
-from training.data import held_out_batches, load_images, to_unit_range, training_batch
+from training.data import TrainingSet, held_out_batches, load_images, load_labels, to_unit_range, training_batch
 
 CONFIG = {
     "_class_name": "UNet2DModel",
@@ -40,22 +40,11 @@ CONFIG = {
 WEIGHTS = Path("pipeline/unet/diffusion_pytorch_model.safetensors")
 
 
-def write_idx(path: Path, count: int, edge: int = 28) -> torch.Tensor:
-    """Gradients of random direction with a border of background, as Fashion-MNIST stores its images."""
-    generator = torch.Generator().manual_seed(count)
-    ramp = torch.linspace(0, 255, edge)
-    weight = torch.rand(count, 1, 1, generator=generator)
-    images = (weight * ramp[:, None] + (1 - weight) * ramp[None, :]).to(torch.uint8)
-    data = struct.pack(">IIII", 0x803, count, edge, edge) + images.numpy().tobytes()
-    path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
-    return images
-
-
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("fashion-mnist")
-    write_idx(folder / "train-images-idx3-ubyte.gz", 50)
-    write_idx(folder / "t10k-images-idx3-ubyte", 20)
+    write_images(folder / "train-images-idx3-ubyte.gz", 50)
+    write_images(folder / "t10k-images-idx3-ubyte", 20)
     (folder / "config.json").write_text(json.dumps(CONFIG))
     return folder
 
@@ -82,7 +71,7 @@ def train(data: Path, output: Path, *more: str, steps: int = 6) -> Result:
 def test_images_are_padded_with_background(data: Path) -> None:
     images = load_images(data, "train", 32)
     assert (images.shape, images.dtype) == ((50, 1, 32, 32), torch.uint8)
-    assert torch.equal(images[:, 0, 2:-2, 2:-2], write_idx(data / "again", 50))
+    assert torch.equal(images[:, 0, 2:-2, 2:-2], write_images(data / "again", 50))
     assert images[:, :, :2].sum() == images[:, :, -2:].sum() == images[..., :2].sum() == images[..., -2:].sum() == 0
     assert to_unit_range(torch.tensor([0, 255], dtype=torch.uint8)).tolist() == [-1.0, 1.0]
 
@@ -109,21 +98,46 @@ def test_no_images_and_images_too_large(tmp_path: Path) -> None:
     (tmp_path / "train-images-idx3-ubyte.gz").write_bytes(b"no gzip")
     with pytest.raises(ArtifactError, match="is no whole gzip file"):
         load_images(tmp_path, "train", 32)
-    write_idx(tmp_path / "t10k-images-idx3-ubyte", 2, edge=40)
+    write_images(tmp_path / "t10k-images-idx3-ubyte", 2, edge=40)
     with pytest.raises(UsageError, match="images of 40x40 do not fit into the model's 32x32"):
         load_images(tmp_path, "test", 32)
+
+
+def test_labels(tmp_path: Path) -> None:
+    written = write_labels(tmp_path / "train-labels-idx1-ubyte.gz", 50)
+    labels = load_labels(tmp_path, "train")
+    assert labels.dtype == torch.int64
+    assert labels.tolist() == written.tolist() == [number % 10 for number in range(50)]
+    with pytest.raises(UsageError, match="holds neither t10k-labels-idx1-ubyte nor t10k-labels-idx1-ubyte.gz"):
+        load_labels(tmp_path, "test")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (struct.pack(">II", 0x803, 1) + bytes(1), "is no IDX file of labels"),
+        (struct.pack(">II", 0x801, 3) + bytes(2), "announces 3 labels, and holds 2 bytes of them"),
+        (struct.pack(">II", 0x801, 2) + bytes([9, 10]), "has the label 10; Fashion-MNIST's go from 0 to 9"),
+    ],
+    ids=["images", "truncated", "other classes"],
+)
+def test_damaged_labels(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "train-labels-idx1-ubyte").write_bytes(content)
+    with pytest.raises(ArtifactError, match=message):
+        load_labels(tmp_path, "train")
 
 
 def test_every_image_once_an_epoch() -> None:
     images = torch.arange(12, dtype=torch.uint8).reshape(12, 1, 1, 1).expand(12, 1, 4, 4)  # flips change nothing
     # Batches of 8 over 12 images: the second one crosses into the second epoch.
-    batches = [training_batch(images, step, batch_size=8, timesteps=1000, seed=3) for step in range(3)]
+    data = TrainingSet(images)
+    batches = [training_batch(data, step, batch_size=8, timesteps=1000, seed=3) for step in range(3)]
     seen = torch.cat([((batch.images[:, 0, 0, 0] + 1) * 127.5).round() for batch in batches]).int().tolist()
     assert sorted(seen[:12]) == sorted(seen[12:]) == list(range(12))
     assert seen[:12] != seen[12:]
     assert len({tuple(batch.timesteps.tolist()) for batch in batches}) == 3
-    again = training_batch(images, 1, batch_size=8, timesteps=1000, seed=3)
-    other = training_batch(images, 1, batch_size=8, timesteps=1000, seed=4)
+    again = training_batch(data, 1, batch_size=8, timesteps=1000, seed=3)
+    other = training_batch(data, 1, batch_size=8, timesteps=1000, seed=4)
     assert torch.equal(again.noise, batches[1].noise)
     assert not torch.equal(other.noise, batches[1].noise)
 
@@ -131,12 +145,12 @@ def test_every_image_once_an_epoch() -> None:
 def test_half_of_the_images_are_flipped() -> None:
     images = torch.zeros(400, 1, 2, 2, dtype=torch.uint8)
     images[..., 0] = 255
-    flipped = (training_batch(images, 0, batch_size=400, timesteps=10, seed=0).images[:, 0, 0, 0] < 0).sum()
+    flipped = (training_batch(TrainingSet(images), 0, batch_size=400, timesteps=10, seed=0).images[:, 0, 0, 0] < 0).sum()
     assert 150 < flipped < 250
 
 
 def test_held_out_timesteps_are_spread_evenly() -> None:
-    batches = held_out_batches(torch.zeros(20, 1, 2, 2, dtype=torch.uint8), batch_size=6, timesteps=1000, draw=0, seed=1)
+    batches = held_out_batches(TrainingSet(torch.zeros(20, 1, 2, 2, dtype=torch.uint8)), batch_size=6, timesteps=1000, draw=0, seed=1)
     assert [len(batch.images) for batch in batches] == [6, 6, 6, 2]
     assert sorted(torch.cat([batch.timesteps for batch in batches]).tolist()) == list(range(0, 1000, 50))
 
@@ -189,12 +203,12 @@ def test_kill_and_resume_give_the_bit_identical_result(data: Path, tmp_path: Pat
 def test_interrupt_saves_and_says_how_to_go_on(data: Path, tmp_path: Path) -> None:
     # In a process of its own, as Ctrl-C finds it: other tests leave handlers and threads behind.
     program = (
-        "import os, signal; from training import train_unet\n"
-        "step = train_unet._train_step\n"
+        "import os, signal; from training import loop, train_unet\n"
+        "step = loop._train_step\n"
         "def interrupted(*args):\n"
         "    os.kill(os.getpid(), signal.SIGINT)\n"
         "    return step(*args)\n"
-        "train_unet._train_step = interrupted\n"
+        "loop._train_step = interrupted\n"
         "train_unet.main()"
     )
     more = ("--model-config", str(data / "config.json"))
