@@ -1,0 +1,1 @@
+"""Speed and accuracy studies, each a command with a recorded result."""

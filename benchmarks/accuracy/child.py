@@ -1,0 +1,146 @@
+"""One task in a process of its own, so that wall time and peak memory are the task's. The task comes on stdin as JSON."""
+
+from __future__ import annotations
+
+import os
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from dq_deploy.artifacts.manifest import tool_versions
+from dq_deploy.console import Output
+from dq_deploy.engines.machine import machine_info
+from dq_deploy.errors import DqDeployError
+from dq_deploy.progress import Progress
+
+from . import measuring, quantizing
+from .denoisers import denoiser
+from .identity import Identity, identity
+from .measuring import Bench
+from .methods import method
+from .models import Reference, load_reference
+from .results import CellResult, Cost, read_result, write_result
+from .settings import FLOAT, Cell, Settings, Tier
+from .workspace import Workspace
+
+INTERRUPTED = 130
+
+
+class Task(BaseModel):
+    """A cell and a tier to measure, and where everything lies."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    cell: Cell
+    tier: Tier
+    settings: Settings
+    results: Path
+    work: Path
+    data: Path
+    device: str = "cpu"
+    threads: int = 1
+
+    @property
+    def label(self) -> str:
+        """For progress and errors."""
+        return f"{self.cell.label} ({self.tier})"
+
+
+def run(task: Task, progress: Progress) -> CellResult:
+    """Measure a task and write its figures. Raises what loading, quantizing and measuring raise."""
+    import torch
+
+    torch.set_num_threads(task.threads)
+    reference = load_reference(task.cell.model)
+    wanted = identity(task.cell, task.settings, model_sha256=reference.source.sha256, family=reference.family)
+    workspace = Workspace(task.work, task.cell.model, reference.source.sha256)
+    found = read_result(task.cell.result_file(task.results))
+    result = found if found and _same(found, wanted) else _new(task, wanted)
+    if task.cell.method == FLOAT:
+        result = _float(task, reference, workspace, result, progress)
+    else:
+        result = _method(task, reference, workspace, wanted, result, progress)
+    write_result(task.cell.result_file(task.results), result)
+    return result
+
+
+def _same(found: CellResult, wanted: Identity) -> bool:
+    return (found.config, found.model_sha256, found.code_sha256) == (wanted.config, wanted.model_sha256, wanted.code_sha256)
+
+
+def _new(task: Task, wanted: Identity) -> CellResult:
+    return CellResult(
+        cell=task.cell,
+        measured=datetime.now(UTC).strftime("%Y-%m-%d"),
+        model_sha256=wanted.model_sha256,
+        code_sha256=wanted.code_sha256,
+        config=wanted.config,
+        settings=task.settings,
+        environment=environment(task.device, task.threads),
+    )
+
+
+def environment(device: str, threads: int) -> dict[str, Any]:
+    """Hardware and versions that the figures were measured with."""
+    machine = machine_info()
+    hardware: dict[str, Any] = {
+        "cpu": machine["cpu"],
+        "instructions": machine["instructions"],
+        "cores": machine["cores"],
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30),
+        "threads": threads,
+        "device": device,
+    }
+    if device != "cpu":
+        import torch
+
+        hardware["gpu"] = torch.cuda.get_device_name()
+    return {"hardware": hardware, "python": machine["python"], "versions": {**tool_versions(), **machine["versions"]}}
+
+
+def _float(task: Task, reference: Reference, workspace: Workspace, result: CellResult, progress: Progress) -> CellResult:
+    reference.source.model.to(task.device)
+    bench = Bench(reference, task.settings, workspace, task.data, task.device)
+    if task.tier == "grid":
+        return result.model_copy(update={"grid": measuring.measure_float(bench, progress), "settings": task.settings})
+    measure = measuring.measure_rival if task.tier == "rival" else measuring.measure_headline
+    figures = measure(bench, reference, bench.float_folder, progress)
+    return result.model_copy(update={task.tier: figures, "settings": task.settings})
+
+
+def _method(task: Task, reference: Reference, workspace: Workspace, wanted: Identity, result: CellResult,
+            progress: Progress) -> CellResult:  # fmt: skip
+    chosen = method(task.cell.method)
+    folder = workspace.cell_folder(task.cell, wanted.sha256)
+    cost: Cost = quantizing.quantize_cell(task.cell, chosen, reference, task.settings, folder, task.device, progress)
+    bench = Bench(reference, task.settings, workspace, task.data, task.device)
+    quantized = denoiser(chosen, reference, folder, task.device)
+    # A cost that was measured with the figures stays with them: another machine that makes the checkpoint again only needs the checkpoint.
+    update: dict[str, Any] = {"cost": result.cost or cost, "settings": task.settings}
+    if task.tier == "grid":
+        update["grid"] = measuring.measure_grid(bench, quantized, folder, progress)
+    elif task.tier == "rival":
+        update["rival"] = measuring.measure_rival(bench, quantized, folder, progress)
+    else:
+        update["headline"] = measuring.measure_headline(bench, quantized, folder, progress)
+    return result.model_copy(update=update)
+
+
+def main() -> int:
+    """Run the task on stdin; progress and errors on stderr, the exit code of the error."""
+    out = Output()
+    try:
+        run(Task.model_validate_json(sys.stdin.read()), out.progress)
+    except DqDeployError as error:
+        out.error(error)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,103 @@
+"""Pictures from any denoiser by DDIM, each from its own noise: a method cannot be lucky in its noises."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from dq_deploy.progress import Advance
+
+Array = np.ndarray[Any, Any]
+Denoiser = Callable[..., torch.Tensor]
+"""Called as ``denoiser(sample [n, ...], timestep [n] float32, **conditions [n])``."""
+
+PICTURE_SEED = 3_000_000
+"""Noise of picture 0; far from the seeds that calibrate."""
+BATCH = 16
+"""Large enough for the kernels, and small enough for a CPU's caches: 32 and more were slower."""
+
+
+@dataclass
+class Trace:
+    """Inputs and outputs of a denoiser on its way, least timestep first when complete. T steps, n samples."""
+
+    timesteps: list[float] = field(default_factory=list)
+    samples: list[torch.Tensor] = field(default_factory=list)
+    outputs: list[torch.Tensor] = field(default_factory=list)
+
+    def add(self, timestep: float, sample: torch.Tensor, output: torch.Tensor) -> None:
+        """Keep one step."""
+        self.timesteps.append(timestep)
+        self.samples.append(sample.cpu().clone())
+        self.outputs.append(output.cpu().clone())
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """All that must be the same for two methods whose pictures are compared."""
+
+    scheduler: Any
+    shape: tuple[int, ...]
+    steps: int
+    conditions: Callable[[range], dict[str, torch.Tensor]]
+    device: str = "cpu"
+    first_seed: int = PICTURE_SEED
+    batch: int = BATCH
+
+    @torch.inference_mode()
+    def pictures(self, denoiser: Denoiser, numbers: range, advance: Advance | None = None) -> Array:
+        """Pictures [n, C, H, W] in [0, 1], float32, of the noises with these numbers."""
+        parts = []
+        for start in range(numbers.start, numbers.stop, self.batch):
+            part = range(start, min(start + self.batch, numbers.stop))
+            parts.append(self._batch(denoiser, part, None))
+            if advance:
+                advance(len(part))
+        return np.concatenate(parts)
+
+    @torch.inference_mode()
+    def trace(self, denoiser: Denoiser, numbers: range) -> Trace:
+        """What a denoiser is asked and answers on the way to these pictures."""
+        whole: Trace | None = None
+        for start in range(numbers.start, numbers.stop, self.batch):
+            part = Trace()
+            self._batch(denoiser, range(start, min(start + self.batch, numbers.stop)), part)
+            if whole is None:
+                whole = part
+            else:
+                whole.samples = [torch.cat(pair) for pair in zip(whole.samples, part.samples, strict=True)]
+                whole.outputs = [torch.cat(pair) for pair in zip(whole.outputs, part.outputs, strict=True)]
+        assert whole is not None
+        order = np.argsort(whole.timesteps)
+        return Trace(
+            [whole.timesteps[i] for i in order], [whole.samples[i] for i in order], [whole.outputs[i] for i in order]
+        )  # fmt: skip
+
+    def _batch(self, denoiser: Denoiser, numbers: range, trace: Trace | None) -> Array:
+        scheduler = sampling_scheduler(self.scheduler)
+        scheduler.set_timesteps(self.steps)
+        conditions = {name: value.to(self.device) for name, value in self.conditions(numbers).items()}
+        noises = [torch.randn(self.shape, generator=torch.Generator().manual_seed(self.first_seed + number)) for number in numbers]
+        x = (torch.stack(noises) * float(getattr(scheduler, "init_noise_sigma", 1.0))).to(self.device)
+        for t in scheduler.timesteps:
+            sample = scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
+            timestep = torch.full((len(x),), float(t), device=self.device)
+            output = denoiser(sample, timestep, **conditions)
+            if trace is not None:
+                trace.add(float(t), sample, output)
+            # A model that also predicts the variance gives twice the channels; deterministic DDIM needs the first half.
+            x = scheduler.step(output[:, : x.shape[1]], t, x).prev_sample
+        pictures: Array = (x / 2 + 0.5).clamp(0, 1).cpu().numpy()
+        return pictures
+
+
+def sampling_scheduler(scheduler: Any) -> Any:
+    """DDIM over the model's own noise schedule; a flow-matching scheduler, which DDIM cannot replace, as it is."""
+    from diffusers import DDIMScheduler
+
+    return DDIMScheduler.from_config(scheduler.config) if "beta_schedule" in scheduler.config else copy.deepcopy(scheduler)

@@ -1,0 +1,186 @@
+"""The figures of a cell, tier by tier, from its denoiser and what the float model drew from the same noises."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+
+from dq_deploy.accuracy.frechet import frechet_distance, frechet_replicates, gaussian
+from dq_deploy.accuracy.kernel_distance import kernel_distances
+from dq_deploy.accuracy.sample_metrics import feature_distance, psnr_db
+from dq_deploy.errors import UsageError
+from dq_deploy.progress import Progress
+
+from . import inception
+from .drawing import Array, Denoiser, Drawing, Trace
+from .extractors import REAL_SPLIT, Classifier, Extractor, real_features
+from .models import DATASETS, Reference
+from .results import GridFigures, HeadlineFigures, RivalFigures, rounded
+from .settings import Settings
+from .workspace import Workspace, load_array, save_array
+
+PICTURES, TRACE = "pictures.npy", "trace.safetensors"
+_KID_SUBSETS, _KID_SIZE = 100, 1000
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What all cells of a model share: the float model, how to draw, where things lie."""
+
+    reference: Reference
+    settings: Settings
+    workspace: Workspace
+    data: Path
+    device: str = "cpu"
+
+    @property
+    def drawing(self) -> Drawing:
+        """How every picture is drawn."""
+        source = self.reference.source
+        return Drawing(source.scheduler, source.sample_shape, self.settings.steps, self.reference.conditions, self.device)
+
+    @property
+    def float_folder(self) -> Path:
+        """The float model's pictures and trajectories."""
+        return self.workspace.float_folder(self.settings)
+
+    def pictures(self, denoiser: Denoiser, folder: Path, count: int, progress: Progress) -> Array:
+        """The first ``count`` pictures [count, C, H, W] of a denoiser; those drawn before are kept in its folder."""
+        drawn = load_array(folder / PICTURES)
+        have = 0 if drawn is None else len(drawn)
+        if have < count:
+            with progress("pictures", count - have) as advance:
+                more = self.drawing.pictures(denoiser, range(have, count), advance)
+            drawn = more if drawn is None else np.concatenate([drawn, more])
+            save_array(folder / PICTURES, drawn)
+        assert drawn is not None
+        return drawn[:count]
+
+    def classifier(self) -> Extractor | None:
+        """The small classifier of the model's data, None for data that has none."""
+        dataset = DATASETS.get(self.reference.source.reference)
+        return Classifier(dataset) if dataset else None
+
+    def real(self, extractor: Extractor) -> Array:
+        """Features of the real pictures. Raises UsageError for a model whose data the harness does not know."""
+        dataset = DATASETS.get(self.reference.source.reference)
+        if dataset is None:
+            raise UsageError(f"what {self.reference.source.reference} was trained on is not known here", "measure its grid tier only")
+        return real_features(extractor, dataset, self.data, self.reference.source.sample_shape[-1], self.workspace.shared)
+
+
+def measure_float(bench: Bench, progress: Progress) -> GridFigures:
+    """Draw the float model's pictures and keep a few of its trajectories, for all methods to be compared with."""
+    started = time.perf_counter()
+    settings = bench.settings
+    bench.pictures(bench.reference, bench.float_folder, settings.grid_samples, progress)
+    trace = bench.drawing.trace(bench.reference, range(settings.snr_samples))
+    _save_trace(bench.float_folder / TRACE, trace)
+    power = [_squares(output) for output in trace.outputs]
+    return GridFigures(samples=settings.grid_samples, wall_s=_since(started), timesteps=trace.timesteps, power=rounded(power, 5))
+
+
+def measure_grid(bench: Bench, denoiser: Denoiser, folder: Path, progress: Progress) -> GridFigures:
+    """Paired metrics against the float model's pictures and trajectories."""
+    started = time.perf_counter()
+    count = bench.settings.grid_samples
+    expected = _float_pictures(bench, count)
+    trace = _load_trace(bench.float_folder / TRACE)
+    pictures = bench.pictures(denoiser, folder, count, progress)
+    extractor = bench.classifier()
+    distance = None if extractor is None else feature_distance(extractor(expected), extractor(pictures))
+    return GridFigures(
+        samples=count,
+        wall_s=_since(started),
+        psnr_db=rounded(psnr_db(expected, pictures), 5),
+        extractor=extractor.name if extractor else None,
+        feature_distance=None if distance is None else rounded(distance, 4),
+        timesteps=trace.timesteps,
+        error=rounded(output_errors(bench, denoiser, trace), 5),
+    )
+
+
+@torch.inference_mode()
+def output_errors(bench: Bench, denoiser: Denoiser, trace: Trace) -> list[list[float]]:
+    """Summed squares [T, n] of the denoiser's difference to the float output, on the float model's own trajectories."""
+    found = []
+    for timestep, samples, outputs in zip(trace.timesteps, trace.samples, trace.outputs, strict=True):
+        parts = []
+        for start in range(0, len(samples), bench.drawing.batch):
+            part = range(start, min(start + bench.drawing.batch, len(samples)))
+            conditions = {name: value.to(bench.device) for name, value in bench.reference.conditions(part).items()}
+            sample = samples[part.start : part.stop].to(bench.device)
+            output = denoiser(sample, torch.full((len(part),), timestep, device=bench.device), **conditions)
+            parts.append(output.cpu() - outputs[part.start : part.stop])
+        found.append(_squares(torch.cat(parts)))
+    return found
+
+
+def measure_rival(bench: Bench, denoiser: Denoiser, folder: Path, progress: Progress) -> RivalFigures:
+    """Fréchet distance to real pictures by the small classifier's features."""
+    started = time.perf_counter()
+    count, extractor = bench.settings.rival_samples, bench.classifier()
+    if extractor is None:
+        raise UsageError(f"there is no classifier for the data of {bench.reference.source.reference}", "measure its grid tier only")
+    real = gaussian(bench.real(extractor))
+    features = extractor(bench.pictures(denoiser, folder, count, progress))
+    return RivalFigures(
+        samples=count,
+        wall_s=_since(started),
+        extractor=extractor.name,
+        reference=f"{real.count} {REAL_SPLIT} pictures",
+        frechet=round(frechet_distance(gaussian(features), real), 5),
+        replicates=rounded(frechet_replicates(features, real, replicates=bench.settings.frechet_replicates), 5),
+    )
+
+
+def measure_headline(bench: Bench, denoiser: Denoiser, folder: Path, progress: Progress) -> HeadlineFigures:
+    """Inception FID and KID."""
+    started = time.perf_counter()
+    count = bench.settings.headline_samples
+    pictures = bench.pictures(denoiser, folder, count, progress)
+    extractor = inception.Inception(inception.fetch(bench.workspace.shared), bench.device)
+    features = extractor(pictures)
+    real = bench.real(extractor)  # last: another cell may be at it
+    fitted = gaussian(real)
+    return HeadlineFigures(
+        samples=count,
+        wall_s=_since(started),
+        extractor=extractor.name,
+        reference=f"{len(real)} {REAL_SPLIT} pictures",
+        fid=round(frechet_distance(gaussian(features), fitted), 4),
+        fid_replicates=rounded(frechet_replicates(features, fitted, replicates=bench.settings.inception_replicates), 6),
+        kid=rounded(kernel_distances(features, real, subsets=_KID_SUBSETS, size=_KID_SIZE), 5),
+        kid_size=min(_KID_SIZE, count, len(real)),
+    )
+
+
+def _float_pictures(bench: Bench, count: int) -> Array:
+    pictures = load_array(bench.float_folder / PICTURES)
+    if pictures is None or len(pictures) < count:
+        raise UsageError(f"the float model has not drawn {count} pictures yet", "measure the cell 'float' first")
+    return pictures[:count]
+
+
+def _save_trace(file: Path, trace: Trace) -> None:
+    tensors = {"timesteps": torch.tensor(trace.timesteps), "samples": torch.stack(trace.samples), "outputs": torch.stack(trace.outputs)}
+    save_file(tensors, file)
+
+
+def _load_trace(file: Path) -> Trace:
+    tensors = load_file(file)
+    return Trace(tensors["timesteps"].tolist(), list(tensors["samples"]), list(tensors["outputs"]))
+
+
+def _squares(values: torch.Tensor) -> list[float]:
+    squares: list[float] = values.double().pow(2).flatten(1).sum(dim=1).tolist()
+    return squares
+
+
+def _since(started: float) -> float:
+    return round(time.perf_counter() - started, 2)

@@ -1,0 +1,151 @@
+"""The methods of the comparison. Each is a named configuration of the same code, or an outside tool."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from dq_deploy.errors import UsageError
+from dq_deploy.quantization.config import PRESETS, InitialRange, QuantizeConfig
+from dq_deploy.quantization.ranges import resolve
+
+from .settings import Settings
+
+Training = Literal["none", "block", "end-to-end"]
+Tool = Literal["dq-deploy", "onnxruntime", "nncf"]
+Family = Literal["unet", "transformer"]
+
+DILATEQUANT = "dilatequant"
+QUEST_LAYERS: dict[Family, tuple[str, ...]] = {
+    "unet": ("*time_emb*", "*attentions*"),
+    # adaLN's modulation is where a transformer's blocks hear of the timestep.
+    "transformer": ("*norm1*", "*attn1*"),
+}
+"""What QuEST (arXiv 2402.03666, §4.2) fine-tunes: the layers that carry the timestep, and attention."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """A row of the table. ``options`` are fields of ``QuantizeConfig``; ``training`` says whether the budget's iterations are spent."""
+
+    name: str
+    label: str
+    note: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    training: Training = "none"
+    selective: bool = False
+    tool: Tool = "dq-deploy"
+    presets: tuple[str, ...] = tuple(PRESETS)
+    rival: bool = False
+
+    def config(self, preset: str, settings: Settings, *, seed: int, family: Family) -> QuantizeConfig:
+        """The configuration of a cell."""
+        options = {
+            "steps": settings.steps,
+            "calibration_samples": settings.calibration_samples,
+            "batch_size": settings.batch_size,
+            "max_float_share": settings.max_float_share,
+            "iterations": self.iterations(settings),
+            "seed": seed,
+            **self.options,
+        }
+        if self.training == "end-to-end":
+            options["distillation"] = "end-to-end"
+        if self.selective:
+            options["train"] = QUEST_LAYERS[family]
+        return QuantizeConfig.build(preset, **options)
+
+    def iterations(self, settings: Settings) -> int:
+        """Optimizer steps for each block, or for the network."""
+        if self.training == "none":
+            return 0
+        return settings.iterations if self.training == "block" else round(settings.iterations * settings.end_to_end_factor)
+
+
+_STATIC: dict[str, Any] = {"temporal": False, "dilation": "none"}
+_TEMPORAL: dict[str, Any] = {"temporal": True, "dilation": "none"}
+
+METHODS: tuple[Method, ...] = (
+    Method("min-max", "min-max, static", "one scale a tensor for all timesteps, covering every value",
+           {**_STATIC, "initial_range": "minmax"}, rival=True),
+    Method("percentile", "percentile, static", "one scale a tensor, covering 99.99% of the values",
+           {**_STATIC, "initial_range": "percentile"}, rival=True),
+    Method("mse", "MSE, static", "one scale a tensor, the one with the least squared rounding error",
+           {**_STATIC, "initial_range": "mse"}, rival=True),
+    Method("smoothquant", "SmoothQuant-style", "one scale a tensor; factors √(max|x| / max|w|) move range from activations to weights",
+           {**_STATIC, "dilation": "smoothquant"}, rival=True),
+    Method("q-diffusion", "Q-Diffusion-style", "block reconstruction with one scale a tensor for all timesteps",
+           _STATIC, "block", rival=True),
+    Method("efficientdm", "EfficientDM-style", "a scale for each timestep without zero-points, block reconstruction",
+           {**_TEMPORAL, "zero_points": False}, "block", rival=True),
+    Method("quest", "QuEST-style", "a scale for each timestep; only time-embedding and attention layers are trained",
+           _TEMPORAL, "block", selective=True, rival=True),
+    Method("end-to-end", "end-to-end distillation", "DilateQuant's quantizer, trained as a whole against the float network's output",
+           {}, "end-to-end", rival=True),
+    Method(DILATEQUANT, "DilateQuant", "the default of `dq-deploy quantize`: error-aware dilation, tables, block distillation",
+           {}, "block"),
+    Method("base", "nothing", "one scale a tensor, the default initial range", _STATIC),
+    Method("wd", "WD", "base and error-aware dilation", {"temporal": False}),
+    Method("tpq", "TPQ", "base with a scale and zero-point for each timestep", _TEMPORAL),
+    Method("wd-tpq", "WD + TPQ", "DilateQuant without training", {}),
+    Method("wd-bkd", "WD + BKD", "DilateQuant with one scale for all timesteps", {"temporal": False}, "block"),
+    Method("tpq-bkd", "TPQ + BKD", "DilateQuant without dilation", _TEMPORAL, "block"),
+    Method("asymmetric", "DilateQuant, the paper's dilation", "dilation by the paper's rule for asymmetric weights",
+           {"dilation": "asymmetric"}, "block"),
+    Method("symmetric", "DilateQuant, symmetric dilation", "the paper's rule restated for symmetric weights",
+           {"dilation": "symmetric"}, "block"),
+    Method("onnxruntime", "ONNX Runtime quantize_static", "QDQ, weights per channel, activations unsigned, min-max of the trajectories",
+           tool="onnxruntime", presets=("w8a8",), rival=True),
+    Method("nncf", "NNCF quantize", "post-training quantization of the OpenVINO model with bias correction, on the same trajectories",
+           tool="nncf", presets=("w8a8",), rival=True),
+)  # fmt: skip
+
+BY_NAME: dict[str, Method] = {method.name: method for method in METHODS}
+
+COMPONENTS: dict[tuple[bool, bool, bool], str] = {
+    (False, False, False): "base",
+    (True, False, False): "wd",
+    (False, True, False): "tpq",
+    (True, True, False): "wd-tpq",
+    (False, False, True): "q-diffusion",
+    (True, False, True): "wd-bkd",
+    (False, True, True): "tpq-bkd",
+    (True, True, True): DILATEQUANT,
+}
+"""(dilation, tables, block distillation) → method: static block reconstruction is Q-Diffusion's, and all three make DilateQuant."""
+
+DILATIONS: tuple[str, ...] = ("tpq-bkd", "asymmetric", "symmetric", DILATEQUANT)
+"""The table of dilation rules: none, the paper's, its symmetric form, error-aware."""
+
+
+def method(name: str) -> Method:
+    """A method by name. Raises UsageError for one that is not there."""
+    if name not in BY_NAME:
+        raise UsageError(f"unknown method '{name}'", f"methods: {', '.join(BY_NAME)}")
+    return BY_NAME[name]
+
+
+def canonical(config: QuantizeConfig) -> dict[str, Any]:
+    """A configuration as JSON, without what cannot matter in it: two methods with one canonical form are one cell."""
+    values = config.model_dump(mode="json")
+    rule = resolve(InitialRange(config.initial_range), config.activation_bits)
+    kept = [bits for bits in config.keep.values() if bits != "float"]
+    if all(resolve(InitialRange(config.initial_range), bits) is rule for bits in kept if isinstance(bits, int)):
+        values["initial_range"] = rule.value
+    defaults = QuantizeConfig().model_dump(mode="json")
+    unused = [] if values["initial_range"] == "percentile" else ["percentile"]
+    unused += ["distillation", "train", "patience", "precision", "lr_scale", "lr_weight"] if config.iterations == 0 else []
+    return {**values, **{name: defaults[name] for name in unused}}
+
+
+def representative(name: str, preset: str, settings: Settings, *, family: Family = "unet") -> str:
+    """The method whose cell stands for ``name`` at a preset: the first one in the list with the same canonical configuration."""
+    wanted = method(name)
+    if wanted.tool != "dq-deploy":
+        return name
+    own = canonical(wanted.config(preset, settings, seed=0, family=family))
+    for other in METHODS:
+        if other.tool == "dq-deploy" and canonical(other.config(preset, settings, seed=0, family=family)) == own:
+            return other.name
+    return name

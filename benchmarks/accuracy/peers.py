@@ -1,0 +1,138 @@
+"""Outside tools at W8A8, as their own documentation uses them: ONNX Runtime's ``quantize_static`` and NNCF's ``quantize``.
+
+Both see the trajectories that the other methods are calibrated on, both leave the first layer in float as the other methods do, and both
+are judged by what their graphs say: QDQ and FakeQuantize nodes computed in float, since the INT8 kernels of a CPU without VNNI saturate.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+
+from dq_deploy.errors import EnvironmentProblem
+
+from .drawing import Array, Denoiser, Trace
+from .models import Reference
+
+FLOAT_ONNX, ORT_ONNX, NNCF_XML = "float.onnx", "quantized.onnx", "quantized.xml"
+_OPSET = 20
+
+
+def export_float(reference: Reference, shape: tuple[int, ...], file: Path) -> None:
+    """The float model as ONNX, by torch's own exporter: float32 inputs, the batch's size open."""
+    names = reference.input_names
+    batch = torch.export.Dim("batch", min=1, max=4096)
+    values = {**reference.conditions(range(2)), names[0]: torch.zeros(2, *shape), "timestep": torch.tensor([1.0, 2.0])}
+    examples = {name: values[name] for name in names}
+
+    class Named(torch.nn.Module):
+        """Takes the inputs by name, gives a tensor."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = reference.source.model
+
+        def forward(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+            sample, timestep = inputs[names[0]], inputs["timestep"]
+            return reference(sample, timestep, **{k: v for k, v in inputs.items() if k not in (names[0], "timestep")})
+
+    program = torch.onnx.export(
+        Named().eval(), (examples,), dynamo=True, verbose=False, opset_version=_OPSET, input_names=names, output_names=["out_sample"],
+        dynamic_shapes=({name: {0: batch} for name in names},),
+    )  # fmt: skip
+    assert program is not None
+    program.save(file)
+
+
+def feeds(trace: Trace, conditions: dict[str, torch.Tensor], names: list[str], batch: int) -> Iterator[dict[str, Array]]:
+    """The inputs of a trace as batches: every timestep of every seed once."""
+    for timestep, samples in zip(trace.timesteps, trace.samples, strict=True):
+        for start in range(0, len(samples), batch):
+            part = slice(start, start + batch)
+            values = {name: value[part].numpy() for name, value in conditions.items()}
+            values |= {names[0]: samples[part].numpy(), "timestep": np.full(len(samples[part]), timestep, np.float32)}
+            yield {name: values[name] for name in names}
+
+
+def _first_convolution(file: Path, sample: str) -> list[str]:
+    """Names of the nodes that multiply the model's input."""
+    graph = onnx.load(file, load_external_data=False).graph
+    return [node.name for node in graph.node if sample in node.input and node.op_type in ("Conv", "MatMul", "Gemm")]
+
+
+def quantize_onnxruntime(folder: Path, names: list[str], batches: Iterator[dict[str, Array]]) -> None:
+    """``float.onnx`` → ``quantized.onnx``: static QDQ, min–max ranges, weights signed and per channel, activations unsigned."""
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    class Reader(CalibrationDataReader):  # type: ignore[misc]
+        """Hands the batches out."""
+
+        def get_next(self) -> dict[str, Array] | None:
+            return next(batches, None)
+
+    prepared = folder / "prepared.onnx"
+    quant_pre_process(str(folder / FLOAT_ONNX), str(prepared))
+    quantize_static(
+        prepared, folder / ORT_ONNX, Reader(), quant_format=QuantFormat.QDQ, per_channel=True, activation_type=QuantType.QUInt8,
+        weight_type=QuantType.QInt8, nodes_to_exclude=_first_convolution(prepared, names[0]),
+    )  # fmt: skip
+    prepared.unlink()
+
+
+def onnxruntime_denoiser(folder: Path, names: list[str]) -> Denoiser:
+    """``quantized.onnx`` run as it is written, without graph optimizations."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(str(folder / ORT_ONNX), options, providers=["CPUExecutionProvider"])
+    return _named(lambda values: session.run(None, values)[0], names)
+
+
+def quantize_nncf(folder: Path, names: list[str], batches: Iterator[dict[str, Array]], *, transformer: bool) -> None:
+    """``float.onnx`` → ``quantized.xml``: NNCF's post-training quantization of the OpenVINO model, all calibration batches."""
+    nncf, openvino = _import("nncf"), _import("openvino")
+    data = list(batches)
+    model = openvino.Core().read_model(folder / FLOAT_ONNX)
+    first = _first_convolution(folder / FLOAT_ONNX, names[0])
+    operations = [op.get_friendly_name() for op in model.get_ordered_ops()]
+    advanced = nncf.AdvancedQuantizationParameters(overflow_fix=nncf.OverflowFix.DISABLE)
+    quantized = nncf.quantize(
+        model, nncf.Dataset(data), preset=nncf.QuantizationPreset.MIXED, subset_size=len(data), advanced_parameters=advanced,
+        model_type=nncf.ModelType.TRANSFORMER if transformer else None,
+        ignored_scope=nncf.IgnoredScope(names=[n for n in operations if n in first or n.removesuffix("/WithoutBiases") in first]),
+    )  # fmt: skip
+    openvino.save_model(quantized, folder / NNCF_XML, compress_to_fp16=False)
+
+
+def nncf_denoiser(folder: Path, names: list[str]) -> Denoiser:
+    """``quantized.xml`` on OpenVINO's CPU plugin in float32, low-precision kernels off."""
+    openvino = _import("openvino")
+    config = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": torch.get_num_threads(), "LP_TRANSFORMS_MODE": "NO"}
+    compiled = openvino.Core().compile_model(folder / NNCF_XML, "CPU", config)
+    return _named(lambda values: compiled(values)[0], names)
+
+
+def _named(run: Any, names: list[str]) -> Denoiser:
+    def call(sample: torch.Tensor, timestep: torch.Tensor, **conditions: torch.Tensor) -> torch.Tensor:
+        values = {**conditions, names[0]: sample, "timestep": timestep.float()}
+        return torch.from_numpy(np.array(run({name: values[name].contiguous().numpy() for name in names})))
+
+    return call
+
+
+def _import(name: str) -> Any:
+    os.environ.setdefault("NNCF_CI", "1")  # the one switch of NNCF's usage reports, read when it is imported
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise EnvironmentProblem(f"this method needs {name}: {error}", "pip install 'dq-deploy[benchmarks]'") from None

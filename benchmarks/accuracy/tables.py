@@ -1,0 +1,138 @@
+"""Markdown tables of the comparison."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from dq_deploy.accuracy.bootstrap import Interval
+from dq_deploy.console import duration
+
+from .comparison import ModelResults, Row
+from .methods import COMPONENTS, DILATEQUANT, DILATIONS, METHODS, method, representative
+from .results import CellResult
+
+MISSING = "…"
+"""A cell that was not measured yet."""
+NOT_COMPARED = ""
+_YES, _NO = "✓", "–"
+
+
+def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table; all columns but the first are set to the right."""
+    lines = ["| " + " | ".join(columns) + " |", "|---|" + "---:|" * (len(columns) - 1)]
+    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
+
+
+def with_interval(found: Interval | None, digits: int = 2) -> str:
+    """``12.34 (11.90–12.80)``."""
+    if found is None:
+        return MISSING
+    return f"{found.value:.{digits}f} ({found.low:.{digits}f}–{found.high:.{digits}f})"
+
+
+def difference(found: Interval | None, digits: int = 2, *, more_is_better: bool = True) -> str:
+    """A signed difference with its interval; ▲ better and ▼ worse where zero lies outside of it, = where it does not."""
+    if found is None:
+        return NOT_COMPARED
+    better = (found.value > 0) == more_is_better
+    mark = "=" if not found.excludes_zero else "▲" if better else "▼"
+    return f"{mark} {found.value:+.{digits}f} ({found.low:+.{digits}f} … {found.high:+.{digits}f})"
+
+
+def preset_table(results: ModelResults, preset: str) -> str:
+    """Every method at a preset, DilateQuant first and the others by their PSNR."""
+    names = list(dict.fromkeys(representative(m.name, preset, results.settings) for m in METHODS if preset in m.presets))
+    rows = {name: results.row(preset, name) for name in names}
+    order = sorted(names, key=lambda name: (name != DILATEQUANT, -_psnr(rows[name])))
+    return markdown(
+        ["method", "PSNR, dB", "against DilateQuant", "SNR, dB: median step", "worst step", "feature distance", "Fréchet, classifier",
+         "against float", "wall time", "memory above the model"],
+        [_preset_row(name, rows[name]) for name in order],
+    )  # fmt: skip
+
+
+def _psnr(row: Row | None) -> float:
+    return row.psnr.value if row and row.psnr else -1e9
+
+
+def _preset_row(name: str, row: Row | None) -> list[str]:
+    label = f"**{method(name).label}**" if name == DILATEQUANT else method(name).label
+    if row is None:
+        return [label, *[MISSING] * 9]
+    cost = row.result.cost
+    return [
+        label,
+        with_interval(row.psnr),
+        difference(row.psnr_difference),
+        with_interval(row.snr_median, 1),
+        MISSING if row.snr is None else f"{min(row.snr):.1f}",
+        with_interval(row.feature, 4),
+        NOT_COMPARED if row.frechet is None else with_interval(row.frechet),
+        difference(row.frechet_difference, more_is_better=False),
+        MISSING if cost is None else duration(cost.wall_s),
+        MISSING if cost is None else _memory(row.result),
+    ]
+
+
+def _memory(result: CellResult) -> str:
+    assert result.cost is not None
+    cost = result.cost
+    return f"{cost.gpu_peak_mib:.0f} MiB VRAM" if cost.gpu_peak_mib else f"{max(0.0, cost.peak_mib - cost.loaded_mib):.0f} MiB"
+
+
+def components_table(results: ModelResults, presets: Sequence[str]) -> str:
+    """All on/off combinations of dilation (WD), per-timestep tables (TPQ) and block distillation (BKD): PSNR at each preset."""
+    rows = [
+        [" ".join(_YES if on else _NO for on in switches), method(name).label, *(_psnr_cell(results, preset, name) for preset in presets)]
+        for switches, name in COMPONENTS.items()
+    ]
+    return markdown(["WD TPQ BKD", "also called", *(p.upper() for p in presets)], rows)
+
+
+def dilations_table(results: ModelResults, presets: Sequence[str]) -> str:
+    """The dilation rules, everything else as in DilateQuant: PSNR at each preset, difference to the error-aware rule."""
+    labels = dict(zip(DILATIONS, ("none", "the paper's (asymmetric)", "symmetric", "error-aware"), strict=True))
+    return markdown(
+        ["dilation", *(p.upper() for p in presets)],
+        [[labels[name], *(_psnr_cell(results, preset, name, compare=True) for preset in presets)] for name in DILATIONS],
+    )
+
+
+def _psnr_cell(results: ModelResults, preset: str, name: str, *, compare: bool = False) -> str:
+    row = results.row(preset, name)
+    if row is None or row.psnr is None:
+        return MISSING
+    return " ".join(filter(None, [f"{row.psnr.value:.2f}", difference(row.psnr_difference) if compare else ""]))
+
+
+def headline_table(results: ModelResults, presets: Sequence[str]) -> str | None:
+    """Inception FID and KID where they were measured."""
+    rows: list[tuple[str, Row | None]] = [("float", results.float_row())]
+    for preset in presets:
+        found = {name: results.row(preset, name) for name in (m.name for m in METHODS)}
+        rows += [(f"{preset.upper()}, {method(name).label}", row) for name, row in found.items() if row and row.name == name]
+    measured = [(label, row) for label, row in rows if row and row.fid]
+    if not measured:
+        return None
+    return markdown(
+        ["", "FID", "against float", "KID × 1000"],
+        [[label, with_interval(row.fid), difference(row.fid_difference, more_is_better=False), _kid(row)] for label, row in measured],
+    )
+
+
+def _kid(row: Row) -> str:
+    if row.kid is None:
+        return MISSING
+    return with_interval(Interval(*(1000 * v for v in (row.kid.value, row.kid.low, row.kid.high))))
+
+
+def seeds_table(results: Sequence[ModelResults]) -> str | None:
+    """Mean PSNR of cells that were measured from several calibration seeds."""
+    keys = list(dict.fromkeys(key for one in results for key in one.cells))
+    rows = []
+    for preset, name in keys:
+        values = [r.psnr.value for one in results if (preset, name) in one.cells and (r := one.row(preset, name)) and r.psnr]
+        if len(values) > 1:
+            spread = f"{min(values):.2f} … {max(values):.2f}"
+            rows.append([f"{preset.upper()}, {method(name).label}", str(len(values)), f"{sum(values) / len(values):.2f}", spread])
+    return markdown(["", "seeds", "mean PSNR, dB", "least … most"], rows) if rows else None
