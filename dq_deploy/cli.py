@@ -89,8 +89,8 @@ def cli() -> None:
 @click.option("--iterations", type=int, help="Distillation steps for each block; 0 turns it off.  [default: 200]")
 @click.option(
     "--dilation",
-    type=click.Choice(["auto", "none", "symmetric", "asymmetric"]),
-    help="Rule of weight dilation; auto keeps what lowers a layer's error.  [default: auto]",
+    type=click.Choice(["auto", "layerwise", "none", "symmetric", "asymmetric", "smoothquant"]),
+    help="Rule of weight dilation; auto takes the one that serves the network best.  [default: auto]",
 )
 @click.option("--calibration-samples", type=int, help="Trajectories to calibrate and distil on.  [default: 64]")
 @click.option("--batch-size", type=int, help="Samples in a batch.  [default: 32]")
@@ -103,6 +103,7 @@ def cli() -> None:
 )
 @calibration_options
 @click.option("--config", type=click.Path(path_type=Path), help="JSON file with options, named as in the manifest; flags win.")
+@click.option("--resume", is_flag=True, help="Go on with the run that was interrupted while it wrote this output, if there is one.")
 @force_option
 @common
 def quantize(
@@ -111,6 +112,7 @@ def quantize(
     keep: tuple[str, ...],
     classes: str | None,
     config: Path | None,
+    resume: bool,
     force: bool,
     output: Output,
     **options: Any,
@@ -121,7 +123,7 @@ def quantize(
     model's own sampling trajectories; no data set is needed.
     """
     from .artifacts import check_output
-    from .quantization import QuantizeConfig
+    from .quantization import QuantizeConfig, work_path
     from .quantization import quantize as run_quantize
 
     merged = {"preset": "w8a8", **read_config(config), **{key: value for key, value in options.items() if value is not None}}
@@ -129,7 +131,12 @@ def quantize(
         merged["keep"] = merged.get("keep", {}) | dict(map(parse_keep, keep))
     QuantizeConfig.build(**merged)
     check_output(destination, force=force)
-    artifact = run_quantize(source, destination, classes=classes, force=force, progress=output.progress, **merged)
+    try:
+        artifact = run_quantize(source, destination, classes=classes, force=force, resume=resume, progress=output.progress, **merged)
+    except (KeyboardInterrupt, MemoryError, OSError, RuntimeError):
+        if work_path(destination).exists():
+            output.warn(f"what is finished is kept in {work_path(destination)}: the same command with --resume goes on from there")
+        raise
     tables.show_checkpoint(artifact, output)
     output.note(f"next: dq-deploy export {destination} -o {destination}-tensorrt --target tensorrt")
 

@@ -116,7 +116,7 @@ def quantized_copy(graph: GraphModule, data: Trajectories, *, rule: Dilation = D
     plan = planned(graph, **options)
     assign_blocks(graph, plan)
     quantized = _copy_with_quantizers(graph, plan, data)
-    initialize(graph, quantized, data, data.samples.shape[1], QuantizeConfig.build(**{**FAST, "dilation": rule, **options}))
+    initialize(graph, quantized, data, QuantizeConfig.build(**{**FAST, "dilation": rule, **options}))
     return quantized, plan
 
 

@@ -18,11 +18,17 @@ FIRST, LAST = "@first", "@last"
 
 
 class Dilation(StrEnum):
-    """How weight dilation chooses s (DilateQuant §4.1); SMOOTHQUANT is the rival's rule (arXiv 2211.10438, eq. 4), kept for comparison."""
+    """How weight dilation chooses s (DilateQuant §4.1).
+
+    ASYMMETRIC is the paper's rule and SYMMETRIC its form for symmetric weights; LAYERWISE takes for each layer the s within that bound with
+    the least output error; AUTO takes the one of these and NONE that serves the network best. SMOOTHQUANT is a rival's rule
+    (arXiv 2211.10438, eq. 4), kept for comparison.
+    """
 
     NONE = "none"
     SYMMETRIC = "symmetric"
     ASYMMETRIC = "asymmetric"
+    LAYERWISE = "layerwise"
     AUTO = "auto"
     SMOOTHQUANT = "smoothquant"
 

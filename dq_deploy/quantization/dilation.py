@@ -88,9 +88,9 @@ def balanced(bound: torch.Tensor, statistics: LayerStatistics) -> torch.Tensor:
 def candidates(bound: torch.Tensor, statistics: LayerStatistics, relaxation: float = 0.0) -> dict[str, torch.Tensor]:
     """Ways to use a rule's bound [C], for a choice by measured error.
 
-    Dividing x_k by s_k multiplies the activation error through column k by s_k, and divides the weights'. Beside the full rule there are its
-    square root, the balance of the two errors, and forms that touch only the channels that set the tensor's range. ``relaxation`` r adds
-    each with the bound of unsaturated channels raised by 1 + r, so that an output channel's range may grow by as much.
+    Dividing x_k by s_k multiplies the activation error through column k by s_k, and divides the weights'. Beside the full rule there are
+    its square root, the balance of the two errors, and forms that touch only the channels that set the tensor's range. ``relaxation`` r
+    adds each with the bound of unsaturated channels raised by 1 + r, so that an output channel's range may grow by as much.
     """
     found = {"none": torch.ones_like(bound)}
     if not (bound > 1).any():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,36 +11,100 @@ from torch.fx import GraphModule, Interpreter, Node
 
 from ..errors import ArtifactError
 from ..progress import Progress, silent
-from . import numerics
 from .calibration import Trajectories
 from .config import Dilation, QuantizeConfig
-from .dilation import LayerStatistics, asymmetric_bound, candidates, dilate, smoothquant, symmetric_bound
-from .layers import ActivationQuantizer, QuantizedConv2d, QuantizedWeight
+from .group_setter import DilationRecord, Group, GroupSetter
+from .layers import ActivationQuantizer, QuantizedWeight
 from .plan import decode, float_name
-from .ranges import search_tables
 
-_WORTHWHILE = 0.99  # a dilation must lower the measured error to this, or rounding's luck decides
-
-
-@dataclass
-class Group:
-    """A quantizer and the layers that read it."""
-
-    name: str
-    quantizer: ActivationQuantizer
-    layers: dict[str, QuantizedWeight] = field(default_factory=dict)
+_FIT_SEEDS, _JUDGE_SEEDS = 8, 4  # all timesteps of so many trajectories: more changed no choice, and this is all in memory at once
+AUTO_RULES = (Dilation.NONE, Dilation.ASYMMETRIC, Dilation.SYMMETRIC, Dilation.LAYERWISE)
+"""What AUTO chooses from. A layer's own error is a poor judge alone: noise that later layers average out counts there like a bias that they
+hand on (docs/decisions/dilation-default.md)."""
 
 
 @dataclass(frozen=True)
-class DilationRecord:
-    """What dilation did to one tensor: share of input channels with s > 1 allowed and used, Δ'x/Δx, output error with / without."""
+class Initialization:
+    """What dilation did to each tensor, the rule used, and for each rule that was tried the network's held-out SNR in dB (mean over t)."""
 
-    quantizer: str
-    choice: str
-    unsaturated_share: float
-    dilated_share: float
-    range_ratio: float
-    error_ratio: float
+    records: list[DilationRecord]
+    rule: str
+    tried: dict[str, float]
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Initialization:
+        """The inverse of ``dataclasses.asdict``."""
+        return cls(**{**values, "records": [DilationRecord(**record) for record in values["records"]]})
+
+
+@torch.no_grad()
+def initialize(float_graph: GraphModule, quantized: GraphModule, data: Trajectories, config: QuantizeConfig,
+               progress: Progress = silent) -> Initialization:  # fmt: skip
+    """Set every quantizer's dilation and tables.
+
+    With AUTO the rules of ``AUTO_RULES`` are tried one after the other, and the one stays whose network has the best SNR on seeds that
+    nothing was fitted on. Raises ArtifactError naming value, timestep and seed where an activation is NaN or Inf.
+    """
+    fit, judge = _seeds(data)
+    rules = AUTO_RULES if config.dilation is Dilation.AUTO else (config.dilation,)
+    groups = quantizer_groups(quantized)
+    tried: dict[str, float] = {}
+    best: tuple[Dilation, list[DilationRecord], dict[str, torch.Tensor]] | None = None
+    with progress("initial scales", len(rules) * sum(map(len, groups.values()))) as advance:
+        for rule in rules:
+            records = _initialize(float_graph, groups, data, fit, config.model_copy(update={"dilation": rule}), advance)
+            tried[rule] = _mean_snr(quantized, data, judge, config.batch_size) if len(rules) > 1 else float("nan")
+            if best is None or tried[rule] > tried[best[0]]:
+                best = rule, records, {k: v.clone() for k, v in quantized.state_dict().items()}
+    assert best is not None
+    if best[0] is not rules[-1]:
+        quantized.load_state_dict(best[2])
+    return Initialization(best[1], best[0].value, tried if len(rules) > 1 else {})
+
+
+def _seeds(data: Trajectories) -> tuple[slice, slice]:
+    """Samples to fit on and samples to judge a rule on; the halves of a guided seed stay together."""
+    seeds = data.samples.shape[1] // data.per_seed
+    fit = min(_FIT_SEEDS, max(1, seeds * 3 // 4))
+    judge = slice(fit, min(seeds, fit + _JUDGE_SEEDS)) if seeds > fit else slice(0, fit)
+    return slice(0, fit * data.per_seed), slice(judge.start * data.per_seed, judge.stop * data.per_seed)
+
+
+def _mean_snr(quantized: GraphModule, data: Trajectories, judge: slice, batch_size: int) -> float:
+    """Mean over timesteps of the network's SNR in dB."""
+    samples, timestep, conditions = data.flat(judge)
+    expected = data.outputs[:, judge].flatten(0, 1)
+    noise = []
+    for part in torch.arange(len(samples)).split(batch_size):
+        values = {k: v[part] for k, v in conditions.items()}
+        got = quantized(*arguments(quantized, samples[part], timestep[part], values)).cpu()
+        noise.append((got - expected[part]).flatten(1).double().pow(2).sum(dim=1))
+    rows = len(data.timesteps)
+    power = expected.flatten(1).double().pow(2).sum(dim=1)
+    ratio = power.reshape(rows, -1).sum(dim=1) / torch.cat(noise).reshape(rows, -1).sum(dim=1).clamp(min=1e-30)
+    return round(float(10 * ratio.log10().mean()), 4)
+
+
+def arguments(
+    graph: GraphModule, sample: torch.Tensor, timestep: torch.Tensor, conditions: Mapping[str, torch.Tensor]
+) -> list[torch.Tensor]:
+    """The inputs of a captured graph, whose first is the sample, in its order and on its device."""
+    names = [str(n.target) for n in graph.graph.nodes if n.op == "placeholder"]
+    values = {names[0]: sample, "timestep": timestep, **conditions}
+    return [values[name].to(_device(graph)) for name in names]
+
+
+def _device(graph: GraphModule) -> torch.device:
+    return next(graph.buffers()).device
+
+
+def _initialize(float_graph: GraphModule, groups: Mapping[str, list[Group]], data: Trajectories, fit: slice, config: QuantizeConfig,
+                advance: Any) -> list[DilationRecord]:  # fmt: skip
+    """One pass by one rule."""
+    samples, timestep, conditions = data.flat(fit)
+    runner = _Initializer(float_graph, groups, len(data.timesteps), timestep.to(_device(float_graph)), config, advance)
+    runner.run(*arguments(float_graph, samples, timestep, conditions))
+    return runner.records
 
 
 def quantizer_groups(graph_module: GraphModule) -> dict[str, list[Group]]:
@@ -55,28 +119,12 @@ def quantizer_groups(graph_module: GraphModule) -> dict[str, list[Group]]:
         for user in node.users:
             module = graph_module.get_submodule(str(user.target))
             if isinstance(module, QuantizedWeight):
-                group.layers[decode(str(user.target))] = module
+                name = decode(str(user.target))
+                group.layers[name], group.weights[name] = module, module.weight.detach().clone()
         source = node.args[0]
         assert isinstance(source, Node)
         found.setdefault(float_name(source), []).append(group)
     return found
-
-
-@torch.no_grad()
-def initialize(float_graph: GraphModule, quantized: GraphModule, data: Trajectories, seeds: int, config: QuantizeConfig,
-               progress: Progress = silent) -> list[DilationRecord]:  # fmt: skip
-    """Set every quantizer's dilation and tables from ``seeds`` of the trajectories, all timesteps in one pass.
-
-    Raises ArtifactError naming value, timestep and seed where an activation is NaN or Inf.
-    """
-    groups = quantizer_groups(quantized)
-    samples, timestep, conditions = data.flat(slice(0, seeds))
-    with progress("initial scales", sum(map(len, groups.values()))) as advance:
-        runner = _Initializer(float_graph, groups, len(data.timesteps), timestep, config, advance)
-        placeholders = [str(n.target) for n in float_graph.graph.nodes if n.op == "placeholder"]
-        values = {placeholders[0]: samples, "timestep": timestep, **conditions}
-        runner.run(*[values[name] for name in placeholders])
-    return runner.records
 
 
 class _Initializer(Interpreter):
@@ -103,113 +151,3 @@ class _Initializer(Interpreter):
         if len(bad):
             seed = int(bad[0]) % (len(value) // self.table_rows)
             raise ArtifactError(f"activation '{name}' has NaN or Inf at timestep {float(self.timestep[bad[0]]):g}, seed {seed}")
-
-
-class GroupSetter:
-    """Chooses dilation and tables for one activation x [T·m, ...] (timesteps slowest).
-
-    Candidates for s are fitted on the first half of the seeds and judged on the other; the tables that stay are fitted on all of them.
-    """
-
-    def __init__(self, group: Group, x: torch.Tensor, timestep: torch.Tensor, rows: int, config: QuantizeConfig) -> None:
-        self.group, self.quantizer, self.config = group, group.quantizer, config
-        self.x, self.timestep, self.rows = x, timestep, rows
-        self.weights = {name: layer.weight.detach().clone() for name, layer in group.layers.items()}
-
-    def run(self) -> DilationRecord | None:
-        """Set the group's quantizer and weights; a record if there was a dilation to choose."""
-        rule = self.config.dilation
-        ones = torch.ones_like(self.quantizer.dilation)
-        if not self.weights or rule is Dilation.NONE:
-            self.apply(ones, self.x)
-            return None
-        bound, choices = self._choices(rule)
-        self._split()
-        errors = {name: self._error(s) for name, s in choices.items()}
-        best = self._best(rule, errors)
-        self.apply(ones, self.x)
-        before = self.quantizer.scale_table()
-        self.apply(choices[best], self.x)
-        return DilationRecord(
-            quantizer=self.group.name,
-            choice=best,
-            unsaturated_share=float((bound > 1).float().mean()),
-            dilated_share=float((choices[best] != 1).float().mean()),
-            range_ratio=float((self.quantizer.scale_table() / before).mean()),
-            error_ratio=errors[best] / max(errors["none"], 1e-30),
-        )
-
-    @staticmethod
-    def _best(rule: Dilation, errors: dict[str, float]) -> str:
-        if rule is not Dilation.AUTO:
-            return list(errors)[-1]
-        best = min(errors, key=lambda name: errors[name])
-        return best if errors[best] <= _WORTHWHILE * errors["none"] else "none"
-
-    def _choices(self, rule: Dilation) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """The rule's bound [C] and the vectors to try; a fixed rule has itself, last, and "none" to compare with."""
-        weights = list(self.weights.values())
-        ones = torch.ones_like(self.quantizer.dilation)
-        bound = asymmetric_bound(weights) if rule is Dilation.ASYMMETRIC else symmetric_bound(weights)
-        if len(bound) != len(ones):  # a grouped convolution: its input channels do not all meet every output
-            return ones, {"none": ones}
-        statistics = self._statistics()
-        if rule is Dilation.AUTO:
-            return bound, candidates(bound, statistics, self.config.dilation_relaxation)
-        if rule is Dilation.SMOOTHQUANT:
-            return bound, {"none": ones, "smoothquant": smoothquant(statistics.channel_range.amax(dim=0), weights)}
-        return bound, {"none": ones, "full": bound}
-
-    def _statistics(self) -> LayerStatistics:
-        self.apply(torch.ones_like(self.quantizer.dilation), self.x)
-        channels = self.x.movedim(self.quantizer.axis, 1).flatten(2) if self.x.dim() > 2 else self.x[:, :, None]  # [T·m, C, positions]
-        per_row = channels.unflatten(0, (self.rows, -1)).transpose(1, 2).flatten(2)  # [T, C, m·positions]
-        layers = list(self.group.layers.values())
-        return LayerStatistics(
-            channel_range=per_row.abs().amax(dim=2),
-            channel_power=per_row.pow(2).mean(dim=2),
-            step=self.quantizer.scale_table(),
-            weights=list(self.weights.values()),
-            weight_steps=[layer.log_scale.detach().exp() for layer in layers],
-        )
-
-    def _split(self) -> None:
-        """Seeds to fit on, and seeds to judge on with the float layers' outputs for them."""
-        x, timestep = self.x.unflatten(0, (self.rows, -1)), self.timestep.unflatten(0, (self.rows, -1))
-        middle = max(1, x.shape[1] // 2)
-        held = slice(middle, None) if x.shape[1] > 1 else slice(0, 1)
-        self.fit = x[:, :middle].flatten(0, 1)
-        self.judge, self.judge_timestep = x[:, held].flatten(0, 1), timestep[:, held].flatten()
-        self.exact = {name: float_output(layer, self.weights[name], self.judge) for name, layer in self.group.layers.items()}
-
-    def apply(self, s: torch.Tensor, x: torch.Tensor) -> None:
-        """Set dilation, weights and tables for ``s`` [C], the tables from ``x``."""
-        quantizer, config = self.quantizer, self.config
-        quantizer.dilation.copy_(s)
-        dilated = bool((s != 1).any())
-        for name, layer in self.group.layers.items():
-            layer.set_weight(dilate(self.weights[name], s) if dilated else self.weights[name])
-        scaled = x * numerics.per_channel(1 / s, x, quantizer.axis) if dilated else x
-        rows = 1 if quantizer.static else self.rows
-        tables = search_tables(
-            scaled, rows, quantizer.bits, symmetric=quantizer.symmetric, rule=config.initial_range, percentile=config.percentile
-        )
-        quantizer.set_tables(*tables)
-
-    def _error(self, s: torch.Tensor) -> float:
-        """Relative squared output error of the group's layers with real rounding, averaged over timesteps."""
-        self.apply(s, self.fit)
-        quantized = self.quantizer(self.judge, self.judge_timestep)
-        error = 0.0
-        for name, layer in self.group.layers.items():
-            exact = self.exact[name]
-            difference = (layer(quantized) - exact).unflatten(0, (self.rows, -1)).flatten(1).double().pow(2).sum(1)
-            error += float((difference / exact.unflatten(0, (self.rows, -1)).flatten(1).double().pow(2).sum(1).clamp(min=1e-30)).mean())
-        return error
-
-
-def float_output(layer: QuantizedWeight, weight: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """What the layer gives with float ``weight`` and input."""
-    if isinstance(layer, QuantizedConv2d):
-        return torch.nn.functional.conv2d(x, weight, layer.bias, **layer.geometry)
-    return torch.nn.functional.linear(x, weight, layer.bias)

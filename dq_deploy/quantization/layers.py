@@ -110,10 +110,11 @@ class QuantizedWeight(nn.Module):
         self.frozen: tuple[torch.Tensor, torch.Tensor] | None = None  # codes int8, scale [O]
 
     @torch.no_grad()
-    def set_weight(self, weight: torch.Tensor) -> None:
-        """Replace the float weight (after dilation) and derive its scale anew."""
+    def set_weight(self, weight: torch.Tensor, *, clip: bool = False) -> None:
+        """Replace the float weight (after dilation) and derive its scale anew: of its whole range, or ``clip`` it to the least error."""
         self.weight.copy_(weight)
-        self.log_scale.copy_(numerics.weight_scale(self.weight, self.bits).log())
+        scale = numerics.clipped_weight_scale if clip else numerics.weight_scale
+        self.log_scale.copy_(scale(self.weight, self.bits).log())
 
     def freeze(self) -> None:
         """Fix the weight to integer codes and drop the float one."""

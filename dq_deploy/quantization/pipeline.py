@@ -9,120 +9,97 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 from torch.fx import GraphModule
 
 from ..artifacts import Artifact, Manifest, check_output, create_artifact, sha256_json
-from ..errors import ArtifactError, UsageError
 from ..progress import Progress, silent
+from ..sources import Lora
 from .block_trainer import BlockRecord
-from .blocks import assign_blocks
-from .calibration import Trajectories
-from .calibration_source import Request, calibration_source
-from .capture import capture, decompose_attention, input_names
+from .calibration import Model, Trajectories
+from .calibration_source import Request
 from .checkpoint import freeze, write_checkpoint
 from .config import QuantizeConfig
 from .distillation import distill
 from .fold import fold_dilations
-from .initialize import DilationRecord, initialize
-from .plan import Plan, insert_quantizers, make_plan
-from .trained import check_patterns
+from .initialize import Initialization, initialize
+from .plan import Plan, insert_quantizers
+from .prepare import Prepared, prepare
+from .stages import load_state, pack_trajectories, unpack_trajectories
+from .work_folder import WorkFolder, check_no_run, work_folder
 
 _REFERENCE_SEED = 1_000_000  # far from the calibration seeds
 
 
 def quantize(source: Any, output: str | Path, *, preset: str = "w8a8", scheduler: Any = None, sample_shape: tuple[int, ...] | None = None,
              conditions: dict[str, torch.Tensor] | None = None, null_conditions: dict[str, torch.Tensor] | None = None,
-             classes: str | Sequence[int] | None = None, blocks: Sequence[str] | None = None, force: bool = False,
-             progress: Progress = silent, **options: Any) -> Artifact:  # fmt: skip
+             classes: str | Sequence[int] | None = None, prompts: str | Path | Sequence[str] | None = None,
+             negative_prompt: str | None = None, lora: str | Path | None = None, lora_scale: float = 1.0,
+             blocks: Sequence[str] | None = None, force: bool = False, resume: bool = False, progress: Progress = silent,
+             **options: Any) -> Artifact:  # fmt: skip
     """Quantize a diffusion model with DilateQuant (arXiv 2409.14307) and write the checkpoint to ``output``.
 
     ``source`` is a path, a hub id, a built-in name or a diffusers pipeline; or any ``nn.Module`` called as
-    ``module(sample, timestep, **conditions)``, which needs ``scheduler`` and ``sample_shape`` (without the batch). ``classes`` (numbers,
-    or "0-9,3") are those of a class-conditional diffusers model, all by default. Other ``conditions`` [P, ...] are dealt to the calibration
-    seeds in turn; with a guidance scale, ``null_conditions`` [1 or P, ...] are the unconditional half's. ``blocks`` are fnmatch patterns
-    of module paths to distil as one block; by default the classes of diffusers. ``options`` are the fields of ``QuantizeConfig``.
+    ``module(sample, timestep, **conditions)``, which needs ``scheduler`` and ``sample_shape`` (without the batch).
+
+    What it is calibrated on (docs/calibration.md): a text pipeline on ``prompts`` (a list, or a file with one on a line) and the
+    ``negative_prompt``; a class-conditional diffusers model on ``classes`` (numbers, or "0-9,3"), all by default; any model on ``conditions``
+    [P, ...], dealt to the calibration seeds in turn, and with a guidance scale on ``null_conditions`` [1 or P, ...] for the unconditional
+    half. ``lora`` is an adapter file (safetensors), fused into the weights ``lora_scale`` times.
+
+    ``blocks`` are fnmatch patterns of module paths to distil as one block; by default the classes of diffusers. ``options`` are the fields of ``QuantizeConfig``.
+
+    Finished stages are kept in ``<output>.resume`` until the checkpoint is written. With ``resume`` a run that was killed goes on from them
+    and ends, on a CPU and with the same number of threads, in the very files of a run that was not.
 
     Raises UsageError, ArtifactError or EnvironmentProblem; nothing is written then.
     """
     config = QuantizeConfig.build(preset, **options)
     check_output(Path(output), force=force)
-    model, scheduler, shape, details = _resolve(source, scheduler, sample_shape)
-    _check_finite(model)
-    request = Request(conditions, null_conditions, classes)
-    calibration = calibration_source(
-        request, config, model=model, model_config=details["model_config"], scheduler=scheduler, shape=shape
-    )  # fmt: skip
-    conditions = calibration.examples
-    names = input_names(model, list(conditions))
-    examples = {"timestep": torch.tensor([1.0, 2.0]), **{k: v[torch.arange(2) % len(v)] for k, v in conditions.items()}}
-    generator = torch.Generator().manual_seed(0)
-    examples[names[0]] = torch.randn(2, *shape, generator=generator)
-    float_graph = capture(model, {name: examples[name] for name in names})
-    decompose_attention(float_graph)
-    plan = make_plan(float_graph, config)
-    check_patterns(config.train, [layer.name for layer in plan.quantized])
-    assign_blocks(float_graph, plan, blocks)
-
-    def collect(seeds: range) -> Trajectories:
-        return calibration.collect(_named(float_graph, names), seeds, progress)
-
-    data = collect(range(config.seed, config.seed + config.calibration_samples))
-    reference = collect(range(_REFERENCE_SEED + config.seed, _REFERENCE_SEED + config.seed + config.reference_samples))
-    quantized = _copy_with_quantizers(float_graph, plan, data)
-    seeds = min(config.calibration_samples, 8) * data.per_seed
-    dilations = initialize(float_graph, quantized, data, seeds, config, progress)
-    before = per_timestep_snr(quantized, reference, names)
-    records = distill(float_graph, quantized, data, config, progress=progress) if config.iterations else []
-    freeze(quantized)
-    folded = fold_dilations(quantized)
-    after = per_timestep_snr(quantized, reference, names)
-    manifest = _manifest(config, details, names, shape, scheduler, data, plan, dilations, records, folded)
-    manifest.details["calibration"] = calibration.record()
-    manifest.details["snr_db"] = {"before_distillation": before, "after_distillation": after}
-    with create_artifact(output, manifest, force=force) as folder:
-        write_checkpoint(folder, quantized, reference)
+    check_no_run(output, resume=resume, force=force)
+    adapter = None if lora is None else Lora(Path(lora), lora_scale)
+    request = Request(conditions, null_conditions, classes, prompts, negative_prompt, adapter)
+    prepared = prepare(source, config, request, scheduler=scheduler, sample_shape=sample_shape, blocks=blocks)
+    with work_folder(output, prepared.identity(), resume=resume, force=force) as work:
+        quantized, reference, manifest = _quantize(prepared, work, progress)
+        with create_artifact(output, manifest, force=force) as folder:
+            write_checkpoint(folder, quantized, reference)
     return Artifact(Path(output), manifest)
 
 
-def _resolve(source: Any, scheduler: Any, sample_shape: tuple[int, ...] | None) -> tuple[nn.Module, Any, tuple[int, ...], dict[str, Any]]:
-    """Model, scheduler, sample shape, and what the manifest says about them."""
-    if isinstance(source, nn.Module):
-        if scheduler is None or sample_shape is None:
-            raise UsageError("a plain nn.Module needs scheduler= and sample_shape= (without the batch)")
-        kind = type(source).__name__
-        return (
-            source.float().eval(),
-            scheduler,
-            tuple(sample_shape),
-            {"model": kind, "component": None, "source": None, "model_config": {}, "pipeline_class": None},
-        )
-    from ..sources import load_source
-
-    loaded = load_source(source)
-    details = {
-        "model": loaded.name,
-        "component": loaded.component,
-        "source": {"reference": loaded.reference, "sha256": loaded.sha256},
-        "model_config": loaded.config,
-        "pipeline_class": loaded.pipeline_class,
-    }
-    return loaded.model, scheduler or loaded.scheduler, tuple(sample_shape or loaded.sample_shape), details
+def _quantize(prepared: Prepared, work: WorkFolder, progress: Progress) -> tuple[GraphModule, Trajectories, Manifest]:
+    """The long steps: the frozen model, the reference data and the manifest. What ``work`` holds already is not done again."""
+    config, float_graph, plan = prepared.config, prepared.float_graph, prepared.plan
+    data = _collect(prepared, "calibration", config.seed, config.calibration_samples, work, progress)
+    reference = _collect(prepared, "reference", _REFERENCE_SEED + config.seed, config.reference_samples, work, progress)
+    quantized = _copy_with_quantizers(float_graph, plan, data)
+    initial = _initialized(prepared, quantized, data, work, progress)
+    before = per_timestep_snr(prepared.call(quantized), reference)
+    records = distill(float_graph, quantized, data, config, work=work, progress=progress) if config.iterations else []
+    freeze(quantized)
+    folded = fold_dilations(quantized)
+    after = per_timestep_snr(prepared.call(quantized), reference)
+    manifest = _manifest(prepared, data, initial, records, folded)
+    manifest.details["snr_db"] = {"before_distillation": before, "after_distillation": after}
+    return quantized, reference, manifest
 
 
-def _check_finite(model: nn.Module) -> None:
-    bad = [name for name, tensor in model.state_dict().items() if tensor.is_floating_point() and not torch.isfinite(tensor).all()]
-    if bad:
-        raise ArtifactError(f"NaN or Inf in {len(bad)} weight tensor(s): {', '.join(bad[:5])}")
+def _collect(prepared: Prepared, name: str, seed: int, count: int, work: WorkFolder, progress: Progress) -> Trajectories:
+    """Trajectories of ``count`` seeds from ``seed`` on."""
+    if stage := work.load(name):
+        return unpack_trajectories(stage)
+    data = prepared.calibration.collect(prepared.call(prepared.float_graph), range(seed, seed + count), progress)
+    work.save(name, *pack_trajectories(data))
+    return data
 
 
-def _named(graph: GraphModule, names: list[str]) -> Any:
-    def call(sample: torch.Tensor, timestep: torch.Tensor, **conditions: torch.Tensor) -> torch.Tensor:
-        values = {names[0]: sample, "timestep": timestep, **conditions}
-        result: torch.Tensor = graph(*[values[name] for name in names])
-        return result
-
-    return call
+def _initialized(prepared: Prepared, quantized: GraphModule, data: Trajectories, work: WorkFolder, progress: Progress) -> Initialization:
+    """Tables and dilations of the quantized graph, in place."""
+    if stage := work.load("initial"):
+        load_state(quantized, stage.tensors)
+        return Initialization.from_dict(stage.record)
+    done = initialize(prepared.float_graph, quantized, data, prepared.config, progress)
+    work.save("initial", quantized.state_dict(), asdict(done))
+    return done
 
 
 def _copy_with_quantizers(float_graph: GraphModule, plan: Plan, data: Trajectories) -> GraphModule:
@@ -136,21 +113,20 @@ def _copy_with_quantizers(float_graph: GraphModule, plan: Plan, data: Trajectori
 
 
 @torch.no_grad()
-def per_timestep_snr(model: GraphModule, reference: Trajectories, names: list[str]) -> list[float]:
+def per_timestep_snr(model: Model, reference: Trajectories) -> list[float]:
     """SNR in dB of the quantized output against the float one, at each calibrated timestep, over the reference seeds."""
     result = []
-    call = _named(model, names)
     for row, timestep in enumerate(reference.timesteps):
         samples, expected = reference.samples[row], reference.outputs[row]
-        got = call(samples, timestep.repeat(len(samples)), **reference.conditions)
+        got = model(samples, timestep.repeat(len(samples)), **reference.conditions)
         noise = (got - expected).double().pow(2).sum().clamp(min=1e-30)
         result.append(round(float(10 * torch.log10(expected.double().pow(2).sum() / noise)), 4))
     return result
 
 
-def _manifest(config: QuantizeConfig, details: dict[str, Any], names: list[str], shape: tuple[int, ...], scheduler: Any, data: Trajectories,
-              plan: Plan, dilations: list[DilationRecord], records: list[BlockRecord],
+def _manifest(prepared: Prepared, data: Trajectories, initial: Initialization, records: list[BlockRecord],
               folded: dict[str, list[str]]) -> Manifest:  # fmt: skip
+    config, details, scheduler, plan = prepared.config, prepared.details, prepared.scheduler, prepared.plan
     scheduler_config = {k: v for k, v in dict(scheduler.config).items() if not k.startswith("_") or k == "_class_name"}
     members: dict[str, list[str]] = {}
     for layer in plan.quantized:
@@ -164,17 +140,19 @@ def _manifest(config: QuantizeConfig, details: dict[str, Any], names: list[str],
         timesteps=data.timesteps.tolist(),
         details={
             **{k: v for k, v in details.items() if k != "model"},
-            "sample_shape": list(shape),
-            "inputs": names,
+            "sample_shape": list(prepared.shape),
+            "inputs": prepared.names,
             "conditions": {
                 k: {"dtype": str(v.dtype).removeprefix("torch."), "shape": list(v.shape[1:])} for k, v in data.conditions.items()
             },
+            "calibration": prepared.calibration.record(),
             "layers": [layer.record() for layer in plan.quantized],
             "float_layers": [layer.record() for layer in plan.left_float],
             "float_mac_share": plan.float_share,
             "quantizers": [{"name": name, "layers": layers} for name, layers in members.items()],
             "skip_halves": "one quantizer over the concatenation",
-            "dilation": [{**asdict(r), "folded_into": folded.get(r.quantizer, [])} for r in dilations],
+            "dilation": [{**asdict(r), "folded_into": folded.get(r.quantizer, [])} for r in initial.records],
+            "dilation_rule": {"used": initial.rule, "mean_snr_db": initial.tried},
             "distillation": [asdict(r) for r in records],
         },
     )
