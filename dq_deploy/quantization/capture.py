@@ -20,6 +20,7 @@ from ..errors import ArtifactError, UsageError
 aten = torch.ops.aten
 _PREFIX = "module."
 _END = 2**63 - 1
+_NESTED = "added_cond_kwargs"
 
 
 class _Positional(nn.Module):
@@ -29,13 +30,19 @@ class _Positional(nn.Module):
         super().__init__()
         self.module = module
         self.names = list(names)
+        parameters = inspect.signature(module.forward).parameters
+        # Inputs that diffusers hands over in a dict (SDXL's text_embeds and time_ids).
+        self.nested = {name for name in self.names[1:] if name and name not in parameters} if _NESTED in parameters else set()
 
     def forward(self, *tensors: torch.Tensor) -> torch.Tensor:
         first, rest = tensors[0], tensors[1:]
         if self.names[1] == "":  # the module's own parameter has another name: pass the timestep by position
             output = self.module(first, rest[0], **dict(zip(self.names[2:], rest[1:], strict=True)))
         else:
-            output = self.module(first, **dict(zip(self.names[1:], rest, strict=True)))
+            named: dict[str, Any] = dict(zip(self.names[1:], rest, strict=True))
+            if self.nested:
+                named[_NESTED] = {name: named.pop(name) for name in sorted(self.nested)}
+            output = self.module(first, **named)
         return output if isinstance(output, torch.Tensor) else output[0]
 
 
@@ -48,7 +55,8 @@ def input_names(module: nn.Module, conditions: Sequence[str] = ()) -> list[str]:
     positional = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     if len(positional) < 2:
         raise UsageError(f"{type(module).__name__}.forward takes {positional}: a diffusion model takes (sample, timestep, ...)")
-    unknown = [c for c in conditions if c not in positional and not any(p.kind == p.VAR_KEYWORD for p in parameters)]
+    takes_any = _NESTED in positional or any(p.kind == p.VAR_KEYWORD for p in parameters)
+    unknown = [c for c in conditions if c not in positional and not takes_any]
     if unknown:
         raise UsageError(f"{type(module).__name__}.forward takes no {', '.join(unknown)}; it takes {', '.join(positional)}")
     timestep = "timestep" if "timestep" in positional else positional[1]
@@ -140,6 +148,8 @@ def clean(graph_module: GraphModule) -> None:
             graph.erase_node(node)
         elif node.target == aten.conv2d.padding:
             _number_padding(node)
+        elif node.target == aten.einsum.default:
+            _einsum_to_permute(node)
     _merge_equal(graph)
     graph.eliminate_dead_code()
     _size_from_first_input(graph)
@@ -193,6 +203,17 @@ def _number_padding(node: Node) -> None:
     if all(t % 2 == 0 for t in total):
         node.target = aten.conv2d.default
         node.args = (x, weight, bias, stride, [t // 2 for t in total], dilation, groups)
+
+
+def _einsum_to_permute(node: Node) -> None:
+    """An einsum that only reorders the axes of one tensor (a DiT puts its patches together with one) as the permutation that it is."""
+    equation, operands = str(node.args[0]).replace(" ", ""), node.args[1]
+    before, _, after = equation.partition("->")
+    assert isinstance(operands, list | tuple)
+    if len(operands) == 1 and before.isalpha() and len(set(before)) == len(before) and sorted(before) == sorted(after):
+        node.target = aten.permute.default
+        node.args = (operands[0], [before.index(axis) for axis in after])
+        node.kwargs = {}
 
 
 def _merge_equal(graph: Graph) -> None:

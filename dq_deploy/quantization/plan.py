@@ -16,6 +16,7 @@ from ..errors import UsageError
 from .capture import aten
 from .config import FIRST, LAST, QuantizeConfig
 from .layers import ActivationQuantizer, QuantizedConv2d, QuantizedLinear, QuantizedMatmul
+from .moves import MOVES
 from .numerics import code_range
 
 Op = Literal["conv2d", "linear", "matmul"]
@@ -120,10 +121,17 @@ def make_plan(graph_module: GraphModule, config: QuantizeConfig) -> Plan:
 
 def _matches(pattern: str, layer: Layer, first_input: Node, output: Any) -> bool:
     if pattern == FIRST:
-        return layer.op != "matmul" and layer.node.args[0] is first_input
+        return layer.op != "matmul" and _unmoved(layer.node.args[0]) is first_input
     if pattern == LAST:
-        return layer.node is output
+        return layer.node is _unmoved(output)
     return fnmatchcase(layer.name, pattern)
+
+
+def _unmoved(value: Any) -> Any:
+    """The node whose elements ``value`` has in another arrangement: a transformer cuts its sample into patches and puts them together."""
+    while isinstance(value, Node) and value.target in MOVES:
+        value = value.args[0]
+    return value
 
 
 def _keep(layer: Layer, pattern: str, value: int | str) -> None:

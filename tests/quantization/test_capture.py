@@ -111,6 +111,33 @@ def test_padding_by_name_becomes_numbers_where_both_sides_get_as_much(padding: A
     torch.testing.assert_close(graph(x, torch.zeros(2)), model(x, torch.zeros(2)))
 
 
+class Einsum(nn.Module):
+    def __init__(self, equation: str, count: int) -> None:
+        super().__init__()
+        self.equation, self.count = equation, count
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return torch.einsum(self.equation, *[x] * self.count) + t.reshape(-1, *[1] * (len(self.equation.split("->")[1].split()) - 1))
+
+
+@pytest.mark.parametrize(
+    ("equation", "count", "target"),
+    [
+        ("n c h w -> n w c h", 1, "aten.permute.default"),
+        ("n c h w -> n c h", 1, "aten.einsum.default"),
+        ("n c h h -> n c h", 1, "aten.einsum.default"),
+        ("n c h w, n c h w -> n c h w", 2, "aten.einsum.default"),
+    ],
+    ids=["permutation", "sum", "diagonal", "product"],
+)
+def test_an_einsum_that_only_permutes_is_a_permutation(equation: str, count: int, target: str) -> None:
+    model = Einsum(equation, count)
+    graph = captured(model)
+    assert [t for t in targets(graph) if "permute" in t or "einsum" in t] == [target]
+    x, t = torch.randn(3, *SHAPE), torch.zeros(3)
+    torch.testing.assert_close(graph(x, t), model(x, t))
+
+
 class Attention(nn.Module):
     def __init__(self, mask: str) -> None:
         super().__init__()

@@ -72,6 +72,22 @@ def test_by_default_the_first_layer_is_float_and_the_last_has_eight_bits(plain_g
     assert set(bits.values()) == {(4, 4)}
 
 
+def test_patches_cut_and_put_together_hide_neither_the_first_layer_nor_the_last() -> None:
+    class Patches(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.into, self.between, self.out = nn.Linear(4, 16), nn.Linear(16, 16), nn.Linear(16, 4)
+
+        def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+            tokens = x.reshape(-1, 1, 4, 2, 4, 2).permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)  # (N, 16, 4)
+            tokens = self.out(self.between(self.into(tokens)) + t[:, None, None])
+            return torch.einsum("nhwpq->nhpwq", tokens.reshape(-1, 4, 4, 2, 2)).reshape(x.shape)
+
+    _, plan = rewritten(Patches(), preset="w4a4", max_float_share=0.5)
+    assert [layer.name for layer in plan.left_float] == ["into"]
+    assert {layer.name: layer.weight_bits for layer in plan.quantized} == {"between": 4, "out": 8}
+
+
 def test_keep_patterns_choose_bits_or_float(plain_graph: GraphModule) -> None:
     _, plan = rewritten(plain_graph, keep={"embed.*": 6, "grouped": "float", "@first": 8}, max_float_share=0.5)
     assert [(layer.name, layer.float_reason) for layer in plan.left_float] == [("grouped", "keep grouped=float")]
