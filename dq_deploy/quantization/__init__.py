@@ -3,5 +3,6 @@
 from .checkpoint import Checkpoint, load_checkpoint
 from .config import QuantizeConfig
 from .pipeline import quantize
+from .work_folder import work_path
 
-__all__ = ["Checkpoint", "QuantizeConfig", "load_checkpoint", "quantize"]
+__all__ = ["Checkpoint", "QuantizeConfig", "load_checkpoint", "quantize", "work_path"]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -17,30 +18,33 @@ from torch.fx import GraphModule
 
 from ..progress import Progress, silent
 from .block_trainer import BlockRecord, BlockTrainer
-from .blocks import split_blocks, whole_network
+from .blocks import Block, split_blocks, whole_network
 from .calibration import Trajectories
 from .chain import Chain
 from .config import Distillation, QuantizeConfig
 from .trained import TrainedParts, selected
+from .work_folder import WorkFolder
 
 
 def distill(float_graph: GraphModule, quantized: GraphModule, data: Trajectories, config: QuantizeConfig, *,
-            scratch: Path | None = None, progress: Progress = silent) -> list[BlockRecord]:  # fmt: skip
+            work: WorkFolder | None = None, scratch: Path | None = None, progress: Progress = silent) -> list[BlockRecord]:  # fmt: skip
     """Train every block of ``quantized`` in place, one after the other.
 
     The last eighth of the seeds (at least one) is held out: a block keeps the state with the least held-out loss, so it never ends worse
     than it began. Blocks without a layer that ``config.train`` matches are run and not trained, and have no record.
+    Blocks that ``work`` holds are not trained again, and each is saved there when it is finished. Values between blocks lie in ``work``
+    too, or else in ``scratch`` (by default the system's folder for temporary files).
     Raises ArtifactError where the float chain has NaN or Inf, UsageError where a pattern of ``config.train`` matches nothing.
     """
-    folder = Path(tempfile.mkdtemp(prefix="dq-deploy-blocks-", dir=scratch))
+    folder = Path(tempfile.mkdtemp(prefix="dq-deploy-blocks-", dir=work.scratch if work else scratch))
     try:
-        return list(_distill(float_graph, quantized, data, config, folder, progress))
+        return list(_distill(float_graph, quantized, data, config, folder, work, progress))
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def _distill(float_graph: GraphModule, quantized: GraphModule, data: Trajectories, config: QuantizeConfig, folder: Path,
-             progress: Progress) -> Iterator[BlockRecord]:  # fmt: skip
+             work: WorkFolder | None, progress: Progress) -> Iterator[BlockRecord]:  # fmt: skip
     layers, quantizers = selected(quantized, config.train)
     quantized.requires_grad_(False)  # a block turns on what it trains
     samples, timestep, conditions = data.flat(slice(None))
@@ -63,11 +67,25 @@ def _distill(float_graph: GraphModule, quantized: GraphModule, data: Trajectorie
         for float_block, block in zip(teacher.blocks, student.blocks, strict=True):
             teacher.run(float_block, check="the float model")
             if parts[block]:
-                yield BlockTrainer(block, student, teacher, parts[block], config).train(train, held_out, advance)
+                saved = work.load(_stage(block)) if work else None
+                if saved:
+                    parts[block].restore(saved.tensors)
+                    record = BlockRecord(**saved.record)
+                    advance(config.iterations, block.name)
+                else:
+                    record = BlockTrainer(block, student, teacher, parts[block], config).train(train, held_out, advance)
+                    if work:
+                        work.save(_stage(block), parts[block].state(), asdict(record))
+                yield record
             if not whole:
                 student.run(block)
             teacher.forget(float_block)
             student.forget(block)
+
+
+def _stage(block: Block) -> str:
+    """Name of a block's stage in the work folder."""
+    return f"block-{block.index:04d}"
 
 
 def split_samples(rows: int, samples: int, per_seed: int = 1) -> tuple[torch.Tensor, torch.Tensor]:

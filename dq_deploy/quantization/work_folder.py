@@ -1,7 +1,7 @@
 """What an unfinished run keeps beside its output, so that ``--resume`` can go on from there.
 
 ``<output>.resume`` holds ``run.json`` (what the run was asked to do), one safetensors file for each finished stage, and scratch files.
-It appears complete or not at all, is locked while a run uses it, and goes when the run has succeeded. It has no manifest: it is no artefact.
+It appears complete or not at all, is locked while a run uses it, and goes when the run has succeeded. It has no manifest: no artefact.
 """
 
 from __future__ import annotations

@@ -1,0 +1,127 @@
+"""Everything about a run that is settled before its first long step: the model, its graph, the plan, where calibration data comes from."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+from torch.fx import GraphModule
+
+from ..artifacts import sha256_json
+from ..artifacts.manifest import tool_versions
+from ..errors import ArtifactError, UsageError
+from ..sources import Lora, Source, load_source, module_source
+from .blocks import assign_blocks
+from .calibration import Model
+from .calibration_source import CalibrationSource, Request, calibration_source
+from .capture import capture, decompose_attention, input_names
+from .config import QuantizeConfig
+from .plan import Plan, make_plan
+from .trained import check_patterns
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A captured model and what is to become of it. ``details`` is what the manifest says about the source."""
+
+    config: QuantizeConfig
+    details: dict[str, Any]
+    scheduler: Any
+    shape: tuple[int, ...]  # of a sample, without the batch
+    names: list[str]  # of the graph's inputs, in its order
+    calibration: CalibrationSource
+    float_graph: GraphModule
+    plan: Plan
+    blocks: list[str] | None
+
+    def call(self, graph: GraphModule) -> Model:
+        """A graph as ``model(sample, timestep, **conditions)``: arguments and result on the CPU, whatever the graph's device."""
+
+        def model(sample: torch.Tensor, timestep: torch.Tensor, **conditions: torch.Tensor) -> torch.Tensor:
+            values = {self.names[0]: sample, "timestep": timestep, **conditions}
+            device = next(graph.buffers()).device
+            result: torch.Tensor = graph(*[values[name].to(device) for name in self.names])
+            return result.cpu()
+
+        return model
+
+    def identity(self) -> dict[str, Any]:
+        """What must be equal for two runs to be the same run, as JSON values."""
+        versions = tool_versions()
+        return {
+            **self.config.model_dump(mode="json"),
+            "model": self.details["model"],
+            "weights": _digest(self.float_graph.state_dict()),
+            "graph": hashlib.sha256(self.float_graph.code.encode()).hexdigest()[:16],
+            "scheduler": type(self.scheduler).__name__,
+            "scheduler_config": sha256_json(dict(self.scheduler.config))[:16],
+            "sample_shape": list(self.shape),
+            "conditions": _digest(self.calibration.examples),
+            "calibration": self.calibration.record(),
+            "blocks": self.blocks,
+            **{f"version of {name}": versions.get(name) for name in ("dq-deploy", "torch", "diffusers")},
+        }
+
+
+def prepare(source: Any, config: QuantizeConfig, request: Request, *, scheduler: Any = None, sample_shape: tuple[int, ...] | None = None,
+            blocks: Sequence[str] | None = None) -> Prepared:  # fmt: skip
+    """Load and capture a source, and plan its quantization; arguments as in ``quantize``.
+
+    Raises UsageError, ArtifactError or EnvironmentProblem.
+    """
+    loaded, details = _resolve(source, scheduler, sample_shape, request.lora)
+    model, scheduler = loaded.model, loaded.scheduler
+    _check_finite(model)
+    calibration = calibration_source(request, config, loaded)
+    shape, conditions = calibration.shape, calibration.examples
+    names = input_names(model, list(conditions))
+    examples = {"timestep": torch.tensor([1.0, 2.0]), **{k: v[torch.arange(2) % len(v)] for k, v in conditions.items()}}
+    generator = torch.Generator().manual_seed(0)
+    examples[names[0]] = torch.randn(2, *shape, generator=generator)
+    float_graph = capture(model, {name: examples[name] for name in names})
+    decompose_attention(float_graph)
+    plan = make_plan(float_graph, config)
+    check_patterns(config.train, [layer.name for layer in plan.quantized])
+    assign_blocks(float_graph, plan, blocks)
+    chosen = list(blocks) if blocks is not None else None
+    return Prepared(config, details, scheduler, shape, names, calibration, float_graph, plan, chosen)
+
+
+def _resolve(source: Any, scheduler: Any, sample_shape: tuple[int, ...] | None, lora: Lora | None) -> tuple[Source, dict[str, Any]]:
+    """The loaded source, with the scheduler and sample shape that were asked for, and what the manifest says about it."""
+    if isinstance(source, nn.Module):
+        if scheduler is None or sample_shape is None:
+            raise UsageError("a plain nn.Module needs scheduler= and sample_shape= (without the batch)")
+        if lora is not None:
+            raise UsageError("a LoRA file is for a pipeline", "load it into the pipeline that the module belongs to, and quantize that")
+        loaded = module_source(source, scheduler, tuple(sample_shape))
+        return loaded, {"model": loaded.name, "component": None, "source": None, "model_config": loaded.config, "pipeline_class": None}
+    loaded = load_source(source, lora=lora)
+    loaded = replace(loaded, scheduler=scheduler or loaded.scheduler, sample_shape=tuple(sample_shape or loaded.sample_shape))
+    details = {
+        "model": loaded.name,
+        "component": loaded.component,
+        "source": loaded.origin,
+        "model_config": loaded.config,
+        "pipeline_class": loaded.pipeline_class,
+    }
+    return loaded, details
+
+
+def _check_finite(model: nn.Module) -> None:
+    bad = [name for name, tensor in model.state_dict().items() if tensor.is_floating_point() and not torch.isfinite(tensor).all()]
+    if bad:
+        raise ArtifactError(f"NaN or Inf in {len(bad)} weight tensor(s): {', '.join(bad[:5])}")
+
+
+def _digest(tensors: dict[str, torch.Tensor]) -> str:
+    """A short hash of named tensors."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:16]
