@@ -37,7 +37,7 @@ class Classifier:
         """Features of pictures as an image file holds them, rounded to 256 levels."""
         import torch
 
-        levels = torch.from_numpy(np.round(pictures * 255).astype(np.float32) / 255)
+        levels = torch.from_numpy(np.round(pictures * 255).astype(np.float32) / 127.5 - 1)  # it was trained on [-1, 1]
         with torch.inference_mode():
             parts = [self.network.features(levels[start : start + 256]).float().cpu().numpy() for start in range(0, len(levels), 256)]
         return np.concatenate(parts)
