@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, DDPMPipeline, UNet2DModel
+from diffusers import DDIMScheduler, DDPMPipeline, DiTPipeline, UNet2DModel
 from safetensors.torch import load_file, save_file
 
 from dq_deploy.errors import ArtifactError, EnvironmentProblem, UsageError
 from dq_deploy.sources import builtin_names, builtin_path, load_source, source_from_module, weights_sha256
+from tests.tiny_pipelines import tiny_dit, tiny_vae
 
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 BUILTIN = "builtin:fashion-mnist-unet"
@@ -76,6 +77,15 @@ def test_local_folder_gives_the_weights_that_were_saved(saved: Path) -> None:
     stored = load_file(saved / WEIGHTS)
     assert all(torch.equal(stored[name], tensor) for name, tensor in source.model.state_dict().items())
     assert source.sha256 == load_source(str(saved)).sha256
+
+
+def test_class_conditional_transformer_with_its_autoencoder(tmp_path: Path) -> None:
+    transformer = tiny_dit(in_channels=4, out_channels=8)
+    DiTPipeline(transformer, tiny_vae(), DDIMScheduler()).save_pretrained(tmp_path / "dit")
+    source = load_source(tmp_path / "dit")
+    assert (source.component, source.pipeline_class, source.sample_shape) == ("transformer", "DiTPipeline", (4, 8, 8))
+    assert (source.config["_class_name"], source.config["num_embeds_ada_norm"]) == ("DiTTransformer2DModel", 5)
+    assert source.sha256 == weights_sha256(transformer.state_dict())
 
 
 def test_half_precision_variant_alone_is_found(pipeline_dir: Path) -> None:
