@@ -1,0 +1,70 @@
+"""The list of methods: valid, distinct, and complete."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import pytest
+
+from benchmarks.accuracy.methods import BY_NAME, COMPONENTS, DILATEQUANT, DILATIONS, METHODS, canonical, method, representative
+from benchmarks.accuracy.settings import Settings
+from dq_deploy.artifacts import sha256_json
+from dq_deploy.errors import UsageError
+from dq_deploy.quantization.config import PRESETS
+
+SETTINGS = Settings()
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("family", ["unet", "transformer"])
+def test_every_method_is_a_valid_configuration_and_no_two_are_the_same(preset: str, family: str) -> None:
+    ours = [m for m in METHODS if m.tool == "dq-deploy"]
+    hashes = {m.name: sha256_json(canonical(m.config(preset, SETTINGS, seed=0, family=family))) for m in ours}
+    names = [m.name for m in ours if representative(m.name, preset, SETTINGS, family=family) == m.name]
+    assert len({hashes[name] for name in names}) == len(names) == len(set(hashes.values()))
+    # Only "nothing" may be another's double: min–max at the bits where the default range is min–max.
+    assert set(hashes) - set(names) <= {"base"}
+
+
+def test_a_double_is_run_once() -> None:
+    assert representative("base", "w8a8", SETTINGS) == "min-max"
+    assert representative("base", "w4a4", SETTINGS) == "base"
+    assert representative(DILATEQUANT, "w4a4", SETTINGS) == DILATEQUANT
+    assert representative("nncf", "w8a8", SETTINGS) == "nncf"
+
+
+def test_without_training_the_trained_methods_are_doubles_of_the_others() -> None:
+    untrained = Settings(iterations=0)
+    assert representative("q-diffusion", "w8a8", untrained) == "min-max"
+    assert representative("end-to-end", "w4a4", untrained) == representative("wd-tpq", "w4a4", untrained)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_components_are_all_eight_combinations(preset: str) -> None:
+    assert set(COMPONENTS) == set(product([False, True], repeat=3))
+    for (dilation, tables, distillation), name in COMPONENTS.items():
+        config = method(name).config(preset, SETTINGS, seed=0, family="unet")
+        assert (config.dilation != "none", config.temporal, config.iterations > 0) == (dilation, tables, distillation)
+        assert config.zero_points
+        assert config.distillation == "block"
+
+
+def test_dilation_rules_differ_in_nothing_else() -> None:
+    configs = [method(name).config("w4a4", SETTINGS, seed=0, family="unet").model_dump() for name in DILATIONS]
+    assert [c.pop("dilation").value for c in configs] == ["none", "asymmetric", "symmetric", "auto"]
+    assert all(c == configs[0] for c in configs)
+
+
+def test_the_budget_is_the_same() -> None:
+    for m in METHODS:
+        assert m.iterations(SETTINGS) == {"none": 0, "block": 60, "end-to-end": 90}[m.training]
+        if m.tool == "dq-deploy":
+            config = m.config("w6a6", SETTINGS, seed=3, family="unet")
+            assert (config.calibration_samples, config.steps, config.batch_size, config.seed) == (64, 20, 32, 3)
+
+
+def test_an_unknown_method_is_named() -> None:
+    with pytest.raises(UsageError, match="unknown method 'magic'") as caught:
+        method("magic")
+    assert caught.value.hint
+    assert all(name in caught.value.hint for name in BY_NAME)
