@@ -110,7 +110,7 @@ def quantize(
     source: str,
     destination: Path,
     keep: tuple[str, ...],
-    classes: str | None,
+    calibration: dict[str, Any],
     config: Path | None,
     resume: bool,
     force: bool,
@@ -132,7 +132,7 @@ def quantize(
     QuantizeConfig.build(**merged)
     check_output(destination, force=force)
     try:
-        artifact = run_quantize(source, destination, classes=classes, force=force, resume=resume, progress=output.progress, **merged)
+        artifact = run_quantize(source, destination, **calibration, force=force, resume=resume, progress=output.progress, **merged)
     except (KeyboardInterrupt, MemoryError, OSError, RuntimeError):
         if work_path(destination).exists():
             output.warn(f"what is finished is kept in {work_path(destination)}: the same command with --resume goes on from there")
@@ -289,6 +289,7 @@ def bench(
 @click.option("-n", "--count", default=16, show_default=True, help="Number of pictures.")
 @click.option("--seed", default=0, show_default=True, help="Seed of the first picture.")
 @click.option("--steps", type=int, help="DDIM steps.  [default: the number of calibrated timesteps]")
+@click.option("--classes", metavar="LIST", help="Classes to draw in turn with a class-conditional model, such as 0-9,3.  [default: all]")
 @click.option(
     "--runtime", type=click.Choice(["auto", "onnxruntime", "openvino"]), default="auto", show_default=True, help="Engine for a bundle."
 )
@@ -300,9 +301,8 @@ def bench(
 )
 @force_option
 @common
-def sample(
-    path: Path, destination: Path, count: int, seed: int, steps: int | None, runtime: Any, compare_float: bool, force: bool, output: Output
-) -> None:
+def sample(path: Path, destination: Path, count: int, seed: int, steps: int | None, classes: str | None, runtime: Any, compare_float: bool,
+           force: bool, output: Output) -> None:  # fmt: skip
     """Draw pictures with PATH (a bundle or a checkpoint) in the diffusers pipeline and write them as one grid."""
     from .sampling import sample as run_sample
 
@@ -312,6 +312,7 @@ def sample(
         n=count,
         seed=seed,
         steps=steps,
+        classes=classes,
         compare_float=compare_float,
         runtime=runtime,
         force=force,

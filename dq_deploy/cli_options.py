@@ -29,8 +29,20 @@ def common(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def calibration_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """What the calibration trajectories are conditioned on, and how they are sampled."""
+    """What the calibration is conditioned on (handed over as ``calibration``), and how it is sampled (options like any other)."""
+
+    @functools.wraps(command)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        given = {name: value for name in _CALIBRATION if (value := kwargs.pop(name)) is not None}
+        if "lora_scale" in given and "lora" not in given:
+            raise UsageError("--lora-scale is the weight of a LoRA, and none is given", "give --lora FILE too")
+        return command(*args, calibration=given, **kwargs)
+
     for option in reversed((
+        click.option(
+            "--prompts", type=click.Path(path_type=Path), help="File of prompts to calibrate a text pipeline on: UTF-8, one on a line."
+        ),
+        click.option("--negative-prompt", help="What the unconditional half of a text pipeline is given."),
         click.option("--classes", metavar="LIST", help="Classes of a class-conditional model, such as 0-9,3.  [default: all]"),
         click.option("--guidance-scale", type=float, help="Classifier-free guidance; above 1 both of its halves are calibrated."),
         click.option(
@@ -38,9 +50,14 @@ def calibration_options(command: Callable[..., Any]) -> Callable[..., Any]:
             type=click.Choice(["ddim", "pipeline"]),
             help="Scheduler of the calibration: DDIM, or the pipeline's own.  [default: ddim]",
         ),
+        click.option("--lora", type=click.Path(path_type=Path), help="LoRA file (safetensors) to fuse into the weights."),
+        click.option("--lora-scale", type=float, help="Weight of the LoRA.  [default: 1]"),
     )):  # fmt: skip
-        command = option(command)
-    return command
+        wrapper = option(wrapper)
+    return wrapper
+
+
+_CALIBRATION = ("prompts", "negative_prompt", "classes", "lora", "lora_scale")
 
 
 force_option = click.option("--force", is_flag=True, help="Replace the output if it is one of ours.")

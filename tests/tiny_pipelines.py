@@ -5,7 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from diffusers import DiTTransformer2DModel
+from diffusers import (
+    AutoencoderKL,
+    DiTTransformer2DModel,
+    EulerDiscreteScheduler,
+    PNDMScheduler,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 
 def randomized(model: torch.nn.Module, std: float = 0.15) -> Any:
@@ -33,3 +42,80 @@ def tiny_dit(**options: Any) -> Any:
         "norm_num_groups": 4,
     }
     return randomized(DiTTransformer2DModel(**{**config, **options}))
+
+
+_LETTERS = "abcdefghijklmnopqrstuvwxyz"
+
+
+def tiny_tokenizer() -> CLIPTokenizer:
+    """One token a letter, padded to 8."""
+    words = [*_LETTERS, *(letter + "</w>" for letter in _LETTERS), "<|startoftext|>", "<|endoftext|>"]
+    return CLIPTokenizer(vocab={word: i for i, word in enumerate(words)}, merges=[], model_max_length=8)
+
+
+def tiny_text_encoder(width: int = 16, *, projected: bool = False) -> Any:
+    """CLIP's text encoder, one layer; ``projected`` is SDXL's second one."""
+    config = CLIPTextConfig(
+        vocab_size=54, hidden_size=width, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2, max_position_embeddings=8,
+        bos_token_id=52, eos_token_id=53, pad_token_id=53, projection_dim=width,
+    )  # fmt: skip
+    torch.manual_seed(1)
+    return randomized((CLIPTextModelWithProjection if projected else CLIPTextModel)(config), std=0.5)
+
+
+def tiny_conditioned_unet(**options: Any) -> Any:
+    """A UNet with cross-attention on 16 channels of text, 4 latent channels of 8×8."""
+    torch.manual_seed(2)
+    config: dict[str, Any] = {
+        "sample_size": 8,
+        "layers_per_block": 1,
+        "block_out_channels": (8, 16),
+        "norm_num_groups": 4,
+        "attention_head_dim": 4,
+        "cross_attention_dim": 16,
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+    }
+    return randomized(UNet2DConditionModel(**{**config, **options}))
+
+
+def tiny_vae() -> Any:
+    torch.manual_seed(3)
+    return AutoencoderKL(
+        block_out_channels=(4, 4), norm_num_groups=2, latent_channels=4, sample_size=16, down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+    ).eval()  # fmt: skip
+
+
+def tiny_stable_diffusion(scheduler: Any = None, **options: Any) -> StableDiffusionPipeline:
+    """Stable Diffusion with everything tiny; PNDM with its offset, as the original ships."""
+    pipeline = StableDiffusionPipeline(
+        vae=tiny_vae(),
+        text_encoder=tiny_text_encoder(),
+        tokenizer=tiny_tokenizer(),
+        unet=tiny_conditioned_unet(**options),
+        scheduler=scheduler or PNDMScheduler(skip_prk_steps=True, steps_offset=1),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def tiny_stable_diffusion_xl() -> StableDiffusionXLPipeline:
+    """SDXL: two text encoders, a pooled embedding and size conditions in ``added_cond_kwargs``."""
+    unet = tiny_conditioned_unet(
+        cross_attention_dim=32, addition_embed_type="text_time", addition_time_embed_dim=4, projection_class_embeddings_input_dim=16 + 6 * 4,
+    )  # fmt: skip
+    pipeline = StableDiffusionXLPipeline(
+        vae=tiny_vae(),
+        text_encoder=tiny_text_encoder(),
+        text_encoder_2=tiny_text_encoder(projected=True),
+        tokenizer=tiny_tokenizer(),
+        tokenizer_2=tiny_tokenizer(),
+        unet=unet,
+        scheduler=EulerDiscreteScheduler(),
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline

@@ -64,7 +64,9 @@ def _severity(mismatches: float, step: float, error: float) -> float:
 @torch.no_grad()
 def local_parity(bundle: Artifact, checkpoint: Checkpoint, reference: Trajectories, *, seeds: int = 1,
                  progress: Progress = silent) -> list[LayerParity]:  # fmt: skip
-    """Compare every layer at every calibrated timestep on the first ``seeds`` reference samples.
+    """Compare every layer at every calibrated timestep on the samples of the first ``seeds`` reference seeds.
+
+    Both halves of guidance go in together: an unconditional half may be all zeros (SDXL's text), and an error is relative to the output.
 
     Raises ArtifactError when the bundle's layers are not the checkpoint's.
     """
@@ -76,8 +78,9 @@ def local_parity(bundle: Artifact, checkpoint: Checkpoint, reference: Trajectori
     worst = dict.fromkeys(rows, -1.0)
     with progress("local parity", len(reference.timesteps)) as advance:
         for index, timestep in enumerate(reference.timesteps):
-            samples = reference.samples[index, :seeds]
-            conditions = {k: v[:seeds] for k, v in reference.conditions.items()}
+            chosen = slice(seeds * reference.per_seed)
+            samples = reference.samples[index, chosen]
+            conditions = {k: v[chosen] for k, v in reference.conditions.items()}
             first = checkpoint.details["inputs"][0]
             steps = timestep.repeat(len(samples))
             records = record(checkpoint, {first: samples, "timestep": steps, **conditions})

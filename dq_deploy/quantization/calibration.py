@@ -21,8 +21,8 @@ Conditions = dict[str, torch.Tensor]
 class Trajectories:
     """What the model sees while it samples: T timesteps ascending, n samples.
 
-    n counts seeds without guidance. With classifier-free guidance each seed has ``per_seed`` = 2 adjacent samples, the conditional half
-    before the unconditional one: what is split by samples must not part them, since they share their input.
+    n counts seeds without guidance. With classifier-free guidance each seed has ``per_seed`` = 2 adjacent samples, one for each half:
+    what is split by samples must not part them, since they share their input.
     """
 
     timesteps: torch.Tensor  # [T] fp32
@@ -134,7 +134,8 @@ def _for_step(prediction: torch.Tensor, x: torch.Tensor, scheduler: Any) -> torc
     """A model that also predicts the variance gives twice the channels, and only DDPM with a learned variance can use the second half."""
     from diffusers import DDPMScheduler
 
-    learned = isinstance(scheduler, DDPMScheduler) and scheduler.config.get("variance_type") in ("learned", "learned_range")
+    variance = scheduler.config.get("variance_type")  # DDIM keeps DDPM's, and does not know what it means
+    learned = isinstance(scheduler, DDPMScheduler) and variance in ("learned", "learned_range")
     doubled = prediction.shape[1] == 2 * x.shape[1]
     return prediction[:, : x.shape[1]] if doubled and not learned else prediction
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
-
-from torch import nn
 
 from ..errors import UsageError
 from ..progress import Progress
+from ..sources import Lora, Source, takes_prompts, text_pipeline
 from .calibration import Conditions, Model, Trajectories, collect_trajectories
-from .classes import ClassSpace, class_space
+from .classes import class_space
 from .config import QuantizeConfig
+from .pipeline_source import PipelineSource, read_prompts
 
 
 @dataclass(frozen=True)
@@ -22,10 +23,16 @@ class Request:
     conditions: Conditions | None = None
     null_conditions: Conditions | None = None
     classes: str | Sequence[int] | None = None
+    prompts: str | Path | Sequence[str] | None = None
+    negative_prompt: str | None = None
+    lora: Lora | None = None
 
 
 class CalibrationSource(Protocol):
-    """Makes trajectories. ``examples`` are conditions [P, ...] of the right shapes and types, for capture."""
+    """Makes trajectories of samples of ``shape`` (without the batch); ``examples`` are conditions [P, ...] as the model gets them."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...  # noqa: D102
 
     @property
     def examples(self) -> Conditions: ...  # noqa: D102
@@ -61,41 +68,54 @@ class LoopSource:
         return {"from": "loop", "classes": self.classes, "guidance_scale": self.config.guidance_scale}
 
 
-def calibration_source(
-    request: Request, config: QuantizeConfig, *, model: nn.Module, model_config: dict[str, Any], scheduler: Any, shape: tuple[int, ...]
-) -> CalibrationSource:
-    """Choose the source that serves the model and what the user asked for.
+def calibration_source(request: Request, config: QuantizeConfig, source: Source) -> CalibrationSource:
+    """Choose what serves the source and what the user asked for.
 
-    Raises UsageError where the two do not fit: classes for a model without them, guidance for an unconditional model.
+    Raises UsageError where the two do not fit: classes for a model without them, guidance for an unconditional model, no prompts.
     """
     guided = config.guidance_scale is not None and config.guidance_scale > 1
     if request.null_conditions is not None and not (request.conditions and guided):
         raise UsageError("null_conditions= are for guidance", "give conditions= and a guidance_scale above 1 with them")
-    space = class_space(model, model_config)
     if request.conditions:
-        return _from_tensors(request, config, scheduler, shape)
+        return _from_tensors(request, config, source)
+    if takes_prompts(source):
+        return _from_prompts(request, config, source)
+    if request.prompts is not None or request.negative_prompt is not None:
+        raise UsageError(f"prompts are given, and {_named(source)} takes none", "leave them out; a class-conditional model takes --classes")
+    space = class_space(source.model, source.config)
     if space is not None:
-        return _from_classes(request, config, space, scheduler, shape)
+        chosen = space.choose(request.classes)
+        null = space.null_conditions() if guided else None
+        return LoopSource(source.scheduler, source.sample_shape, config, space.conditions(chosen), null, chosen)
     if request.classes is not None:
-        raise UsageError("classes are given, and the model takes none", "leave the classes out")
+        raise UsageError(f"classes are given, and {_named(source)} takes none", "leave the classes out")
     if config.guidance_scale is not None:
-        raise UsageError("a guidance scale is given, and the model is unconditional", "leave the guidance scale out")
-    return LoopSource(scheduler, shape, config)
+        raise UsageError(f"a guidance scale is given, and {_named(source)} is unconditional", "leave the guidance scale out")
+    return LoopSource(source.scheduler, source.sample_shape, config)
 
 
-def _from_tensors(request: Request, config: QuantizeConfig, scheduler: Any, shape: tuple[int, ...]) -> LoopSource:
+def _from_tensors(request: Request, config: QuantizeConfig, source: Source) -> LoopSource:
     assert request.conditions is not None
-    if request.classes is not None:
-        raise UsageError("give conditions= or classes=, not both")
+    if request.classes is not None or request.prompts is not None or request.negative_prompt is not None:
+        raise UsageError("give conditions=, or prompts or classes, not both")
     given = {**request.conditions, **(request.null_conditions or {})}
     empty = [name for name, value in given.items() if value.dim() == 0 or len(value) == 0]
     if empty:
         raise UsageError(f"no values for the condition {', '.join(empty)}", "a condition is a tensor [P, ...] of P ≥ 1 values")
-    return LoopSource(scheduler, shape, config, request.conditions, request.null_conditions)
+    return LoopSource(source.scheduler, source.sample_shape, config, request.conditions, request.null_conditions)
 
 
-def _from_classes(request: Request, config: QuantizeConfig, space: ClassSpace, scheduler: Any, shape: tuple[int, ...]) -> LoopSource:
-    chosen = space.choose(request.classes)
-    guided = config.guidance_scale is not None and config.guidance_scale > 1
-    null = space.null_conditions() if guided else None
-    return LoopSource(scheduler, shape, config, space.conditions(chosen), null, chosen)
+def _from_prompts(request: Request, config: QuantizeConfig, source: Source) -> PipelineSource:
+    if request.classes is not None:
+        raise UsageError(f"classes are given, and {_named(source)} takes prompts", "give --prompts FILE instead")
+    if request.prompts is None:
+        raise UsageError(
+            f"{_named(source)} is calibrated on prompts, and none are given",
+            "write typical prompts into a file, one on a line, and give it: --prompts FILE (from Python: prompts=[...])",
+        )
+    prompts = read_prompts(request.prompts)
+    return PipelineSource.prepare(text_pipeline(source), source.component, prompts, request.negative_prompt, config)
+
+
+def _named(source: Source) -> str:
+    return f"a {source.pipeline_class}" if source.pipeline_class else f"the model {source.name}"

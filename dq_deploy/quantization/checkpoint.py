@@ -73,7 +73,7 @@ class Checkpoint:
         """The held-out trajectories that the checkpoint carries."""
         tensors = _load(self.artifact.file(REFERENCE))
         conditions = {k.removeprefix("conditions."): v for k, v in tensors.items() if k.startswith("conditions.")}
-        return Trajectories(tensors["timesteps"], tensors["inputs"], tensors["outputs.float"], conditions)
+        return Trajectories(tensors["timesteps"], tensors["inputs"], tensors["outputs.float"], conditions, self.details["samples_per_seed"])
 
 
 def named_layers(model: nn.Module) -> Iterator[tuple[str, Layer]]:

@@ -42,11 +42,12 @@ def quantize(source: Any, output: str | Path, *, preset: str = "w8a8", scheduler
     ``module(sample, timestep, **conditions)``, which needs ``scheduler`` and ``sample_shape`` (without the batch).
 
     What it is calibrated on (docs/calibration.md): a text pipeline on ``prompts`` (a list, or a file with one on a line) and the
-    ``negative_prompt``; a class-conditional diffusers model on ``classes`` (numbers, or "0-9,3"), all by default; any model on ``conditions``
-    [P, ...], dealt to the calibration seeds in turn, and with a guidance scale on ``null_conditions`` [1 or P, ...] for the unconditional
-    half. ``lora`` is an adapter file (safetensors), fused into the weights ``lora_scale`` times.
+    ``negative_prompt``; a class-conditional diffusers model on ``classes`` (numbers, or "0-9,3"), all by default; any model on
+    ``conditions`` [P, ...], dealt to the calibration seeds in turn, and with a guidance scale on ``null_conditions`` [1 or P, ...] for the
+    unconditional half. ``lora`` is an adapter file (safetensors), fused into the weights ``lora_scale`` times.
 
-    ``blocks`` are fnmatch patterns of module paths to distil as one block; by default the classes of diffusers. ``options`` are the fields of ``QuantizeConfig``.
+    ``blocks`` are fnmatch patterns of module paths to distil as one block; by default the classes of diffusers. ``options`` are the fields
+    of ``QuantizeConfig``.
 
     Finished stages are kept in ``<output>.resume`` until the checkpoint is written. With ``resume`` a run that was killed goes on from them
     and ends, on a CPU and with the same number of threads, in the very files of a run that was not.
@@ -146,6 +147,7 @@ def _manifest(prepared: Prepared, data: Trajectories, initial: Initialization, r
                 k: {"dtype": str(v.dtype).removeprefix("torch."), "shape": list(v.shape[1:])} for k, v in data.conditions.items()
             },
             "calibration": prepared.calibration.record(),
+            "samples_per_seed": data.per_seed,
             "layers": [layer.record() for layer in plan.quantized],
             "float_layers": [layer.record() for layer in plan.left_float],
             "float_mac_share": plan.float_share,

@@ -1,7 +1,21 @@
 """Where models come from: a built-in name, a diffusers pipeline folder, a hub id, or an object in Python."""
 
-from .load import load_source, source_from_module
+from .load import load_source, module_source, reload_source, source_from_module
+from .lora import Lora
 from .resolve import builtin_names, builtin_path
 from .source import Source, weights_sha256
+from .text_pipeline import takes_prompts, text_pipeline
 
-__all__ = ["Source", "builtin_names", "builtin_path", "load_source", "source_from_module", "weights_sha256"]
+__all__ = [
+    "Lora",
+    "Source",
+    "builtin_names",
+    "builtin_path",
+    "load_source",
+    "module_source",
+    "reload_source",
+    "source_from_module",
+    "takes_prompts",
+    "text_pipeline",
+    "weights_sha256",
+]

@@ -5,12 +5,16 @@ from __future__ import annotations
 import copy
 import json
 import logging
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ..artifacts import sha256_file
 from ..errors import ArtifactError, EnvironmentProblem, UsageError
+from .lora import Lora, fused_copy, has_adapters, load_lora
 from .pipeline_index import WEIGHTS_SUFFIX, Component, PipelineIndex, read_pipeline_index
 from .resolve import resolve
 from .source import Source, check_finite, weights_sha256
@@ -22,15 +26,21 @@ _LOG = logging.getLogger(__name__)
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
-def load_source(source: str | Path | DiffusionPipeline) -> Source:
+def load_source(source: str | Path | DiffusionPipeline, *, lora: Lora | None = None) -> Source:
     """Load the denoiser of a built-in (``builtin:NAME``), a diffusers pipeline folder, a hub id, or a copy of it from a pipeline object.
 
-    Raises UsageError (no such path or name), ArtifactError (no pipeline in there, pickled, damaged or non-finite weights) and
-    EnvironmentProblem (no diffusers).
+    Adapters of a pipeline object are fused into the copy, as is the file ``lora`` of a folder or hub id.
+
+    Raises UsageError (no such path or name, an adapter that cannot be fused), ArtifactError (no pipeline in there, pickled, damaged or
+    non-finite weights) and EnvironmentProblem (no diffusers, no peft).
     """
     if not isinstance(source, str | Path):
+        if lora is not None:
+            raise UsageError("a LoRA file is for a pipeline folder or hub id", "load it into the pipeline object: load_lora_weights(FILE)")
         return _from_pipeline(source)
     _require_diffusers()
+    if lora is not None:
+        return _with_lora(source, lora)
     name, root = resolve(source)
     index = read_pipeline_index(root)
     model = _load_model(root, index)
@@ -45,6 +55,12 @@ def load_source(source: str | Path | DiffusionPipeline) -> Source:
         pipeline_class=index.pipeline_class,
         sample_shape=_sample_shape(str(source), config),
     )
+
+
+def reload_source(origin: Mapping[str, Any]) -> Source:
+    """The source that a manifest's ``origin`` names, with the LoRA file that was fused then. Raises as ``load_source`` does."""
+    lora = origin.get("lora")
+    return load_source(origin["reference"], lora=Lora(Path(lora["path"]), lora["scale"]) if lora else None)
 
 
 def source_from_module(module: torch.nn.Module, *, scheduler: Any, sample_shape: tuple[int, ...], name: str | None = None) -> Source:
@@ -68,6 +84,26 @@ def source_from_module(module: torch.nn.Module, *, scheduler: Any, sample_shape:
     )
 
 
+def module_source(module: torch.nn.Module, scheduler: Any, sample_shape: tuple[int, ...]) -> Source:
+    """A source around a module itself, uncopied and without a pipeline; one of diffusers keeps its configuration. Adapters are fused."""
+    config = _config(module) if hasattr(module, "to_json_string") else {}
+    module = fused_copy(module) if has_adapters(module) else module.float().eval()
+    return Source(
+        name=type(module).__name__, reference="", model=module, component="module", scheduler=scheduler, config=config, pipeline_class="",
+        sample_shape=sample_shape, sha256="",
+    )  # fmt: skip
+
+
+def _with_lora(source: str | Path, lora: Lora) -> Source:
+    from .text_pipeline import load_whole
+
+    name, root = resolve(source, whole=True)
+    pipeline = load_whole(root)
+    load_lora(pipeline, lora)
+    record = {"path": str(lora.path), "scale": lora.scale, "sha256": sha256_file(lora.path)}
+    return replace(_from_pipeline(pipeline), name=name, reference=str(source), lora=record)
+
+
 def _from_pipeline(pipeline: Any) -> Source:
     class_name = type(pipeline).__name__
     component: Component = "unet" if getattr(pipeline, "unet", None) is not None else "transformer"
@@ -80,7 +116,8 @@ def _from_pipeline(pipeline: Any) -> Source:
     return _checked(
         name=class_name,
         reference=label,
-        model=copy.deepcopy(model),
+        model=fused_copy(model),
+        pipeline=pipeline,
         component=component,
         scheduler=scheduler,
         config=config,
@@ -113,7 +150,7 @@ def _load_model(root: Path, index: PipelineIndex) -> Any:
     names = {path.name for path in folder.glob(f"*{WEIGHTS_SUFFIX}*")}
     variant = "fp16" if names and all(".fp16." in name for name in names) else None
     try:
-        model, report = _diffusers_class(index.model_class, ModelMixin, root).from_pretrained(
+        model, report = class_of_diffusers(index.model_class, ModelMixin, root).from_pretrained(
             root,
             subfolder=index.component,
             use_safetensors=True,
@@ -127,7 +164,7 @@ def _load_model(root: Path, index: PipelineIndex) -> Any:
         raise
     except Exception as error:  # diffusers raises a dozen kinds for a damaged file or a configuration that does not fit
         _LOG.debug("loading %s failed", folder, exc_info=True)
-        raise ArtifactError(f"cannot load the {index.model_class} in {folder}: {_summary(error)}") from error
+        raise ArtifactError(f"cannot load the {index.model_class} in {folder}: {summarized(error)}") from error
     # diffusers only warns of these, and goes on with random weights.
     problems = [f"{kind.replace('_', ' ')}: {', '.join(map(str, report[kind][:5]))}" for kind in _MISFITS if report.get(kind)]
     if problems:
@@ -155,20 +192,20 @@ def _refuse_pickles(folder: Path) -> None:
 def _load_scheduler(root: Path, index: PipelineIndex) -> Any:
     from diffusers import SchedulerMixin
 
-    scheduler_class = _diffusers_class(index.scheduler_class, SchedulerMixin, root)
+    scheduler_class = class_of_diffusers(index.scheduler_class, SchedulerMixin, root)
     try:
         return scheduler_class.from_pretrained(root, subfolder="scheduler", local_files_only=True)
     except Exception as error:  # as above
-        raise ArtifactError(f"cannot load the {index.scheduler_class} in {root / 'scheduler'}: {_summary(error)}") from error
+        raise ArtifactError(f"cannot load the {index.scheduler_class} in {root / 'scheduler'}: {summarized(error)}") from error
 
 
-def _diffusers_class(name: str, base: type, root: Path) -> Any:
+def class_of_diffusers(name: str, base: type, root: Path) -> Any:
     """Class ``name`` of diffusers. A name from a file is only ever looked up there, and must be of the right kind."""
     import diffusers
 
     found = getattr(diffusers, name, None)
     if not (isinstance(found, type) and issubclass(found, base)):
-        kind = "scheduler" if base.__name__ == "SchedulerMixin" else "model"
+        kind = {"SchedulerMixin": "scheduler", "DiffusionPipeline": "pipeline"}.get(base.__name__, "model")
         raise ArtifactError(f"{root}: diffusers {diffusers.__version__} has no {kind} class '{name}'", "a newer diffusers may have it")
     return found
 
@@ -184,7 +221,8 @@ def _sample_shape(label: str, config: dict[str, Any]) -> tuple[int, ...]:
     return (channels, *sizes)
 
 
-def _summary(error: Exception) -> str:
+def summarized(error: Exception) -> str:
+    """The first lines of what a library says, short enough for one error line."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     # torch puts the tensor's name on the second line.
     return " ".join(lines[:2])[:400] or type(error).__name__

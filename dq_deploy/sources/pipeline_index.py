@@ -30,15 +30,7 @@ def read_pipeline_index(root: Path) -> PipelineIndex:
 
     Raises ArtifactError when it is missing or invalid, names no denoiser or scheduler, or asks for classes from outside diffusers.
     """
-    path = root / INDEX_NAME
-    if not path.is_file():
-        raise ArtifactError(f"{root} is no diffusers pipeline: it has no {INDEX_NAME}", "`pipeline.save_pretrained(DIR)` writes one")
-    try:
-        index = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise ArtifactError(f"{path} is not valid JSON: {error}") from None
-    if not isinstance(index, dict) or not isinstance(index.get("_class_name"), str):
-        raise ArtifactError(f"{path} names no pipeline class of diffusers")
+    path, index = root / INDEX_NAME, _read(root)
     component = next((name for name in _DENOISERS if _is_present(index.get(name))), None)
     if component is None:
         raise ArtifactError(f"{path}: a {index['_class_name']} without a denoiser; one of {', '.join(_DENOISERS)} is needed")
@@ -48,6 +40,30 @@ def read_pipeline_index(root: Path) -> PipelineIndex:
         model_class=_diffusers_class(path, component, index[component]),
         scheduler_class=_diffusers_class(path, "scheduler", index.get("scheduler")),
     )
+
+
+def read_components(root: Path) -> dict[str, tuple[str, str]]:
+    """Name → (library, class) of every part that the pipeline folder ``root`` says it has. Raises ArtifactError as above."""
+    components = {}
+    for name, entry in _read(root).items():
+        if not name.startswith("_") and isinstance(entry, list) and _is_present(entry):
+            if len(entry) != 2 or not all(isinstance(item, str) for item in entry):
+                raise ArtifactError(f"{root / INDEX_NAME}: '{name}' must be a pair of library and class, not {json.dumps(entry)}")
+            components[name] = (entry[0], entry[1])
+    return components
+
+
+def _read(root: Path) -> dict[str, Any]:
+    path = root / INDEX_NAME
+    if not path.is_file():
+        raise ArtifactError(f"{root} is no diffusers pipeline: it has no {INDEX_NAME}", "`pipeline.save_pretrained(DIR)` writes one")
+    try:
+        index = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ArtifactError(f"{path} is not valid JSON: {error}") from None
+    if not isinstance(index, dict) or not isinstance(index.get("_class_name"), str):
+        raise ArtifactError(f"{path} names no pipeline class of diffusers")
+    return index
 
 
 def _is_present(entry: Any) -> bool:

@@ -6,9 +6,12 @@ import re
 from pathlib import Path
 
 from ..errors import ArtifactError, EnvironmentProblem, UsageError
-from .pipeline_index import WEIGHTS_SUFFIX, read_pipeline_index
+from .pipeline_index import WEIGHTS_SUFFIX, read_components, read_pipeline_index
 
 BUILTIN_PREFIX = "builtin:"
+SAFETY_PARTS = ("safety_checker", "feature_extractor", "image_encoder")
+"""Parts of a pipeline that look at finished pictures or at given ones; no trajectory passes through them."""
+_VOCABULARIES = (".txt", ".model")  # of tokenizers
 _BUILTINS = Path(__file__).parent / "builtin"
 # "owner/name", with an optional "@revision". Names without an owner are left to paths.
 _HUB_ID = re.compile(r"(?P<id>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<revision>[\w./-]+))?")
@@ -33,9 +36,10 @@ def _known() -> str:
     return ", ".join(BUILTIN_PREFIX + name for name in builtin_names())
 
 
-def resolve(source: str | Path) -> tuple[str, Path]:
+def resolve(source: str | Path, *, whole: bool = False) -> tuple[str, Path]:
     """Name of the model and the pipeline folder that ``source`` stands for; a hub id is downloaded, or found in the hub's cache.
 
+    ``whole`` wants every part of a hub pipeline rather than the denoiser and the scheduler alone.
     Raises UsageError when there is no such path, built-in or hub model, ArtifactError when the path is a file.
     """
     text = str(source)
@@ -50,11 +54,11 @@ def resolve(source: str | Path) -> tuple[str, Path]:
     match = _HUB_ID.fullmatch(text) if isinstance(source, str) else None
     if match is None:
         raise UsageError(f"no such path: {source}", f"give a diffusers pipeline folder, a hub id (owner/name), or a built-in: {_known()}")
-    return match["id"].split("/")[1], _download(match["id"], match["revision"])
+    return match["id"].split("/")[1], _download(match["id"], match["revision"], whole=whole)
 
 
-def _download(hub_id: str, revision: str | None) -> Path:
-    """Fetch the index, the denoiser and the scheduler of a hub pipeline: its safetensors and JSON files, nothing else."""
+def _download(hub_id: str, revision: str | None, *, whole: bool) -> Path:
+    """Fetch the index, the denoiser and the scheduler of a hub pipeline, or all its parts: safetensors, JSON and vocabularies, no code."""
     try:
         from huggingface_hub import snapshot_download
         from huggingface_hub.errors import HfHubHTTPError, HFValidationError
@@ -71,9 +75,13 @@ def _download(hub_id: str, revision: str | None) -> Path:
                 "check the spelling; a private model needs `hf auth login`, and without a network only a model already in the cache works",
             ) from None
 
-    index = read_pipeline_index(fetch(["model_index.json"]))
-    folder = index.component
-    files = ["model_index.json", f"{folder}/*.json", f"{folder}/*{WEIGHTS_SUFFIX}", "scheduler/*.json"]
+    root = fetch(["model_index.json"])
+    index = read_pipeline_index(root)
+    folders = [index.component, "scheduler"]
+    if whole:
+        folders = [name for name in read_components(root) if name not in SAFETY_PARTS]
+    files = ["model_index.json", *(f"{folder}/*{suffix}" for folder in folders for suffix in (".json", WEIGHTS_SUFFIX, *_VOCABULARIES))]
     # Half-precision copies are only wanted where there is no other.
     path = fetch(files, ["*.fp16.*", "*.non_ema.*"])
-    return path if any((path / folder).glob(f"*{WEIGHTS_SUFFIX}")) else fetch(files, ["*.non_ema.*"])
+    models = [folder for folder in folders if folder != "scheduler" and "tokenizer" not in folder]
+    return path if all(any((path / folder).glob(f"*{WEIGHTS_SUFFIX}")) for folder in models) else fetch(files, ["*.non_ema.*"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ class Source:
     ``reference`` is what the user typed, ``config`` the model's configuration as plain JSON with ``_class_name``, ``sample_shape`` the
     shape of one sample without the batch, ``sha256`` the hash of the weights (see `weights_sha256`). ``component`` is the pipeline's
     attribute that holds the model; "module" means a bare ``nn.Module``, which has no pipeline: ``pipeline_class`` is then "".
+    ``pipeline`` is the whole pipeline where it is at hand, ``lora`` what a manifest says of the adapter file fused into the weights.
     """
 
     name: str
@@ -34,6 +35,13 @@ class Source:
     pipeline_class: str
     sample_shape: tuple[int, ...]
     sha256: str
+    pipeline: Any = field(default=None, compare=False, repr=False)
+    lora: dict[str, Any] | None = None
+
+    @property
+    def origin(self) -> dict[str, Any]:
+        """What a manifest says of where the weights came from."""
+        return {"reference": self.reference, "sha256": self.sha256} | ({"lora": self.lora} if self.lora else {})
 
 
 def weights_sha256(state: Mapping[str, torch.Tensor]) -> str:

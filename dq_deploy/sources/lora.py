@@ -1,0 +1,107 @@
+"""LoRA and other adapters of peft: added into the weights of a copy, since an integer engine has one weight for each layer."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..errors import ArtifactError, EnvironmentProblem, UsageError
+
+_TOLERANCE = 1e-4  # of the layer's largest output: float32 adds up in another order
+
+
+@dataclass(frozen=True)
+class Lora:
+    """An adapter file (safetensors) and the weight that it is added with."""
+
+    path: Path
+    scale: float = 1.0
+
+
+def fused_copy(model: torch.nn.Module) -> torch.nn.Module:
+    """A float32 copy of ``model`` on the CPU without adapters, the active ones added into its weights with their scales.
+
+    Every layer is compared with what it was. Raises UsageError for an adapter that is no plain change of a weight.
+    """
+    copied = torch.nn.Module.to(copy.deepcopy(model), "cpu", torch.float32).eval()
+    layers = _adapted(copied)
+    for name, layer in layers:
+        parent, _, leaf = name.rpartition(".")
+        setattr(copied.get_submodule(parent), leaf, _fused(name, layer))
+    if layers:
+        copied.__dict__.pop("peft_config", None)
+        copied.__dict__.pop("_hf_peft_config_loaded", None)
+    return copied
+
+
+def load_lora(pipeline: Any, lora: Lora) -> None:
+    """Load an adapter file into a diffusers pipeline, its text encoders included.
+
+    Raises UsageError (no such file, no safetensors, a pipeline that takes no LoRA), ArtifactError (the file does not fit) and
+    EnvironmentProblem (no peft).
+    """
+    if not lora.path.is_file():
+        raise UsageError(f"no such LoRA file: {lora.path}")
+    if lora.path.suffix != ".safetensors":
+        raise UsageError(f"{lora.path} is no .safetensors file", "a pickle can run code when loaded, so only safetensors are read")
+    if not hasattr(pipeline, "load_lora_weights"):
+        raise UsageError(f"a {type(pipeline).__name__} takes no LoRA")
+    try:
+        import peft  # noqa: F401
+    except ImportError as error:
+        raise EnvironmentProblem(f"a LoRA needs peft: {error}", "pip install peft") from None
+    try:
+        pipeline.load_lora_weights(str(lora.path.parent), weight_name=lora.path.name, adapter_name="lora", local_files_only=True)
+        pipeline.set_adapters(["lora"], [lora.scale])
+    except Exception as error:  # diffusers, peft and safetensors raise a dozen kinds for a file that does not fit
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise ArtifactError(f"cannot load the LoRA {lora.path} into a {type(pipeline).__name__}: {reason}") from error
+
+
+def has_adapters(model: torch.nn.Module) -> bool:
+    """Whether peft wraps a layer of the model."""
+    return any(type(module).__module__.startswith("peft.") for module in model.modules())
+
+
+def _adapted(model: torch.nn.Module) -> list[tuple[str, Any]]:
+    """Layers that peft wraps, by name; none without peft."""
+    if not has_adapters(model):
+        return []
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    return [(name, module) for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)]
+
+
+@torch.no_grad()
+def _fused(name: str, layer: Any) -> torch.nn.Module:
+    base = layer.get_base_layer()
+    x = _example(base)
+    active = [] if layer.disable_adapters else list(layer.active_adapters)
+    kind = f"the adapter {', '.join(active)} ({type(layer).__module__.split('.')[2]}) on {name}"
+    hint = "fuse it yourself (pipeline.fuse_lora(); pipeline.unload_lora_weights()), or save the merged model"
+    if x is None:
+        raise UsageError(f"{kind} changes a {type(base).__name__}, and only linear and convolution layers can be fused", hint)
+    expected = layer(x)
+    if active:
+        layer.merge(safe_merge=False)
+    fused: torch.nn.Module = layer.get_base_layer()
+    got = fused(x)
+    if not torch.allclose(got, expected, rtol=0, atol=_TOLERANCE * float(expected.abs().max())):
+        difference = float((got - expected).abs().max() / expected.abs().max())
+        raise UsageError(f"{kind} is no change of its weight alone: fused, the output differs by {difference:.1e}", hint)
+    return fused
+
+
+def _example(layer: torch.nn.Module) -> torch.Tensor | None:
+    """Random input of a layer, None for one that is neither linear nor a convolution."""
+    generator = torch.Generator().manual_seed(0)
+    if isinstance(layer, torch.nn.Linear):
+        return torch.randn(4, layer.in_features, generator=generator)
+    if isinstance(layer, torch.nn.Conv2d):
+        height, width = (3 * k for k in layer.kernel_size)
+        return torch.randn(2, layer.in_channels, height, width, generator=generator)
+    return None

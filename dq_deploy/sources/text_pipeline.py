@@ -1,0 +1,91 @@
+"""The whole pipeline around a denoiser, for models that only their pipeline can drive: prompts need a tokenizer and text encoders."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..errors import ArtifactError
+from .load import class_of_diffusers, summarized
+from .pipeline_index import WEIGHTS_SUFFIX, read_components, read_pipeline_index
+from .resolve import SAFETY_PARTS, resolve
+from .source import Source
+
+_LOG = logging.getLogger(__name__)
+
+
+def takes_prompts(source: Source) -> bool:
+    """Whether the source's pipeline is called with a prompt."""
+    kind = type(source.pipeline) if source.pipeline is not None else _known_class(source.pipeline_class)
+    return kind is not None and "prompt" in inspect.signature(kind.__call__).parameters
+
+
+def text_pipeline(source: Source) -> Any:
+    """A diffusers pipeline in float32 whose denoiser and scheduler are the source's; the user's own is not changed.
+
+    Raises ArtifactError when the folder's other parts cannot be loaded, or ask for code from outside diffusers and transformers.
+    """
+    if source.pipeline is not None:
+        pipeline = copy.copy(source.pipeline)
+        pipeline.register_modules(**{source.component: source.model, "scheduler": source.scheduler})
+    else:
+        _, root = resolve(source.reference, whole=True)
+        pipeline = load_whole(root, **{source.component: source.model, "scheduler": source.scheduler})
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def load_whole(root: Path, **parts: Any) -> Any:
+    """The pipeline in ``root`` in float32 without its safety checker; ``parts`` are not loaded but taken as given. Raises as above."""
+    index = read_pipeline_index(root)
+    components = read_components(root)
+    from diffusers import DiffusionPipeline
+
+    kind = class_of_diffusers(index.pipeline_class, DiffusionPipeline, root)
+    needless = {name: None for name in SAFETY_PARTS if name in components}
+    flags = {"requires_safety_checker": False} if "requires_safety_checker" in inspect.signature(kind.__init__).parameters else {}
+    wanted = [name for name in components if name not in needless and name not in parts]
+    _check_parts(root, {name: components[name] for name in wanted})
+    try:
+        return kind.from_pretrained(
+            root, **parts, **needless, **flags, use_safetensors=True, local_files_only=True, torch_dtype=torch.float32,
+            low_cpu_mem_usage=False, variant=_variant(root, wanted),
+        )  # fmt: skip
+    except MemoryError:
+        raise
+    except Exception as error:  # diffusers and transformers raise a dozen kinds for a damaged or missing part
+        _LOG.debug("loading %s failed", root, exc_info=True)
+        raise ArtifactError(
+            f"cannot load the {index.pipeline_class} in {root}: {summarized(error)}",
+            "prompts need the whole pipeline: text encoders and tokenizers beside the denoiser, as `pipeline.save_pretrained(DIR)` writes",
+        ) from error
+
+
+def _check_parts(root: Path, components: dict[str, tuple[str, str]]) -> None:
+    foreign = [f"{name} ({library}.{kind})" for name, (library, kind) in components.items() if library not in ("diffusers", "transformers")]
+    if foreign:
+        raise ArtifactError(f"{root} asks for {', '.join(foreign)}; only classes of diffusers and transformers are loaded")
+    missing = [name for name in components if not (root / name).is_dir()]
+    if missing:
+        raise ArtifactError(f"{root} has no folder {', '.join(missing)}", "prompts need the whole pipeline, not the denoiser alone")
+
+
+def _variant(root: Path, names: list[str]) -> str | None:
+    """fp16 where a part has no other weights; diffusers then takes the plain files of all other parts."""
+    for name in names:
+        files = {path.name for path in (root / name).glob(f"*{WEIGHTS_SUFFIX}")}
+        if files and all(".fp16." in file for file in files):
+            return "fp16"
+    return None
+
+
+def _known_class(name: str) -> Any:
+    import diffusers
+
+    found = getattr(diffusers, name, None) if name else None
+    return found if isinstance(found, type) else None
