@@ -12,6 +12,7 @@ from ..progress import Advance
 from .blocks import Block
 from .chain import Chain
 from .config import QuantizeConfig
+from .optimizers import cosine
 from .trained import TrainedParts
 
 _EVALUATE_EVERY = 50
@@ -45,6 +46,11 @@ class BlockTrainer:
             power = torch.stack([self.teacher.read(name, r[:8]).pow(2).mean() for r in every])
             weights.append((1 / power.clamp(min=1e-12)).repeat_interleave(every.shape[1]))
         return weights
+
+    def touched(self, index: torch.Tensor) -> torch.Tensor:
+        """Rows of the tables that the samples ``index`` select: bool [T]."""
+        timesteps = self.student.timestep.unique_consecutive()
+        return torch.isin(timesteps, self.student.timestep[index]).to(self.student.device)
 
     def loss(self, index: torch.Tensor) -> torch.Tensor:
         """Squared error of the samples ``index`` [B], each relative to its target's power, averaged."""
@@ -92,9 +98,9 @@ class _Steps:
 
     def __init__(self, trainer: BlockTrainer, train: torch.Tensor) -> None:
         self.trainer, self.train, config = trainer, train, trainer.config
-        self.optimizers = trainer.parts.optimizers(config)
-        steps = max(config.iterations, 1)
-        self.schedulers = [torch.optim.lr_scheduler.CosineAnnealingLR(o, steps) for o in self.optimizers]
+        self.adam, self.tables = trainer.parts.adam(config), trainer.parts.table_adam(config)
+        self.rates = [group["lr"] for group in self.adam.param_groups] if self.adam else []
+        self.done = 0
         # A generator of the block's own: a run that resumes here draws the batches of one that never stopped.
         self.generator = torch.Generator().manual_seed(config.seed * 1_000_003 + trainer.block.index)
         self.batch = min(config.batch_size, len(train))
@@ -109,11 +115,20 @@ class _Steps:
         if not math.isfinite(value):
             return value
         loss.backward()
-        for optimizer, scheduler in zip(self.optimizers, self.schedulers, strict=True):
-            optimizer.step()
-            optimizer.zero_grad()
-            scheduler.step()
+        self._move(index)
         return value
+
+    def _move(self, index: torch.Tensor) -> None:
+        """Take the optimizers' step with the gradients of the samples ``index``."""
+        factor = cosine(self.done, self.trainer.config.iterations)
+        self.done += 1
+        if self.adam:
+            for group, rate in zip(self.adam.param_groups, self.rates, strict=True):
+                group["lr"] = rate * factor
+            self.adam.step()
+            self.adam.zero_grad()
+        self.tables.step(self.trainer.touched(index), factor)
+        self.tables.zero_grad()
 
 
 class _Judge:

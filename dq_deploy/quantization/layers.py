@@ -82,12 +82,10 @@ class ActivationQuantizer(nn.Module):
         """Scale and zero-point [N] for timesteps [N]."""
         index = numerics.select_rows(timestep, self.boundaries)
         index = torch.zeros_like(index) if self.static else index
-        # Sparse gradients, so that an optimizer can leave alone the rows that a batch does not touch.
-        sparse = torch.is_grad_enabled() and self.log_scale.requires_grad
-        zero_point = F.embedding(index, self.zero_point, sparse=sparse and self.zero_point.requires_grad)[:, 0]
+        zero_point = F.embedding(index, self.zero_point)[:, 0]
         if self.frozen_scale is not None:
             return self.frozen_scale[index], zero_point
-        return F.embedding(index, self.log_scale, sparse=sparse)[:, 0].exp(), zero_point
+        return F.embedding(index, self.log_scale)[:, 0].exp(), zero_point
 
     def forward(self, x: torch.Tensor, timestep: torch.Tensor) -> Quantized:
         """Quantize x [N, ...], each sample with the row of its timestep [N]."""
@@ -133,9 +131,7 @@ class QuantizedWeight(nn.Module):
         if self.frozen is not None:
             return self.frozen[0].float(), self.frozen[1]
         scale = self.log_scale.exp()
-        qmin, qmax = numerics.code_range(self.bits, narrow=True)
-        shaped = scale.reshape(-1, *[1] * (self.weight.dim() - 1))
-        return torch.clamp(numerics.round_ste(self.weight / shaped), qmin, qmax), scale
+        return numerics.quantize_weight(self.weight, scale, self.bits), scale
 
     def finish(self, y: torch.Tensor, w_scale: torch.Tensor, x_scale: torch.Tensor, axis: int) -> torch.Tensor:
         """Integer sums → output: · (s_w[o] · s_t) + bias, in fp32."""

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 
 import torch
 
+from .straight_through import QuantizeActivation, QuantizeWeight
+
 
 def code_range(bits: int, *, narrow: bool = False) -> tuple[int, int]:
     """Smallest and largest code of ``bits`` bits, signed; ``narrow`` (weights) drops the most negative one to be symmetric."""
@@ -29,22 +31,27 @@ def select_rows(timestep: torch.Tensor, boundaries: torch.Tensor) -> torch.Tenso
     return (timestep.reshape(-1, 1).float() > boundaries).sum(dim=1)
 
 
-def round_ste(x: torch.Tensor) -> torch.Tensor:
-    """Round half to even forward, identity backward (straight-through estimator)."""
-    rounded = torch.round(x)
-    if not (torch.is_grad_enabled() and x.requires_grad):
-        return rounded
-    return rounded.detach() + (x - x.detach())  # the second term is exactly 0, so the value stays an integer
-
-
 def quantize(x: torch.Tensor, inverse_scale: torch.Tensor, zero_point: torch.Tensor, bits: int) -> torch.Tensor:
     """Codes of ``x`` minus their zero-point, as floats: clip(round(x / s) + z) − z. All arguments broadcast.
 
     Differentiable in x, the scale and the zero-point (STE for both roundings; a clipped element passes no gradient to x).
     """
     qmin, qmax = code_range(bits)
-    z = round_ste(zero_point)
-    return torch.clamp(round_ste(x * inverse_scale), qmin - z, qmax - z)
+    if torch.is_grad_enabled() and (x.requires_grad or inverse_scale.requires_grad or zero_point.requires_grad):
+        codes: torch.Tensor = QuantizeActivation.apply(x, inverse_scale, zero_point, qmin, qmax)  # type: ignore[no-untyped-call]
+        return codes
+    z = torch.round(zero_point)
+    return torch.clamp(torch.round(x * inverse_scale), qmin - z, qmax - z)
+
+
+def quantize_weight(weight: torch.Tensor, scale: torch.Tensor, bits: int) -> torch.Tensor:
+    """Codes of a weight [O, ...] with a scale [O] for each output channel, as floats; differentiable in both, as ``quantize`` is."""
+    qmin, qmax = code_range(bits, narrow=True)
+    shaped = per_row(scale, weight)
+    if torch.is_grad_enabled() and (weight.requires_grad or scale.requires_grad):
+        codes: torch.Tensor = QuantizeWeight.apply(weight, shaped, qmin, qmax)  # type: ignore[no-untyped-call]
+        return codes
+    return torch.clamp(torch.round(weight / shaped), qmin, qmax)
 
 
 def affine_parameters(low: torch.Tensor, high: torch.Tensor, bits: int, *, symmetric: bool) -> tuple[torch.Tensor, torch.Tensor]:

@@ -15,6 +15,7 @@ from ..errors import UsageError
 from .blocks import Block
 from .config import QuantizeConfig
 from .layers import ActivationQuantizer, QuantizedWeight
+from .optimizers import TableAdam
 from .plan import decode, encode
 
 _LR_ZERO_POINT = 50.0  # zero-points move in units of codes, log-scales in units of e: their step is this much longer
@@ -102,18 +103,19 @@ class TrainedParts:
                 parameter.requires_grad_(False)
                 parameter.grad = None
 
-    def optimizers(self, config: QuantizeConfig) -> list[torch.optim.Optimizer]:
-        """Adam for dense parameters; SparseAdam for the tables, which leaves the rows that a batch does not touch alone."""
-        dense: list[dict[str, Any]] = []
+    def adam(self, config: QuantizeConfig) -> torch.optim.Adam | None:
+        """Optimizer of the dense parameters, at the rates of the first step; None when there are none."""
+        groups: list[dict[str, Any]] = []
         for layer in self.layers.values():
             # In units of the layer's quantization step, so that one rate fits every layer and every bit-width.
             step = float(layer.log_scale.detach().exp().mean())
-            dense.append({"params": [layer.weight], "lr": config.lr_weight * step})
-            dense.append({"params": [layer.log_scale], "lr": config.lr_scale})
+            groups.append({"params": [layer.weight], "lr": config.lr_weight * step})
+            groups.append({"params": [layer.log_scale], "lr": config.lr_scale})
             if layer.bias is not None:
-                dense.append({"params": [layer.bias], "lr": config.lr_weight * float(layer.bias.detach().abs().mean() + step)})
-        sparse: list[dict[str, Any]] = []
-        for name, table in self.tables().items():
-            sparse.append({"params": [table], "lr": config.lr_scale * (_LR_ZERO_POINT if name.endswith("zero_point") else 1.0)})
-        optimizers: list[torch.optim.Optimizer] = [torch.optim.Adam(dense)] if dense else []
-        return optimizers + ([torch.optim.SparseAdam(sparse)] if sparse else [])
+                groups.append({"params": [layer.bias], "lr": config.lr_weight * float(layer.bias.detach().abs().mean() + step)})
+        return torch.optim.Adam(groups, fused=True) if groups else None
+
+    def table_adam(self, config: QuantizeConfig) -> TableAdam:
+        """Optimizer of the tables."""
+        rates = {"log_scale": config.lr_scale, "zero_point": config.lr_scale * _LR_ZERO_POINT}
+        return TableAdam({table: rates[name.rpartition(".")[2]] for name, table in self.tables().items()})

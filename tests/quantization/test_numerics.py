@@ -70,15 +70,6 @@ def test_integer_timesteps_select_like_floats() -> None:
     assert numerics.select_rows(torch.tensor(asked), boundaries).tolist() == [0, 0, 1, 1, 2, 2]
 
 
-def test_rounding_is_half_to_even_and_passes_gradients_straight_through() -> None:
-    x = torch.tensor([0.5, 1.5, 2.5, -0.5, 1e8 + 0.0], requires_grad=True)
-    y = numerics.round_ste(x)
-    assert y.tolist() == [0.0, 2.0, 2.0, 0.0, 1e8]
-    y.sum().backward()
-    assert x.grad is not None
-    assert x.grad.tolist() == [1.0] * 5
-
-
 def test_a_clipped_element_passes_no_gradient() -> None:
     x = torch.tensor([0.3, 500.0, -500.0], requires_grad=True)
     numerics.quantize(x, torch.tensor(1.0), torch.tensor(0.0), 8).sum().backward()

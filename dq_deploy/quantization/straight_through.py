@@ -1,0 +1,62 @@
+"""Rounding and clipping as one differentiable step each: the gradients of the straight-through estimator, without its chain of small ones.
+
+Autograd through ``round``, ``clamp`` with bounds that are trained, and the broadcasts between them keeps half a dozen tensors of the
+activation's size and passes over each. Here the input and one mask are kept. LSQ (arXiv 1902.08153) §2 has the gradients.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.autograd.function import once_differentiable
+
+
+class QuantizeActivation(torch.autograd.Function):
+    """y = clamp(round(x · u), qmin − z, qmax − z) with z = round(zero_point); u = 1/scale and z broadcast over x.
+
+    ∂y/∂x = u and ∂y/∂u = x where nothing is clipped, ∂y/∂z = −1 where something is.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, inverse_scale: torch.Tensor, zero_point: torch.Tensor, qmin: int, qmax: int) -> torch.Tensor:
+        """Codes minus the zero-point, shaped as ``x``."""
+        z = torch.round(zero_point)
+        rounded = (x * inverse_scale).round_()
+        codes = torch.clamp(rounded, qmin - z, qmax - z)
+        ctx.save_for_backward(x, inverse_scale, codes == rounded)
+        ctx.zero_shape = zero_point.shape
+        return codes
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        """Gradients of x, the inverse scale and the zero-point."""
+        (grad,) = grads
+        x, inverse_scale, inside = ctx.saved_tensors
+        passed = grad * inside
+        grad_x = passed * inverse_scale if ctx.needs_input_grad[0] else None
+        grad_scale = (passed * x).sum_to_size(inverse_scale.shape) if ctx.needs_input_grad[1] else None
+        grad_zero = (passed - grad).sum_to_size(ctx.zero_shape) if ctx.needs_input_grad[2] else None
+        return grad_x, grad_scale, grad_zero, None, None
+
+
+class QuantizeWeight(torch.autograd.Function):
+    """y = clamp(round(w / s), qmin, qmax), s broadcast over w: ∂y/∂w = 1/s and ∂y/∂s = −w/s² where nothing is clipped."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: torch.Tensor, scale: torch.Tensor, qmin: int, qmax: int) -> torch.Tensor:
+        """Codes, shaped as ``weight``."""
+        rounded = (weight / scale).round_()
+        codes = rounded.clamp(qmin, qmax)
+        ctx.save_for_backward(weight, scale, codes == rounded)
+        return codes
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        """Gradients of the weight and its scale."""
+        weight, scale, inside = ctx.saved_tensors
+        passed = grads[0] * inside / scale
+        grad_scale = (passed * weight / -scale).sum_to_size(scale.shape) if ctx.needs_input_grad[1] else None
+        return passed if ctx.needs_input_grad[0] else None, grad_scale, None, None
