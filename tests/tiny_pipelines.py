@@ -106,7 +106,8 @@ def tiny_stable_diffusion(scheduler: Any = None, **options: Any) -> StableDiffus
 def tiny_stable_diffusion_xl() -> StableDiffusionXLPipeline:
     """SDXL: two text encoders, a pooled embedding and size conditions in ``added_cond_kwargs``."""
     unet = tiny_conditioned_unet(
-        cross_attention_dim=32, addition_embed_type="text_time", addition_time_embed_dim=4, projection_class_embeddings_input_dim=16 + 6 * 4,
+        cross_attention_dim=32, addition_embed_type="text_time", addition_time_embed_dim=4,
+        projection_class_embeddings_input_dim=16 + 6 * 4,
     )  # fmt: skip
     pipeline = StableDiffusionXLPipeline(
         vae=tiny_vae(),

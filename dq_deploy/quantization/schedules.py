@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,11 +18,17 @@ def sampling_scheduler(scheduler: Any, sampler: Sampler = Sampler.DDIM) -> Any:
 
     A flow-matching scheduler, which has no noise schedule that DDIM could follow, is always used as it is.
     """
+    if sampler is Sampler.DDIM and "beta_schedule" in scheduler.config:
+        return ddim_scheduler(scheduler.config)
+    return copy.deepcopy(scheduler)
+
+
+def ddim_scheduler(config: Mapping[str, Any]) -> Any:
+    """DDIM over the noise schedule of another scheduler's ``config``."""
     from diffusers import DDIMScheduler
 
-    if sampler is Sampler.DDIM and "beta_schedule" in scheduler.config:
-        return DDIMScheduler.from_config(scheduler.config)
-    return copy.deepcopy(scheduler)
+    # DDIM clips its predictions unless told otherwise. A scheduler that does not know of clipping does not clip, and latents must not be.
+    return DDIMScheduler.from_config(dict(config), clip_sample=config.get("clip_sample", False))
 
 
 def start(scheduler: Any, steps: int) -> list[float]:

@@ -76,6 +76,9 @@ def test_ddim_replaces_it_unless_it_is_asked_for() -> None:
     replaced = sampling_scheduler(euler)
     assert isinstance(replaced, DDIMScheduler)
     assert replaced.config["beta_end"] == 0.012
+    # Euler never clips, and DDIM would.
+    assert replaced.config["clip_sample"] is False
+    assert sampling_scheduler(DDPMScheduler(clip_sample=True)).config["clip_sample"] is True
     assert isinstance(sampling_scheduler(euler, OWN), EulerDiscreteScheduler)
     assert isinstance(sampling_scheduler(FlowMatchEulerDiscreteScheduler()), FlowMatchEulerDiscreteScheduler)
 
