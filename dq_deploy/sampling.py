@@ -16,6 +16,7 @@ from .artifacts import Artifact, open_artifact
 from .engines.dropin import DropInModel, Runtime, load
 from .errors import ArtifactError, UsageError
 from .progress import Advance, Progress, silent
+from .quantization.classes import CLASS_INPUT, class_space
 from .report.files import check_output_file, write_whole
 from .report.grid import Images, Panel, grid_png
 from .sources import load_source
@@ -53,6 +54,7 @@ def sample(
     n: int = 16,
     seed: int = 0,
     steps: int | None = None,
+    classes: str | Sequence[int] | None = None,
     compare_float: bool = True,
     runtime: Runtime = "auto",
     batch_size: int = 16,
@@ -62,10 +64,11 @@ def sample(
     """Draw ``n`` pictures with DDIM from a bundle or a checkpoint and write them as one PNG, the float model's beside them.
 
     Each picture has a seed of its own, made of ``seed`` and its number, so it does not depend on ``batch_size``. ``steps`` defaults to the
-    number of calibrated timesteps. A checkpoint runs in PyTorch; ``runtime`` is for bundles.
+    number of calibrated timesteps. A class-conditional model draws ``classes`` in turn (numbers, or "0-9,3"), all of them by default. A
+    checkpoint runs in PyTorch; ``runtime`` is for bundles.
 
-    Raises UsageError (settings, an existing output, a model that needs conditions or a decoder), ArtifactError (a damaged artefact, a float
-    model other than the one quantized) and EnvironmentProblem (a missing runtime).
+    Raises UsageError (settings, an existing output, a class that there is not, a model that needs other conditions or a decoder),
+    ArtifactError (a damaged artefact, a float model other than the one quantized) and EnvironmentProblem (a missing runtime).
     """
     output = Path(output_png)
     check_output_file(output, ".png", force=force)
@@ -73,12 +76,13 @@ def sample(
     scheduler = DDIMScheduler.from_config(_scheduler_config(artifact))
     steps = len(artifact.manifest.timesteps) if steps is None else steps
     _check(artifact, n, seed, steps, batch_size, scheduler.config.num_train_timesteps)
+    labels = _labels(artifact, classes)
     scheduler.set_timesteps(steps)
     model, engine = _quantized(artifact, runtime)
     reference = _float_model(artifact) if compare_float else None
     passes = -(-n // batch_size) * steps * (1 if reference is None else 2)
     with progress("sampling", passes) as advance:
-        draw = _Drawing(scheduler, n, seed, steps, batch_size, advance)
+        draw = _Drawing(scheduler, n, seed, steps, batch_size, labels, advance)
         quantized = draw(model)
         expected = None if reference is None else draw(reference)
     psnr = None if expected is None else [_psnr(a, b) for a, b in zip(expected, quantized, strict=True)]
@@ -106,18 +110,31 @@ class _Drawing:
     seed: int
     steps: int
     batch_size: int
+    labels: list[int] | None
     advance: Advance
 
-    def __call__(self, model: torch.nn.Module) -> Images:
+    def __call__(self, model: DropInModel) -> Images:
         """[n, H, W, C] in [0, 1]."""
-        pipe: Any = DDIMPipeline(unet=model, scheduler=self.scheduler)
-        pipe.set_progress_bar_config(disable=True)
         batches = [range(start, min(start + self.batch_size, self.n)) for start in range(0, self.n, self.batch_size)]
         with _reporting(model, self.advance):
-            images = [self._batch(pipe, numbers) for numbers in batches]
+            images = [self._batch(self._unconditional(model, numbers), numbers) for numbers in batches]
         return np.concatenate(images)
 
-    def _batch(self, pipe: Any, numbers: range) -> Images:
+    def _unconditional(self, model: DropInModel, numbers: range) -> DropInModel:
+        """The model as DDIMPipeline calls it: with the labels of these pictures given, and without the variance that some predict."""
+        if self.labels is None:
+            return model
+        labels = torch.tensor([self.labels[number % len(self.labels)] for number in numbers])
+
+        def forward(inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+            output: torch.Tensor = model(inputs["sample"], inputs["timestep"], class_labels=labels).sample
+            return output[:, : inputs["sample"].shape[1]]
+
+        return DropInModel(forward, ("sample", "timestep"), model.config)
+
+    def _batch(self, model: DropInModel, numbers: range) -> Images:
+        pipe: Any = DDIMPipeline(unet=model, scheduler=self.scheduler)
+        pipe.set_progress_bar_config(disable=True)
         generators = [torch.Generator().manual_seed(_picture_seed(self.seed, number)) for number in numbers]
         images: Images = pipe(len(numbers), generator=generators, num_inference_steps=self.steps, output_type="np").images
         return images
@@ -147,21 +164,39 @@ def _scheduler_config(artifact: Artifact) -> dict[str, Any]:
 
 def _check(artifact: Artifact, n: int, seed: int, steps: int, batch_size: int, most_steps: int) -> None:
     details = artifact.manifest.details
-    names = [entry["name"] if isinstance(entry, dict) else entry for entry in details["inputs"]]
+    names = _input_names(artifact)
     shape = details["sample_shape"]
     problems = [f"n is {n}, and at least 1 is needed"] if n < 1 else []
     problems += [f"seed is {seed}, and cannot be negative"] if seed < 0 else []
     problems += [] if 1 <= steps <= most_steps else [f"steps is {steps}, and 1 to {most_steps} are possible"]
     problems += [f"batch size is {batch_size}, and at least 1 is needed"] if batch_size < 1 else []
-    if len(names) > 2:
-        problems.append(f"{artifact.path} takes {', '.join(names[2:])}: only unconditional models can be sampled here")
+    others = [name for name in names[2:] if name != CLASS_INPUT]
+    if others:
+        problems.append(f"{artifact.path} takes {', '.join(others)}: only unconditional and class-conditional models can be sampled here")
     if len(shape) != 3 or shape[0] not in (1, 3):
         problems.append(f"{artifact.path} works on samples of shape {shape}: only pictures of 1 or 3 channels can be drawn")
     if problems:
-        raise UsageError("; ".join(problems), "for other pipelines: pipe.unet = dq_deploy.load(bundle)" if len(names) > 2 else None)
+        raise UsageError("; ".join(problems), "for other pipelines: pipe.unet = dq_deploy.load(bundle)" if others else None)
 
 
-def _quantized(artifact: Artifact, runtime: Runtime) -> tuple[torch.nn.Module, str]:
+def _input_names(artifact: Artifact) -> list[str]:
+    return [entry["name"] if isinstance(entry, dict) else entry for entry in artifact.manifest.details["inputs"]]
+
+
+def _labels(artifact: Artifact, classes: str | Sequence[int] | None) -> list[int] | None:
+    """The classes to draw in turn, None for an unconditional model."""
+    names = _input_names(artifact)
+    if CLASS_INPUT not in names:
+        if classes is not None:
+            raise UsageError("classes are given, and the model takes none", "leave the classes out")
+        return None
+    space = class_space(None, artifact.manifest.details.get("model_config") or {})
+    if space is None:
+        raise UsageError(f"{artifact.path} takes {CLASS_INPUT}, and its configuration does not say how many there are")
+    return space.choose(classes)
+
+
+def _quantized(artifact: Artifact, runtime: Runtime) -> tuple[DropInModel, str]:
     """The model to draw with, and what runs it."""
     if artifact.manifest.kind != "checkpoint":
         return load(artifact, runtime=runtime), "openvino" if runtime == "openvino" else "onnxruntime"
@@ -170,7 +205,7 @@ def _quantized(artifact: Artifact, runtime: Runtime) -> tuple[torch.nn.Module, s
     return _wrapped(load_checkpoint(artifact.path).model, artifact), "pytorch"
 
 
-def _float_model(artifact: Artifact) -> torch.nn.Module:
+def _float_model(artifact: Artifact) -> DropInModel:
     """The model that was quantized, from where it came.
 
     Raises ArtifactError when what is there now has other weights, and UsageError when it came from no place that can be read again.
@@ -186,16 +221,18 @@ def _float_model(artifact: Artifact) -> torch.nn.Module:
 
 
 def _wrapped(model: Callable[..., Any], artifact: Artifact) -> DropInModel:
-    """Any ``model(sample, timestep)`` as what a pipeline expects, its sizes taken from the artefact."""
+    """Any ``model(sample, timestep, **conditions)`` as what a pipeline expects, its sizes taken from the artefact."""
     details = artifact.manifest.details
     channels, height, width = details["sample_shape"]
+    names = _input_names(artifact)
 
     def forward(inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-        output = model(inputs["sample"], inputs["timestep"].float().expand(len(inputs["sample"])))
+        sample, timestep, *conditions = (inputs[name] for name in names)
+        output = model(sample, timestep.float().expand(len(sample)), **dict(zip(names[2:], conditions, strict=True)))
         return output if isinstance(output, torch.Tensor) else output[0]
 
     config = {**(details.get("model_config") or {}), "in_channels": channels, "sample_size": (height, width)}
-    return DropInModel(forward, ("sample", "timestep"), config)
+    return DropInModel(forward, names, config)
 
 
 def _psnr(expected: Images, image: Images) -> float:

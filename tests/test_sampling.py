@@ -11,12 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMPipeline, DDPMPipeline
+from diffusers import DDIMPipeline, DDIMScheduler, DDPMPipeline, DiTPipeline
 from PIL import Image
 
 from dq_deploy.artifacts import Artifact, Manifest, create_artifact
 from dq_deploy.errors import ArtifactError, UsageError
+from dq_deploy.quantization import quantize
 from dq_deploy.sampling import _picture_seed, sample
+from tests.tiny_pipelines import tiny_dit
 
 
 def altered(bundle: Artifact, path: Path, **details: Any) -> Path:
@@ -119,6 +121,45 @@ def test_float_model_must_be_the_one_quantized(tiny_bundle: Artifact, pipeline_d
         sample(altered(tiny_bundle, tmp_path / "changed", source=source), tmp_path / "grid.png")
     with pytest.raises(UsageError, match="made from a model in memory"):
         sample(altered(tiny_bundle, tmp_path / "memory", source=None), tmp_path / "grid.png")
+
+
+@pytest.fixture(scope="module")
+def class_conditional(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    """A transformer with 5 classes that predicts a variance too, quantized."""
+    path = tmp_path_factory.mktemp("classes")
+    transformer = tiny_dit()
+    transformer.save_pretrained(path / "pipeline/transformer")
+    DDIMScheduler().save_pretrained(path / "pipeline/scheduler")
+    DiTPipeline(transformer, None, DDIMScheduler()).save_config(path / "pipeline")
+    return quantize(path / "pipeline", path / "out", steps=2, calibration_samples=5, iterations=0, max_float_share=0.2)
+
+
+def test_classes_are_drawn_in_turn(class_conditional: Artifact, tmp_path: Path) -> None:
+    def pictures(name: str, **options: Any) -> list[bytes]:
+        sample(class_conditional.path, tmp_path / f"{name}.png", n=7, batch_size=3, compare_float=False, **options)
+        pixels = np.asarray(Image.open(tmp_path / f"{name}.png"))[40:, 24:]  # 3 columns of 8 pixels, enlarged 12 times, 6 between
+        return [pixels[102 * (i // 3) :, 102 * (i % 3) :][:96, :96].tobytes() for i in range(7)]
+
+    everything = pictures("all")
+    assert pictures("again", classes=[0, 1, 2, 3, 4]) == everything
+    three = pictures("three", classes="0-2")
+    assert [a == b for a, b in zip(everything, three, strict=True)] == [True] * 3 + [False] * 4
+    compared = sample(class_conditional.path, tmp_path / "compared.png", n=7)
+    assert compared.psnr_min_db is not None
+    assert compared.psnr_min_db > 20
+
+
+def test_classes_that_there_are_not(class_conditional: Artifact, tiny_bundle: Artifact, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no class 5: the model has classes 0 to 4"):
+        sample(class_conditional.path, tmp_path / "grid.png", classes="0-5")
+    with pytest.raises(UsageError, match="classes are given, and the model takes none"):
+        sample(tiny_bundle.path, tmp_path / "grid.png", classes="0")
+    unknown = {**class_conditional.manifest.details["model_config"], "num_embeds_ada_norm": None}
+    changed = class_conditional.manifest.model_copy(update={"details": {**class_conditional.manifest.details, "model_config": unknown}})
+    with create_artifact(tmp_path / "changed", changed):
+        pass
+    with pytest.raises(UsageError, match="takes class_labels, and its configuration does not say how many there are"):
+        sample(tmp_path / "changed", tmp_path / "grid.png")
 
 
 def test_models_that_need_more_are_refused(tiny_bundle: Artifact, tmp_path: Path) -> None:
