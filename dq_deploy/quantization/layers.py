@@ -90,7 +90,8 @@ class ActivationQuantizer(nn.Module):
     def forward(self, x: torch.Tensor, timestep: torch.Tensor) -> Quantized:
         """Quantize x [N, ...], each sample with the row of its timestep [N]."""
         scale, zero_point = self.rows(timestep)
-        if not self.fixed:
+        # Where a frozen dilation is 1 (folded, or never there), multiplying by it would only cost time.
+        if not (self.fixed or (self.frozen_scale is not None and bool((self.dilation == 1).all()))):
             x = x * numerics.per_channel(1 / self.dilation, x, self.axis)
         codes = numerics.quantize(x, numerics.per_row(1 / scale, x), numerics.per_row(zero_point, x), self.bits)
         return Quantized(codes, scale)
