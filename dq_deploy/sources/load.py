@@ -14,7 +14,7 @@ import torch
 
 from ..artifacts import sha256_file
 from ..errors import ArtifactError, EnvironmentProblem, UsageError
-from .lora import Lora, fused_copy, has_adapters, load_lora
+from .lora import Lora, check_lora, fused_copy, has_adapters, load_lora
 from .pipeline_index import WEIGHTS_SUFFIX, Component, PipelineIndex, read_pipeline_index
 from .resolve import resolve
 from .source import Source, check_finite, weights_sha256
@@ -97,6 +97,7 @@ def module_source(module: torch.nn.Module, scheduler: Any, sample_shape: tuple[i
 def _with_lora(source: str | Path, lora: Lora) -> Source:
     from .text_pipeline import load_whole
 
+    check_lora(lora)
     name, root = resolve(source, whole=True)
     pipeline = load_whole(root)
     load_lora(pipeline, lora)

@@ -38,22 +38,25 @@ def fused_copy(model: torch.nn.Module) -> torch.nn.Module:
     return copied
 
 
-def load_lora(pipeline: Any, lora: Lora) -> None:
-    """Load an adapter file into a diffusers pipeline, its text encoders included.
-
-    Raises UsageError (no such file, no safetensors, a pipeline that takes no LoRA), ArtifactError (the file does not fit) and
-    EnvironmentProblem (no peft).
-    """
+def check_lora(lora: Lora) -> None:
+    """Before the pipeline is loaded: raises UsageError (no such file, no safetensors) and EnvironmentProblem (no peft)."""
     if not lora.path.is_file():
         raise UsageError(f"no such LoRA file: {lora.path}")
     if lora.path.suffix != ".safetensors":
         raise UsageError(f"{lora.path} is no .safetensors file", "a pickle can run code when loaded, so only safetensors are read")
-    if not hasattr(pipeline, "load_lora_weights"):
-        raise UsageError(f"a {type(pipeline).__name__} takes no LoRA")
     try:
         import peft  # noqa: F401
     except ImportError as error:
         raise EnvironmentProblem(f"a LoRA needs peft: {error}", "pip install peft") from None
+
+
+def load_lora(pipeline: Any, lora: Lora) -> None:
+    """Load an adapter file into a diffusers pipeline, its text encoders included.
+
+    Raises UsageError for a pipeline that takes no LoRA, and ArtifactError when the file does not fit.
+    """
+    if not hasattr(pipeline, "load_lora_weights"):
+        raise UsageError(f"a {type(pipeline).__name__} takes no LoRA")
     try:
         pipeline.load_lora_weights(str(lora.path.parent), weight_name=lora.path.name, adapter_name="lora", local_files_only=True)
         pipeline.set_adapters(["lora"], [lora.scale])
@@ -86,8 +89,11 @@ def _fused(name: str, layer: Any) -> torch.nn.Module:
     if x is None:
         raise UsageError(f"{kind} changes a {type(base).__name__}, and only linear and convolution layers can be fused", hint)
     expected = layer(x)
-    if active:
-        layer.merge(safe_merge=False)
+    try:
+        if active:
+            layer.merge(safe_merge=False)
+    except (RuntimeError, ValueError, NotImplementedError) as error:
+        raise UsageError(f"{kind} cannot be fused: {' '.join(str(error).split())}", hint) from error
     fused: torch.nn.Module = layer.get_base_layer()
     got = fused(x)
     if not torch.allclose(got, expected, rtol=0, atol=_TOLERANCE * float(expected.abs().max())):

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ..errors import ArtifactError
+from ..errors import ArtifactError, EnvironmentProblem
 from .load import class_of_diffusers, summarized
 from .pipeline_index import WEIGHTS_SUFFIX, read_components, read_pipeline_index
 from .resolve import SAFETY_PARTS, resolve
@@ -20,15 +20,19 @@ _LOG = logging.getLogger(__name__)
 
 
 def takes_prompts(source: Source) -> bool:
-    """Whether the source's pipeline is called with a prompt."""
+    """Whether the source's pipeline is called with a prompt. Raises EnvironmentProblem when a library that it needs is missing."""
     kind = type(source.pipeline) if source.pipeline is not None else _known_class(source.pipeline_class)
+    missing = getattr(kind, "_backends", None)  # diffusers puts a dummy in the place of what it cannot import
+    if missing:
+        raise EnvironmentProblem(f"a {source.pipeline_class} needs {' and '.join(missing)}", f"pip install {' '.join(missing)}")
     return kind is not None and "prompt" in inspect.signature(kind.__call__).parameters
 
 
 def text_pipeline(source: Source) -> Any:
     """A diffusers pipeline in float32 whose denoiser and scheduler are the source's; the user's own is not changed.
 
-    Raises ArtifactError when the folder's other parts cannot be loaded, or ask for code from outside diffusers and transformers.
+    Raises ArtifactError when the folder's other parts cannot be loaded, or ask for code from outside diffusers and transformers, and
+    EnvironmentProblem without transformers.
     """
     if source.pipeline is not None:
         pipeline = copy.copy(source.pipeline)
@@ -44,6 +48,10 @@ def load_whole(root: Path, **parts: Any) -> Any:
     """The pipeline in ``root`` in float32 without its safety checker; ``parts`` are not loaded but taken as given. Raises as above."""
     index = read_pipeline_index(root)
     components = read_components(root)
+    try:
+        import transformers  # noqa: F401
+    except ImportError as error:
+        raise EnvironmentProblem(f"a {index.pipeline_class} needs transformers: {error}", "pip install transformers") from None
     from diffusers import DiffusionPipeline
 
     kind = class_of_diffusers(index.pipeline_class, DiffusionPipeline, root)

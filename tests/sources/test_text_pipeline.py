@@ -1,0 +1,99 @@
+"""The whole pipeline around a denoiser, from a folder."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import DiTPipeline, PNDMScheduler
+
+from dq_deploy.errors import ArtifactError, EnvironmentProblem
+from dq_deploy.sources import load_source, source_from_module, takes_prompts, text_pipeline
+from tests.tiny import scheduler, tiny_unet
+from tests.tiny_pipelines import tiny_dit, tiny_stable_diffusion
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("text") / "pipeline"
+    tiny_stable_diffusion().save_pretrained(path)
+    return path
+
+
+@pytest.fixture
+def folder(saved: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(saved, tmp_path / "pipeline"))
+
+
+def edit_index(folder: Path, **changes: object) -> None:
+    path = folder / "model_index.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def test_which_pipelines_take_prompts(saved: Path) -> None:
+    assert takes_prompts(load_source(saved))
+    assert takes_prompts(load_source(tiny_stable_diffusion()))
+    assert not takes_prompts(load_source("builtin:fashion-mnist-unet"))
+    assert not takes_prompts(load_source(DiTPipeline(transformer=tiny_dit(), vae=None, scheduler=scheduler())))
+    assert not takes_prompts(source_from_module(tiny_unet(), scheduler=scheduler(), sample_shape=(1, 8, 8)))
+
+
+def test_a_folder_gives_what_the_object_gives(saved: Path) -> None:
+    source = load_source(saved)
+    pipeline = text_pipeline(source)
+    assert pipeline.unet is source.model
+    assert isinstance(pipeline.scheduler, PNDMScheduler)
+    expected, _ = tiny_stable_diffusion().encode_prompt("cat", torch.device("cpu"), 1, False)
+    texts, _ = pipeline.encode_prompt("cat", torch.device("cpu"), 1, False)
+    assert torch.equal(texts, expected)
+
+
+def test_the_safety_checker_is_left_out(folder: Path) -> None:
+    # As Stable Diffusion's index has it; the folder of the checker is not needed.
+    edit_index(folder, safety_checker=["stable_diffusion", "StableDiffusionSafetyChecker"], requires_safety_checker=True)
+    pipeline = text_pipeline(load_source(folder))
+    assert pipeline.safety_checker is None
+
+
+def test_half_precision_alone_is_found(folder: Path) -> None:
+    encoder = folder / "text_encoder"
+    (encoder / "model.safetensors").rename(encoder / "model.fp16.safetensors")
+    assert text_pipeline(load_source(folder)).text_encoder.dtype == torch.float32
+
+
+def test_code_from_elsewhere_is_not_loaded(folder: Path) -> None:
+    edit_index(folder, text_encoder=["os", "system"], tokenizer=["json", "JSONDecoder"])
+    with pytest.raises(
+        ArtifactError, match=r"asks for text_encoder \(os.system\), tokenizer \(json.JSONDecoder\); only classes of diffusers"
+    ):
+        text_pipeline(load_source(folder))
+
+
+def test_missing_and_damaged_parts(folder: Path) -> None:
+    shutil.rmtree(folder / "tokenizer")
+    shutil.rmtree(folder / "vae")
+    with pytest.raises(ArtifactError, match="has no folder (vae, tokenizer|tokenizer, vae)\nprompts need the whole pipeline"):
+        text_pipeline(load_source(folder))
+
+
+def test_pickled_text_encoders_are_refused(folder: Path) -> None:
+    encoder = folder / "text_encoder"
+    (encoder / "model.safetensors").rename(encoder / "pytorch_model.bin")
+    with pytest.raises(ArtifactError, match="cannot load the StableDiffusionPipeline in .*safetensors"):
+        text_pipeline(load_source(folder))
+
+
+def test_without_transformers(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from diffusers.utils.dummy_torch_and_transformers_objects import StableDiffusionPipeline as Dummy
+
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "transformers", None)
+        with pytest.raises(EnvironmentProblem, match="a StableDiffusionPipeline needs transformers: .*\npip install transformers"):
+            text_pipeline(load_source(saved))
+    monkeypatch.setattr("diffusers.StableDiffusionPipeline", Dummy)
+    with pytest.raises(EnvironmentProblem, match="a StableDiffusionPipeline needs torch and transformers\npip install torch transformers"):
+        takes_prompts(load_source(saved))
