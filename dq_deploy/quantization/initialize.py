@@ -45,15 +45,15 @@ def initialize(float_graph: GraphModule, quantized: GraphModule, data: Trajector
     With AUTO the rules of ``AUTO_RULES`` are tried one after the other, and the one stays whose network has the best SNR on seeds that
     nothing was fitted on. Raises ArtifactError naming value, timestep and seed where an activation is NaN or Inf.
     """
-    fit, judge = _seeds(data)
+    fit, judge = fit_and_judge(data)
     rules = AUTO_RULES if config.dilation is Dilation.AUTO else (config.dilation,)
     groups = quantizer_groups(quantized)
     tried: dict[str, float] = {}
     best: tuple[Dilation, list[DilationRecord], dict[str, torch.Tensor]] | None = None
     with progress("initial scales", len(rules) * sum(map(len, groups.values()))) as advance:
         for rule in rules:
-            records = _initialize(float_graph, groups, data, fit, config.model_copy(update={"dilation": rule}), advance)
-            tried[rule] = _mean_snr(quantized, data, judge, config.batch_size) if len(rules) > 1 else float("nan")
+            records = apply_rule(float_graph, groups, data, fit, config.model_copy(update={"dilation": rule}), advance)
+            tried[rule] = mean_snr(quantized, data, judge, config.batch_size) if len(rules) > 1 else float("nan")
             if best is None or tried[rule] > tried[best[0]]:
                 best = rule, records, {k: v.clone() for k, v in quantized.state_dict().items()}
     assert best is not None
@@ -62,7 +62,7 @@ def initialize(float_graph: GraphModule, quantized: GraphModule, data: Trajector
     return Initialization(best[1], best[0].value, tried if len(rules) > 1 else {})
 
 
-def _seeds(data: Trajectories) -> tuple[slice, slice]:
+def fit_and_judge(data: Trajectories) -> tuple[slice, slice]:
     """Samples to fit on and samples to judge a rule on; the halves of a guided seed stay together."""
     seeds = data.samples.shape[1] // data.per_seed
     fit = min(_FIT_SEEDS, max(1, seeds * 3 // 4))
@@ -70,7 +70,7 @@ def _seeds(data: Trajectories) -> tuple[slice, slice]:
     return slice(0, fit * data.per_seed), slice(judge.start * data.per_seed, judge.stop * data.per_seed)
 
 
-def _mean_snr(quantized: GraphModule, data: Trajectories, judge: slice, batch_size: int) -> float:
+def mean_snr(quantized: GraphModule, data: Trajectories, judge: slice, batch_size: int) -> float:
     """Mean over timesteps of the network's SNR in dB."""
     samples, timestep, conditions = data.flat(judge)
     expected = data.outputs[:, judge].flatten(0, 1)
@@ -98,7 +98,7 @@ def _device(graph: GraphModule) -> torch.device:
     return next(graph.buffers()).device
 
 
-def _initialize(float_graph: GraphModule, groups: Mapping[str, list[Group]], data: Trajectories, fit: slice, config: QuantizeConfig,
+def apply_rule(float_graph: GraphModule, groups: Mapping[str, list[Group]], data: Trajectories, fit: slice, config: QuantizeConfig,
                 advance: Any) -> list[DilationRecord]:  # fmt: skip
     """One pass by one rule."""
     samples, timestep, conditions = data.flat(fit)

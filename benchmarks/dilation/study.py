@@ -1,0 +1,92 @@
+"""One preset and calibration seed: the network's SNR by every rule, on seeds that no rule has seen."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from pydantic import BaseModel, ConfigDict
+
+from dq_deploy.progress import Advance, silent
+from dq_deploy.quantization.calibration import Trajectories
+from dq_deploy.quantization.calibration_source import Request
+from dq_deploy.quantization.config import Dilation, QuantizeConfig
+from dq_deploy.quantization.initialize import AUTO_RULES, apply_rule, fit_and_judge, mean_snr, quantizer_groups
+from dq_deploy.quantization.pipeline import _copy_with_quantizers, per_timestep_snr
+from dq_deploy.quantization.prepare import Prepared, prepare
+
+REFERENCE_SEEDS = range(2_000_000, 2_000_008)
+
+
+class RuleFigures(BaseModel):
+    """``snr_db`` [T] on the reference seeds; ``judged_db`` is what auto chooses by. ``dilated`` are the layers with s ≠ 1."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    snr_db: list[float]
+    judged_db: float
+    dilated: list[str]
+    range_ratio: float
+    unsaturated_share: float
+
+
+class Figures(BaseModel):
+    """One preset and seed: rule → figures."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    preset: str
+    seed: int
+    rules: dict[str, RuleFigures]
+
+    def auto(self) -> str:
+        """The rule that auto takes."""
+        return max(AUTO_RULES, key=lambda rule: self.rules[rule].judged_db).value
+
+
+@dataclass(frozen=True)
+class Study:
+    """A source, and the relaxations r of the layerwise rule to try beside the rules."""
+
+    source: str
+    steps: int
+    relaxations: Sequence[float]
+
+    def variants(self) -> dict[str, dict[str, object]]:
+        """Name → configuration."""
+        found: dict[str, dict[str, object]] = {rule.value: {"dilation": rule} for rule in AUTO_RULES}
+        for r in self.relaxations:
+            found[f"layerwise, r = {r:g}"] = {"dilation": Dilation.LAYERWISE, "dilation_relaxation": r}
+        return found
+
+    @torch.no_grad()
+    def measure(self, preset: str, seed: int, advance: Advance) -> Figures:
+        """Every variant, on the same calibration data."""
+        prepared = self._prepared(preset, seed)
+        data = self._collect(prepared, range(seed, seed + prepared.config.calibration_samples))
+        reference = self._collect(prepared, REFERENCE_SEEDS)
+        quantized = _copy_with_quantizers(prepared.float_graph, prepared.plan, data)
+        fit, judge = fit_and_judge(data)
+        groups = quantizer_groups(quantized)
+        rules = {}
+        for name, change in self.variants().items():
+            config = prepared.config.model_copy(update=change)
+            records = apply_rule(prepared.float_graph, groups, data, fit, config, silent("", 1).__enter__())
+            rules[name] = RuleFigures(
+                snr_db=per_timestep_snr(prepared.call(quantized), reference),
+                judged_db=mean_snr(quantized, data, judge, config.batch_size),
+                dilated=[r.quantizer for r in records if r.dilated_share > 0],
+                range_ratio=sum(r.range_ratio for r in records) / len(records),
+                unsaturated_share=sum(r.unsaturated_share for r in records) / len(records),
+            )
+            advance(1, f"{preset}, seed {seed}: {name}")
+        return Figures(preset=preset, seed=seed, rules=rules)
+
+    def _prepared(self, preset: str, seed: int) -> Prepared:
+        config = QuantizeConfig.build(preset, steps=self.steps, seed=seed, calibration_samples=12, iterations=0)
+        return prepare(self.source, config, Request())
+
+    @staticmethod
+    def _collect(prepared: Prepared, seeds: range) -> Trajectories:
+        return prepared.calibration.collect(prepared.call(prepared.float_graph), seeds, silent)

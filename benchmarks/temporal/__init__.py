@@ -1,0 +1,1 @@
+"""What training every timestep's row in one pass is worth: ``python -m benchmarks.temporal``."""
