@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,6 +10,7 @@ import numpy as np
 import torch
 
 from dq_deploy.progress import Advance
+from dq_deploy.quantization.schedules import sampling_scheduler
 
 Array = np.ndarray[Any, Any]
 Denoiser = Callable[..., torch.Tensor]
@@ -94,10 +94,3 @@ class Drawing:
             x = scheduler.step(output[:, : x.shape[1]], t, x).prev_sample
         pictures: Array = (x / 2 + 0.5).clamp(0, 1).cpu().numpy()
         return pictures
-
-
-def sampling_scheduler(scheduler: Any) -> Any:
-    """DDIM over the model's own noise schedule; a flow-matching scheduler, which DDIM cannot replace, as it is."""
-    from diffusers import DDIMScheduler
-
-    return DDIMScheduler.from_config(scheduler.config) if "beta_schedule" in scheduler.config else copy.deepcopy(scheduler)
