@@ -290,6 +290,7 @@ def bench(
 @click.option("--seed", default=0, show_default=True, help="Seed of the first picture.")
 @click.option("--steps", type=int, help="DDIM steps.  [default: the number of calibrated timesteps]")
 @click.option("--classes", metavar="LIST", help="Classes to draw in turn with a class-conditional model, such as 0-9,3.  [default: all]")
+@click.option("--guidance-scale", type=float, help="Classifier-free guidance of a class-conditional model.  [default: as calibrated]")
 @click.option(
     "--runtime", type=click.Choice(["auto", "onnxruntime", "openvino"]), default="auto", show_default=True, help="Engine for a bundle."
 )
@@ -301,8 +302,8 @@ def bench(
 )
 @force_option
 @common
-def sample(path: Path, destination: Path, count: int, seed: int, steps: int | None, classes: str | None, runtime: Any, compare_float: bool,
-           force: bool, output: Output) -> None:  # fmt: skip
+def sample(path: Path, destination: Path, count: int, seed: int, steps: int | None, classes: str | None, guidance_scale: float | None,
+           runtime: Any, compare_float: bool, force: bool, output: Output) -> None:  # fmt: skip
     """Draw pictures with PATH (a bundle or a checkpoint) in the diffusers pipeline and write them as one grid."""
     from .sampling import sample as run_sample
 
@@ -313,6 +314,7 @@ def sample(path: Path, destination: Path, count: int, seed: int, steps: int | No
         seed=seed,
         steps=steps,
         classes=classes,
+        guidance_scale=guidance_scale,
         compare_float=compare_float,
         runtime=runtime,
         force=force,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -17,9 +18,10 @@ from .engines.dropin import DropInModel, Runtime, load
 from .errors import ArtifactError, UsageError
 from .progress import Advance, Progress, silent
 from .quantization.classes import CLASS_INPUT, class_space
+from .quantization.schedules import ddim_scheduler
 from .report.files import check_output_file, write_whole
 from .report.grid import Images, Panel, grid_png
-from .sources import load_source
+from .sources import reload_source
 
 # Equal pictures have an infinite PSNR; past this one, float rounding is all that is compared.
 _PSNR_CAP_DB = 100.0
@@ -41,6 +43,7 @@ class SampleResult:
     psnr_db: list[float] | None = None
     psnr_mean_db: float | None = None
     psnr_min_db: float | None = None
+    guidance_scale: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The result as plain JSON values."""
@@ -55,6 +58,7 @@ def sample(
     seed: int = 0,
     steps: int | None = None,
     classes: str | Sequence[int] | None = None,
+    guidance_scale: float | None = None,
     compare_float: bool = True,
     runtime: Runtime = "auto",
     batch_size: int = 16,
@@ -64,8 +68,8 @@ def sample(
     """Draw ``n`` pictures with DDIM from a bundle or a checkpoint and write them as one PNG, the float model's beside them.
 
     Each picture has a seed of its own, made of ``seed`` and its number, so it does not depend on ``batch_size``. ``steps`` defaults to the
-    number of calibrated timesteps. A class-conditional model draws ``classes`` in turn (numbers, or "0-9,3"), all of them by default. A
-    checkpoint runs in PyTorch; ``runtime`` is for bundles.
+    number of calibrated timesteps. A class-conditional model draws ``classes`` in turn (numbers, or "0-9,3"), all of them by default, with
+    the ``guidance_scale`` that it was calibrated with by default. A checkpoint runs in PyTorch; ``runtime`` is for bundles.
 
     Raises UsageError (settings, an existing output, a class that there is not, a model that needs other conditions or a decoder),
     ArtifactError (a damaged artefact, a float model other than the one quantized) and EnvironmentProblem (a missing runtime).
@@ -73,16 +77,16 @@ def sample(
     output = Path(output_png)
     check_output_file(output, ".png", force=force)
     artifact = open_artifact(path, ("bundle", "checkpoint", "engine"))
-    scheduler = DDIMScheduler.from_config(_scheduler_config(artifact))
+    scheduler = ddim_scheduler(_scheduler_config(artifact))
     steps = len(artifact.manifest.timesteps) if steps is None else steps
     _check(artifact, n, seed, steps, batch_size, scheduler.config.num_train_timesteps)
-    labels = _labels(artifact, classes)
+    conditioning = _conditioning(artifact, classes, guidance_scale)
     scheduler.set_timesteps(steps)
     model, engine = _quantized(artifact, runtime)
     reference = _float_model(artifact) if compare_float else None
     passes = -(-n // batch_size) * steps * (1 if reference is None else 2)
     with progress("sampling", passes) as advance:
-        draw = _Drawing(scheduler, n, seed, steps, batch_size, labels, advance)
+        draw = _Drawing(scheduler, n, seed, steps, batch_size, conditioning, advance)
         quantized = draw(model)
         expected = None if reference is None else draw(reference)
     psnr = None if expected is None else [_psnr(a, b) for a, b in zip(expected, quantized, strict=True)]
@@ -98,7 +102,34 @@ def sample(
         psnr_db=psnr,
         psnr_mean_db=None if psnr is None else float(np.mean(psnr)),
         psnr_min_db=None if psnr is None else min(psnr),
+        guidance_scale=conditioning.guidance_scale if conditioning else None,
     )
+
+
+@dataclass(frozen=True)
+class _Conditioning:
+    """Classes to draw in turn, and classifier-free guidance towards them: away from the class ``null``."""
+
+    labels: list[int]
+    guidance_scale: float | None
+    null: int | None
+
+    def applied(self, model: DropInModel, numbers: range) -> DropInModel:
+        """The model as DDIMPipeline calls it: the labels of these pictures given, guided, and without the variance that some predict."""
+        labels = torch.tensor([self.labels[number % len(self.labels)] for number in numbers])
+        null = None if self.null is None else torch.full_like(labels, self.null)
+
+        def forward(inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+            sample, timestep = inputs["sample"], inputs["timestep"]
+            if null is None or self.guidance_scale is None:
+                output: torch.Tensor = model(sample, timestep, class_labels=labels).sample
+                return output[:, : sample.shape[1]]
+            halves = model(torch.cat([sample, sample]), timestep, class_labels=torch.cat([labels, null])).sample
+            conditional, unconditional = halves[:, : sample.shape[1]].chunk(2)
+            guided: torch.Tensor = unconditional + self.guidance_scale * (conditional - unconditional)
+            return guided
+
+        return DropInModel(forward, ("sample", "timestep"), model.config)
 
 
 @dataclass(frozen=True)
@@ -110,30 +141,19 @@ class _Drawing:
     seed: int
     steps: int
     batch_size: int
-    labels: list[int] | None
+    conditioning: _Conditioning | None
     advance: Advance
 
     def __call__(self, model: DropInModel) -> Images:
         """[n, H, W, C] in [0, 1]."""
         batches = [range(start, min(start + self.batch_size, self.n)) for start in range(0, self.n, self.batch_size)]
         with _reporting(model, self.advance):
-            images = [self._batch(self._unconditional(model, numbers), numbers) for numbers in batches]
+            images = [self._batch(model, numbers) for numbers in batches]
         return np.concatenate(images)
 
-    def _unconditional(self, model: DropInModel, numbers: range) -> DropInModel:
-        """The model as DDIMPipeline calls it: with the labels of these pictures given, and without the variance that some predict."""
-        if self.labels is None:
-            return model
-        labels = torch.tensor([self.labels[number % len(self.labels)] for number in numbers])
-
-        def forward(inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-            output: torch.Tensor = model(inputs["sample"], inputs["timestep"], class_labels=labels).sample
-            return output[:, : inputs["sample"].shape[1]]
-
-        return DropInModel(forward, ("sample", "timestep"), model.config)
-
     def _batch(self, model: DropInModel, numbers: range) -> Images:
-        pipe: Any = DDIMPipeline(unet=model, scheduler=self.scheduler)
+        unet = model if self.conditioning is None else self.conditioning.applied(model, numbers)
+        pipe: Any = DDIMPipeline(unet=unet, scheduler=self.scheduler)
         pipe.set_progress_bar_config(disable=True)
         generators = [torch.Generator().manual_seed(_picture_seed(self.seed, number)) for number in numbers]
         images: Images = pipe(len(numbers), generator=generators, num_inference_steps=self.steps, output_type="np").images
@@ -183,17 +203,23 @@ def _input_names(artifact: Artifact) -> list[str]:
     return [entry["name"] if isinstance(entry, dict) else entry for entry in artifact.manifest.details["inputs"]]
 
 
-def _labels(artifact: Artifact, classes: str | Sequence[int] | None) -> list[int] | None:
-    """The classes to draw in turn, None for an unconditional model."""
+def _conditioning(artifact: Artifact, classes: str | Sequence[int] | None, guidance_scale: float | None) -> _Conditioning | None:
+    """What to draw and how strongly, None for an unconditional model."""
     names = _input_names(artifact)
     if CLASS_INPUT not in names:
-        if classes is not None:
-            raise UsageError("classes are given, and the model takes none", "leave the classes out")
+        if classes is not None or guidance_scale is not None:
+            what = "classes are" if classes is not None else "a guidance scale is"
+            raise UsageError(f"{what} given, and the model takes no classes", "leave that out")
         return None
     space = class_space(None, artifact.manifest.details.get("model_config") or {})
     if space is None:
         raise UsageError(f"{artifact.path} takes {CLASS_INPUT}, and its configuration does not say how many there are")
-    return space.choose(classes)
+    scale = (artifact.manifest.quantization or {}).get("guidance_scale") if guidance_scale is None else guidance_scale
+    if scale is not None and not 0 <= scale < math.inf:
+        raise UsageError(f"the guidance scale is {scale}, and must be a number of at least 0")
+    guided = scale is not None and scale > 1  # as in diffusers
+    null = int(space.null_conditions()[CLASS_INPUT][0]) if guided else None
+    return _Conditioning(space.choose(classes), scale, null)
 
 
 def _quantized(artifact: Artifact, runtime: Runtime) -> tuple[DropInModel, str]:
@@ -214,7 +240,7 @@ def _float_model(artifact: Artifact) -> DropInModel:
     hint = "sample without the comparison: --no-compare-float"
     if not origin.get("reference"):
         raise UsageError(f"{artifact.path} was made from a model in memory, so there is no float model to compare with", hint)
-    source = load_source(origin["reference"])
+    source = reload_source(origin)
     if source.sha256 != origin["sha256"]:
         raise ArtifactError(f"{origin['reference']} has other weights now than when {artifact.path} was made from it", hint)
     return _wrapped(source.model, artifact)

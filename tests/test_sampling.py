@@ -149,11 +149,35 @@ def test_classes_are_drawn_in_turn(class_conditional: Artifact, tmp_path: Path) 
     assert compared.psnr_min_db > 20
 
 
+def test_guidance_is_that_of_diffusers_pipeline(class_conditional: Artifact, tmp_path: Path) -> None:
+    plain = sample(class_conditional.path, tmp_path / "plain.png", n=2, compare_float=False)
+    assert plain.guidance_scale is None
+    guided = sample(class_conditional.path, tmp_path / "guided.png", n=2, classes=[3, 1], guidance_scale=4.0, batch_size=1)
+    assert guided.guidance_scale == 4.0
+    assert guided.psnr_db is not None
+
+    # The same by hand: both halves in one batch, and the guided noise into DDIM's step.
+    dit, scheduler = tiny_dit(), DDIMScheduler()
+    scheduler.set_timesteps(2)
+    x = torch.randn(1, 1, 8, 8, generator=torch.Generator().manual_seed(_picture_seed(0, 0)))
+    with torch.no_grad():
+        for t in scheduler.timesteps:
+            halves = dit(torch.cat([x, x]), t.expand(2), class_labels=torch.tensor([3, 5])).sample[:, :1]
+            x = scheduler.step(halves[1:] + 4.0 * (halves[:1] - halves[1:]), t, x).prev_sample
+    expected = np.round((x[0, 0] / 2 + 0.5).clamp(0, 1).numpy() * 255)
+    pixels = np.asarray(Image.open(tmp_path / "guided.png"))[40::12, 24::12, 0][:8, :8]
+    np.testing.assert_allclose(pixels.astype(int), expected, atol=1)
+
+
 def test_classes_that_there_are_not(class_conditional: Artifact, tiny_bundle: Artifact, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no class 5: the model has classes 0 to 4"):
         sample(class_conditional.path, tmp_path / "grid.png", classes="0-5")
-    with pytest.raises(UsageError, match="classes are given, and the model takes none"):
+    with pytest.raises(UsageError, match="classes are given, and the model takes no classes"):
         sample(tiny_bundle.path, tmp_path / "grid.png", classes="0")
+    with pytest.raises(UsageError, match="a guidance scale is given, and the model takes no classes"):
+        sample(tiny_bundle.path, tmp_path / "grid.png", guidance_scale=2.0)
+    with pytest.raises(UsageError, match="the guidance scale is nan"):
+        sample(class_conditional.path, tmp_path / "grid.png", guidance_scale=float("nan"))
     unknown = {**class_conditional.manifest.details["model_config"], "num_embeds_ada_norm": None}
     changed = class_conditional.manifest.model_copy(update={"details": {**class_conditional.manifest.details, "model_config": unknown}})
     with create_artifact(tmp_path / "changed", changed):

@@ -30,12 +30,12 @@ def load_float(checkpoint: Checkpoint) -> FloatModel:
 
     Raises UsageError when the checkpoint was made from a module in memory, ArtifactError when the source has changed.
     """
-    from ..sources import load_source
+    from ..sources import reload_source
 
     source = checkpoint.details["source"]
     if not source:
         raise UsageError("this checkpoint was made from a module in memory: the float model cannot be loaded again")
-    loaded = load_source(source["reference"])
+    loaded = reload_source(source)
     if loaded.sha256 != source["sha256"]:
         raise ArtifactError(f"the weights of {source['reference']} are not those that the checkpoint was made from")
     examples = checkpoint.examples()
