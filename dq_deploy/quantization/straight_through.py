@@ -24,7 +24,10 @@ class QuantizeActivation(torch.autograd.Function):
         z = torch.round(zero_point)
         rounded = (x * inverse_scale).round_()
         codes = torch.clamp(rounded, qmin - z, qmax - z)
-        ctx.save_for_backward(x, inverse_scale, codes == rounded)
+        inside = codes == rounded
+        # Often nothing is clipped, and then the mask is worth no pass over the gradient. On a GPU, asking would cost more than the pass.
+        clipped = x.is_cuda or not bool(inside.all())
+        ctx.save_for_backward(x, inverse_scale, inside if clipped else None)
         ctx.zero_shape = zero_point.shape
         return codes
 
@@ -34,10 +37,14 @@ class QuantizeActivation(torch.autograd.Function):
         """Gradients of x, the inverse scale and the zero-point."""
         (grad,) = grads
         x, inverse_scale, inside = ctx.saved_tensors
-        passed = grad * inside
-        grad_x = passed * inverse_scale if ctx.needs_input_grad[0] else None
+        passed = grad if inside is None else grad * inside
         grad_scale = (passed * x).sum_to_size(inverse_scale.shape) if ctx.needs_input_grad[1] else None
-        grad_zero = (passed - grad).sum_to_size(ctx.zero_shape) if ctx.needs_input_grad[2] else None
+        grad_zero = None
+        if ctx.needs_input_grad[2]:
+            grad_zero = grad.new_zeros(ctx.zero_shape) if inside is None else (passed - grad).sum_to_size(ctx.zero_shape)
+        grad_x = None
+        if ctx.needs_input_grad[0]:
+            grad_x = passed * inverse_scale if inside is None else passed.mul_(inverse_scale)
         return grad_x, grad_scale, grad_zero, None, None
 
 
