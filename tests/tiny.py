@@ -20,7 +20,7 @@ from torch.fx import GraphModule
 from dq_deploy.artifacts import Artifact, sha256_file
 from dq_deploy.quantization.blocks import assign_blocks
 from dq_deploy.quantization.calibration import Trajectories, collect_trajectories
-from dq_deploy.quantization.capture import capture, decompose_attention, input_names
+from dq_deploy.quantization.capture import capture, input_names
 from dq_deploy.quantization.checkpoint import Checkpoint, load_checkpoint
 from dq_deploy.quantization.config import Dilation, QuantizeConfig
 from dq_deploy.quantization.initialize import initialize
@@ -98,9 +98,7 @@ def captured(model: nn.Module, shape: tuple[int, ...] = SHAPE, **conditions: tor
     names = input_names(model, list(conditions))
     torch.manual_seed(2)
     examples = {names[0]: torch.randn(2, *shape), "timestep": torch.tensor([1.0, 2.0]), **{k: v[:2] for k, v in conditions.items()}}
-    graph = capture(model, {name: examples[name] for name in names})
-    decompose_attention(graph)
-    return graph
+    return capture(model, {name: examples[name] for name in names})
 
 
 def planned(graph: GraphModule, **options: Any) -> Plan:

@@ -9,7 +9,7 @@ import torch
 from torch.fx import GraphModule
 
 from ..errors import ArtifactError, UsageError
-from ..quantization.capture import capture, decompose_attention
+from ..quantization.capture import capture
 from ..quantization.plan import find_layers
 
 if TYPE_CHECKING:
@@ -40,5 +40,4 @@ def load_float(checkpoint: Checkpoint) -> FloatModel:
         raise ArtifactError(f"the weights of {source['reference']} are not those that the checkpoint was made from")
     examples = checkpoint.examples()
     graph = capture(loaded.model, examples)
-    decompose_attention(graph)
     return FloatModel(graph, examples, {layer.node.name: layer.name for layer in find_layers(graph)})

@@ -15,7 +15,7 @@ import torch
 from torch.fx import GraphModule, Node
 
 from ..errors import ArtifactError
-from ..quantization.capture import aten
+from ..quantization.graph_edit import aten
 from ..quantization.layers import QuantizedConv2d, QuantizedLinear
 from ..quantization.plan import conv_geometry, decode
 
@@ -107,7 +107,7 @@ def _geometry(geometry: dict[str, Any]) -> tuple[Any, Any, Any, Any]:
 
 
 def _float_placeholder(model: GraphModule, graph: torch.fx.Graph, node: Node, name: str, args: Any) -> Node:
-    if node.target in (aten.matmul.default, aten.bmm.default):
+    if node.target == aten.matmul.default:
         return graph.call_function(_matmul, (*args[:2], name))
     if node.target not in (aten.conv2d.default, aten.linear.default):
         return graph.create_node("call_function", node.target, args, dict(node.kwargs))  # exported as it is

@@ -14,7 +14,7 @@ import torch
 from torch.fx import Graph, GraphModule, Node
 
 from ..errors import UsageError
-from .capture import aten
+from .graph_edit import aten
 from .plan import Plan, decode, float_name
 
 BLOCK_CLASSES = frozenset({

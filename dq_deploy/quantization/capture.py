@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import inspect
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -16,10 +17,10 @@ from torch import nn
 from torch.fx import Graph, GraphModule, Node
 
 from ..errors import ArtifactError, UsageError
+from .graph_edit import set_tensor
+from .rewrites import clean, normalize
 
-aten = torch.ops.aten
 _PREFIX = "module."
-_END = 2**63 - 1
 _NESTED = "added_cond_kwargs"
 
 
@@ -81,37 +82,73 @@ def capture(module: nn.Module, inputs: dict[str, torch.Tensor]) -> GraphModule:
     wrapper = _Positional(module, call_names)
     auto = torch.export.Dim.AUTO
     try:
-        program = torch.export.export(
-            wrapper, tuple(inputs.values()), dynamic_shapes={"tensors": tuple({0: auto} for _ in inputs)}, strict=False
-        )
+        with _no_fused_attention():
+            program = torch.export.export(
+                wrapper, tuple(inputs.values()), dynamic_shapes={"tensors": tuple({0: auto} for _ in inputs)}, strict=False
+            )
     except Exception as error:
         raise ArtifactError(
             f"torch.export cannot capture {type(module).__name__}: {type(error).__name__}: {str(error).splitlines()[0]}",
             "data-dependent control flow in the model's forward is the usual cause",
         ) from error
-    graph_module = program.module()
+    graph_module = _functional(program).module()
     assert isinstance(graph_module, GraphModule)
     _name_nodes(graph_module, names)
     clean(graph_module)
+    graph_module = _rehome(graph_module)
     with torch.no_grad():
-        _verify(wrapper, graph_module, list(inputs.values()))
-    return _rehome(graph_module)
-
-
-def _verify(wrapper: nn.Module, graph: nn.Module, tensors: list[torch.Tensor]) -> None:
-    for batch in (1, 3):
-        resized = [t[torch.arange(batch) % t.shape[0]] for t in tensors]
+        expected = _expected(wrapper, list(inputs.values()))
         try:
-            expected, got = wrapper(*resized), graph(*resized)
+            normalize(graph_module, list(inputs.values()))
+            got = {batch: graph_module(*_resized(inputs.values(), batch)) for batch in expected}
         except (RuntimeError, AssertionError, IndexError) as error:
-            reason = f"{type(error).__name__}: {str(error).splitlines()[0]}"
-            raise ArtifactError(f"the model does not run at batch {batch}, after batch 2 was captured ({reason})") from error
-        if not torch.isfinite(expected).all():
-            raise ArtifactError("the model's output has NaN or Inf on random input", "check the model's weights")
-        if expected.shape != got.shape or not torch.allclose(expected, got, rtol=1e-3, atol=1e-4 * float(expected.abs().max())):
+            raise _fixed_batch(error) from error
+    for batch, output in expected.items():
+        if output.shape != got[batch].shape or not torch.allclose(output, got[batch], rtol=1e-3, atol=1e-4 * float(output.abs().max())):
             raise ArtifactError(
                 f"the captured graph differs from the model at batch {batch}", "the forward's control flow depends on the batch size"
             )
+    return graph_module
+
+
+@contextmanager
+def _no_fused_attention() -> Iterator[None]:
+    """Without the fused operators that ``nn.MultiheadAttention`` and ``nn.TransformerEncoderLayer`` are in evaluation mode."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+
+
+def _functional(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
+    """Without operators that change their operands in place (``h += x``, ``SiLU(inplace=True)``): no node may depend on the order."""
+    changes = any(getattr(getattr(n.target, "_schema", None), "is_mutable", False) for n in program.graph.nodes)
+    return program.run_decompositions({}) if changes else program
+
+
+def _resized(tensors: Iterable[torch.Tensor], batch: int) -> list[torch.Tensor]:
+    """A batch of other size from the same samples, in turn."""
+    return [t[torch.arange(batch) % t.shape[0]] for t in tensors]
+
+
+def _expected(model: nn.Module, tensors: list[torch.Tensor]) -> dict[int, torch.Tensor]:
+    """The model's outputs at batches that it was not captured with."""
+    found: dict[int, torch.Tensor] = {}
+    for batch in (1, 3):
+        try:
+            found[batch] = model(*_resized(tensors, batch))
+        except (RuntimeError, AssertionError, IndexError) as error:
+            raise _fixed_batch(error) from error
+        if not torch.isfinite(found[batch]).all():
+            raise ArtifactError("the model's output has NaN or Inf on random input", "check the model's weights")
+    return found
+
+
+def _fixed_batch(error: Exception) -> ArtifactError:
+    reason = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+    return ArtifactError(f"the model does not run at batches 1 and 3, after batch 2 was captured ({reason})")
 
 
 def _name_nodes(graph_module: GraphModule, names: list[str]) -> None:
@@ -130,116 +167,6 @@ def _name_nodes(graph_module: GraphModule, names: list[str]) -> None:
         node.meta["stack"] = [(path, str(kind).rsplit(".", 1)[-1]) for path, kind in frames]
 
 
-def clean(graph_module: GraphModule) -> None:
-    """Remove what computes nothing (guards, asserts, no-op casts, slices, divisions, dropout) and merge equal expressions.
-
-    Merging matters: every ResNet block applies its own SiLU to the one time embedding, and only as one node can its consumers share
-    one quantizer.
-    """
-    graph = graph_module.graph
-    for node in reversed(list(graph.nodes)):
-        is_check = node.op == "call_module" and str(node.target) == "_guards_fn"
-        is_check |= node.op == "call_function" and "assert" in str(node.target)
-        if is_check:
-            graph.erase_node(node)
-    for node in list(graph.nodes):
-        if node.op == "call_function" and _is_noop(node):
-            node.replace_all_uses_with(node.args[0])
-            graph.erase_node(node)
-        elif node.target == aten.conv2d.padding:
-            _number_padding(node)
-        elif node.target == aten.einsum.default:
-            _einsum_to_permute(node)
-    _merge_equal(graph)
-    graph.eliminate_dead_code()
-    _size_from_first_input(graph)
-    graph_module.recompile()
-
-
-def _size_from_first_input(graph: Graph) -> None:
-    """Take the batch size from the first input only, whichever input torch.export happened to take it from.
-
-    ``timestep`` may have one element for the whole batch (the ``onnxruntime`` target), so its length must not count.
-    """
-    inputs = [n for n in graph.nodes if n.op == "placeholder"]
-    for node in graph.nodes:
-        if node.target == aten.sym_size.int and node.args[0] in inputs[1:] and node.args[1] == 0:
-            node.args = (inputs[0], 0)
-
-
-def _is_noop(node: Node) -> bool:
-    source = node.args[0] if node.args else None
-    if not isinstance(source, Node):
-        return False
-    before, after = source.meta.get("val"), node.meta.get("val")
-    if node.target in (
-        aten.to.dtype,
-        aten.to.device,
-        aten.to.dtype_layout,
-        aten._to_copy.default,
-        aten.contiguous.default,
-        aten.clone.default,
-    ):
-        return isinstance(before, torch.Tensor) and isinstance(after, torch.Tensor) and before.dtype == after.dtype
-    if node.target in (aten.dropout.default, aten.feature_dropout.default):
-        return node.args[2] is False
-    if node.target in (aten.detach.default, aten.alias.default, aten.lift_fresh_copy.default):
-        return True
-    if node.target in (aten.div.Tensor, aten.mul.Tensor):
-        return isinstance(node.args[1], int | float) and node.args[1] == 1 and getattr(before, "dtype", None) == getattr(after, "dtype", 0)
-    if node.target == aten.slice.Tensor:
-        start, end, step = [*node.args[2:], None, None, 1][:3] if len(node.args) < 5 else node.args[2:5]
-        return (start in (None, 0)) and (end in (None, _END)) and step in (None, 1)
-    return False
-
-
-def _number_padding(node: Node) -> None:
-    """``padding="same"`` or ``"valid"`` as numbers, where both sides get as much."""
-    defaults: list[Any] = [None, [1, 1], "valid", [1, 1], 1]
-    given: list[Any] = list(node.args)
-    x, weight, bias, stride, padding, dilation, groups = given + defaults[len(given) - 2 :]
-    kernel = weight.meta["val"].shape[2:]
-    total = [d * (k - 1) if padding == "same" else 0 for d, k in zip(dilation, kernel, strict=True)]
-    if all(t % 2 == 0 for t in total):
-        node.target = aten.conv2d.default
-        node.args = (x, weight, bias, stride, [t // 2 for t in total], dilation, groups)
-
-
-def _einsum_to_permute(node: Node) -> None:
-    """An einsum that only reorders the axes of one tensor (a DiT puts its patches together with one) as the permutation that it is."""
-    equation, operands = str(node.args[0]).replace(" ", ""), node.args[1]
-    before, _, after = equation.partition("->")
-    assert isinstance(operands, list | tuple)
-    if len(operands) == 1 and before.isalpha() and len(set(before)) == len(before) and sorted(before) == sorted(after):
-        node.target = aten.permute.default
-        node.args = (operands[0], [before.index(axis) for axis in after])
-        node.kwargs = {}
-
-
-def _merge_equal(graph: Graph) -> None:
-    """Common subexpression elimination over pure ATen calls."""
-    seen: dict[Any, Node] = {}
-    for node in list(graph.nodes):
-        if node.op not in ("call_function", "get_attr") or "rand" in str(node.target) or "dropout" in str(node.target):
-            continue
-        key = (node.op, node.target, _freeze(node.args), _freeze(node.kwargs))
-        if key in seen:
-            node.replace_all_uses_with(seen[key])
-            graph.erase_node(node)
-        else:
-            seen[key] = node
-
-
-def _freeze(value: Any) -> Any:
-    if isinstance(value, Node):
-        return ("node", value.name)
-    if isinstance(value, list | tuple):
-        return tuple(_freeze(v) for v in value)
-    if isinstance(value, dict):
-        return tuple((k, _freeze(v)) for k, v in value.items())
-    return (type(value).__name__, repr(value))
-
-
 def _rehome(graph_module: GraphModule) -> GraphModule:
     """Rebuild with plain calling conventions and the tensors under the user's own names (without the wrapper's prefix)."""
     root = nn.Module()
@@ -256,59 +183,3 @@ def _rehome(graph_module: GraphModule) -> GraphModule:
             copy.target = str(node.target).removeprefix(_PREFIX)
             set_tensor(root, copy.target, tensor.detach())
     return GraphModule(root, graph)
-
-
-def set_tensor(root: nn.Module, name: str, tensor: torch.Tensor) -> None:
-    """Register ``tensor`` as a buffer of ``root`` under a dotted name, creating the modules on the way."""
-    *path, leaf = name.split(".")
-    for part in path:
-        if not hasattr(root, part):
-            root.add_module(part, nn.Module())
-        root = getattr(root, part)
-    root.register_buffer(leaf, tensor)
-
-
-def decompose_attention(graph_module: GraphModule) -> None:
-    """Replace scaled_dot_product_attention by matmul → softmax → matmul, so that both products can be quantized.
-
-    softmax(q·kᵀ·scale + mask)·v, with q [..., L, E], k [..., S, E], v [..., S, Ev].
-    """
-    graph = graph_module.graph
-    for node in list(graph.nodes):
-        if node.target != aten.scaled_dot_product_attention.default:
-            continue
-        bound = _bind(node, ("query", "key", "value", "attn_mask", "dropout_p", "is_causal", "scale", "enable_gqa"))
-        if bound.get("is_causal") or bound.get("enable_gqa"):
-            continue  # left as it is: the planner names it as a float layer with the reason
-        with graph.inserting_before(node):
-            _replace_attention(graph, node, bound)
-    graph.eliminate_dead_code()
-    graph_module.recompile()
-
-
-def _replace_attention(graph: Graph, node: Node, bound: dict[str, Any]) -> None:
-    query, key, value = bound["query"], bound["key"], bound["value"]
-    scale = bound.get("scale") or float(query.meta["val"].shape[-1]) ** -0.5
-
-    def emit(target: Callable[..., Any], *args: Any) -> Node:
-        new = graph.call_function(target, args)
-        new.meta = {"path": node.meta["path"], "stack": node.meta["stack"]}
-        fake = [a.meta["val"] if isinstance(a, Node) else a for a in args]
-        new.meta["val"] = target(*fake)
-        return new
-
-    transposed = emit(aten.transpose.int, key, -1, -2)
-    scores = emit(aten.mul.Tensor, emit(aten.matmul.default, query, transposed), scale)
-    mask = bound.get("attn_mask")
-    if mask is not None:
-        if mask.meta["val"].dtype == torch.bool:
-            zero = emit(aten.mul.Tensor, scores, 0.0)
-            mask = emit(aten.masked_fill.Scalar, zero, emit(aten.logical_not.default, mask), float("-inf"))
-        scores = emit(aten.add.Tensor, scores, mask)
-    probabilities = emit(aten.softmax.int, scores, -1)
-    node.replace_all_uses_with(emit(aten.matmul.default, probabilities, value))
-    graph.erase_node(node)
-
-
-def _bind(node: Node, names: Sequence[str]) -> dict[str, Any]:
-    return {**dict(zip(names, node.args, strict=False)), **node.kwargs}

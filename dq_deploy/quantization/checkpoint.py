@@ -23,7 +23,7 @@ from torch.fx import GraphModule
 from ..artifacts import Artifact, open_artifact
 from ..errors import ArtifactError
 from .calibration import Trajectories
-from .capture import set_tensor
+from .graph_edit import set_tensor
 from .graph_json import dump_graph, load_graph
 from .integrity import check_quantizer, check_weight
 from .layers import ActivationQuantizer, QuantizedConv2d, QuantizedLinear, QuantizedMatmul, QuantizedWeight

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch.fx import GraphModule, Node
 
-from .capture import aten, set_tensor
+from .graph_edit import aten, set_tensor
 from .layers import ActivationQuantizer, QuantizedConv2d, QuantizedWeight
 from .moves import MOVES, origins, reads
 from .plan import decode

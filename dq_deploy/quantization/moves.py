@@ -7,7 +7,7 @@ import operator
 import torch
 from torch.fx import Node, map_arg
 
-from .capture import aten
+from .graph_edit import aten
 from .shapes import at_batch_one, static_shape
 
 MOVES = frozenset({

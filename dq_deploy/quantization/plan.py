@@ -13,20 +13,21 @@ from torch import nn
 from torch.fx import GraphModule, Node
 
 from ..errors import UsageError
-from .capture import aten
 from .config import FIRST, LAST, QuantizeConfig
+from .graph_edit import aten, drop_unused_tensors
 from .layers import ActivationQuantizer, QuantizedConv2d, QuantizedLinear, QuantizedMatmul
 from .moves import MOVES
 from .numerics import code_range
+from .rewrites.probabilities import is_probability
+from .shapes import static_shape
 
 Op = Literal["conv2d", "linear", "matmul"]
-_MATMULS = (aten.matmul.default, aten.bmm.default)
-_SOFTMAX = (aten.softmax.int, aten._softmax.default)
 # Products that the rewrite has no integer form for; they stay in float and say so.
 _OTHER_PRODUCTS = {
-    aten.conv1d.default: "conv1d", aten.conv3d.default: "conv3d", aten.conv_transpose2d.input: "conv_transpose2d",
-    aten.scaled_dot_product_attention.default: "causal or grouped attention", aten.einsum.default: "einsum", aten.conv2d.padding: "conv2d",
-    aten.addmm.default: "addmm", aten.baddbmm.default: "baddbmm",
+    aten.conv2d.padding: "conv2d", aten.conv3d.default: "conv3d", aten.conv3d.padding: "conv3d",
+    aten.conv_transpose1d.default: "conv_transpose1d", aten.conv_transpose2d.input: "conv_transpose2d",
+    aten.conv_transpose3d.input: "conv_transpose3d", aten.einsum.default: "einsum", aten.tensordot.default: "tensordot",
+    aten.bilinear.default: "bilinear", aten.mv.default: "matrix times vector",
 }  # fmt: skip
 
 
@@ -42,6 +43,7 @@ class Layer:
     activation_bits: int = 8
     float_reason: str | None = None
     kept: bool = False  # in float by choice
+    probabilities: bool = False  # of attention, as the left operand
     quantizers: list[str] = field(default_factory=list)
 
     def record(self) -> dict[str, Any]:
@@ -164,6 +166,7 @@ def find_layers(graph_module: GraphModule) -> Iterator[Layer]:
         layer.float_reason = None if op else f"no integer form for {_OTHER_PRODUCTS[node.target]}"
         if op:
             layer.float_reason = _why_not(node, op, batch)
+        layer.probabilities = op == "matmul" and isinstance(node.args[0], Node) and is_probability(node.args[0])
         yield layer
 
 
@@ -172,7 +175,7 @@ def _op(node: Node) -> Op | None:
         return "conv2d"
     if node.target == aten.linear.default:
         return "linear"
-    return "matmul" if node.target in _MATMULS else None
+    return "matmul" if node.target == aten.matmul.default else None
 
 
 def _why_not(node: Node, op: Op, batch: set[str]) -> str | None:
@@ -182,8 +185,8 @@ def _why_not(node: Node, op: Op, batch: set[str]) -> str | None:
         value = operand.meta.get("val") if isinstance(operand, Node) else None
         if not isinstance(value, torch.Tensor) or str(value.shape[0]) not in batch:
             return "an operand's first dimension is not the batch, so a row per sample cannot be selected"
-    if op != "matmul" and getattr(node.args[1], "op", "") != "get_attr":
-        return "its weight is computed, not a parameter"
+    if op != "matmul" and any(isinstance(a, Node) and a.op != "get_attr" for a in node.args[1:3]):
+        return "its weight or bias is computed from the input, not a parameter"
     return None
 
 
@@ -195,19 +198,13 @@ def _unique(name: str, taken: set[str]) -> str:
     return candidate
 
 
-def _static(value: Any) -> list[int]:
-    return [d if isinstance(d, int) else 1 for d in value.shape]
-
-
 def _macs(node: Node) -> int:
-    out = math.prod(_static(node.meta["val"])) if isinstance(node.meta.get("val"), torch.Tensor) else 0
-    if node.target == aten.scaled_dot_product_attention.default:
-        return 2 * out * _static(node.args[1].meta["val"])[-2]  # type: ignore[union-attr]
+    out = math.prod(static_shape(node.meta["val"])) if isinstance(node.meta.get("val"), torch.Tensor) else 0
     weight = node.args[1] if len(node.args) > 1 else None
     if not isinstance(weight, Node):
         return out
-    shape = _static(weight.meta["val"])
-    return out * (shape[-2] if weight.op != "get_attr" else math.prod(shape[1:]))
+    shape = static_shape(weight.meta["val"])
+    return out * (shape[-2] if node.target == aten.matmul.default else math.prod(shape[1:]))
 
 
 def insert_quantizers(graph_module: GraphModule, plan: Plan, timesteps: torch.Tensor) -> None:
@@ -234,18 +231,18 @@ def insert_quantizers(graph_module: GraphModule, plan: Plan, timesteps: torch.Te
         graph.erase_node(node)
         layer.node = call
     graph.eliminate_dead_code()
-    _drop_unused(graph_module)
+    drop_unused_tensors(graph_module, keep=("layers.", "quantizers."))
     graph_module.recompile()
 
 
 def _quantizer_call(graph_module: GraphModule, plan: Plan, layer: Layer, x: Node, name: str, timestep: Node, timesteps: torch.Tensor,
                     shared: dict[tuple[Any, ...], Node]) -> Node:  # fmt: skip
     # Only on the left: its zero-point is then corrected by column sums of the right operand's codes.
-    is_softmax = layer.op == "matmul" and x.target in _SOFTMAX and x is layer.node.args[0]
+    is_softmax = layer.probabilities and x is layer.node.args[0]
     axis = {"conv2d": 1, "linear": -1, "matmul": 0}[layer.op]
     key = (x, axis, layer.activation_bits, is_softmax)
     if key not in shared:
-        channels = 1 if layer.op == "matmul" else _static(x.meta["val"])[axis]
+        channels = 1 if layer.op == "matmul" else static_shape(x.meta["val"])[axis]
         quantizer = ActivationQuantizer(
             timesteps,
             layer.activation_bits,
@@ -308,13 +305,3 @@ def conv_geometry(arguments: Sequence[Any]) -> tuple[list[int], list[int], list[
     given = list(arguments[3:7])
     stride, padding, dilation, groups = given + defaults[len(given) :]
     return list(stride), list(padding), list(dilation), int(groups)
-
-
-def _drop_unused(graph_module: GraphModule) -> None:
-    """Forget the float weights that integer layers have replaced."""
-    used = {str(n.target) for n in graph_module.graph.nodes if n.op == "get_attr"}
-    for name, _ in list(graph_module.named_buffers()):
-        if name in used or name.startswith(("layers.", "quantizers.")):
-            continue
-        path, _, leaf = name.rpartition(".")
-        del graph_module.get_submodule(path)._buffers[leaf]

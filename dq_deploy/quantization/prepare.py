@@ -18,7 +18,7 @@ from ..sources import Lora, Source, load_source, module_source
 from .blocks import assign_blocks
 from .calibration import Model
 from .calibration_source import CalibrationSource, Request, calibration_source
-from .capture import capture, decompose_attention, input_names
+from .capture import capture, input_names
 from .config import QuantizeConfig
 from .plan import Plan, make_plan
 from .trained import check_patterns
@@ -83,7 +83,6 @@ def prepare(source: Any, config: QuantizeConfig, request: Request, *, scheduler:
     generator = torch.Generator().manual_seed(0)
     examples[names[0]] = torch.randn(2, *shape, generator=generator)
     float_graph = capture(model, {name: examples[name] for name in names})
-    decompose_attention(float_graph)
     plan = make_plan(float_graph, config)
     check_patterns(config.train, [layer.name for layer in plan.quantized])
     assign_blocks(float_graph, plan, blocks)
