@@ -68,6 +68,7 @@ class Plan:
     layers: list[Layer]
     temporal: bool = True
     zero_points: bool = True
+    softmax_bits: int = 8
 
     @property
     def quantized(self) -> list[Layer]:
@@ -110,7 +111,7 @@ def make_plan(graph_module: GraphModule, config: QuantizeConfig) -> Plan:
     if unmatched:
         names = ", ".join(layer.name for layer in layers[:8])
         raise UsageError(f"no layer matches {', '.join(map(repr, unmatched))}", f"layers are named like: {names}, …")
-    plan = Plan(layers, config.temporal, config.zero_points)
+    plan = Plan(layers, config.temporal, config.zero_points, config.softmax_bits)
     if plan.float_share > config.max_float_share:
         worst = sorted(plan.left_float, key=lambda x: -x.macs)[:5]
         listing = "; ".join(f"{x.name} ({x.float_reason})" for x in worst)
@@ -240,12 +241,13 @@ def _quantizer_call(graph_module: GraphModule, plan: Plan, layer: Layer, x: Node
     # Only on the left: its zero-point is then corrected by column sums of the right operand's codes.
     is_softmax = layer.probabilities and x is layer.node.args[0]
     axis = {"conv2d": 1, "linear": -1, "matmul": 0}[layer.op]
-    key = (x, axis, layer.activation_bits, is_softmax)
+    bits = plan.softmax_bits if is_softmax else layer.activation_bits
+    key = (x, axis, bits, is_softmax)
     if key not in shared:
         channels = 1 if layer.op == "matmul" else static_shape(x.meta["val"])[axis]
         quantizer = ActivationQuantizer(
             timesteps,
-            layer.activation_bits,
+            bits,
             symmetric=(layer.op == "matmul" or not plan.zero_points) and not is_softmax,
             axis=axis,
             channels=channels,
@@ -253,7 +255,7 @@ def _quantizer_call(graph_module: GraphModule, plan: Plan, layer: Layer, x: Node
             static=not (plan.temporal or is_softmax),
         )
         if is_softmax:  # probabilities lie in [0, 1] at every timestep: code = round((2^b − 1)·P) − 2^(b−1)
-            qmin, qmax = code_range(layer.activation_bits)
+            qmin, qmax = code_range(bits)
             rows = len(timesteps)
             quantizer.set_tables(torch.full((rows,), 1 / (qmax - qmin)), torch.full((rows,), float(qmin)))
         target = _register(graph_module, "quantizers", name, quantizer)

@@ -177,6 +177,16 @@ def test_a_softmax_of_anything_but_scores_has_tables_of_its_own() -> None:
     assert not any(q.fixed for _, q in named_quantizers(graph))
 
 
+@pytest.mark.parametrize("softmax_bits", [8, 4])
+def test_probabilities_have_bits_of_their_own(unet_graph: GraphModule, softmax_bits: int) -> None:
+    graph, plan = rewritten(unet_graph, preset="w4a4", **({} if softmax_bits == 8 else {"softmax_bits": softmax_bits}))
+    quantizers = dict(named_quantizers(graph))
+    product = next(layer for layer in plan.quantized if layer.name.endswith("matmul_1"))
+    probabilities, values = (quantizers[name] for name in product.quantizers)
+    assert (probabilities.bits, values.bits) == (softmax_bits, 4)
+    assert probabilities.scale_table().tolist() == pytest.approx([1 / (2**softmax_bits - 1)] * 2)
+
+
 def test_layers_are_conserved_and_float_weights_forgotten(unet_graph: GraphModule) -> None:
     graph, plan = rewritten(unet_graph)
     assert sorted(name for name, _ in named_layers(graph)) == sorted(layer.name for layer in plan.quantized)
