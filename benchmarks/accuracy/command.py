@@ -178,8 +178,8 @@ class _Run:
             self.out.note(f"{tier}: {len(todo)} of {len(plan)} cells to measure, about {duration(seconds)}" + self._stale_note(stale))
             # The float model's pictures come first: all others are compared with them.
             base = [p for p in todo if p.task.cell.method == FLOAT]
-            first = self._pool(base) if tier == "grid" else {}
-            failed |= first or self._pool([p for p in todo if tier != "grid" or p.task.cell.method != FLOAT])
+            first = self._pool(tier, base) if tier == "grid" else {}
+            failed |= first or self._pool(tier, [p for p in todo if tier != "grid" or p.task.cell.method != FLOAT])
         for label, reason in failed.items():
             self.out.warn(f"{label} failed: {reason}")
         return failed
@@ -188,11 +188,13 @@ class _Run:
         again = "measured again" if self.rerun_stale else "kept; --rerun-stale measures them again"
         return f"; {stale} were made by other code or settings and are {again}" if stale else ""
 
-    def _pool(self, todo: Sequence[Planned]) -> dict[str, str]:
+    def _pool(self, tier: Tier, todo: Sequence[Planned]) -> dict[str, str]:
         if not todo:
             return {}
         logs = self.scope.folders.work / "logs"
-        outcome = pool.run(todo, jobs=self.jobs, logs=logs, deadline=self.deadline, finished=self._tell, progress=self.out.progress)
+        outcome = pool.run(
+            todo, jobs=self.jobs, logs=logs, deadline=self.deadline, finished=self._tell, label=tier, progress=self.out.progress
+        )
         if outcome.left:
             self.out.note(f"{len(outcome.left)} cells were left for another day (--max-minutes)")
         return outcome.failed

@@ -45,6 +45,7 @@ def run(
     logs: Path,
     deadline: float | None = None,
     finished: Callable[[Planned, float], None] | None = None,
+    label: str = "accuracy",
     progress: Progress = silent,
 ) -> Outcome:
     """Run every task, ``jobs`` at a time. ``finished`` is told of each that succeeded, and the seconds it took.
@@ -53,7 +54,7 @@ def run(
     interrupted, the children are ended and nothing half-measured remains.
     """
     outcome, waiting, running = Outcome(), list(plan), list[_Running]()
-    with progress("accuracy", max(1, round(sum(p.estimate_s for p in plan)))) as advance:
+    with progress(f"{label} (seconds of work)", max(1, round(sum(p.estimate_s for p in plan)))) as advance:
         try:
             while waiting or running:
                 while waiting and len(running) < jobs:
