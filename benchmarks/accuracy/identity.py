@@ -42,9 +42,11 @@ def identity(cell: Cell, settings: Settings, *, model_sha256: str, family: Famil
 
 
 def state(found: CellResult | None, wanted: Identity, settings: Settings, tier: Tier) -> tuple[State, str]:
-    """Whether a cell's figures of a tier stand, and if not, why."""
-    figures = found.figures(tier) if found else None
-    if found is None or figures is None:
+    """Whether a cell's figures of a tier stand, and if not, why.
+
+    A cell that other code made is stale in every tier, measured or not: its figures would be of two different checkpoints.
+    """
+    if found is None:
         return "missing", ""
     reasons = []
     if found.model_sha256 != wanted.model_sha256:
@@ -54,6 +56,9 @@ def state(found: CellResult | None, wanted: Identity, settings: Settings, tier: 
         reasons.append(f"other settings ({', '.join(changed)})")
     if found.code_sha256 != wanted.code_sha256:
         reasons.append("other code")
-    if figures.samples != settings.samples(tier):
+    figures = found.figures(tier)
+    if figures is None and not reasons:
+        return "missing", ""
+    if figures is not None and figures.samples != settings.samples(tier):
         reasons.append(f"{figures.samples} samples")
     return ("stale", "; ".join(reasons)) if reasons else ("done", "")

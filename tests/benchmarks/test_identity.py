@@ -64,6 +64,8 @@ def test_other_settings_and_weights_make_a_cell_stale(settings: Settings, change
 
 def test_other_code_makes_a_cell_stale() -> None:
     assert look(measured(code_sha256="0" * 64)) == ("stale", "other code")
+    # Also in a tier that was not measured: measuring it would throw the other figures away.
+    assert look(measured(code_sha256="0" * 64), tier="rival") == ("stale", "other code")
 
 
 def test_end_to_end_factor_matters_to_nobody_else() -> None:
