@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from .engines.build import build_engine
     from .engines.dropin import load
     from .exporters import export
-    from .quantization import quantize
+    from .quantization import estimate, quantize
     from .sampling import sample
 
 _HOMES = {
@@ -22,13 +22,14 @@ _HOMES = {
     "bench": "engines.bench",
     "build_engine": "engines.build",
     "check": "accuracy",
+    "estimate": "quantization",
     "export": "exporters",
     "load": "engines.dropin",
     "quantize": "quantization",
     "sample": "sampling",
 }
 
-__all__ = ["CheckResult", "bench", "build_engine", "check", "export", "load", "quantize", "sample"]
+__all__ = ["CheckResult", "bench", "build_engine", "check", "estimate", "export", "load", "quantize", "sample"]
 
 
 def __getattr__(name: str) -> Any:

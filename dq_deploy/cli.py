@@ -104,6 +104,7 @@ def cli() -> None:
 @calibration_options
 @click.option("--config", type=click.Path(path_type=Path), help="JSON file with options, named as in the manifest; flags win.")
 @click.option("--resume", is_flag=True, help="Go on with the run that was interrupted while it wrote this output, if there is one.")
+@click.option("--dry-run", is_flag=True, help="Only say what would be done, and what it would take; writes nothing.")
 @force_option
 @common
 def quantize(
@@ -113,6 +114,7 @@ def quantize(
     calibration: dict[str, Any],
     config: Path | None,
     resume: bool,
+    dry_run: bool,
     force: bool,
     output: Output,
     **options: Any,
@@ -123,7 +125,7 @@ def quantize(
     model's own sampling trajectories; no data set is needed.
     """
     from .artifacts import check_output
-    from .quantization import QuantizeConfig, work_path
+    from .quantization import QuantizeConfig, estimate, work_path
     from .quantization import quantize as run_quantize
 
     merged = {"preset": "w8a8", **read_config(config), **{key: value for key, value in options.items() if value is not None}}
@@ -131,6 +133,9 @@ def quantize(
         merged["keep"] = merged.get("keep", {}) | dict(map(parse_keep, keep))
     QuantizeConfig.build(**merged)
     check_output(destination, force=force)
+    if dry_run:
+        tables.show_budget(estimate(source, **calibration, **merged), output)
+        return
     try:
         artifact = run_quantize(source, destination, **calibration, force=force, resume=resume, progress=output.progress, **merged)
     except (KeyboardInterrupt, MemoryError, OSError, RuntimeError):

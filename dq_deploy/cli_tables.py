@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .accuracy import CheckResult
     from .demo import DemoResult
     from .engines.bench import BenchResult, BenchRow
+    from .quantization import Budget
     from .sampling import SampleResult
 
 _SHOWN_LAYERS = 5
@@ -32,6 +33,34 @@ def show_checkpoint(checkpoint: Artifact, output: Output) -> None:
     ]
     output.table(str(checkpoint.path), ("", ""), rows)
     output.data({"checkpoint": checkpoint.path, "manifest": checkpoint.manifest.model_dump()})
+
+
+def show_budget(budget: Budget, output: Output) -> None:
+    """What a run would do and take."""
+    rows = [
+        (block.name, len(block.layers), f"{block.trained_parameters:,}", f"{block.macs / 1e6:.1f} M", _duration(block.seconds))
+        for block in budget.blocks
+    ]
+    output.table(f"{budget.model}: blocks", ("block", "layers", "trained parameters", "multiply-accumulates", "time"), rows)
+    if budget.float_layers:
+        output.table("left in float", ("layer", "reason"), [(layer["name"], layer["reason"]) for layer in budget.float_layers])
+    totals = [
+        ("multiply-accumulates in float", f"{budget.float_mac_share:.2%}"),
+        ("trained parameters", f"{budget.trained_parameters:,}"),
+        ("calibration samples", f"{budget.samples:,}"),
+        *((f"disk: {name}", f"{size / 1e6:.1f} MB") for name, size in budget.disk_bytes.items()),
+        *((f"memory: {name}", f"{size / 1e6:.1f} MB") for name, size in budget.memory_bytes.items()),
+        *((f"time: {name}", _duration(seconds)) for name, seconds in budget.seconds.items()),
+    ]
+    output.table("estimate", ("", ""), totals)
+    output.note("times are extrapolated from a few passes measured now; memory comes on top of the loaded model; nothing was written")
+    output.data(budget)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 3600 else f"{seconds / 3600:.1f} h"
 
 
 def _span(snr_db: list[float]) -> str:

@@ -24,7 +24,7 @@ from dq_deploy.quantization.capture import capture, input_names
 from dq_deploy.quantization.checkpoint import Checkpoint, load_checkpoint
 from dq_deploy.quantization.config import Dilation, QuantizeConfig
 from dq_deploy.quantization.initialize import initialize
-from dq_deploy.quantization.pipeline import _copy_with_quantizers, quantize
+from dq_deploy.quantization.pipeline import copy_with_quantizers, quantize
 from dq_deploy.quantization.plan import Plan, make_plan
 
 FAST: dict[str, Any] = {
@@ -113,7 +113,7 @@ def quantized_copy(graph: GraphModule, data: Trajectories, *, rule: Dilation = D
     """A copy of a captured graph with initialized quantizers; blocks are assigned in both."""
     plan = planned(graph, **options)
     assign_blocks(graph, plan)
-    quantized = _copy_with_quantizers(graph, plan, data)
+    quantized = copy_with_quantizers(graph, plan, data.timesteps)
     initialize(graph, quantized, data, QuantizeConfig.build(**{**FAST, "dilation": rule, **options}))
     return quantized, plan
 

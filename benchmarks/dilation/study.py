@@ -13,7 +13,7 @@ from dq_deploy.quantization.calibration import Trajectories
 from dq_deploy.quantization.calibration_source import Request
 from dq_deploy.quantization.config import Dilation, QuantizeConfig
 from dq_deploy.quantization.initialize import AUTO_RULES, apply_rule, fit_and_judge, mean_snr, quantizer_groups
-from dq_deploy.quantization.pipeline import _copy_with_quantizers, per_timestep_snr
+from dq_deploy.quantization.pipeline import copy_with_quantizers, per_timestep_snr
 from dq_deploy.quantization.prepare import Prepared, prepare
 
 REFERENCE_SEEDS = range(2_000_000, 2_000_008)
@@ -66,7 +66,7 @@ class Study:
         prepared = self._prepared(preset, seed)
         data = self._collect(prepared, range(seed, seed + prepared.config.calibration_samples))
         reference = self._collect(prepared, REFERENCE_SEEDS)
-        quantized = _copy_with_quantizers(prepared.float_graph, prepared.plan, data)
+        quantized = copy_with_quantizers(prepared.float_graph, prepared.plan, data.timesteps)
         fit, judge = fit_and_judge(data)
         groups = quantizer_groups(quantized)
         rules = {}

@@ -19,7 +19,7 @@ from dq_deploy.quantization.calibration import Trajectories
 from dq_deploy.quantization.calibration_source import Request
 from dq_deploy.quantization.config import QuantizeConfig
 from dq_deploy.quantization.initialize import arguments, initialize
-from dq_deploy.quantization.pipeline import _copy_with_quantizers
+from dq_deploy.quantization.pipeline import copy_with_quantizers
 from dq_deploy.quantization.prepare import prepare
 
 
@@ -72,7 +72,7 @@ def _model(source: str, steps: int, seeds: int) -> tuple[GraphModule, Trajectori
     config = QuantizeConfig.build("w8a8", steps=steps, dilation="none", calibration_samples=max(seeds, 2))
     prepared = prepare(source, config, Request())
     data = prepared.calibration.collect(prepared.call(prepared.float_graph), range(config.calibration_samples), silent)
-    quantized = _copy_with_quantizers(prepared.float_graph, prepared.plan, data)
+    quantized = copy_with_quantizers(prepared.float_graph, prepared.plan, data.timesteps)
     initialize(prepared.float_graph, quantized, data, config)
     return quantized, data
 

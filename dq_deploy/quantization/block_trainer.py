@@ -15,7 +15,7 @@ from .config import QuantizeConfig
 from .optimizers import cosine
 from .trained import TrainedParts
 
-_EVALUATE_EVERY = 50
+EVALUATE_EVERY = 50
 _DIVERGED = 10.0  # held-out loss against the start: beyond this the block is stopped
 
 
@@ -79,13 +79,13 @@ class BlockTrainer:
         judge = _Judge(before, self.parts, self.config.patience)
         done, last = 0, self.config.iterations if before > 0 else 0
         with self.parts.training():
-            steps = _Steps(self, train)
+            steps = Steps(self, train)
             while done < last and not judge.note:
                 loss = steps.take()
                 done += 1
                 if not math.isfinite(loss):
                     judge.note = f"the loss was {loss} at iteration {done}; kept the best state"
-                elif done % _EVALUATE_EVERY == 0 or done == last:
+                elif done % EVALUATE_EVERY == 0 or done == last:
                     judge.judge(self.evaluate(held_out), done)
                 advance(1, self.block.name)
         self.parts.restore(judge.state)
@@ -93,7 +93,7 @@ class BlockTrainer:
         return BlockRecord(self.block.name, before, judge.best, done, judge.note)
 
 
-class _Steps:
+class Steps:
     """Optimizer steps of a block, one after the other."""
 
     def __init__(self, trainer: BlockTrainer, train: torch.Tensor) -> None:

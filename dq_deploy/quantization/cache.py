@@ -5,9 +5,24 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
+
+
+class Values(Protocol):
+    """Named tensors [S, ...], written and read by rows."""
+
+    def __contains__(self, name: str) -> bool: ...
+
+    def write(self, name: str, start: int, values: torch.Tensor) -> None:
+        """Store rows [start, start + len(values)) of a tensor; the first call decides shape and type of the rows."""
+
+    def read(self, name: str, index: torch.Tensor) -> torch.Tensor:
+        """Rows ``index`` [N] of a tensor, in a tensor of their own on the CPU."""
+
+    def drop(self, name: str) -> None:
+        """Forget a tensor."""
 
 
 class _Entry(NamedTuple):
@@ -64,11 +79,6 @@ class ValueCache:
         """Forget a tensor and give back its disk."""
         os.close(self._entries.pop(name).handle)
         self._path(name).unlink()
-
-    def close(self) -> None:
-        """Forget every tensor."""
-        for name in list(self._entries):
-            self.drop(name)
 
     def _path(self, name: str) -> Path:
         return self.folder / f"{name}.rows"

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 
 from ..errors import ArtifactError
 from .blocks import Block
-from .cache import ValueCache
+from .cache import Values
 
 
 class Chain:
     """Blocks of one graph and the values that they have left behind for S samples at ``timestep`` [S]."""
 
-    def __init__(self, blocks: Sequence[Block], folder: Path, timestep: torch.Tensor, batch_size: int,
+    def __init__(self, blocks: Sequence[Block], values: Values, timestep: torch.Tensor, batch_size: int,
                  device: torch.device | str = "cpu") -> None:  # fmt: skip
-        self.blocks = list(blocks)
-        self.values = ValueCache(folder)
+        self.blocks, self.values = list(blocks), values
         self.timestep, self.batch_size, self.device = timestep, batch_size, torch.device(device)
 
     def inputs(self, block: Block, index: torch.Tensor) -> list[torch.Tensor]:

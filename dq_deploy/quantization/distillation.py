@@ -19,6 +19,7 @@ from torch.fx import GraphModule
 from ..progress import Progress, silent
 from .block_trainer import BlockRecord, BlockTrainer
 from .blocks import Block, split_blocks, whole_network
+from .cache import ValueCache
 from .calibration import Trajectories
 from .chain import Chain
 from .config import Distillation, QuantizeConfig
@@ -50,7 +51,7 @@ def _distill(float_graph: GraphModule, quantized: GraphModule, data: Trajectorie
     samples, timestep, conditions = data.flat(slice(None))
     whole = config.distillation is Distillation.END_TO_END
     teacher, student = (
-        Chain([whole_network(graph)] if whole else split_blocks(graph), folder / name, timestep, config.batch_size)
+        Chain([whole_network(graph)] if whole else split_blocks(graph), ValueCache(folder / name), timestep, config.batch_size)
         for graph, name in ((float_graph, "float"), (quantized, "quantized"))
     )
     first = next(str(n.target) for n in float_graph.graph.nodes if n.op == "placeholder")

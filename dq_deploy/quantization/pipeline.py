@@ -72,7 +72,7 @@ def _quantize(prepared: Prepared, work: WorkFolder, progress: Progress) -> tuple
     config, float_graph, plan = prepared.config, prepared.float_graph, prepared.plan
     data = _collect(prepared, "calibration", config.seed, config.calibration_samples, work, progress)
     reference = _collect(prepared, "reference", _REFERENCE_SEED + config.seed, config.reference_samples, work, progress)
-    quantized = _copy_with_quantizers(float_graph, plan, data)
+    quantized = copy_with_quantizers(float_graph, plan, data.timesteps)
     initial = _initialized(prepared, quantized, data, work, progress)
     before = per_timestep_snr(prepared.call(quantized), reference)
     records = distill(float_graph, quantized, data, config, work=work, progress=progress) if config.iterations else []
@@ -103,13 +103,13 @@ def _initialized(prepared: Prepared, quantized: GraphModule, data: Trajectories,
     return done
 
 
-def _copy_with_quantizers(float_graph: GraphModule, plan: Plan, data: Trajectories) -> GraphModule:
-    """A copy of the graph, rewritten; the plan's nodes follow into the copy."""
+def copy_with_quantizers(float_graph: GraphModule, plan: Plan, timesteps: torch.Tensor) -> GraphModule:
+    """A copy of the graph, rewritten for tables with a row for each of ``timesteps`` [T]; the plan's nodes follow into the copy."""
     quantized = deepcopy(float_graph)
     by_name = {node.name: node for node in quantized.graph.nodes}
     for layer in plan.layers:
         layer.node = by_name[layer.node.name]
-    insert_quantizers(quantized, plan, data.timesteps)
+    insert_quantizers(quantized, plan, timesteps)
     return quantized
 
 

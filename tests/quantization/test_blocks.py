@@ -9,6 +9,7 @@ from torch.fx import GraphModule
 
 from dq_deploy.errors import UsageError
 from dq_deploy.quantization.blocks import assign_blocks, split_blocks
+from dq_deploy.quantization.cache import ValueCache
 from dq_deploy.quantization.calibration import Trajectories
 from dq_deploy.quantization.chain import Chain
 from tests.tiny import planned, quantized_copy, snr_db, trajectories
@@ -17,7 +18,7 @@ from tests.tiny import planned, quantized_copy, snr_db, trajectories
 def last_value(graph: GraphModule, data: Trajectories, folder: Path) -> torch.Tensor:
     """The graph's output, computed block by block."""
     samples, timestep, _ = data.flat(slice(None))
-    chain = Chain(split_blocks(graph), folder, timestep, len(samples))
+    chain = Chain(split_blocks(graph), ValueCache(folder), timestep, len(samples))
     name = next(n.name for n in graph.graph.nodes if n.op == "placeholder")
     chain.values.write(name, 0, samples)
     for block in chain.blocks:

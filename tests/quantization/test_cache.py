@@ -33,7 +33,7 @@ def test_what_is_dropped_gives_back_its_disk(tmp_path: Path) -> None:
     cache.drop("x")
     assert "x" not in cache
     assert [p.name for p in tmp_path.iterdir()] == ["y.rows"]
-    cache.close()
+    cache.drop("y")
     assert not list(tmp_path.iterdir())
 
 

@@ -15,7 +15,7 @@ import torch
 from dq_deploy import cli
 from dq_deploy.errors import UsageError
 from dq_deploy.quantization import quantize
-from dq_deploy.quantization.block_trainer import _Steps
+from dq_deploy.quantization.block_trainer import Steps
 from dq_deploy.quantization.work_folder import WorkFolder, work_path
 from tests.flow import snapshot
 from tests.tiny import FAST, SHAPE, PlainUNet, scheduler
@@ -26,7 +26,7 @@ FLAGS = ("--preset", "w4a4", "--steps", "2", "--calibration-samples", "2", "--ba
 
 def ending_at(stage: str, number: int) -> None:
     """Let this process get the signal ``number`` when a stage has been saved, or in the middle of a block's training ("in <block>")."""
-    save, take = WorkFolder.save, _Steps.take
+    save, take = WorkFolder.save, Steps.take
     taken = 0
 
     def ending_save(self: WorkFolder, name: str, tensors: Any, record: Any) -> None:
@@ -34,14 +34,14 @@ def ending_at(stage: str, number: int) -> None:
         if stage in (name, isinstance(record, dict) and record.get("block")):
             os.kill(os.getpid(), number)
 
-    def ending_take(self: _Steps) -> float:
+    def ending_take(self: Steps) -> float:
         nonlocal taken
         taken += stage == f"in {self.trainer.block.name}"
         if taken == 7:
             os.kill(os.getpid(), number)
         return take(self)
 
-    WorkFolder.save, _Steps.take = ending_save, ending_take  # type: ignore[method-assign]
+    WorkFolder.save, Steps.take = ending_save, ending_take  # type: ignore[method-assign]
 
 
 def in_a_process(output: Path, stage: str, number: int, arguments: list[str] | None = None, **options: Any) -> tuple[int, str]:
