@@ -43,6 +43,8 @@ def preset_table(results: ModelResults, preset: str) -> str:
     """Every method at a preset, DilateQuant first and the others by their PSNR."""
     names = list(dict.fromkeys(representative(m.name, preset, results.settings) for m in METHODS if preset in m.presets))
     rows = {name: results.row(preset, name) for name in names}
+    if not any(rows.values()):
+        return "Not measured yet."
     order = sorted(names, key=lambda name: (name != DILATEQUANT, -_psnr(rows[name])))
     return markdown(
         ["method", "PSNR, dB", "against DilateQuant", "SNR, dB: median step", "worst step", "feature distance", "Fréchet, classifier",
