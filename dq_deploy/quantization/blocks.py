@@ -16,6 +16,7 @@ from torch.fx import Graph, GraphModule, Node
 from ..errors import UsageError
 from .graph_edit import aten
 from .plan import Plan, decode, float_name
+from .skip_halves import whole_name
 
 BLOCK_CLASSES = frozenset({
     "Attention", "BasicTransformerBlock", "Downsample2D", "FluxSingleTransformerBlock", "FluxTransformerBlock", "JointTransformerBlock",
@@ -62,7 +63,7 @@ def assign_blocks(graph_module: GraphModule, plan: Plan, patterns: Sequence[str]
     matched: set[str] = set()
     index, current, first = 0, "", ""
     for node in graph_module.graph.nodes:
-        name = _block_of(node, patterns, matched) or layer_names.get(node, "")
+        name = _block_of(node, patterns, matched) or whole_name(layer_names.get(node, ""))
         if name and name != current:
             index += 1 if current else 0
             current, first = name, first or name

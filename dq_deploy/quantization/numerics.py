@@ -58,14 +58,16 @@ def quantize_weight(weight: torch.Tensor, scale: torch.Tensor, bits: int) -> tor
 def affine_parameters(low: torch.Tensor, high: torch.Tensor, bits: int, *, symmetric: bool) -> tuple[torch.Tensor, torch.Tensor]:
     """Scale and zero-point that cover [low, high] (widened to contain 0) with 2^bits codes.
 
-    A range too small to divide by (a constant-zero activation) gets scale 1: every code is then 0 − z + z = 0.
+    A range too small to divide by (a constant-zero activation) gets scale 1 and zero-point 0: its codes are 0, and so is what an engine
+    makes of them, without a correction that cancels only almost.
     """
     qmin, qmax = code_range(bits)
     low, high = low.clamp(max=0).float(), high.clamp(min=0).float()
     scale = torch.maximum(-low, high) / qmax if symmetric else (high - low) / (qmax - qmin)
-    scale = torch.where(scale < torch.finfo(torch.float32).tiny * 1e6, torch.ones_like(scale), scale)
+    nothing = scale < torch.finfo(torch.float32).tiny * 1e6
+    scale = torch.where(nothing, torch.ones_like(scale), scale)
     zero_point = torch.zeros_like(scale) if symmetric else (qmin - low / scale).round().clamp(qmin, qmax)
-    return scale, zero_point
+    return scale, torch.where(nothing, torch.zeros_like(zero_point), zero_point)
 
 
 def weight_scale(weight: torch.Tensor, bits: int) -> torch.Tensor:

@@ -152,7 +152,7 @@ def _manifest(prepared: Prepared, data: Trajectories, initial: Initialization, r
             "float_layers": [layer.record() for layer in plan.left_float],
             "float_mac_share": plan.float_share,
             "quantizers": [{"name": name, "layers": layers} for name, layers in members.items()],
-            "skip_halves": "one quantizer over the concatenation",
+            "skip_halves": prepared.skip_halves,
             "dilation": [{**asdict(r), "folded_into": folded.get(r.quantizer, [])} for r in initial.records],
             "dilation_rule": {"used": initial.rule, "mean_snr_db": initial.tried},
             "distillation": [asdict(r) for r in records],

@@ -20,6 +20,7 @@ from .moves import MOVES
 from .numerics import code_range
 from .rewrites.probabilities import is_probability
 from .shapes import static_shape
+from .skip_halves import whole_name
 
 Op = Literal["conv2d", "linear", "matmul"]
 # Products that the rewrite has no integer form for; they stay in float and say so.
@@ -126,8 +127,10 @@ def _matches(pattern: str, layer: Layer, first_input: Node, output: Any) -> bool
     if pattern == FIRST:
         return layer.op != "matmul" and _unmoved(layer.node.args[0]) is first_input
     if pattern == LAST:
-        return layer.node is _unmoved(output)
-    return fnmatchcase(layer.name, pattern)
+        last = _unmoved(output)
+        halves = last.all_input_nodes if whole_name(layer.name) != layer.name else []  # whose sum the output is
+        return layer.node is last or layer.node in halves
+    return fnmatchcase(layer.name, pattern) or fnmatchcase(whole_name(layer.name), pattern)
 
 
 def _unmoved(value: Any) -> Any:

@@ -21,6 +21,7 @@ from .calibration_source import CalibrationSource, Request, calibration_source
 from .capture import capture, input_names
 from .config import QuantizeConfig
 from .plan import Plan, make_plan
+from .skip_halves import arrange_skip_halves
 from .trained import check_patterns
 
 
@@ -37,6 +38,7 @@ class Prepared:
     float_graph: GraphModule
     plan: Plan
     blocks: list[str] | None
+    skip_halves: dict[str, Any]  # the manifest's entry
 
     def call(self, graph: GraphModule) -> Model:
         """A graph as ``model(sample, timestep, **conditions)``: arguments and result on the CPU, whatever the graph's device."""
@@ -83,11 +85,12 @@ def prepare(source: Any, config: QuantizeConfig, request: Request, *, scheduler:
     generator = torch.Generator().manual_seed(0)
     examples[names[0]] = torch.randn(2, *shape, generator=generator)
     float_graph = capture(model, {name: examples[name] for name in names})
+    halves = arrange_skip_halves(float_graph, config.skip_halves)
     plan = make_plan(float_graph, config)
     check_patterns(config.train, [layer.name for layer in plan.quantized])
     assign_blocks(float_graph, plan, blocks)
     chosen = list(blocks) if blocks is not None else None
-    return Prepared(config, details, scheduler, shape, names, calibration, float_graph, plan, chosen)
+    return Prepared(config, details, scheduler, shape, names, calibration, float_graph, plan, chosen, halves)
 
 
 def _resolve(source: Any, scheduler: Any, sample_shape: tuple[int, ...] | None, lora: Lora | None) -> tuple[Source, dict[str, Any]]:

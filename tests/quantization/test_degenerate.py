@@ -1,0 +1,99 @@
+"""Activations that are constant or zero, channels without weights: defined results from capture to graph, whatever the options."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from dq_deploy.accuracy import check
+from dq_deploy.exporters import export
+from dq_deploy.quantization import numerics
+from dq_deploy.quantization.checkpoint import Checkpoint
+from tests.tiny import SHAPE, make_checkpoint, snr_db
+
+
+class Degenerate(nn.Module):
+    """Every kind of nothing that a trained network may hold."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.last = nn.Conv2d(1, 8, 3, padding=1), nn.Conv2d(8, 1, 3, padding=1)
+        for name in ("constant", "zero", "late", "pruned", "holes"):
+            setattr(self, name, nn.Conv2d(8, 8, 3, padding=1, bias=name in ("constant", "holes")))
+        self.embed, self.nothing = nn.Linear(8, 8, bias=False), nn.Linear(8, 8)
+        with torch.no_grad():
+            self.pruned.weight.zero_()  # a layer without weights
+            self.holes.weight[2:4] = 0  # output channels without weights
+            self.holes.weight[:, 5] = 0  # an input channel that nobody reads
+            self.nothing.weight.zero_()
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        h = self.first(x)
+        dead = torch.cat([h[:, :4], torch.zeros_like(h[:, 4:])], dim=1)  # channels that are always 0
+        step = t[:, None, None, None]
+        h = h + self.holes(dead)
+        h = h + self.constant(torch.full_like(h, -0.3))  # one value, everywhere and always
+        h = h + self.zero(F.relu(h - 1e6))  # zero, always
+        h = h + self.late(h * (step > 400))  # zero at some timesteps and not at others
+        h = h + self.pruned(h) + self.embed(F.relu(t[:, None] - 1e6).expand(-1, 8))[:, :, None, None]
+        tokens = self.nothing(h.flatten(2).transpose(1, 2)) * 0
+        weights = torch.softmax(tokens @ tokens.transpose(1, 2), dim=-1)  # equal probabilities, from queries and keys that are zero
+        return self.last(h + (weights @ h.flatten(2).transpose(1, 2)).transpose(1, 2).reshape(h.shape))
+
+
+QUICK: dict[str, Any] = {"steps": 2, "calibration_samples": 4, "iterations": 2}
+OPTIONS: list[dict[str, Any]] = [
+    {"dilation": "none"},
+    {"dilation": "symmetric", "temporal": False},
+    {"dilation": "asymmetric", "zero_points": False},
+    {"dilation": "auto", "initial_range": "percentile"},
+    {"dilation": "smoothquant", "initial_range": "mse"},
+    {"dilation": "auto", "weight_bits": 4, "initial_range": "mse"},
+]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    return make_checkpoint(Degenerate(), tmp_path_factory.mktemp("degenerate") / "checkpoint", **QUICK)
+
+
+def test_the_model_has_them_all(checkpoint: Checkpoint) -> None:
+    quantizers = checkpoint.quantizers
+    for name in ("zero.input", "embed.input"):
+        assert quantizers[name].scale_table().tolist() == [1, 1]
+        assert quantizers[name].zero_point_table().tolist() == [0, 0]
+    late = quantizers["late.input"].scale_table()
+    assert late[0] == 1
+    assert late[1] != 1
+    assert set(checkpoint.layers["pruned"].frozen[1].tolist()) == {1}  # type: ignore[union-attr, index]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=lambda o: "-".join(str(v) for v in o.values()))
+def test_results_are_finite_and_close(options: dict[str, Any], tmp_path: Path) -> None:
+    made = make_checkpoint(Degenerate(), tmp_path / "made", **QUICK, **options)
+    torch.manual_seed(2)
+    x, t = torch.randn(4, *SHAPE), torch.tensor([0.0, 500.0, 0.0, 500.0])
+    with torch.no_grad():
+        assert snr_db(Degenerate()(x, t), made.model(x, t)) > (10 if "weight_bits" in options else 25)
+    json.dumps(made.details, allow_nan=False)
+
+
+@pytest.mark.parametrize("target", ["tensorrt", "onnxruntime"])
+def test_both_graphs_compute_what_the_checkpoint_does(checkpoint: Checkpoint, target: str, tmp_path: Path) -> None:
+    bundle = export(checkpoint.artifact, tmp_path / "bundle", target=target, dtype="fp32")  # type: ignore[arg-type]
+    verdict = check(bundle, checkpoint.artifact, optimized=False)
+    assert verdict, verdict.failures
+
+
+@pytest.mark.parametrize("bits", [2, 8])
+def test_a_zero_activation_has_code_zero(bits: int) -> None:
+    scale, zero_point = numerics.affine_parameters(torch.zeros(2), torch.tensor([0.0, 1.0]), bits, symmetric=False)
+    assert (float(scale[0]), float(zero_point[0])) == (1, 0)
+    assert float(zero_point[1]) == -(2 ** (bits - 1))
