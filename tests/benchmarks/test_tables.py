@@ -79,7 +79,7 @@ def test_a_double_is_shown_in_both_tables() -> None:
     assert "| – – ✓ | Q-Diffusion-style | 3" in components_table(results, ["w8a8"])
     assert "min-max, static" in preset_table(results, "w8a8")
     assert "| nothing |" not in preset_table(results, "w8a8")
-    assert "| nothing |" in preset_table(results, "w4a4")
+    assert "| nothing |" in preset_table(model(result("wd")), "w4a4")
 
 
 def test_dilations_are_compared_with_the_default() -> None:
