@@ -31,12 +31,16 @@ class _Positional(nn.Module):
         super().__init__()
         self.module = module
         self.names = list(names)
+        self.whole_timesteps = False
         parameters = inspect.signature(module.forward).parameters
         # Inputs that diffusers hands over in a dict (SDXL's text_embeds and time_ids).
         self.nested = {name for name in self.names[1:] if name and name not in parameters} if _NESTED in parameters else set()
 
     def forward(self, *tensors: torch.Tensor) -> torch.Tensor:
-        first, rest = tensors[0], tensors[1:]
+        first, *rest = tensors
+        if self.whole_timesteps:
+            at = self.names.index("timestep") - 1 if "timestep" in self.names else 0
+            rest[at] = rest[at].round().long()
         if self.names[1] == "":  # the module's own parameter has another name: pass the timestep by position
             output = self.module(first, rest[0], **dict(zip(self.names[2:], rest[1:], strict=True)))
         else:
@@ -80,27 +84,19 @@ def capture(module: nn.Module, inputs: dict[str, torch.Tensor]) -> GraphModule:
     names = list(inputs)
     call_names = ["" if name == "timestep" and "timestep" not in parameters else name for name in names]
     wrapper = _Positional(module, call_names)
-    auto = torch.export.Dim.AUTO
-    try:
-        with _no_fused_attention():
-            program = torch.export.export(
-                wrapper, tuple(inputs.values()), dynamic_shapes={"tensors": tuple({0: auto} for _ in inputs)}, strict=False
-            )
-    except Exception as error:
-        raise ArtifactError(
-            f"torch.export cannot capture {type(module).__name__}: {type(error).__name__}: {str(error).splitlines()[0]}",
-            "data-dependent control flow in the model's forward is the usual cause",
-        ) from error
-    graph_module = _functional(program).module()
+    tensors = list(inputs.values())
+    expected, problem = _expected(wrapper, tensors)
+    graph_module = _functional(_export(wrapper, tensors)).module()
     assert isinstance(graph_module, GraphModule)
     _name_nodes(graph_module, names)
+    if problem is not None:
+        raise _fixed_batch(problem) from problem
     clean(graph_module)
     graph_module = _rehome(graph_module)
     with torch.no_grad():
-        expected = _expected(wrapper, list(inputs.values()))
         try:
-            normalize(graph_module, list(inputs.values()))
-            got = {batch: graph_module(*_resized(inputs.values(), batch)) for batch in expected}
+            normalize(graph_module, tensors)
+            got = {batch: graph_module(*_resized(tensors, batch)) for batch in expected}
         except (RuntimeError, AssertionError, IndexError) as error:
             raise _fixed_batch(error) from error
     for batch, output in expected.items():
@@ -109,6 +105,19 @@ def capture(module: nn.Module, inputs: dict[str, torch.Tensor]) -> GraphModule:
                 f"the captured graph differs from the model at batch {batch}", "the forward's control flow depends on the batch size"
             )
     return graph_module
+
+
+def _export(wrapper: _Positional, tensors: list[torch.Tensor]) -> torch.export.ExportedProgram:
+    auto = torch.export.Dim.AUTO
+    try:
+        # Without gradients: a model that turns them off for a part (checkpointing does) would become a graph with a graph in it.
+        with torch.no_grad(), _no_fused_attention():
+            return torch.export.export(wrapper, tuple(tensors), dynamic_shapes={"tensors": tuple({0: auto} for _ in tensors)}, strict=False)
+    except Exception as error:
+        raise ArtifactError(
+            f"torch.export cannot capture {type(wrapper.module).__name__}: {type(error).__name__}: {str(error).splitlines()[0]}",
+            "data-dependent control flow in the model's forward is the usual cause",
+        ) from error
 
 
 @contextmanager
@@ -133,17 +142,25 @@ def _resized(tensors: Iterable[torch.Tensor], batch: int) -> list[torch.Tensor]:
     return [t[torch.arange(batch) % t.shape[0]] for t in tensors]
 
 
-def _expected(model: nn.Module, tensors: list[torch.Tensor]) -> dict[int, torch.Tensor]:
-    """The model's outputs at batches that it was not captured with."""
-    found: dict[int, torch.Tensor] = {}
-    for batch in (1, 3):
+@torch.no_grad()
+def _expected(wrapper: _Positional, tensors: list[torch.Tensor]) -> tuple[dict[int, torch.Tensor], Exception | None]:
+    """The model's outputs at batches that it is not captured with, or the reason why there are none.
+
+    Timesteps are given as floats, and as integers to a model that fails with floats (it looks them up in a table).
+    Raises ArtifactError when an output has NaN or Inf.
+    """
+    problem: Exception | None = None
+    for wrapper.whole_timesteps in (False, True):
         try:
-            found[batch] = model(*_resized(tensors, batch))
-        except (RuntimeError, AssertionError, IndexError) as error:
-            raise _fixed_batch(error) from error
-        if not torch.isfinite(found[batch]).all():
+            found = {batch: wrapper(*_resized(tensors, batch)) for batch in (1, 3)}
+        except (RuntimeError, AssertionError, IndexError, TypeError) as error:
+            problem = problem or error
+            continue
+        if not all(bool(torch.isfinite(output).all()) for output in found.values()):
             raise ArtifactError("the model's output has NaN or Inf on random input", "check the model's weights")
-    return found
+        return found, None
+    wrapper.whole_timesteps = False
+    return {}, problem
 
 
 def _fixed_batch(error: Exception) -> ArtifactError:
@@ -180,6 +197,8 @@ def _rehome(graph_module: GraphModule) -> GraphModule:
         copy = copies[node] = graph.node_copy(node, lambda n: copies[n])
         if node.op == "get_attr":
             tensor = operator.attrgetter(str(node.target))(graph_module)
+            if not isinstance(tensor, torch.Tensor):
+                raise ArtifactError(f"the captured model has control flow in it ({node.target}), which no integer graph can hold")
             copy.target = str(node.target).removeprefix(_PREFIX)
             set_tensor(root, copy.target, tensor.detach())
     return GraphModule(root, graph)

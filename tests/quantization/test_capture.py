@@ -174,3 +174,31 @@ def test_a_condition_on_the_batch_size_is_found() -> None:
 
     with pytest.raises(ArtifactError, match="batch"):
         capture(ByBatch(), {"x": torch.randn(2, *SHAPE), "timestep": torch.zeros(2)})
+
+
+class Table(nn.Module):
+    """Looks its timesteps up, which floats cannot do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(1000, 1)
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return x * self.table(t)[:, :, None, None]
+
+
+def test_a_table_of_timesteps_gets_integers() -> None:
+    model = Table()
+    x, t = torch.randn(3, *SHAPE), torch.tensor([0, 500, 999])
+    torch.testing.assert_close(captured(model)(x, t.float()), model(x, t))
+
+
+class Inner(nn.Module):
+    def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        y = x * t[:, None, None, None]
+        return torch.cond(y.sum() > 0, lambda z: z * 2, lambda z: z, [y])
+
+
+def test_control_flow_inside_the_graph_is_an_artifact_error() -> None:
+    with pytest.raises(ArtifactError, match="control flow"):
+        captured(Inner())

@@ -18,6 +18,7 @@ from .constants import fold_weights
 from .einsum import lower_einsums
 from .layout import batch_first
 from .products import spell_products
+from .transposed import spell_transposed
 
 __all__ = ["clean", "normalize"]
 
@@ -27,6 +28,7 @@ def normalize(graph_module: GraphModule, inputs: Sequence[torch.Tensor]) -> None
     decompose_attention(graph_module)
     lower_einsums(graph_module)
     spell_products(graph_module)
+    spell_transposed(graph_module)
     fold_weights(graph_module)
     clean(graph_module)
     with torch.no_grad():

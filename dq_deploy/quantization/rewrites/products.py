@@ -2,8 +2,7 @@
 
 1. ``mm`` and ``bmm`` are matmul; ``addmm`` and ``baddbmm`` are matmul, scale and add.
 2. A 1-d convolution is a 2-d one on images of width 1, whatever its kernel.
-3. A transposed convolution whose kernel is its stride is a 1×1 convolution and a pixel shuffle, with as many multiplications.
-4. A matmul with a matrix of parameters on either side is a linear layer.
+3. A matmul with a matrix of parameters on either side is a linear layer.
 """
 
 from __future__ import annotations
@@ -53,23 +52,6 @@ def _conv1d(emit: Editor, node: Node) -> None:
     emit.replace(emit(aten.squeeze.dim, y, -1))
 
 
-def _transposed_conv(emit: Editor, node: Node) -> None:
-    """Weight [C, O, k, k] as [O·k·k, C, 1, 1]; each input pixel gives the k×k pixels that a shuffle puts in its place."""
-    bound = bind(
-        node, ("x", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation"),
-        bias=None, stride=[1, 1], padding=[0, 0], output_padding=[0, 0], groups=1, dilation=[1, 1],
-    )  # fmt: skip
-    channels, out, height, width = bound["weight"].meta["val"].shape
-    plain = (list(bound["padding"]), list(bound["output_padding"]), bound["groups"], list(bound["dilation"])) == ([0, 0], [0, 0], 1, [1, 1])
-    if not plain or list(bound["stride"]) != [height, width] or height != width:
-        return
-    weight = emit(aten.reshape.default, emit(aten.permute.default, bound["weight"], [1, 2, 3, 0]), [out * height * width, channels, 1, 1])
-    bias = bound["bias"]
-    if bias is not None:
-        bias = emit(aten.repeat_interleave.self_int, bias, height * width)
-    emit.replace(emit(aten.pixel_shuffle.default, emit(aten.conv2d.default, bound["x"], weight, bias), height))
-
-
 def _with_parameters(emit: Editor, node: Node) -> None:
     left, right = node.args[:2]
     assert isinstance(left, Node)
@@ -88,6 +70,5 @@ _FIRST: dict[Any, Any] = {
     aten.baddbmm.default: _added,
     aten.conv1d.default: _conv1d,
     aten.conv1d.padding: _conv1d,
-    aten.conv_transpose2d.input: _transposed_conv,
 }
 _SECOND: dict[Any, Any] = {aten.matmul.default: _with_parameters}

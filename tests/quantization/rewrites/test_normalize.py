@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.fx import GraphModule
+from torch.utils.checkpoint import checkpoint
 
 from dq_deploy.quantization.capture import capture
 from dq_deploy.quantization.graph_edit import aten
@@ -28,7 +29,14 @@ class Words(nn.Module):
         self.matrix, self.vector = nn.Parameter(torch.randn(C, 3 * C) / 3), nn.Parameter(torch.randn(3 * C))
         self.tokens = nn.Parameter(torch.randn(4, T) / 4)
         self.conv, self.same = nn.Conv1d(C, 2 * C, 3, padding=1, stride=2), nn.Conv1d(C, C, 5, padding="same", dilation=2, groups=2)
-        self.up = nn.ConvTranspose2d(C, 4, 2, stride=2)
+        self.ups = nn.ModuleList([
+            nn.ConvTranspose2d(C, 4, 2, stride=2),
+            nn.ConvTranspose2d(C, 4, 4, stride=2, padding=1, bias=False),
+            nn.ConvTranspose2d(C, 4, 3, stride=2, padding=1, output_padding=1),
+            nn.ConvTranspose2d(C, 4, (5, 3), stride=3, padding=(1, 0)),
+            nn.ConvTranspose2d(C, 4, 3, padding=1),
+        ])  # fmt: skip
+        self.table = nn.Embedding(1000, C)
         self.first_sequence = nn.MultiheadAttention(C, 2)
         self.first_batch = nn.MultiheadAttention(C, 2, batch_first=True)
         self.encoder = nn.TransformerEncoderLayer(C, 2, 16, batch_first=True)
@@ -36,6 +44,20 @@ class Words(nn.Module):
 
     def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         return self.say(self, x + t[:, None, None] / 1000)
+
+
+class Scores(torch.autograd.Function):
+    """Half-precision scores with a gradient of their own, as EDM has them."""
+
+    @staticmethod
+    def forward(ctx: Any, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+        scores = torch.einsum("ncq,nck->nqk", q.float(), k.float() / q.shape[1] ** 0.5).softmax(dim=2)
+        ctx.save_for_backward(q, k, scores)
+        return scores
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
+        raise NotImplementedError
 
 
 def heads_in_the_batch(m: Words, x: torch.Tensor) -> torch.Tensor:
@@ -115,7 +137,11 @@ SPOKEN: dict[str, tuple[Callable[[Words, torch.Tensor], torch.Tensor], list[str]
     "two dimensions of keys": (two_dimensions_of_keys, ["matmul", "matmul"]),
     "causal and grouped attention": (masked, ["matmul"] * 4),
     "conv1d": (lambda m, x: m.conv(m.same(x)), ["conv2d", "conv2d"]),
-    "transposed convolution of stride and kernel 2": (lambda m, x: m.up(x.reshape(-1, C, 4, 4)), ["conv2d"]),
+    "transposed convolutions": (
+        lambda m, x: torch.cat([up(x.reshape(-1, C, 4, 4)).flatten(2) for up in m.ups], dim=2), ["conv2d"] * 5,
+    ),
+    "checkpointing": (lambda m, x: checkpoint(m.normed, x.transpose(1, 2), use_reentrant=True), ["linear"]),
+    "a function with its own gradient": (lambda _, x: Scores.apply(x, x), ["matmul"]),
     "changes in place": (in_place, ["matmul", "matmul"]),
     "a weight computed from parameters": (computed_weight, ["conv2d", "linear"]),
     "weight_norm": (lambda m, x: m.normed(x.transpose(1, 2)), ["linear"]),
