@@ -18,7 +18,7 @@ _LABEL_DROPOUT = 0.1
 
 
 @click.command()
-@training_options(steps=5000, batch_size=64, ema_decay=0.999)
+@training_options(steps=4500, batch_size=32, ema_decay=0.999)
 def main(**options: Any) -> None:
     """Train a class-conditional DiTTransformer2DModel on Fashion-MNIST and write a DiTPipeline folder (EMA weights, fp16).
 

@@ -14,6 +14,7 @@ from diffusers import DDIMScheduler, DDPMPipeline, DiTPipeline, UNet2DModel
 from safetensors.torch import load_file, save_file
 
 from dq_deploy.errors import ArtifactError, EnvironmentProblem, UsageError
+from dq_deploy.quantization.classes import ClassSpace, class_space
 from dq_deploy.sources import builtin_names, builtin_path, load_source, source_from_module, weights_sha256
 from tests.tiny_pipelines import tiny_dit, tiny_vae
 
@@ -69,6 +70,35 @@ def test_builtin_is_a_trained_network() -> None:
     with torch.no_grad():
         prediction = source.model(noise, torch.tensor(999)).sample
     assert torch.nn.functional.mse_loss(prediction, noise) < 0.05
+
+
+def test_builtin_transformer() -> None:
+    source = load_source("builtin:fashion-mnist-dit")
+    assert (source.name, source.component, source.pipeline_class) == ("fashion-mnist-dit", "transformer", "DiTPipeline")
+    assert source.sample_shape == (1, 32, 32)
+    assert sum(p.numel() for p in source.model.parameters()) == 1_775_504
+    assert class_space(source.model, source.config) == ClassSpace(10, null=10)
+    stored = load_file(builtin_path("fashion-mnist-dit") / "transformer/diffusion_pytorch_model.safetensors")
+    assert {t.dtype for t in stored.values()} == {torch.float16}
+    assert DiTPipeline.from_pretrained(builtin_path("fashion-mnist-dit"), vae=None).vae is None
+
+
+def test_builtin_transformer_is_trained_and_listens_to_its_labels() -> None:
+    """A drawn pair of trousers under much noise: told what it is, the network finds the noise better than told of a bag."""
+    source = load_source("builtin:fashion-mnist-dit")
+    trousers = torch.full((1, 1, 32, 32), -1.0)
+    trousers[..., 3:29, 11:15] = trousers[..., 3:29, 17:21] = trousers[..., 3:9, 11:21] = 0.2
+    noise = torch.randn(32, 1, 32, 32, generator=torch.Generator().manual_seed(0))
+    timesteps = torch.full((32,), 600)
+    noisy = source.scheduler.add_noise(trousers.expand_as(noise), noise, timesteps)
+
+    def loss(label: int) -> float:
+        with torch.no_grad():
+            prediction = source.model(noisy, timesteps, class_labels=torch.full((32,), label)).sample
+        return float(torch.nn.functional.mse_loss(prediction, noise))
+
+    assert loss(1) < 0.02
+    assert loss(1) < 0.8 * loss(8)
 
 
 def test_local_folder_gives_the_weights_that_were_saved(saved: Path) -> None:
@@ -153,8 +183,9 @@ def test_weights_hash_depends_on_names_values_and_shapes() -> None:
 
 
 def test_unknown_builtin_lists_those_that_exist() -> None:
-    assert builtin_names() == ["fashion-mnist-unet"]
-    with pytest.raises(UsageError, match=r"unknown built-in model 'builtin:nope'\nthose that exist: builtin:fashion-mnist-unet"):
+    assert builtin_names() == ["fashion-mnist-dit", "fashion-mnist-unet"]
+    message = r"unknown built-in model 'builtin:nope'\nthose that exist: builtin:fashion-mnist-dit, builtin:fashion-mnist-unet"
+    with pytest.raises(UsageError, match=message):
         load_source("builtin:nope")
     with pytest.raises(UsageError, match="unknown built-in"):
         load_source("builtin:../builtin/fashion-mnist-unet")
