@@ -69,12 +69,13 @@ def tiny_conditioned_unet(**options: Any) -> Any:
     config: dict[str, Any] = {
         "sample_size": 8,
         "layers_per_block": 1,
-        "block_out_channels": (8, 16),
+        "block_out_channels": (8,),
         "norm_num_groups": 4,
         "attention_head_dim": 4,
         "cross_attention_dim": 16,
-        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
-        "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+        "mid_block_type": None,
+        "down_block_types": ("CrossAttnDownBlock2D",),
+        "up_block_types": ("UpBlock2D",),
     }
     return randomized(UNet2DConditionModel(**{**config, **options}))
 

@@ -61,11 +61,12 @@ def input_names(module: nn.Module, conditions: Sequence[str] = ()) -> list[str]:
     if len(positional) < 2:
         raise UsageError(f"{type(module).__name__}.forward takes {positional}: a diffusion model takes (sample, timestep, ...)")
     takes_any = _NESTED in positional or any(p.kind == p.VAR_KEYWORD for p in parameters)
-    unknown = [c for c in conditions if c not in positional and not takes_any]
+    known = [p.name for p in parameters]
+    unknown = [c for c in conditions if c not in known and not takes_any]
     if unknown:
-        raise UsageError(f"{type(module).__name__}.forward takes no {', '.join(unknown)}; it takes {', '.join(positional)}")
+        raise UsageError(f"{type(module).__name__}.forward takes no {', '.join(unknown)}; it takes {', '.join(known)}")
     timestep = "timestep" if "timestep" in positional else positional[1]
-    order = {name: index for index, name in enumerate(positional)}
+    order = {name: index for index, name in enumerate(known)}
     rest = sorted([timestep, *conditions], key=lambda name: order.get(name, len(order)))
     names = [positional[0], *rest]
     return ["timestep" if name == timestep else name for name in names]

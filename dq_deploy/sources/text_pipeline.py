@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import inspect
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -60,10 +62,11 @@ def load_whole(root: Path, **parts: Any) -> Any:
     wanted = [name for name in components if name not in needless and name not in parts]
     _check_parts(root, {name: components[name] for name in wanted})
     try:
-        return kind.from_pretrained(
-            root, **parts, **needless, **flags, use_safetensors=True, local_files_only=True, torch_dtype=torch.float32,
-            low_cpu_mem_usage=False, variant=_variant(root, wanted),
-        )  # fmt: skip
+        with _no_progress_bars():
+            pipeline = kind.from_pretrained(
+                root, **parts, **needless, **flags, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False,
+                variant=_variant(root, wanted),
+            )  # fmt: skip
     except MemoryError:
         raise
     except Exception as error:  # diffusers and transformers raise a dozen kinds for a damaged or missing part
@@ -72,6 +75,28 @@ def load_whole(root: Path, **parts: Any) -> Any:
             f"cannot load the {index.pipeline_class} in {root}: {summarized(error)}",
             "prompts need the whole pipeline: text encoders and tokenizers beside the denoiser, as `pipeline.save_pretrained(DIR)` writes",
         ) from error
+    for name in wanted:
+        part = getattr(pipeline, name)
+        if isinstance(part, torch.nn.Module):
+            torch.nn.Module.to(part, torch.float32)  # Module's own: the one that diffusers puts over it warns
+    return pipeline
+
+
+@contextmanager
+def _no_progress_bars() -> Iterator[None]:
+    """Keep diffusers and transformers from drawing bars of their own; progress is the caller's to show."""
+    import diffusers.utils.logging
+    import transformers.utils.logging
+
+    libraries = [diffusers.utils.logging, transformers.utils.logging]
+    shown = [library for library in libraries if library.is_progress_bar_enabled()]
+    for library in shown:
+        library.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for library in shown:
+            library.enable_progress_bar()
 
 
 def _check_parts(root: Path, components: dict[str, tuple[str, str]]) -> None:

@@ -42,9 +42,11 @@ def test_which_pipelines_take_prompts(saved: Path) -> None:
     assert not takes_prompts(source_from_module(tiny_unet(), scheduler=scheduler(), sample_shape=(1, 8, 8)))
 
 
-def test_a_folder_gives_what_the_object_gives(saved: Path) -> None:
+def test_a_folder_gives_what_the_object_gives(saved: Path, capfd: pytest.CaptureFixture[str]) -> None:
     source = load_source(saved)
+    capfd.readouterr()
     pipeline = text_pipeline(source)
+    assert "%|" not in capfd.readouterr().err  # no bars of other libraries
     assert pipeline.unet is source.model
     assert isinstance(pipeline.scheduler, PNDMScheduler)
     expected, _ = tiny_stable_diffusion().encode_prompt("cat", torch.device("cpu"), 1, False)
