@@ -6,13 +6,16 @@ import json
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
+import huggingface_hub
 import pytest
 import torch
 from diffusers import DiTPipeline, PNDMScheduler
 
 from dq_deploy.errors import ArtifactError, EnvironmentProblem
 from dq_deploy.sources import load_source, source_from_module, takes_prompts, text_pipeline
+from tests.sources.test_load import make_hub_cache
 from tests.tiny import scheduler, tiny_unet
 from tests.tiny_pipelines import tiny_dit, tiny_stable_diffusion
 
@@ -59,6 +62,25 @@ def test_the_safety_checker_is_left_out(folder: Path) -> None:
     edit_index(folder, safety_checker=["stable_diffusion", "StableDiffusionSafetyChecker"], requires_safety_checker=True)
     pipeline = text_pipeline(load_source(folder))
     assert pipeline.safety_checker is None
+
+
+def test_a_hub_id_brings_every_part_but_the_checker(saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_hub_cache(saved, tmp_path / "hub", "someone/painter")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    source = load_source("someone/painter")
+    asked: list[list[str]] = []
+    real = huggingface_hub.snapshot_download
+
+    def fetch(hub_id: str, **options: Any) -> str:
+        asked.append(options["allow_patterns"])
+        return str(real(hub_id, **options))
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
+    assert text_pipeline(source).unet is source.model
+    folders = {pattern.partition("/")[0] for patterns in asked for pattern in patterns}
+    assert folders == {"model_index.json", "unet", "vae", "text_encoder", "tokenizer", "scheduler"}
+    assert {pattern.rpartition("*")[2] for pattern in asked[-1][1:]} == {".json", ".safetensors", ".txt", ".model"}  # no code, no pickles
 
 
 def test_half_precision_alone_is_found(folder: Path) -> None:
