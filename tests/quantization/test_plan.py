@@ -125,7 +125,7 @@ def test_a_model_without_products_is_refused() -> None:
 class Unsupported(Base):
     def __init__(self) -> None:
         super().__init__()
-        self.transposed, self.table = nn.ConvTranspose2d(8, 8, 3, padding=1), nn.Parameter(torch.eye(8))
+        self.transposed, self.table = nn.ConvTranspose2d(8, 8, 3, padding=1, groups=2), nn.Parameter(torch.eye(8))
 
     def middle(self, h: torch.Tensor) -> torch.Tensor:
         h = self.transposed(h)
