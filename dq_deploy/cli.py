@@ -103,6 +103,7 @@ def cli() -> None:
 )
 @calibration_options
 @click.option("--config", type=click.Path(path_type=Path), help="JSON file with options, named as in the manifest; flags win.")
+@click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N: where to calibrate and distil.")
 @click.option("--resume", is_flag=True, help="Go on with the run that was interrupted while it wrote this output, if there is one.")
 @click.option("--dry-run", is_flag=True, help="Only say what would be done, and what it would take; writes nothing.")
 @force_option
@@ -113,6 +114,7 @@ def quantize(
     keep: tuple[str, ...],
     calibration: dict[str, Any],
     config: Path | None,
+    device: str,
     resume: bool,
     dry_run: bool,
     force: bool,
@@ -134,10 +136,12 @@ def quantize(
     QuantizeConfig.build(**merged)
     check_output(destination, force=force)
     if dry_run:
-        tables.show_budget(estimate(source, **calibration, **merged), output)
+        tables.show_budget(estimate(source, **calibration, device=device, **merged), output)
         return
     try:
-        artifact = run_quantize(source, destination, **calibration, force=force, resume=resume, progress=output.progress, **merged)
+        artifact = run_quantize(
+            source, destination, **calibration, device=device, force=force, resume=resume, progress=output.progress, **merged
+        )
     except (KeyboardInterrupt, MemoryError, OSError, RuntimeError):
         if work_path(destination).exists():
             output.warn(f"what is finished is kept in {work_path(destination)}: the same command with --resume goes on from there")

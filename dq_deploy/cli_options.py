@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import functools
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
+from rich.console import Console
 
 from .console import Output
 from .errors import UsageError
+from .launched import is_first_process
 
 
 def common(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -23,7 +26,9 @@ def common(command: Callable[..., Any]) -> Callable[..., Any]:
     @click.option("-q", "--quiet", is_flag=True, help="No progress and no notes.")
     @functools.wraps(command)
     def wrapper(*args: Any, format_: Any, quiet: bool, **kwargs: Any) -> Any:
-        return command(*args, output=Output(format_, quiet), **kwargs)
+        # Of several processes of one command the first speaks; of the others only errors are heard.
+        output = Output(format_, quiet) if is_first_process() else Output(format_, quiet=True, stdout=Console(file=io.StringIO()))
+        return command(*args, output=output, **kwargs)
 
     return wrapper
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -13,6 +13,7 @@ from .blocks import Block
 from .chain import Chain
 from .config import QuantizeConfig
 from .optimizers import cosine
+from .processes import Processes, reduce_gradients
 from .trained import TrainedParts
 
 EVALUATE_EVERY = 50
@@ -30,42 +31,73 @@ class BlockRecord:
     note: str = ""
 
 
+@dataclass(frozen=True)
+class Share:
+    """Which of S samples at ``timestep`` [S] this process holds: of each batch it computes what it holds."""
+
+    timestep: torch.Tensor
+    processes: Processes = field(default_factory=Processes)
+
+    @property
+    def held(self) -> torch.Tensor:
+        """The samples held, in order."""
+        return torch.arange(self.processes.rank, len(self.timestep), self.processes.count)
+
+    def own(self, index: torch.Tensor) -> torch.Tensor:
+        """Those of the samples ``index`` that are held."""
+        return index[index % self.processes.count == self.processes.rank]
+
+    def place(self, own: torch.Tensor) -> torch.Tensor:
+        """Positions of held samples among those held."""
+        return own // self.processes.count
+
+
 class BlockTrainer:
-    """Trains ``parts`` of one block of ``student`` on the values that ``teacher``'s block gives."""
+    """Trains ``parts`` of a block of ``student`` on the values of ``teacher``; both chains have the samples of ``share``."""
 
-    def __init__(self, block: Block, student: Chain, teacher: Chain, parts: TrainedParts, config: QuantizeConfig) -> None:
+    def __init__(self, block: Block, student: Chain, teacher: Chain, parts: TrainedParts, config: QuantizeConfig,
+                 share: Share | None = None) -> None:  # fmt: skip
         self.block, self.student, self.teacher, self.parts, self.config = block, student, teacher, parts, config
-        self.weights = self._loss_weights()
+        self.share = share or Share(student.timestep)
+        self.timesteps = self.share.timestep.unique_consecutive()
+        self.weights = [self._loss_weight(name) for name in block.outputs]
 
-    def _loss_weights(self) -> list[torch.Tensor]:
-        """1 / mean square of each output per timestep: each step counts alike, however loud its activations are."""
-        rows = len(self.student.timestep.unique_consecutive())
-        weights = []
-        for name in self.block.outputs:
-            every = torch.arange(len(self.student.timestep)).reshape(rows, -1)
-            power = torch.stack([self.teacher.read(name, r[:8]).pow(2).mean() for r in every])
-            weights.append((1 / power.clamp(min=1e-12)).repeat_interleave(every.shape[1]))
-        return weights
+    @torch.no_grad()
+    def _loss_weight(self, name: str) -> torch.Tensor:
+        """1 / mean square of an output, for each sample that of its timestep: [S]. Each step counts alike, however loud it is."""
+        every = torch.arange(len(self.share.timestep)).reshape(len(self.timesteps), -1)
+        sums = torch.zeros(len(self.timesteps), 2)  # of squares, and of samples
+        for row, index in enumerate(every[:, :8]):
+            own = self.share.own(index)
+            if len(own):
+                squares = self.teacher.read(name, self.share.place(own)).pow(2).flatten(1).mean(dim=1)
+                sums[row] = torch.tensor([float(squares.sum()), len(own)])
+        sums = self.share.processes.sum(sums)
+        return (sums[:, 1] / sums[:, 0].clamp(min=1e-12)).repeat_interleave(every.shape[1])
 
     def touched(self, index: torch.Tensor) -> torch.Tensor:
         """Rows of the tables that the samples ``index`` select: bool [T]."""
-        timesteps = self.student.timestep.unique_consecutive()
-        return torch.isin(timesteps, self.student.timestep[index]).to(self.student.device)
+        return torch.isin(self.timesteps, self.share.timestep[index]).to(self.student.device)
 
     def loss(self, index: torch.Tensor) -> torch.Tensor:
-        """Squared error of the samples ``index`` [B], each relative to its target's power, averaged."""
-        outputs = self.block.module(*self.student.inputs(self.block, index))
+        """Squared error of the samples ``index`` [B], each relative to its target's power, averaged; of several processes, one's part."""
+        own = self.share.own(index)
         total = torch.zeros((), device=self.student.device)
+        if not len(own):
+            return total
+        place = self.share.place(own)
+        outputs = self.block.module(*self.student.inputs(self.block, place))
         for name, weight, output in zip(self.block.outputs, self.weights, outputs, strict=True):
-            error = (output.float() - self.teacher.read(name, index)).pow(2).flatten(1).mean(dim=1)  # [B]
-            total = total + (error * weight[index.to(weight.device)]).mean()
-        return total / len(self.block.outputs)
+            error = (output.float() - self.teacher.read(name, place)).pow(2).flatten(1).mean(dim=1)  # [B]
+            total = total + (error * weight[own].to(total.device)).sum()
+        return total / (len(index) * len(self.block.outputs))
 
     @torch.no_grad()
     def evaluate(self, index: torch.Tensor) -> float:
-        """Loss of the samples ``index``, in fp32 whatever the training's precision."""
+        """Loss of the samples ``index``, of all processes together, in fp32 whatever the training's precision."""
         parts = index.split(self.config.batch_size)
-        return sum(float(self.loss(part)) * len(part) for part in parts) / len(index)
+        total = sum(float(self.loss(part)) * len(part) for part in parts) / len(index)
+        return float(self.share.processes.sum(torch.tensor(total, dtype=torch.float64)))
 
     def train(self, train: torch.Tensor, held_out: torch.Tensor, advance: Advance) -> BlockRecord:
         """Train on the samples ``train`` and end in the state that had the least loss over ``held_out``.
@@ -111,11 +143,11 @@ class Steps:
         device = self.trainer.student.device
         with torch.enable_grad(), torch.autocast(device.type, torch.bfloat16, enabled=self.trainer.config.precision == "bf16"):
             loss = self.trainer.loss(index)
-        value = loss.item()
-        if not math.isfinite(value):
-            return value
-        loss.backward()
-        self._move(index)
+        if loss.requires_grad:  # not where this process holds none of the batch
+            loss.backward()
+        value = reduce_gradients(self.trainer.share.processes, self.trainer.parts.parameters(), loss.detach()).item()
+        if math.isfinite(value):
+            self._move(index)
         return value
 
     def _move(self, index: torch.Tensor) -> None:

@@ -14,6 +14,7 @@ from ..sources import Lora
 from .blocks import Block, split_blocks, whole_network
 from .calibration_source import Request
 from .config import Distillation, QuantizeConfig
+from .device import find_device, move
 from .pipeline import copy_with_quantizers
 from .pipeline_source import PipelineSource
 from .plan import make_plan
@@ -56,7 +57,7 @@ def estimate(source: Any, *, preset: str = "w8a8", scheduler: Any = None, sample
              conditions: dict[str, torch.Tensor] | None = None, null_conditions: dict[str, torch.Tensor] | None = None,
              classes: str | Sequence[int] | None = None, prompts: str | Path | Sequence[str] | None = None,
              negative_prompt: str | None = None, lora: str | Path | None = None, lora_scale: float = 1.0,
-             blocks: Sequence[str] | None = None, **options: Any) -> Budget:  # fmt: skip
+             blocks: Sequence[str] | None = None, device: str = "cpu", **options: Any) -> Budget:  # fmt: skip
     """Plan what ``quantize`` would do with these arguments, and measure a few passes to say what it would take.
 
     Raises what ``quantize`` raises before its first long step.
@@ -64,7 +65,10 @@ def estimate(source: Any, *, preset: str = "w8a8", scheduler: Any = None, sample
     config = QuantizeConfig.build(preset, **options)
     adapter = None if lora is None else Lora(Path(lora), lora_scale)
     request = Request(conditions, null_conditions, classes, prompts, negative_prompt, adapter)
-    return budget(prepare(source, config, request, scheduler=scheduler, sample_shape=sample_shape, blocks=blocks))
+    where = find_device(device)
+    prepared = prepare(source, config, request, scheduler=scheduler, sample_shape=sample_shape, blocks=blocks)
+    prepared.to(where)
+    return budget(prepared)
 
 
 def budget(prepared: Prepared) -> Budget:
@@ -74,6 +78,7 @@ def budget(prepared: Prepared) -> Budget:
     samples = config.steps * config.calibration_samples * per_seed
     probe = Probe(prepared, per_seed)
     quantized = copy_with_quantizers(prepared.float_graph, make_plan(prepared.float_graph, config), torch.linspace(1, 999, config.steps))
+    move(quantized, prepared.device)
     quantized.requires_grad_(False)
     blocks = _blocks(quantized, config)
     parts = _parts(quantized, blocks, config) if config.iterations else [TrainedParts({}, {})] * len(blocks)

@@ -70,12 +70,13 @@ def assemble(timesteps: Sequence[float], samples: list[torch.Tensor], outputs: l
 def collect_trajectories(model: Model, scheduler: Any, *, steps: int, seeds: range, shape: tuple[int, ...],
                          conditions: Conditions | None = None, null_conditions: Conditions | None = None,
                          guidance_scale: float | None = None, sampler: Sampler = Sampler.DDIM, batch_size: int = 32,
-                         progress: Progress = silent) -> Trajectories:  # fmt: skip
+                         part: slice = slice(None), progress: Progress = silent) -> Trajectories:  # fmt: skip
     """Sample with ``steps`` steps from each seed and keep every input and output of the model.
 
     ``conditions`` [P, ...] are dealt to the seeds (see ``deal``). With a ``guidance_scale`` g > 1 the model also sees each input with
     ``null_conditions`` [1 or P, ...], and the trajectory follows null + g · (conditional − null) (Ho & Salimans, arXiv 2207.12598, eq. 6).
-    A scheduler that draws noise takes it from the seed's own generator.
+    A scheduler that draws noise takes it from the seed's own generator. ``part`` of the seeds may be sampled alone, as it would be with the
+    others.
 
     Raises UsageError when the scheduler refuses the steps or guidance has no null conditions, ArtifactError when the model's output has
     NaN or Inf (naming the timestep and the seed).
@@ -85,6 +86,7 @@ def collect_trajectories(model: Model, scheduler: Any, *, steps: int, seeds: ran
     scheduler = schedules.sampling_scheduler(scheduler, sampler)
     visited = schedules.start(scheduler, steps)
     dealt, per_seed = _halves(conditions or {}, null_conditions, guidance_scale, len(seeds))
+    dealt, seeds = {k: v.unflatten(0, (-1, per_seed))[part].flatten(0, 1) for k, v in dealt.items()}, seeds[part]
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     options = schedules.step_options(scheduler, generators)
     x = torch.stack([torch.randn(shape, generator=generator) for generator in generators])

@@ -37,8 +37,8 @@ class CalibrationSource(Protocol):
     @property
     def examples(self) -> Conditions: ...  # noqa: D102
 
-    def collect(self, model: Model, seeds: range, progress: Progress) -> Trajectories:
-        """Trajectories of the float model from these seeds."""
+    def collect(self, model: Model, seeds: range, progress: Progress, part: slice = slice(None)) -> Trajectories:
+        """Trajectories of the float model from these seeds, or ``part`` of them as it would be among all."""
 
     def record(self) -> dict[str, Any]:
         """What the manifest says about it."""
@@ -55,12 +55,12 @@ class LoopSource:
     null_conditions: Conditions | None = None
     classes: list[int] | None = None
 
-    def collect(self, model: Model, seeds: range, progress: Progress) -> Trajectories:
+    def collect(self, model: Model, seeds: range, progress: Progress, part: slice = slice(None)) -> Trajectories:
         """As the protocol says."""
         return collect_trajectories(
             model, self.scheduler, steps=self.config.steps, seeds=seeds, shape=self.shape, conditions=self.examples,
             null_conditions=self.null_conditions, guidance_scale=self.config.guidance_scale, sampler=self.config.sampler,
-            batch_size=self.config.batch_size, progress=progress,
+            batch_size=self.config.batch_size, part=part, progress=progress,
         )  # fmt: skip
 
     def record(self) -> dict[str, Any]:

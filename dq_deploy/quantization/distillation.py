@@ -17,47 +17,52 @@ import torch
 from torch.fx import GraphModule
 
 from ..progress import Progress, silent
-from .block_trainer import BlockRecord, BlockTrainer
+from .block_trainer import BlockRecord, BlockTrainer, Share
 from .blocks import Block, split_blocks, whole_network
 from .cache import ValueCache
 from .calibration import Trajectories
 from .chain import Chain
 from .config import Distillation, QuantizeConfig
+from .processes import Processes
 from .trained import TrainedParts, selected
-from .work_folder import WorkFolder
+from .work_folder import Stages
 
 
 def distill(float_graph: GraphModule, quantized: GraphModule, data: Trajectories, config: QuantizeConfig, *,
-            work: WorkFolder | None = None, scratch: Path | None = None, progress: Progress = silent) -> list[BlockRecord]:  # fmt: skip
+            work: Stages | None = None, scratch: Path | None = None, processes: Processes | None = None,
+            progress: Progress = silent) -> list[BlockRecord]:  # fmt: skip
     """Train every block of ``quantized`` in place, one after the other.
 
     The last eighth of the seeds (at least one) is held out: a block keeps the state with the least held-out loss, so it never ends worse
     than it began. Blocks without a layer that ``config.train`` matches are run and not trained, and have no record.
     Blocks that ``work`` holds are not trained again, and each is saved there when it is finished. Values between blocks lie in ``work``
     too, or else in ``scratch`` (by default the system's folder for temporary files).
+    With several ``processes`` each has the values of its share of the samples, and computes its share of every batch.
     Raises ArtifactError where the float chain has NaN or Inf, UsageError where a pattern of ``config.train`` matches nothing.
     """
     folder = Path(tempfile.mkdtemp(prefix="dq-deploy-blocks-", dir=work.scratch if work else scratch))
     try:
-        return list(_distill(float_graph, quantized, data, config, folder, work, progress))
+        return list(_distill(float_graph, quantized, data, config, folder, work, processes or Processes(), progress))
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def _distill(float_graph: GraphModule, quantized: GraphModule, data: Trajectories, config: QuantizeConfig, folder: Path,
-             work: WorkFolder | None, progress: Progress) -> Iterator[BlockRecord]:  # fmt: skip
+             work: Stages | None, processes: Processes, progress: Progress) -> Iterator[BlockRecord]:  # fmt: skip
     layers, quantizers = selected(quantized, config.train)
     quantized.requires_grad_(False)  # a block turns on what it trains
     samples, timestep, conditions = data.flat(slice(None))
-    whole = config.distillation is Distillation.END_TO_END
+    whole, share = config.distillation is Distillation.END_TO_END, Share(timestep, processes)
+    device = next(quantized.buffers()).device
     teacher, student = (
-        Chain([whole_network(graph)] if whole else split_blocks(graph), ValueCache(folder / name), timestep, config.batch_size)
+        Chain([whole_network(graph)] if whole else split_blocks(graph), ValueCache(folder / name), timestep[share.held], config.batch_size,
+              device)
         for graph, name in ((float_graph, "float"), (quantized, "quantized"))
-    )
+    )  # fmt: skip
     first = next(str(n.target) for n in float_graph.graph.nodes if n.op == "placeholder")
     for chain in (teacher, student):
         for name, value in {first: samples, **conditions}.items():
-            chain.values.write(name, 0, value)
+            chain.values.write(name, 0, value[share.held])
     train, held_out = split_samples(len(data.timesteps), data.samples.shape[1], data.per_seed)
     parts = {}
     for block in student.blocks:
@@ -74,7 +79,7 @@ def _distill(float_graph: GraphModule, quantized: GraphModule, data: Trajectorie
                     record = BlockRecord(**saved.record)
                     advance(config.iterations, block.name)
                 else:
-                    record = BlockTrainer(block, student, teacher, parts[block], config).train(train, held_out, advance)
+                    record = BlockTrainer(block, student, teacher, parts[block], config, share).train(train, held_out, advance)
                     if work:
                         work.save(_stage(block), parts[block].state(), asdict(record))
                 yield record

@@ -33,6 +33,7 @@ class ActivationQuantizer(nn.Module):
     zero_point: torch.Tensor
     boundaries: torch.Tensor
     dilation: torch.Tensor
+    frozen_scale: torch.Tensor | None
 
     def __init__(self, timesteps: torch.Tensor, bits: int, *, symmetric: bool, axis: int, channels: int, fixed: bool = False,
                  static: bool = False) -> None:  # fmt: skip
@@ -45,7 +46,7 @@ class ActivationQuantizer(nn.Module):
         self.zero_point = nn.Parameter(torch.zeros(rows, 1), requires_grad=not (fixed or symmetric))
         self.register_buffer("boundaries", numerics.midpoints(timesteps))
         self.register_buffer("dilation", torch.ones(channels))
-        self.frozen_scale: torch.Tensor | None = None
+        self.register_buffer("frozen_scale", None, persistent=False)  # a buffer, to follow the module to another device
 
     def config(self) -> dict[str, Any]:
         """What, beside its tables, makes this quantizer."""
@@ -90,8 +91,8 @@ class ActivationQuantizer(nn.Module):
     def forward(self, x: torch.Tensor, timestep: torch.Tensor) -> Quantized:
         """Quantize x [N, ...], each sample with the row of its timestep [N]."""
         scale, zero_point = self.rows(timestep)
-        # Where a frozen dilation is 1 (folded, or never there), multiplying by it would only cost time.
-        if not (self.fixed or (self.frozen_scale is not None and bool((self.dilation == 1).all()))):
+        # Where the dilation is 1 (folded, or never there), multiplying by it would only cost time; on a GPU, so would asking.
+        if not (self.fixed or (not self.dilation.is_cuda and bool((self.dilation == 1).all()))):
             x = x * numerics.per_channel(1 / self.dilation, x, self.axis)
         codes = numerics.quantize(x, numerics.per_row(1 / scale, x), numerics.per_row(zero_point, x), self.bits)
         return Quantized(codes, scale)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from copy import deepcopy
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,15 @@ from .calibration import Model, Trajectories
 from .calibration_source import Request
 from .checkpoint import freeze, write_checkpoint
 from .config import QuantizeConfig
+from .device import exact_products, find_device, move
 from .distillation import distill
 from .fold import fold_dilations
 from .initialize import Initialization, initialize
 from .plan import Plan, insert_quantizers
 from .prepare import Prepared, prepare
+from .processes import SharedWork, started_processes
 from .stages import load_state, pack_trajectories, unpack_trajectories
-from .work_folder import WorkFolder, check_no_run, work_folder
+from .work_folder import Stage, check_no_run, work_folder
 
 _REFERENCE_SEED = 1_000_000  # far from the calibration seeds
 
@@ -34,8 +37,8 @@ def quantize(source: Any, output: str | Path, *, preset: str = "w8a8", scheduler
              conditions: dict[str, torch.Tensor] | None = None, null_conditions: dict[str, torch.Tensor] | None = None,
              classes: str | Sequence[int] | None = None, prompts: str | Path | Sequence[str] | None = None,
              negative_prompt: str | None = None, lora: str | Path | None = None, lora_scale: float = 1.0,
-             blocks: Sequence[str] | None = None, force: bool = False, resume: bool = False, progress: Progress = silent,
-             **options: Any) -> Artifact:  # fmt: skip
+             blocks: Sequence[str] | None = None, device: str = "cpu", force: bool = False, resume: bool = False,
+             progress: Progress = silent, **options: Any) -> Artifact:  # fmt: skip
     """Quantize a diffusion model with DilateQuant (arXiv 2409.14307) and write the checkpoint to ``output``.
 
     ``source`` is a path, a hub id, a built-in name or a diffusers pipeline; or any ``nn.Module`` called as
@@ -52,31 +55,49 @@ def quantize(source: Any, output: str | Path, *, preset: str = "w8a8", scheduler
     Finished stages are kept in ``<output>.resume`` until the checkpoint is written. With ``resume`` a run that was killed goes on from them
     and ends, on a CPU and with the same number of threads, in the very files of a run that was not.
 
+    Calibration, initialization and distillation run on ``device``: cpu, cuda or cuda:N. In processes that ``accelerate launch`` has
+    started, each computes its share, on its own GPU if there are any, and the main one writes (docs/distillation.md).
+
     Raises UsageError, ArtifactError or EnvironmentProblem; nothing is written then.
     """
     config = QuantizeConfig.build(preset, **options)
-    check_output(Path(output), force=force)
-    check_no_run(output, resume=resume, force=force)
+    processes = started_processes(cpu=find_device(device).type == "cpu")
+
+    def check() -> None:
+        check_output(Path(output), force=force)
+        check_no_run(output, resume=resume, force=force)
+
+    processes.on_main(check)
     adapter = None if lora is None else Lora(Path(lora), lora_scale)
     request = Request(conditions, null_conditions, classes, prompts, negative_prompt, adapter)
     prepared = prepare(source, config, request, scheduler=scheduler, sample_shape=sample_shape, blocks=blocks)
-    with work_folder(output, prepared.identity(), resume=resume, force=force) as work:
-        quantized, reference, manifest = _quantize(prepared, work, progress)
-        with create_artifact(output, manifest, force=force) as folder:
-            write_checkpoint(folder, quantized, reference)
+    prepared.to(processes.device or find_device(device))
+    identity = {**prepared.identity(), "device": find_device(device).type, "processes": processes.count}
+    with ExitStack() as stack:
+        own = processes.on_main(lambda: stack.enter_context(work_folder(output, identity, resume=resume, force=force)))
+        stack.enter_context(exact_products())
+        quantized, reference, manifest = _quantize(prepared, SharedWork(own, processes), progress)
+
+        def write() -> None:
+            with create_artifact(output, manifest, force=force) as folder:
+                write_checkpoint(folder, quantized, reference)
+
+        processes.on_main(write)
     return Artifact(Path(output), manifest)
 
 
-def _quantize(prepared: Prepared, work: WorkFolder, progress: Progress) -> tuple[GraphModule, Trajectories, Manifest]:
+def _quantize(prepared: Prepared, work: SharedWork, progress: Progress) -> tuple[GraphModule, Trajectories, Manifest]:
     """The long steps: the frozen model, the reference data and the manifest. What ``work`` holds already is not done again."""
     config, float_graph, plan = prepared.config, prepared.float_graph, prepared.plan
     data = _collect(prepared, "calibration", config.seed, config.calibration_samples, work, progress)
     reference = _collect(prepared, "reference", _REFERENCE_SEED + config.seed, config.reference_samples, work, progress)
-    quantized = copy_with_quantizers(float_graph, plan, data.timesteps)
+    quantized = move(copy_with_quantizers(float_graph, plan, data.timesteps), prepared.device)
     initial = _initialized(prepared, quantized, data, work, progress)
     before = per_timestep_snr(prepared.call(quantized), reference)
-    records = distill(float_graph, quantized, data, config, work=work, progress=progress) if config.iterations else []
-    freeze(quantized)
+    records = []
+    if config.iterations:
+        records = distill(float_graph, quantized, data, config, work=work, processes=work.processes, progress=progress)
+    freeze(move(quantized, "cpu"))
     folded = fold_dilations(quantized)
     after = per_timestep_snr(prepared.call(quantized), reference)
     manifest = _manifest(prepared, data, initial, records, folded)
@@ -84,23 +105,35 @@ def _quantize(prepared: Prepared, work: WorkFolder, progress: Progress) -> tuple
     return quantized, reference, manifest
 
 
-def _collect(prepared: Prepared, name: str, seed: int, count: int, work: WorkFolder, progress: Progress) -> Trajectories:
-    """Trajectories of ``count`` seeds from ``seed`` on."""
+def _collect(prepared: Prepared, name: str, seed: int, count: int, work: SharedWork, progress: Progress) -> Trajectories:
+    """Trajectories of ``count`` seeds from ``seed`` on, each process sampling its share."""
     if stage := work.load(name):
         return unpack_trajectories(stage)
-    data = prepared.calibration.collect(prepared.call(prepared.float_graph), range(seed, seed + count), progress)
+    model, seeds, processes = prepared.call(prepared.float_graph), range(seed, seed + count), work.processes
+    if count < processes.count:
+        made = work.made(name, lambda: Stage(*pack_trajectories(prepared.calibration.collect(model, seeds, progress))))
+        return unpack_trajectories(made)
+    part = prepared.calibration.collect(model, seeds, progress, processes.share(count))
+
+    def whole(tensor: torch.Tensor, dim: int) -> torch.Tensor:
+        return processes.joined(tensor, dim, count, part.per_seed)
+
+    conditions = {key: whole(value, 0) for key, value in part.conditions.items()}
+    data = replace(part, samples=whole(part.samples, 1), outputs=whole(part.outputs, 1), conditions=conditions)
     work.save(name, *pack_trajectories(data))
     return data
 
 
-def _initialized(prepared: Prepared, quantized: GraphModule, data: Trajectories, work: WorkFolder, progress: Progress) -> Initialization:
-    """Tables and dilations of the quantized graph, in place."""
-    if stage := work.load("initial"):
-        load_state(quantized, stage.tensors)
-        return Initialization.from_dict(stage.record)
-    done = initialize(prepared.float_graph, quantized, data, prepared.config, progress)
-    work.save("initial", quantized.state_dict(), asdict(done))
-    return done
+def _initialized(prepared: Prepared, quantized: GraphModule, data: Trajectories, work: SharedWork, progress: Progress) -> Initialization:
+    """Tables and dilations of the quantized graph, in place; the main process computes them for all."""
+
+    def make() -> Stage:
+        done = initialize(prepared.float_graph, quantized, data, prepared.config, progress)
+        return Stage({name: tensor.cpu() for name, tensor in quantized.state_dict().items()}, asdict(done))
+
+    stage = work.made("initial", make)
+    load_state(quantized, stage.tensors)
+    return Initialization.from_dict(stage.record)
 
 
 def copy_with_quantizers(float_graph: GraphModule, plan: Plan, timesteps: torch.Tensor) -> GraphModule:

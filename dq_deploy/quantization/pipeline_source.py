@@ -88,10 +88,10 @@ class PipelineSource:
         return model
 
     @torch.no_grad()
-    def collect(self, model: Model, seeds: range, progress: Progress) -> Trajectories:  # noqa: ARG002  the pipeline runs its own
+    def collect(self, model: Model, seeds: range, progress: Progress, part: slice = slice(None)) -> Trajectories:  # noqa: ARG002  the pipeline runs its own
         """Trajectories of the pipeline's own denoiser, as many prompts at a time as fill a batch."""
         at_once = max(1, self.config.batch_size // self.halves)
-        dealt = [self.prompts[i] for i in turns(len(self.prompts), len(seeds)).tolist()]
+        dealt, seeds = [self.prompts[i] for i in turns(len(self.prompts), len(seeds)).tolist()][part], seeds[part]
         parts: list[Trajectories] = []
         with progress("calibration trajectories", -(-len(seeds) // at_once) * self.config.steps) as advance:
             for start in range(0, len(seeds), at_once):

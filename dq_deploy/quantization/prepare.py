@@ -20,6 +20,8 @@ from .calibration import Model
 from .calibration_source import CalibrationSource, Request, calibration_source
 from .capture import capture, input_names
 from .config import QuantizeConfig
+from .device import move
+from .pipeline_source import PipelineSource
 from .plan import Plan, make_plan
 from .skip_halves import arrange_skip_halves
 from .trained import check_patterns
@@ -45,11 +47,22 @@ class Prepared:
 
         def model(sample: torch.Tensor, timestep: torch.Tensor, **conditions: torch.Tensor) -> torch.Tensor:
             values = {self.names[0]: sample, "timestep": timestep, **conditions}
-            device = next(graph.buffers()).device
+            device = _device(graph)
             result: torch.Tensor = graph(*[values[name].to(device) for name in self.names])
             return result.cpu()
 
         return model
+
+    @property
+    def device(self) -> torch.device:
+        """Where the float graph computes."""
+        return _device(self.float_graph)
+
+    def to(self, device: torch.device) -> None:
+        """Let the float graph compute there, and so the denoiser of a pipeline that calibrates by running itself."""
+        move(self.float_graph, device)
+        if isinstance(self.calibration, PipelineSource):
+            self.calibration.model.to(device)
 
     def identity(self) -> dict[str, Any]:
         """What must be equal for two runs to be the same run, as JSON values."""
@@ -112,6 +125,10 @@ def _resolve(source: Any, scheduler: Any, sample_shape: tuple[int, ...] | None, 
         "pipeline_class": loaded.pipeline_class,
     }
     return loaded, details
+
+
+def _device(graph: GraphModule) -> torch.device:
+    return next(graph.buffers()).device
 
 
 def _check_finite(model: nn.Module) -> None:

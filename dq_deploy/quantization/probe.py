@@ -18,6 +18,7 @@ from .blocks import Block, split_blocks, whole_network
 from .calibration import Trajectories
 from .chain import Chain
 from .config import QuantizeConfig
+from .device import move
 from .initialize import fit_and_judge, initialize
 from .pipeline import copy_with_quantizers
 from .plan import make_plan
@@ -109,7 +110,7 @@ class Probe:
         for seeds in (2, 4 if slow else 8):
             data = self._trajectories(1, seeds)
             plan = make_plan(self.prepared.float_graph, self.config)
-            quantized = copy_with_quantizers(self.prepared.float_graph, plan, data.timesteps)
+            quantized = move(copy_with_quantizers(self.prepared.float_graph, plan, data.timesteps), self.prepared.device)
             fit, judge = fit_and_judge(data)
             count = (fit.stop + judge.stop - judge.start) * len(data.timesteps)
             points.append((count, timed(partial(initialize, self.prepared.float_graph, quantized, data, self.config))))
@@ -129,9 +130,7 @@ class Probe:
         for name, value in {self.prepared.names[0]: sample, **conditions}.items():
             values.write(name, 0, value)
         timestep = torch.full((self.batch,), 500.0)
-        device = next(graph.buffers()).device
-        teacher = Chain(float_blocks, values, timestep, self.batch, device)
-        student = Chain(blocks, values, timestep, self.batch, device)
+        teacher, student = (Chain(b, values, timestep, self.batch, self.prepared.device) for b in (float_blocks, blocks))
         measured: dict[int, StepCost] = {}
         for index, (float_block, block) in enumerate(zip(float_blocks, blocks, strict=True)):
             teacher.run(float_block)

@@ -80,6 +80,10 @@ class TrainedParts:
                 found[f"{target}.zero_point"] = quantizer.zero_point
         return found  # type: ignore[return-value]  # parameters, declared as tensors in the layer
 
+    def parameters(self) -> list[torch.nn.Parameter]:
+        """Everything that is trained."""
+        return [*self.dense().values(), *self.tables().values()]
+
     def state(self) -> State:
         """A copy of every trained parameter."""
         return {name: p.detach().clone() for name, p in (self.dense() | self.tables()).items()}
@@ -93,7 +97,7 @@ class TrainedParts:
     @contextmanager
     def training(self) -> Iterator[None]:
         """Gradients for these parameters, and for no others if the model has them off."""
-        parameters = [*self.dense().values(), *self.tables().values()]
+        parameters = self.parameters()
         try:
             for parameter in parameters:
                 parameter.requires_grad_(True)

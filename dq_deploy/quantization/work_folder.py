@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -34,6 +34,19 @@ class Stage:
 
     tensors: dict[str, torch.Tensor]
     record: Any
+
+
+class Stages(Protocol):
+    """Where finished stages are kept; ``scratch`` is for values between them, None for the system's folder."""
+
+    @property
+    def scratch(self) -> Path | None: ...  # noqa: D102
+
+    def load(self, name: str) -> Stage | None:
+        """A finished stage; None if it is not finished."""
+
+    def save(self, name: str, tensors: dict[str, torch.Tensor], record: Any) -> None:
+        """Record a stage as finished."""
 
 
 def work_path(output: str | Path) -> Path:
@@ -54,12 +67,17 @@ def check_no_run(output: str | Path, *, resume: bool, force: bool) -> None:
 
 
 class WorkFolder:
-    """Stages of one run. ``scratch`` is for values that are recomputed after a restart; it starts empty."""
+    """Stages of one run; the scratch folder starts empty."""
 
     def __init__(self, path: Path) -> None:
-        self.path, self.scratch = path, path / _SCRATCH
+        self.path = path
         shutil.rmtree(self.scratch, ignore_errors=True)
         self.scratch.mkdir()
+
+    @property
+    def scratch(self) -> Path:
+        """A folder for values that are recomputed after a restart."""
+        return self.path / _SCRATCH
 
     def load(self, name: str) -> Stage | None:
         """A finished stage, in memory of its own; None if it is not finished.
@@ -77,7 +95,7 @@ class WorkFolder:
         except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
             raise ArtifactError(f"{path} of the interrupted run is damaged ({error})", "start anew with --force") from None
 
-    def save(self, name: str, tensors: Mapping[str, torch.Tensor], record: Any) -> None:
+    def save(self, name: str, tensors: dict[str, torch.Tensor], record: Any) -> None:
         """Record a stage as finished: the file appears complete or not at all."""
         path = self._file(name)
         partial = path.with_suffix(".partial")
