@@ -14,7 +14,6 @@ from typing import Any, TypeVar
 
 import torch
 
-from .. import errors
 from ..errors import DqDeployError, EnvironmentProblem
 from ..launched import launched_processes
 from .work_folder import Stage, WorkFolder
@@ -71,7 +70,8 @@ class Processes:
                 problem = {"kind": type(error).__name__, "message": error.message, "hint": error.hint}
         problem = self.spread_json(problem)
         if problem:
-            raise getattr(errors, problem["kind"])(problem["message"], problem["hint"])
+            kinds = {kind.__name__: kind for kind in DqDeployError.__subclasses__()}
+            raise kinds[problem["kind"]](problem["message"], problem["hint"])
         return result
 
 
