@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .accuracy import CheckResult, check
+    from .accuracy.check import CheckResult, check
     from .engines.bench import bench
     from .engines.build import build_engine
     from .engines.dropin import load
