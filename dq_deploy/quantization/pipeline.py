@@ -27,6 +27,7 @@ from .initialize import Initialization, initialize
 from .plan import Plan, insert_quantizers
 from .prepare import Prepared, prepare
 from .processes import SharedWork, started_processes
+from .schedules import plain_config
 from .stages import load_state, pack_trajectories, unpack_trajectories
 from .work_folder import Stage, check_no_run, work_folder
 
@@ -161,7 +162,7 @@ def per_timestep_snr(model: Model, reference: Trajectories) -> list[float]:
 def _manifest(prepared: Prepared, data: Trajectories, initial: Initialization, records: list[BlockRecord],
               folded: dict[str, list[str]]) -> Manifest:  # fmt: skip
     config, details, scheduler, plan = prepared.config, prepared.details, prepared.scheduler, prepared.plan
-    scheduler_config = {k: v for k, v in dict(scheduler.config).items() if not k.startswith("_") or k == "_class_name"}
+    scheduler_config = plain_config(scheduler)
     members: dict[str, list[str]] = {}
     for layer in plan.quantized:
         for quantizer in layer.quantizers:

@@ -23,6 +23,7 @@ from .config import QuantizeConfig
 from .device import move
 from .pipeline_source import PipelineSource
 from .plan import Plan, make_plan
+from .schedules import plain_config
 from .skip_halves import arrange_skip_halves
 from .trained import check_patterns
 
@@ -73,7 +74,7 @@ class Prepared:
             "weights": _digest(self.float_graph.state_dict()),
             "graph": hashlib.sha256(self.float_graph.code.encode()).hexdigest()[:16],
             "scheduler": type(self.scheduler).__name__,
-            "scheduler_config": sha256_json(dict(self.scheduler.config))[:16],
+            "scheduler_config": sha256_json(plain_config(self.scheduler))[:16],
             "sample_shape": list(self.shape),
             "conditions": _digest(self.calibration.examples),
             "calibration": self.calibration.record(),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -29,6 +30,20 @@ def ddim_scheduler(config: Mapping[str, Any]) -> Any:
 
     # DDIM clips its predictions unless told otherwise. A scheduler that does not know of clipping does not clip, and latents must not be.
     return DDIMScheduler.from_config(dict(config), clip_sample=config.get("clip_sample", False))
+
+
+def plain_config(scheduler: Any) -> dict[str, Any]:
+    """A scheduler's configuration as JSON values; infinities, which JSON does not have, as text (DPM-Solver's ``lambda_min_clipped``)."""
+    config = dict(scheduler.config)
+    # diffusers' own notes are left out: one of them lists the defaults in an order that changes from process to process.
+    return {name: _plain(value) for name, value in config.items() if not name.startswith("_") or name == "_class_name"}
+
+
+def _plain(value: Any) -> Any:
+    value = value.tolist() if hasattr(value, "tolist") else value
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def start(scheduler: Any, steps: int) -> list[float]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import DDPMPipeline, DiTPipeline
+from diffusers import DDPMPipeline, DiTPipeline, DPMSolverMultistepScheduler
 from peft import LoraConfig
 
 from dq_deploy import cli
@@ -25,12 +25,15 @@ FAST: dict[str, Any] = {
 }  # fmt: skip
 
 
-def dit_pipeline() -> DiTPipeline:
-    return DiTPipeline(transformer=tiny_dit(), vae=None, scheduler=scheduler())
+def dit_pipeline(own: Any = None) -> DiTPipeline:
+    return DiTPipeline(transformer=tiny_dit(), vae=None, scheduler=own or scheduler())
 
 
 def test_a_class_conditional_model_by_default_sees_every_class(tmp_path: Path) -> None:
-    artifact = quantize(dit_pipeline(), tmp_path / "out", **{**FAST, "calibration_samples": 5})
+    pipeline = dit_pipeline(DPMSolverMultistepScheduler())  # has an infinity in its configuration, which a manifest must hold
+    artifact = quantize(pipeline, tmp_path / "out", sampler="pipeline", **{**FAST, "calibration_samples": 5})
+    assert artifact.manifest.scheduler is not None
+    assert artifact.manifest.scheduler["class"] == "DPMSolverMultistepScheduler"
     assert artifact.manifest.details["calibration"] == {"from": "loop", "classes": [0, 1, 2, 3, 4], "guidance_scale": None}
     assert artifact.manifest.details["conditions"] == {"class_labels": {"dtype": "int64", "shape": []}}
     assert artifact.manifest.details["samples_per_seed"] == 1

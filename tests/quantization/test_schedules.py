@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import json
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from diffusers import (
@@ -21,7 +23,7 @@ from diffusers import (
 from dq_deploy.errors import UsageError
 from dq_deploy.quantization.calibration import Trajectories, collect_trajectories, seeded_noise
 from dq_deploy.quantization.config import Sampler
-from dq_deploy.quantization.schedules import distinct_rows, one_call_each, sampling_scheduler
+from dq_deploy.quantization.schedules import distinct_rows, one_call_each, plain_config, sampling_scheduler
 from tests.tiny import SHAPE
 
 OWN = Sampler.PIPELINE
@@ -81,6 +83,14 @@ def test_ddim_replaces_it_unless_it_is_asked_for() -> None:
     assert sampling_scheduler(DDPMScheduler(clip_sample=True)).config["clip_sample"] is True
     assert isinstance(sampling_scheduler(euler, OWN), EulerDiscreteScheduler)
     assert isinstance(sampling_scheduler(FlowMatchEulerDiscreteScheduler()), FlowMatchEulerDiscreteScheduler)
+
+
+def test_a_configuration_becomes_json() -> None:
+    # DPM-Solver's default is minus infinity, and betas may be an array.
+    scheduler = DPMSolverMultistepScheduler(trained_betas=np.array([0.1, 0.2]))
+    config = json.loads(json.dumps(plain_config(scheduler), allow_nan=False))
+    assert (config["lambda_min_clipped"], config["trained_betas"]) == ("-inf", [0.1, 0.2])
+    assert not [name for name in config if name.startswith("_") and name != "_class_name"]
 
 
 def test_euler_scales_the_input() -> None:
