@@ -92,7 +92,7 @@ class ActivationQuantizer(nn.Module):
         """Quantize x [N, ...], each sample with the row of its timestep [N]."""
         scale, zero_point = self.rows(timestep)
         # Where the dilation is 1 (folded, or never there), multiplying by it would only cost time; on a GPU, so would asking.
-        if not (self.fixed or (not self.dilation.is_cuda and bool((self.dilation == 1).all()))):
+        if not (self.fixed or (self.dilation.device.type == "cpu" and bool((self.dilation == 1).all()))):
             x = x * numerics.per_channel(1 / self.dilation, x, self.axis)
         codes = numerics.quantize(x, numerics.per_row(1 / scale, x), numerics.per_row(zero_point, x), self.bits)
         return Quantized(codes, scale)

@@ -26,7 +26,7 @@ class QuantizeActivation(torch.autograd.Function):
         codes = torch.clamp(rounded, qmin - z, qmax - z)
         inside = codes == rounded
         # Often nothing is clipped, and then the mask is worth no pass over the gradient. On a GPU, asking would cost more than the pass.
-        clipped = x.is_cuda or not bool(inside.all())
+        clipped = x.device.type != "cpu" or not bool(inside.all())
         ctx.save_for_backward(x, inverse_scale, inside if clipped else None)
         ctx.zero_shape = zero_point.shape
         return codes
