@@ -47,7 +47,7 @@ def test_no_tensor_is_made_on_the_wrong_device(kind: str, request: pytest.Fixtur
     graph = deepcopy(request.getfixturevalue(f"{kind}_graph"))
     quantized, _ = quantized_copy(graph, trajectories(graph, seeds=2, steps=3), preset="w4a4")
     inputs = torch.empty(2, *SHAPE, device="meta"), torch.empty(2, device="meta")
-    with pytest.raises(RuntimeError, match="device cpu is not on the expected device meta"):  # the time embedding's frequencies are made on the CPU
+    with pytest.raises(RuntimeError, match="device cpu is not on the expected device meta"):
         deepcopy(quantized).to("meta")(*inputs)
     move(quantized, "meta")
     trained_layers, quantizers = selected(quantized, ["*"])
