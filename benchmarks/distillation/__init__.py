@@ -1,0 +1,1 @@
+"""Block-wise distillation against end-to-end distillation: peak memory, and quality over time."""
