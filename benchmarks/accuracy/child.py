@@ -51,9 +51,6 @@ class Task(BaseModel):
 
 def run(task: Task, progress: Progress) -> CellResult:
     """Measure a task and write its figures. Raises what loading, quantizing and measuring raise."""
-    import torch
-
-    torch.set_num_threads(task.threads)
     reference = load_reference(task.cell.model)
     wanted = identity(task.cell, task.settings, model_sha256=reference.source.sha256, family=reference.family)
     workspace = Workspace(task.work, task.cell.model, reference.source.sha256)
@@ -131,9 +128,13 @@ def _method(task: Task, reference: Reference, workspace: Workspace, wanted: Iden
 
 def main() -> int:
     """Run the task on stdin; progress and errors on stderr, the exit code of the error."""
+    import torch
+
     out = Output()
     try:
-        run(Task.model_validate_json(sys.stdin.read()), out.progress)
+        task = Task.model_validate_json(sys.stdin.read())
+        torch.set_num_threads(task.threads)
+        run(task, out.progress)
     except DqDeployError as error:
         out.error(error)
         return error.exit_code

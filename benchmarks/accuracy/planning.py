@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, median
@@ -168,13 +169,24 @@ class Planner:
             reference = self.references[model]
             source = reference.source
             drawing = Drawing(source.scheduler, source.sample_shape, 2, reference.conditions)
-            torch.set_num_threads(self.scope.threads)
-            drawing.pictures(reference, range(BATCH))
-            # The processor's time: what else runs on the machine just now is not the cells' doing.
-            started = time.process_time()
-            drawing.pictures(reference, range(BATCH))
-            self._units[model] = (time.process_time() - started) / (2 * BATCH * self.scope.threads)
+            with _threads(self.scope.threads):
+                drawing.pictures(reference, range(BATCH))
+                # The processor's time: what else runs on the machine just now is not the cells' doing.
+                started = time.process_time()
+                drawing.pictures(reference, range(BATCH))
+                self._units[model] = (time.process_time() - started) / (2 * BATCH * self.scope.threads)
         return self._units[model]
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """PyTorch's threads, for a while: how many there are decides the last bits of every sum in the process."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _kind(name: str) -> tuple[str, str] | None:
