@@ -17,8 +17,8 @@ from .artifacts import Artifact, open_artifact
 from .engines.dropin import DropInModel, Runtime, load
 from .errors import ArtifactError, UsageError
 from .progress import Advance, Progress, silent
-from .quantization.classes import CLASS_INPUT, class_space
-from .quantization.schedules import ddim_scheduler
+from .quantization.calibration.classes import CLASS_INPUT, class_space
+from .quantization.calibration.schedules import ddim_scheduler
 from .report.files import check_output_file, write_whole
 from .report.grid import Images, Panel, grid_png
 from .sources import reload_source

@@ -18,14 +18,14 @@ from torch import nn
 from torch.fx import GraphModule
 
 from dq_deploy.artifacts import Artifact, sha256_file
-from dq_deploy.quantization.blocks import assign_blocks
-from dq_deploy.quantization.calibration import Trajectories, collect_trajectories
-from dq_deploy.quantization.capture import capture, input_names
+from dq_deploy.quantization.calibration.trajectories import Trajectories, collect_trajectories
 from dq_deploy.quantization.checkpoint import Checkpoint, load_checkpoint
 from dq_deploy.quantization.config import Dilation, QuantizeConfig
-from dq_deploy.quantization.initialize import initialize
+from dq_deploy.quantization.graph.blocks import assign_blocks
+from dq_deploy.quantization.graph.capture import capture, input_names
+from dq_deploy.quantization.graph.plan import Plan, make_plan
+from dq_deploy.quantization.initial.initialize import initialize
 from dq_deploy.quantization.pipeline import copy_with_quantizers, quantize
-from dq_deploy.quantization.plan import Plan, make_plan
 
 FAST: dict[str, Any] = {
     "steps": 4,

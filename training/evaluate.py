@@ -14,7 +14,7 @@ from diffusers import DDPMScheduler
 from dq_deploy.console import Output
 from dq_deploy.errors import DqDeployError, UsageError
 from dq_deploy.progress import Advance
-from dq_deploy.quantization.classes import class_space
+from dq_deploy.quantization.calibration.classes import class_space
 from dq_deploy.sources import Source, load_source
 from training.data import CLASSES, TrainingSet, held_out_batches, load_images, load_labels
 from training.loop import denoising_loss

@@ -15,17 +15,18 @@ PEERS = Path(__file__).with_name("peers.py")
 
 
 def code_sha256(files: Iterable[Path]) -> str:
-    """Hash over the syntax trees of Python files, by file name, without their docstrings."""
+    """Hash over the syntax trees of Python files, by file name, without their docstrings and imports: a file may move."""
     digest = hashlib.sha256()
-    for path in sorted(files):
-        digest.update(f"{path.name}\n{ast.dump(_without_docstrings(ast.parse(path.read_bytes())))}\n".encode())
+    for path in sorted(files, key=lambda path: (path.name, path)):
+        digest.update(f"{path.name}\n{ast.dump(_stripped(ast.parse(path.read_bytes())))}\n".encode())
     return digest.hexdigest()
 
 
 @functools.cache
 def quantization_sha256() -> str:
     """Hash of ``dq_deploy/quantization`` as it was when first asked for, which is before a cell starts."""
-    return code_sha256(QUANTIZATION.glob("*.py"))
+    files = (path for path in QUANTIZATION.rglob("*.py") if path.parent.name != "running")  # what surrounds a run changes no figure
+    return code_sha256(files)
 
 
 @functools.cache
@@ -34,9 +35,13 @@ def peers_sha256() -> str:
     return code_sha256([PEERS])
 
 
-def _without_docstrings(tree: ast.Module) -> ast.Module:
+def _stripped(tree: ast.Module) -> ast.Module:
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             # A constant that nobody reads: a docstring, or the text below an attribute.
-            node.body = [n for n in node.body if not (isinstance(n, ast.Expr) and isinstance(n.value, ast.Constant))] or [ast.Pass()]
+            node.body = [n for n in node.body if not _is_text(n) and not isinstance(n, ast.Import | ast.ImportFrom)] or [ast.Pass()]
     return tree
+
+
+def _is_text(node: ast.stmt) -> bool:
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from dq_deploy.progress import Advance
-from dq_deploy.quantization.schedules import sampling_scheduler
+from dq_deploy.quantization.calibration.schedules import sampling_scheduler
 
 Array = np.ndarray[Any, Any]
 Denoiser = Callable[..., torch.Tensor]

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from dq_deploy.errors import UsageError
 from dq_deploy.quantization.config import PRESETS, InitialRange, QuantizeConfig
-from dq_deploy.quantization.ranges import resolve
+from dq_deploy.quantization.initial.ranges import resolve
 
 from .settings import Settings
 

@@ -10,8 +10,8 @@ from typing import Any, Literal
 import torch
 
 from dq_deploy.errors import UsageError
-from dq_deploy.quantization.capture import input_names
-from dq_deploy.quantization.classes import CLASS_INPUT, class_space
+from dq_deploy.quantization.calibration.classes import CLASS_INPUT, class_space
+from dq_deploy.quantization.graph.capture import input_names
 from dq_deploy.sources import Source, load_source
 
 from .methods import Family

@@ -9,10 +9,10 @@ import torch
 from pydantic import BaseModel, ConfigDict
 
 from dq_deploy.progress import Advance, silent
-from dq_deploy.quantization.calibration import Trajectories
-from dq_deploy.quantization.calibration_source import Request
+from dq_deploy.quantization.calibration.source import Request
+from dq_deploy.quantization.calibration.trajectories import Trajectories
 from dq_deploy.quantization.config import Dilation, QuantizeConfig
-from dq_deploy.quantization.initialize import AUTO_RULES, apply_rule, fit_and_judge, mean_snr, quantizer_groups
+from dq_deploy.quantization.initial.initialize import AUTO_RULES, apply_rule, fit_and_judge, mean_snr, quantizer_groups
 from dq_deploy.quantization.pipeline import copy_with_quantizers, per_timestep_snr
 from dq_deploy.quantization.prepare import Prepared, prepare
 

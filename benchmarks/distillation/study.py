@@ -15,17 +15,16 @@ import torch
 from torch.fx import GraphModule
 
 from dq_deploy.progress import silent
-from dq_deploy.quantization import schedules
-from dq_deploy.quantization.calibration import Model, Trajectories, seeded_noise
-from dq_deploy.quantization.calibration_source import Request
+from dq_deploy.quantization.calibration.source import Request
+from dq_deploy.quantization.calibration.trajectories import Model, Trajectories, schedules, seeded_noise
 from dq_deploy.quantization.checkpoint import freeze
 from dq_deploy.quantization.config import QuantizeConfig
-from dq_deploy.quantization.distillation import distill
-from dq_deploy.quantization.initialize import initialize
+from dq_deploy.quantization.distillation.distill import distill
+from dq_deploy.quantization.initial.initialize import initialize
 from dq_deploy.quantization.pipeline import copy_with_quantizers, per_timestep_snr
 from dq_deploy.quantization.prepare import Prepared, prepare
-from dq_deploy.quantization.stages import load_state, pack_trajectories, unpack_trajectories
-from dq_deploy.quantization.work_folder import WorkFolder
+from dq_deploy.quantization.running.stages import load_state, pack_trajectories, unpack_trajectories
+from dq_deploy.quantization.running.work_folder import WorkFolder
 
 KINDS = ("block", "end-to-end")
 _REFERENCE_SEED = 1_000_000  # never calibrated on

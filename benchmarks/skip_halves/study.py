@@ -6,12 +6,12 @@ import torch
 from pydantic import BaseModel, ConfigDict
 
 from dq_deploy.progress import silent
-from dq_deploy.quantization.calibration import Trajectories
-from dq_deploy.quantization.calibration_source import Request
+from dq_deploy.quantization.calibration.source import Request
+from dq_deploy.quantization.calibration.trajectories import Trajectories
 from dq_deploy.quantization.config import QuantizeConfig, SkipHalves
-from dq_deploy.quantization.initialize import initialize
+from dq_deploy.quantization.graph.plan import make_plan
+from dq_deploy.quantization.initial.initialize import initialize
 from dq_deploy.quantization.pipeline import copy_with_quantizers, per_timestep_snr
-from dq_deploy.quantization.plan import make_plan
 from dq_deploy.quantization.prepare import prepare
 
 REFERENCE_SEEDS = range(2_000_000, 2_000_004)

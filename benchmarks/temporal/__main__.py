@@ -15,10 +15,10 @@ from dq_deploy.console import Output
 from dq_deploy.engines.machine import machine_info
 from dq_deploy.engines.statistics import paired_ratio
 from dq_deploy.progress import silent
-from dq_deploy.quantization.calibration import Trajectories
-from dq_deploy.quantization.calibration_source import Request
+from dq_deploy.quantization.calibration.source import Request
+from dq_deploy.quantization.calibration.trajectories import Trajectories
 from dq_deploy.quantization.config import QuantizeConfig
-from dq_deploy.quantization.initialize import arguments, initialize
+from dq_deploy.quantization.initial.initialize import arguments, initialize
 from dq_deploy.quantization.pipeline import copy_with_quantizers
 from dq_deploy.quantization.prepare import prepare
 

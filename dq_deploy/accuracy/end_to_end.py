@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from ..artifacts import Artifact
 from ..engines.onnxruntime import OnnxRuntimeRunner
 from ..progress import Progress, silent
-from ..quantization.calibration import Trajectories
+from ..quantization.calibration.trajectories import Trajectories
 from ..quantization.checkpoint import Checkpoint
 
 MAX_SNR_DIFFERENCE_DB = {"fp32": 0.5, "fp16": 3.0, "bf16": 3.0}

@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from ..artifacts import Artifact
 from ..errors import ArtifactError, EnvironmentProblem
 from ..progress import Progress, silent
-from ..quantization.calibration import Trajectories
+from ..quantization.calibration.trajectories import Trajectories
 from ..quantization.checkpoint import Checkpoint
 from ..quantization.layers import Quantized
 from ..quantization.numerics import per_row

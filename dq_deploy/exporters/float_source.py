@@ -9,8 +9,8 @@ import torch
 from torch.fx import GraphModule
 
 from ..errors import ArtifactError, UsageError
-from ..quantization.capture import capture
-from ..quantization.plan import find_layers
+from ..quantization.graph.capture import capture
+from ..quantization.graph.plan import find_layers
 
 if TYPE_CHECKING:
     from ..quantization.checkpoint import Checkpoint

@@ -15,9 +15,9 @@ import torch
 from torch.fx import GraphModule, Node
 
 from ..errors import ArtifactError
-from ..quantization.graph_edit import aten
+from ..quantization.graph.edit import aten
+from ..quantization.graph.plan import conv_geometry, decode
 from ..quantization.layers import QuantizedConv2d, QuantizedLinear
-from ..quantization.plan import conv_geometry, decode
 
 DOMAIN = "dq_deploy"
 OPSET = 21  # the lowest with INT4, and the highest that every runtime here reads

@@ -1,9 +1,9 @@
 """The PyTorch stage: a float model → a checkpoint of integers and scale tables (DilateQuant, arXiv 2409.14307)."""
 
-from .budget import Budget, estimate
 from .checkpoint import Checkpoint, load_checkpoint
 from .config import QuantizeConfig
 from .pipeline import quantize
-from .work_folder import work_path
+from .running.budget import Budget, estimate
+from .running.work_folder import work_path
 
 __all__ = ["Budget", "Checkpoint", "QuantizeConfig", "estimate", "load_checkpoint", "quantize", "work_path"]

@@ -22,12 +22,12 @@ from torch.fx import GraphModule
 
 from ..artifacts import Artifact, open_artifact
 from ..errors import ArtifactError
-from .calibration import Trajectories
-from .graph_edit import set_tensor
-from .graph_json import dump_graph, load_graph
+from .calibration.trajectories import Trajectories
+from .graph.edit import set_tensor
+from .graph.graph_json import dump_graph, load_graph
+from .graph.plan import decode, encode
 from .integrity import check_quantizer, check_weight
 from .layers import ActivationQuantizer, QuantizedConv2d, QuantizedLinear, QuantizedMatmul, QuantizedWeight
-from .plan import decode, encode
 
 MODEL, GRAPH, REFERENCE = "model.safetensors", "graph.json", "reference.safetensors"
 Layer = QuantizedConv2d | QuantizedLinear | QuantizedMatmul

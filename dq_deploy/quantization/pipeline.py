@@ -15,21 +15,21 @@ from torch.fx import GraphModule
 from ..artifacts import Artifact, Manifest, check_output, create_artifact, sha256_json
 from ..progress import Progress, silent
 from ..sources import Lora
-from .block_trainer import BlockRecord
-from .calibration import Model, Trajectories
-from .calibration_source import Request
+from .calibration.schedules import plain_config
+from .calibration.source import Request
+from .calibration.trajectories import Model, Trajectories
 from .checkpoint import freeze, write_checkpoint
 from .config import QuantizeConfig
-from .device import exact_products, find_device, move
-from .distillation import distill
-from .fold import fold_dilations
-from .initialize import Initialization, initialize
-from .plan import Plan, insert_quantizers
+from .distillation.block_trainer import BlockRecord
+from .distillation.distill import distill
+from .graph.fold import fold_dilations
+from .graph.plan import Plan, insert_quantizers
+from .initial.initialize import Initialization, initialize
 from .prepare import Prepared, prepare
-from .processes import SharedWork, started_processes
-from .schedules import plain_config
-from .stages import load_state, pack_trajectories, unpack_trajectories
-from .work_folder import Stage, check_no_run, work_folder
+from .running.device import exact_products, find_device, move
+from .running.processes import SharedWork, started_processes
+from .running.stages import load_state, pack_trajectories, unpack_trajectories
+from .running.work_folder import Stage, check_no_run, work_folder
 
 _REFERENCE_SEED = 1_000_000  # far from the calibration seeds
 

@@ -15,17 +15,17 @@ from ..artifacts import sha256_json
 from ..artifacts.manifest import tool_versions
 from ..errors import ArtifactError, UsageError
 from ..sources import Lora, Source, load_source, module_source
-from .blocks import assign_blocks
-from .calibration import Model
-from .calibration_source import CalibrationSource, Request, calibration_source
-from .capture import capture, input_names
+from .calibration.pipeline_source import PipelineSource
+from .calibration.schedules import plain_config
+from .calibration.source import CalibrationSource, Request, calibration_source
+from .calibration.trajectories import Model
 from .config import QuantizeConfig
-from .device import move
-from .pipeline_source import PipelineSource
-from .plan import Plan, make_plan
-from .schedules import plain_config
-from .skip_halves import arrange_skip_halves
-from .trained import check_patterns
+from .distillation.trained import check_patterns
+from .graph.blocks import assign_blocks
+from .graph.capture import capture, input_names
+from .graph.plan import Plan, make_plan
+from .graph.skip_halves import arrange_skip_halves
+from .running.device import move
 
 
 @dataclass(frozen=True)

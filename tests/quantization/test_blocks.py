@@ -8,10 +8,10 @@ import torch
 from torch.fx import GraphModule
 
 from dq_deploy.errors import UsageError
-from dq_deploy.quantization.blocks import assign_blocks, split_blocks
-from dq_deploy.quantization.cache import ValueCache
-from dq_deploy.quantization.calibration import Trajectories
-from dq_deploy.quantization.chain import Chain
+from dq_deploy.quantization.calibration.trajectories import Trajectories
+from dq_deploy.quantization.distillation.cache import ValueCache
+from dq_deploy.quantization.distillation.chain import Chain
+from dq_deploy.quantization.graph.blocks import assign_blocks, split_blocks
 from tests.tiny import planned, quantized_copy, snr_db, trajectories
 
 

@@ -9,9 +9,9 @@ import torch
 import dq_deploy
 from dq_deploy.cli import run
 from dq_deploy.errors import UsageError
-from dq_deploy.quantization.block_trainer import EVALUATE_EVERY
 from dq_deploy.quantization.config import QuantizeConfig
-from dq_deploy.quantization.probe import MemoryValues, StepCost
+from dq_deploy.quantization.distillation.block_trainer import EVALUATE_EVERY
+from dq_deploy.quantization.running.probe import MemoryValues, StepCost
 from tests.flow import snapshot
 from tests.tiny import FAST, SHAPE, PlainUNet, scheduler
 

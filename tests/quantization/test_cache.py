@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dq_deploy.quantization.cache import ValueCache
+from dq_deploy.quantization.distillation.cache import ValueCache
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int64, torch.bool])

@@ -7,7 +7,7 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, DiTPipeline, FlowMatchEulerDiscreteScheduler
 
 from dq_deploy.errors import ArtifactError, UsageError
-from dq_deploy.quantization.calibration import Trajectories, collect_trajectories, deal, seeded_noise
+from dq_deploy.quantization.calibration.trajectories import Trajectories, collect_trajectories, deal, seeded_noise
 from dq_deploy.quantization.config import Sampler
 from tests.tiny import SHAPE, scheduler
 from tests.tiny_pipelines import tiny_dit

@@ -8,8 +8,8 @@ from torch import nn
 from torch.fx import GraphModule
 
 from dq_deploy.errors import ArtifactError, UsageError
-from dq_deploy.quantization.capture import capture, input_names
-from dq_deploy.quantization.graph_edit import aten
+from dq_deploy.quantization.graph.capture import capture, input_names
+from dq_deploy.quantization.graph.edit import aten
 from tests.tiny import SHAPE, PlainUNet, captured, tiny_unet
 
 

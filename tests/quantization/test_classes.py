@@ -6,7 +6,7 @@ import pytest
 from diffusers import DiTTransformer2DModel, UNet2DModel
 
 from dq_deploy.errors import UsageError
-from dq_deploy.quantization.classes import ClassSpace, class_space, parse_classes
+from dq_deploy.quantization.calibration.classes import ClassSpace, class_space, parse_classes
 from tests.tiny import tiny_unet
 from tests.tiny_pipelines import tiny_dit
 

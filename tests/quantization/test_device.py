@@ -10,12 +10,12 @@ from torch.fx import GraphModule
 from dq_deploy import quantize
 from dq_deploy.cli import run
 from dq_deploy.errors import EnvironmentProblem, UsageError
-from dq_deploy.quantization.blocks import split_blocks
-from dq_deploy.quantization.calibration import Trajectories
+from dq_deploy.quantization.calibration.trajectories import Trajectories
 from dq_deploy.quantization.checkpoint import load_checkpoint
 from dq_deploy.quantization.config import QuantizeConfig
-from dq_deploy.quantization.device import find_device, move
-from dq_deploy.quantization.trained import TrainedParts, selected
+from dq_deploy.quantization.distillation.trained import TrainedParts, selected
+from dq_deploy.quantization.graph.blocks import split_blocks
+from dq_deploy.quantization.running.device import find_device, move
 from tests.tiny import FAST, SHAPE, PlainUNet, quantized_copy, scheduler, snr_db, trajectories
 
 

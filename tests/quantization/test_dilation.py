@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dq_deploy.quantization.dilation import (
+from dq_deploy.quantization.initial.dilation import (
     MAX_DILATION,
     LayerStatistics,
     asymmetric_bound,

@@ -9,11 +9,11 @@ import torch
 from torch.fx import GraphModule
 
 from dq_deploy.errors import ArtifactError, UsageError
-from dq_deploy.quantization.block_trainer import BlockRecord
-from dq_deploy.quantization.calibration import Trajectories
+from dq_deploy.quantization.calibration.trajectories import Trajectories
 from dq_deploy.quantization.checkpoint import named_quantizers
 from dq_deploy.quantization.config import QuantizeConfig
-from dq_deploy.quantization.distillation import distill, split_samples
+from dq_deploy.quantization.distillation.block_trainer import BlockRecord
+from dq_deploy.quantization.distillation.distill import distill, split_samples
 from dq_deploy.quantization.layers import ActivationQuantizer
 from tests.tiny import FAST, quantized_copy
 

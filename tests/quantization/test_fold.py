@@ -10,11 +10,11 @@ from diffusers import DiTTransformer2DModel, UNet2DConditionModel
 from torch import nn
 from torch.fx import GraphModule, Interpreter, Node
 
-from dq_deploy.quantization.calibration import collect_trajectories
+from dq_deploy.quantization.calibration.trajectories import collect_trajectories
 from dq_deploy.quantization.checkpoint import freeze, named_layers, named_quantizers
 from dq_deploy.quantization.config import Dilation
-from dq_deploy.quantization.fold import fold_dilations
-from dq_deploy.quantization.initialize import quantizer_groups
+from dq_deploy.quantization.graph.fold import fold_dilations
+from dq_deploy.quantization.initial.initialize import quantizer_groups
 from dq_deploy.quantization.layers import Quantized, QuantizedWeight
 from tests.tiny import SHAPE, captured, quantized_copy, scheduler, snr_db
 

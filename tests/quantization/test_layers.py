@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dq_deploy.quantization import numerics
+from dq_deploy.quantization.distillation.optimizers import TableAdam
 from dq_deploy.quantization.layers import ActivationQuantizer, QuantizedConv2d, QuantizedLinear, QuantizedMatmul, QuantizedWeight
-from dq_deploy.quantization.optimizers import TableAdam
 
 TIMESTEPS = torch.tensor([0.0, 100.0, 200.0, 300.0])
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dq_deploy.quantization.optimizers import TableAdam, cosine
+from dq_deploy.quantization.distillation.optimizers import TableAdam, cosine
 
 
 def test_tables_move_as_under_sparse_adam() -> None:

@@ -20,9 +20,9 @@ from diffusers import (
 
 from dq_deploy.errors import ArtifactError, UsageError
 from dq_deploy.progress import silent
-from dq_deploy.quantization.calibration import Trajectories
+from dq_deploy.quantization.calibration.pipeline_source import PipelineSource, read_prompts
+from dq_deploy.quantization.calibration.trajectories import Trajectories
 from dq_deploy.quantization.config import QuantizeConfig
-from dq_deploy.quantization.pipeline_source import PipelineSource, read_prompts
 from dq_deploy.sources import load_source, text_pipeline
 from tests.tiny_pipelines import tiny_conditioned_unet, tiny_stable_diffusion, tiny_stable_diffusion_xl
 

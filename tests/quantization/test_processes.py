@@ -19,14 +19,14 @@ from dq_deploy import errors
 from dq_deploy.artifacts import open_artifact
 from dq_deploy.cli import run
 from dq_deploy.errors import UsageError
-from dq_deploy.quantization.block_trainer import BlockTrainer, Share
-from dq_deploy.quantization.blocks import split_blocks
-from dq_deploy.quantization.cache import ValueCache
-from dq_deploy.quantization.calibration import Trajectories
-from dq_deploy.quantization.chain import Chain
+from dq_deploy.quantization.calibration.trajectories import Trajectories
 from dq_deploy.quantization.config import QuantizeConfig
-from dq_deploy.quantization.processes import Processes, reduce_gradients
-from dq_deploy.quantization.trained import TrainedParts, selected
+from dq_deploy.quantization.distillation.block_trainer import BlockTrainer, Share
+from dq_deploy.quantization.distillation.cache import ValueCache
+from dq_deploy.quantization.distillation.chain import Chain
+from dq_deploy.quantization.distillation.trained import TrainedParts, selected
+from dq_deploy.quantization.graph.blocks import split_blocks
+from dq_deploy.quantization.running.processes import Processes, reduce_gradients
 from tests.tiny import FAST, quantized_copy
 
 # Few iterations: sums in another order differ in their last bits, and after some dozens of steps one rounding that falls the other way has

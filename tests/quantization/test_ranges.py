@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from dq_deploy.quantization import numerics
 from dq_deploy.quantization.config import InitialRange
-from dq_deploy.quantization.ranges import resolve, search_tables
+from dq_deploy.quantization.initial.ranges import resolve, search_tables
 
 
 def values(rows: int = 3, count: int = 4000) -> torch.Tensor:

@@ -15,8 +15,8 @@ import torch
 from dq_deploy import cli
 from dq_deploy.errors import UsageError
 from dq_deploy.quantization import quantize
-from dq_deploy.quantization.block_trainer import Steps
-from dq_deploy.quantization.work_folder import WorkFolder, work_path
+from dq_deploy.quantization.distillation.block_trainer import Steps
+from dq_deploy.quantization.running.work_folder import WorkFolder, work_path
 from tests.flow import snapshot
 from tests.tiny import FAST, SHAPE, PlainUNet, scheduler
 

@@ -21,9 +21,9 @@ from diffusers import (
 )
 
 from dq_deploy.errors import UsageError
-from dq_deploy.quantization.calibration import Trajectories, collect_trajectories, seeded_noise
+from dq_deploy.quantization.calibration.schedules import distinct_rows, one_call_each, plain_config, sampling_scheduler
+from dq_deploy.quantization.calibration.trajectories import Trajectories, collect_trajectories, seeded_noise
 from dq_deploy.quantization.config import Sampler
-from dq_deploy.quantization.schedules import distinct_rows, one_call_each, plain_config, sampling_scheduler
 from tests.tiny import SHAPE
 
 OWN = Sampler.PIPELINE

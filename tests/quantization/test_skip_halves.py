@@ -14,11 +14,11 @@ from torch.fx import GraphModule
 from dq_deploy.accuracy import check
 from dq_deploy.engines.build import build_engine, load_report
 from dq_deploy.exporters import export
-from dq_deploy.quantization.blocks import assign_blocks, split_blocks
 from dq_deploy.quantization.checkpoint import Checkpoint
 from dq_deploy.quantization.config import SkipHalves
-from dq_deploy.quantization.plan import find_layers
-from dq_deploy.quantization.skip_halves import arrange_skip_halves, whole_name
+from dq_deploy.quantization.graph.blocks import assign_blocks, split_blocks
+from dq_deploy.quantization.graph.plan import find_layers
+from dq_deploy.quantization.graph.skip_halves import arrange_skip_halves, whole_name
 from tests.tiny import SHAPE, captured, make_checkpoint, planned, tiny_unet
 
 RESNETS = ["up_blocks.0.resnets.0", "up_blocks.0.resnets.1", "up_blocks.1.resnets.0", "up_blocks.1.resnets.1"]

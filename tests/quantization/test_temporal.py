@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.fx import GraphModule
 
-from dq_deploy.quantization.calibration import Trajectories
-from dq_deploy.quantization.initialize import arguments
+from dq_deploy.quantization.calibration.trajectories import Trajectories
+from dq_deploy.quantization.initial.initialize import arguments
 from tests.tiny import PlainUNet, captured, quantized_copy, tiny_unet, trajectories
 
 

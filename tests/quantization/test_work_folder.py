@@ -9,7 +9,7 @@ import torch
 
 from dq_deploy.artifacts import check_output
 from dq_deploy.errors import ArtifactError, UsageError
-from dq_deploy.quantization.work_folder import check_no_run, work_folder, work_path
+from dq_deploy.quantization.running.work_folder import check_no_run, work_folder, work_path
 
 ASKED = {"source": "a", "iterations": 3, "keep": {"x": 8}}
 
@@ -80,7 +80,7 @@ def test_two_runs_at_once_are_refused(tmp_path: Path) -> None:
 
 def test_the_lock_goes_with_its_process(tmp_path: Path) -> None:
     program = (
-        "import os, sys\nfrom dq_deploy.quantization.work_folder import work_folder\n"
+        "import os, sys\nfrom dq_deploy.quantization.running.work_folder import work_folder\n"
         "with work_folder(sys.argv[1], {}) as work:\n    work.save('one', {}, 1)\n    os.kill(os.getpid(), 9)\n"
     )
     done = subprocess.run([sys.executable, "-c", program, str(tmp_path / "out")], check=False, capture_output=True)

@@ -14,7 +14,7 @@ from diffusers import DDIMScheduler, DDPMPipeline, DiTPipeline, UNet2DModel
 from safetensors.torch import load_file, save_file
 
 from dq_deploy.errors import ArtifactError, EnvironmentProblem, UsageError
-from dq_deploy.quantization.classes import ClassSpace, class_space
+from dq_deploy.quantization.calibration.classes import ClassSpace, class_space
 from dq_deploy.sources import builtin_names, builtin_path, load_source, source_from_module, weights_sha256
 from tests.tiny_pipelines import tiny_dit, tiny_vae
 

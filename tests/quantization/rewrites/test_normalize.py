@@ -12,9 +12,9 @@ from torch import nn
 from torch.fx import GraphModule
 from torch.utils.checkpoint import checkpoint
 
-from dq_deploy.quantization.capture import capture
-from dq_deploy.quantization.graph_edit import aten
-from dq_deploy.quantization.plan import Layer, find_layers
+from dq_deploy.quantization.graph.capture import capture
+from dq_deploy.quantization.graph.edit import aten
+from dq_deploy.quantization.graph.plan import Layer, find_layers
 
 C, T = 8, 16
 

@@ -1,0 +1,166 @@
+"""Calibration of a text pipeline: the pipeline itself samples each prompt, and its denoiser's calls become trajectories."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ...artifacts import sha256_json
+from ...errors import UsageError
+from ...progress import Progress
+from ..config import QuantizeConfig
+from . import schedules
+from .recording import Call, FirstCallError, by_seed, check_call, recording, streams
+from .trajectories import Conditions, Model, Trajectories, assemble, turns
+
+
+def read_prompts(prompts: str | Path | Sequence[str]) -> list[str]:
+    """Prompts from a file (UTF-8, one on a line, empty lines skipped) or a list.
+
+    Raises UsageError for a file that is missing, not UTF-8 or without prompts, and for anything but text in a list.
+    """
+    if isinstance(prompts, str | Path):
+        try:
+            lines = Path(prompts).read_text(encoding="utf-8-sig").splitlines()
+        except UnicodeDecodeError as error:
+            raise UsageError(f"{prompts} is not UTF-8 text: {error.reason} at byte {error.start}", "save it as UTF-8") from None
+        except OSError as error:
+            raise UsageError(f"cannot read the prompts in {prompts}: {error.strerror}", "a list of prompts is given as a list") from None
+        found, where = [line.strip() for line in lines if line.strip()], f"in {prompts}"
+    else:
+        wrong = [p for p in prompts if not isinstance(p, str)]
+        if wrong:
+            raise UsageError(f"a prompt is text, not {wrong[0]!r}")
+        found, where = list(prompts), "given"
+    if not found:
+        raise UsageError(f"no prompts {where}", "give one prompt at least, on a line of its own")
+    return found
+
+
+@dataclass(frozen=True)
+class PipelineSource:
+    """Runs a copy of the user's pipeline over the prompts, dealt to the seeds (see ``calibration.deal``).
+
+    ``shape`` and ``examples`` are of the denoiser's sample and conditions as the pipeline makes them; ``halves`` is how many samples of
+    the denoiser's batch belong to one prompt.
+    """
+
+    pipeline: Any
+    component: str
+    prompts: list[str]
+    config: QuantizeConfig
+    options: dict[str, Any]
+    shape: tuple[int, ...] = ()
+    examples: Conditions = field(default_factory=dict)
+    halves: int = 1
+
+    @classmethod
+    def prepare(cls, pipeline: Any, component: str, prompts: list[str], negative_prompt: str | None,
+                config: QuantizeConfig) -> PipelineSource:  # fmt: skip
+        """Check what the pipeline takes, and run it up to its denoiser's first call. Raises UsageError where it refuses."""
+        pipeline = copy.copy(pipeline)
+        pipeline.register_modules(scheduler=schedules.sampling_scheduler(pipeline.scheduler, config.sampler))
+        wanted = {"guidance_scale": config.guidance_scale, "negative_prompt": negative_prompt}
+        options = {name: value for name, value in wanted.items() if value is not None}
+        parameters = inspect.signature(type(pipeline).__call__).parameters
+        for name in [*options, "generator", "num_inference_steps", "output_type"]:
+            if name not in parameters:
+                raise UsageError(f"a {type(pipeline).__name__} takes no {name.replace('_', ' ')}")
+        source = cls(pipeline, component, prompts, config, options)
+        try:
+            with recording(source.model, lambda _: None, only_first=True):
+                source._run(prompts[:1], [config.seed])
+        except FirstCallError as first:
+            call = first.call
+            return cls(pipeline, component, prompts, config, options, tuple(call.sample.shape[1:]), call.conditions, len(call.sample))
+        raise UsageError(f"a {type(pipeline).__name__} ran without calling its {component}")
+
+    @property
+    def model(self) -> torch.nn.Module:
+        """The denoiser."""
+        model: torch.nn.Module = getattr(self.pipeline, self.component)
+        return model
+
+    @torch.no_grad()
+    def collect(self, model: Model, seeds: range, progress: Progress, part: slice = slice(None)) -> Trajectories:  # noqa: ARG002  the pipeline runs its own
+        """Trajectories of the pipeline's own denoiser, as many prompts at a time as fill a batch."""
+        at_once = max(1, self.config.batch_size // self.halves)
+        dealt, seeds = [self.prompts[i] for i in turns(len(self.prompts), len(seeds)).tolist()][part], seeds[part]
+        parts: list[Trajectories] = []
+        with progress("calibration trajectories", -(-len(seeds) // at_once) * self.config.steps) as advance:
+            for start in range(0, len(seeds), at_once):
+                chosen = slice(start, start + at_once)
+                parts.append(self._trajectories(dealt[chosen], seeds[chosen], advance))
+        return _joined(parts)
+
+    def record(self) -> dict[str, Any]:
+        """What the manifest says: the prompts by number and hash, since they may be private."""
+        return {
+            "from": "pipeline",
+            "prompts": {"count": len(self.prompts), "sha256": sha256_json({"prompts": self.prompts})},
+            "scheduler": type(self.pipeline.scheduler).__name__,
+            "samples_per_prompt": self.halves,
+            **self.options,
+        }
+
+    def _trajectories(self, prompts: list[str], seeds: Sequence[int], advance: Callable[[int], None]) -> Trajectories:
+        calls: list[Call] = []
+
+        def on_call(call: Call) -> None:
+            check_call(call, seeds)
+            if not calls or call.timestep != calls[-1].timestep:
+                advance(1)
+            calls.append(call)
+
+        with recording(self.model, on_call):
+            self._run(prompts, seeds)
+        found = streams(calls)
+        count = len(seeds)
+        visited = [call.timestep for call in found[0].calls]
+        samples = [by_seed([stream.calls[i].sample for stream in found], count) for i in range(len(visited))]
+        outputs = [by_seed([_output(stream.calls[i]) for stream in found], count) for i in range(len(visited))]
+        conditions = {name: by_seed([stream.conditions[name] for stream in found], count) for name in found[0].conditions}
+        return assemble(visited, samples, outputs, conditions, per_seed=len(samples[0]) // count)
+
+    def _run(self, prompts: list[str], seeds: Sequence[int]) -> None:
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        options = {k: [v] * len(prompts) if k == "negative_prompt" else v for k, v in self.options.items()}
+        try:
+            self.pipeline(
+                prompt=list(prompts), num_inference_steps=self.config.steps, generator=generators, output_type="latent", **options
+            )  # fmt: skip
+        except (ValueError, TypeError, NotImplementedError) as error:
+            reason = " ".join(str(error).split())[:300]
+            raise UsageError(
+                f"the {type(self.pipeline).__name__} refuses to sample {len(prompts)} prompts in {self.config.steps} steps: {reason}",
+                "try it in diffusers first: pipeline(prompt=[...], generator=[...], num_inference_steps=..., output_type='latent')",
+            ) from error
+
+
+def _output(call: Call) -> torch.Tensor:
+    assert call.output is not None
+    return call.output
+
+
+def _joined(parts: list[Trajectories]) -> Trajectories:
+    """Trajectories of several runs as one. Raises UsageError when the runs differ in more than their prompts."""
+    first = parts[0]
+    for other in parts[1:]:
+        shapes, others = ({name: value.shape[1:] for name, value in p.conditions.items()} for p in (first, other))
+        if shapes != others or other.per_seed != first.per_seed or not torch.equal(other.timesteps, first.timesteps):
+            raise UsageError(
+                "the pipeline calls its model in another way for other prompts", "choose prompts that it pads to one length, and one kind"
+            )
+    return Trajectories(
+        first.timesteps,
+        torch.cat([p.samples for p in parts], dim=1),
+        torch.cat([p.outputs for p in parts], dim=1),
+        {name: torch.cat([p.conditions[name] for p in parts]) for name in first.conditions},
+        first.per_seed,
+    )

@@ -1,0 +1,121 @@
+"""Where calibration data comes from: the project's own sampling loop, or the user's pipeline, with the conditions to sample under."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from ...errors import UsageError
+from ...progress import Progress
+from ...sources import Lora, Source, takes_prompts, text_pipeline
+from ..config import QuantizeConfig
+from .classes import class_space
+from .pipeline_source import PipelineSource, read_prompts
+from .trajectories import Conditions, Model, Trajectories, collect_trajectories
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user asked the calibration to be conditioned on; None is "not given"."""
+
+    conditions: Conditions | None = None
+    null_conditions: Conditions | None = None
+    classes: str | Sequence[int] | None = None
+    prompts: str | Path | Sequence[str] | None = None
+    negative_prompt: str | None = None
+    lora: Lora | None = None
+
+
+class CalibrationSource(Protocol):
+    """Makes trajectories of samples of ``shape`` (without the batch); ``examples`` are conditions [P, ...] as the model gets them."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...  # noqa: D102
+
+    @property
+    def examples(self) -> Conditions: ...  # noqa: D102
+
+    def collect(self, model: Model, seeds: range, progress: Progress, part: slice = slice(None)) -> Trajectories:
+        """Trajectories of the float model from these seeds, or ``part`` of them as it would be among all."""
+
+    def record(self) -> dict[str, Any]:
+        """What the manifest says about it."""
+
+
+@dataclass(frozen=True)
+class LoopSource:
+    """The project's own loop: unconditional and class-conditional models, and conditions given as tensors."""
+
+    scheduler: Any
+    shape: tuple[int, ...]
+    config: QuantizeConfig
+    examples: Conditions = field(default_factory=dict)
+    null_conditions: Conditions | None = None
+    classes: list[int] | None = None
+
+    def collect(self, model: Model, seeds: range, progress: Progress, part: slice = slice(None)) -> Trajectories:
+        """As the protocol says."""
+        return collect_trajectories(
+            model, self.scheduler, steps=self.config.steps, seeds=seeds, shape=self.shape, conditions=self.examples,
+            null_conditions=self.null_conditions, guidance_scale=self.config.guidance_scale, sampler=self.config.sampler,
+            batch_size=self.config.batch_size, part=part, progress=progress,
+        )  # fmt: skip
+
+    def record(self) -> dict[str, Any]:
+        """As the protocol says."""
+        return {"from": "loop", "classes": self.classes, "guidance_scale": self.config.guidance_scale}
+
+
+def calibration_source(request: Request, config: QuantizeConfig, source: Source) -> CalibrationSource:
+    """Choose what serves the source and what the user asked for.
+
+    Raises UsageError where the two do not fit: classes for a model without them, guidance for an unconditional model, no prompts.
+    """
+    guided = config.guidance_scale is not None and config.guidance_scale > 1
+    if request.null_conditions is not None and not (request.conditions and guided):
+        raise UsageError("null_conditions= are for guidance", "give conditions= and a guidance_scale above 1 with them")
+    if request.conditions:
+        return _from_tensors(request, config, source)
+    if takes_prompts(source):
+        return _from_prompts(request, config, source)
+    if request.prompts is not None or request.negative_prompt is not None:
+        raise UsageError(f"prompts are given, and {_named(source)} takes none", "leave them out; a class-conditional model takes --classes")
+    space = class_space(source.model, source.config)
+    if space is not None:
+        chosen = space.choose(request.classes)
+        null = space.null_conditions() if guided else None
+        return LoopSource(source.scheduler, source.sample_shape, config, space.conditions(chosen), null, chosen)
+    if request.classes is not None:
+        raise UsageError(f"classes are given, and {_named(source)} takes none", "leave the classes out")
+    if config.guidance_scale is not None:
+        raise UsageError(f"a guidance scale is given, and {_named(source)} is unconditional", "leave the guidance scale out")
+    return LoopSource(source.scheduler, source.sample_shape, config)
+
+
+def _from_tensors(request: Request, config: QuantizeConfig, source: Source) -> LoopSource:
+    assert request.conditions is not None
+    if request.classes is not None or request.prompts is not None or request.negative_prompt is not None:
+        raise UsageError("give conditions=, or prompts or classes, not both")
+    given = {**request.conditions, **(request.null_conditions or {})}
+    empty = [name for name, value in given.items() if value.dim() == 0 or len(value) == 0]
+    if empty:
+        raise UsageError(f"no values for the condition {', '.join(empty)}", "a condition is a tensor [P, ...] of P ≥ 1 values")
+    return LoopSource(source.scheduler, source.sample_shape, config, request.conditions, request.null_conditions)
+
+
+def _from_prompts(request: Request, config: QuantizeConfig, source: Source) -> PipelineSource:
+    if request.classes is not None:
+        raise UsageError(f"classes are given, and {_named(source)} takes prompts", "give --prompts FILE instead")
+    if request.prompts is None:
+        raise UsageError(
+            f"{_named(source)} is calibrated on prompts, and none are given",
+            "write typical prompts into a file, one on a line, and give it: --prompts FILE (from Python: prompts=[...])",
+        )
+    prompts = read_prompts(request.prompts)
+    return PipelineSource.prepare(text_pipeline(source), source.component, prompts, request.negative_prompt, config)
+
+
+def _named(source: Source) -> str:
+    return f"a {source.pipeline_class}" if source.pipeline_class else f"the model {source.name}"

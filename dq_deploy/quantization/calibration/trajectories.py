@@ -1,0 +1,150 @@
+"""Calibration data: the model's own sampling trajectories, no data set needed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ...errors import ArtifactError, UsageError
+from ...progress import Progress, silent
+from ..config import Sampler
+from . import schedules
+
+Model = Callable[..., torch.Tensor]
+Conditions = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Trajectories:
+    """What the model sees while it samples: T timesteps ascending, n samples.
+
+    n counts seeds without guidance. With classifier-free guidance each seed has ``per_seed`` = 2 adjacent samples, one for each half:
+    what is split by samples must not part them, since they share their input.
+    """
+
+    timesteps: torch.Tensor  # [T] fp32
+    samples: torch.Tensor  # [T, n, ...]: the model's input at that timestep
+    outputs: torch.Tensor  # [T, n, ...]: the float model's output for it
+    conditions: Conditions  # each [n, ...]: the same at every timestep
+    per_seed: int = 1
+
+    def flat(self, samples: slice) -> tuple[torch.Tensor, torch.Tensor, Conditions]:
+        """(samples [T·m, ...], timestep [T·m], conditions) of the chosen samples, timesteps slowest."""
+        chosen = self.samples[:, samples]
+        rows, count = chosen.shape[:2]
+        conditions = {k: v[samples].repeat(rows, *[1] * (v.dim() - 1)) for k, v in self.conditions.items()}
+        return chosen.flatten(0, 1), self.timesteps.repeat_interleave(count), conditions
+
+
+def seeded_noise(shape: tuple[int, ...], seeds: range) -> torch.Tensor:
+    """Noise [len(seeds), *shape], each sample from its own generator, so that it does not depend on the batch."""
+    return torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+
+
+def deal(conditions: Conditions, count: int) -> Conditions:
+    """``conditions`` [P, ...] dealt to ``count`` seeds → [count, ...]: in turn, or evenly spaced ones where there are more than seeds."""
+    return {name: values[turns(len(values), count)] for name, values in conditions.items()}
+
+
+def turns(size: int, count: int) -> torch.Tensor:
+    """Which of ``size`` conditions each of ``count`` seeds gets: int64 [count]."""
+    index = torch.arange(count)
+    return index % size if size <= count else index * size // count
+
+
+def assemble(timesteps: Sequence[float], samples: list[torch.Tensor], outputs: list[torch.Tensor], conditions: Conditions,
+             per_seed: int) -> Trajectories:  # fmt: skip
+    """Trajectories from the model's calls in their order: at each of ``timesteps``, samples [n, ...] and outputs [n, ...]."""
+    rows = schedules.distinct_rows(timesteps)
+    pick = [(schedules.one_call_each(samples, at, per_seed), schedules.one_call_each(outputs, at, per_seed)) for at in rows.values()]
+    return Trajectories(
+        torch.tensor(list(rows), dtype=torch.float32), torch.stack([x for x, _ in pick]), torch.stack([y for _, y in pick]), conditions,
+        per_seed,
+    )  # fmt: skip
+
+
+@torch.no_grad()
+def collect_trajectories(model: Model, scheduler: Any, *, steps: int, seeds: range, shape: tuple[int, ...],
+                         conditions: Conditions | None = None, null_conditions: Conditions | None = None,
+                         guidance_scale: float | None = None, sampler: Sampler = Sampler.DDIM, batch_size: int = 32,
+                         part: slice = slice(None), progress: Progress = silent) -> Trajectories:  # fmt: skip
+    """Sample with ``steps`` steps from each seed and keep every input and output of the model.
+
+    ``conditions`` [P, ...] are dealt to the seeds (see ``deal``). With a ``guidance_scale`` g > 1 the model also sees each input with
+    ``null_conditions`` [1 or P, ...], and the trajectory follows null + g · (conditional − null) (Ho & Salimans, arXiv 2207.12598, eq. 6).
+    A scheduler that draws noise takes it from the seed's own generator. ``part`` of the seeds may be sampled alone, as it would be with the
+    others.
+
+    Raises UsageError when the scheduler refuses the steps or guidance has no null conditions, ArtifactError when the model's output has
+    NaN or Inf (naming the timestep and the seed).
+    """
+    if len(seeds) == 0:
+        raise UsageError("no samples to calibrate on", "choose --calibration-samples of 2 or more")
+    scheduler = schedules.sampling_scheduler(scheduler, sampler)
+    visited = schedules.start(scheduler, steps)
+    dealt, per_seed = _halves(conditions or {}, null_conditions, guidance_scale, len(seeds))
+    dealt, seeds = {k: v.unflatten(0, (-1, per_seed))[part].flatten(0, 1) for k, v in dealt.items()}, seeds[part]
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    options = schedules.step_options(scheduler, generators)
+    x = torch.stack([torch.randn(shape, generator=generator) for generator in generators])
+    x = x * getattr(scheduler, "init_noise_sigma", 1.0)
+    samples, outputs = [], []
+    with progress("calibration trajectories", len(visited)) as advance:
+        for t, timestep in zip(scheduler.timesteps, visited, strict=True):
+            model_input = schedules.scaled(scheduler, x, t).repeat_interleave(per_seed, dim=0)
+            output = _batched(model, model_input, timestep, dealt, batch_size)
+            check_finite(output, timestep, seeds, per_seed)
+            samples.append(model_input)
+            outputs.append(output)
+            prediction = _guided(output, guidance_scale, x.shape[1]) if per_seed == 2 else output
+            x = scheduler.step(_for_step(prediction, x, scheduler), t, x, **options).prev_sample
+            advance(1)
+    return assemble(visited, samples, outputs, dealt, per_seed)
+
+
+def _halves(conditions: Conditions, null: Conditions | None, guidance_scale: float | None, count: int) -> tuple[Conditions, int]:
+    """Conditions of every sample, and samples for each seed."""
+    dealt = deal(conditions, count)
+    if guidance_scale is None or guidance_scale <= 1:
+        return dealt, 1
+    if null is None or set(null) != set(conditions):
+        raise UsageError(
+            f"guidance needs the conditions of the unconditional half for {', '.join(conditions) or 'a model that takes none'}",
+            "give null_conditions= beside conditions=, or leave guidance_scale out",
+        )
+    pairs = {name: torch.stack([dealt[name], deal({name: null[name]}, count)[name]], dim=1) for name in dealt}
+    return {name: pair.flatten(0, 1) for name, pair in pairs.items()}, 2
+
+
+def _batched(model: Model, x: torch.Tensor, timestep: float, conditions: Mapping[str, torch.Tensor], batch_size: int) -> torch.Tensor:
+    parts = [slice(i, i + batch_size) for i in range(0, len(x), batch_size)]
+    return torch.cat([model(x[p], torch.full((len(x[p]),), timestep), **{k: v[p] for k, v in conditions.items()}) for p in parts])
+
+
+def _guided(output: torch.Tensor, guidance_scale: float | None, channels: int) -> torch.Tensor:
+    """[2S, C or 2C, ...] → [S, ...]: the guided prediction; a predicted variance is the conditional half's."""
+    assert guidance_scale is not None
+    conditional, null = output.unflatten(0, (-1, 2)).unbind(dim=1)
+    guided = null[:, :channels] + guidance_scale * (conditional[:, :channels] - null[:, :channels])
+    return torch.cat([guided, conditional[:, channels:]], dim=1)
+
+
+def _for_step(prediction: torch.Tensor, x: torch.Tensor, scheduler: Any) -> torch.Tensor:
+    """A model that also predicts the variance gives twice the channels, and only DDPM with a learned variance can use the second half."""
+    from diffusers import DDPMScheduler
+
+    variance = scheduler.config.get("variance_type")  # DDIM keeps DDPM's, and does not know what it means
+    learned = isinstance(scheduler, DDPMScheduler) and variance in ("learned", "learned_range")
+    doubled = prediction.shape[1] == 2 * x.shape[1]
+    return prediction[:, : x.shape[1]] if doubled and not learned else prediction
+
+
+def check_finite(output: torch.Tensor, timestep: float, seeds: Sequence[int], per_seed: int = 1) -> None:
+    """Raise ArtifactError, naming the timestep and the seeds, when the float model's ``output`` [n, ...] has NaN or Inf."""
+    bad = (~torch.isfinite(output.flatten(1))).any(dim=1).nonzero()[:, 0].tolist()
+    if bad:
+        named = ", ".join(str(s) for s in sorted({seeds[i // per_seed] for i in bad})[:5])
+        raise ArtifactError(f"the float model's output has NaN or Inf at timestep {timestep:g}, seed {named}")

@@ -1,0 +1,1 @@
+"""Block-wise knowledge distillation (DilateQuant, arXiv 2409.14307, §4.3)."""

@@ -1,0 +1,186 @@
+"""Training of one block, which may be the whole network: its loss, the loop, held-out judgement, and when to stop."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+
+from ...errors import ArtifactError
+from ...progress import Advance
+from ..config import QuantizeConfig
+from ..graph.blocks import Block
+from ..running.processes import Processes, reduce_gradients
+from .chain import Chain
+from .optimizers import cosine
+from .trained import TrainedParts
+
+EVALUATE_EVERY = 50
+_DIVERGED = 10.0  # held-out loss against the start: beyond this the block is stopped
+
+
+@dataclass(frozen=True)
+class BlockRecord:
+    """Held-out loss of a block (relative to its target's power, averaged over timesteps) before and after distillation."""
+
+    block: str
+    before: float
+    after: float
+    iterations: int
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Share:
+    """Which of S samples at ``timestep`` [S] this process holds: of each batch it computes what it holds."""
+
+    timestep: torch.Tensor
+    processes: Processes = field(default_factory=Processes)
+
+    @property
+    def held(self) -> torch.Tensor:
+        """The samples held, in order."""
+        return torch.arange(self.processes.rank, len(self.timestep), self.processes.count)
+
+    def own(self, index: torch.Tensor) -> torch.Tensor:
+        """Those of the samples ``index`` that are held."""
+        return index[index % self.processes.count == self.processes.rank]
+
+    def place(self, own: torch.Tensor) -> torch.Tensor:
+        """Positions of held samples among those held."""
+        return own // self.processes.count
+
+
+class BlockTrainer:
+    """Trains ``parts`` of a block of ``student`` on the values of ``teacher``; both chains have the samples of ``share``."""
+
+    def __init__(self, block: Block, student: Chain, teacher: Chain, parts: TrainedParts, config: QuantizeConfig,
+                 share: Share | None = None) -> None:  # fmt: skip
+        self.block, self.student, self.teacher, self.parts, self.config = block, student, teacher, parts, config
+        self.share = share or Share(student.timestep)
+        self.timesteps = self.share.timestep.unique_consecutive()
+        self.weights = [self._loss_weight(name) for name in block.outputs]
+
+    @torch.no_grad()
+    def _loss_weight(self, name: str) -> torch.Tensor:
+        """1 / mean square of an output, for each sample that of its timestep: [S]. Each step counts alike, however loud it is."""
+        every = torch.arange(len(self.share.timestep)).reshape(len(self.timesteps), -1)
+        sums = torch.zeros(len(self.timesteps), 2)  # of squares, and of samples
+        for row, index in enumerate(every[:, :8]):
+            own = self.share.own(index)
+            if len(own):
+                squares = self.teacher.read(name, self.share.place(own)).pow(2).flatten(1).mean(dim=1)
+                sums[row] = torch.tensor([float(squares.sum()), len(own)])
+        sums = self.share.processes.sum(sums)
+        return (sums[:, 1] / sums[:, 0].clamp(min=1e-12)).repeat_interleave(every.shape[1])
+
+    def touched(self, index: torch.Tensor) -> torch.Tensor:
+        """Rows of the tables that the samples ``index`` select: bool [T]."""
+        return torch.isin(self.timesteps, self.share.timestep[index]).to(self.student.device)
+
+    def loss(self, index: torch.Tensor) -> torch.Tensor:
+        """Squared error of the samples ``index`` [B], each relative to its target's power, averaged; of several processes, one's part."""
+        own = self.share.own(index)
+        total = torch.zeros((), device=self.student.device)
+        if not len(own):
+            return total
+        place = self.share.place(own)
+        outputs = self.block.module(*self.student.inputs(self.block, place))
+        for name, weight, output in zip(self.block.outputs, self.weights, outputs, strict=True):
+            error = (output.float() - self.teacher.read(name, place)).pow(2).flatten(1).mean(dim=1)  # [B]
+            total = total + (error * weight[own].to(total.device)).sum()
+        return total / (len(index) * len(self.block.outputs))
+
+    @torch.no_grad()
+    def evaluate(self, index: torch.Tensor) -> float:
+        """Loss of the samples ``index``, of all processes together, in fp32 whatever the training's precision."""
+        parts = index.split(self.config.batch_size)
+        total = sum(float(self.loss(part)) * len(part) for part in parts) / len(index)
+        return float(self.share.processes.sum(torch.tensor(total, dtype=torch.float64)))
+
+    def train(self, train: torch.Tensor, held_out: torch.Tensor, advance: Advance) -> BlockRecord:
+        """Train on the samples ``train`` and end in the state that had the least loss over ``held_out``.
+
+        NaN or Inf in the loss, a held-out loss ten times the first one, or ``patience`` evaluations without a better one end the training
+        early. Raises ArtifactError where the loss is NaN or Inf before any training.
+        """
+        before = self.evaluate(held_out)
+        if not math.isfinite(before):
+            raise ArtifactError(f"block {self.block.name}: the loss is {before} before any training")
+        judge = _Judge(before, self.parts, self.config.patience)
+        done, last = 0, self.config.iterations if before > 0 else 0
+        with self.parts.training():
+            steps = Steps(self, train)
+            while done < last and not judge.note:
+                loss = steps.take()
+                done += 1
+                if not math.isfinite(loss):
+                    judge.note = f"the loss was {loss} at iteration {done}; kept the best state"
+                elif done % EVALUATE_EVERY == 0 or done == last:
+                    judge.judge(self.evaluate(held_out), done)
+                advance(1, self.block.name)
+        self.parts.restore(judge.state)
+        advance(self.config.iterations - done, self.block.name)
+        return BlockRecord(self.block.name, before, judge.best, done, judge.note)
+
+
+class Steps:
+    """Optimizer steps of a block, one after the other."""
+
+    def __init__(self, trainer: BlockTrainer, train: torch.Tensor) -> None:
+        self.trainer, self.train, config = trainer, train, trainer.config
+        self.adam, self.tables = trainer.parts.adam(config), trainer.parts.table_adam(config)
+        self.rates = [group["lr"] for group in self.adam.param_groups] if self.adam else []
+        self.done = 0
+        # A generator of the block's own: a run that resumes here draws the batches of one that never stopped.
+        self.generator = torch.Generator().manual_seed(config.seed * 1_000_003 + trainer.block.index)
+        self.batch = min(config.batch_size, len(train))
+
+    def take(self) -> float:
+        """One step; returns the loss before it. Where that is NaN or Inf, nothing is moved."""
+        index = self.train[torch.randint(len(self.train), (self.batch,), generator=self.generator)]
+        device = self.trainer.student.device
+        with torch.enable_grad(), torch.autocast(device.type, torch.bfloat16, enabled=self.trainer.config.precision == "bf16"):
+            loss = self.trainer.loss(index)
+        if loss.requires_grad:  # not where this process holds none of the batch
+            loss.backward()
+        value = reduce_gradients(self.trainer.share.processes, self.trainer.parts.parameters(), loss.detach()).item()
+        if math.isfinite(value):
+            self._move(index)
+        return value
+
+    def _move(self, index: torch.Tensor) -> None:
+        """Take the optimizers' step with the gradients of the samples ``index``."""
+        factor = cosine(self.done, self.trainer.config.iterations)
+        self.done += 1
+        if self.adam:
+            for group, rate in zip(self.adam.param_groups, self.rates, strict=True):
+                group["lr"] = rate * factor
+            self.adam.step()
+            self.adam.zero_grad()
+        self.tables.step(self.trainer.touched(index), factor)
+        self.tables.zero_grad()
+
+
+class _Judge:
+    """Remembers the best state by held-out loss, and says when to stop."""
+
+    def __init__(self, before: float, parts: TrainedParts, patience: int) -> None:
+        self.before, self.parts, self.patience = before, parts, patience
+        self.best, self.state = before, parts.state()
+        self.idle, self.note = 0, ""
+
+    def judge(self, loss: float, step: int) -> None:
+        """Take note of the held-out loss after ``step`` iterations; ``note`` is set when the training should end."""
+        state = self.parts.state() if loss < self.best else {}
+        if not math.isfinite(loss) or any(not torch.isfinite(tensor).all() for tensor in state.values()):
+            self.note = f"NaN or Inf at iteration {step}; kept the best state"
+        elif state:
+            self.best, self.state, self.idle = loss, state, 0
+        elif loss >= _DIVERGED * self.before:
+            self.note = f"diverged at iteration {step} (loss {loss:.3g}); kept the best state"
+        else:
+            self.idle += 1
+            if self.patience and self.idle >= self.patience:
+                self.note = f"stopped at iteration {step}: no better held-out loss in {self.idle} evaluation(s)"

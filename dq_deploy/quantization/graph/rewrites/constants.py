@@ -1,0 +1,55 @@
+"""Weights computed from parameters alone (standardized, normalized, reparametrized, transposed) as the constants that they are."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.fx import GraphModule, Node, map_arg
+
+from ..edit import Editor, aten
+
+_OF_ANY_VALUE = (aten.new_zeros.default, aten.new_ones.default, aten.new_full.default, aten.zeros_like.default, aten.ones_like.default)
+_LAYERS = (aten.conv2d.default, aten.conv2d.padding, aten.linear.default)
+
+
+def is_constant(node: Node) -> bool:
+    """Whether a tensor depends on parameters alone, and not on the model's inputs."""
+    if node.op == "get_attr":
+        return True
+    if node.op != "call_function" or "rand" in str(node.target) or "dropout" in str(node.target):
+        return False
+    if node.target in _OF_ANY_VALUE:
+        return all(isinstance(size, int) for size in node.meta["val"].shape)
+    return all(is_constant(source) for source in node.all_input_nodes)
+
+
+def fold_weights(graph_module: GraphModule) -> None:
+    """Replace every computed constant weight and bias of a convolution or linear layer by a buffer, in place."""
+    for node in list(graph_module.graph.nodes):
+        if node.target not in _LAYERS:
+            continue
+        for position, kind in ((1, "weight"), (2, "bias")):
+            value = node.args[position] if len(node.args) > position else None
+            if isinstance(value, Node) and value.op != "get_attr" and is_constant(value):
+                name = f"{node.meta.get('path') or node.name}.{kind}_folded"
+                folded = Editor(graph_module, node).constant(name, _evaluate(graph_module, value, {}))
+                node.update_arg(position, folded)
+    graph_module.graph.eliminate_dead_code()
+    graph_module.recompile()
+
+
+@torch.no_grad()
+def _evaluate(graph_module: GraphModule, node: Node, known: dict[Node, Any]) -> Any:
+    if node in known:
+        return known[node]
+    if node.op == "get_attr":
+        return graph_module.get_buffer(str(node.target))
+    if node.target in _OF_ANY_VALUE:  # of the first argument only the type and maybe the shape count
+        like = node.all_input_nodes[0]
+        shape = like.meta["val"].shape if "like" in str(node.target) else [0]
+        known = {**known, like: torch.zeros(shape, dtype=like.meta["val"].dtype)}
+    args, kwargs = map_arg((node.args, node.kwargs), lambda n: _evaluate(graph_module, n, known))
+    value = node.target(*args, **kwargs)  # type: ignore[operator]
+    known[node] = value.contiguous() if isinstance(value, torch.Tensor) else value
+    return known[node]

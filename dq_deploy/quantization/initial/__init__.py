@@ -1,0 +1,1 @@
+"""First scales and dilations, before any training."""

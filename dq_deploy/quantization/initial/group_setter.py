@@ -1,0 +1,148 @@
+"""Dilation and first tables of one activation, chosen by the output error of the layers that read it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+
+from .. import numerics
+from ..config import Dilation, InitialRange, QuantizeConfig
+from ..layers import ActivationQuantizer, QuantizedConv2d, QuantizedWeight
+from .dilation import LayerStatistics, asymmetric_bound, candidates, dilate, smoothquant, symmetric_bound
+from .ranges import resolve, search_tables
+
+_WORTHWHILE = 0.99  # a dilation must lower the measured error to this, or rounding's luck decides
+
+
+@dataclass
+class Group:
+    """A quantizer and the layers that read it, with their weights before any dilation."""
+
+    name: str
+    quantizer: ActivationQuantizer
+    layers: dict[str, QuantizedWeight] = field(default_factory=dict)
+    weights: dict[str, torch.Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class DilationRecord:
+    """What dilation did to one tensor: share of input channels with s > 1 allowed and used, Δ'x/Δx, output error with / without."""
+
+    quantizer: str
+    choice: str
+    unsaturated_share: float
+    dilated_share: float
+    range_ratio: float
+    error_ratio: float
+
+
+class GroupSetter:
+    """Chooses dilation and tables for one activation x [T·m, ...] (timesteps slowest), by the rule of ``config``, which is not AUTO.
+
+    Candidates for s are fitted on the first half of the seeds and judged on the other; the tables that stay are fitted on all of them.
+    """
+
+    def __init__(self, group: Group, x: torch.Tensor, timestep: torch.Tensor, rows: int, config: QuantizeConfig) -> None:
+        self.group, self.quantizer, self.config = group, group.quantizer, config
+        self.x, self.timestep, self.rows = x, timestep, rows
+        self.weights = group.weights
+
+    def run(self) -> DilationRecord | None:
+        """Set the group's quantizer and weights; a record if there are weights to dilate."""
+        ones = torch.ones_like(self.quantizer.dilation)
+        self.apply(ones, self.x)
+        if not self.weights:
+            return None
+        before = self.quantizer.scale_table()
+        bound, choices = self._choices(self.config.dilation)
+        errors, best = {"none": 1.0}, "none"
+        if len(choices) > 1:
+            self._split()
+            errors = {name: self._error(s) for name, s in choices.items()}
+            best = self._best(errors)
+            self.apply(choices[best], self.x)
+        return DilationRecord(
+            quantizer=self.group.name,
+            choice=best,
+            unsaturated_share=float((bound > 1).float().mean()),
+            dilated_share=float((choices[best] != 1).float().mean()),
+            range_ratio=float((self.quantizer.scale_table() / before).mean()),
+            error_ratio=errors[best] / max(errors["none"], 1e-30),
+        )
+
+    def _best(self, errors: dict[str, float]) -> str:
+        if self.config.dilation is not Dilation.LAYERWISE:
+            return list(errors)[-1]
+        best = min(errors, key=lambda name: errors[name])
+        return best if errors[best] <= _WORTHWHILE * errors["none"] else "none"
+
+    def _choices(self, rule: Dilation) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """The rule's bound [C] and the vectors to try; a fixed rule has itself, last, and "none" to compare with."""
+        weights = list(self.weights.values())
+        ones = torch.ones_like(self.quantizer.dilation)
+        bound = asymmetric_bound(weights) if rule is Dilation.ASYMMETRIC else symmetric_bound(weights)
+        if rule is Dilation.NONE:
+            return bound, {"none": ones}
+        if len(bound) != len(ones):  # a grouped convolution: its input channels do not all meet every output
+            return ones, {"none": ones}
+        statistics = self._statistics()
+        if rule is Dilation.LAYERWISE:
+            return bound, candidates(bound, statistics, self.config.dilation_relaxation)
+        if rule is Dilation.SMOOTHQUANT:
+            return bound, {"none": ones, "smoothquant": smoothquant(statistics.channel_range.amax(dim=0), weights)}
+        return bound, {"none": ones, "full": bound}
+
+    def _statistics(self) -> LayerStatistics:
+        channels = self.x.movedim(self.quantizer.axis, 1).flatten(2) if self.x.dim() > 2 else self.x[:, :, None]  # [T·m, C, positions]
+        per_row = channels.unflatten(0, (self.rows, -1)).transpose(1, 2).flatten(2)  # [T, C, m·positions]
+        layers = list(self.group.layers.values())
+        return LayerStatistics(
+            channel_range=per_row.abs().amax(dim=2),
+            channel_power=per_row.pow(2).mean(dim=2),
+            step=self.quantizer.scale_table(),
+            weights=list(self.weights.values()),
+            weight_steps=[layer.log_scale.detach().exp() for layer in layers],
+        )
+
+    def _split(self) -> None:
+        """Seeds to fit on, and seeds to judge on with the float layers' outputs for them."""
+        x, timestep = self.x.unflatten(0, (self.rows, -1)), self.timestep.unflatten(0, (self.rows, -1))
+        middle = max(1, x.shape[1] // 2)
+        held = slice(middle, None) if x.shape[1] > 1 else slice(0, 1)
+        self.fit = x[:, :middle].flatten(0, 1)
+        self.judge, self.judge_timestep = x[:, held].flatten(0, 1), timestep[:, held].flatten()
+        self.exact = {name: float_output(layer, self.weights[name], self.judge) for name, layer in self.group.layers.items()}
+
+    def apply(self, s: torch.Tensor, x: torch.Tensor) -> None:
+        """Set dilation, weights and tables for ``s`` [C], the tables from ``x``."""
+        quantizer, config = self.quantizer, self.config
+        quantizer.dilation.copy_(s)
+        dilated = bool((s != 1).any())
+        for name, layer in self.group.layers.items():
+            clip = resolve(config.initial_range, layer.bits) is InitialRange.MSE
+            layer.set_weight(dilate(self.weights[name], s) if dilated else self.weights[name], clip=clip)
+        scaled = x * numerics.per_channel(1 / s, x, quantizer.axis) if dilated else x
+        rows = 1 if quantizer.static else self.rows
+        tables = search_tables(
+            scaled, rows, quantizer.bits, symmetric=quantizer.symmetric, rule=config.initial_range, percentile=config.percentile
+        )
+        quantizer.set_tables(*tables)
+
+    def _error(self, s: torch.Tensor) -> float:
+        """Relative squared output error of the group's layers with real rounding, averaged over timesteps."""
+        self.apply(s, self.fit)
+        quantized = self.quantizer(self.judge, self.judge_timestep)
+        error = 0.0
+        for name, layer in self.group.layers.items():
+            exact = self.exact[name]
+            difference = (layer(quantized) - exact).unflatten(0, (self.rows, -1)).flatten(1).double().pow(2).sum(1)
+            error += float((difference / exact.unflatten(0, (self.rows, -1)).flatten(1).double().pow(2).sum(1).clamp(min=1e-30)).mean())
+        return error
+
+
+def float_output(layer: QuantizedWeight, weight: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """What the layer gives with float ``weight`` and input."""
+    if isinstance(layer, QuantizedConv2d):
+        return torch.nn.functional.conv2d(x, weight, layer.bias, **layer.geometry)
+    return torch.nn.functional.linear(x, weight, layer.bias)

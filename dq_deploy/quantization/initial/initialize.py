@@ -1,0 +1,153 @@
+"""First values of every scale table and dilation vector, from one pass of the float model over all timesteps at once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.fx import GraphModule, Interpreter, Node
+
+from ...errors import ArtifactError
+from ...progress import Progress, silent
+from ..calibration.trajectories import Trajectories
+from ..config import Dilation, QuantizeConfig
+from ..graph.plan import decode, float_name
+from ..layers import ActivationQuantizer, QuantizedWeight
+from .group_setter import DilationRecord, Group, GroupSetter
+
+_FIT_SEEDS, _JUDGE_SEEDS = 8, 4  # all timesteps of so many trajectories: more changed no choice, and this is all in memory at once
+AUTO_RULES = (Dilation.NONE, Dilation.ASYMMETRIC, Dilation.SYMMETRIC, Dilation.LAYERWISE)
+"""What AUTO chooses from. A layer's own error is a poor judge alone: noise that later layers average out counts there like a bias that they
+hand on (docs/decisions/dilation-default.md)."""
+
+
+@dataclass(frozen=True)
+class Initialization:
+    """What dilation did to each tensor, the rule used, and for each rule that was tried the network's held-out SNR in dB (mean over t)."""
+
+    records: list[DilationRecord]
+    rule: str
+    tried: dict[str, float]
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Initialization:
+        """The inverse of ``dataclasses.asdict``."""
+        return cls(**{**values, "records": [DilationRecord(**record) for record in values["records"]]})
+
+
+@torch.no_grad()
+def initialize(float_graph: GraphModule, quantized: GraphModule, data: Trajectories, config: QuantizeConfig,
+               progress: Progress = silent) -> Initialization:  # fmt: skip
+    """Set every quantizer's dilation and tables.
+
+    With AUTO the rules of ``AUTO_RULES`` are tried one after the other, and the one stays whose network has the best SNR on seeds that
+    nothing was fitted on. Raises ArtifactError naming value, timestep and seed where an activation is NaN or Inf.
+    """
+    fit, judge = fit_and_judge(data)
+    rules = AUTO_RULES if config.dilation is Dilation.AUTO else (config.dilation,)
+    groups = quantizer_groups(quantized)
+    tried: dict[str, float] = {}
+    best: tuple[Dilation, list[DilationRecord], dict[str, torch.Tensor]] | None = None
+    with progress("initial scales", len(rules) * sum(map(len, groups.values()))) as advance:
+        for rule in rules:
+            records = apply_rule(float_graph, groups, data, fit, config.model_copy(update={"dilation": rule}), advance)
+            tried[rule] = mean_snr(quantized, data, judge, config.batch_size) if len(rules) > 1 else float("nan")
+            if best is None or tried[rule] > tried[best[0]]:
+                best = rule, records, {k: v.clone() for k, v in quantized.state_dict().items()}
+    assert best is not None
+    if best[0] is not rules[-1]:
+        quantized.load_state_dict(best[2])
+    return Initialization(best[1], best[0].value, tried if len(rules) > 1 else {})
+
+
+def fit_and_judge(data: Trajectories) -> tuple[slice, slice]:
+    """Samples to fit on and samples to judge a rule on; the halves of a guided seed stay together."""
+    seeds = data.samples.shape[1] // data.per_seed
+    fit = min(_FIT_SEEDS, max(1, seeds * 3 // 4))
+    judge = slice(fit, min(seeds, fit + _JUDGE_SEEDS)) if seeds > fit else slice(0, fit)
+    return slice(0, fit * data.per_seed), slice(judge.start * data.per_seed, judge.stop * data.per_seed)
+
+
+def mean_snr(quantized: GraphModule, data: Trajectories, judge: slice, batch_size: int) -> float:
+    """Mean over timesteps of the network's SNR in dB."""
+    samples, timestep, conditions = data.flat(judge)
+    expected = data.outputs[:, judge].flatten(0, 1)
+    noise = []
+    for part in torch.arange(len(samples)).split(batch_size):
+        values = {k: v[part] for k, v in conditions.items()}
+        got = quantized(*arguments(quantized, samples[part], timestep[part], values)).cpu()
+        noise.append((got - expected[part]).flatten(1).double().pow(2).sum(dim=1))
+    rows = len(data.timesteps)
+    power = expected.flatten(1).double().pow(2).sum(dim=1)
+    ratio = power.reshape(rows, -1).sum(dim=1) / torch.cat(noise).reshape(rows, -1).sum(dim=1).clamp(min=1e-30)
+    return round(float(10 * ratio.log10().mean()), 4)
+
+
+def arguments(
+    graph: GraphModule, sample: torch.Tensor, timestep: torch.Tensor, conditions: Mapping[str, torch.Tensor]
+) -> list[torch.Tensor]:
+    """The inputs of a captured graph, whose first is the sample, in its order and on its device."""
+    names = [str(n.target) for n in graph.graph.nodes if n.op == "placeholder"]
+    values = {names[0]: sample, "timestep": timestep, **conditions}
+    return [values[name].to(_device(graph)) for name in names]
+
+
+def _device(graph: GraphModule) -> torch.device:
+    return next(graph.buffers()).device
+
+
+def apply_rule(float_graph: GraphModule, groups: Mapping[str, list[Group]], data: Trajectories, fit: slice, config: QuantizeConfig,
+                advance: Any) -> list[DilationRecord]:  # fmt: skip
+    """One pass by one rule."""
+    samples, timestep, conditions = data.flat(fit)
+    runner = _Initializer(float_graph, groups, len(data.timesteps), timestep.to(_device(float_graph)), config, advance)
+    runner.run(*arguments(float_graph, samples, timestep, conditions))
+    return runner.records
+
+
+def quantizer_groups(graph_module: GraphModule) -> dict[str, list[Group]]:
+    """Float-graph value name → groups that quantize it."""
+    found: dict[str, list[Group]] = {}
+    for node in graph_module.graph.nodes:
+        if "quantizer" not in node.meta:
+            continue
+        quantizer = graph_module.get_submodule(str(node.target))
+        assert isinstance(quantizer, ActivationQuantizer)
+        group = Group(decode(str(node.target)), quantizer)
+        for user in node.users:
+            module = graph_module.get_submodule(str(user.target))
+            if isinstance(module, QuantizedWeight):
+                name = decode(str(user.target))
+                group.layers[name], group.weights[name] = module, module.weight.detach().clone()
+        source = node.args[0]
+        assert isinstance(source, Node)
+        found.setdefault(float_name(source), []).append(group)
+    return found
+
+
+class _Initializer(Interpreter):
+    """Runs the float graph, and sets the quantizers of each value when the value has been computed."""
+
+    def __init__(self, module: GraphModule, groups: Mapping[str, list[Group]], rows: int, timestep: torch.Tensor,
+                 config: QuantizeConfig, advance: Any) -> None:  # fmt: skip
+        super().__init__(module)
+        self.groups, self.table_rows, self.timestep, self.config, self.advance = groups, rows, timestep, config, advance
+        self.records: list[DilationRecord] = []
+
+    def run_node(self, n: Node) -> Any:
+        value = super().run_node(n)
+        for group in self.groups.get(n.name, []):
+            self._check(n.name, value)
+            if not group.quantizer.fixed:
+                record = GroupSetter(group, value, self.timestep, self.table_rows, self.config).run()
+                self.records += [record] if record else []
+            self.advance(1, group.name)
+        return value
+
+    def _check(self, name: str, value: torch.Tensor) -> None:
+        bad = (~torch.isfinite(value.flatten(1))).any(dim=1).nonzero()[:, 0]
+        if len(bad):
+            seed = int(bad[0]) % (len(value) // self.table_rows)
+            raise ArtifactError(f"activation '{name}' has NaN or Inf at timestep {float(self.timestep[bad[0]]):g}, seed {seed}")

@@ -1,0 +1,161 @@
+"""What a run will take before it starts: blocks, trained parameters, disk, memory and time. Nothing is written."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.fx import GraphModule
+
+from ...sources import Lora
+from ..calibration.pipeline_source import PipelineSource
+from ..calibration.source import Request
+from ..config import Distillation, QuantizeConfig
+from ..distillation.trained import TrainedParts, selected
+from ..graph.blocks import Block, split_blocks, whole_network
+from ..graph.plan import make_plan
+from ..pipeline import copy_with_quantizers
+from ..prepare import Prepared, prepare
+from .device import find_device, move
+from .probe import Probe, value_bytes
+
+_FLOAT_BYTES = 4
+
+
+@dataclass(frozen=True)
+class BlockBudget:
+    """One block: its layers, how many parameters are trained in it, and the estimated seconds of its distillation."""
+
+    name: str
+    layers: list[str]
+    trained_parameters: int
+    macs: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a run is made of and will take. Times are extrapolated from a few measured passes on this machine as it is now."""
+
+    model: str
+    blocks: list[BlockBudget]
+    float_layers: list[dict[str, Any]]
+    float_mac_share: float
+    trained_parameters: int
+    samples: int
+    """Calibration samples: timesteps × seeds × guidance halves."""
+    disk_bytes: dict[str, int]
+    memory_bytes: dict[str, int]
+    """Above the loaded model: parts, and ``peak``, the most at one time."""
+    seconds: dict[str, float]
+
+
+def estimate(source: Any, *, preset: str = "w8a8", scheduler: Any = None, sample_shape: tuple[int, ...] | None = None,
+             conditions: dict[str, torch.Tensor] | None = None, null_conditions: dict[str, torch.Tensor] | None = None,
+             classes: str | Sequence[int] | None = None, prompts: str | Path | Sequence[str] | None = None,
+             negative_prompt: str | None = None, lora: str | Path | None = None, lora_scale: float = 1.0,
+             blocks: Sequence[str] | None = None, device: str = "cpu", **options: Any) -> Budget:  # fmt: skip
+    """Plan what ``quantize`` would do with these arguments, and measure a few passes to say what it would take.
+
+    Raises what ``quantize`` raises before its first long step.
+    """
+    config = QuantizeConfig.build(preset, **options)
+    adapter = None if lora is None else Lora(Path(lora), lora_scale)
+    request = Request(conditions, null_conditions, classes, prompts, negative_prompt, adapter)
+    where = find_device(device)
+    prepared = prepare(source, config, request, scheduler=scheduler, sample_shape=sample_shape, blocks=blocks)
+    prepared.to(where)
+    return budget(prepared)
+
+
+def budget(prepared: Prepared) -> Budget:
+    """The budget of a prepared run."""
+    config, plan = prepared.config, prepared.plan
+    per_seed = _per_seed(prepared)
+    samples = config.steps * config.calibration_samples * per_seed
+    probe = Probe(prepared, per_seed)
+    quantized = copy_with_quantizers(prepared.float_graph, make_plan(prepared.float_graph, config), torch.linspace(1, 999, config.steps))
+    move(quantized, prepared.device)
+    quantized.requires_grad_(False)
+    blocks = _blocks(quantized, config)
+    parts = _parts(quantized, blocks, config) if config.iterations else [TrainedParts({}, {})] * len(blocks)
+    macs = {layer.name: layer.macs for layer in plan.layers}
+    sizes = [sum(macs[name] for name in block.layers) for block in blocks]
+    costs = probe.blocks(blocks, parts, sizes) if config.iterations else []
+    held_out = config.steps * max(1, config.calibration_samples // 8) * per_seed
+    spent = [0.0] * len(blocks)
+    if costs:
+        spent = [cost.seconds(config, samples, held_out, trained=bool(part)) for cost, part in zip(costs, parts, strict=True)]
+    rows = [
+        BlockBudget(block.name, block.layers, _count(part), size, round(seconds, 1))
+        for block, part, size, seconds in zip(blocks, parts, sizes, spent, strict=True)
+    ]
+    memory = {
+        "calibration data": (samples + config.steps * config.reference_samples * per_seed) * probe.sample_bytes,
+        "initialization": probe.live_bytes * config.steps * probe.fit_seeds * per_seed,
+        "training step": max((cost.bytes for cost in costs), default=0),
+    }
+    memory["peak"] = memory["calibration data"] + max(memory["initialization"], memory["training step"])
+    weights = sum(p.numel() * p.element_size() for p in quantized.state_dict().values())
+    disk = {
+        "values between blocks": _value_bytes(blocks, prepared.float_graph) * samples * 2 if costs else 0,
+        "finished stages": memory["calibration data"] + weights + sum(map(_count, parts)) * _FLOAT_BYTES,
+    }
+    disk["peak"] = sum(disk.values())
+    times = {
+        "calibration": probe.forward_s * (samples + config.steps * config.reference_samples * per_seed),
+        "initialization": probe.initialization_s,
+        "distillation": sum(spent),
+    }
+    times["total"] = sum(times.values())
+    return Budget(
+        model=prepared.details["model"],
+        blocks=rows,
+        float_layers=[layer.record() for layer in plan.left_float],
+        float_mac_share=plan.float_share,
+        trained_parameters=sum(map(_count, parts)),
+        samples=samples,
+        disk_bytes=disk,
+        memory_bytes=memory,
+        seconds={name: round(value, 1) for name, value in times.items()},
+    )
+
+
+def _per_seed(prepared: Prepared) -> int:
+    """Samples that the denoiser sees for each seed: two under classifier-free guidance."""
+    if isinstance(prepared.calibration, PipelineSource):
+        return prepared.calibration.halves
+    scale = prepared.config.guidance_scale
+    return 2 if scale is not None and scale > 1 else 1
+
+
+def _blocks(quantized: GraphModule, config: QuantizeConfig) -> list[Block]:
+    return [whole_network(quantized)] if config.distillation is Distillation.END_TO_END else split_blocks(quantized)
+
+
+def _parts(quantized: GraphModule, blocks: list[Block], config: QuantizeConfig) -> list[TrainedParts]:
+    layers, quantizers = selected(quantized, config.train)
+    parts = []
+    for block in blocks:
+        parts.append(TrainedParts.of(block, layers, quantizers))
+        quantizers -= set(block.quantizers)
+    return parts
+
+
+def _count(parts: TrainedParts) -> int:
+    return sum(p.numel() for p in (parts.dense() | parts.tables()).values())
+
+
+def _value_bytes(blocks: list[Block], float_graph: GraphModule) -> int:
+    """Largest sum, over the blocks, of one sample's values that are still to be read."""
+    sizes = {node.name: value_bytes(node.meta.get("val")) for node in float_graph.graph.nodes}
+    alive = {name for block in blocks for name in block.inputs} - {name for block in blocks for name in block.outputs}
+    peak = 0
+    for index, block in enumerate(blocks):
+        alive |= set(block.outputs)
+        peak = max(peak, sum(sizes.get(name, 0) for name in alive))
+        alive &= {name for later in blocks[index + 1 :] for name in later.inputs}
+    return peak

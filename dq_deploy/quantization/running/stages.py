@@ -1,0 +1,49 @@
+"""What a finished stage of a run is as tensors and JSON, and back."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Any
+
+import torch
+from torch.fx import GraphModule
+
+from ..calibration.trajectories import Trajectories
+from .work_folder import Stage
+
+
+def pack_trajectories(data: Trajectories) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Tensors, and all else: every field of the class, whatever they are."""
+    tensors: dict[str, torch.Tensor] = {}
+    record: dict[str, Any] = {}
+    for field in fields(data):
+        value = getattr(data, field.name)
+        if isinstance(value, torch.Tensor):
+            tensors[field.name] = value
+        elif isinstance(value, dict):
+            record[field.name] = list(value)
+            tensors.update({f"{field.name}.{key}": tensor for key, tensor in value.items()})
+        else:
+            record[field.name] = value
+    return tensors, record
+
+
+def unpack_trajectories(stage: Stage) -> Trajectories:
+    """The trajectories that ``pack_trajectories`` was given."""
+    values: dict[str, Any] = {}
+    for field in fields(Trajectories):
+        keys = stage.record.get(field.name)
+        if field.name in stage.tensors:
+            values[field.name] = stage.tensors[field.name]
+        elif isinstance(keys, list):
+            values[field.name] = {key: stage.tensors[f"{field.name}.{key}"] for key in keys}
+        else:
+            values[field.name] = keys
+    return Trajectories(**values)
+
+
+@torch.no_grad()
+def load_state(model: GraphModule, tensors: dict[str, torch.Tensor]) -> None:
+    """Set parameters and buffers of a quantized graph, into the memory that they have."""
+    for name, tensor in model.state_dict().items():
+        tensor.copy_(tensors[name])
