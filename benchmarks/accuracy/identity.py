@@ -35,7 +35,7 @@ def identity(cell: Cell, settings: Settings, *, model_sha256: str, family: Famil
         return Identity({"steps": settings.steps}, model_sha256, "")
     chosen = method(cell.method)
     if chosen.tool == "dq-deploy":
-        config = canonical(chosen.config(cell.preset, settings, seed=cell.seed, family=family))
+        config = canonical(chosen.config(cell.preset, settings, seed=cell.seed, family=family), family)
         return Identity(config, model_sha256, quantization_sha256())
     config = {"tool": chosen.tool, "steps": settings.steps, "calibration_samples": settings.calibration_samples, "seed": cell.seed}
     return Identity(config, model_sha256, peers_sha256())

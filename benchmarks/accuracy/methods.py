@@ -94,7 +94,9 @@ METHODS: tuple[Method, ...] = (
     Method("asymmetric", "DilateQuant, the paper's dilation", "dilation by the paper's rule for asymmetric weights",
            {"dilation": "asymmetric"}, "block"),
     Method("symmetric", "DilateQuant, symmetric dilation", "the paper's rule restated for symmetric weights",
-           {"dilation": "symmetric"}, "block"),
+           {"dilation": "symmetric"}, "block", presets=("w4a4",)),
+    Method("joint", "DilateQuant, joint skips", "one quantizer over both parts of a concatenated skip (docs/decisions/skip-halves.md)",
+           {"skip_halves": "joint"}, "block", presets=("w4a4", "w8a8")),
     Method("onnxruntime", "ONNX Runtime quantize_static", "QDQ, weights per channel, activations unsigned, min-max of the trajectories",
            tool="onnxruntime", presets=("w8a8",), rival=True),
     Method("nncf", "NNCF quantize", "post-training quantization of the OpenVINO model with bias correction, on the same trajectories",
@@ -126,7 +128,7 @@ def method(name: str) -> Method:
     return BY_NAME[name]
 
 
-def canonical(config: QuantizeConfig) -> dict[str, Any]:
+def canonical(config: QuantizeConfig, family: Family) -> dict[str, Any]:
     """A configuration as JSON, without what cannot matter in it: two methods with one canonical form are one cell."""
     values = config.model_dump(mode="json")
     rule = resolve(InitialRange(config.initial_range), config.activation_bits)
@@ -135,6 +137,7 @@ def canonical(config: QuantizeConfig) -> dict[str, Any]:
         values["initial_range"] = rule.value
     defaults = QuantizeConfig().model_dump(mode="json")
     unused = [] if values["initial_range"] == "percentile" else ["percentile"]
+    unused += ["skip_halves"] if family == "transformer" else []
     unused += ["distillation", "train", "patience", "precision", "lr_scale", "lr_weight"] if config.iterations == 0 else []
     return {**values, **{name: defaults[name] for name in unused}}
 
@@ -144,8 +147,8 @@ def representative(name: str, preset: str, settings: Settings, *, family: Family
     wanted = method(name)
     if wanted.tool != "dq-deploy":
         return name
-    own = canonical(wanted.config(preset, settings, seed=0, family=family))
+    own = canonical(wanted.config(preset, settings, seed=0, family=family), family)
     for other in METHODS:
-        if other.tool == "dq-deploy" and canonical(other.config(preset, settings, seed=0, family=family)) == own:
+        if other.tool == "dq-deploy" and canonical(other.config(preset, settings, seed=0, family=family), family) == own:
             return other.name
     return name

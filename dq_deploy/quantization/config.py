@@ -94,7 +94,7 @@ class QuantizeConfig(BaseModel):
     initial_range: InitialRange = InitialRange.AUTO
     percentile: float = Field(default=99.99, gt=50, le=100)
     """Share of a timestep's values that ``initial_range="percentile"`` covers, in percent, counted from both ends."""
-    skip_halves: SkipHalves = SkipHalves.JOINT
+    skip_halves: SkipHalves = SkipHalves.SPLIT
     keep: dict[str, Bits | Literal["float"]] = {FIRST: "float", LAST: 8}
     """Layer-name pattern (fnmatch) → bits, or "float" to leave the layer alone; of several that match, the last one given counts."""
     max_float_share: float = Field(default=0.02, ge=0, le=1)
