@@ -16,9 +16,10 @@ from dq_deploy.engines.build import build_engine, load_report
 from dq_deploy.exporters import export
 from dq_deploy.quantization.checkpoint import Checkpoint
 from dq_deploy.quantization.config import SkipHalves
+from dq_deploy.quantization.distillation.trained import selected
 from dq_deploy.quantization.graph.blocks import assign_blocks, split_blocks
 from dq_deploy.quantization.graph.plan import find_layers
-from dq_deploy.quantization.graph.skip_halves import arrange_skip_halves, whole_name
+from dq_deploy.quantization.graph.skip_halves import arrange_skip_halves, name_matches, whole_name
 from tests.tiny import SHAPE, captured, make_checkpoint, planned, tiny_unet
 
 RESNETS = ["up_blocks.0.resnets.0", "up_blocks.0.resnets.1", "up_blocks.1.resnets.0", "up_blocks.1.resnets.1"]
@@ -210,6 +211,19 @@ def test_joint_changes_nothing_and_names_the_layers(unet_graph: GraphModule) -> 
     assert (entry["mode"], entry["split"]) == ("joint", [])
     assert sorted(row["layer"] for row in entry["joint"]) == sorted(READERS)
     assert str(graph.graph) == str(unet_graph.graph)
+
+
+def test_a_pattern_means_both_halves_or_one() -> None:
+    halves = ["up.conv1#h", "up.conv1#skip"]
+    assert [name_matches(name, "up.conv1") for name in halves] == [True, True]
+    assert [name_matches(name, "*#skip") for name in halves] == [False, True]
+    assert not name_matches("up.conv10", "up.conv1")
+
+
+def test_training_a_split_layer_by_its_name_trains_both_halves(checkpoint: Checkpoint) -> None:
+    chosen, quantizers = selected(checkpoint.model, [READERS[0]])
+    assert chosen == {f"{READERS[0]}#h", f"{READERS[0]}#skip"}
+    assert len(quantizers) == 2
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
@@ -15,6 +14,7 @@ from ...errors import UsageError
 from ..config import QuantizeConfig
 from ..graph.blocks import Block
 from ..graph.plan import decode, encode
+from ..graph.skip_halves import name_matches
 from ..layers import ActivationQuantizer, QuantizedWeight
 from .optimizers import TableAdam
 
@@ -26,7 +26,7 @@ State = dict[str, torch.Tensor]
 
 def check_patterns(patterns: Sequence[str], layers: Sequence[str]) -> None:
     """Raise UsageError naming every pattern of ``train`` that matches no quantized layer."""
-    missing = [p for p in patterns if not any(fnmatchcase(name, p) for name in layers)]
+    missing = [p for p in patterns if not any(name_matches(name, p) for name in layers)]
     if missing:
         example = ", ".join(layers[:8])
         raise UsageError(f"no quantized layer matches {', '.join(map(repr, missing))} of train", f"layers are named like: {example}, …")
@@ -39,7 +39,7 @@ def selected(graph_module: GraphModule, patterns: Sequence[str]) -> tuple[set[st
     """
     calls = [n for n in graph_module.graph.nodes if n.op == "call_module" and str(n.target).startswith("layers.")]
     check_patterns(patterns, [decode(str(n.target)) for n in calls])
-    matching = [n for n in calls if any(fnmatchcase(decode(str(n.target)), p) for p in patterns)]
+    matching = [n for n in calls if any(name_matches(decode(str(n.target)), p) for p in patterns)]
     quantizers = {decode(str(a.target)) for n in matching for a in n.all_input_nodes if "quantizer" in a.meta}
     return {decode(str(n.target)) for n in matching}, quantizers
 

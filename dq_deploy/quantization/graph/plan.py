@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from typing import Any, Literal
 
 import torch
@@ -20,7 +19,7 @@ from .edit import aten, drop_unused_tensors
 from .moves import MOVES
 from .rewrites.probabilities import is_probability
 from .shapes import static_shape
-from .skip_halves import whole_name
+from .skip_halves import name_matches, whole_name
 
 Op = Literal["conv2d", "linear", "matmul"]
 # Products that the rewrite has no integer form for; they stay in float and say so.
@@ -130,7 +129,7 @@ def _matches(pattern: str, layer: Layer, first_input: Node, output: Any) -> bool
         last = _unmoved(output)
         halves = last.all_input_nodes if whole_name(layer.name) != layer.name else []  # whose sum the output is
         return layer.node is last or layer.node in halves
-    return fnmatchcase(layer.name, pattern) or fnmatchcase(whole_name(layer.name), pattern)
+    return name_matches(layer.name, pattern)
 
 
 def _unmoved(value: Any) -> Any:

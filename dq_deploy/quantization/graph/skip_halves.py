@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
@@ -66,6 +67,11 @@ def arrange_skip_halves(graph_module: GraphModule, mode: SkipHalves) -> dict[str
 def whole_name(layer: str) -> str:
     """The name of the layer that a half is a half of; any other name as it is."""
     return next((layer.removesuffix(s) for s in SUFFIXES if layer.endswith(s)), layer)
+
+
+def name_matches(layer: str, pattern: str) -> bool:
+    """Whether an fnmatch pattern means the layer: by its own name, or by that of the layer that it is a half of."""
+    return fnmatchcase(layer, pattern) or fnmatchcase(whole_name(layer), pattern)
 
 
 def _readers(graph_module: GraphModule) -> Iterator[_Reader]:
