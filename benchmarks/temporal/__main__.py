@@ -46,7 +46,7 @@ def main(source: str, steps: int, per_timestep: str, rounds: int, output: Path) 
             table = np.array(times[1:])  # the first round is warm-up
             ratio = paired_ratio(table[:, 1], table[:, 0])
             rows.append(f"| {count} | {len(step.everything)} | {ratio.value:.2f} | {ratio.low:.2f}–{ratio.high:.2f} |")
-    output.write_text(_page(source, steps, rounds, rows))
+    output.write_text(_page(source, steps, per_timestep, rounds, rows))
     out.text("\n".join(rows))
 
 
@@ -83,11 +83,11 @@ def _seconds(step: _Step, parts: Sequence[torch.Tensor]) -> float:
     return time.perf_counter() - start
 
 
-def _page(source: str, steps: int, rounds: int, rows: list[str]) -> str:
+def _page(source: str, steps: int, per_timestep: str, rounds: int, rows: list[str]) -> str:
     return f"""# One pass over mixed timesteps against a loop
 
-`python -m benchmarks.temporal` on `{source}`, T = {steps}, W8A8: forward and backward pass of the whole network, which
-gives every row of every table its gradient, against a loop that takes one timestep at a time. Same samples, same
+`python -m benchmarks.temporal --per-timestep {per_timestep} --rounds {rounds}` on `{source}`, T = {steps}, W8A8:
+forward and backward pass of the whole network, which gives every row of every table its gradient, against a loop that takes one timestep at a time. Same samples, same
 gradients (`tests/quantization/test_temporal.py` compares them in float64), both timed in each of {rounds} rounds; the first
 is warm-up. {torch.get_num_threads()} thread(s), PyTorch {torch.__version__}, {machine_info()["cpu"]}.
 
