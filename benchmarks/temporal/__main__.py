@@ -89,7 +89,8 @@ def _page(source: str, steps: int, per_timestep: str, rounds: int, rows: list[st
 `python -m benchmarks.temporal --per-timestep {per_timestep} --rounds {rounds}` on `{source}`, T = {steps}, W8A8:
 forward and backward pass of the whole network, which gives every row of every table its gradient, against a loop that takes
 one timestep at a time. Same samples, same gradients (`tests/quantization/test_temporal.py` compares them in float64), both
-timed in each of {rounds} rounds; the first is warm-up. {torch.get_num_threads()} thread(s), PyTorch {torch.__version__}, {machine_info()["cpu"]}.
+timed in each of {rounds} rounds; the first is warm-up. {torch.get_num_threads()} thread(s), PyTorch {torch.__version__},
+{machine_info()["cpu"]}.
 
 | samples of each timestep | samples a step | loop ÷ one pass | 95% interval |
 |---:|---:|---:|---:|
