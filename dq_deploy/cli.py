@@ -164,14 +164,32 @@ def quantize(
     type=click.Choice(["fp32", "fp16", "bf16"]),
     help="Type of what is not quantized.  [default: fp16 for tensorrt, fp32 for onnxruntime and --float]",
 )
+@click.option(
+    "--weight-storage",
+    type=click.Choice(["auto", "int8"]),
+    default="auto",
+    show_default=True,
+    help="auto: weights of up to 4 bits take half a byte in the tensorrt target. int8: a byte each.",
+)
 @click.option("--float", "is_float", is_flag=True, help="Export the unquantized model instead, as the baseline.")
 @force_option
 @common
-def export(checkpoint: Path, destination: Path, target: Any, dtype: str | None, is_float: bool, force: bool, output: Output) -> None:
+def export(
+    checkpoint: Path, destination: Path, target: Any, dtype: str | None, weight_storage: Any, is_float: bool, force: bool, output: Output
+) -> None:
     """Export CHECKPOINT as an ONNX graph whose scales are selected by the timestep input."""
     from .exporters import export as run_export
 
-    artifact = run_export(checkpoint, destination, target=target, dtype=dtype, float=is_float, force=force, progress=output.progress)
+    artifact = run_export(
+        checkpoint,
+        destination,
+        target=target,
+        dtype=dtype,
+        weight_storage=weight_storage,
+        float=is_float,
+        force=force,
+        progress=output.progress,
+    )
     tables.show_bundle(artifact, output)
     if not is_float:
         output.note(f"next: dq-deploy check {destination} --checkpoint {checkpoint}")

@@ -71,10 +71,12 @@ def show_bundle(bundle: Artifact, output: Output) -> None:
     """What was exported."""
     details = bundle.manifest.details
     size = sum(entry.size for entry in bundle.manifest.files.values())
+    packed = sum(layer.get("weight_storage") == "int4" for layer in details["layers"])
     rows = [
         ("target", details["target"]),
         ("dtype", details["dtype"]),
         ("quantized layers", len(details["layers"])),
+        *([("weights in INT4", f"{packed} layers")] if packed else []),
         ("size", f"{size / 1e6:.2f} MB"),
     ]
     output.table(str(bundle.path), ("", ""), rows)

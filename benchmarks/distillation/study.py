@@ -15,8 +15,9 @@ import torch
 from torch.fx import GraphModule
 
 from dq_deploy.progress import silent
+from dq_deploy.quantization.calibration import schedules
 from dq_deploy.quantization.calibration.source import Request
-from dq_deploy.quantization.calibration.trajectories import Model, Trajectories, schedules, seeded_noise
+from dq_deploy.quantization.calibration.trajectories import Model, Trajectories, seeded_noise
 from dq_deploy.quantization.checkpoint import freeze
 from dq_deploy.quantization.config import QuantizeConfig
 from dq_deploy.quantization.distillation.distill import distill

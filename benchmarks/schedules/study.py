@@ -16,7 +16,8 @@ from pydantic import BaseModel, ConfigDict
 
 from dq_deploy.progress import Advance
 from dq_deploy.quantization import load_checkpoint, quantize
-from dq_deploy.quantization.calibration.trajectories import Trajectories, collect_trajectories, schedules, seeded_noise
+from dq_deploy.quantization.calibration import schedules
+from dq_deploy.quantization.calibration.trajectories import Trajectories, collect_trajectories, seeded_noise
 from dq_deploy.quantization.config import Sampler
 from dq_deploy.quantization.pipeline import per_timestep_snr
 from dq_deploy.sources import load_source

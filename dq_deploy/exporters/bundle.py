@@ -1,14 +1,14 @@
 """Checkpoint → bundle: a folder with ``model.onnx`` (and its external data) and the manifest that maps layers to graph values.
 
 Manifest ``details``: ``target``, ``dtype``, ``float``, ``inputs`` (name, dtype, shape), ``output``, ``layers`` (name, op, macs, output
-value, quantizers), ``float_layers``, ``quantizers`` (name, input value, codes value, pads, code_type), and from the checkpoint
-``component``, ``pipeline_class``, ``model_config``, ``sample_shape``, ``source``, ``conditions``.
+value, quantizers, weight_storage), ``float_layers``, ``quantizers`` (name, input value, codes value, pads, code_type), and from the
+checkpoint ``component``, ``pipeline_class``, ``model_config``, ``sample_shape``, ``source``, ``conditions``.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import onnx
 import onnx_ir as ir
@@ -24,6 +24,7 @@ from .onnxruntime_target import OnnxRuntimeTarget
 from .precision import DTYPES, lower_precision
 from .skeleton import to_onnx
 from .tensorrt_target import TensorRTTarget
+from .weights import storage_of
 
 TARGETS = ("tensorrt", "onnxruntime")
 _DEFAULT_DTYPE = {"tensorrt": "fp16", "onnxruntime": "fp32"}
@@ -31,13 +32,18 @@ _CARRIED = ("component", "pipeline_class", "model_config", "sample_shape", "sour
 BF16_OPSET = 22  # 21 has no bfloat16 for Conv and InstanceNormalization; 22 adds the type and changes nothing else here
 _EXTERNAL_BYTES = 1 << 20  # smaller initializers stay in the protobuf, where tools show them
 Target = Literal["tensorrt", "onnxruntime"]
+WEIGHT_STORAGE = ("auto", "int8")
+WeightStorage = Literal["auto", "int8"]
 
 
 def export(checkpoint: str | Path | Artifact, output: str | Path, *, target: Target, dtype: str | None = None,
-           float: bool = False, force: bool = False, progress: Progress = silent) -> Artifact:  # noqa: A002  # fmt: skip
+           weight_storage: WeightStorage = "auto", float: bool = False, force: bool = False,  # noqa: A002
+           progress: Progress = silent) -> Artifact:  # fmt: skip
     """Export a checkpoint as an ONNX bundle, opset 21 (22 for bf16), dynamic batch.
 
     ``dtype`` (fp32, fp16, bf16) is the type of what is not quantized: by default fp16 for ``tensorrt`` and fp32 for ``onnxruntime``.
+    ``weight_storage``: "auto" stores weights of up to 4 bits as INT4, two to a byte, where the engines make an INT8 product of it (the
+    ``tensorrt`` target); "int8" gives every weight a byte.
     ``float`` exports the unquantized model that the checkpoint came from, as the baseline (default fp32).
 
     Raises UsageError or ArtifactError.
@@ -47,15 +53,18 @@ def export(checkpoint: str | Path | Artifact, output: str | Path, *, target: Tar
     dtype = dtype or ("fp32" if float else _DEFAULT_DTYPE[target])
     if dtype not in DTYPES:
         raise UsageError(f"unknown dtype '{dtype}'", f"types: {', '.join(DTYPES)}")
+    if weight_storage not in WEIGHT_STORAGE:
+        raise UsageError(f"unknown weight storage '{weight_storage}'", f"storages: {', '.join(WEIGHT_STORAGE)}")
+    int4 = weight_storage == "auto" and target == "tensorrt" and not float
     check_output(Path(output), force=force)
     path = checkpoint.path if isinstance(checkpoint, Artifact) else checkpoint
     with progress("export", 4) as advance:
         loaded = load_checkpoint(path)
         advance(1, "capturing")
-        model, sites = _float_graph(load_float(loaded)) if float else _integer_graph(loaded, target)
+        model, sites = _float_graph(load_float(loaded)) if float else _integer_graph(loaded, target, int4=int4)
         advance(1, "lowering")
         _finish(model, dtype)
-        manifest = _manifest(loaded, model, sites, target, dtype, float)
+        manifest = _manifest(loaded, model, sites, {"target": target, "dtype": dtype, "float": float}, int4=int4)
         advance(1, "writing")
         with create_artifact(output, manifest, force=force) as folder:
             write_model(model, folder / "model.onnx")
@@ -63,13 +72,16 @@ def export(checkpoint: str | Path | Artifact, output: str | Path, *, target: Tar
     return Artifact(Path(output), manifest)
 
 
-def _integer_graph(checkpoint: Checkpoint, target: Target) -> tuple[ir.Model, Sites]:
+def _integer_graph(checkpoint: Checkpoint, target: Target, *, int4: bool) -> tuple[ir.Model, Sites]:
     names = {node.name: node.meta["layer"] for node in checkpoint.model.graph.nodes if node.meta.get("layer")}
     model = to_onnx(checkpoint.model, checkpoint.examples(), names)
     timestep = next(v for v in model.graph.inputs if v.name == "timestep")
+    writer: TensorRTTarget | OnnxRuntimeTarget
     if target == "onnxruntime":
         _one_timestep(model.graph, timestep)
-    writer = (TensorRTTarget if target == "tensorrt" else OnnxRuntimeTarget)(model.graph, timestep, checkpoint.timesteps)
+        writer = OnnxRuntimeTarget(model.graph, timestep, checkpoint.timesteps)
+    else:
+        writer = TensorRTTarget(model.graph, timestep, checkpoint.timesteps, int4=int4)
     return model, lower(model, writer, checkpoint.layers, checkpoint.quantizers)
 
 
@@ -129,7 +141,7 @@ def write_model(model: ir.Model, path: Path) -> None:
         raise ArtifactError(f"onnx.checker refuses the exported graph: {error}") from error
 
 
-def _manifest(checkpoint: Checkpoint, model: ir.Model, sites: Sites, target: str, dtype: str, is_float: bool) -> Manifest:
+def _manifest(checkpoint: Checkpoint, model: ir.Model, sites: Sites, kind: dict[str, Any], *, int4: bool) -> Manifest:
     details = checkpoint.details
     parent = checkpoint.artifact.manifest
     inputs = [
@@ -140,7 +152,8 @@ def _manifest(checkpoint: Checkpoint, model: ir.Model, sites: Sites, target: str
         }
         for v in model.graph.inputs
     ]
-    layers = [{**layer, "output": sites.layers[layer["name"]]} for layer in details["layers"]] if not is_float else []
+    is_float = kind["float"]
+    layers = [] if is_float else [_layer(layer, sites, int4=int4) for layer in details["layers"]]
     return Manifest(
         kind="bundle",
         model=parent.model,
@@ -150,9 +163,7 @@ def _manifest(checkpoint: Checkpoint, model: ir.Model, sites: Sites, target: str
         timesteps=parent.timesteps,
         details={
             **{key: details[key] for key in _CARRIED},
-            "target": target,
-            "dtype": dtype,
-            "float": is_float,
+            **kind,
             "inputs": inputs,
             "output": "out_sample",
             "layers": layers,
@@ -160,3 +171,9 @@ def _manifest(checkpoint: Checkpoint, model: ir.Model, sites: Sites, target: str
             "quantizers": sites.quantizers,
         },
     )
+
+
+def _layer(layer: dict[str, Any], sites: Sites, *, int4: bool) -> dict[str, Any]:
+    """A layer's entry: the checkpoint's, where its output is in the graph, and what its weight is stored in."""
+    storage = {} if layer["op"] == "matmul" else {"weight_storage": storage_of(layer["weight_bits"], int4=int4)}
+    return {**layer, "output": sites.layers[layer["name"]], **storage}

@@ -18,15 +18,16 @@ from ..quantization.numerics import code_range
 from .emitter import Emitter, attributes
 from .lowering import Operand
 from .scales import scale_array, select_rows, zero_point_array
+from .weights import dequantized_weight, weight_sums
 
 _INT8 = ir.DataType.INT8
 
 
 class TensorRTTarget:
-    """Writes the ``tensorrt`` target; each sample of a batch selects its own rows."""
+    """Writes the ``tensorrt`` target; each sample of a batch selects its own rows. ``int4`` stores weights of up to 4 bits as INT4."""
 
-    def __init__(self, graph: ir.Graph, timestep: ir.Value, timesteps: torch.Tensor) -> None:
-        self.graph = graph
+    def __init__(self, graph: ir.Graph, timestep: ir.Value, timesteps: torch.Tensor, *, int4: bool = True) -> None:
+        self.graph, self.int4 = graph, int4
         self.row = select_rows(graph, timestep, timesteps, per_sample=True)
         self._anchor = self.row.producer()  # it stays where it is, unlike the placeholders that follow
         self._gathered: dict[str, ir.Value] = {}
@@ -95,7 +96,7 @@ class TensorRTTarget:
             return self._matmul(emit, node, operands, name)
         (operand,) = operands
         rank = len(node.outputs[0].shape or ())
-        y = weighted_product(emit, layer, node, operand, name)
+        y = weighted_product(emit, layer, node, operand, name, int4=self.int4)
         if not operand.quantizer.symmetric:
             sums = per_channel(weight_sums(layer), node)
             shift = emit.unsqueeze(self.zero_point(operand.name, operand.quantizer), rank, "zero_point")
@@ -128,35 +129,14 @@ class TensorRTTarget:
 
 
 def weighted_product(emit: Emitter, layer: QuantizedWeight, node: ir.Node, operand: Operand, name: str,
-                     output: str | None = None) -> ir.Value:  # fmt: skip
+                     output: str | None = None, int4: bool = False) -> ir.Value:  # fmt: skip
     """The INT8 convolution or matrix product itself, without bias."""
     if node.op_type == "Linear":
-        return emit.op("MatMul", [operand.value, dequantized_weight(emit, layer, name, transpose=True)], output=output)
+        return emit.op("MatMul", [operand.value, dequantized_weight(emit, layer, name, transpose=True, int4=int4)], output=output)
     options = {k: v for k, v in attributes(node).items() if k != "name"}
     if operand.padded:
         options["pads"] = [0] * len(options["pads"])
-    return emit.op("Conv", [operand.value, dequantized_weight(emit, layer, name, transpose=False)], output=output, **options)
-
-
-def dequantized_weight(emit: Emitter, layer: QuantizedWeight, name: str, *, transpose: bool) -> ir.Value:
-    """DequantizeLinear of a layer's int8 codes, per output channel; [O, ...] or transposed to [C, O]."""
-    assert layer.frozen is not None
-    codes, scale = layer.frozen[0].numpy(), layer.frozen[1].numpy()
-    inputs = [
-        emit.constant(f"{name}.weight.codes", codes.T if transpose else codes),
-        emit.constant(f"{name}.weight.scale", scale),
-        # One for each layer: onnxruntime rewrites it with the weights (s8 → u8) and refuses to do so twice to a shared one.
-        emit.constant(f"{name}.weight.zero_point", np.zeros(len(scale), dtype=np.int8)),
-    ]
-    return emit.op("DequantizeLinear", inputs, name="DequantizeWeight", axis=1 if transpose else 0)
-
-
-def weight_sums(layer: QuantizedWeight) -> np.ndarray:
-    """Σ Ŵ_o over everything but the output channel: s_w[o] · Σ codes, [O] fp32."""
-    assert layer.frozen is not None
-    codes, scale = layer.frozen
-    sums: np.ndarray = (codes.flatten(1).double().sum(dim=1) * scale.double()).float().numpy()
-    return sums
+    return emit.op("Conv", [operand.value, dequantized_weight(emit, layer, name, transpose=False, int4=int4)], output=output, **options)
 
 
 def per_channel(values: np.ndarray, node: ir.Node) -> np.ndarray:

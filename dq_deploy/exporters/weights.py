@@ -1,0 +1,64 @@
+"""A layer's weight in the graph: int8 codes, or int4 ones in the two forms from which TensorRT still makes an INT8 product.
+
+MatMul: DequantizeLinear(int4, per channel); the engine casts the codes to INT8 on every run.
+Conv: DequantizeLinear(int4, scale 1) → Cast fp32 → Cast fp16 → QuantizeLinear(int8, scale 1) → DequantizeLinear(int8, per channel). Without
+the two casts between, the builder folds the pairs and refuses what is left. Codes of 4 bits are exact in fp16.
+Either way the weight takes half a byte an element in the file and in the engine, and the product is the one of int8 storage: smaller, not
+faster.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+import onnx_ir as ir
+
+from ..quantization.layers import QuantizedWeight
+from .emitter import Emitter
+
+INT4_BITS = 4
+Storage = Literal["int4", "int8"]
+_FLOAT16, _INT4, _INT8 = ir.DataType.FLOAT16, ir.DataType.INT4, ir.DataType.INT8
+
+
+def storage_of(bits: int, *, int4: bool) -> Storage:
+    """The container of a weight of ``bits`` bits, where the graph may have int4."""
+    return "int4" if int4 and bits <= INT4_BITS else "int8"
+
+
+def dequantized_weight(emit: Emitter, layer: QuantizedWeight, name: str, *, transpose: bool, int4: bool) -> ir.Value:
+    """The weight Ŵ = s_w[o] · codes of a layer, [O, ...] or transposed to [C, O], as a value of the graph."""
+    assert layer.frozen is not None
+    codes, scale = layer.frozen[0].numpy(), emit.constant(f"{name}.weight.scale", layer.frozen[1].numpy())
+    codes, axis = (codes.T, 1) if transpose else (codes, 0)
+    if storage_of(layer.bits, int4=int4) == "int8":
+        inputs = [emit.constant(f"{name}.weight.codes", codes), scale, _zeros(emit, layer, name)]
+    else:
+        packed = emit.constant(f"{name}.weight.codes", codes.astype(_INT4.numpy()))
+        inputs = [packed, scale] if transpose else [_as_int8(emit, packed), scale, _zeros(emit, layer, name)]
+    return emit.op("DequantizeLinear", inputs, name="DequantizeWeight", axis=axis)
+
+
+def _zeros(emit: Emitter, layer: QuantizedWeight, name: str) -> ir.Value:
+    """Zero-points of int8 codes. One for each layer: onnxruntime rewrites it with the weights (s8 → u8) and refuses to do so twice."""
+    return emit.constant(f"{name}.weight.zero_point", np.zeros(len(layer.log_scale), dtype=np.int8))
+
+
+def _as_int8(emit: Emitter, packed: ir.Value) -> ir.Value:
+    """Int4 codes as int8 ones, the way the builder takes it."""
+    one = emit.constant("dq_deploy.one", np.array(1.0, dtype=np.float32))
+    floats = emit.op("DequantizeLinear", [packed, one], name="UnpackWeight")
+    for dtype in (ir.DataType.FLOAT, _FLOAT16):
+        floats = emit.op("Cast", [floats], name=f"UnpackWeight/{dtype.name.lower()}", dtype=dtype, to=dtype.value)
+    half_one = emit.constant("dq_deploy.one.float16", np.array(1.0, dtype=np.float16))
+    zero = emit.constant("dq_deploy.zero", np.array(0, dtype=np.int8))
+    return emit.op("QuantizeLinear", [floats, half_one, zero], name="RepackWeight", dtype=_INT8)
+
+
+def weight_sums(layer: QuantizedWeight) -> np.ndarray:
+    """Σ Ŵ_o over everything but the output channel: s_w[o] · Σ codes, [O] fp32."""
+    assert layer.frozen is not None
+    codes, scale = layer.frozen
+    sums: np.ndarray = (codes.flatten(1).double().sum(dim=1) * scale.double()).float().numpy()
+    return sums
