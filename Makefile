@@ -4,9 +4,10 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 DIR ?= demo-output
 EXTRAS ?= cpu,tensorrt-rtx,openvino,test,dev
-# More arguments for the installation of torch (an index with CPU builds, say) and for pytest.
+# More arguments for the installation of torch (an index with CPU builds, say).
 TORCH_PIP_ARGS ?=
-PYTEST_ARGS ?=
+# A worker for each core, each with one thread of its own; the tests of a file share their fixtures.
+PYTEST_ARGS ?= --numprocesses auto --maxprocesses 8 --dist loadfile
 
 bin := $(VENV)/bin
 # Relative and absolute VENV both work; the stamp carries the extras, so that other extras are another set-up.
@@ -35,7 +36,7 @@ demo: $(stamp) ## quantize, export, build, check, time and sample the built-in m
 	$(bin)/dq-deploy demo -o $(DIR) --force
 
 test: lint ## lint, then run every test
-	$(bin)/python -m pytest $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(bin)/python -m pytest $(PYTEST_ARGS)
 
 lint: $(stamp) ## ruff check, ruff format --check, mypy
 	$(bin)/ruff check .
