@@ -14,22 +14,39 @@ if TYPE_CHECKING:
     from .engines.build import build_engine
     from .engines.dropin import load
     from .exporters import export
+    from .exporters.lint import Finding, LintResult, lint
     from .quantization import estimate, quantize
     from .sampling import sample
 
 _HOMES = {
     "CheckResult": "accuracy",
+    "Finding": "exporters.lint",
+    "LintResult": "exporters.lint",
     "bench": "engines.bench",
     "build_engine": "engines.build",
     "check": "accuracy",
     "estimate": "quantization",
     "export": "exporters",
+    "lint": "exporters.lint",
     "load": "engines.dropin",
     "quantize": "quantization",
     "sample": "sampling",
 }
 
-__all__ = ["CheckResult", "bench", "build_engine", "check", "estimate", "export", "load", "quantize", "sample"]
+__all__ = [
+    "CheckResult",
+    "Finding",
+    "LintResult",
+    "bench",
+    "build_engine",
+    "check",
+    "estimate",
+    "export",
+    "lint",
+    "load",
+    "quantize",
+    "sample",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -42,6 +42,7 @@ class Plain(nn.Module):
         ("export", ["checkpoint", "output", "target"], ["dtype", "float"]),
         ("build_engine", ["bundle", "output"], ["backend", "compute_capabilities", "batch"]),
         ("check", ["artifact", "checkpoint"], []),
+        ("lint", ["source"], ["target"]),
         ("load", ["path"], ["runtime"]),
     ],
 )
@@ -93,6 +94,15 @@ def test_paths_artefacts_and_strings_are_all_taken(flow: Flow, tmp_path: Path) -
     for given in (bundle, bundle.path, str(bundle.path)):
         assert dq_deploy.check(given, str(flow.checkpoint), optimized=False)
         assert dq_deploy.load(given).config["sample_size"] == 8
+
+
+def test_the_lint(flow: Flow) -> None:
+    result = dq_deploy.lint(flow.bundle("tensorrt"))
+    assert isinstance(result, dq_deploy.LintResult)
+    assert result
+    found = dq_deploy.lint(str(flow.bundles["onnxruntime"]), target="tensorrt")
+    assert not found
+    assert {f.rule for f in found.errors} >= {"computed-scale-conv", "code-type"}
 
 
 @pytest.mark.skipif(find_spec("tensorrt_rtx") is None, reason="TensorRT-RTX is not installed")

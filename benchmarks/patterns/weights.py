@@ -1,0 +1,124 @@
+"""Patterns of quantized weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+from .sketch import (
+    CHANNELS,
+    FLOAT,
+    FLOAT16,
+    INT8,
+    KERNEL,
+    SQUARE,
+    TOKENS,
+    WIDTH,
+    Sketch,
+    images,
+    tokens,
+)
+
+
+def _int4_activation(s: Sketch, int8: bool) -> ir.Value:
+    return s.qdq(s.sample, s.fixed()) if int8 else s.cast(s.sample, FLOAT16, "in/Cast")
+
+
+def _int4_scales(s: Sketch, shape: Any, int8: bool) -> ir.Value:
+    return s.constant("layer.weight.scale", np.full(shape, 0.01, np.float32 if int8 else np.float16))
+
+
+def _int4_output(s: Sketch, y: ir.Value, int8: bool) -> onnx.ModelProto:
+    return s.model(y if int8 else s.cast(y, FLOAT, "out/Cast"))
+
+
+def matmul_int4_per_channel(int8: bool, opset: int = 21) -> onnx.ModelProto:
+    """A scale for each output channel."""
+    s = tokens(opset=opset)
+    weight = s.op("DequantizeLinear", s.int4(SQUARE), _int4_scales(s, WIDTH, int8), name="layer/DequantizeWeight", axis=1)
+    return _int4_output(s, s.op("MatMul", _int4_activation(s, int8), weight, name="layer/MatMul"), int8)
+
+
+def matmul_int4_blocks(int8: bool) -> onnx.ModelProto:
+    """A scale for each block of 64 along the reduction axis."""
+    s = Sketch(TOKENS, 2 * WIDTH)
+    scale = _int4_scales(s, (2, WIDTH), int8)
+    weight = s.op("DequantizeLinear", s.int4((2 * WIDTH, WIDTH)), scale, name="layer/DequantizeWeight", axis=0, block_size=64)
+    return _int4_output(s, s.op("MatMul", _int4_activation(s, int8), weight, name="layer/MatMul"), int8)
+
+
+def conv_int4_per_channel(int8: bool) -> onnx.ModelProto:
+    """A scale for each output channel."""
+    s = images()
+    weight = s.op("DequantizeLinear", s.int4(KERNEL), _int4_scales(s, CHANNELS, int8), name="layer/DequantizeWeight", axis=0)
+    return _int4_output(s, s.conv(_int4_activation(s, int8), weight), int8)
+
+
+def conv_int4_requantized(*casts: ir.DataType) -> onnx.ModelProto:
+    """INT4 codes as numbers, through casts to INT8 codes, dequantized per channel."""
+    s = images()
+    codes = _requantized(s, s.int4(KERNEL), casts)
+    weight = s.op("DequantizeLinear", codes, *s.weight_pair(CHANNELS), name="layer/DequantizeWeight", axis=0)
+    return s.model(s.conv(s.qdq(s.sample, s.fixed()), weight))
+
+
+def matmul_int4_cast() -> onnx.ModelProto:
+    """INT4 codes cast to INT8 ones."""
+    s = tokens()
+    codes = s.cast(s.int4(SQUARE), INT8, "layer/WeightToINT8")
+    weight = s.op("DequantizeLinear", codes, *s.weight_pair(WIDTH), name="layer/DequantizeWeight", axis=1)
+    return s.model(s.op("MatMul", s.qdq(s.sample, s.fixed()), weight, name="layer/MatMul"))
+
+
+def weight_scale_axis(op: str) -> onnx.ModelProto:
+    """Scales along the input channels."""
+    s = images() if op == "Conv" else tokens()
+    x = s.qdq(s.sample, s.fixed())
+    if op == "Conv":
+        return s.model(s.conv(x, s.weight(KERNEL, 1)))
+    return s.model(s.op("MatMul", x, s.weight(SQUARE, 0), name="layer/MatMul"))
+
+
+def matmul_int8_blocks() -> onnx.ModelProto:
+    """INT8 codes, a scale for each block of 64 along the reduction axis."""
+    s = Sketch(TOKENS, 2 * WIDTH)
+    codes = s.constant("layer.weight.codes", s.random.integers(-127, 128, (2 * WIDTH, WIDTH)).astype(np.int8))
+    scale = s.constant("layer.weight.scale", np.full((2, WIDTH), 0.01, np.float32))
+    weight = s.op("DequantizeLinear", codes, scale, name="layer/DequantizeWeight", axis=0, block_size=64)
+    return s.model(s.op("MatMul", s.qdq(s.sample, s.fixed()), weight, name="layer/MatMul"))
+
+
+def matmul_int4_per_tensor() -> onnx.ModelProto:
+    """One scale for the whole weight."""
+    s = tokens()
+    weight = s.op("DequantizeLinear", s.int4(SQUARE), s.constant("layer.weight.scale", np.float32(0.01)), name="layer/DequantizeWeight")
+    return s.model(s.op("MatMul", s.qdq(s.sample, s.fixed()), weight, name="layer/MatMul"))
+
+
+def weight_codes(dtype: ir.DataType) -> onnx.ModelProto:
+    """Weight codes of another type than int8."""
+    s = tokens()
+    codes = s.constant("layer.weight.codes", s.random.integers(0, 15, SQUARE).astype(np.uint8), dtype)
+    weight = s.op(
+        "DequantizeLinear", codes, s.constant("layer.weight.scale", np.full(WIDTH, 0.01, np.float32)), name="layer/DequantizeWeight", axis=1
+    )
+    return s.model(s.op("MatMul", s.qdq(s.sample, s.fixed()), weight, name="layer/MatMul"))
+
+
+def matmul_int4_requantized(*casts: ir.DataType) -> onnx.ModelProto:
+    """What a Conv needs, in front of a MatMul."""
+    s = tokens()
+    codes = _requantized(s, s.int4(SQUARE), casts)
+    weight = s.op("DequantizeLinear", codes, *s.weight_pair(WIDTH), name="layer/DequantizeWeight", axis=1)
+    return s.model(s.op("MatMul", s.qdq(s.sample, s.fixed()), weight, name="layer/MatMul"))
+
+
+def _requantized(s: Sketch, codes: ir.Value, casts: tuple[ir.DataType, ...]) -> ir.Value:
+    value = s.op("DequantizeLinear", codes, s.constant("one", np.float32(1)), name="layer/UnpackWeight")
+    for dtype in casts:
+        value = s.cast(value, dtype, f"layer/WeightTo{dtype.name}")
+    unit = s.constant(f"one.{casts[-1].name}", np.array(1, casts[-1].numpy())) if casts else s.constant("one", 1)
+    return s.op("QuantizeLinear", value, unit, s.constant("zero", np.int8(0)), name="layer/QuantizeWeight")

@@ -1,0 +1,78 @@
+"""The table of rules. Each names the engines' targets that it is about; what an engine does is in the docstring of its function."""
+
+from __future__ import annotations
+
+from . import file_rules, product_rules, scale_rules
+from .rule import Rule
+
+__all__ = ["RULES", "Rule"]
+
+_TENSORRT, _ONNXRUNTIME = ("tensorrt",), ("onnxruntime",)
+_BOTH = _TENSORRT + _ONNXRUNTIME
+_OUTSIDE = "keep the Q/DQ scale constant (1) and multiply by 1/s before and by s after, as `dq-deploy export --target tensorrt` does"
+_CALIBRATE = "find out why the calibration gave it, and quantize that layer again or keep it in float"
+
+RULES = (
+    Rule("computed-scale-conv", product_rules.computed_scale_conv, _OUTSIDE, _TENSORRT),
+    Rule("computed-scale-matmul", product_rules.computed_scale_matmul, _OUTSIDE, _TENSORRT),
+    Rule(
+        "zero-point",
+        scale_rules.zero_point,
+        "add the zero-point outside of Q/DQ and correct by the weight's sums, or quantize symmetrically",
+        _TENSORRT,
+    ),
+    Rule("code-type", scale_rules.code_type, "use int8 codes, with an int8 zero-point of 0", _TENSORRT),
+    Rule("zero-scale", scale_rules.zero_scale, _CALIBRATE, _BOTH),
+    Rule("negative-scale", scale_rules.negative_scale, _CALIBRATE, _BOTH),
+    Rule("non-finite-scale", scale_rules.non_finite_scale, _CALIBRATE, _BOTH),
+    Rule("subnormal-scale", scale_rules.subnormal_scale, "keep scales and Q/DQ in fp32, or quantize that layer again", _BOTH),
+    Rule(
+        "per-channel-activation",
+        product_rules.per_channel_activation,
+        "one scale a tensor; multiply by the channel's factor before it",
+        _TENSORRT,
+    ),
+    Rule("weight-scale-axis", product_rules.weight_scale_axis, "quantize the weight along its output channels", _TENSORRT),
+    Rule(
+        "block-wise-int8-activation",
+        product_rules.block_wise_int8_activation,
+        "one scale for each output channel, or leave the activation in fp16",
+        _TENSORRT,
+    ),
+    Rule(
+        "int4-conv-int8-activation",
+        product_rules.int4_conv_int8_activation,
+        "DequantizeLinear(scale 1) → Cast fp16 → QuantizeLinear(int8) → DequantizeLinear per channel, or an activation in fp16",
+        _TENSORRT,
+    ),
+    Rule("int4-per-tensor-int8-activation", product_rules.int4_per_tensor_int8_activation, "one scale for each output channel", _TENSORRT),
+    Rule("int4-requantize-uncast", product_rules.int4_requantize_uncast, "put a Cast to fp16 between the two", _TENSORRT),
+    Rule(
+        "int4-requantize-matmul",
+        product_rules.int4_requantize_matmul,
+        "dequantize the INT4 codes per channel, straight into the MatMul",
+        _TENSORRT,
+    ),
+    Rule("int4-cast", scale_rules.int4_cast, "read the codes with a DequantizeLinear", _TENSORRT),
+    Rule("int4-opset", file_rules.int4_opset, f"export with opset {file_rules.INT4_OPSET} or newer", _BOTH),
+    Rule("new-opset", file_rules.new_opset, "export with opset 21", _ONNXRUNTIME),
+    Rule("external-data", file_rules.external_data, "save the data beside the model, under a relative name", _BOTH),
+    Rule("invalid-onnx", file_rules.invalid_onnx, "export the graph again", _BOTH),
+    Rule(
+        "moved-int8", product_rules.moved_int8, "move the values before they are quantized, or use uint8 with zero-point 128", _ONNXRUNTIME
+    ),
+    Rule("shared-weight", product_rules.shared_weight, "give every layer codes and zero-points of its own", _ONNXRUNTIME),
+    Rule(
+        "float-convolution",
+        product_rules.float_convolution,
+        "quantize its output too, or run the tensorrt target on OpenVINO",
+        _ONNXRUNTIME,
+        "warning",
+    ),
+    Rule("convolution-bias", product_rules.convolution_bias, "add the bias after the convolution", _ONNXRUNTIME, "warning"),
+    Rule("shared-int8", product_rules.shared_int8, "use uint8 codes with zero-point 128", _ONNXRUNTIME, "warning"),
+    Rule("scale-per-sample", scale_rules.scale_per_sample, "one scalar scale for the batch", _ONNXRUNTIME, "warning"),
+    Rule(
+        "convolution-integer", product_rules.convolution_integer, "use QuantizeLinear, DequantizeLinear and Conv", _ONNXRUNTIME, "warning"
+    ),
+)

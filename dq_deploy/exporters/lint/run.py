@@ -1,0 +1,80 @@
+"""Running the rules over a bundle or an ONNX file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+import onnx_ir.passes.common as passes
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+
+from ...artifacts import Artifact, open_artifact
+from ...errors import ArtifactError, UsageError
+from .finding import Finding, LintResult
+from .rule import Hit, Rule
+from .rules import RULES
+from .view import View
+
+_TARGETS = ("tensorrt", "onnxruntime")
+
+
+def lint(source: str | Path | Artifact, *, target: str | None = None) -> LintResult:
+    """Name everything in a graph that would crash an engine's builder, be refused, lose INT8, or be slow; all at once, building nothing.
+
+    ``source`` is a bundle (folder or opened artefact) or an ONNX file. ``target`` ("tensorrt", "onnxruntime") says whose rules apply: by
+    default the bundle's own, and "tensorrt" for an ONNX file. Large weights are not read. Needs neither torch nor an engine.
+
+    Raises UsageError (unknown target, no such path) and ArtifactError (no bundle, or no ONNX graph). Findings are a result, not an error.
+    """
+    if target is not None and target not in _TARGETS:
+        raise UsageError(f"unknown target '{target}'", f"targets: {', '.join(_TARGETS)}")
+    if not isinstance(source, Artifact) and Path(source).is_file():
+        return _judge(View(_load(Path(source)), Path(source), frozenset()), target or "tensorrt", str(source))
+    bundle = source if isinstance(source, Artifact) else open_artifact(source, "bundle")
+    details = bundle.manifest.details
+    layers = frozenset(entry["name"] for key in ("layers", "quantizers") for entry in details.get(key, []))
+    file = bundle.file("model.onnx")
+    view = View(_load(file), file, layers, tuple(bundle.manifest.timesteps))
+    return _judge(view, target or str(details["target"]), str(bundle.path))
+
+
+def _judge(view: View, target: str, source: str) -> LintResult:
+    found = [_finding(rule, hit, view) for rule, hit in _hits(view, target)]
+    return LintResult(source=source, target=target, findings=tuple(sorted(found, key=lambda f: f.severity != "error")))
+
+
+def _load(file: Path) -> ir.Model:
+    try:
+        # Not ir.load: the data files that the graph names are opened only where a rule finds them harmless.
+        proto = onnx.load(file, load_external_data=False)
+        model = ir.from_proto(proto)
+    except (DecodeError, ValueError, ir.serde.SerdeError) as error:
+        raise ArtifactError(f"{file} is not an ONNX graph: {error.__cause__ or error}") from None
+    if not proto.graph.node:
+        raise ArtifactError(f"{file} is not an ONNX graph: it has no nodes")
+    ir.external_data.set_base_dir(model.graph, file.parent)
+    if model.functions:
+        passes.InlinePass()(model)
+    return model
+
+
+def _hits(view: View, target: str) -> Iterator[tuple[Rule, Hit]]:
+    for rule in RULES:
+        if target in rule.targets:
+            yield from ((rule, hit) for hit in rule.find(view))
+
+
+def _finding(rule: Rule, hit: Hit, view: View) -> Finding:
+    node = hit.node
+    return Finding(
+        rule=rule.id,
+        severity=rule.severity,
+        node=str(node.name or node.outputs[0].name) if node else hit.name,
+        op=node.op_type if node else "",
+        module=view.module(node),
+        message=hit.message,
+        values=hit.values,
+        hint=rule.hint,
+    )

@@ -1,0 +1,213 @@
+"""What the rules ask of a graph: which values are constants, what a product's operands were dequantized from, where a scale comes from."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from onnx.reference import ReferenceEvaluator
+
+Array = np.ndarray[Any, Any]
+
+PRODUCTS = ("Conv", "ConvTranspose", "MatMul", "Gemm")
+# They move numbers and change none, so a Q/DQ pair before them still quantizes what comes after.
+MOVES = ("Transpose", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity", "Slice", "Split", "Expand")
+BYTE_CODES = (ir.DataType.INT8, ir.DataType.UINT8)
+NIBBLE_CODES = (ir.DataType.INT4, ir.DataType.UINT4)
+FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE)
+# Scales and zero-points are folded through the few nodes that exporters put behind them; whole weights never are.
+_FOLDED_ELEMENTS = 1 << 20
+
+
+@dataclass(frozen=True)
+class Operand:
+    """One side of a product: the DequantizeLinear it comes from (None: a float), and the nodes that move its numbers in between."""
+
+    dequantize: ir.Node | None
+    moves: tuple[ir.Node, ...]
+    constant: bool
+
+
+@dataclass(frozen=True)
+class Product:
+    """A Conv, ConvTranspose, MatMul or Gemm."""
+
+    node: ir.Node
+    operands: tuple[Operand, Operand]
+
+
+class View:
+    """A graph as the rules see it, read from ``file``, in whose folder external data may lie.
+
+    ``layers`` are the known module paths, ``timesteps`` those of the rows of every table, as far as they are known.
+    """
+
+    def __init__(self, model: ir.Model, file: Path, layers: frozenset[str], timesteps: tuple[float, ...] = ()) -> None:
+        self.model, self.file, self.folder, self.timesteps, self._layers = model, file, file.parent, timesteps, layers
+        self.nodes = tuple(ir.traversal.RecursiveGraphIterator(model.graph))
+        self._folded: dict[ir.Value, Array | None] = {}
+        self._constant: dict[ir.Value, bool] = {}
+
+    @property
+    def opset(self) -> int:
+        """Version of the standard operators."""
+        return self.model.opset_imports.get("", 1)
+
+    @cached_property
+    def quantizers(self) -> tuple[ir.Node, ...]:
+        """Every QuantizeLinear and DequantizeLinear."""
+        return tuple(n for n in self.nodes if n.op_type in ("QuantizeLinear", "DequantizeLinear"))
+
+    @cached_property
+    def products(self) -> tuple[Product, ...]:
+        """Every product, in the graph's order."""
+        found = (n for n in self.nodes if n.op_type in PRODUCTS and not n.domain and len(n.inputs) >= 2)
+        return tuple(Product(n, (self._operand(n.inputs[0]), self._operand(n.inputs[1]))) for n in found)
+
+    def _operand(self, value: ir.Value | None) -> Operand:
+        constant = self.is_constant(value)
+        moves = []
+        node = value.producer() if value is not None else None
+        while node is not None and node.op_type in MOVES:
+            moves.append(node)
+            node = node.inputs[0].producer() if node.inputs[0] is not None else None
+        return Operand(node if node is not None and node.op_type == "DequantizeLinear" else None, tuple(moves), constant)
+
+    def is_constant(self, value: ir.Value | None) -> bool:
+        """Whether a value is known before the graph runs. An input that is left out counts as known."""
+        if value is None or value.is_initializer():
+            return True
+        if value not in self._constant:
+            node = value.producer()
+            self._constant[value] = node is not None and (
+                node.op_type == "Constant" or (bool(node.inputs) and all(map(self.is_constant, node.inputs)))
+            )
+        return self._constant[value]
+
+    def array(self, value: ir.Value | None) -> Array | None:
+        """The contents of a constant, folded where it is computed from others; None when it is not constant, large or unreadable."""
+        if value is None or not self.is_constant(value):
+            return None
+        if value not in self._folded:
+            self._folded[value] = self._fold(value)
+        return self._folded[value]
+
+    def _fold(self, value: ir.Value) -> Array | None:
+        tensor = ir.convenience.get_const_tensor(value)
+        if tensor is not None:
+            return tensor.numpy() if tensor.size <= _FOLDED_ELEMENTS and self._readable(tensor) else None
+        node = value.producer()
+        assert node is not None
+        inputs = [self.array(v) for v in node.inputs]
+        if any(array is None for array, v in zip(inputs, node.inputs, strict=True) if v is not None):
+            return None
+        feeds = {str(v.name): array for v, array in zip(node.inputs, inputs, strict=True) if v is not None}
+        evaluator = ReferenceEvaluator(ir.to_proto(node), opsets=dict(self.model.opset_imports))
+        return np.asarray(next(iter(evaluator.run([str(value.name)], feeds))))
+
+    def _readable(self, tensor: ir.TensorProtocol) -> bool:
+        return not isinstance(tensor, ir.ExternalTensor) or (self.external_problem(tensor) is None)
+
+    def tensors(self) -> Iterator[tuple[ir.Node | None, str, ir.TensorProtocol]]:
+        """(node, name, tensor) of every initializer and every tensor in an attribute; the node is None for an initializer."""
+        for graph in self.model.graphs():
+            for value in graph.initializers.values():
+                if value.const_value is not None:
+                    yield None, str(value.name), value.const_value
+        for node in self.nodes:
+            for attribute in node.attributes.values():
+                if attribute.type == ir.AttributeType.TENSOR:
+                    yield node, attribute.name, attribute.as_tensor()
+                elif attribute.type == ir.AttributeType.TENSORS:
+                    yield from ((node, attribute.name, tensor) for tensor in attribute.as_tensors())
+
+    def external_problem(self, tensor: ir.ExternalTensor) -> str | None:
+        """Why an external tensor's file must not be opened; None when it lies in the model's own folder."""
+        location = str(tensor.location)
+        if PurePosixPath(location).is_absolute() or ":" in location[:2] or location.startswith("\\"):
+            return "is absolute"
+        if ".." in location.replace("\\", "/").split("/"):
+            return "leaves the folder"
+        file = self.folder / location
+        if not file.resolve().is_relative_to(self.folder.resolve()):
+            return "leaves the folder through a link"
+        return None if file.is_file() else "is missing"
+
+    def codes(self, node: ir.Node) -> ir.DataType | None:
+        """Type of the codes of a QuantizeLinear or DequantizeLinear; None where it cannot be told."""
+        if node.op_type == "QuantizeLinear":
+            if len(node.inputs) > 2 and (zero := node.inputs[2]) is not None:
+                return self.dtype(zero)
+            return ir.DataType(node.attributes.get_int("output_dtype", 0) or ir.DataType.UINT8.value)
+        return self.dtype(node.inputs[0])
+
+    def dtype(self, value: ir.Value | None) -> ir.DataType | None:
+        """Type of a value, as far as the graph declares it or its producer settles it."""
+        if value is None or value.dtype is not None:
+            return value.dtype if value is not None else None
+        if (tensor := ir.convenience.get_const_tensor(value)) is not None:
+            return tensor.dtype
+        node = value.producer()
+        if node is None:
+            return None
+        if node.op_type == "QuantizeLinear":
+            return self.codes(node)
+        if node.op_type == "DequantizeLinear":
+            return self.dtype(node.inputs[1])
+        if node.op_type == "Cast":
+            return ir.DataType(node.attributes.get_int("to", 0))
+        return self.dtype(node.inputs[0]) if node.inputs else None
+
+    def scale_tables(self) -> Iterator[tuple[ir.Node, Array, ir.DataType | None]]:
+        """(Gather, table, type) of every constant table whose gathered rows are inverted, divided by, or taken as a Q/DQ scale."""
+        for node in self.nodes:
+            if node.op_type != "Gather" or self.dtype(node.inputs[0]) not in FLOATS or self.is_constant(node.outputs[0]):
+                continue
+            table = self.array(node.inputs[0])
+            if table is not None and any(_takes_a_scale(user, index) for user, index in self._readers(node.outputs[0])):
+                yield node, table, self.dtype(node.inputs[0])
+
+    def _readers(self, value: ir.Value) -> Iterator[tuple[ir.Node, int]]:
+        for user, index in value.uses():
+            if index == 0 and user.op_type in (*MOVES, "Cast"):
+                yield from self._readers(user.outputs[0])
+            else:
+                yield user, index
+
+    def module(self, node: ir.Node | None) -> str | None:
+        """Path of the module that a node came from: torch's metadata, or the layer that the node is named after."""
+        if node is None:
+            return None
+        if scopes := node.metadata_props.get("pkg.torch.onnx.name_scopes"):
+            names = [name for name in _literal_list(scopes)[:-1] if name]  # the last one is the node itself
+            return names[-1] if names else None
+        prefix = str(node.name).partition("/")[0].removesuffix(".scale").partition("#pad")[0]  # what the exporters add to a layer's name
+        return prefix if prefix in self._layers else None
+
+
+def is_activation(view: View, operand: Operand) -> bool:
+    """Whether an operand is an activation with 8-bit codes."""
+    node = operand.dequantize
+    return node is not None and not operand.constant and not view.is_constant(node.inputs[0]) and view.codes(node) in BYTE_CODES
+
+
+def _takes_a_scale(node: ir.Node, index: int) -> bool:
+    return (
+        node.op_type == "Reciprocal"
+        or (node.op_type == "Div" and index == 1)
+        or (node.op_type in ("QuantizeLinear", "DequantizeLinear") and index == 1)
+    )
+
+
+def _literal_list(text: str) -> list[str]:
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return []
+    return [str(item) for item in value] if isinstance(value, list) else []
