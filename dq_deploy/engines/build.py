@@ -1,4 +1,4 @@
-"""Bundle → engine: checks first, then one child process for each compute capability, then the layer reports and the manifest.
+"""Bundle → engine: checks and the lint first, then one child process for each compute capability, then the layer reports and the manifest.
 
 An engine folder holds ``model.smXY.engine`` and ``layers.smXY.json`` for each compute capability. Its manifest's ``details``:
 
@@ -23,10 +23,11 @@ from pydantic import ValidationError
 
 from ..artifacts import Artifact, Manifest, check_output, create_artifact, open_artifact
 from ..errors import ArtifactError, EnvironmentProblem, UsageError
+from ..exporters.lint import lint
 from ..progress import Progress, silent
 from .layer_dump import parse_dump
 from .layer_report import STATEMENTS, LayerReport, build_report
-from .tensorrt_plan import Range, check_backend, check_capabilities, computed_scale_convs, input_profile, read_graph
+from .tensorrt_plan import Range, check_backend, check_capabilities, check_graph, input_profile
 from .tensorrt_process import run_child
 from .tensorrt_request import Backend, BuildRequest, ShapeRange
 
@@ -42,7 +43,6 @@ class _Job:
     backend: Backend
     profile: dict[str, ShapeRange]
     timeout_s: float | None
-    suspects: Sequence[str]
 
 
 def build_engine(
@@ -60,10 +60,11 @@ def build_engine(
     """Compile a ``tensorrt`` bundle into engines, one for each compute capability ("8.9" and "12.0" by default for TensorRT-RTX).
 
     ``batch`` and ``sizes`` (by name of the dynamic dimension, such as "height") are the (min, opt, max) of the optimization profile;
-    ``timeout_s`` limits each build. Everything is checked before the first build starts, and ``output`` appears only when all succeeded.
+    ``timeout_s`` limits each build. Everything is checked before the first build starts, the graph by the lint too; ``output`` appears only
+    when all succeeded.
 
-    Raises UsageError (options, existing output), ArtifactError (no bundle of that target, or a graph that the builder refuses or crashes
-    on), EnvironmentProblem (backend missing or not loading), ResourceError (memory, disk, time limit).
+    Raises UsageError (options, existing output), ArtifactError (no bundle of that target, a graph with errors of the lint, or one that the
+    builder refuses or crashes on), EnvironmentProblem (backend missing or not loading), ResourceError (memory, disk, time limit).
     """
     source = open_artifact(bundle.path if isinstance(bundle, Artifact) else bundle, "bundle")
     _check_target(source)
@@ -73,7 +74,9 @@ def build_engine(
     capabilities = check_capabilities(known, compute_capabilities)
     profile = input_profile(source.manifest.details["inputs"], batch, sizes or {})
     check_output(Path(output), force=force)
-    job = _Job(source, known, profile, timeout_s, computed_scale_convs(read_graph(source)))
+    check_graph(source)
+    lint(source, target="tensorrt").enforce()
+    job = _Job(source, known, profile, timeout_s)
     manifest = _manifest(source, known, batch, profile)
     title = f"building with {known}"
     with create_artifact(output, manifest, force=force) as folder, (progress or silent)(title, len(capabilities)) as advance:
@@ -140,7 +143,7 @@ def _build_one(job: _Job, folder: Path, capability: tuple[int, int] | None) -> L
             compute_capability=capability,
             profile=job.profile,
         )
-        build = run_child(request, Path(scratch), timeout_s=job.timeout_s, suspects=job.suspects)
+        build = run_child(request, Path(scratch), timeout_s=job.timeout_s)
     dump = parse_dump(build.log)
     if dump is None:
         raise EnvironmentProblem(

@@ -99,8 +99,8 @@ def _shape_range(shape: Sequence[int | str], ranges: Mapping[str, Range]) -> Sha
     return smallest, usual, largest
 
 
-def read_graph(bundle: Artifact) -> Any:
-    """The bundle's ``onnx.ModelProto`` without its external weights.
+def check_graph(bundle: Artifact) -> None:
+    """Refuse a graph file that is none, or that is not the one that its manifest describes.
 
     The builder's parser opens whatever file the graph names as external data, so each must be one that the manifest lists and whose hash
     has been verified. Raises ArtifactError for a file that is no ONNX graph, other inputs than the manifest's, or a foreign data file.
@@ -119,7 +119,6 @@ def read_graph(bundle: Artifact) -> Any:
         raise ArtifactError(f"{path}: the graph's inputs {actual} (name: rank) are not the manifest's {declared}")
     if foreign := sorted(_foreign_data(model, bundle)):
         raise ArtifactError(f"{path} takes weights from outside the bundle's listed files: {'; '.join(foreign)}")
-    return model
 
 
 def _foreign_data(model: Any, bundle: Artifact) -> set[str]:
@@ -145,11 +144,3 @@ def _tensors(*graphs: Any) -> Iterator[Any]:
         for attribute in (attribute for node in graph.node for attribute in node.attribute):
             yield from (attribute.t, *attribute.tensors)
             yield from _tensors(attribute.g, *attribute.graphs)
-
-
-def computed_scale_convs(model: Any) -> list[str]:
-    """Names of the Conv nodes that read a DequantizeLinear whose scale is computed at run time: known to crash TensorRT-RTX."""
-    constants = {tensor.name for tensor in model.graph.initializer}
-    constants |= {node.output[0] for node in model.graph.node if node.op_type == "Constant"}
-    computed = {n.output[0] for n in model.graph.node if n.op_type == "DequantizeLinear" and n.input[1] not in constants}
-    return [node.name for node in model.graph.node if node.op_type == "Conv" and computed.intersection(node.input)]

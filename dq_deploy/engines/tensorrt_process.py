@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -45,6 +44,14 @@ class Build:
     log: str
 
 
+class BuilderCrash(ArtifactError):
+    """The builder died of a signal while it had the graph. ``signal`` is its name, such as "SIGSEGV"."""
+
+    def __init__(self, message: str, hint: str, *, signal: str) -> None:
+        super().__init__(message, hint)
+        self.signal = signal
+
+
 @dataclass(frozen=True)
 class Failure:
     """How a child ended without a result: ``returncode`` as subprocess has it, ``stopped`` when it was this process that ended it."""
@@ -52,11 +59,10 @@ class Failure:
     returncode: int
     log: str
     stopped: Stopped = ""
-    suspects: Sequence[str] = ()
 
 
-def run_child(request: BuildRequest, folder: Path, *, timeout_s: float | None, suspects: Sequence[str] = ()) -> Build:
-    """Build in a child process. ``folder`` takes the request, the result and the log; ``suspects`` are nodes known to crash builders.
+def run_child(request: BuildRequest, folder: Path, *, timeout_s: float | None) -> Build:
+    """Build in a child process. ``folder`` takes the request, the result and the log.
 
     Success is judged by the result file and the plan's hash alone: a builder may crash after its work is done.
     Raises ArtifactError, EnvironmentProblem or ResourceError, see ``diagnose``.
@@ -69,7 +75,7 @@ def run_child(request: BuildRequest, folder: Path, *, timeout_s: float | None, s
     try:
         result = BuildResult.model_validate_json(Path(request.result).read_bytes())
     except (FileNotFoundError, ValidationError):
-        raise diagnose(Failure(returncode, text, stopped, suspects)) from None
+        raise diagnose(Failure(returncode, text, stopped)) from None
     if sha256_file(Path(request.plan)) != result.plan_sha256:
         raise ResourceError("the engine on disk is not what the builder made: it has another sha256", "check the disk")
     return Build(result, text)
@@ -154,12 +160,11 @@ def _crash(failure: Failure) -> DqDeployError | None:
     last = f"the last lines of its log:\n{_tail(failure.log)}"
     if "Parsing node:" not in failure.log:
         return EnvironmentProblem(f"the builder crashed ({name}) before it read the graph; {last}", "reinstall its Python packages")
-    if failure.suspects:
-        nodes = ", ".join(failure.suspects[:5]) + (" …" if len(failure.suspects) > 5 else "")
-        hint = f"known cause: a Conv whose DequantizeLinear scale is computed at run time crashes it, here {nodes}"
-    else:
-        hint = "it dislikes something in this graph: build the bundle of an unmodified export, or with --float, to narrow it down"
-    return ArtifactError(f"the builder crashed ({name}) on this graph; {last}", hint)
+    hint = (
+        "the lint found nothing that is known to crash it: build the bundle of an unmodified export, or with --float, to narrow it down, "
+        "and report the graph"
+    )
+    return BuilderCrash(f"the builder crashed ({name}) on this graph; {last}", hint, signal=name)
 
 
 def _refusal(failure: Failure) -> DqDeployError | RuntimeError:

@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 
 from dq_deploy.artifacts import Artifact, open_artifact
+from dq_deploy.engines import build
 from dq_deploy.engines.build import build_engine, load_report
 from dq_deploy.engines.layer_report import LayerReport
 from dq_deploy.errors import ArtifactError, DqDeployError, EnvironmentProblem, UsageError
+from dq_deploy.exporters.lint import LintResult
 from tests.engines import graphs
 
 rtx = pytest.mark.skipif(importlib.util.find_spec("tensorrt_rtx") is None, reason="TensorRT-RTX is not installed")
@@ -80,13 +82,6 @@ def test_asymmetric_form_is_three_kernels_around_an_int8_conv(tmp_path: Path) ->
 
 
 @rtx
-def test_negative_control_matmul_with_a_computed_scale_is_called_fp32(tmp_path: Path) -> None:
-    report = one_report(graphs.computed_scale(tmp_path / "bundle", "MatMul"), tmp_path / "engine")
-    assert [(layer.name, layer.precision) for layer in report.not_int8()] == [("layer", "fp32")]
-    assert report.int8_share("gemm") == 0.0
-
-
-@rtx
 def test_float_network_is_reported_as_float(tiny_bundle: Artifact, tmp_path: Path) -> None:
     report = one_report(tiny_bundle, tmp_path / "engine")
     assert set(report.by_precision("conv")) == set(report.by_precision("gemm")) == {"fp32"}
@@ -123,17 +118,42 @@ def refused(kind: type[DqDeployError], bundle: Artifact | Path, output: Path, **
 
 
 @rtx
-def test_conv_with_a_computed_scale_crashes_the_builder_and_is_named(tmp_path: Path) -> None:
-    text = refused(ArtifactError, graphs.computed_scale(tmp_path / "bundle", "Conv"), tmp_path / "engine")
-    assert "the builder crashed (SIGSEGV) on this graph; the last lines of its log:\n" in text
-    assert "a Conv whose DequantizeLinear scale is computed at run time crashes it, here layer/Conv" in text
+def test_what_the_lint_knows_is_refused_before_any_build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("a build was started")
+
+    monkeypatch.setattr(build, "run_child", never)
+    text = refused(ArtifactError, graphs.computed_scale(tmp_path / "conv", "Conv"), tmp_path / "engine")
+    assert "conv is not fit for target tensorrt, 1 error:\n  computed-scale-conv: layer/Conv (module layer): " in text
+    assert "keep the Q/DQ scale constant (1)" in text
+    text = refused(ArtifactError, graphs.computed_scale(tmp_path / "matmul", "MatMul"), tmp_path / "engine")
+    assert "computed-scale-matmul: layer/MatMul (module layer): it multiplies what was dequantized with a scale that is computed" in text
+    text = refused(ArtifactError, graphs.zero_point(tmp_path / "zero"), tmp_path / "engine")
+    assert "2 errors:" in text
+    assert "zero-point: layer/Q: its zero-point is 3" in text
+    assert "zero-point: layer/DQ: its zero-point is 3" in text
 
 
 @rtx
-def test_parser_refusal_names_the_node(tmp_path: Path) -> None:
-    text = refused(ArtifactError, graphs.zero_point(tmp_path / "bundle"), tmp_path / "engine")
-    assert "refuses the graph: node 'layer/Q' (QuantizeLinear): Assertion failed" in text
-    assert "Non-zero zero point is not supported" in text
+@pytest.mark.parametrize(
+    ("op", "expected"),
+    [
+        ("Conv", "the builder crashed (SIGSEGV) on this graph; the last lines of its log:\n"),
+        ("zero", "refuses the graph: node 'layer/Q' (Q"),
+    ],
+)
+def test_what_the_lint_would_miss_still_ends_in_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, op: str, expected: str) -> None:
+    monkeypatch.setattr(build, "lint", lambda *_, **__: LintResult(source="", target="", findings=()))
+    bundle = graphs.zero_point(tmp_path / "bundle") if op == "zero" else graphs.computed_scale(tmp_path / "bundle", op)
+    assert expected in refused(ArtifactError, bundle, tmp_path / "engine")
+
+
+@rtx
+def test_negative_control_matmul_with_a_computed_scale_is_called_fp32(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build, "lint", lambda *_, **__: LintResult(source="", target="", findings=()))
+    report = one_report(graphs.computed_scale(tmp_path / "bundle", "MatMul"), tmp_path / "engine")
+    assert [(layer.name, layer.precision) for layer in report.not_int8()] == [("layer", "fp32")]
+    assert report.int8_share("gemm") == 0.0
 
 
 @rtx

@@ -10,7 +10,7 @@ import onnx
 import pytest
 
 from dq_deploy.artifacts import Artifact, Manifest, create_artifact, open_artifact
-from dq_deploy.engines.tensorrt_plan import check_backend, check_capabilities, computed_scale_convs, input_profile, read_graph
+from dq_deploy.engines.tensorrt_plan import check_backend, check_capabilities, check_graph, input_profile
 from dq_deploy.errors import ArtifactError, EnvironmentProblem, UsageError
 from tests.engines import graphs
 
@@ -73,11 +73,6 @@ def test_sizes_must_fit_the_graph() -> None:
         input_profile(INPUTS, (1, 1, 8), SIZES | {"tokens": (77, 77, 77)})
 
 
-def test_computed_scale_convs_are_named(tmp_path: Path) -> None:
-    assert computed_scale_convs(read_graph(graphs.computed_scale(tmp_path / "bad", "Conv"))) == ["layer/Conv"]
-    assert computed_scale_convs(read_graph(graphs.asymmetric_conv(tmp_path / "good"))) == []
-
-
 def altered(bundle: Artifact, path: Path, *, external: str = "", keys: tuple[str, ...] = (), inputs: list[Any] | None = None) -> Artifact:
     """A bundle that is valid by its manifest, with another data file named in its graph, or other inputs declared."""
     model = onnx.load(bundle.path / "model.onnx", load_external_data=False)
@@ -96,24 +91,24 @@ def altered(bundle: Artifact, path: Path, *, external: str = "", keys: tuple[str
 @pytest.mark.parametrize("location", ["../secret", "a/../../b", "/etc/hostname", "manifest.json", "./model.onnx.data"])
 def test_weights_from_elsewhere_are_refused(tmp_path: Path, location: str) -> None:
     good = graphs.network(tmp_path / "good", external=True)
-    assert read_graph(good).graph.node
+    check_graph(good)
     bad = altered(good, tmp_path / "bad", external=location)
     with pytest.raises(ArtifactError, match="takes weights from outside the bundle's listed files") as caught:
-        read_graph(bad)
+        check_graph(bad)
     assert f"'{location}' (tensor " in str(caught.value)
 
 
 def test_unknown_external_data_keys_are_refused(tmp_path: Path) -> None:
     bad = altered(graphs.network(tmp_path / "good", external=True), tmp_path / "bad", keys=("surprise",))
     with pytest.raises(ArtifactError, match=r"unknown key\(s\) surprise"):
-        read_graph(bad)
+        check_graph(bad)
 
 
 def test_other_inputs_than_declared_are_refused(tmp_path: Path) -> None:
     inputs = [{"name": "sample", "dtype": "float32", "shape": ["batch", 8]}]
     bad = altered(graphs.network(tmp_path / "good", external=True), tmp_path / "bad", inputs=inputs)
     with pytest.raises(ArtifactError, match="the graph's inputs .* are not the manifest's"):
-        read_graph(bad)
+        check_graph(bad)
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff\x00 no protobuf", b"ftrt an engine by mistake"])
@@ -122,4 +117,4 @@ def test_no_graph_at_all(tmp_path: Path, content: bytes) -> None:
     with create_artifact(tmp_path / "bad", Manifest(kind="bundle", model="tests:graph", details=details)) as work:
         (work / "model.onnx").write_bytes(content)
     with pytest.raises(ArtifactError, match=r"is not an ONNX graph|the graph's inputs"):
-        read_graph(open_artifact(tmp_path / "bad", "bundle"))
+        check_graph(open_artifact(tmp_path / "bad", "bundle"))
