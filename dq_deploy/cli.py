@@ -224,7 +224,10 @@ def build_engine(
     force: bool,
     output: Output,
 ) -> None:
-    """Build a TensorRT engine from BUNDLE, with a report of what every layer runs in."""
+    """Build a TensorRT engine from BUNDLE, with a report of what every layer runs in.
+
+    The graph is linted first (see check --lint); an error ends the command with exit code 3 before anything is built.
+    """
     from .engines.build import build_engine as run_build
     from .engines.build import load_report
 
@@ -246,20 +249,35 @@ def build_engine(
 
 @cli.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("--checkpoint", type=click.Path(path_type=Path), required=True, help="The checkpoint that the bundle was exported from.")
+@click.option("--checkpoint", type=click.Path(path_type=Path), help="The checkpoint that the bundle was exported from.")
+@click.option("--lint", "lints", is_flag=True, help="Look for what an engine would refuse, crash on or run in float; runs nothing.")
 @common
-def check(bundle: Path, checkpoint: Path, output: Output) -> None:
-    """Judge BUNDLE against its checkpoint: layer by layer, and end to end at every calibrated timestep.
+def check(bundle: Path, checkpoint: Path | None, lints: bool, output: Output) -> None:
+    """Judge BUNDLE against its checkpoint: layer by layer, and end to end at every calibrated timestep; or its graph alone, with --lint.
 
     Local: each layer gets the reference's recorded input; codes must be equal (one step on 0.01% at the most) and outputs within 1e-5.
     End to end: SNR against the float model within 0.5 dB of the PyTorch quantized forward's (3 dB
     in fp16 and bf16 bundles, whose float part has an error of its own). Exit code 6 when either fails.
-    """
-    from .accuracy import check as run_check
 
-    result = run_check(bundle, checkpoint, progress=output.progress)
-    tables.show_check(result, output)
-    result.enforce()
+    --lint names every pattern in the graph that is known to crash an engine's builder, to be refused, to lose INT8 or to be slow;
+    BUNDLE may then be any ONNX file, judged as for TensorRT. Exit code 3 on errors, 0 on warnings. With --checkpoint too, the lint comes
+    first, and its errors end the command.
+    """
+    if checkpoint is None and not lints:
+        raise click.UsageError("give --checkpoint CHECKPOINT to check against, --lint, or both", click.get_current_context())
+    findings = None
+    if lints:
+        from .exporters.lint import lint
+
+        findings = lint(bundle)
+        tables.show_lint(findings, output, last=checkpoint is None or not findings)
+        findings.enforce()
+    if checkpoint is not None:
+        from .accuracy import check as run_check
+
+        result = run_check(bundle, checkpoint, progress=output.progress)
+        tables.show_check(result, output, findings)
+        result.enforce()
 
 
 @cli.command()

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .accuracy import CheckResult
     from .demo import DemoResult
     from .engines.bench import BenchResult, BenchRow
+    from .exporters.lint import LintResult
     from .quantization import Budget
     from .sampling import SampleResult
 
@@ -107,8 +108,23 @@ def _counts(by_precision: dict[str, int]) -> str:
     return ", ".join(f"{count} {precision}" for precision, count in by_precision.items()) or "none"
 
 
-def show_check(result: CheckResult, output: Output) -> None:
-    """Every timestep, the worst layers, and the verdict."""
+def show_lint(result: LintResult, output: Output, *, last: bool) -> None:
+    """Every finding, errors first. ``last``: nothing else is shown after it, so it is the command's JSON too."""
+    rows = [(f.severity, f.rule, f.node, f.module or "", f.message, f.hint) for f in result.findings]
+    if rows:
+        output.table(f"{result.source} for {result.target}", ("", "rule", "node", "module", "what", "what to do"), rows)
+    errors, warnings = len(result.errors), len(result.warnings)
+    output.text(f"lint for {result.target}: {'passed' if result else 'FAILED'}, {errors} errors, {warnings} warnings")
+    if last:
+        output.data(_lint_json(result))
+
+
+def _lint_json(result: LintResult) -> dict[str, Any]:
+    return {**result.model_dump(), "passed": bool(result), "errors": len(result.errors), "warnings": len(result.warnings)}
+
+
+def show_check(result: CheckResult, output: Output, lint: LintResult | None = None) -> None:
+    """Every timestep, the worst layers, and the verdict; the JSON holds the lint's findings too where there are any."""
     rows = [
         (
             f"{row.timestep:g}",
@@ -148,6 +164,7 @@ def show_check(result: CheckResult, output: Output) -> None:
             "passed": bool(result),
             "worst_layer": layer.layer if layer else None,
             "worst_timestep": timestep.timestep if timestep else None,
+            **({} if lint is None else {"lint": _lint_json(lint)}),
         }
     )
 
