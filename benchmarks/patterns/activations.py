@@ -193,3 +193,44 @@ def matmul_transposed(*, unsigned: bool, opset: int = 21) -> onnx.ModelProto:
     x = s.qdq(s.sample, s.fixed(0.05, 128, np.uint8) if unsigned else s.fixed())
     moved = s.op("Transpose", x, name="layer/Transpose", perm=[0, 2, 1])
     return s.model(s.op("MatMul", moved, s.weight((TOKENS, WIDTH), 1), name="layer/MatMul"))
+
+
+def conv_through(op: str, *, computed: bool, **attributes: Any) -> onnx.ModelProto:
+    """Something stands between Q/DQ and the convolution."""
+    s = images()
+    pair = s.computed() if computed else s.fixed()
+    x = s.qdq(s.sample, pair)
+    if op == "Concat":
+        other = s.qdq(s.op("Tanh", s.sample, name="other/Tanh"), pair, "other")
+        return s.model(s.conv(s.op("Concat", x, other, name="layer/Concat", axis=1), s.weight((CHANNELS, 2 * CHANNELS, 3, 3), 0)))
+    more = [s.constant("layer.pads", np.array([0, 0, 1, 1, 0, 0, 1, 1]))] if op == "Pad" else []
+    return s.model(s.conv(s.op(op, x, *more, name=f"layer/{op}", **attributes), s.weight(KERNEL, 0)))
+
+
+def conv_transpose_computed_scale() -> onnx.ModelProto:
+    """Q and DQ of a ConvTranspose take a scale that is gathered by the timestep."""
+    s = images()
+    return s.model(s.op("ConvTranspose", s.qdq(s.sample, s.computed()), s.weight(KERNEL, 1), name="layer/ConvTranspose"))
+
+
+def matmul_computed_weight_scale() -> onnx.ModelProto:
+    """The activation's scale is constant, the weight's is not."""
+    s = tokens()
+    scale, zero = s.computed()
+    codes = s.constant("layer.weight.codes", s.random.integers(-127, 128, SQUARE).astype(np.int8))
+    weight = s.op("DequantizeLinear", codes, scale, zero, name="layer/DequantizeWeight")
+    return s.model(s.op("MatMul", s.qdq(s.sample, s.unit()), weight, name="layer/MatMul"))
+
+
+def conv_computed_quantize() -> onnx.ModelProto:
+    """Only the QuantizeLinear takes a computed scale."""
+    s = images()
+    codes = s.op("QuantizeLinear", s.sample, *s.computed(), name="layer/Q")
+    return s.model(s.conv(s.op("DequantizeLinear", codes, *s.unit(), name="layer/DQ"), s.weight(KERNEL, 0)))
+
+
+def conv_computed_output() -> onnx.ModelProto:
+    """A Q/DQ pair with a computed scale behind the convolution, in front of none."""
+    s = images()
+    unit = s.unit()
+    return s.model(s.qdq(s.conv(s.qdq(s.sample, unit), s.weight(KERNEL, 0)), s.computed(), "after"))

@@ -51,11 +51,49 @@ _GOOD = (
     Pattern(
         "codes-by-attribute", "MatMul, Q without zero-point, output_dtype int8", partial(a.matmul_no_zero_point, output_dtype=INT8.value)
     ),
+    Pattern("conv-padded", "Conv, Q/DQ → Pad → Conv", partial(a.conv_through, "Pad", computed=False)),
+    Pattern("conv-concatenated", "Conv, two Q/DQ → Concat → Conv", partial(a.conv_through, "Concat", computed=False)),
+    Pattern("conv-computed-quantize", "Conv, the scale of Q alone computed", a.conv_computed_quantize),
+    Pattern("conv-computed-output", "Conv, constant Q/DQ before it, computed Q/DQ behind it", a.conv_computed_output),
+    Pattern("conv-weight-quantized", "Conv, a float weight through Q/DQ", w.conv_weight_quantized),
     *(Pattern(f"opset-{n}", f"Conv, constant Q/DQ scales, opset {n}", partial(a.conv_static, n)) for n in (13, 19, 23, 25, 26)),
 )
 _COMPUTED = (
     Pattern("conv-computed-scale", "Conv, Q/DQ scale computed", a.conv_computed_scale, ("computed-scale-conv",)),
     Pattern("conv-computed-weight-scale", "Conv, the weight's DQ scale computed", a.conv_computed_weight_scale, ("computed-scale-conv",)),
+    Pattern(
+        "conv-computed-scale-transposed",
+        "the same, Q/DQ → Transpose → Conv",
+        partial(a.conv_through, "Transpose", computed=True, perm=[0, 1, 3, 2]),
+        ("computed-scale-conv",),
+    ),
+    Pattern(
+        "conv-computed-scale-padded", "the same, Q/DQ → Pad → Conv", partial(a.conv_through, "Pad", computed=True), ("computed-scale-conv",)
+    ),
+    Pattern(
+        "conv-computed-scale-pooled",
+        "the same, Q/DQ → MaxPool → Conv",
+        partial(a.conv_through, "MaxPool", computed=True, kernel_shape=[2, 2]),
+        ("computed-scale-conv",),
+    ),
+    Pattern(
+        "conv-computed-scale-concatenated",
+        "the same, two Q/DQ → Concat → Conv",
+        partial(a.conv_through, "Concat", computed=True),
+        ("computed-scale-conv",),
+    ),
+    Pattern(
+        "conv-transpose-computed-scale", "ConvTranspose, Q/DQ scale computed", a.conv_transpose_computed_scale, ("computed-scale-matmul",)
+    ),
+    Pattern(
+        "matmul-computed-weight-scale", "MatMul, the weight's DQ scale computed", a.matmul_computed_weight_scale, ("computed-scale-matmul",)
+    ),
+    Pattern(
+        "conv-activation-changed",
+        "Conv, Q/DQ → Relu → Conv: what reaches it is no longer quantized",
+        partial(a.conv_through, "Relu", computed=False),
+        ("float-activation",),
+    ),
     Pattern("matmul-computed-scale", "MatMul, Q/DQ scale computed", a.matmul_computed_scale, ("computed-scale-matmul",)),
     Pattern("gemm-computed-scale", "Gemm, Q/DQ scale computed", a.gemm_computed_scale, ("computed-scale-matmul",)),
     Pattern(
@@ -221,9 +259,11 @@ _ONNXRUNTIME = tuple(
         (
             "shared-weight-zero-point",
             "two MatMuls, one zero-point initializer for both weights",
-            g.shared_weight_zero_point,
+            partial(g.shared_weight, codes=False),
             ("shared-weight",),
         ),
+        ("shared-weight-codes", "two MatMuls, the same weight codes", partial(g.shared_weight, codes=True), ("shared-weight",)),
+        ("matmul-sliced-int8", "int8 Q/DQ → Slice → MatMul", g.matmul_sliced, ("moved-int8",)),
         (
             "scale-per-sample",
             "MatMul, int8, a gathered scale for each sample of the batch",

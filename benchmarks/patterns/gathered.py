@@ -69,18 +69,27 @@ def conv_integer() -> onnx.ModelProto:
     return s.model(s.op("Mul", s.cast(sums, FLOAT, "layer/CastOut"), scale, name="layer/Rescale"))
 
 
-def shared_weight_zero_point() -> onnx.ModelProto:
-    """Two layers whose weights are dequantized with one zero-point initializer."""
+def shared_weight(*, codes: bool) -> onnx.ModelProto:
+    """Two layers whose weights share their codes, or the zero-point that they are dequantized with."""
     s = tokens(scalar_timestep=True)
     pair = _row(s, unsigned=True)
     x = s.sample
-    zero = s.constant("weight.zero_points", np.zeros(WIDTH, np.int8))
     for layer in ("first", "second"):
-        codes = s.constant(f"{layer}.weight.codes", s.random.integers(-127, 128, SQUARE).astype(np.int8))
+        name = "both" if codes else layer
+        weight = s.constant(f"{name}.weight.codes", s.random.integers(-127, 128, SQUARE).astype(np.int8))
         scale = s.constant(f"{layer}.weight.scale", np.full(WIDTH, 0.01, np.float32))
-        weight = s.op("DequantizeLinear", codes, scale, zero, name=f"{layer}/DequantizeWeight", axis=1)
+        zero = s.constant(f"{layer if codes else 'both'}.weight.zero_point", np.zeros(WIDTH, np.int8))
+        weight = s.op("DequantizeLinear", weight, scale, zero, name=f"{layer}/DequantizeWeight", axis=1)
         x = s.op("MatMul", s.qdq(x, pair, layer), weight, name=f"{layer}/MatMul")
     return s.model(x)
+
+
+def matmul_sliced() -> onnx.ModelProto:
+    """An int8 activation is sliced between its DequantizeLinear and the product."""
+    s = tokens()
+    edges = [s.constant(name, np.array([value])) for name, value in (("start", 0), ("end", WIDTH // 2), ("axis", 2))]
+    x = s.op("Slice", s.qdq(s.sample, s.fixed()), *edges, name="layer/Slice")
+    return s.model(s.op("MatMul", x, s.weight((WIDTH // 2, WIDTH), 1), name="layer/MatMul"))
 
 
 def shared_gathered(*, unsigned: bool) -> onnx.ModelProto:

@@ -122,3 +122,10 @@ def _requantized(s: Sketch, codes: ir.Value, casts: tuple[ir.DataType, ...]) -> 
         value = s.cast(value, dtype, f"layer/WeightTo{dtype.name}")
     unit = s.constant(f"one.{casts[-1].name}", np.array(1, casts[-1].numpy())) if casts else s.constant("one", 1)
     return s.op("QuantizeLinear", value, unit, s.constant("zero", np.int8(0)), name="layer/QuantizeWeight")
+
+
+def conv_weight_quantized() -> onnx.ModelProto:
+    """A float weight that the graph itself quantizes, as many tools write it."""
+    s = images()
+    weight = s.qdq(s.float_weight("layer.weight", *KERNEL), s.weight_pair(CHANNELS), "weight", axis=0)
+    return s.model(s.conv(s.qdq(s.sample, s.fixed()), weight))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import file_rules, product_rules, scale_rules
+from . import file_rules, int4_rules, onnxruntime_rules, product_rules, scale_rules
 from .rule import Rule
 
 __all__ = ["RULES", "Rule"]
@@ -32,47 +32,61 @@ RULES = (
         "one scale a tensor; multiply by the channel's factor before it",
         _TENSORRT,
     ),
+    Rule(
+        "float-activation",
+        product_rules.float_activation,
+        "quantize right before the product, or mean it: weights that are only smaller",
+        _TENSORRT,
+        "warning",
+    ),
     Rule("weight-scale-axis", product_rules.weight_scale_axis, "quantize the weight along its output channels", _TENSORRT),
     Rule(
         "block-wise-int8-activation",
-        product_rules.block_wise_int8_activation,
+        int4_rules.block_wise_int8_activation,
         "one scale for each output channel, or leave the activation in fp16",
         _TENSORRT,
     ),
     Rule(
         "int4-conv-int8-activation",
-        product_rules.int4_conv_int8_activation,
+        int4_rules.int4_conv_int8_activation,
         "DequantizeLinear(scale 1) → Cast fp16 → QuantizeLinear(int8) → DequantizeLinear per channel, or an activation in fp16",
         _TENSORRT,
     ),
-    Rule("int4-per-tensor-int8-activation", product_rules.int4_per_tensor_int8_activation, "one scale for each output channel", _TENSORRT),
-    Rule("int4-requantize-uncast", product_rules.int4_requantize_uncast, "put a Cast to fp16 between the two", _TENSORRT),
+    Rule("int4-per-tensor-int8-activation", int4_rules.int4_per_tensor_int8_activation, "one scale for each output channel", _TENSORRT),
+    Rule("int4-requantize-uncast", int4_rules.int4_requantize_uncast, "put a Cast to fp16 between the two", _TENSORRT),
     Rule(
         "int4-requantize-matmul",
-        product_rules.int4_requantize_matmul,
+        int4_rules.int4_requantize_matmul,
         "dequantize the INT4 codes per channel, straight into the MatMul",
         _TENSORRT,
     ),
-    Rule("int4-cast", scale_rules.int4_cast, "read the codes with a DequantizeLinear", _TENSORRT),
+    Rule("int4-cast", int4_rules.int4_cast, "read the codes with a DequantizeLinear", _TENSORRT),
     Rule("int4-opset", file_rules.int4_opset, f"export with opset {file_rules.INT4_OPSET} or newer", _BOTH),
     Rule("new-opset", file_rules.new_opset, "export with opset 21", _ONNXRUNTIME),
     Rule("external-data", file_rules.external_data, "save the data beside the model, under a relative name", _BOTH),
     Rule("invalid-onnx", file_rules.invalid_onnx, "export the graph again", _BOTH),
     Rule(
-        "moved-int8", product_rules.moved_int8, "move the values before they are quantized, or use uint8 with zero-point 128", _ONNXRUNTIME
+        "moved-int8",
+        onnxruntime_rules.moved_int8,
+        "move the values before they are quantized, or use uint8 with zero-point 128",
+        _ONNXRUNTIME,
     ),
-    Rule("shared-weight", product_rules.shared_weight, "give every layer codes and zero-points of its own", _ONNXRUNTIME),
+    Rule("shared-weight", onnxruntime_rules.shared_weight, "give every layer codes and zero-points of its own", _ONNXRUNTIME),
     Rule(
         "float-convolution",
-        product_rules.float_convolution,
+        onnxruntime_rules.float_convolution,
         "quantize its output too, or run the tensorrt target on OpenVINO",
         _ONNXRUNTIME,
         "warning",
     ),
-    Rule("convolution-bias", product_rules.convolution_bias, "add the bias after the convolution", _ONNXRUNTIME, "warning"),
-    Rule("shared-int8", product_rules.shared_int8, "use uint8 codes with zero-point 128", _ONNXRUNTIME, "warning"),
-    Rule("scale-per-sample", scale_rules.scale_per_sample, "one scalar scale for the batch", _ONNXRUNTIME, "warning"),
+    Rule("convolution-bias", onnxruntime_rules.convolution_bias, "add the bias after the convolution", _ONNXRUNTIME, "warning"),
+    Rule("shared-int8", onnxruntime_rules.shared_int8, "use uint8 codes with zero-point 128", _ONNXRUNTIME, "warning"),
+    Rule("scale-per-sample", onnxruntime_rules.scale_per_sample, "one scalar scale for the batch", _ONNXRUNTIME, "warning"),
     Rule(
-        "convolution-integer", product_rules.convolution_integer, "use QuantizeLinear, DequantizeLinear and Conv", _ONNXRUNTIME, "warning"
+        "convolution-integer",
+        onnxruntime_rules.convolution_integer,
+        "use QuantizeLinear, DequantizeLinear and Conv",
+        _ONNXRUNTIME,
+        "warning",
     ),
 )

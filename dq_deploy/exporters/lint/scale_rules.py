@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from .rule import Hit
-from .view import NIBBLE_CODES, Array, View
+from .view import Array, View
 
 # Smallest normal number by type; bfloat16 has fp32's exponents.
 _SMALLEST_NORMAL = {
@@ -107,24 +107,3 @@ def code_type(view: View) -> Iterator[Hit]:
         name = codes.name.lower()
         default = node.op_type == "QuantizeLinear" and len(node.inputs) < 3 and "output_dtype" not in node.attributes
         yield Hit(node, f"its codes are {name}{', the default without a zero-point' if default else ''}", {"type": name})
-
-
-def int4_cast(view: View) -> Iterator[Hit]:
-    """TensorRT takes INT4 into DequantizeLinear only: a Cast of it is refused ("datatype Int4 but is not consumed by …").
-
-    Built: pattern ``matmul-int4-cast``.
-    """
-    for node in view.nodes:
-        if node.op_type == "Cast" and view.dtype(node.inputs[0]) in NIBBLE_CODES:
-            yield Hit(node, f"it casts {view.dtype(node.inputs[0])} codes to {ir.DataType(node.attributes.get_int('to', 0))}")
-
-
-def scale_per_sample(view: View) -> Iterator[Hit]:
-    """ONNX Runtime takes a computed scale [N], one for each sample, and fuses nothing with it: the product runs in float.
-
-    Built: pattern ``scale-per-sample``.
-    """
-    for node in view.quantizers:
-        scale = node.inputs[1]
-        if node.op_type == "DequantizeLinear" and not view.is_constant(scale) and "axis" in node.attributes:
-            yield Hit(node, f"its scale is computed and has one entry for each index of axis {node.attributes.get_int('axis', 1)}")

@@ -16,8 +16,9 @@ from onnx.reference import ReferenceEvaluator
 Array = np.ndarray[Any, Any]
 
 PRODUCTS = ("Conv", "ConvTranspose", "MatMul", "Gemm")
-# They move numbers and change none, so a Q/DQ pair before them still quantizes what comes after.
-MOVES = ("Transpose", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity", "Slice", "Split", "Expand")
+# They move numbers and make no new ones but 0, so a Q/DQ pair before them still quantizes what comes after: TensorRT-RTX multiplies in
+# INT8 behind Pad, MaxPool, Concat and Transpose (patterns conv-padded, conv-concatenated, …), and in FP32 behind Relu and Resize.
+MOVES = ("Transpose", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity", "Slice", "Split", "Expand", "Pad", "MaxPool")
 BYTE_CODES = (ir.DataType.INT8, ir.DataType.UINT8)
 NIBBLE_CODES = (ir.DataType.INT4, ir.DataType.UINT4)
 FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE)
@@ -27,9 +28,13 @@ _FOLDED_ELEMENTS = 1 << 20
 
 @dataclass(frozen=True)
 class Operand:
-    """One side of a product: the DequantizeLinear it comes from (None: a float), and the nodes that move its numbers in between."""
+    """One side of a product: every DequantizeLinear it comes from (several behind a Concat), and what moves the numbers in between.
+
+    ``dequantize`` is the first of them; None for a float, also where one part of a Concat is.
+    """
 
     dequantize: ir.Node | None
+    sources: tuple[ir.Node, ...]
     moves: tuple[ir.Node, ...]
     constant: bool
 
@@ -71,13 +76,19 @@ class View:
         return tuple(Product(n, (self._operand(n.inputs[0]), self._operand(n.inputs[1]))) for n in found)
 
     def _operand(self, value: ir.Value | None) -> Operand:
-        constant = self.is_constant(value)
-        moves = []
-        node = value.producer() if value is not None else None
-        while node is not None and node.op_type in MOVES:
-            moves.append(node)
-            node = node.inputs[0].producer() if node.inputs[0] is not None else None
-        return Operand(node if node is not None and node.op_type == "DequantizeLinear" else None, tuple(moves), constant)
+        moves: list[ir.Node] = []
+        ends: list[ir.Node | None] = []
+        above = [value]
+        while above:
+            current = above.pop(0)
+            node = current.producer() if current is not None else None
+            if node is not None and (node.op_type in MOVES or node.op_type == "Concat"):
+                moves.append(node)
+                above += node.inputs if node.op_type == "Concat" else node.inputs[:1]
+            else:
+                ends.append(node if node is not None and node.op_type == "DequantizeLinear" else None)
+        sources = tuple(node for node in ends if node is not None)
+        return Operand(ends[0] if None not in ends else None, sources, tuple(moves), self.is_constant(value))
 
     def is_constant(self, value: ir.Value | None) -> bool:
         """Whether a value is known before the graph runs. An input that is left out counts as known."""
@@ -189,12 +200,6 @@ class View:
             return names[-1] if names else None
         prefix = str(node.name).partition("/")[0].removesuffix(".scale").partition("#pad")[0]  # what the exporters add to a layer's name
         return prefix if prefix in self._layers else None
-
-
-def is_activation(view: View, operand: Operand) -> bool:
-    """Whether an operand is an activation with 8-bit codes."""
-    node = operand.dequantize
-    return node is not None and not operand.constant and not view.is_constant(node.inputs[0]) and view.codes(node) in BYTE_CODES
 
 
 def _takes_a_scale(node: ir.Node, index: int) -> bool:
