@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,22 @@ class OnnxRuntimeRunner(GraphRunner):
         except Exception as error:  # see _open
             raise _failure("run", self._file, error) from error
         return output
+
+
+def optimized_operators(file: Path, *, threads: int | None = None) -> list[str]:
+    """Operator of every node of an ONNX file after ONNX Runtime has optimized it for this CPU, with the options of every session here.
+
+    Raises EnvironmentProblem (onnxruntime is missing) and ArtifactError (a graph that it does not load).
+    """
+    import onnx
+
+    ort = _import()
+    options = _session_options(ort, optimized=True, threads=threads)
+    with tempfile.TemporaryDirectory(prefix="dq-deploy-optimized-") as folder:
+        options.optimized_model_filepath = str(Path(folder) / "model.onnx")
+        _open(ort, file, ["CPUExecutionProvider"], options)
+        model = onnx.load(options.optimized_model_filepath, load_external_data=False)
+    return [node.op_type for node in model.graph.node]
 
 
 def _import() -> Any:

@@ -17,6 +17,7 @@ from .runner import Array, GraphRunner, InputSpec, graph_file
 
 Precision = Literal["f32", "bf16", "f16"]
 _DTYPES = {"f32": np.float32, "f16": np.float16, "f64": np.float64, "i64": np.int64, "i32": np.int32, "boolean": np.bool_}
+_PRODUCTS = ("Convolution", "Deconvolution", "FullyConnected", "MatMul")
 _NAMES = {"f32": "float32", "bf16": "bfloat16", "f16": "float16"}
 
 # One row of 64 equal codes at the end of their range: summed in pairs in 16 bits, 127·127 + 127·127 (shifted to u8: 255·127 + 255·127)
@@ -79,6 +80,15 @@ class OpenVinoRunner(GraphRunner):
             "int8_saturates": int8_saturates(),
         }
 
+    def products(self) -> list[tuple[str, str]]:
+        """(operation, precision) of every convolution and matrix product of the compiled model, such as ("Convolution", "int8").
+
+        "int8" means that a kernel multiplies integers, "int4" that a float kernel unpacks INT4 weights; everything else is a float's name.
+        """
+        nodes = (node.get_rt_info() for node in self._model.get_runtime_model().get_ops())
+        found = [tuple(str(info[key].value) for key in ("layerType", "primitiveType", "runtimePrecision")) for info in nodes]
+        return [(op, _product_precision(primitive, stated)) for op, primitive, stated in found if op in _PRODUCTS]
+
     def _infer(self, feeds: dict[str, Array]) -> Array:
         try:
             outputs = self._request.infer(feeds, share_inputs=True)
@@ -125,6 +135,14 @@ def _import() -> Any:
     except ImportError:
         raise EnvironmentProblem("openvino is not installed", 'pip install "dq-deploy[openvino]"') from None
     return openvino
+
+
+def _product_precision(primitive: str, stated: str) -> str:
+    """From a primitive's name, such as "brgconv_avx512_I8", and the precision that is stated for its weights."""
+    computed = primitive.rpartition("_")[2].lower()
+    if computed in ("i8", "u8"):
+        return "int8"
+    return "int4" if stated in ("i4", "u4") else _NAMES.get(computed, computed)
 
 
 class _SignalStack(ctypes.Structure):

@@ -1,0 +1,47 @@
+"""The page about the lint, written from the table of rules and their docstrings."""
+
+from __future__ import annotations
+
+from inspect import cleandoc
+from pathlib import Path
+
+from dq_deploy.exporters.lint import RULES, Rule
+
+RULES_PAGE = Path(__file__).parents[2] / "docs" / "lint.md"
+_INTRODUCTION = """\
+# The lint
+
+`dq-deploy check --lint BUNDLE` reads a bundle's graph (or any ONNX file, judged as for TensorRT) and names, all at once, what is known to
+crash an engine's builder, to be refused, to lose INT8, or to be slow. It builds and runs nothing, reads no large weights, and needs neither
+torch nor an engine. `dq-deploy build-engine` does the same before every build and refuses a graph with errors. From Python:
+
+```python
+result = dq_deploy.lint("bundle/")  # or an opened artefact, or "model.onnx"; target="onnxruntime" applies the other rules
+for finding in result.findings:  # truthy result: no errors
+    print(finding.severity, finding.rule, finding.node, finding.module, finding.message, finding.values, finding.hint)
+result.enforce()  # ArtifactError naming every error
+```
+
+- **error**: an engine of that target refuses the graph, crashes, leaves INT8, or computes nonsense. Exit code 3 (bad input artefact).
+- **warning**: it works, slower or larger than it could. Exit code 0.
+- `--lint --checkpoint CHECKPOINT` lints first; errors end the command before anything is compared.
+- `--format json`: `source`, `target`, `passed`, `errors`, `warnings` (counts) and `findings`, each with `rule`, `severity`, `node`,
+  `op`, `module` (null where the graph does not tell), `message`, `values` and `hint`; with `--checkpoint` the same object is `lint` in the
+  verdict.
+
+A bundle is judged for its own target. What is known of the engines comes from building the patterns that each rule names
+([engine-patterns.md](engine-patterns.md) has their versions and every outcome). What no pattern shows, the lint does not know: it is no
+proof that a graph builds.
+
+`python -m benchmarks.patterns --page-only` writes this page from the rules.
+"""
+
+
+def rules_page() -> str:
+    """The page, in Markdown."""
+    return "\n".join([_INTRODUCTION, *(line for rule in RULES for line in _section(rule))])
+
+
+def _section(rule: Rule) -> list[str]:
+    text = cleandoc(rule.find.__doc__ or "").replace("``", "`")
+    return [f"## `{rule.id}`", "", f"{rule.severity} for {' and '.join(rule.targets)}", "", text, "", f"To do: {rule.hint}.", ""]
