@@ -42,8 +42,8 @@ def export(checkpoint: str | Path | Artifact, output: str | Path, *, target: Tar
     """Export a checkpoint as an ONNX bundle, opset 21 (22 for bf16), dynamic batch.
 
     ``dtype`` (fp32, fp16, bf16) is the type of what is not quantized: by default fp16 for ``tensorrt`` and fp32 for ``onnxruntime``.
-    ``weight_storage``: "auto" stores weights of up to 4 bits as INT4, two to a byte, where the engines make an INT8 product of it (the
-    ``tensorrt`` target); "int8" gives every weight a byte.
+    ``weight_storage``: "auto" stores weights of up to 4 bits as INT4, two to a byte, in the ``tensorrt`` target; "int8" gives every
+    weight a byte, for OpenVINO, which multiplies an INT4 MatMul in float, or for fewer kernels.
     ``float`` exports the unquantized model that the checkpoint came from, as the baseline (default fp32).
 
     Raises UsageError or ArtifactError.
