@@ -17,8 +17,9 @@ from dq_deploy.errors import DqDeployError
 from dq_deploy.progress import Progress
 
 from . import measuring, quantizing
+from .confirmed import same_code
 from .denoisers import denoiser
-from .identity import Identity, identity
+from .identity import Identity, differences, identity
 from .measuring import Bench
 from .methods import method
 from .models import Reference, load_reference
@@ -55,17 +56,14 @@ def run(task: Task, progress: Progress) -> CellResult:
     wanted = identity(task.cell, task.settings, model_sha256=reference.source.sha256, family=reference.family)
     workspace = Workspace(task.work, task.cell.model, reference.source.sha256)
     found = read_result(task.cell.result_file(task.results))
-    result = found if found and _same(found, wanted) else _new(task, wanted)
+    kept = found if found and not differences(found, wanted, same_code(task.results)) else None
+    result = kept or _new(task, wanted)
     if task.cell.method == FLOAT:
         result = _float(task, reference, workspace, result, progress)
     else:
         result = _method(task, reference, workspace, wanted, result, progress)
     write_result(task.cell.result_file(task.results), result)
     return result
-
-
-def _same(found: CellResult, wanted: Identity) -> bool:
-    return (found.config, found.model_sha256, found.code_sha256) == (wanted.config, wanted.model_sha256, wanted.code_sha256)
 
 
 def _new(task: Task, wanted: Identity) -> CellResult:

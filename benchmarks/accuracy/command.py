@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import mean
 from types import FrameType
@@ -21,6 +22,8 @@ from dq_deploy.quantization.config import PRESETS
 
 from . import pool
 from .child import INTERRUPTED
+from .confirmed import confirm, different_figures
+from .identity import OTHER_CODE
 from .methods import BY_NAME
 from .models import DATASETS, load_reference
 from .pictures import draw_all, models_of
@@ -32,6 +35,7 @@ from .settings import FLOAT, TIERS, Settings, Tier, default_work
 HERE = Path(__file__).parent
 FAILED = 1
 _DATA = Path("/usr/share/datasets/fashion-mnist")  # where Debian's dataset-fashion-mnist puts it
+_CONFIRM = "Measure the stale cells of this selection again; if every bit is as it was, all that the older code measured stands."
 _SIZES = {name: info.default for name, info in Settings.model_fields.items()}
 
 
@@ -58,6 +62,7 @@ def _sizes(command: Any) -> Any:
 @click.option("--max-minutes", type=click.FloatRange(0), default=None, help="Start no cell that is not expected to end within this time.")
 @click.option("--dry-run", is_flag=True, help="Print the missing cells and the time they will take, and stop.")
 @click.option("--rerun-stale", is_flag=True, help="Measure cells again that other code or settings made.")
+@click.option("--confirm", "confirming", is_flag=True, help=_CONFIRM)
 @click.option("--report-only", is_flag=True, help="Only write the table.")
 @click.option(
     "--results", type=click.Path(path_type=Path), default=HERE / "results", help="Folder of the figures.  [default: beside the code]"
@@ -72,7 +77,7 @@ def _sizes(command: Any) -> Any:
 @_sizes
 def main(models: tuple[str, ...] | None, presets: tuple[str, ...] | None, methods: tuple[str, ...] | None, seeds: tuple[str, ...],
          tiers: tuple[str, ...] | None, jobs: int, threads: int | None, max_minutes: float | None, dry_run: bool, rerun_stale: bool,
-         report_only: bool, results: Path, output: Path | None, work: Path | None, data: Path, device: str,
+         confirming: bool, report_only: bool, results: Path, output: Path | None, work: Path | None, data: Path, device: str,
          form: Literal["table", "json"], **sizes: Any) -> None:  # fmt: skip
     """Quantize the same models by every method, from the same data and with the same budget, and judge them by the same metrics.
 
@@ -96,7 +101,7 @@ def main(models: tuple[str, ...] | None, presets: tuple[str, ...] | None, method
             run.announce()
             return
         with _terminable():
-            failed = run.measure()
+            failed = run.confirm() if confirming else run.measure()
         _report(scope, target, out)
         sys.exit(FAILED if failed else 0)
     except DqDeployError as error:
@@ -182,6 +187,25 @@ class _Run:
             failed |= first or self._pool(tier, [p for p in todo if tier != "grid" or p.task.cell.method != FLOAT])
         for label, reason in failed.items():
             self.out.warn(f"{label} failed: {reason}")
+        return failed
+
+    def confirm(self) -> dict[str, str]:
+        """Measure cells that other code made again, in a scratch folder; returns what failed or came out differently, with reasons."""
+        plan = [p for p in self.planner.plan("grid") if p.reason == OTHER_CODE]
+        if not plan:
+            raise UsageError("no cell of this selection was made by other code", "select stale cells with --presets and --methods")
+        self.out.note(f"{len(plan)} cells to measure again, about {duration(sum(p.estimate_s for p in plan) / self.jobs)}")
+        results = self.scope.folders.results
+        with tempfile.TemporaryDirectory(prefix="dq-deploy-confirm-") as scratch:
+            elsewhere = Path(scratch)
+            again = [replace(p, task=p.task.model_copy(update={"results": elsewhere})) for p in plan]
+            failed = self._pool("grid", again)
+            cells = [p.task.cell for p in plan]
+            failed |= {cell.label: reason for cell in cells if (reason := different_figures(cell, results, elsewhere))}
+            for one in [] if failed else confirm(cells, results, elsewhere):
+                self.out.note(f"what code {one.old[:8]} measured stands for {one.new[:8]}: {len(one.cells)} cells, every bit the same")
+        for label, reason in failed.items():
+            self.out.warn(f"{label}: {reason}")
         return failed
 
     def _stale_note(self, stale: int) -> str:

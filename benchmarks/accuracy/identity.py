@@ -6,13 +6,17 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from dq_deploy.artifacts import sha256_json
+from dq_deploy.quantization.config import QuantizeConfig
 
 from .code_hash import peers_sha256, quantization_sha256
+from .confirmed import SameCode
 from .methods import Family, canonical, method
 from .results import CellResult
 from .settings import FLOAT, Cell, Settings, Tier
 
 State = Literal["missing", "done", "stale"]
+OTHER_CODE = "other code"
+_NOTHING_CONFIRMED = SameCode()
 
 
 @dataclass(frozen=True)
@@ -41,21 +45,32 @@ def identity(cell: Cell, settings: Settings, *, model_sha256: str, family: Famil
     return Identity(config, model_sha256, peers_sha256())
 
 
-def state(found: CellResult | None, wanted: Identity, settings: Settings, tier: Tier) -> tuple[State, str]:
+def differences(found: CellResult, wanted: Identity, same: SameCode) -> list[str]:
+    """What a cell was measured with that is not what is wanted now. ``same`` knows which changes of the code changed no figure.
+
+    A setting that did not exist yet had its default: what that does is the code's matter.
+    """
+    config = {**_defaults(), **found.config} if "tool" not in found.config and found.cell.method != FLOAT else found.config
+    changed = sorted(k for k in {*config, *wanted.config} if config.get(k) != wanted.config.get(k))
+    reasons = ["other weights"] if found.model_sha256 != wanted.model_sha256 else []
+    reasons += [f"other settings ({', '.join(changed)})"] if changed else []
+    return reasons + ([] if same(found.code_sha256, wanted.code_sha256) else [OTHER_CODE])
+
+
+def _defaults() -> dict[str, Any]:
+    return QuantizeConfig().model_dump(mode="json")
+
+
+def state(
+    found: CellResult | None, wanted: Identity, settings: Settings, tier: Tier, same: SameCode = _NOTHING_CONFIRMED
+) -> tuple[State, str]:
     """Whether a cell's figures of a tier stand, and if not, why.
 
     A cell that other code made is stale in every tier, measured or not: its figures would be of two different checkpoints.
     """
     if found is None:
         return "missing", ""
-    reasons = []
-    if found.model_sha256 != wanted.model_sha256:
-        reasons.append("other weights")
-    if found.config != wanted.config:
-        changed = sorted(k for k in {*found.config, *wanted.config} if found.config.get(k) != wanted.config.get(k))
-        reasons.append(f"other settings ({', '.join(changed)})")
-    if found.code_sha256 != wanted.code_sha256:
-        reasons.append("other code")
+    reasons = differences(found, wanted, same)
     figures = found.figures(tier)
     if figures is None and not reasons:
         return "missing", ""

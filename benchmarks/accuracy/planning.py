@@ -14,6 +14,7 @@ import torch
 from dq_deploy.quantization.config import PRESETS
 
 from .child import Task
+from .confirmed import same_code
 from .drawing import BATCH, Drawing
 from .identity import State, identity, state
 from .measuring import PICTURES, TRACE
@@ -78,6 +79,7 @@ class Planner:
 
     def __init__(self, scope: Scope, references: dict[str, Reference]) -> None:
         self.scope, self.references = scope, references
+        self._same = same_code(scope.folders.results)
         self._units: dict[str, float] = {}
 
     def plan(self, tier: Tier) -> list[Planned]:
@@ -119,7 +121,7 @@ class Planner:
         reference = self.references[task.cell.model]
         wanted = identity(task.cell, task.settings, model_sha256=reference.source.sha256, family=reference.family)
         found = read_result(task.cell.result_file(task.results))
-        what, why = state(found, wanted, task.settings, task.tier)
+        what, why = state(found, wanted, task.settings, task.tier, self._same)
         workspace = Workspace(task.work, task.cell.model, reference.source.sha256)
         if task.cell.method == FLOAT and task.tier == "grid" and what == "done":
             folder = workspace.float_folder(task.settings)

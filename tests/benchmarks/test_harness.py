@@ -17,12 +17,13 @@ from click.testing import CliRunner
 from benchmarks.accuracy import child, pool
 from benchmarks.accuracy.child import Task
 from benchmarks.accuracy.command import main
+from benchmarks.accuracy.confirmed import read_confirmations
 from benchmarks.accuracy.drawing import Drawing
 from benchmarks.accuracy.models import load_reference
 from benchmarks.accuracy.pictures import draw_all, models_of
 from benchmarks.accuracy.planning import Folders, Planned, Planner, Scope, pending
 from benchmarks.accuracy.report import write_report
-from benchmarks.accuracy.results import CellResult, read_all, read_result
+from benchmarks.accuracy.results import CellResult, read_all, read_result, write_result
 from benchmarks.accuracy.settings import Cell, Settings
 from dq_deploy.errors import UsageError
 from dq_deploy.progress import silent
@@ -86,6 +87,33 @@ def test_other_settings_make_cells_stale_and_they_run_only_when_asked(measured: 
     assert [(p.task.cell.method, p.state) for p in plan] == [("float", "done"), ("min-max", "done"), ("dilatequant", "stale")]
     assert pending(plan, rerun_stale=False) == []
     assert [p.task.cell.method for p in pending(plan, rerun_stale=True)] == ["dilatequant"]
+
+
+def test_a_change_that_changes_no_bit_is_confirmed_and_another_is_not(
+    measured: list[CellResult], scope: Scope, folders: Folders, tmp_path: Path
+) -> None:
+    results = tmp_path / "results"
+    older = [r.model_copy(update={"code_sha256": "0" * 64}) for r in measured if r.cell.method == "min-max"]
+    for result in [r for r in measured if r.cell.method != "min-max"] + older:
+        write_result(result.cell.result_file(results), result)
+    options = ["--models", scope.models[0], "--presets", "w4a4", "--methods", "min-max", "--results", str(results)]
+    options += ["--work", str(folders.work), "--threads", "1"]
+    options += [part for name, value in SETTINGS.model_dump().items() for part in (f"--{name.replace('_', '-')}", str(value))]
+    wrong = older[0].model_copy(deep=True)
+    assert wrong.grid
+    assert wrong.grid.psnr_db
+    wrong.grid.psnr_db[0] += 1e-3
+    write_result(wrong.cell.result_file(results), wrong)
+    run = CliRunner().invoke(main, [*options, "--confirm"])
+    assert run.exit_code == 1
+    assert "other figures (psnr_db)" in run.output
+    assert read_confirmations(results) == []
+    write_result(wrong.cell.result_file(results), older[0])
+    assert CliRunner().invoke(main, [*options, "--confirm"]).exit_code == 0
+    assert [(c.old, [cell.method for cell in c.cells]) for c in read_confirmations(results)] == [("0" * 64, ["min-max"])]
+    again = CliRunner().invoke(main, [*options, "--confirm"])
+    assert again.exit_code == 2  # nothing is stale any more
+    assert "no cell of this selection was made by other code" in again.output
 
 
 def test_a_machine_without_the_float_pictures_draws_them(

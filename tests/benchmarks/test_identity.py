@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks.accuracy.code_hash import code_sha256, quantization_sha256
-from benchmarks.accuracy.identity import identity, state
+from benchmarks.accuracy.confirmed import Confirmation, SameCode, read_confirmations
+from benchmarks.accuracy.identity import differences, identity, state
 from benchmarks.accuracy.results import CellResult, GridFigures, RivalFigures, read_all, read_result, rounded, write_result
 from benchmarks.accuracy.settings import Cell, Settings, model_name
 from dq_deploy.errors import ArtifactError, UsageError
@@ -66,6 +67,32 @@ def test_other_code_makes_a_cell_stale() -> None:
     assert look(measured(code_sha256="0" * 64)) == ("stale", "other code")
     # Also in a tier that was not measured: measuring it would throw the other figures away.
     assert look(measured(code_sha256="0" * 64), tier="rival") == ("stale", "other code")
+
+
+def test_confirmations_lead_from_code_to_code() -> None:
+    a, b, c, d = ("a" * 64, "b" * 64, "c" * 64, "d" * 64)
+    same = SameCode(Confirmation(old=old, new=new, measured="2026-11-22", cells=(CELL,)) for old, new in [(a, b), (b, c)])
+    assert same(a, a)
+    assert same(a, c)
+    assert same(c, a)
+    assert not same(a, d)
+    wanted = identity(CELL, SETTINGS, model_sha256="a" * 64, family="unet")
+    old = measured(code_sha256=a)
+    assert differences(old, wanted, same) == ["other code"]
+    assert differences(old, wanted, SameCode([Confirmation(old=a, new=wanted.code_sha256, measured="2026-11-22", cells=(CELL,))])) == []
+
+
+def test_a_setting_that_did_not_exist_yet_had_its_default() -> None:
+    old = measured()
+    config = {name: value for name, value in old.config.items() if name not in ("patience", "iterations")}
+    changed = look(old.model_copy(update={"config": config}))
+    assert changed == ("stale", "other settings (iterations)")
+
+
+def test_a_broken_list_of_confirmations_is_named(tmp_path: Path) -> None:
+    (tmp_path / "confirmed.json").write_text('[{"old": 1}]')
+    with pytest.raises(ArtifactError, match="not a list of confirmations"):
+        read_confirmations(tmp_path)
 
 
 def test_end_to_end_factor_matters_to_nobody_else() -> None:
