@@ -2,7 +2,8 @@
 
 Files: ``model.safetensors`` (codes int8, scales, tables, dilation, biases, float leftovers), ``graph.json`` (the forward as ATen nodes and
 integer layers), ``reference.safetensors`` (held-out inputs and the float model's outputs), ``manifest.json``.
-Tensor names: ``<layer>.weight.codes`` int8 [O, ...], ``<layer>.weight.scale`` [O], ``<layer>.bias`` [O]; ``<quantizer>.scale`` [T],
+Tensor names: ``<layer>.weight.codes`` int8 [O, ...] or, up to 4 bits, ``<layer>.weight.packed_codes`` uint8 (two a byte, see ``packing``;
+``shape`` of the layer in ``graph.json`` is [O, ...]); ``<layer>.weight.scale`` [O], ``<layer>.bias`` [O]; ``<quantizer>.scale`` [T],
 ``<quantizer>.zero_point`` int8 [T], ``<quantizer>.dilation`` [C]; float leftovers under their parameter names.
 """
 
@@ -28,6 +29,7 @@ from .graph.graph_json import dump_graph, load_graph
 from .graph.plan import decode, encode
 from .integrity import check_quantizer, check_weight
 from .layers import ActivationQuantizer, QuantizedConv2d, QuantizedLinear, QuantizedMatmul, QuantizedWeight
+from .packing import PACKED_BITS, pack_int4, unpack_int4
 
 MODEL, GRAPH, REFERENCE = "model.safetensors", "graph.json", "reference.safetensors"
 Layer = QuantizedConv2d | QuantizedLinear | QuantizedMatmul
@@ -120,12 +122,23 @@ def write_checkpoint(folder: Path, model: GraphModule, reference: Trajectories) 
     """Write a frozen model and its reference data into a folder (the manifest is the caller's)."""
     configs = {name: layer.config() for name, layer in named_layers(model)}
     quantizers = {name: quantizer.config() for name, quantizer in named_quantizers(model)}
+    tensors = _packed(integer_tensors(model), configs)
     graph = {"nodes": dump_graph(model.graph), "layers": configs, "quantizers": quantizers}
     (folder / GRAPH).write_text(json.dumps(graph, indent=1, sort_keys=True, allow_nan=False) + "\n")
-    save_file(integer_tensors(model), folder / MODEL)
+    save_file(tensors, folder / MODEL)
     data = {"timesteps": reference.timesteps, "inputs": reference.samples, "outputs.float": reference.outputs}
     data |= {f"conditions.{k}": v for k, v in reference.conditions.items()}
     save_file({k: v.contiguous().clone() for k, v in data.items()}, folder / REFERENCE)
+
+
+def _packed(tensors: dict[str, torch.Tensor], configs: dict[str, dict[str, Any]]) -> dict[str, torch.Tensor]:
+    """The tensors with codes of up to 4 bits two to a byte; their shapes go into the layers' configurations."""
+    for name, config in configs.items():
+        if config.get("bits", PACKED_BITS + 1) <= PACKED_BITS:
+            codes = tensors.pop(f"{name}.weight.codes")
+            config["shape"] = list(codes.shape)
+            tensors[f"{name}.weight.packed_codes"] = pack_int4(codes)
+    return tensors
 
 
 def load_checkpoint(path: str | Path) -> Checkpoint:
@@ -174,6 +187,8 @@ def _layer(name: str, config: dict[str, Any], tensors: dict[str, torch.Tensor]) 
     op = config.pop("op")
     if op == "matmul":
         return QuantizedMatmul()
+    if shape := config.pop("shape", None):  # without: a layer of more bits, or a checkpoint from before codes were packed
+        tensors[f"{name}.weight.codes"] = unpack_int4(tensors.pop(f"{name}.weight.packed_codes"), shape)
     check_weight(name, tensors, config["bits"])
     codes, scale = tensors[f"{name}.weight.codes"], tensors[f"{name}.weight.scale"]
     kind: type[QuantizedConv2d] | type[QuantizedLinear] = {"conv2d": QuantizedConv2d, "linear": QuantizedLinear}[op]

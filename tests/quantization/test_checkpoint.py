@@ -1,13 +1,16 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import onnx_ir as ir
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from dq_deploy.errors import ArtifactError
 from dq_deploy.quantization.checkpoint import Checkpoint, integer_tensors, load_checkpoint, named_quantizers
@@ -18,6 +21,12 @@ from tests.tiny import SHAPE, PlainUNet, change_tensors, make_checkpoint, reseal
 @pytest.fixture
 def copy(plain_checkpoint: Checkpoint, tmp_path: Path) -> Path:
     return Path(shutil.copytree(plain_checkpoint.artifact.path, tmp_path / "copy"))
+
+
+@pytest.fixture(scope="module")
+def w4_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Weights of 4 bits; read it, do not change it."""
+    return make_checkpoint(PlainUNet(), tmp_path_factory.mktemp("w4") / "checkpoint", preset="w4a4").artifact.path
 
 
 def change_graph(path: Path, change: Callable[[dict[str, Any]], Any]) -> Path:
@@ -122,14 +131,64 @@ def test_tampered_tensors_are_refused(copy: Path, change: Callable[[dict[str, to
         load_checkpoint(change_tensors(copy, change))
 
 
-def test_a_code_beyond_its_bits_is_refused(tmp_path: Path) -> None:
-    made = make_checkpoint(PlainUNet(), tmp_path / "w4", preset="w4a4")
+def test_a_code_beyond_its_bits_is_refused(copy: Path) -> None:
+    def widen(graph: dict[str, Any]) -> None:
+        graph["layers"]["down"]["bits"] = 6
 
-    def widen(tensors: dict[str, torch.Tensor]) -> None:
-        tensors["down.weight.codes"][0, 0, 0, 0] = 100
+    with pytest.raises(ArtifactError, match="down.*6 bits"):
+        load_checkpoint(change_graph(copy, widen))
 
-    with pytest.raises(ArtifactError, match="down"):
-        load_checkpoint(change_tensors(made.artifact.path, widen))
+
+def test_narrow_codes_take_half_a_byte_each(w4_checkpoint: Path, tmp_path: Path) -> None:
+    loaded = load_checkpoint(w4_checkpoint)
+    stored = load_file(w4_checkpoint / "model.safetensors")
+    codes = {name: layer.frozen[0] for name, layer in loaded.layers.items() if isinstance(layer, QuantizedWeight) and layer.frozen}
+    narrow = {name for name, layer in loaded.layers.items() if isinstance(layer, QuantizedWeight) and layer.bits == 4}
+    assert narrow
+    for name, expected in codes.items():
+        if name in narrow:
+            packed = stored[f"{name}.weight.packed_codes"]
+            assert f"{name}.weight.codes" not in stored
+            assert packed.nbytes == math.ceil(expected.numel() / 2)
+            # The bytes are those of ONNX's INT4.
+            assert packed.numpy().tobytes() == ir.tensor(expected.numpy().astype(ir.DataType.INT4.numpy())).tobytes()
+        else:
+            assert torch.equal(stored[f"{name}.weight.codes"], expected)
+
+    # As checkpoints were before: a byte each.
+    older = Path(shutil.copytree(w4_checkpoint, tmp_path / "older"))
+    change_graph(older, lambda graph: [layer.pop("shape", None) for layer in graph["layers"].values()] and None)
+
+    def unpack(tensors: dict[str, torch.Tensor]) -> None:
+        for name in narrow:
+            del tensors[f"{name}.weight.packed_codes"]
+            tensors[f"{name}.weight.codes"] = codes[name]
+
+    change_tensors(older, unpack)
+    before, after = integer_tensors(loaded.model), integer_tensors(load_checkpoint(older).model)
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.parametrize("shape", [[4, 4], [], [-1], [0], ["a"], "ab", 3])
+def test_packed_codes_of_another_shape_are_refused(w4_checkpoint: Path, tmp_path: Path, shape: Any) -> None:
+    copy = Path(shutil.copytree(w4_checkpoint, tmp_path / "copy"))
+
+    def change(graph: dict[str, Any]) -> None:
+        graph["layers"]["down"]["shape"] = shape
+
+    with pytest.raises(ArtifactError):
+        load_checkpoint(change_graph(copy, change))
+
+
+def test_packed_codes_of_another_type_are_refused(w4_checkpoint: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(w4_checkpoint, tmp_path / "copy"))
+
+    def change(tensors: dict[str, torch.Tensor]) -> None:
+        tensors["down.weight.packed_codes"] = tensors["down.weight.packed_codes"].float()
+
+    with pytest.raises(ArtifactError, match="packed codes"):
+        load_checkpoint(change_tensors(copy, change))
 
 
 @pytest.mark.parametrize("target", ["os.system", "aten.nothing.default", "operator.attrgetter", "aten.add", "builtins.eval", ""])
