@@ -82,9 +82,9 @@ def cli() -> None:
 @cli.command()
 @click.argument("source")
 @output_folder("checkpoint")
-@click.option("--preset", help="w8a8, w6a6, w4a8 or w4a4: bits of weights and activations.  [default: w8a8]")
+@click.option("--preset", help="w8a8, w6a6, w4a8 or w4a4: bits of weights and activations; w4a16: only weights.  [default: w8a8]")
 @click.option("--weight-bits", type=int, help="2 to 8; overrides the preset.")
-@click.option("--activation-bits", type=int, help="2 to 8; overrides the preset.")
+@click.option("--activation-bits", type=int, help="2 to 8, or 16 to leave activations in float; overrides the preset.")
 @click.option("--steps", type=int, help="T: DDIM steps of the calibration, rows of every scale table.  [default: 20]")
 @click.option("--iterations", type=int, help="Distillation steps for each block; 0 turns it off.  [default: 200]")
 @click.option(

@@ -18,7 +18,7 @@ import click
 
 from dq_deploy.console import Output, duration
 from dq_deploy.errors import DqDeployError, UsageError
-from dq_deploy.quantization.config import PRESETS
+from dq_deploy.quantization.config import INTEGER_PRESETS
 
 from . import pool
 from .child import INTERRUPTED
@@ -115,7 +115,7 @@ def main(models: tuple[str, ...] | None, presets: tuple[str, ...] | None, method
 def _scope(models: tuple[str, ...] | None, presets: tuple[str, ...] | None, methods: tuple[str, ...] | None, seeds: tuple[str, ...],
            settings: Settings, folders: Folders, device: str, threads: int) -> Scope:  # fmt: skip
     """Raises UsageError naming every unknown preset, method and seed at once."""
-    problems = [f"unknown preset '{p}' (presets: {', '.join(PRESETS)})" for p in presets or () if p not in PRESETS]
+    problems = [f"unknown preset '{p}' (presets: {', '.join(INTEGER_PRESETS)})" for p in presets or () if p not in INTEGER_PRESETS]
     problems += [f"unknown method '{m}' (methods: {', '.join(BY_NAME)})" for m in methods or () if m not in BY_NAME]
     problems += [f"'{s}' is no seed" for s in seeds if not s.isdecimal()]
     if problems:

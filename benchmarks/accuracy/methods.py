@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from dq_deploy.errors import UsageError
-from dq_deploy.quantization.config import PRESETS, InitialRange, QuantizeConfig
+from dq_deploy.quantization.config import INTEGER_PRESETS, InitialRange, QuantizeConfig
 from dq_deploy.quantization.initial.ranges import resolve
 
 from .settings import Settings
@@ -36,7 +36,7 @@ class Method:
     training: Training = "none"
     selective: bool = False
     tool: Tool = "dq-deploy"
-    presets: tuple[str, ...] = tuple(PRESETS)
+    presets: tuple[str, ...] = tuple(INTEGER_PRESETS)
     rival: bool = False
 
     def config(self, preset: str, settings: Settings, *, seed: int, family: Family) -> QuantizeConfig:

@@ -11,7 +11,7 @@ from statistics import mean, median
 
 import torch
 
-from dq_deploy.quantization.config import PRESETS
+from dq_deploy.quantization.config import INTEGER_PRESETS
 
 from .child import Task
 from .confirmed import same_code
@@ -203,4 +203,4 @@ def pending(plan: Sequence[Planned], *, rerun_stale: bool) -> list[Planned]:
 
 def default_presets() -> tuple[str, ...]:
     """All presets, the hardest first: there the methods differ most."""
-    return tuple(reversed(PRESETS))
+    return tuple(reversed(INTEGER_PRESETS))

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dq_deploy.console import to_json
-from dq_deploy.quantization.config import PRESETS
+from dq_deploy.quantization.config import INTEGER_PRESETS
 
 from .code_hash import peers_sha256, quantization_sha256
 from .comparison import ModelResults, Row
@@ -58,11 +58,11 @@ def _model(model: str, cells: Sequence[CellResult], pictures: Sequence[str]) -> 
     settings = results.settings
     seeds = sorted({r.cell.seed for r in cells if model_name(r.cell.model) == model and r.cell.method != FLOAT})
     parts = [f"## {model}", _budget(settings.model_dump())]
-    for preset in PRESETS:
+    for preset in INTEGER_PRESETS:
         parts += [f"### {preset.upper()}", preset_table(results, preset)]
-    parts += ["### What each component buys: PSNR in dB", components_table(results, list(PRESETS))]
-    parts += ["### Dilation rules: PSNR in dB", dilations_table(results, list(PRESETS))]
-    headline = headline_table(results, list(PRESETS))
+    parts += ["### What each component buys: PSNR in dB", components_table(results, list(INTEGER_PRESETS))]
+    parts += ["### Dilation rules: PSNR in dB", dilations_table(results, list(INTEGER_PRESETS))]
+    headline = headline_table(results, list(INTEGER_PRESETS))
     parts += ["### Inception FID and KID", headline] if headline else []
     spread = seeds_table([ModelResults(model, cells, seed) for seed in seeds])
     parts += ["### Calibration seeds", spread] if spread else []
@@ -83,7 +83,7 @@ def _budget(s: dict[str, Any]) -> str:
 
 def _state(results: ModelResults) -> str:
     """Cells that are missing, and cells that other code or settings than today's made."""
-    missing = [f"{p} {m.name}" for p in PRESETS for m in METHODS if p in m.presets and results.cell(p, m.name) is None]
+    missing = [f"{p} {m.name}" for p in INTEGER_PRESETS for m in METHODS if p in m.presets and results.cell(p, m.name) is None]
     stale = [f"{preset} {name}" for (preset, name), cell in results.cells.items() if cell.code_sha256 != _code(name)]
     mixed = [f"{preset} {name}" for (preset, name), cell in results.cells.items() if cell.settings != results.settings]
     lines = [f"Missing cells: {', '.join(missing) or 'none'}."]

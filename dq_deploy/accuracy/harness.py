@@ -23,8 +23,15 @@ def site_input(index: int) -> str:
     return f"site_{index}"
 
 
+def layer_input(index: int) -> str:
+    """Name of the harness input that stands for the input of the bundle's layer number ``index``, whose activation stays float."""
+    return f"layer_{index}"
+
+
 def build_harness(bundle: Artifact) -> tuple[bytes, list[str]]:
     """The cut graph as a serialized ONNX model, and the names of its outputs: codes of every quantizer, then output of every layer.
+
+    Layers whose activations stay float are cut at their input.
 
     Raises ArtifactError when the graph has not the values that the manifest names.
     """
@@ -33,11 +40,15 @@ def build_harness(bundle: Artifact) -> tuple[bytes, list[str]]:
     graph = model.graph
     values = _values_by_name(graph)
     wanted = [q["codes"] for q in details["quantizers"]] + [layer["output"] for layer in details["layers"]]
-    missing = [name for name in [*wanted, *(q["input"] for q in details["quantizers"])] if name not in values]
+    floats = {i: layer for i, layer in enumerate(details["layers"]) if "input" in layer}
+    cut_at = [q["input"] for q in details["quantizers"]] + [layer["input"] for layer in floats.values()]
+    missing = [name for name in [*wanted, *cut_at] if name not in values]
     if missing:
         raise ArtifactError(f"{bundle.path}: the graph has no value {', '.join(map(repr, missing[:5]))}, which its manifest names")
     for index, quantizer in enumerate(details["quantizers"]):
-        _cut(graph, values[quantizer["input"]], quantizer, index)
+        _cut(graph, values[quantizer["input"]], f"quantizer '{quantizer['name']}'", _prefix(quantizer), site_input(index))
+    for index, layer in floats.items():
+        _cut(graph, values[layer["input"]], f"layer '{layer['name']}'", f"{layer['name']}/", layer_input(index))
     outputs = list(dict.fromkeys(wanted))
     graph.outputs[:] = [values[name] for name in outputs]
     passes.RemoveUnusedNodesPass()(model)
@@ -54,23 +65,30 @@ def _values_by_name(graph: ir.Graph) -> dict[str, ir.Value]:
     return found
 
 
-def _cut(graph: ir.Graph, value: ir.Value, quantizer: dict[str, Any], index: int) -> None:
-    """Feed a new graph input to the quantizer's nodes in the place of ``value``."""
-    entries = list(_entries(value, quantizer["name"], quantizer["pads"]))
+def _prefix(quantizer: dict[str, Any]) -> str:
+    """What the names of a quantizer's nodes start with."""
+    pads = quantizer["pads"]
+    return f"{quantizer['name']}#pad{'x'.join(map(str, pads))}/" if pads else f"{quantizer['name']}/"
+
+
+def _cut(graph: ir.Graph, value: ir.Value, what: str, prefix: str, name: str) -> None:
+    """Feed a new graph input to the nodes of a quantizer or layer in the place of ``value``."""
+    entries = list(_entries(value, prefix))
     if not entries:
-        raise ArtifactError(f"quantizer '{quantizer['name']}' does not read the value '{quantizer['input']}' that the manifest names")
+        raise ArtifactError(f"{what} does not read the value '{value.name}' that the manifest names")
     shape = ir.Shape(list(value.shape)) if value.shape is not None else None
-    fed = ir.Value(name=site_input(index), type=ir.TensorType(ir.DataType.FLOAT), shape=shape)
+    first, position = entries[0]
+    read = first.inputs[position]
+    fed = ir.Value(name=name, type=ir.TensorType((read.dtype if read else None) or ir.DataType.FLOAT), shape=shape)
     graph.inputs.append(fed)
     for node, position in entries:
         node.replace_input_with(position, fed)
 
 
-def _entries(value: ir.Value, name: str, pads: list[int]) -> Iterator[tuple[ir.Node, int]]:
-    """Uses of ``value`` by the quantizer's own nodes, directly or behind a cast to fp32."""
-    prefix = f"{name}#pad{'x'.join(map(str, pads))}/" if pads else f"{name}/"
+def _entries(value: ir.Value, prefix: str) -> Iterator[tuple[ir.Node, int]]:
+    """Uses of ``value`` by nodes whose names start with ``prefix``, directly or behind a cast."""
     for node, position in list(value.uses()):
         if (node.name or "").startswith(prefix):
             yield node, position
         elif node.op_type == "Cast":
-            yield from _entries(node.outputs[0], name, pads)
+            yield from _entries(node.outputs[0], prefix)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import torch
 from pydantic import BaseModel
 
@@ -17,19 +18,26 @@ from ..quantization.calibration.trajectories import Trajectories
 from ..quantization.checkpoint import Checkpoint
 from ..quantization.layers import Quantized
 from ..quantization.numerics import per_row
-from .harness import build_harness, site_input
-from .recording import QuantizerRecord, record
+from ..quantization.weight_only import WeightOnly, WeightOnlyLinear
+from .harness import build_harness, layer_input, site_input
+from .recording import QuantizerRecord, Records, record
 
 MAX_CODE_STEP = 1
 MAX_CODE_SHARE = 1e-4
 """A last-bit difference in fp32 flips codes near a tie: at most one step on at most 0.01% of the elements (or on one element)."""
 MAX_OUTPUT_ERROR = 1e-5
 """Largest output difference relative to the output's largest element, on the engine's own codes."""
+MAX_FLOAT_ERROR = {"fp32": MAX_OUTPUT_ERROR, "fp16": 2e-3, "bf16": 1.6e-2}
+"""The same where activations stay float, by their type: two roundings of the input and two of the output."""
 _UINT8_OFFSET = 128
+_NUMPY = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 
 
 class LayerParity(BaseModel):
-    """Worst figures of one layer over all timesteps, each with the timestep where it was seen."""
+    """Worst figures of one layer over all timesteps, each with the timestep where it was seen.
+
+    The codes are those of its activations; ``weight_codes``: those of its weight, as its activations stay float, and no tie excuses one.
+    """
 
     layer: str
     code_mismatches: int = 0
@@ -37,6 +45,8 @@ class LayerParity(BaseModel):
     code_step: float = 0.0
     output_error: float = 0.0
     output_elements: int = 0
+    allowed_error: float = MAX_OUTPUT_ERROR
+    weight_codes: bool = False
     worst_timestep: float = 0.0
 
     @property
@@ -47,17 +57,20 @@ class LayerParity(BaseModel):
     @property
     def passed(self) -> bool:
         """Whether every figure is within bounds; NaN and nothing compared are failures."""
-        codes = self.code_step <= MAX_CODE_STEP and self.code_mismatches <= max(1, MAX_CODE_SHARE * self.code_elements)
-        return bool(codes and self.output_error <= MAX_OUTPUT_ERROR and self.code_elements and self.output_elements)
+        flips = 0 if self.weight_codes else max(1, MAX_CODE_SHARE * self.code_elements)
+        codes = self.code_step <= MAX_CODE_STEP and self.code_mismatches <= flips
+        return bool(codes and self.output_error <= self.allowed_error and self.code_elements and self.output_elements)
 
     @property
     def severity(self) -> float:
         """How far beyond (or within) its bounds, for ranking; NaN ranks first."""
-        return _severity(self.code_mismatches / max(1.0, MAX_CODE_SHARE * self.code_elements), self.code_step, self.output_error)
+        share = self.code_mismatches / max(1.0, MAX_CODE_SHARE * self.code_elements)
+        return _severity(share, self.code_step, self.output_error / self.allowed_error)
 
 
 def _severity(mismatches: float, step: float, error: float) -> float:
-    figures = (mismatches, step / (MAX_CODE_STEP + 0.5), error / MAX_OUTPUT_ERROR)
+    """``error`` is in units of what is allowed."""
+    figures = (mismatches, step / (MAX_CODE_STEP + 0.5), error)
     return float("inf") if any(map(math.isnan, figures)) else max(figures)  # max() alone would pass over NaN
 
 
@@ -74,7 +87,8 @@ def local_parity(bundle: Artifact, checkpoint: Checkpoint, reference: Trajectori
     _same_parts(details, checkpoint)
     model, outputs = build_harness(bundle)
     session = _session(model)
-    rows = {name: LayerParity(layer=name) for name in sorted(x["name"] for x in details["layers"])}
+    rows = {x["name"]: _row(x, details["dtype"]) for x in sorted(details["layers"], key=lambda x: str(x["name"]))}
+    _weight_codes(bundle, checkpoint, rows)
     worst = dict.fromkeys(rows, -1.0)
     with progress("local parity", len(reference.timesteps)) as advance:
         for index, timestep in enumerate(reference.timesteps):
@@ -84,15 +98,38 @@ def local_parity(bundle: Artifact, checkpoint: Checkpoint, reference: Trajectori
             first = checkpoint.details["inputs"][0]
             steps = timestep.repeat(len(samples))
             records = record(checkpoint, {first: samples, "timestep": steps, **conditions})
-            feeds = {site_input(i): records[q["name"]].x.numpy() for i, q in enumerate(details["quantizers"])}
+            feeds = {site_input(i): records.quantizers[q["name"]].x.numpy() for i, q in enumerate(details["quantizers"])}
+            feeds |= {layer_input(i): records.floats[x["name"]].numpy() for i, x in enumerate(details["layers"]) if "input" in x}
             feeds["timestep"] = steps[:1].numpy() if details["target"] == "onnxruntime" else steps.numpy()
-            names = {i.name for i in session.get_inputs()}
-            values = dict(zip(outputs, session.run(outputs, {k: v for k, v in feeds.items() if k in names}), strict=True))
+            types = {i.name: _NUMPY[i.type] for i in session.get_inputs()}
+            values = dict(zip(outputs, session.run(outputs, {k: v.astype(types[k]) for k, v in feeds.items() if k in types}), strict=True))
             for name, severity in _compare(checkpoint, details, records, values, rows).items():
                 if severity > worst[name]:
                     worst[name], rows[name].worst_timestep = severity, float(timestep)
             advance(1, f"timestep {float(timestep):g}")
     return list(rows.values())
+
+
+def _row(layer: Mapping[str, Any], dtype: str) -> LayerParity:
+    if "input" in layer:
+        return LayerParity(layer=layer["name"], allowed_error=MAX_FLOAT_ERROR[dtype], weight_codes=True)
+    return LayerParity(layer=layer["name"])
+
+
+def _weight_codes(bundle: Artifact, checkpoint: Checkpoint, rows: Mapping[str, LayerParity]) -> None:
+    """Count the weight's codes where activations stay float: in the graph they are the checkpoint's."""
+    names = {name: layer for name, layer in checkpoint.layers.items() if isinstance(layer, WeightOnly)}
+    if not names:
+        return
+    graph = ir.load(bundle.file("model.onnx")).graph
+    for name, layer in names.items():
+        stored = graph.initializers.get(f"{name}.weight.codes")
+        if stored is None or stored.const_value is None or layer.frozen is None:
+            raise ArtifactError(f"{bundle.path}: the graph has no weight '{name}.weight.codes'")
+        codes = torch.from_numpy(stored.const_value.numpy().astype(np.int8))
+        expected = layer.frozen[0].T if isinstance(layer, WeightOnlyLinear) else layer.frozen[0]
+        row = rows[name]
+        row.code_mismatches, row.code_elements, row.code_step = _code_difference(codes, expected)
 
 
 def _same_parts(details: dict[str, Any], checkpoint: Checkpoint) -> None:
@@ -117,15 +154,15 @@ def _session(model: bytes) -> Any:
     return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
-def _compare(checkpoint: Checkpoint, details: dict[str, Any], records: Mapping[str, QuantizerRecord], values: Mapping[str, Any],
+def _compare(checkpoint: Checkpoint, details: dict[str, Any], records: Records, values: Mapping[str, Any],
              rows: dict[str, LayerParity]) -> dict[str, float]:  # fmt: skip
     """Add one timestep's figures to ``rows``; gives each layer's severity at this timestep."""
     peaks = dict.fromkeys(rows, 0.0)
     layers = checkpoint.layers
-    readers = {name: [x["name"] for x in details["layers"] if name in x["quantizers"]] for name in records}
+    readers = {name: [x["name"] for x in details["layers"] if name in x["quantizers"]] for name in records.quantizers}
     operands: dict[tuple[str, tuple[int, ...]], Quantized] = {}
     for site in details["quantizers"]:
-        known = records[site["name"]]
+        known = records.quantizers[site["name"]]
         codes = torch.from_numpy(values[site["codes"]].astype(np.float32))
         if site["code_type"] == "UINT8":
             codes = codes - _UINT8_OFFSET
@@ -141,18 +178,17 @@ def _compare(checkpoint: Checkpoint, details: dict[str, Any], records: Mapping[s
         inner = _cropped(codes, site["pads"]) - per_row(known.zero_point, codes)
         operands[site["name"], tuple(site["pads"])] = Quantized(inner, known.scale)
     for entry in details["layers"]:
-        got = torch.from_numpy(values[entry["output"]])
-        inputs = [_operand(operands, name) for name in entry["quantizers"]]
-        expected = layers[entry["name"]](*inputs)
-        row = rows[entry["name"]]
+        got = torch.from_numpy(values[entry["output"]]).float()
+        name = entry["name"]
+        inputs: list[Any] = [records.floats[name]] if "input" in entry else [_operand(operands, x) for x in entry["quantizers"]]
+        expected = layers[name](*inputs)
+        row = rows[name]
         if got.shape != expected.shape:
-            raise ArtifactError(
-                f"layer '{entry['name']}' gives {tuple(got.shape)} in the graph and {tuple(expected.shape)} in the reference"
-            )
+            raise ArtifactError(f"layer '{name}' gives {tuple(got.shape)} in the graph and {tuple(expected.shape)} in the reference")
         error = float((got - expected).abs().max() / expected.abs().max().clamp(min=1e-30))
         row.output_error = _worse(row.output_error, error)
         row.output_elements += got.numel()
-        peaks[entry["name"]] = max(peaks[entry["name"]], _severity(0.0, 0.0, error))
+        peaks[name] = max(peaks[name], _severity(0.0, 0.0, error / row.allowed_error))
     return peaks
 
 

@@ -1,4 +1,4 @@
-"""What the PyTorch reference computes inside, recorded for one batch: every quantizer's input and codes."""
+"""What the PyTorch reference computes inside, recorded for one batch: what every quantizer reads and gives, what other layers read."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ import torch
 from torch.fx import Interpreter, Node
 
 from ..quantization.checkpoint import Checkpoint
+from ..quantization.graph.insertion import decode
 from ..quantization.layers import Quantized
 from ..quantization.numerics import per_row
+from ..quantization.weight_only import WeightOnly
 
 
 @dataclass(frozen=True)
@@ -24,9 +26,17 @@ class QuantizerRecord:
     scale: torch.Tensor
 
 
+@dataclass(frozen=True)
+class Records:
+    """By quantizer what goes in and out; by layer whose activation stays float, that activation."""
+
+    quantizers: dict[str, QuantizerRecord]
+    floats: dict[str, torch.Tensor]
+
+
 @torch.no_grad()
-def record(checkpoint: Checkpoint, inputs: Mapping[str, torch.Tensor]) -> dict[str, QuantizerRecord]:
-    """Run the reference forward and keep what goes in and out of every quantizer."""
+def record(checkpoint: Checkpoint, inputs: Mapping[str, torch.Tensor]) -> Records:
+    """Run the reference forward and keep what layers and quantizers read."""
     recorder = _Recorder(checkpoint)
     recorder.run(*[inputs[name] for name in checkpoint.details["inputs"]])
     return recorder.records
@@ -36,7 +46,8 @@ class _Recorder(Interpreter):
     def __init__(self, checkpoint: Checkpoint) -> None:
         super().__init__(checkpoint.model)
         self.quantizers = checkpoint.quantizers
-        self.records: dict[str, QuantizerRecord] = {}
+        self.submodules = dict(checkpoint.model.named_modules())
+        self.records = Records({}, {})
 
     def run_node(self, n: Node) -> Any:
         result = super().run_node(n)
@@ -45,5 +56,8 @@ class _Recorder(Interpreter):
             x, timestep = (self.env[a] for a in n.args if isinstance(a, Node))
             _, zero_point = self.quantizers[name].rows(timestep)
             codes = result.codes + per_row(zero_point, result.codes)
-            self.records[name] = QuantizerRecord(x, codes, zero_point, result.scale)
+            self.records.quantizers[name] = QuantizerRecord(x, codes, zero_point, result.scale)
+        elif n.op == "call_module" and isinstance(self.submodules[str(n.target)], WeightOnly):
+            (read,) = (self.env[a] for a in n.args if isinstance(a, Node))
+            self.records.floats[decode(str(n.target))] = read
         return result

@@ -1,8 +1,9 @@
 """Checkpoint → bundle: a folder with ``model.onnx`` (and its external data) and the manifest that maps layers to graph values.
 
 Manifest ``details``: ``target``, ``dtype``, ``float``, ``inputs`` (name, dtype, shape), ``output``, ``layers`` (name, op, macs, output
-value, quantizers, weight_storage), ``float_layers``, ``quantizers`` (name, input value, codes value, pads, code_type), and from the
-checkpoint ``component``, ``pipeline_class``, ``model_config``, ``sample_shape``, ``source``, ``conditions``.
+value, quantizers, weight_storage; input value where activations stay float), ``float_layers``, ``quantizers`` (name, input value, codes
+value, pads, code_type), and from the checkpoint ``component``, ``pipeline_class``, ``model_config``, ``sample_shape``, ``source``,
+``conditions``.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from ..artifacts import Artifact, Manifest, check_output, create_artifact
 from ..errors import ArtifactError, UsageError
 from ..progress import Progress, silent
 from ..quantization.checkpoint import Checkpoint, load_checkpoint
+from ..quantization.weight_only import WeightOnly
 from .float_source import FloatModel, load_float
 from .lowering import Sites, lower
 from .onnxruntime_target import OnnxRuntimeTarget
@@ -55,11 +57,11 @@ def export(checkpoint: str | Path | Artifact, output: str | Path, *, target: Tar
         raise UsageError(f"unknown dtype '{dtype}'", f"types: {', '.join(DTYPES)}")
     if weight_storage not in WEIGHT_STORAGE:
         raise UsageError(f"unknown weight storage '{weight_storage}'", f"storages: {', '.join(WEIGHT_STORAGE)}")
-    int4 = weight_storage == "auto" and target == "tensorrt" and not float
     check_output(Path(output), force=force)
     path = checkpoint.path if isinstance(checkpoint, Artifact) else checkpoint
     with progress("export", 4) as advance:
         loaded = load_checkpoint(path)
+        int4 = weight_storage == "auto" and not float and (target == "tensorrt" or _weight_only(loaded))
         advance(1, "capturing")
         model, sites = _float_graph(load_float(loaded)) if float else _integer_graph(loaded, target, int4=int4)
         advance(1, "lowering")
@@ -82,7 +84,12 @@ def _integer_graph(checkpoint: Checkpoint, target: Target, *, int4: bool) -> tup
         writer = OnnxRuntimeTarget(model.graph, timestep, checkpoint.timesteps)
     else:
         writer = TensorRTTarget(model.graph, timestep, checkpoint.timesteps, int4=int4)
-    return model, lower(model, writer, checkpoint.layers, checkpoint.quantizers)
+    return model, lower(model, writer, checkpoint.layers, checkpoint.quantizers, int4=int4)
+
+
+def _weight_only(checkpoint: Checkpoint) -> bool:
+    """Whether activations stay float; ONNX Runtime then takes INT4 weights too."""
+    return any(isinstance(layer, WeightOnly) for layer in checkpoint.layers.values())
 
 
 def _one_timestep(graph: ir.Graph, timestep: ir.Value) -> None:
@@ -176,4 +183,5 @@ def _manifest(checkpoint: Checkpoint, model: ir.Model, sites: Sites, kind: dict[
 def _layer(layer: dict[str, Any], sites: Sites, *, int4: bool) -> dict[str, Any]:
     """A layer's entry: the checkpoint's, where its output is in the graph, and what its weight is stored in."""
     storage = {} if layer["op"] == "matmul" else {"weight_storage": storage_of(layer["weight_bits"], int4=int4)}
-    return {**layer, "output": sites.layers[layer["name"]], **storage}
+    read = {"input": sites.inputs[layer["name"]]} if layer["name"] in sites.inputs else {}
+    return {**layer, **read, "output": sites.layers[layer["name"]], **storage}

@@ -10,7 +10,7 @@ from torch.fx import GraphModule
 
 from ..errors import ArtifactError, UsageError
 from ..quantization.graph.capture import capture
-from ..quantization.graph.plan import find_layers
+from ..quantization.graph.products import find_layers
 
 if TYPE_CHECKING:
     from ..quantization.checkpoint import Checkpoint

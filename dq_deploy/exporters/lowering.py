@@ -11,8 +11,10 @@ import onnx_ir as ir
 from ..errors import ArtifactError
 from ..quantization.checkpoint import Layer
 from ..quantization.layers import ActivationQuantizer
+from ..quantization.weight_only import WeightOnly
 from .emitter import Emitter, attributes, replace
 from .skeleton import DOMAIN
+from .weight_only import weight_only_product
 
 
 @dataclass
@@ -21,6 +23,7 @@ class Sites:
 
     quantizers: list[dict[str, Any]] = field(default_factory=list)
     layers: dict[str, str] = field(default_factory=dict)  # layer → output value
+    inputs: dict[str, str] = field(default_factory=dict)  # layer whose activation stays float → the value that it reads
 
 
 @dataclass(frozen=True)
@@ -46,8 +49,12 @@ class Target(Protocol):
         """Emit an integer layer and give its output."""
 
 
-def lower(model: ir.Model, target: Target | None, layers: dict[str, Layer], quantizers: dict[str, ActivationQuantizer]) -> Sites:
-    """Replace every placeholder of ``to_onnx``, in place. Without a target all products are float ones."""
+def lower(model: ir.Model, target: Target | None, layers: dict[str, Layer], quantizers: dict[str, ActivationQuantizer], *,
+          int4: bool = False) -> Sites:  # fmt: skip
+    """Replace every placeholder of ``to_onnx``, in place. Without a target all products are float ones.
+
+    ``int4`` stores weights of up to 4 bits as INT4 where activations stay float; beside integer ones the target decides.
+    """
     graph, sites = model.graph, Sites()
     emitted: dict[tuple[str, tuple[int, ...]], Operand] = {}
     for node in list(graph):
@@ -59,8 +66,16 @@ def lower(model: ir.Model, target: Target | None, layers: dict[str, Layer], quan
             continue
         if target is None:
             raise ArtifactError(f"layer '{name}' is quantized, and a float graph was asked for")
+        layer = layers[name]
+        if isinstance(layer, WeightOnly):
+            assert node.inputs[0] is not None
+            sites.inputs[name] = str(node.inputs[0].name)
+            output = weight_only_product(graph, layer, node, name, int4=int4)
+            replace(node, output)
+            sites.layers[name] = str(output.name)
+            continue
         operands = [_operand(graph, target, value, node, quantizers, emitted, sites) for value in node.inputs if value is not None]
-        output = target.product(Emitter(graph, name, node), layers[name], node, operands, name)
+        output = target.product(Emitter(graph, name, node), layer, node, operands, name)
         replace(node, output)
         sites.layers[name] = str(output.name)
     for node in list(graph):

@@ -62,7 +62,19 @@ class _Converter:
             return value
         if value.is_initializer() and value.const_value is not None:
             return self._constant(value)
+        if _is_float_weight(value):
+            return self._unpacked(value)
         return self._cast(value, self.dtype)
+
+    def _unpacked(self, value: ir.Value) -> ir.Value:
+        """A weight that DequantizeLinear unpacks, unpacked to low precision: engines do that inside the product that reads it."""
+        node = value.producer()
+        assert node is not None
+        scale = node.inputs[1]
+        assert scale is not None
+        node.replace_input_with(1, self._constant(scale))
+        value.type = ir.TensorType(self.dtype)
+        return value
 
     def _constant(self, value: ir.Value) -> ir.Value:
         name = f"{value.name}.{self.dtype.name.lower()}"
@@ -96,3 +108,11 @@ class _Converter:
                 output = self._cast(value, _FLOAT)
                 output.name = name
                 self.graph.outputs[index] = output
+
+
+def _is_float_weight(value: ir.Value) -> bool:
+    """Whether this is a weight of a product whose activations stay float: codes and scales are constants, and it has no fp32 mark."""
+    node = value.producer()
+    if node is None or node.op_type != "DequantizeLinear" or FP32_MARK in node.metadata_props:
+        return False
+    return all(v is not None and v.is_initializer() for v in node.inputs)

@@ -16,8 +16,9 @@ from torch.fx import GraphModule, Node
 
 from ..errors import ArtifactError
 from ..quantization.graph.edit import aten
-from ..quantization.graph.plan import conv_geometry, decode
+from ..quantization.graph.insertion import conv_geometry, decode
 from ..quantization.layers import QuantizedConv2d, QuantizedLinear
+from ..quantization.weight_only import WeightOnlyLinear
 
 DOMAIN = "dq_deploy"
 OPSET = 21  # the lowest with INT4, and the highest that every runtime here reads
@@ -96,7 +97,7 @@ def _integer_placeholder(model: GraphModule, graph: torch.fx.Graph, node: Node, 
     if isinstance(module, QuantizedConv2d):
         assert module.frozen is not None
         return graph.call_function(_conv2d, (args[0], name, list(module.frozen[0].shape), *_geometry(module.geometry), []))
-    if isinstance(module, QuantizedLinear):
+    if isinstance(module, QuantizedLinear | WeightOnlyLinear):
         assert module.frozen is not None
         return graph.call_function(_linear, (args[0], name, module.frozen[0].shape[0], []))
     return graph.call_function(_matmul, (*args, name))

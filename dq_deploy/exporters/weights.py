@@ -27,6 +27,11 @@ def storage_of(bits: int, *, int4: bool) -> Storage:
     return "int4" if int4 and bits <= INT4_BITS else "int8"
 
 
+def container(storage: Storage) -> ir.DataType:
+    """Type of the codes in the graph."""
+    return _INT4 if storage == "int4" else _INT8
+
+
 def dequantized_weight(emit: Emitter, layer: QuantizedWeight, name: str, *, transpose: bool, int4: bool) -> ir.Value:
     """The weight Ŵ = s_w[o] · codes of a layer, [O, ...] or transposed to [C, O], as a value of the graph."""
     assert layer.frozen is not None

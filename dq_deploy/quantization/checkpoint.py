@@ -3,14 +3,15 @@
 Files: ``model.safetensors`` (codes int8, scales, tables, dilation, biases, float leftovers), ``graph.json`` (the forward as ATen nodes and
 integer layers), ``reference.safetensors`` (held-out inputs and the float model's outputs), ``manifest.json``.
 Tensor names: ``<layer>.weight.codes`` int8 [O, ...] or, up to 4 bits, ``<layer>.weight.packed_codes`` uint8 (two a byte, see ``packing``;
-``shape`` of the layer in ``graph.json`` is [O, ...]); ``<layer>.weight.scale`` [O], ``<layer>.bias`` [O]; ``<quantizer>.scale`` [T],
-``<quantizer>.zero_point`` int8 [T], ``<quantizer>.dilation`` [C]; float leftovers under their parameter names.
+``shape`` of the layer in ``graph.json`` is [O, ...]); ``<layer>.weight.scale`` [O], or [O, B] for B blocks of input channels (see
+``weight_only``); ``<layer>.bias`` [O]; ``<quantizer>.scale`` [T], ``<quantizer>.zero_point`` int8 [T], ``<quantizer>.dilation`` [C]; float
+leftovers under their parameter names.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,13 +27,20 @@ from ..errors import ArtifactError
 from .calibration.trajectories import Trajectories
 from .graph.edit import set_tensor
 from .graph.graph_json import dump_graph, load_graph
-from .graph.plan import decode, encode
+from .graph.insertion import decode, encode
 from .integrity import check_quantizer, check_weight
 from .layers import ActivationQuantizer, QuantizedConv2d, QuantizedLinear, QuantizedMatmul, QuantizedWeight
 from .packing import PACKED_BITS, pack_int4, unpack_int4
+from .weight_only import WeightOnly, WeightOnlyConv2d, WeightOnlyLinear
 
+_WEIGHTED: dict[str, Callable[..., QuantizedWeight]] = {
+    "conv2d": QuantizedConv2d,
+    "linear": QuantizedLinear,
+    "weight-only-conv2d": WeightOnlyConv2d,
+    "weight-only-linear": WeightOnlyLinear,
+}
 MODEL, GRAPH, REFERENCE = "model.safetensors", "graph.json", "reference.safetensors"
-Layer = QuantizedConv2d | QuantizedLinear | QuantizedMatmul
+Layer = QuantizedConv2d | QuantizedLinear | QuantizedMatmul | WeightOnly
 
 
 @dataclass(frozen=True)
@@ -189,12 +197,11 @@ def _layer(name: str, config: dict[str, Any], tensors: dict[str, torch.Tensor]) 
         return QuantizedMatmul()
     if shape := config.pop("shape", None):  # without: a layer of more bits, or a checkpoint from before codes were packed
         tensors[f"{name}.weight.codes"] = unpack_int4(tensors.pop(f"{name}.weight.packed_codes"), shape)
-    check_weight(name, tensors, config["bits"])
+    check_weight(name, tensors, config["bits"], block=config.get("block"))
     codes, scale = tensors[f"{name}.weight.codes"], tensors[f"{name}.weight.scale"]
-    kind: type[QuantizedConv2d] | type[QuantizedLinear] = {"conv2d": QuantizedConv2d, "linear": QuantizedLinear}[op]
-    layer = kind(torch.zeros_like(codes, dtype=torch.float32), tensors.get(f"{name}.bias"), **config)
+    layer = _WEIGHTED[op](torch.zeros_like(codes, dtype=torch.float32), tensors.get(f"{name}.bias"), **config)
     layer.set_frozen(codes, scale)
-    return layer
+    return layer  # type: ignore[return-value]  # one of those in _WEIGHTED
 
 
 def _load(path: Path) -> dict[str, torch.Tensor]:

@@ -6,12 +6,20 @@ import math
 from enum import StrEnum
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from ..errors import UsageError
 
-PRESETS: dict[str, tuple[int, int]] = {"w8a8": (8, 8), "w6a6": (6, 6), "w4a8": (4, 8), "w4a4": (4, 4)}
+FLOAT_BITS = 16
+"""Activation bits that mean: activations stay float, and only weights are quantized."""
+
+PRESETS: dict[str, tuple[int, int]] = {"w8a8": (8, 8), "w6a6": (6, 6), "w4a8": (4, 8), "w4a4": (4, 4), "w4a16": (4, FLOAT_BITS)}
 """Name → (weight bits, activation bits)."""
+
+INTEGER_PRESETS = tuple(name for name, (_, bits) in PRESETS.items() if bits < FLOAT_BITS)
+"""The presets whose products are of integers."""
+
+_OF_ACTIVATIONS = ("softmax_bits", "dilation_relaxation", "temporal", "zero_points", "skip_halves")
 
 FIRST, LAST = "@first", "@last"
 """Patterns of ``keep`` for the layers that read the model's input and write its output."""
@@ -78,7 +86,11 @@ class QuantizeConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     weight_bits: Bits = 8
-    activation_bits: Bits = 8
+    activation_bits: Bits | Literal[16] = 8
+    """16: activations stay float (fp16 in an engine), only weights are quantized, and there are no tables."""
+    weight_block: Literal[0, 32, 64, 128] = 64
+    """Input channels of a linear layer that share a scale where only weights are quantized; 0: all of an output channel. Beside integer
+    activations a scale is for all of an output channel always: TensorRT refuses blocks there."""
     softmax_bits: Bits = 8
     """Bits of attention probabilities, whatever ``activation_bits`` are: of 64 tokens' nearly all are below half a step of 4 bits, and the
     INT8 product that reads them costs the same."""
@@ -120,6 +132,24 @@ class QuantizeConfig(BaseModel):
     lr_weight: float = Field(default=0.02, gt=0, lt=math.inf)
     """Steps of the weights per iteration, in units of their quantization step."""
     seed: int = Field(default=0, ge=0, lt=2**32)
+
+    @property
+    def weight_only(self) -> bool:
+        """Whether activations stay float."""
+        return self.activation_bits == FLOAT_BITS
+
+    @model_validator(mode="after")
+    def _nothing_is_ignored(self) -> QuantizeConfig:
+        """Refuse choices about activations where these stay float, and blocks where they do not."""
+        defaults = type(self).model_fields
+        given = [name for name in _OF_ACTIVATIONS if getattr(self, name) != defaults[name].default]
+        if self.weight_only and self.dilation not in (Dilation.AUTO, Dilation.NONE):
+            given.append("dilation")
+        if self.weight_only and given:
+            raise ValueError(f"activations stay float (activation_bits 16), and {', '.join(given)} would be ignored")
+        if not self.weight_only and self.weight_block != defaults["weight_block"].default:
+            raise ValueError("weight_block is for activation_bits 16: TensorRT refuses blocks of weights beside integer activations")
+        return self
 
     @classmethod
     def build(cls, preset: str = "w8a8", **options: Any) -> QuantizeConfig:

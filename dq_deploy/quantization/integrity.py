@@ -12,18 +12,26 @@ _TINY = torch.finfo(torch.float32).tiny
 
 def check_quantizer(name: str, tensors: dict[str, torch.Tensor], rows: int, bits: int, *, channels: int) -> None:
     """Tables of ``rows`` scales > 0 and int8 zero-points in range, and a dilation > 0 per channel."""
-    _check_scale(f"{name}.scale", tensors[f"{name}.scale"], rows, "calibrated timesteps")
+    _check_scale(f"{name}.scale", tensors[f"{name}.scale"], [rows], "calibrated timesteps")
     _check_codes(f"{name}.zero_point", tensors[f"{name}.zero_point"], bits, narrow=False)
     if tensors[f"{name}.zero_point"].shape != (rows,):
         raise ArtifactError(f"table '{name}.zero_point' has not one row for each of {rows} calibrated timesteps")
-    _check_scale(f"{name}.dilation", tensors[f"{name}.dilation"], channels, "channels")
+    _check_scale(f"{name}.dilation", tensors[f"{name}.dilation"], [channels], "channels")
 
 
-def check_weight(name: str, tensors: dict[str, torch.Tensor], bits: int) -> None:
-    """Codes [O, ...] int8 within the bits, a scale > 0 and, if there is one, a bias per output channel."""
+def check_weight(name: str, tensors: dict[str, torch.Tensor], bits: int, *, block: int | None = None) -> None:
+    """Codes [O, ...] int8 within the bits, a scale > 0 and, if there is one, a bias per output channel.
+
+    With a ``block`` (0: the whole row) the scales are [O, B], one for each block of input channels.
+    """
     codes = tensors[f"{name}.weight.codes"]
     _check_codes(f"{name}.weight.codes", codes, bits, narrow=True)
-    _check_scale(f"{name}.weight.scale", tensors[f"{name}.weight.scale"], len(codes), "output channels")
+    scale, expected = tensors[f"{name}.weight.scale"], [len(codes)]
+    if block is not None:
+        if codes.dim() != 2 or block < 0 or codes.shape[1] % (block or 1):
+            raise ArtifactError(f"'{name}' has blocks of {block} input channels, and its weight is {list(codes.shape)}")
+        expected = [len(codes), codes.shape[1] // block if block else 1]
+    _check_scale(f"{name}.weight.scale", scale, expected, "output channels" if block is None else "blocks")
     bias = tensors.get(f"{name}.bias")
     if bias is not None and (bias.shape != codes.shape[:1] or bias.dtype != torch.float32):
         raise ArtifactError(f"'{name}.bias' is {bias.dtype} {tuple(bias.shape)}, and the layer has {len(codes)} output channels")
@@ -39,8 +47,8 @@ def _check_codes(name: str, codes: torch.Tensor, bits: int, *, narrow: bool) -> 
         raise ArtifactError(f"'{name}' has codes from {int(codes.min())} to {int(codes.max())}; {bits} bits reach from {low} to {high}")
 
 
-def _check_scale(name: str, scale: torch.Tensor, count: int, what: str) -> None:
-    if scale.shape != (count,) or scale.dtype != torch.float32:
-        raise ArtifactError(f"table '{name}' is {scale.dtype} {tuple(scale.shape)}, and there are {count} {what}")
+def _check_scale(name: str, scale: torch.Tensor, shape: list[int], what: str) -> None:
+    if list(scale.shape) != shape or scale.dtype != torch.float32:
+        raise ArtifactError(f"table '{name}' is {scale.dtype} {tuple(scale.shape)}, and there are {' × '.join(map(str, shape))} {what}")
     if not bool((scale >= _TINY).all()):
         raise ArtifactError(f"table '{name}' has a zero, negative or subnormal value at row {int(scale.argmin())}")

@@ -23,7 +23,8 @@ from .config import QuantizeConfig
 from .distillation.block_trainer import BlockRecord
 from .distillation.distill import distill
 from .graph.fold import fold_dilations
-from .graph.plan import Plan, insert_quantizers
+from .graph.insertion import insert_quantizers
+from .graph.plan import Plan
 from .initial.initialize import Initialization, initialize
 from .prepare import Prepared, prepare
 from .running.device import exact_products, find_device, move

@@ -19,7 +19,7 @@ from .calibration.pipeline_source import PipelineSource
 from .calibration.schedules import plain_config
 from .calibration.source import CalibrationSource, Request, calibration_source
 from .calibration.trajectories import Model
-from .config import QuantizeConfig
+from .config import QuantizeConfig, SkipHalves
 from .distillation.trained import check_patterns
 from .graph.blocks import assign_blocks
 from .graph.capture import capture, input_names
@@ -99,7 +99,8 @@ def prepare(source: Any, config: QuantizeConfig, request: Request, *, scheduler:
     generator = torch.Generator().manual_seed(0)
     examples[names[0]] = torch.randn(2, *shape, generator=generator)
     float_graph = capture(model, {name: examples[name] for name in names})
-    halves = arrange_skip_halves(float_graph, config.skip_halves)
+    # Two ranges are a matter of activations; where these stay float, one product reads both.
+    halves = arrange_skip_halves(float_graph, SkipHalves.JOINT if config.weight_only else config.skip_halves)
     plan = make_plan(float_graph, config)
     check_patterns(config.train, [layer.name for layer in plan.quantized])
     assign_blocks(float_graph, plan, blocks)

@@ -10,12 +10,12 @@ from benchmarks.accuracy.methods import BY_NAME, COMPONENTS, DILATEQUANT, DILATI
 from benchmarks.accuracy.settings import Settings
 from dq_deploy.artifacts import sha256_json
 from dq_deploy.errors import UsageError
-from dq_deploy.quantization.config import PRESETS
+from dq_deploy.quantization.config import INTEGER_PRESETS
 
 SETTINGS = Settings()
 
 
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("preset", INTEGER_PRESETS)
 @pytest.mark.parametrize("family", ["unet", "transformer"])
 def test_every_method_is_a_valid_configuration_and_no_two_are_the_same(preset: str, family: str) -> None:
     ours = [m for m in METHODS if m.tool == "dq-deploy"]
@@ -39,7 +39,7 @@ def test_without_training_the_trained_methods_are_doubles_of_the_others() -> Non
     assert representative("end-to-end", "w4a4", untrained) == representative("wd-tpq", "w4a4", untrained)
 
 
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("preset", INTEGER_PRESETS)
 def test_components_are_all_eight_combinations(preset: str) -> None:
     assert set(COMPONENTS) == set(product([False, True], repeat=3))
     for (dilation, tables, distillation), name in COMPONENTS.items():

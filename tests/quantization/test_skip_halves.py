@@ -18,7 +18,7 @@ from dq_deploy.quantization.checkpoint import Checkpoint
 from dq_deploy.quantization.config import SkipHalves
 from dq_deploy.quantization.distillation.trained import selected
 from dq_deploy.quantization.graph.blocks import assign_blocks, split_blocks
-from dq_deploy.quantization.graph.plan import find_layers
+from dq_deploy.quantization.graph.products import find_layers
 from dq_deploy.quantization.graph.skip_halves import arrange_skip_halves, name_matches, whole_name
 from tests.tiny import SHAPE, captured, make_checkpoint, planned, tiny_unet
 

@@ -13,7 +13,7 @@ from torch.fx import GraphModule
 from ...errors import UsageError
 from ..config import QuantizeConfig
 from ..graph.blocks import Block
-from ..graph.plan import decode, encode
+from ..graph.insertion import decode, encode
 from ..graph.skip_halves import name_matches
 from ..layers import ActivationQuantizer, QuantizedWeight
 from .optimizers import TableAdam

@@ -15,7 +15,8 @@ from torch.fx import Graph, GraphModule, Node
 
 from ...errors import UsageError
 from .edit import aten
-from .plan import Plan, decode, float_name
+from .insertion import decode, float_name
+from .plan import Plan
 from .skip_halves import whole_name
 
 BLOCK_CLASSES = frozenset({

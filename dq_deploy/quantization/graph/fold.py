@@ -26,8 +26,8 @@ from torch.fx import GraphModule, Node
 
 from ..layers import ActivationQuantizer, QuantizedConv2d, QuantizedWeight
 from .edit import aten, set_tensor
+from .insertion import decode
 from .moves import MOVES, origins, reads
-from .plan import decode
 from .shapes import static_shape
 
 _HOMOGENEOUS = frozenset({aten.relu.default, aten.leaky_relu.default, aten.neg.default, aten.dropout.default})

@@ -12,10 +12,12 @@ from torch.fx import GraphModule, Interpreter, Node
 from ...errors import ArtifactError
 from ...progress import Progress, silent
 from ..calibration.trajectories import Trajectories
-from ..config import Dilation, QuantizeConfig
-from ..graph.plan import decode, float_name
+from ..config import Dilation, InitialRange, QuantizeConfig
+from ..graph.insertion import decode, float_name
 from ..layers import ActivationQuantizer, QuantizedWeight
+from ..weight_only import WeightOnly
 from .group_setter import DilationRecord, Group, GroupSetter
+from .ranges import resolve
 
 _FIT_SEEDS, _JUDGE_SEEDS = 8, 4  # all timesteps of so many trajectories: more changed no choice, and this is all in memory at once
 AUTO_RULES = (Dilation.NONE, Dilation.ASYMMETRIC, Dilation.SYMMETRIC, Dilation.LAYERWISE)
@@ -45,9 +47,12 @@ def initialize(float_graph: GraphModule, quantized: GraphModule, data: Trajector
     With AUTO the rules of ``AUTO_RULES`` are tried one after the other, and the one stays whose network has the best SNR on seeds that
     nothing was fitted on. Raises ArtifactError naming value, timestep and seed where an activation is NaN or Inf.
     """
+    _initialize_weight_only(quantized, config)
+    groups = quantizer_groups(quantized)
+    if not groups:
+        return Initialization([], Dilation.NONE.value, {})
     fit, judge = fit_and_judge(data)
     rules = AUTO_RULES if config.dilation is Dilation.AUTO else (config.dilation,)
-    groups = quantizer_groups(quantized)
     tried: dict[str, float] = {}
     best: tuple[Dilation, list[DilationRecord], dict[str, torch.Tensor]] | None = None
     with progress("initial scales", len(rules) * sum(map(len, groups.values()))) as advance:
@@ -60,6 +65,14 @@ def initialize(float_graph: GraphModule, quantized: GraphModule, data: Trajector
     if best[0] is not rules[-1]:
         quantized.load_state_dict(best[2])
     return Initialization(best[1], best[0].value, tried if len(rules) > 1 else {})
+
+
+def _initialize_weight_only(quantized: GraphModule, config: QuantizeConfig) -> None:
+    """Scales of the weights whose activations stay float: no activation has a say in them."""
+    for module in quantized.modules():
+        if isinstance(module, WeightOnly):
+            clip = resolve(config.initial_range, module.bits) is InitialRange.MSE
+            module.set_weight(module.weight.detach().clone(), clip=clip)
 
 
 def fit_and_judge(data: Trajectories) -> tuple[slice, slice]:

@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from dq_deploy.quantization.graph.capture import capture
 from dq_deploy.quantization.graph.edit import aten
-from dq_deploy.quantization.graph.plan import Layer, find_layers
+from dq_deploy.quantization.graph.products import Layer, find_layers
 
 C, T = 8, 16
 

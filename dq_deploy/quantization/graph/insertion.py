@@ -1,0 +1,122 @@
+"""The rewrite of a captured graph: quantizers and integer layers in the place of planned products, and their names in it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.fx import GraphModule, Node
+
+from ..layers import ActivationQuantizer, QuantizedConv2d, QuantizedLinear, QuantizedMatmul
+from ..numerics import code_range
+from ..weight_only import WeightOnlyConv2d, WeightOnlyLinear
+from .edit import drop_unused_tensors
+from .plan import Plan
+from .products import Layer
+from .shapes import static_shape
+
+
+def insert_quantizers(graph_module: GraphModule, plan: Plan, timesteps: torch.Tensor) -> None:
+    """Rewrite the captured graph in place: quantizer and integer layer in the place of every planned product.
+
+    Consumers of the same tensor with the same channel axis, bits and kind share one quantizer.
+    """
+    graph = graph_module.graph
+    timestep = next(n for n in graph.nodes if n.op == "placeholder" and n.target == "timestep")
+    shared: dict[tuple[Any, ...], Node] = {}
+    for layer in plan.quantized:
+        node = layer.node
+        operands = [a for a in node.args[:2] if isinstance(a, Node)] if layer.op == "matmul" else [node.args[0]]
+        calls = list(operands) if layer.weight_only else []
+        for position, operand in enumerate(operands if not layer.weight_only else []):
+            assert isinstance(operand, Node)
+            suffix = "input" if layer.op != "matmul" else ("lhs", "rhs")[position]
+            calls.append(_quantizer_call(graph_module, plan, layer, operand, f"{layer.name}.{suffix}", timestep, timesteps, shared))
+        target = _register(graph_module, "layers", layer.name, _build_layer(graph_module, layer))
+        with graph.inserting_before(node):
+            call = graph.call_module(target, tuple(calls))
+        call.meta = {**node.meta, "float_name": float_name(node)}
+        node.replace_all_uses_with(call)
+        graph.erase_node(node)
+        layer.node = call
+    graph.eliminate_dead_code()
+    drop_unused_tensors(graph_module, keep=("layers.", "quantizers."))
+    graph_module.recompile()
+
+
+def _quantizer_call(graph_module: GraphModule, plan: Plan, layer: Layer, x: Node, name: str, timestep: Node, timesteps: torch.Tensor,
+                    shared: dict[tuple[Any, ...], Node]) -> Node:  # fmt: skip
+    # Only on the left: its zero-point is then corrected by column sums of the right operand's codes.
+    is_softmax = layer.probabilities and x is layer.node.args[0]
+    axis = {"conv2d": 1, "linear": -1, "matmul": 0}[layer.op]
+    bits = plan.softmax_bits if is_softmax else layer.activation_bits
+    key = (x, axis, bits, is_softmax)
+    if key not in shared:
+        channels = 1 if layer.op == "matmul" else static_shape(x.meta["val"])[axis]
+        quantizer = ActivationQuantizer(
+            timesteps,
+            bits,
+            symmetric=(layer.op == "matmul" or not plan.zero_points) and not is_softmax,
+            axis=axis,
+            channels=channels,
+            fixed=is_softmax,
+            static=not (plan.temporal or is_softmax),
+        )
+        if is_softmax:  # probabilities lie in [0, 1] at every timestep: code = round((2^b − 1)·P) − 2^(b−1)
+            qmin, qmax = code_range(bits)
+            rows = len(timesteps)
+            quantizer.set_tables(torch.full((rows,), 1 / (qmax - qmin)), torch.full((rows,), float(qmin)))
+        target = _register(graph_module, "quantizers", name, quantizer)
+        anchor = max(n for n in graph_module.graph.nodes if n.op == "placeholder") if x.op == "placeholder" else x
+        with graph_module.graph.inserting_after(anchor):
+            shared[key] = graph_module.graph.call_module(target, (x, timestep))
+        shared[key].meta = {**layer.node.meta, "val": x.meta["val"], "quantizer": name}
+    call = shared[key]
+    layer.quantizers.append(call.meta["quantizer"])
+    return call
+
+
+def float_name(node: Node) -> str:
+    """Name of the value in the float graph that this node's value stands for."""
+    return str(node.meta.get("float_name", node.name))
+
+
+def _register(graph_module: GraphModule, kind: str, name: str, module: nn.Module) -> str:
+    target = f"{kind}.{encode(name)}"
+    graph_module.add_submodule(target, module)
+    return target
+
+
+def encode(name: str) -> str:
+    """A dotted layer name as one attribute name (layers may nest in each other's names, modules must not)."""
+    return name.replace(".", "/")
+
+
+def decode(target: str) -> str:
+    """The layer or quantizer name in a call_module target."""
+    return target.split(".", 1)[1].replace("/", ".")
+
+
+def _build_layer(graph_module: GraphModule, layer: Layer) -> nn.Module:
+    if layer.op == "matmul":
+        return QuantizedMatmul()
+    arguments = [*layer.node.args]
+    weight = graph_module.get_buffer(str(arguments[1].target))  # type: ignore[union-attr]
+    bias = arguments[2] if len(arguments) > 2 else layer.node.kwargs.get("bias")
+    bias_tensor = graph_module.get_buffer(str(bias.target)) if isinstance(bias, Node) else None
+    if layer.op == "linear" and layer.weight_only:
+        return WeightOnlyLinear(weight, bias_tensor, layer.weight_bits, layer.weight_block)
+    if layer.op == "linear":
+        return QuantizedLinear(weight, bias_tensor, layer.weight_bits)
+    kind = WeightOnlyConv2d if layer.weight_only else QuantizedConv2d
+    return kind(weight, bias_tensor, layer.weight_bits, *conv_geometry(arguments))
+
+
+def conv_geometry(arguments: Sequence[Any]) -> tuple[list[int], list[int], list[int], int]:
+    """Stride, padding, dilation and groups of an ``aten.conv2d`` call, with its defaults for what is not given."""
+    defaults: list[Any] = [[1, 1], [0, 0], [1, 1], 1]
+    given = list(arguments[3:7])
+    stride, padding, dilation, groups = given + defaults[len(given) :]
+    return list(stride), list(padding), list(dilation), int(groups)

@@ -1,0 +1,119 @@
+"""Every product of a captured graph: what multiplies, by which name, and whether integers could do it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch.fx import GraphModule, Node
+
+from ..config import FLOAT_BITS
+from .edit import aten
+from .rewrites.probabilities import is_probability
+from .shapes import static_shape
+
+Op = Literal["conv2d", "linear", "matmul"]
+# Products that the rewrite has no integer form for; they stay in float and say so.
+_OTHER_PRODUCTS = {
+    aten.conv2d.padding: "conv2d", aten.conv3d.default: "conv3d", aten.conv3d.padding: "conv3d",
+    aten.conv_transpose1d.default: "conv_transpose1d", aten.conv_transpose2d.input: "conv_transpose2d",
+    aten.conv_transpose3d.input: "conv_transpose3d", aten.einsum.default: "einsum", aten.tensordot.default: "tensordot",
+    aten.bilinear.default: "bilinear", aten.mv.default: "matrix times vector",
+}  # fmt: skip
+
+
+@dataclass
+class Layer:
+    """One product in the graph. ``macs`` are multiply-accumulates per sample."""
+
+    name: str
+    op: str
+    macs: int
+    node: Node
+    weight_bits: int = 8
+    activation_bits: int = 8
+    weight_block: int = 0  # input channels that share a scale; 0: all
+    float_reason: str | None = None
+    kept: bool = False  # in float by choice
+    probabilities: bool = False  # of attention, as the left operand
+    quantizers: list[str] = field(default_factory=list)
+
+    @property
+    def weight_only(self) -> bool:
+        """Whether its activation stays float."""
+        return self.activation_bits == FLOAT_BITS
+
+    def record(self) -> dict[str, Any]:
+        """The manifest's entry."""
+        if self.float_reason:
+            return {"name": self.name, "op": self.op, "macs": self.macs, "reason": self.float_reason}
+        bits = {"weight_bits": self.weight_bits} if self.op != "matmul" else {}
+        if self.weight_only:
+            bits["weight_block"] = self.weight_block
+        return {
+            "name": self.name,
+            "op": self.op,
+            "macs": self.macs,
+            **bits,
+            "activation_bits": self.activation_bits,
+            "quantizers": self.quantizers,
+        }
+
+
+def find_layers(graph_module: GraphModule) -> Iterator[Layer]:
+    """Every product of a captured graph, named by its module path."""
+    taken: set[str] = set()
+    batch = {str(n.meta["val"].shape[0]) for n in graph_module.graph.nodes if n.op == "placeholder"}
+    for node in graph_module.graph.nodes:
+        if node.op != "call_function":
+            continue
+        op = _op(node)
+        if op is None and node.target not in _OTHER_PRODUCTS:
+            continue
+        name = _unique(f"{node.meta['path']}.matmul".lstrip(".") if op == "matmul" else node.meta["path"] or node.name, taken)
+        layer = Layer(name, op or _OTHER_PRODUCTS[node.target], _macs(node), node)
+        layer.float_reason = None if op else f"no integer form for {_OTHER_PRODUCTS[node.target]}"
+        if op:
+            layer.float_reason = _why_not(node, op, batch)
+        layer.probabilities = op == "matmul" and isinstance(node.args[0], Node) and is_probability(node.args[0])
+        yield layer
+
+
+def _op(node: Node) -> Op | None:
+    if node.target == aten.conv2d.default:
+        return "conv2d"
+    if node.target == aten.linear.default:
+        return "linear"
+    return "matmul" if node.target == aten.matmul.default else None
+
+
+def _why_not(node: Node, op: Op, batch: set[str]) -> str | None:
+    """Why a product cannot be quantized. ``batch`` are the symbols of the inputs' first dimensions."""
+    operands = node.args[:2] if op == "matmul" else node.args[:1]
+    for operand in operands:
+        value = operand.meta.get("val") if isinstance(operand, Node) else None
+        if not isinstance(value, torch.Tensor) or str(value.shape[0]) not in batch:
+            return "an operand's first dimension is not the batch, so a row per sample cannot be selected"
+    if op != "matmul" and any(isinstance(a, Node) and a.op != "get_attr" for a in node.args[1:3]):
+        return "its weight or bias is computed from the input, not a parameter"
+    return None
+
+
+def _unique(name: str, taken: set[str]) -> str:
+    candidate, count = name, 1
+    while candidate in taken:
+        candidate, count = f"{name}_{count}", count + 1
+    taken.add(candidate)
+    return candidate
+
+
+def _macs(node: Node) -> int:
+    out = math.prod(static_shape(node.meta["val"])) if isinstance(node.meta.get("val"), torch.Tensor) else 0
+    weight = node.args[1] if len(node.args) > 1 else None
+    if not isinstance(weight, Node):
+        return out
+    shape = static_shape(weight.meta["val"])
+    return out * (shape[-2] if node.target == aten.matmul.default else math.prod(shape[1:]))
