@@ -65,6 +65,28 @@ def calibration_options(command: Callable[..., Any]) -> Callable[..., Any]:
 _CALIBRATION = ("prompts", "negative_prompt", "classes", "lora", "lora_scale")
 
 
+def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Options of an engine's build, handed over as ``engine_options``: those that were given."""
+
+    @functools.wraps(command)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        given = {name: kwargs.pop(name) for name in _ENGINE_OPTIONS}
+        return command(*args, engine_options={name: value for name, value in given.items() if value not in (None, False)}, **kwargs)
+
+    for option in reversed((
+        click.option(
+            "--int8-kernels",
+            type=click.Choice(["auto", "always", "never"]),
+            help="openvino: INT8 kernels unless they saturate on the CPU that loads the engine, always, or never.  [default: auto]",
+        ),
+    )):  # fmt: skip
+        wrapper = option(wrapper)
+    return wrapper
+
+
+_ENGINE_OPTIONS = ("int8_kernels",)
+
+
 force_option = click.option("--force", is_flag=True, help="Replace the output if it is one of ours.")
 
 

@@ -1,7 +1,7 @@
 """The child process that builds one engine: ``python -m dq_deploy.engines.tensorrt_child request.json``.
 
 It exists because a builder can crash, hang or be killed for memory, during the build and after it. It prints the builder's verbose log to
-standard output, writes the plan and then the result; what went wrong is read from the log by ``tensorrt_process.py``.
+standard output, writes the plan and then the result; what went wrong is read from the log by ``build_process.py``.
 
 Both TensorRT families take the same path through Polygraphy; only the configuration differs.
 """
@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from .tensorrt_request import BuildRequest, BuildResult
+from .build_request import BuildRequest, BuildResult
 
 # CUdevice_attribute of cuda.h
 _COMPUTE_CAPABILITY_MAJOR, _COMPUTE_CAPABILITY_MINOR = 75, 76
@@ -32,13 +32,7 @@ def main(request_path: str) -> None:
     # Before the long step: without a driver the enterprise builder could only fail later, and less clearly.
     capability = request.compute_capability or gpu_compute_capability()
     sha256 = _build(request, trt)
-    result = BuildResult(plan_sha256=sha256, version=str(trt.__version__), compute_capability=capability)
-    partial = Path(request.result + ".partial")
-    with partial.open("w") as stream:
-        stream.write(result.model_dump_json())
-        stream.flush()
-        os.fsync(stream.fileno())
-    partial.rename(request.result)
+    BuildResult(sha256={request.plan: sha256}, version=str(trt.__version__), compute_capability=capability).write(request.result)
 
 
 def _build(request: BuildRequest, trt: Any) -> str:
