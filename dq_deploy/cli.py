@@ -13,7 +13,17 @@ import click
 
 from . import cli_tables as tables
 from .cli_errors import known_error, one_line
-from .cli_options import calibration_options, common, engine_options, force_option, output_folder, parse_keep, read_config, whole_numbers
+from .cli_options import (
+    calibration_options,
+    common,
+    engine_options,
+    force_option,
+    output_folder,
+    parse_keep,
+    read_config,
+    size_range,
+    whole_numbers,
+)
 from .console import Output
 from .errors import UsageError
 
@@ -224,6 +234,7 @@ def build_engine(
     capabilities: tuple[str, ...],
     batch: str,
     engine_options: dict[str, Any],
+    sizes: dict[str, tuple[int, int, int]],
     timeout: float | None,
     force: bool,
     output: Output,
@@ -235,15 +246,13 @@ def build_engine(
     from .engines.build import build_engine as run_build
     from .engines.build import load_report
 
-    sizes = whole_numbers(batch, "--batch")
-    if len(sizes) != 3:
-        raise UsageError(f"--batch takes MIN,OPT,MAX, not '{batch}'")
     artifact = run_build(
         bundle,
         destination,
         backend=backend,
         compute_capabilities=capabilities or None,
-        batch=(sizes[0], sizes[1], sizes[2]),
+        batch=size_range(batch, "--batch"),
+        sizes=sizes,
         timeout_s=timeout,
         force=force,
         progress=output.progress,

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 import dq_deploy
 
 from ..artifacts import sha256_file
-from ..errors import ArtifactError, DqDeployError, EnvironmentProblem, ResourceError
+from ..errors import ArtifactError, DqDeployError, EnvironmentProblem, ResourceError, UsageError
 from .build_request import Backend, BuildRequest, BuildResult
 
 # A builder that fails to start a thread (seen under a memory limit) waits for it for ever. No output and no CPU time for so long is a hang.
@@ -29,6 +29,7 @@ _LAST_LINES = 8
 _MEMORY = re.compile(r"std::bad_alloc|out ?of ?memory|MemoryError|cannot allocate memory|failed to map segment|cudaErrorMemory\w+", re.I)
 _THREADS = re.compile(r"Resource temporarily unavailable")
 _DISK = re.compile(r"No space left on device|Disk quota exceeded")
+_WORKSPACE = re.compile(r"within workspace limit")
 _IMPORT = re.compile(r"^(?:ImportError|ModuleNotFoundError): .*|^OSError: .*\.so.*|^RuntimeError: CUDA driver: .*", re.MULTILINE)
 _UNPARSED = re.compile(r"In node (?P<index>-?\d+) with name: (?P<name>.*?) and operator: (?P<op>\S+) \(.*?\): \w+: (?P<message>.*)")
 _ERROR_LINE = re.compile(r"^\[(?:E|!)\] (.*)$", re.MULTILINE)
@@ -133,7 +134,8 @@ def diagnose(failure: Failure) -> DqDeployError | RuntimeError:
     """The error that a failed build ends with.
 
     ResourceError: out of memory, disk full, killed, hanging, time limit. ArtifactError: the builder refused the graph (with the node) or
-    crashed on it. EnvironmentProblem: the libraries do not load, or crash before they see the graph. RuntimeError: a bug of ours.
+    crashed on it. UsageError: an option leaves it no choice. EnvironmentProblem: the libraries do not load, or crash before they see the
+    graph. RuntimeError: a bug of ours.
     """
     return _resource(failure) or _crash(failure) or _refusal(failure)
 
@@ -176,6 +178,8 @@ def _refusal(failure: Failure) -> DqDeployError | RuntimeError:
         return EnvironmentProblem(
             f"the builder's libraries do not load: {match[0]}", "check the driver and memory limits, and reinstall its packages"
         )
+    if _WORKSPACE.search(failure.log):
+        return UsageError("no kernel can work in so little workspace", "give a larger --workspace-mb, or leave it out")
     if unparsed := list(dict.fromkeys(_UNPARSED.findall(failure.log))):
         nodes = [f"node '{name}' ({op}): {message.strip()}" for _, name, op, message in unparsed]
         return ArtifactError(f"the builder refuses the graph: {'; '.join(nodes)}", "export the bundle again with this dq-deploy")

@@ -69,7 +69,7 @@ def _engines_of(artifact: Artifact, asked: Sequence[Engine] | None) -> Sequence[
 
 def _runtimes_of_engine(artifact: Artifact, asked: Sequence[Engine] | None) -> Sequence[Engine]:
     """An engine runs on what it was built for; of what was asked for, those that are that."""
-    backend = artifact.manifest.details["backend"]
+    backend = artifact.manifest.details.get("backend", "tensorrt")
     if backend != "openvino":
         raise EnvironmentProblem(
             f"TensorRT engines run in TensorRT's own runtime on a GPU, not here: {artifact.path}",

@@ -148,6 +148,13 @@ def network(path: Path, **options: Any) -> Artifact:
     return make_bundle(path, graph, output, ["batch", 8, 8, 8], rank=3, **options)
 
 
+def any_size(path: Path) -> Artifact:
+    """Two convs on pictures of any height and width."""
+    graph = Graph()
+    output = graph.conv(graph.conv("sample", "first", 8, 16), "second", 16, 8)
+    return make_bundle(path, graph, output, ["batch", 8, "height", "width"])
+
+
 def int4_linear(path: Path) -> Artifact:
     """A MatMul with INT4 weights and INT8 activations."""
     graph = Graph()
