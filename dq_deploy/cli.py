@@ -13,7 +13,17 @@ import click
 
 from . import cli_tables as tables
 from .cli_errors import known_error, one_line
-from .cli_options import calibration_options, common, force_option, output_folder, parse_keep, read_config, whole_numbers
+from .cli_options import (
+    calibration_options,
+    common,
+    engine_options,
+    force_option,
+    output_folder,
+    parse_keep,
+    read_config,
+    size_range,
+    whole_numbers,
+)
 from .console import Output
 from .errors import UsageError
 
@@ -200,9 +210,9 @@ def export(
 @output_folder("engine")
 @click.option(
     "--backend",
-    type=click.Choice(["tensorrt-rtx", "tensorrt"]),
+    type=click.Choice(["tensorrt-rtx", "tensorrt", "openvino"]),
     required=True,
-    help="tensorrt-rtx builds without a GPU; tensorrt needs the GPU it is for.",
+    help="tensorrt-rtx builds without a GPU; tensorrt needs the GPU it is for; openvino is for CPUs.",
 )
 @click.option(
     "--compute-capability",
@@ -210,7 +220,10 @@ def export(
     multiple=True,
     help="GPU generation, such as 8.9; repeatable (tensorrt-rtx only).  [default: 8.9 and 12.0]",
 )
-@click.option("--batch", default="1,1,8", show_default=True, metavar="MIN,OPT,MAX", help="Batch sizes of the optimization profile.")
+@click.option(
+    "--batch", default="1,1,8", show_default=True, metavar="MIN,OPT,MAX", help="Batch sizes: the smallest, the usual, the largest."
+)
+@engine_options
 @click.option("--timeout", type=float, help="Seconds that one build may take.")
 @force_option
 @common
@@ -220,29 +233,30 @@ def build_engine(
     backend: str,
     capabilities: tuple[str, ...],
     batch: str,
+    engine_options: dict[str, Any],
+    sizes: dict[str, tuple[int, int, int]],
     timeout: float | None,
     force: bool,
     output: Output,
 ) -> None:
-    """Build a TensorRT engine from BUNDLE, with a report of what every layer runs in.
+    """Build an engine of TensorRT or OpenVINO from BUNDLE, with a report of what every layer runs in.
 
     The graph is linted first (see check --lint); an error ends the command with exit code 3 before anything is built.
     """
     from .engines.build import build_engine as run_build
     from .engines.build import load_report
 
-    sizes = whole_numbers(batch, "--batch")
-    if len(sizes) != 3:
-        raise UsageError(f"--batch takes MIN,OPT,MAX, not '{batch}'")
     artifact = run_build(
         bundle,
         destination,
         backend=backend,
         compute_capabilities=capabilities or None,
-        batch=(sizes[0], sizes[1], sizes[2]),
+        batch=size_range(batch, "--batch"),
+        sizes=sizes,
         timeout_s=timeout,
         force=force,
         progress=output.progress,
+        **engine_options,
     )
     tables.show_engine(artifact, [report.summary() for report in load_report(artifact)], output)
 
@@ -281,8 +295,8 @@ def check(bundle: Path, checkpoint: Path | None, lints: bool, output: Output) ->
 
 
 @cli.command()
-@click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="BUNDLE...")
-@click.option("--baseline", type=click.Path(path_type=Path), help="Bundle that the others are compared with.  [default: the first]")
+@click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="PATH...")
+@click.option("--baseline", type=click.Path(path_type=Path), help="Which of them the others are compared with.  [default: the first]")
 @click.option("--batch", default="1", show_default=True, metavar="N[,N...]", help="Batch sizes.")
 @click.option("--runs", default=50, show_default=True, help="Timed runs of each contender.")
 @click.option(
@@ -307,7 +321,7 @@ def bench(
     max_ratio: float | None,
     output: Output,
 ) -> None:
-    """Time bundles against each other, interleaved, on every engine that can run here."""
+    """Time bundles and built engines against each other, interleaved, on every engine that can run here."""
     from .engines.bench import bench as run_bench
     from .engines.bench import contenders_from
 
@@ -337,7 +351,11 @@ def bench(
 @click.option("--classes", metavar="LIST", help="Classes to draw in turn with a class-conditional model, such as 0-9,3.  [default: all]")
 @click.option("--guidance-scale", type=float, help="Classifier-free guidance of a class-conditional model.  [default: as calibrated]")
 @click.option(
-    "--runtime", type=click.Choice(["auto", "onnxruntime", "openvino"]), default="auto", show_default=True, help="Engine for a bundle."
+    "--runtime",
+    type=click.Choice(["auto", "onnxruntime", "openvino"]),
+    default="auto",
+    show_default=True,
+    help="Engine for a bundle; a built engine runs on its own.",
 )
 @click.option(
     "--compare-float/--no-compare-float",
@@ -349,7 +367,7 @@ def bench(
 @common
 def sample(path: Path, destination: Path, count: int, seed: int, steps: int | None, classes: str | None, guidance_scale: float | None,
            runtime: Any, compare_float: bool, force: bool, output: Output) -> None:  # fmt: skip
-    """Draw pictures with PATH (a bundle or a checkpoint) in the diffusers pipeline and write them as one grid."""
+    """Draw pictures with PATH (a bundle, a checkpoint or an engine of OpenVINO) in the diffusers pipeline and write them as one grid."""
     from .sampling import sample as run_sample
 
     result = run_sample(

@@ -65,6 +65,59 @@ def calibration_options(command: Callable[..., Any]) -> Callable[..., Any]:
 _CALIBRATION = ("prompts", "negative_prompt", "classes", "lora", "lora_scale")
 
 
+def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Options of an engine's build, handed over as ``engine_options`` (those that were given) and ``sizes`` (of dynamic dimensions)."""
+
+    @functools.wraps(command)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        given = {name: kwargs.pop(name) for name in _ENGINE_OPTIONS}
+        given = {name: value for name, value in given.items() if value is not None and value is not False}  # 0 is a level
+        sizes = {name: size_range(value, f"--{name}") for name in _DIMENSIONS if (value := kwargs.pop(name)) is not None}
+        return command(*args, engine_options=given, sizes=sizes, **kwargs)
+
+    dimensions = (click.option(f"--{name}", metavar="MIN,OPT,MAX", help=f"Sizes of a dynamic {name}.") for name in _DIMENSIONS)
+    for option in reversed((
+        *dimensions,
+        click.option("--optimization-level", type=int, help="tensorrt-rtx, tensorrt: 0 (fast build) to 5 (thorough).  [default: 3]"),
+        click.option("--workspace-mb", type=int, metavar="MIB", help="tensorrt-rtx, tensorrt: GPU memory that one kernel may work in."),
+        click.option("--weight-streaming", is_flag=True, help="tensorrt-rtx, tensorrt: weights may stay in host memory."),
+        click.option("--timing-cache", type=click.Path(path_type=Path), help="tensorrt: file of kernel timings; builds may share it."),
+        click.option(
+            "--hardware-compatibility",
+            type=click.Choice(["ampere-plus", "same-compute-capability"]),
+            help="tensorrt: which other GPUs the engine must run on too.",
+        ),
+        click.option("--version-compatible", is_flag=True, help="tensorrt: later releases of the same major version read it too."),
+        click.option(
+            "--int8-kernels",
+            type=click.Choice(["auto", "always", "never"]),
+            help="openvino: INT8 kernels unless they saturate on the CPU that loads the engine, always, or never.  [default: auto]",
+        ),
+    )):  # fmt: skip
+        wrapper = option(wrapper)
+    return wrapper
+
+
+_DIMENSIONS = ("height", "width", "tokens")
+_ENGINE_OPTIONS = (
+    "optimization_level",
+    "workspace_mb",
+    "weight_streaming",
+    "timing_cache",
+    "hardware_compatibility",
+    "version_compatible",
+    "int8_kernels",
+)
+
+
+def size_range(text: str, option: str) -> tuple[int, int, int]:
+    """MIN,OPT,MAX. Raises UsageError."""
+    sizes = whole_numbers(text, option)
+    if len(sizes) != 3:
+        raise UsageError(f"{option} takes MIN,OPT,MAX, not '{text}'")
+    return sizes[0], sizes[1], sizes[2]
+
+
 force_option = click.option("--force", is_flag=True, help="Replace the output if it is one of ours.")
 
 

@@ -88,7 +88,7 @@ def show_engine(engine: Artifact, reports: Sequence[dict[str, Any]], output: Out
     """The layer report of every compute capability, in figures; warns of each planned layer that does not run in INT8."""
     rows = [
         (
-            report["compute_capability"],
+            report["compute_capability"] or "CPU",
             f"{report['planned_int8']} of {report['planned_layers']}",
             _counts(report["conv_by_precision"]),
             _counts(report["gemm_by_precision"]),
@@ -97,9 +97,14 @@ def show_engine(engine: Artifact, reports: Sequence[dict[str, Any]], output: Out
         )
         for report in reports
     ]
-    output.table(str(engine.path), ("compute capability", "planned layers in INT8", "convs", "GEMMs", "kernels", "weights"), rows)
-    for name in sorted({name for report in reports for name in [*report["not_int8"], *report["not_found"]]}):
+    output.table(str(engine.path), ("built for", "planned layers in INT8", "convs", "GEMMs", "kernels", "weights"), rows)
+    amiss = sorted({name for report in reports for name in [*report["not_int8"], *report["not_found"]]})
+    for name in amiss[:_SHOWN_LAYERS]:
         output.warn(f"layer {name} does not run in INT8")
+    if len(amiss) > _SHOWN_LAYERS:
+        output.warn(f"and {len(amiss) - _SHOWN_LAYERS} more layers (--format json has them all)")
+    if engine.manifest.details.get("built_on", {}).get("int8_saturates"):
+        output.note("OpenVINO's INT8 kernels saturate on this CPU, which has no VNNI: see --int8-kernels")
     output.text(reports[0]["statement"])
     output.data({"engine": engine.path, "reports": reports})
 

@@ -65,7 +65,7 @@ def sample(
     force: bool = False,
     progress: Progress = silent,
 ) -> SampleResult:
-    """Draw ``n`` pictures with DDIM from a bundle or a checkpoint and write them as one PNG, the float model's beside them.
+    """Draw ``n`` pictures with DDIM from a bundle, a checkpoint or an engine and write them as one PNG, the float model's beside them.
 
     Each picture has a seed of its own, made of ``seed`` and its number, so it does not depend on ``batch_size``. ``steps`` defaults to the
     number of calibrated timesteps. A class-conditional model draws ``classes`` in turn (numbers, or "0-9,3"), all of them by default, with
@@ -224,7 +224,9 @@ def _conditioning(artifact: Artifact, classes: str | Sequence[int] | None, guida
 
 def _quantized(artifact: Artifact, runtime: Runtime) -> tuple[DropInModel, str]:
     """The model to draw with, and what runs it."""
-    if artifact.manifest.kind != "checkpoint":
+    if artifact.manifest.kind == "engine":
+        return load(artifact, runtime=runtime), artifact.manifest.details["backend"]
+    if artifact.manifest.kind == "bundle":
         return load(artifact, runtime=runtime), "openvino" if runtime == "openvino" else "onnxruntime"
     from .quantization.checkpoint import load_checkpoint
 

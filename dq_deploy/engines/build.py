@@ -1,13 +1,17 @@
-"""Bundle → engine: checks and the lint first, then one child process for each compute capability, then the layer reports and the manifest.
+"""Bundle → engine: checks and the lint first, then one child process for each device, then the layer reports and the manifest.
 
-An engine folder holds ``model.smXY.engine`` and ``layers.smXY.json`` for each compute capability. Its manifest's ``details``:
+An engine folder of TensorRT holds ``model.smXY.engine`` and ``layers.smXY.json`` for each compute capability, one of OpenVINO its IR
+(``model.xml`` and ``model.bin``) and ``layers.cpu.json``. The manifest's ``details``:
 
-    backend, version        "tensorrt-rtx" or "tensorrt", and the builder's version
+    backend, version        "tensorrt-rtx", "tensorrt" or "openvino", and the builder's version
     statement               what the figures below are: chosen by the compiler, not executed
-    engines                 one entry each: compute_capability, file, report, weights_bytes, kernels, int8_share_conv, int8_share_gemm,
-                            planned_layers, planned_int8
+    engines                 one entry each: compute_capability (null for a CPU), file, report, weights_bytes, kernels, int8_share_conv,
+                            int8_share_gemm, planned_layers, planned_int8
     profile                 input name → [min, opt, max] shapes
-    batch                   [min, opt, max]
+    batch, sizes            [min, opt, max] of the batch, and of every other dynamic dimension by its name
+    options                 those of BuildOptions that were asked for
+    bundle                  where the bundle was: with the rest, all that it takes to build the engine again
+    built_on                OpenVINO alone: the CPU whose kernels the report shows, and whether its INT8 kernels saturate
     and what the bundle says of itself: component, pipeline_class, model_config, sample_shape, inputs, output, source, target, dtype, float
 """
 
@@ -25,11 +29,13 @@ from ..artifacts import Artifact, Manifest, check_output, create_artifact, open_
 from ..errors import ArtifactError, EnvironmentProblem, UsageError
 from ..exporters.lint import lint
 from ..progress import Progress, silent
+from .build_options import BuildOptions
+from .build_plan import Range, check_backend, check_capabilities, check_graph, input_profile
+from .build_process import run_child
+from .build_request import Backend, BuildRequest, ShapeRange
 from .layer_dump import parse_dump
 from .layer_report import STATEMENTS, LayerReport, build_report
-from .tensorrt_plan import Range, check_backend, check_capabilities, check_graph, input_profile
-from .tensorrt_process import run_child
-from .tensorrt_request import Backend, BuildRequest, ShapeRange
+from .machine import machine_info
 
 # Carried over, so that an engine folder can be run without its bundle.
 _FROM_BUNDLE = ("component", "pipeline_class", "model_config", "sample_shape", "inputs", "output", "source", "target", "dtype", "float")
@@ -42,6 +48,7 @@ class _Job:
     bundle: Artifact
     backend: Backend
     profile: dict[str, ShapeRange]
+    options: BuildOptions
     timeout_s: float | None
 
 
@@ -56,10 +63,12 @@ def build_engine(
     force: bool = False,
     timeout_s: float | None = None,
     progress: Progress | None = None,
+    **options: Any,
 ) -> Artifact:
     """Compile a ``tensorrt`` bundle into engines, one for each compute capability ("8.9" and "12.0" by default for TensorRT-RTX).
 
     ``batch`` and ``sizes`` (by name of the dynamic dimension, such as "height") are the (min, opt, max) of the optimization profile;
+    OpenVINO takes shapes from min to max, and its report shows the kernels that it chooses at opt. ``options`` are those of BuildOptions;
     ``timeout_s`` limits each build. Everything is checked before the first build starts, the graph by the lint too; ``output`` appears only
     when all succeeded.
 
@@ -71,20 +80,21 @@ def build_engine(
     if timeout_s is not None and not timeout_s > 0:
         raise UsageError(f"the time limit of a build is {timeout_s} s, and it must be above 0")
     known = check_backend(backend)
+    asked = BuildOptions.build(known, **options)
     capabilities = check_capabilities(known, compute_capabilities)
     profile = input_profile(source.manifest.details["inputs"], batch, sizes or {})
     check_output(Path(output), force=force)
     check_graph(source)
     lint(source, target="tensorrt").enforce()
-    job = _Job(source, known, profile, timeout_s)
-    manifest = _manifest(source, known, batch, profile)
+    job = _Job(source, known, profile, asked, timeout_s)
+    manifest = _manifest(job, {"batch": list(batch), "sizes": {name: list(values) for name, values in (sizes or {}).items()}})
     title = f"building with {known}"
     with create_artifact(output, manifest, force=force) as folder, (progress or silent)(title, len(capabilities)) as advance:
         for capability in capabilities:
             report = _build_one(job, folder, capability)
             manifest.details["version"] = report.version
             manifest.details["engines"].append(_entry(report))
-            advance(1, f"compute capability {report.compute_capability}")
+            advance(1, f"compute capability {report.compute_capability}" if report.compute_capability else "CPU")
     return open_artifact(output, "engine")
 
 
@@ -105,25 +115,29 @@ def _check_target(bundle: Artifact) -> None:
     target = bundle.manifest.details.get("target")
     if target != "tensorrt":
         raise ArtifactError(
-            f"{bundle.path} was exported for target '{target}', and TensorRT takes scales that are known when the engine is built",
+            f"{bundle.path} was exported for target '{target}', and engines take scales that are known when they are built",
             "export it again with: dq-deploy export CHECKPOINT -o BUNDLE --target tensorrt",
         )
 
 
-def _manifest(bundle: Artifact, backend: Backend, batch: Range, profile: Mapping[str, ShapeRange]) -> Manifest:
-    origin = bundle.manifest
+def _manifest(job: _Job, shapes: Mapping[str, Any]) -> Manifest:
+    origin = job.bundle.manifest
     details: dict[str, Any] = {key: origin.details[key] for key in _FROM_BUNDLE if key in origin.details}
     details |= {
-        "backend": backend,
-        "statement": STATEMENTS[backend],
+        "backend": job.backend,
+        "statement": STATEMENTS[job.backend],
         "engines": [],
-        "batch": list(batch),
-        "profile": {name: [list(shape) for shape in shapes] for name, shapes in profile.items()},
+        "profile": {name: [list(shape) for shape in ranges] for name, ranges in job.profile.items()},
+        "bundle": str(job.bundle.path),
+        "options": job.options.asked(),
+        **shapes,
     }
+    if job.backend == "openvino":
+        details["built_on"] = _this_cpu()
     return Manifest(
         kind="engine",
         model=origin.model,
-        parent=bundle.as_parent,
+        parent=job.bundle.as_parent,
         quantization=origin.quantization,
         scheduler=origin.scheduler,
         timesteps=origin.timesteps,
@@ -131,9 +145,16 @@ def _manifest(bundle: Artifact, backend: Backend, batch: Range, profile: Mapping
     )
 
 
+def _this_cpu() -> dict[str, Any]:
+    from .openvino import int8_saturates
+
+    machine = machine_info()
+    return {"cpu": machine["cpu"], "instructions": machine["instructions"], "int8_saturates": int8_saturates()}
+
+
 def _build_one(job: _Job, folder: Path, capability: tuple[int, int] | None) -> LayerReport:
-    # The plan is written where it will stay, on the output's disk; which GPU it is for may be known only afterwards.
-    plan = folder / "model.engine.partial"
+    # The engine is written where it will stay, on the output's disk; which GPU it is for may be known only afterwards.
+    plan = folder / ("model.xml" if job.backend == "openvino" else "model.engine.partial")
     with tempfile.TemporaryDirectory(prefix="dq-deploy-build-") as scratch:
         request = BuildRequest(
             backend=job.backend,
@@ -142,33 +163,36 @@ def _build_one(job: _Job, folder: Path, capability: tuple[int, int] | None) -> L
             result=str(Path(scratch) / "result.json"),
             compute_capability=capability,
             profile=job.profile,
+            options=job.options.asked(),
         )
         build = run_child(request, Path(scratch), timeout_s=job.timeout_s)
-    dump = parse_dump(build.log)
+    dump = build.result.dump or parse_dump(build.log)
     if dump is None:
         raise EnvironmentProblem(
             f"{job.backend} {build.result.version} printed no kernel list that can be read", "try another version of it"
         )
-    major, minor = build.result.compute_capability
+    found = build.result.compute_capability
     report = build_report(
         dump,
         backend=job.backend,
         version=build.result.version,
-        compute_capability=f"{major}.{minor}",
+        compute_capability=f"{found[0]}.{found[1]}" if found else None,
         planned=job.bundle.manifest.details.get("layers", []),
     )
-    plan.rename(folder / f"model.sm{major}{minor}.engine")
-    (folder / f"layers.sm{major}{minor}.json").write_text(report.to_json())
+    names = _file_names(report)
+    plan.rename(folder / names["file"])
+    (folder / names["report"]).write_text(report.to_json())
     return report
+
+
+def _file_names(report: LayerReport) -> dict[str, str]:
+    if report.compute_capability is None:
+        return {"file": "model.xml", "report": "layers.cpu.json"}
+    device = "sm" + report.compute_capability.replace(".", "")
+    return {"file": f"model.{device}.engine", "report": f"layers.{device}.json"}
 
 
 def _entry(report: LayerReport) -> dict[str, Any]:
     summary = report.summary()
-    name = "sm" + report.compute_capability.replace(".", "")
     kept = ("weights_bytes", "kernels", "int8_share_conv", "int8_share_gemm", "planned_layers", "planned_int8")
-    return {
-        "compute_capability": report.compute_capability,
-        "file": f"model.{name}.engine",
-        "report": f"layers.{name}.json",
-        **{key: summary[key] for key in kept},
-    }
+    return {"compute_capability": report.compute_capability, **_file_names(report), **{key: summary[key] for key in kept}}

@@ -1,4 +1,4 @@
-"""Who takes part in a timing: a bundle on an engine, with inputs like those it will meet."""
+"""Who takes part in a timing: a bundle on an inference engine, or a built engine, with inputs like those it will meet."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ..artifacts import Artifact, open_artifact
+from ..artifacts import Artifact
 from ..errors import EnvironmentProblem, UsageError
 from .dropin import make_runner
+from .engine_files import open_runnable
 from .runner import TIMESTEP, Array, Runner
 
 # "openvino-int8" takes OpenVINO's INT8 kernels even where they saturate.
@@ -35,7 +36,7 @@ class Contender:
 def contenders_from(
     paths: Sequence[str | Path | Artifact], *, engines: Sequence[Engine] | None = None, threads: int | None = None, seed: int = 0
 ) -> list[Contender]:
-    """Each bundle on each of ``engines``.
+    """Each bundle on each of ``engines``, and each built engine on what it was built for.
 
     By default: every bundle on onnxruntime, and those of target ``tensorrt`` on OpenVINO too where it is installed (the other target's
     graphs have scales computed at run time, which OpenVINO computes in float). Names are "<folder> · <engine>".
@@ -43,13 +44,7 @@ def contenders_from(
     Raises UsageError (no such path, the same bundle twice), ArtifactError (no bundle, a changed file) and EnvironmentProblem (a TensorRT
     engine, which cannot run here; an engine asked for that is not installed).
     """
-    artifacts = [path if isinstance(path, Artifact) else open_artifact(path, ("bundle", "engine")) for path in paths]
-    unrunnable = [str(artifact.path) for artifact in artifacts if artifact.manifest.kind == "engine"]
-    if unrunnable:
-        raise EnvironmentProblem(
-            f"TensorRT engines run in TensorRT's own runtime on a GPU, not here: {', '.join(unrunnable)}",
-            "time the bundle they were built from",
-        )
+    artifacts = [open_runnable(path) for path in paths]
     labels = _labels([artifact.path for artifact in artifacts])
     return [
         Contender(
@@ -59,13 +54,31 @@ def contenders_from(
             path=str(artifact.path),
         )
         for artifact, label in zip(artifacts, labels, strict=True)
-        for engine in (engines or _default_engines(artifact))
+        for engine in _engines_of(artifact, engines)
     ]
 
 
-def _default_engines(artifact: Artifact) -> tuple[Engine, ...]:
+def _engines_of(artifact: Artifact, asked: Sequence[Engine] | None) -> Sequence[Engine]:
+    if artifact.manifest.kind == "engine":
+        return _runtimes_of_engine(artifact, asked)
+    if asked:
+        return asked
     with_openvino = artifact.manifest.details["target"] == "tensorrt" and find_spec("openvino") is not None
     return ("onnxruntime", "openvino") if with_openvino else ("onnxruntime",)
+
+
+def _runtimes_of_engine(artifact: Artifact, asked: Sequence[Engine] | None) -> Sequence[Engine]:
+    """An engine runs on what it was built for; of what was asked for, those that are that."""
+    backend = artifact.manifest.details.get("backend", "tensorrt")
+    if backend != "openvino":
+        raise EnvironmentProblem(
+            f"TensorRT engines run in TensorRT's own runtime on a GPU, not here: {artifact.path}",
+            "time the bundle they were built from",
+        )
+    fitting: list[Engine] = [engine for engine in asked or ("openvino",) if engine in ("openvino", "openvino-int8")]
+    if not fitting:
+        raise UsageError(f"{artifact.path} is an engine of OpenVINO, and does not run on {', '.join(asked or ())}", "add --engine openvino")
+    return fitting
 
 
 def _runner(artifact: Artifact, engine: Engine, threads: int | None) -> Runner:
@@ -77,7 +90,7 @@ def _runner(artifact: Artifact, engine: Engine, threads: int | None) -> Runner:
 def _labels(paths: Sequence[Path]) -> list[str]:
     """Folder names, or whole paths where two folders have the same name."""
     if len({path.resolve() for path in paths}) < len(paths):
-        raise UsageError("the same bundle is given twice: " + ", ".join(map(str, paths)))
+        raise UsageError("the same artefact is given twice: " + ", ".join(map(str, paths)))
     names = [path.resolve().name for path in paths]
     return [name if names.count(name) == 1 else str(path) for name, path in zip(names, paths, strict=True)]
 

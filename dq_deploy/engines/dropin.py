@@ -8,15 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 from diffusers.configuration_utils import FrozenDict
 from diffusers.utils.outputs import BaseOutput
 
-from ..artifacts import Artifact, open_artifact
+from ..artifacts import Artifact
 from ..errors import EnvironmentProblem, UsageError
+from .engine_files import open_runnable
 from .runner import Runner
 
 Runtime = Literal["auto", "onnxruntime", "openvino"]
@@ -92,37 +93,49 @@ class DropInModel(torch.nn.Module):
 
 
 def load(path: str | Path | Artifact, *, runtime: Runtime = "auto", **options: Any) -> DropInModel:
-    """A bundle as the drop-in for a pipeline's ``unet`` or ``transformer``.
+    """A bundle or an engine as the drop-in for a pipeline's ``unet`` or ``transformer``.
 
-    ``runtime`` "auto" is onnxruntime, the reference executor. ``options`` go to its runner (``providers``, ``optimized``, ``threads``; for
-    OpenVINO ``precision``, ``threads``, ``integer``).
+    ``runtime`` "auto" is what an engine was built for, and for a bundle onnxruntime, the reference executor. ``options`` go to its runner
+    (``providers``, ``optimized``, ``threads``; for OpenVINO ``precision``, ``threads``, ``integer``).
 
-    Raises UsageError (no such path, unknown runtime), ArtifactError (no bundle, a changed file) and EnvironmentProblem (the runtime is not
-    installed; a TensorRT engine, which only its own runtime on a GPU can execute).
+    Raises UsageError (no such path, unknown runtime), ArtifactError (neither of the two, a changed file, another runtime than the engine's)
+    and EnvironmentProblem (the runtime is not installed, or is no match for the engine).
     """
-    artifact = path if isinstance(path, Artifact) else open_artifact(path, ("bundle", "engine"))
+    artifact = open_runnable(path)
     runner = make_runner(artifact, runtime=runtime, **options)
     names = [entry["name"] for entry in artifact.manifest.details["inputs"]]
     return DropInModel(_through(runner), names, artifact.manifest.details.get("model_config") or {})
 
 
 def make_runner(artifact: Artifact, *, runtime: Runtime = "auto", **options: Any) -> Runner:
-    """The runner for a bundle; raises as ``load`` does."""
+    """The runner for a bundle or an engine; raises as ``load`` does."""
+    if runtime not in get_args(Runtime):
+        raise UsageError(f"unknown runtime '{runtime}'", "choose auto, onnxruntime or openvino")
     if artifact.manifest.kind == "engine":
-        backend = artifact.manifest.details.get("backend", "tensorrt")
-        raise EnvironmentProblem(
-            f"{artifact.path} is a {backend} engine: it runs in TensorRT's own runtime on a GPU, not here",
-            "use the bundle it was built from: onnxruntime and OpenVINO run that",
-        )
+        return _engine_runner(artifact, runtime, options)
     if runtime in ("auto", "onnxruntime"):
         from .onnxruntime import OnnxRuntimeRunner
 
         return OnnxRuntimeRunner(artifact, **options)
-    if runtime == "openvino":
+    from .openvino import OpenVinoRunner
+
+    return OpenVinoRunner(artifact, **options)
+
+
+def _engine_runner(engine: Artifact, runtime: Runtime, options: Mapping[str, Any]) -> Runner:
+    backend = engine.manifest.details.get("backend", "tensorrt")
+    if runtime not in ("auto", backend):
+        raise UsageError(
+            f"{engine.path} is a {backend} engine, and {runtime} runs bundles", "leave the runtime at auto, or give the bundle"
+        )
+    if backend == "openvino":
         from .openvino import OpenVinoRunner
 
-        return OpenVinoRunner(artifact, **options)
-    raise UsageError(f"unknown runtime '{runtime}'", "choose auto, onnxruntime or openvino")
+        return OpenVinoRunner(engine, **options)
+    raise EnvironmentProblem(
+        f"{engine.path} is a {backend} engine: it runs in TensorRT's own runtime on a GPU, not here",
+        "use the bundle it was built from: onnxruntime and OpenVINO run that",
+    )
 
 
 def _through(runner: Runner) -> Forward:

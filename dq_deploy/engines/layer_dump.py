@@ -58,7 +58,10 @@ class Tensor(BaseModel):
 
 
 class Kernel(BaseModel):
-    """One kernel of an engine. ``constants`` are weights and scales, ``nodes`` the ONNX nodes that went into it."""
+    """One kernel of an engine. ``constants`` are weights and scales, ``nodes`` the ONNX nodes that went into it.
+
+    ``precision`` is that of its product where the engine states it; None where it multiplies nothing, or where the operands must tell.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     name: str
@@ -67,6 +70,7 @@ class Kernel(BaseModel):
     constants: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
     nodes: tuple[str, ...]
+    precision: str | None = None
 
 
 class LayerDump(BaseModel):

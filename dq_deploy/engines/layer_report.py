@@ -18,10 +18,11 @@ SCHEMA_VERSION = 1
 STATEMENTS = {
     "tensorrt-rtx": "chosen ahead of time by the compiler; not executed on this machine",
     "tensorrt": "chosen by the builder for this machine's GPU; not a timing",
+    "openvino": "chosen by OpenVINO for this machine's CPU at the usual shapes; another CPU chooses again when it loads the engine",
 }
 
 ContractionOp = Literal["conv", "gemm"]
-_CONTRACTIONS: dict[str, ContractionOp] = {
+CONTRACTIONS: dict[str, ContractionOp] = {
     "Conv": "conv",
     "ConvTranspose": "conv",
     "ConvInteger": "conv",
@@ -32,7 +33,7 @@ _CONTRACTIONS: dict[str, ContractionOp] = {
     "Attention": "gemm",
 }
 # A kernel whose type says that it multiplies matrices: `correlation` is RTX's word for a convolution.
-_CONTRACTION_TYPE = re.compile(r"correlation|conv|gemm|matmul|matrix|mha|attention", re.IGNORECASE)
+_CONTRACTION_TYPE = re.compile(r"correlation|conv|gemm|matmul|matrix|mha|attention|fullyconnected", re.IGNORECASE)
 # Fused kernels say so in their name only: `__myl_CastMulCastFc_…`, `_gemm_mha_v2_…`. "Conc" is a concatenation.
 _CONTRACTION_NAME = re.compile(r"Fc(?=[A-Z_])|Gemm|Conv(?=[A-Z_])|_gemm|mha")
 # Entries of the list that launch nothing: shape arithmetic on the host, and streams that wait for each other.
@@ -66,13 +67,13 @@ class ReportedLayer(BaseModel):
 
 
 class LayerReport(BaseModel):
-    """Everything known about one engine's kernels. ``compute_capability`` is like "8.9", ``version`` the builder's."""
+    """Everything known about one engine's kernels. ``compute_capability`` is like "8.9", None for a CPU; ``version`` the builder's."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     schema_version: int = SCHEMA_VERSION
     backend: str
     version: str
-    compute_capability: str
+    compute_capability: str | None
     statement: str
     weights_bytes: int
     kernels: tuple[Kernel, ...]
@@ -124,9 +125,9 @@ class LayerReport(BaseModel):
 
 
 def build_report(
-    dump: LayerDump, *, backend: str, version: str, compute_capability: str, planned: Sequence[Mapping[str, Any]] = ()
+    dump: LayerDump, *, backend: str, version: str, compute_capability: str | None, planned: Sequence[Mapping[str, Any]] = ()
 ) -> LayerReport:
-    """Make the report of one engine from its builder's log.
+    """Make the report of one engine from its kernels (its builder's log, or OpenVINO's runtime graph).
 
     ``planned`` are the bundle's ``details["layers"]``: each has "name", "op" and "macs" (per sample). A layer is found through the names of
     its ONNX nodes, "<layer>/…" (or "<layer>+<layer>/…" where the exporter merged layers); it is INT8 when all of its products are.
@@ -171,7 +172,7 @@ def _contractions(dump: LayerDump) -> list[Contraction]:
             by_node.setdefault(name, []).append(each)
     found = []
     for node, operator in dump.operators.items():
-        if operator not in _CONTRACTIONS:
+        if operator not in CONTRACTIONS:
             continue
         # The scaling kernel behind a GEMM carries the GEMM's node in its metadata too: take the one that multiplies matrices.
         candidates = sorted(by_node.get(node, []), key=_rank)
@@ -179,7 +180,7 @@ def _contractions(dump: LayerDump) -> list[Contraction]:
         found.append(
             Contraction(
                 node=node,
-                op=_CONTRACTIONS[operator],
+                op=CONTRACTIONS[operator],
                 kernel=kernel.name if kernel else None,
                 kernel_type=kernel.type if kernel else None,
                 precision=_precision(kernel) if kernel else None,
@@ -189,8 +190,8 @@ def _contractions(dump: LayerDump) -> list[Contraction]:
 
 
 def _rank(kernel: Kernel) -> int:
-    """0: multiplies matrices by its type; 1: by its name (a fusion); 2: neither says so."""
-    if _CONTRACTION_TYPE.search(kernel.type):
+    """0: multiplies matrices by its type, or as its engine says; 1: by its name (a fusion); 2: nothing says so."""
+    if kernel.precision or _CONTRACTION_TYPE.search(kernel.type):
         return 0
     return 1 if _CONTRACTION_NAME.search(kernel.name) else 2
 
@@ -199,6 +200,8 @@ def _precision(kernel: Kernel) -> str:
     """The precision of a kernel's product: INT8 only when both operands are integers, and stay so up to the product."""
     inputs = [tensor.dtype for tensor in kernel.inputs]
     operands = inputs + [tensor.dtype for tensor in kernel.constants]
+    if kernel.precision:
+        return kernel.precision
     rank = _rank(kernel)
     multiplies_as_read = rank == 0 or (rank == 1 and not _CAST_FIRST.search(kernel.name))
     if multiplies_as_read and "int8" in inputs and sum(dtype in ("int8", "int4") for dtype in operands) >= 2:

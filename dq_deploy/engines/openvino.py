@@ -1,11 +1,12 @@
-"""OpenVINO: integer execution of the ``tensorrt`` target's graph on a CPU."""
+"""OpenVINO: integer execution of the ``tensorrt`` target's graph on a CPU, from a bundle or from an engine built for OpenVINO."""
 
 from __future__ import annotations
 
 import ctypes
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib import metadata
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -13,12 +14,15 @@ import numpy as np
 
 from ..artifacts import Artifact
 from ..errors import ArtifactError, EnvironmentProblem, UsageError
+from .build_options import BuildOptions
+from .engine_files import check_backend_is, check_version, open_runnable
+from .openvino_graph import PRODUCTS, product_precision
 from .runner import Array, GraphRunner, InputSpec, graph_file
 
 Precision = Literal["f32", "bf16", "f16"]
 _DTYPES = {"f32": np.float32, "f16": np.float16, "f64": np.float64, "i64": np.int64, "i32": np.int32, "boolean": np.bool_}
-_PRODUCTS = ("Convolution", "Deconvolution", "FullyConnected", "MatMul")
 _NAMES = {"f32": "float32", "bf16": "bfloat16", "f16": "float16"}
+_LONG_NAMES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 # One row of 64 equal codes at the end of their range: summed in pairs in 16 bits, 127·127 + 127·127 (shifted to u8: 255·127 + 255·127)
 # leaves the range, so a kernel without exact sums cannot return 64·127².
@@ -34,13 +38,14 @@ probe (float[1, 64] x) => (float[1, 32] y)
 
 
 class OpenVinoRunner(GraphRunner):
-    """A bundle (folder or opened artefact) or an ONNX file, compiled for the CPU.
+    """A bundle or an engine for OpenVINO (folder or opened artefact), an ONNX file or OpenVINO's IR, compiled for the CPU.
 
     ``precision`` is that of what is not INT8 (``INFERENCE_PRECISION_HINT``); None leaves the choice to OpenVINO, which takes bf16 where
-    the CPU has it. ``integer`` says whether quantized layers run on INT8 kernels; None takes them unless they saturate on this CPU, where
-    they cost the shipped UNet 11 dB. In float they are slow and exact.
+    the CPU has it. ``integer`` says whether quantized layers run on INT8 kernels; None is as the engine was built, or else takes them
+    unless they saturate on this CPU, where they cost the shipped UNet 11 dB. In float they are slow and exact.
 
-    Raises EnvironmentProblem (OpenVINO is missing, or the CPU has not that precision) and ArtifactError (a graph that it does not load).
+    Raises EnvironmentProblem (OpenVINO is missing or older than the engine, or the CPU has not that precision) and ArtifactError (a graph
+    that it does not load).
     """
 
     def __init__(
@@ -51,17 +56,14 @@ class OpenVinoRunner(GraphRunner):
         threads: int | None = None,
         integer: bool | None = None,
     ) -> None:
-        openvino = _import()
+        openvino = import_openvino()
         if threads is not None and threads < 1:
             raise UsageError(f"threads is {threads}, and at least 1 is needed")
-        self._file = file = graph_file(source)
+        self._file, as_built = _model_file(source)
+        file, integer = self._file, as_built if integer is None else integer
         integer = not int8_saturates() if integer is None else integer
-        config: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
-        config |= {"INFERENCE_PRECISION_HINT": precision} if precision else {}
-        config |= {"INFERENCE_NUM_THREADS": threads} if threads else {}
-        config |= {} if integer else _without_integer_kernels(openvino)
         with _kept_signal_stack():
-            self._model = _compile(openvino, file, config)
+            self._model = compile_for_cpu(openvino, file, precision=precision, threads=threads, integer=integer)
             self._request = self._model.create_infer_request()
         used = self._model.get_property("INFERENCE_PRECISION_HINT").get_type_name()
         if precision and used != precision:
@@ -87,13 +89,13 @@ class OpenVinoRunner(GraphRunner):
         """
         nodes = (node.get_rt_info() for node in self._model.get_runtime_model().get_ops())
         found = [tuple(str(info[key].value) for key in ("layerType", "primitiveType", "runtimePrecision")) for info in nodes]
-        return [(op, _product_precision(primitive, stated)) for op, primitive, stated in found if op in _PRODUCTS]
+        return [(op, _stated_precision(primitive, stated)) for op, primitive, stated in found if op in PRODUCTS]
 
     def _infer(self, feeds: dict[str, Array]) -> Array:
         try:
             outputs = self._request.infer(feeds, share_inputs=True)
         except RuntimeError as error:
-            raise ArtifactError(f"OpenVINO cannot run {self._file}: {_reason(error)}") from error
+            raise ArtifactError(f"OpenVINO cannot run {self._file}: {_cause(error)}") from error
         return np.array(outputs[0])  # a copy: the request's own buffer is overwritten by its next run
 
 
@@ -120,7 +122,7 @@ def _without_integer_kernels(openvino: Any) -> dict[str, str]:
 def _saturates(config: dict[str, str]) -> bool:
     import onnx
 
-    openvino = _import()
+    openvino = import_openvino()
     model = onnx.parser.parse_model(_PROBE)
     model.graph.initializer.append(onnx.numpy_helper.from_array(np.full((64, 32), 127, np.int8), "w"))
     with _kept_signal_stack():
@@ -129,7 +131,8 @@ def _saturates(config: dict[str, str]) -> bool:
     return not np.allclose(result, 64 * 127 * 127, rtol=1e-3)
 
 
-def _import() -> Any:
+def import_openvino() -> Any:
+    """The module. Raises EnvironmentProblem when it is not installed."""
     try:
         import openvino
     except ImportError:
@@ -137,12 +140,62 @@ def _import() -> Any:
     return openvino
 
 
-def _product_precision(primitive: str, stated: str) -> str:
-    """From a primitive's name, such as "brgconv_avx512_I8", and the precision that is stated for its weights."""
-    computed = primitive.rpartition("_")[2].lower()
-    if computed in ("i8", "u8"):
-        return "int8"
-    return "int4" if stated in ("i4", "u4") else _NAMES.get(computed, computed)
+def compile_for_cpu(
+    openvino: Any,
+    file: Path,
+    *,
+    precision: Precision | None = "f32",
+    threads: int | None = None,
+    integer: bool | None = None,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+) -> Any:
+    """Read an ONNX file or OpenVINO's IR and compile it; ``shapes`` by input fixes what is dynamic. See ``OpenVinoRunner`` for the rest.
+
+    Raises ArtifactError when OpenVINO does not load it.
+    """
+    integer = not int8_saturates() if integer is None else integer
+    config: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
+    config |= {"INFERENCE_PRECISION_HINT": precision} if precision else {}
+    config |= {"INFERENCE_NUM_THREADS": threads} if threads else {}
+    config |= {} if integer else _without_integer_kernels(openvino)
+    core = openvino.Core()
+    try:
+        model = core.read_model(str(file))
+        if shapes:
+            model.reshape({name: list(shape) for name, shape in shapes.items()})
+        return core.compile_model(model, "CPU", config)
+    except RuntimeError as error:
+        raise refusal(openvino, file, error) from error
+
+
+def refusal(openvino: Any, file: Path, error: RuntimeError) -> ArtifactError:
+    """The error for a graph that OpenVINO does not take, in its own words."""
+    return ArtifactError(f"OpenVINO {openvino.__version__} cannot load {file}: {_cause(error)}")
+
+
+def _cause(error: RuntimeError) -> str:
+    """The end of OpenVINO's chain of messages: where it names the cause."""
+    return " ".join(line.strip() for line in str(error).splitlines() if line.strip())[-400:]
+
+
+def _model_file(source: str | Path | Artifact) -> tuple[Path, bool | None]:
+    """The file to compile: a bundle's graph, an engine's IR, or the file itself when the path names one; and an engine's ``integer``."""
+    if not isinstance(source, Artifact):
+        if Path(source).is_file():
+            return Path(source), None
+        source = open_runnable(source)
+    if source.manifest.kind != "engine":
+        return graph_file(source), None
+    check_backend_is(source, "openvino")
+    check_version(source, metadata.version("openvino"))
+    details = source.manifest.details
+    return source.file(details["engines"][0]["file"]), BuildOptions(**details.get("options", {})).integer
+
+
+def _stated_precision(primitive: str, weights: str) -> str:
+    """Precision of a product, "int4" where it unpacks such weights itself."""
+    precision = product_precision(primitive)
+    return "int4" if precision != "int8" and weights in ("i4", "u4") else _LONG_NAMES.get(precision, precision)
 
 
 class _SignalStack(ctypes.Structure):
@@ -168,22 +221,12 @@ def _kept_signal_stack() -> Iterator[None]:
             sigaltstack(ctypes.byref(before), None)
 
 
-def _compile(openvino: Any, file: Path, config: dict[str, Any]) -> Any:
-    core = openvino.Core()
-    try:
-        return core.compile_model(core.read_model(str(file)), "CPU", config)
-    except RuntimeError as error:
-        raise ArtifactError(f"OpenVINO {openvino.__version__} cannot load {file}: {_reason(error)}") from error
-
-
-def _reason(error: RuntimeError) -> str:
-    """The end of OpenVINO's chain of messages: where it names the cause."""
-    return " ".join(line.strip() for line in str(error).splitlines() if line.strip())[-400:]
-
-
 def _spec(port: Any, file: Path) -> InputSpec:
     dtype = port.get_element_type().get_type_name()
     if dtype not in _DTYPES:
         raise ArtifactError(f"{file}: input '{port.any_name}' is a {dtype}, which no diffusion model takes")
-    shape = tuple(None if size.is_dynamic else size.get_length() for size in port.get_partial_shape())
-    return InputSpec(port.any_name, shape, np.dtype(_DTYPES[dtype]))
+    sizes = list(port.get_partial_shape())
+    shape = tuple(None if size.is_dynamic else size.get_length() for size in sizes)
+    bounded = all(size.get_max_length() > 0 for size in sizes)
+    limits = tuple((size.get_min_length(), size.get_max_length()) for size in sizes) if bounded else ()
+    return InputSpec(port.any_name, shape, np.dtype(_DTYPES[dtype]), limits)

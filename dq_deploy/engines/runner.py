@@ -43,11 +43,15 @@ class Runner(Protocol):
 
 @dataclass(frozen=True)
 class InputSpec:
-    """One graph input. A dimension that the caller chooses (batch, height, tokens) is None."""
+    """One graph input. A dimension that the caller chooses (batch, height, tokens) is None.
+
+    ``limits`` has the (smallest, largest) size of each dimension where an engine was built for a range; empty: any size will do.
+    """
 
     name: str
     shape: tuple[int | None, ...]
     dtype: np.dtype[Any]
+    limits: tuple[tuple[int, int], ...] = ()
 
     @property
     def batched(self) -> bool:
@@ -129,6 +133,9 @@ def _shape_problems(spec: InputSpec, array: Array) -> Iterator[str]:
         yield f"input '{spec.name}' has shape {list(shape)}, and the graph takes [{wanted}]"
     elif 0 in shape:
         yield f"input '{spec.name}' is empty: its shape is {list(shape)}"
+    elif not all(low <= size <= high for size, (low, high) in zip(shape, spec.limits, strict=False)):
+        smallest, largest = ([limit[i] for limit in spec.limits] for i in range(2))
+        yield f"input '{spec.name}' has shape {list(shape)}, and the engine was built for {smallest} to {largest}"
 
 
 def _bind_timestep(spec: InputSpec, value: Array, batch: int | None) -> Array:

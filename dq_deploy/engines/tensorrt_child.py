@@ -1,7 +1,7 @@
 """The child process that builds one engine: ``python -m dq_deploy.engines.tensorrt_child request.json``.
 
 It exists because a builder can crash, hang or be killed for memory, during the build and after it. It prints the builder's verbose log to
-standard output, writes the plan and then the result; what went wrong is read from the log by ``tensorrt_process.py``.
+standard output, writes the plan and then the result; what went wrong is read from the log by ``build_process.py``.
 
 Both TensorRT families take the same path through Polygraphy; only the configuration differs.
 """
@@ -15,7 +15,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from .tensorrt_request import BuildRequest, BuildResult
+from .build_options import BuildOptions
+from .build_request import BuildRequest, BuildResult
+from .timing_cache import load_timing_cache, save_timing_cache
 
 # CUdevice_attribute of cuda.h
 _COMPUTE_CAPABILITY_MAJOR, _COMPUTE_CAPABILITY_MINOR = 75, 76
@@ -32,13 +34,7 @@ def main(request_path: str) -> None:
     # Before the long step: without a driver the enterprise builder could only fail later, and less clearly.
     capability = request.compute_capability or gpu_compute_capability()
     sha256 = _build(request, trt)
-    result = BuildResult(plan_sha256=sha256, version=str(trt.__version__), compute_capability=capability)
-    partial = Path(request.result + ".partial")
-    with partial.open("w") as stream:
-        stream.write(result.model_dump_json())
-        stream.flush()
-        os.fsync(stream.fileno())
-    partial.rename(request.result)
+    BuildResult(sha256={request.plan: sha256}, version=str(trt.__version__), compute_capability=capability).write(request.result)
 
 
 def _build(request: BuildRequest, trt: Any) -> str:
@@ -49,21 +45,33 @@ def _build(request: BuildRequest, trt: Any) -> str:
 
     # EXTRA_VERBOSE is where polygraphy puts TensorRT's own VERBOSE, which holds the kernel list.
     G_LOGGER.module_severity = G_LOGGER.EXTRA_VERBOSE
+    options = BuildOptions(**request.options)
     # TensorRT 10 must be asked for a strongly typed network; 11 and RTX know no other.
-    builder, network, parser = network_from_onnx_path(request.onnx, strongly_typed=True)
-    plan = engine_bytes_from_network((builder, network, parser), config=_config(request, builder, network, trt))
+    builder, network, parser = network_from_onnx_path(request.onnx, strongly_typed=True, flags=_parser_flags(options, trt))
+    config = _config(request, options, builder, network, trt)
+    if options.timing_cache:
+        load_timing_cache(config, options.timing_cache)
+    plan = engine_bytes_from_network((builder, network, parser), config=config)
+    if options.timing_cache:
+        save_timing_cache(config, options.timing_cache)
     with Path(request.plan).open("wb") as stream:
         save_file(plan, stream)  # flushes and fsyncs
     return hashlib.sha256(plan).hexdigest()
 
 
-def _config(request: BuildRequest, builder: Any, network: Any, trt: Any) -> Any:
+def _parser_flags(options: BuildOptions, trt: Any) -> list[Any] | None:
+    """Engines for other versions or GPUs take TensorRT's own normalization instead of a plugin."""
+    needed = options.version_compatible or options.hardware_compatibility
+    return [trt.OnnxParserFlag.NATIVE_INSTANCENORM] if needed else None
+
+
+def _config(request: BuildRequest, options: BuildOptions, builder: Any, network: Any, trt: Any) -> Any:
     from polygraphy.backend.trt import Profile
 
     profile = Profile()
     for name, (smallest, usual, largest) in request.profile.items():
         profile.add(name, min=smallest, opt=usual, max=largest)
-    common = {"profiles": [profile], "profiling_verbosity": trt.ProfilingVerbosity.DETAILED}
+    common = {"profiles": [profile], "profiling_verbosity": trt.ProfilingVerbosity.DETAILED, **builder_settings(options, trt)}
     if request.backend == "tensorrt-rtx":
         from polygraphy.backend.tensorrt_rtx import create_config_rtx
 
@@ -71,6 +79,23 @@ def _config(request: BuildRequest, builder: Any, network: Any, trt: Any) -> Any:
     from polygraphy.backend.trt import create_config
 
     return create_config(builder, network, **common)
+
+
+def builder_settings(options: BuildOptions, trt: Any) -> dict[str, Any]:
+    """The options in Polygraphy's terms; only those that were asked for."""
+    settings: dict[str, Any] = {}
+    if options.optimization_level is not None:
+        settings["builder_optimization_level"] = options.optimization_level
+    if options.workspace_mb is not None:
+        settings["memory_pool_limits"] = {trt.MemoryPoolType.WORKSPACE: options.workspace_mb << 20}
+    if options.weight_streaming:
+        settings["weight_streaming"] = True
+    if options.hardware_compatibility is not None:
+        level = options.hardware_compatibility.replace("-", "_").upper()
+        settings["hardware_compatibility_level"] = getattr(trt.HardwareCompatibilityLevel, level)
+    if options.version_compatible:
+        settings["version_compatible"] = True
+    return settings
 
 
 def gpu_compute_capability() -> tuple[int, int]:

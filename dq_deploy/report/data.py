@@ -87,9 +87,9 @@ class EngineRow(_Part):
     @classmethod
     def from_summary(cls, summary: Mapping[str, Any], float_weights_bytes: int | None = None) -> EngineRow:
         """From ``LayerReport.summary()``, with the weights of the float engine to compare with."""
-        major, minor = str(summary["compute_capability"]).split(".")
+        capability = summary["compute_capability"]
         return cls(
-            name=f"{summary['backend']} sm_{major}{minor}",
+            name=f"{summary['backend']} {'cpu' if capability is None else 'sm_' + capability.replace('.', '')}",
             float_weights_bytes=float_weights_bytes,
             **{field: summary[field] for field in cls.model_fields if field in summary},
         )

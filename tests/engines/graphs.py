@@ -148,6 +148,27 @@ def network(path: Path, **options: Any) -> Artifact:
     return make_bundle(path, graph, output, ["batch", 8, 8, 8], rank=3, **options)
 
 
+def any_size(path: Path) -> Artifact:
+    """Two convs on pictures of any height and width."""
+    graph = Graph()
+    output = graph.conv(graph.conv("sample", "first", 8, 16), "second", 16, 8)
+    return make_bundle(path, graph, output, ["batch", 8, "height", "width"])
+
+
+def int4_linear(path: Path) -> Artifact:
+    """A MatMul with INT4 weights and INT8 activations."""
+    graph = Graph()
+    quantized, scale = graph.quantize("sample", "layer", 3)
+    codes = graph.random.integers(-7, 8, (64, 64)).astype(np.float32)
+    packed = helper.make_tensor("layer.weight.codes", TensorProto.INT4, codes.shape, codes.ravel())
+    graph.constants[packed.name] = packed
+    weight_scale = graph.constant("layer.weight.scale", graph.random.uniform(0.001, 0.01, 64).astype(np.float32))
+    weight = graph.node("DequantizeLinear", [packed.name, weight_scale], "layer/WeightDQ", axis=1)
+    graph.plan("layer", "linear")
+    product = graph.node("MatMul", [quantized, weight], "layer/MatMul")
+    return make_bundle(path, graph, graph.finish(product, "layer", scale, (64,)), ["batch", 16, 64])
+
+
 def asymmetric_conv(path: Path) -> Artifact:
     """Zero-points outside of Q/DQ, fp16 around: pad, cast, multiply, round, add z_t, clip, Q/DQ(1), conv, correct, multiply, bias, cast."""
     graph = Graph()

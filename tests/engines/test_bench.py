@@ -156,5 +156,5 @@ def test_what_cannot_be_timed_is_named(tiny_bundle: Artifact, tmp_path: Path) ->
         pass
     with pytest.raises(EnvironmentProblem, match="not here: .*engine\ntime the bundle they were built from"):
         contenders_from([tiny_bundle, tmp_path / "engine"])
-    with pytest.raises(UsageError, match="the same bundle is given twice"):
+    with pytest.raises(UsageError, match="the same artefact is given twice"):
         contenders_from([tiny_bundle, tiny_bundle.path])

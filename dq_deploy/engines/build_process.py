@@ -17,21 +17,26 @@ from pydantic import ValidationError
 import dq_deploy
 
 from ..artifacts import sha256_file
-from ..errors import ArtifactError, DqDeployError, EnvironmentProblem, ResourceError
-from .tensorrt_request import BuildRequest, BuildResult
+from ..errors import ArtifactError, DqDeployError, EnvironmentProblem, ResourceError, UsageError
+from .build_request import Backend, BuildRequest, BuildResult
 
 # A builder that fails to start a thread (seen under a memory limit) waits for it for ever. No output and no CPU time for so long is a hang.
 STALL_S = 120.0
 _POLL_S = 0.1
+_CHILDREN: dict[Backend, str] = {"tensorrt-rtx": "tensorrt_child", "tensorrt": "tensorrt_child", "openvino": "openvino_child"}
 _LAST_LINES = 8
 
 _MEMORY = re.compile(r"std::bad_alloc|out ?of ?memory|MemoryError|cannot allocate memory|failed to map segment|cudaErrorMemory\w+", re.I)
 _THREADS = re.compile(r"Resource temporarily unavailable")
 _DISK = re.compile(r"No space left on device|Disk quota exceeded")
+_WORKSPACE = re.compile(r"within workspace limit")
 _IMPORT = re.compile(r"^(?:ImportError|ModuleNotFoundError): .*|^OSError: .*\.so.*|^RuntimeError: CUDA driver: .*", re.MULTILINE)
 _UNPARSED = re.compile(r"In node (?P<index>-?\d+) with name: (?P<name>.*?) and operator: (?P<op>\S+) \(.*?\): \w+: (?P<message>.*)")
 _ERROR_LINE = re.compile(r"^\[(?:E|!)\] (.*)$", re.MULTILINE)
 _EXCEPTION = re.compile(r"^(?:[\w.]+\.)?(\w+(?:Error|Exception)): (.*)$", re.MULTILINE)
+
+# What a child raises of ours arrives as the last lines of a traceback.
+_OUR_ERRORS: dict[str, type[DqDeployError]] = {kind.__name__: kind for kind in (ArtifactError, EnvironmentProblem, ResourceError)}
 
 Stopped = Literal["", "timeout", "stall"]
 
@@ -64,25 +69,25 @@ class Failure:
 def run_child(request: BuildRequest, folder: Path, *, timeout_s: float | None) -> Build:
     """Build in a child process. ``folder`` takes the request, the result and the log.
 
-    Success is judged by the result file and the plan's hash alone: a builder may crash after its work is done.
+    Success is judged by the result file and the engine's hashes alone: a builder may crash after its work is done.
     Raises ArtifactError, EnvironmentProblem or ResourceError, see ``diagnose``.
     """
     request_file, log_file = folder / "request.json", folder / "log.txt"
     request_file.write_text(request.model_dump_json())
     with log_file.open("wb") as log:
-        returncode, stopped = _run(request_file, log.fileno(), timeout_s)
+        returncode, stopped = _run(_CHILDREN[request.backend], request_file, log.fileno(), timeout_s)
     text = log_file.read_text(errors="replace")
     try:
         result = BuildResult.model_validate_json(Path(request.result).read_bytes())
     except (FileNotFoundError, ValidationError):
         raise diagnose(Failure(returncode, text, stopped)) from None
-    if sha256_file(Path(request.plan)) != result.plan_sha256:
+    if any(sha256_file(Path(file)) != sha256 for file, sha256 in result.sha256.items()):
         raise ResourceError("the engine on disk is not what the builder made: it has another sha256", "check the disk")
     return Build(result, text)
 
 
-def _run(request_file: Path, log: int, timeout_s: float | None) -> tuple[int, Stopped]:
-    command = [sys.executable, "-P", "-u", "-m", "dq_deploy.engines.tensorrt_child", str(request_file)]
+def _run(module: str, request_file: Path, log: int, timeout_s: float | None) -> tuple[int, Stopped]:
+    command = [sys.executable, "-P", "-u", "-m", f"dq_deploy.engines.{module}", str(request_file)]
     package_root = str(Path(dq_deploy.__file__).parents[1])
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join(filter(None, [package_root, os.environ.get("PYTHONPATH", "")])),
@@ -129,7 +134,8 @@ def diagnose(failure: Failure) -> DqDeployError | RuntimeError:
     """The error that a failed build ends with.
 
     ResourceError: out of memory, disk full, killed, hanging, time limit. ArtifactError: the builder refused the graph (with the node) or
-    crashed on it. EnvironmentProblem: the libraries do not load, or crash before they see the graph. RuntimeError: a bug of ours.
+    crashed on it. UsageError: an option leaves it no choice. EnvironmentProblem: the libraries do not load, or crash before they see the
+    graph. RuntimeError: a bug of ours.
     """
     return _resource(failure) or _crash(failure) or _refusal(failure)
 
@@ -172,10 +178,14 @@ def _refusal(failure: Failure) -> DqDeployError | RuntimeError:
         return EnvironmentProblem(
             f"the builder's libraries do not load: {match[0]}", "check the driver and memory limits, and reinstall its packages"
         )
+    if _WORKSPACE.search(failure.log):
+        return UsageError("no kernel can work in so little workspace", "give a larger --workspace-mb, or leave it out")
     if unparsed := list(dict.fromkeys(_UNPARSED.findall(failure.log))):
         nodes = [f"node '{name}' ({op}): {message.strip()}" for _, name, op, message in unparsed]
         return ArtifactError(f"the builder refuses the graph: {'; '.join(nodes)}", "export the bundle again with this dq-deploy")
     exceptions = _EXCEPTION.findall(failure.log)
+    if exceptions and exceptions[-1][0] in _OUR_ERRORS:
+        return _OUR_ERRORS[exceptions[-1][0]](exceptions[-1][1])
     if exceptions and exceptions[-1][0] != "PolygraphyException":
         return RuntimeError(f"the building process failed: {exceptions[-1][0]}: {exceptions[-1][1]}\n{_tail(failure.log)}")
     errors = "; ".join(_ERROR_LINE.findall(failure.log)) or f"it ended with code {failure.returncode}\n{_tail(failure.log)}"

@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 
 from dq_deploy.artifacts import sha256_file
-from dq_deploy.engines import tensorrt_process
+from dq_deploy.engines import build_process
+from dq_deploy.engines.build_process import BuilderCrash, Failure, diagnose, run_child
+from dq_deploy.engines.build_request import BuildRequest
 from dq_deploy.engines.tensorrt_child import gpu_compute_capability
-from dq_deploy.engines.tensorrt_process import BuilderCrash, Failure, diagnose, run_child
-from dq_deploy.engines.tensorrt_request import BuildRequest
 from dq_deploy.errors import ArtifactError, EnvironmentProblem, ResourceError
 from tests.engines import graphs
 
@@ -54,7 +54,7 @@ def start_children_with(code: str, folder: Path, monkeypatch: pytest.MonkeyPatch
 def test_success_is_judged_by_the_result_not_by_the_exit_code(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     start_children_with("import atexit, os; atexit.register(os.abort)", tmp_path, monkeypatch)
     build = run_child(request(small, tmp_path), tmp_path, timeout_s=None)
-    assert build.result.plan_sha256 == sha256_file(tmp_path / "plan")
+    assert build.result.sha256 == {str(tmp_path / "plan"): sha256_file(tmp_path / "plan")}
     assert build.result.compute_capability == (8, 9)
 
 
@@ -64,7 +64,7 @@ def test_time_limit(small: Path, tmp_path: Path) -> None:
 
 
 def test_hang(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tensorrt_process, "STALL_S", 0.5)
+    monkeypatch.setattr(build_process, "STALL_S", 0.5)
     start_children_with("import time; time.sleep(60)", tmp_path, monkeypatch)
     with pytest.raises(ResourceError, match="the builder hangs: no output and no CPU time"):
         run_child(request(small, tmp_path), tmp_path, timeout_s=None)

@@ -1,20 +1,25 @@
-"""Everything that is checked before a TensorRT build starts: the backend, the compute capabilities, the shapes, the graph file."""
+"""Everything that is checked before a build starts: the backend, the compute capabilities, the shapes, the graph file."""
 
 from __future__ import annotations
 
 import importlib.util
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from ..artifacts import Artifact
 from ..errors import ArtifactError, EnvironmentProblem, UsageError
-from .tensorrt_request import Backend, ShapeRange
+from .build_request import Backend, ShapeRange
 
 # What TensorRT-RTX 1.x compiles for ahead of time.
 RTX_COMPUTE_CAPABILITIES = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")
 DEFAULT_COMPUTE_CAPABILITIES = ("8.9", "12.0")
 _DATA_CENTER = {"9.0": "Hopper", "10.0": "Blackwell for data centers", "10.3": "Blackwell for data centers"}
-_MODULES: dict[Backend, str] = {"tensorrt-rtx": "tensorrt_rtx", "tensorrt": "tensorrt"}
+_MODULES: dict[Backend, tuple[str, ...]] = {
+    "tensorrt-rtx": ("tensorrt_rtx", "polygraphy"),
+    "tensorrt": ("tensorrt", "polygraphy"),
+    "openvino": ("openvino",),
+}
 _EXTERNAL_KEYS = {"location", "offset", "length", "checksum"}
 
 Range = tuple[int, int, int]
@@ -24,8 +29,8 @@ def check_backend(backend: str) -> Backend:
     """The backend, when it is one and importable here. Raises UsageError (unknown) or EnvironmentProblem (not installed)."""
     if backend not in _MODULES:
         raise UsageError(f"unknown engine backend '{backend}'", f"choose one of: {', '.join(_MODULES)}")
-    known: Backend = "tensorrt-rtx" if backend == "tensorrt-rtx" else "tensorrt"
-    missing = [module for module in (_MODULES[known], "polygraphy") if importlib.util.find_spec(module) is None]
+    known: Backend = next(name for name in _MODULES if name == backend)
+    missing = [module for module in _MODULES[known] if importlib.util.find_spec(module) is None]
     if not missing:
         return known
     hint = f'install it with: python -m pip install "dq-deploy[{known}]"'
@@ -38,14 +43,15 @@ def check_backend(backend: str) -> Backend:
 
 
 def check_capabilities(backend: Backend, capabilities: Sequence[str] | None) -> list[tuple[int, int] | None]:
-    """The (major, minor) to build for, one entry a build; None stands for the GPU of this machine.
+    """The (major, minor) to build for, one entry a build; None stands for this machine's own device.
 
     Raises UsageError naming every compute capability that the backend cannot compile for.
     """
-    if backend == "tensorrt":
+    if backend != "tensorrt-rtx":
         if capabilities:
+            device = "GPU of the machine that it runs on" if backend == "tensorrt" else "CPU"
             raise UsageError(
-                "backend tensorrt builds for the GPU of the machine that it runs on, so --compute-capability does not apply",
+                f"backend {backend} builds for the {device}, so --compute-capability does not apply",
                 "leave it out, or choose --backend tensorrt-rtx to build ahead of time",
             )
         return [None]
@@ -105,20 +111,25 @@ def check_graph(bundle: Artifact) -> None:
     The builder's parser opens whatever file the graph names as external data, so each must be one that the manifest lists and whose hash
     has been verified. Raises ArtifactError for a file that is no ONNX graph, other inputs than the manifest's, or a foreign data file.
     """
-    import onnx
-    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
-
     path = bundle.file("model.onnx")
-    try:
-        model = onnx.load(path, load_external_data=False)
-    except (DecodeError, ValueError) as error:
-        raise ArtifactError(f"{path} is not an ONNX graph: {error}") from None
+    model = load_graph(path)
     declared = {entry["name"]: len(entry["shape"]) for entry in bundle.manifest.details["inputs"]}
     actual = {value.name: len(value.type.tensor_type.shape.dim) for value in model.graph.input}
     if declared != actual:
         raise ArtifactError(f"{path}: the graph's inputs {actual} (name: rank) are not the manifest's {declared}")
     if foreign := sorted(_foreign_data(model, bundle)):
         raise ArtifactError(f"{path} takes weights from outside the bundle's listed files: {'; '.join(foreign)}")
+
+
+def load_graph(path: Path) -> Any:
+    """The ONNX model of a file, without its external data. Raises ArtifactError when it is none."""
+    import onnx
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+
+    try:
+        return onnx.load(path, load_external_data=False)
+    except (DecodeError, ValueError) as error:
+        raise ArtifactError(f"{path} is not an ONNX graph: {error}") from None
 
 
 def _foreign_data(model: Any, bundle: Artifact) -> set[str]:

@@ -10,7 +10,7 @@ import onnx
 import pytest
 
 from dq_deploy.artifacts import Artifact, Manifest, create_artifact, open_artifact
-from dq_deploy.engines.tensorrt_plan import check_backend, check_capabilities, check_graph, input_profile
+from dq_deploy.engines.build_plan import check_backend, check_capabilities, check_graph, input_profile
 from dq_deploy.errors import ArtifactError, EnvironmentProblem, UsageError
 from tests.engines import graphs
 

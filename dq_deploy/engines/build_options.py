@@ -1,0 +1,101 @@
+"""Options of a build. A backend takes those that it has; any other is refused with the reason, never ignored."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from ..errors import UsageError
+from .build_request import Backend
+
+Int8Kernels = Literal["auto", "always", "never"]
+HardwareCompatibility = Literal["ampere-plus", "same-compute-capability"]
+
+
+class BuildOptions(BaseModel):
+    """What is None or False was not asked for, and is left to the builder.
+
+    TensorRT, both families:
+    ``optimization_level``: 0 (fastest build) to 5 (most tactics tried).
+    ``workspace_mb``: MiB of GPU memory that a tactic may use for itself.
+    ``weight_streaming``: weights may stay in host memory, and are copied to the GPU as a run needs them.
+
+    TensorRT alone:
+    ``timing_cache``: file of kernel timings, read before and completed after a build; builds may share it.
+    ``hardware_compatibility``: run on every GPU from Ampere on, or on every one of the same compute capability.
+    ``version_compatible``: run on later TensorRTs of the same major version too.
+
+    OpenVINO:
+    ``int8_kernels``: whether quantized layers are computed with INT8 kernels. "auto" takes them unless they saturate on the CPU that
+    loads the engine (``OpenVinoRunner``), "always" even then, "never" computes in float.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    optimization_level: Annotated[int, Field(ge=0, le=5)] | None = None
+    workspace_mb: Annotated[int, Field(ge=1)] | None = None
+    weight_streaming: bool = False
+    timing_cache: Path | None = None
+    hardware_compatibility: HardwareCompatibility | None = None
+    version_compatible: bool = False
+    int8_kernels: Int8Kernels | None = None
+
+    @classmethod
+    def build(cls, backend: Backend, **given: Any) -> BuildOptions:
+        """The options, when the backend has all that are given. Raises UsageError naming every one that it has not, and bad values."""
+        try:
+            options = cls(**given)
+        except ValidationError as error:
+            problems = [f"{'.'.join(map(str, e['loc']))} is {e['input']!r}: {e['msg']}" for e in error.errors()]
+            raise UsageError("; ".join(problems), "see: dq-deploy build-engine --help") from None
+        if refused := [name for name in options.asked() if backend not in _BACKENDS[name]]:
+            reasons = [_RTX_REASONS[name] for name in refused if backend == "tensorrt-rtx" and name in _RTX_REASONS]
+            reasons += [f"{flag(name)} is for {' and '.join(_BACKENDS[name])}" for name in refused]
+            raise UsageError(f"backend {backend} has no {', '.join(map(flag, refused))}", "; ".join(reasons))
+        if options.timing_cache is not None:
+            _check_cache_file(options.timing_cache)
+        return options
+
+    def asked(self) -> dict[str, Any]:
+        """What was asked for, by name."""
+        return {name: value for name, value in self.model_dump(mode="json").items() if value is not None and value is not False}
+
+    @property
+    def integer(self) -> bool | None:
+        """``int8_kernels`` as OpenVinoRunner has it."""
+        return {"always": True, "never": False}.get(self.int8_kernels or "auto")
+
+
+_BACKENDS: dict[str, tuple[Backend, ...]] = {
+    "optimization_level": ("tensorrt-rtx", "tensorrt"),
+    "workspace_mb": ("tensorrt-rtx", "tensorrt"),
+    "weight_streaming": ("tensorrt-rtx", "tensorrt"),
+    "timing_cache": ("tensorrt",),
+    "hardware_compatibility": ("tensorrt",),
+    "version_compatible": ("tensorrt",),
+    "int8_kernels": ("openvino",),
+}
+# As TensorRT-RTX 1.7 has it: the first two are accepted and do nothing, the third fails the build.
+_RTX_REASONS = {
+    "timing_cache": "TensorRT-RTX times no kernels when it builds: its timing cache stays empty",
+    "hardware_compatibility": "TensorRT-RTX ignores it: give every --compute-capability that is wanted",
+    "version_compatible": "TensorRT-RTX builds no such engine: build again for each version",
+}
+
+
+def _check_cache_file(path: Path) -> None:
+    """Refuse a timing cache that could not be written, before the long step."""
+    if path.is_dir():
+        raise UsageError(f"the timing cache {path} is a folder, and a file is needed")
+    if not path.absolute().parent.is_dir():
+        raise UsageError(f"the timing cache {path} cannot be written: there is no folder {path.absolute().parent}")
+    writable = os.access(path, os.R_OK | os.W_OK) if path.exists() else True
+    if not writable or not os.access(path.absolute().parent, os.W_OK):
+        raise UsageError(f"the timing cache {path} cannot be written: no permission", "copy it to a folder of your own")
+
+
+def flag(name: str) -> str:
+    """An option as the command line has it."""
+    return "--" + name.replace("_", "-")

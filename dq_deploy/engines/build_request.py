@@ -1,0 +1,54 @@
+"""What ``build.py`` asks of its child process, and what the child leaves behind."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from .layer_dump import LayerDump
+
+Backend = Literal["tensorrt-rtx", "tensorrt", "openvino"]
+Shape = tuple[int, ...]
+ShapeRange = tuple[Shape, Shape, Shape]
+
+
+class BuildRequest(BaseModel):
+    """One build. ``plan`` is the engine's file, ``profile`` maps every graph input to its (min, opt, max) shapes.
+
+    ``compute_capability`` is the (major, minor) to compile for; None means the device of this machine. ``options`` are those of
+    ``BuildOptions`` that were asked for.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    backend: Backend
+    onnx: str
+    plan: str
+    result: str
+    compute_capability: tuple[int, int] | None
+    profile: dict[str, ShapeRange]
+    options: dict[str, Any] = Field(default_factory=dict)
+
+
+class BuildResult(BaseModel):
+    """Written once the engine is on disk: a build has succeeded when this exists and the files have these hashes, whatever the exit code.
+
+    ``sha256`` has the hash of each file by its path. ``dump`` are the kernels, where the builder's log does not hold them.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    sha256: dict[str, str]
+    version: str
+    compute_capability: tuple[int, int] | None
+    dump: LayerDump | None = None
+
+    def write(self, path: str) -> None:
+        """Write the result: whole, and on disk when this returns."""
+        partial = Path(path + ".partial")
+        with partial.open("w") as stream:
+            stream.write(self.model_dump_json())
+            stream.flush()
+            os.fsync(stream.fileno())
+        partial.rename(path)
