@@ -177,7 +177,7 @@ def _build_one(job: _Job, folder: Path, capability: tuple[int, int] | None) -> L
         backend=job.backend,
         version=build.result.version,
         compute_capability=f"{found[0]}.{found[1]}" if found else None,
-        planned=job.bundle.manifest.details.get("layers", []),
+        planned=[layer for layer in job.bundle.manifest.details.get("layers", []) if "input" not in layer],  # those multiply in float
     )
     names = _file_names(report)
     plan.rename(folder / names["file"])

@@ -19,6 +19,7 @@ from ..quantization.graph.edit import aten
 from ..quantization.graph.insertion import conv_geometry, decode
 from ..quantization.layers import QuantizedConv2d, QuantizedLinear
 from ..quantization.weight_only import WeightOnlyLinear
+from .quick_rewrites import quick_rewrites
 
 DOMAIN = "dq_deploy"
 OPSET = 21  # the lowest with INT4, and the highest that every runtime here reads
@@ -58,7 +59,7 @@ def to_onnx(model: GraphModule, inputs: dict[str, torch.Tensor], float_layers: d
     # It warns of torchvision's operators, which no model here has, on every start.
     logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), quick_rewrites():
             warnings.simplefilter("ignore")
             program = torch.onnx.export(
                 graph_module, tuple(inputs.values()), dynamo=True, opset_version=OPSET, input_names=list(inputs),

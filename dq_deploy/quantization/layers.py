@@ -53,10 +53,10 @@ class ActivationQuantizer(nn.Module):
         return {"bits": self.bits, "symmetric": self.symmetric, "axis": self.axis, "channels": len(self.dilation), "fixed": self.fixed}
 
     @torch.no_grad()
-    def set_tables(self, scale: torch.Tensor, zero_point: torch.Tensor) -> None:
-        """Set the tables from scale [T] > 0 and zero_point [T]; [1] each when static."""
-        self.log_scale.copy_(scale.double().log().float().reshape(-1, 1))
-        self.zero_point.copy_(zero_point.reshape(-1, 1))
+    def set_tables(self, scale: torch.Tensor, zero_point: torch.Tensor, rows: slice = slice(None)) -> None:
+        """Set the tables, or some ``rows`` of them, from scale [T] > 0 and zero_point [T]; [1] each when static."""
+        self.log_scale[rows] = scale.double().log().float().reshape(-1, 1)
+        self.zero_point[rows] = zero_point.reshape(-1, 1)
         if self.fixed:  # a constant such as 1/255, which exp(log(...)) would not give back exactly
             self.frozen_scale = scale.float().clone()
 

@@ -22,10 +22,11 @@ from .checkpoint import freeze, write_checkpoint
 from .config import QuantizeConfig
 from .distillation.block_trainer import BlockRecord
 from .distillation.distill import distill
+from .graph.edit import set_tensor
 from .graph.fold import fold_dilations
 from .graph.insertion import insert_quantizers
 from .graph.plan import Plan
-from .initial.initialize import Initialization, initialize
+from .initial.initialize import Initialization, initialize, undilated_weights
 from .prepare import Prepared, prepare
 from .running.device import exact_products, find_device, move
 from .running.processes import SharedWork, started_processes
@@ -95,13 +96,16 @@ def _quantize(prepared: Prepared, work: SharedWork, progress: Progress) -> tuple
     reference = _collect(prepared, "reference", _REFERENCE_SEED + config.seed, config.reference_samples, work, progress)
     quantized = move(copy_with_quantizers(float_graph, plan, data.timesteps), prepared.device)
     initial = _initialized(prepared, quantized, data, work, progress)
-    before = per_timestep_snr(prepared.call(quantized), reference)
     records = []
     if config.iterations:
+        before = per_timestep_snr(prepared.call(quantized), reference, progress)
         records = distill(float_graph, quantized, data, config, work=work, processes=work.processes, progress=progress)
-    freeze(move(quantized, "cpu"))
+        freeze(move(quantized, "cpu"))
+    else:  # frozen first: the same codes, and they are not made anew in every pass
+        freeze(move(quantized, "cpu"))
+        before = per_timestep_snr(prepared.call(quantized), reference, progress)
     folded = fold_dilations(quantized)
-    after = per_timestep_snr(prepared.call(quantized), reference)
+    after = per_timestep_snr(prepared.call(quantized), reference, progress) if records or folded else before
     manifest = _manifest(prepared, data, initial, records, folded)
     manifest.details["snr_db"] = {"before_distillation": before, "after_distillation": after}
     return quantized, reference, manifest
@@ -131,32 +135,38 @@ def _initialized(prepared: Prepared, quantized: GraphModule, data: Trajectories,
 
     def make() -> Stage:
         done = initialize(prepared.float_graph, quantized, data, prepared.config, progress)
-        return Stage({name: tensor.cpu() for name, tensor in quantized.state_dict().items()}, asdict(done))
+        same = undilated_weights(quantized)  # as they were made, and gigabytes of a large model
+        return Stage({name: tensor.cpu() for name, tensor in quantized.state_dict().items() if name not in same}, asdict(done))
 
     stage = work.made("initial", make)
-    load_state(quantized, stage.tensors)
+    load_state(quantized, stage.tensors, partial=True)
     return Initialization.from_dict(stage.record)
 
 
 def copy_with_quantizers(float_graph: GraphModule, plan: Plan, timesteps: torch.Tensor) -> GraphModule:
     """A copy of the graph, rewritten for tables with a row for each of ``timesteps`` [T]; the plan's nodes follow into the copy."""
-    quantized = deepcopy(float_graph)
+    # The layers copy their weights; a copy of the whole model first would be one more than memory has room for.
+    quantized = deepcopy(float_graph, {id(tensor): tensor for tensor in float_graph.buffers()})
     by_name = {node.name: node for node in quantized.graph.nodes}
     for layer in plan.layers:
         layer.node = by_name[layer.node.name]
     insert_quantizers(quantized, plan, timesteps)
+    for name in dict.fromkeys(str(n.target) for n in quantized.graph.nodes if n.op == "get_attr"):
+        set_tensor(quantized, name, quantized.get_buffer(name).clone())
     return quantized
 
 
 @torch.no_grad()
-def per_timestep_snr(model: Model, reference: Trajectories) -> list[float]:
+def per_timestep_snr(model: Model, reference: Trajectories, progress: Progress = silent) -> list[float]:
     """SNR in dB of the quantized output against the float one, at each calibrated timestep, over the reference seeds."""
     result = []
-    for row, timestep in enumerate(reference.timesteps):
-        samples, expected = reference.samples[row], reference.outputs[row]
-        got = model(samples, timestep.repeat(len(samples)), **reference.conditions)
-        noise = (got - expected).double().pow(2).sum().clamp(min=1e-30)
-        result.append(round(float(10 * torch.log10(expected.double().pow(2).sum() / noise)), 4))
+    with progress("comparing with the float model", len(reference.timesteps)) as advance:
+        for row, timestep in enumerate(reference.timesteps):
+            samples, expected = reference.samples[row], reference.outputs[row]
+            got = model(samples, timestep.repeat(len(samples)), **reference.conditions)
+            noise = (got - expected).double().pow(2).sum().clamp(min=1e-30)
+            result.append(round(float(10 * torch.log10(expected.double().pow(2).sum() / noise)), 4))
+            advance()
     return result
 
 

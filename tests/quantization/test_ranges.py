@@ -83,3 +83,25 @@ def test_a_constant_activation_has_defined_tables() -> None:
         scale, zero = search_tables(torch.full((8, 5), 3.0), 2, 4, symmetric=False, rule=rule)
         assert bool(torch.isfinite(scale).all())
         assert float((numerics.quantize(torch.tensor([3.0]), 1 / scale[:1], zero[:1], 4) * scale[0] - 3.0).abs()) < 1e-5
+
+
+@pytest.mark.parametrize("rule", [InitialRange.MINMAX, InitialRange.MSE, InitialRange.PERCENTILE])
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_a_row_of_zeros_has_the_nearest_rows_scale(rule: InitialRange, symmetric: bool) -> None:
+    x = torch.randn(5, 500, generator=torch.Generator().manual_seed(0)) * torch.tensor([1.0, 0.0, 0.0, 8.0, 0.0])[:, None]
+    scale, zero = search_tables(x, 5, 8, symmetric=symmetric, rule=rule)
+    assert zero[[1, 2, 4]].tolist() == [0, 0, 0]
+    for row, nearest in ((1, 0), (2, 3), (4, 3)):  # from its zero-point 0 it covers what that row covers
+        lowest, highest = (float(scale[nearest] * (code - zero[nearest])) for code in (-128, 127))
+        assert float(scale[row]) * 128 == pytest.approx(max(-lowest, highest, float(scale[nearest]) * 128))
+    assert 0 < float(scale[0]) < float(scale[3]) < 1
+    assert bool((numerics.quantize(x, (1 / scale)[:, None], zero[:, None], 8)[[1, 2, 4]] == 0).all())
+    nothing = search_tables(torch.zeros(3, 10), 3, 8, symmetric=symmetric, rule=rule)
+    assert [t.tolist() for t in nothing] == [[1.0] * 3, [0.0] * 3]
+
+
+def test_a_percentile_of_nearly_all_zeros_is_the_whole_range() -> None:
+    x = torch.zeros(2, 100_000)
+    x[:, 5] = torch.tensor([3.0, 6.0])
+    scale, _ = search_tables(x, 2, 8, symmetric=True, rule=InitialRange.PERCENTILE)
+    torch.testing.assert_close(scale, torch.tensor([3.0, 6.0]) / 127)

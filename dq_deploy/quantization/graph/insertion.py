@@ -38,6 +38,8 @@ def insert_quantizers(graph_module: GraphModule, plan: Plan, timesteps: torch.Te
         with graph.inserting_before(node):
             call = graph.call_module(target, tuple(calls))
         call.meta = {**node.meta, "float_name": float_name(node)}
+        if layer.op != "matmul":
+            call.meta["weight"] = str(node.args[1].target)  # type: ignore[union-attr]
         node.replace_all_uses_with(call)
         graph.erase_node(node)
         layer.node = call

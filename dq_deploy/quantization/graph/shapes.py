@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch.fx import Node
 
 
 def at_batch_one(size: Any) -> int:
@@ -18,3 +21,22 @@ def at_batch_one(size: Any) -> int:
 def static_shape(value: torch.Tensor) -> list[int]:
     """The shape for a batch of one."""
     return [at_batch_one(size) for size in value.shape]
+
+
+def live_bytes(nodes: Sequence[Node]) -> int:
+    """Most bytes of one sample's values that are alive at one time while a graph runs node by node."""
+    last = {source: index for index, node in enumerate(nodes) for source in node.all_input_nodes}
+    alive, peak = 0, 0
+    for index, node in enumerate(nodes):
+        if node.op != "get_attr":
+            alive += value_bytes(node.meta.get("val"))
+        peak = max(peak, alive)
+        alive -= sum(value_bytes(s.meta.get("val")) for s in set(node.all_input_nodes) if last[s] == index and s.op != "get_attr")
+    return peak
+
+
+def value_bytes(value: Any) -> int:
+    """Bytes of one sample of a captured value; 0 for what is no tensor."""
+    if not isinstance(value, torch.Tensor):
+        return 0
+    return math.prod(d for d in value.shape if isinstance(d, int)) * value.element_size()

@@ -15,6 +15,9 @@ from .ranges import resolve, search_tables
 _WORTHWHILE = 0.99  # a dilation must lower the measured error to this, or rounding's luck decides
 
 
+_ALIGNMENT = 64  # bytes; of every tensor that torch allocates on a CPU
+
+
 @dataclass
 class Group:
     """A quantizer and the layers that read it, with their weights before any dilation."""
@@ -40,16 +43,21 @@ class DilationRecord:
 class GroupSetter:
     """Chooses dilation and tables for one activation x [T·m, ...] (timesteps slowest), by the rule of ``config``, which is not AUTO.
 
+    ``rows`` are those of the tables that the T timesteps belong to: all of them, or without a dilation some at a time, in order.
+
     Candidates for s are fitted on the first half of the seeds and judged on the other; the tables that stay are fitted on all of them.
     """
 
-    def __init__(self, group: Group, x: torch.Tensor, timestep: torch.Tensor, rows: int, config: QuantizeConfig) -> None:
+    def __init__(self, group: Group, x: torch.Tensor, timestep: torch.Tensor, rows: slice, config: QuantizeConfig) -> None:
         self.group, self.quantizer, self.config = group, group.quantizer, config
-        self.x, self.timestep, self.rows = x, timestep, rows
-        self.weights = group.weights
+        self.x, self.timestep, self.at, self.rows = x, timestep, rows, rows.stop - rows.start
+        self.weights = {name: _own(weight) for name, weight in group.weights.items()}
 
     def run(self) -> DilationRecord | None:
-        """Set the group's quantizer and weights; a record if there are weights to dilate."""
+        """Set the group's quantizer and weights; a record if there are weights to dilate, with the first rows."""
+        if self.at.start:  # the weights are set
+            self._set_tables(self.x)
+            return None
         ones = torch.ones_like(self.quantizer.dilation)
         self.apply(ones, self.x)
         if not self.weights:
@@ -122,12 +130,15 @@ class GroupSetter:
         for name, layer in self.group.layers.items():
             clip = resolve(config.initial_range, layer.bits) is InitialRange.MSE
             layer.set_weight(dilate(self.weights[name], s) if dilated else self.weights[name], clip=clip)
-        scaled = x * numerics.per_channel(1 / s, x, quantizer.axis) if dilated else x
+        self._set_tables(x * numerics.per_channel(1 / s, x, quantizer.axis) if dilated else x)
+
+    def _set_tables(self, scaled: torch.Tensor) -> None:
+        quantizer, config = self.quantizer, self.config
         rows = 1 if quantizer.static else self.rows
         tables = search_tables(
             scaled, rows, quantizer.bits, symmetric=quantizer.symmetric, rule=config.initial_range, percentile=config.percentile
         )
-        quantizer.set_tables(*tables)
+        quantizer.set_tables(*tables, rows=slice(None) if quantizer.static else self.at)
 
     def _error(self, s: torch.Tensor) -> float:
         """Relative squared output error of the group's layers with real rounding, averaged over timesteps."""
@@ -139,6 +150,12 @@ class GroupSetter:
             difference = (layer(quantized) - exact).unflatten(0, (self.rows, -1)).flatten(1).double().pow(2).sum(1)
             error += float((difference / exact.unflatten(0, (self.rows, -1)).flatten(1).double().pow(2).sum(1).clamp(min=1e-30)).mean())
         return error
+
+
+def _own(weight: torch.Tensor) -> torch.Tensor:
+    """The weight as torch itself would lay it out, copied only if it is not: BLAS sums in another order at another alignment."""
+    weight = weight.detach()
+    return weight if weight.dtype == torch.float32 and weight.data_ptr() % _ALIGNMENT == 0 else weight.clone().float()
 
 
 def float_output(layer: QuantizedWeight, weight: torch.Tensor, x: torch.Tensor) -> torch.Tensor:

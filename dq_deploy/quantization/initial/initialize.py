@@ -1,9 +1,9 @@
-"""First values of every scale table and dilation vector, from one pass of the float model over all timesteps at once."""
+"""First values of every scale table and dilation vector, from one pass of the float model over all timesteps at once if memory allows."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,12 +14,14 @@ from ...progress import Progress, silent
 from ..calibration.trajectories import Trajectories
 from ..config import Dilation, InitialRange, QuantizeConfig
 from ..graph.insertion import decode, float_name
+from ..graph.shapes import live_bytes
 from ..layers import ActivationQuantizer, QuantizedWeight
 from ..weight_only import WeightOnly
 from .group_setter import DilationRecord, Group, GroupSetter
 from .ranges import resolve
 
 _FIT_SEEDS, _JUDGE_SEEDS = 8, 4  # all timesteps of so many trajectories: more changed no choice, and this is all in memory at once
+_PASS_BYTES = 4 << 30  # of a pass's values: a Stable Diffusion has a gigabyte of attention scores and probabilities for each sample
 AUTO_RULES = (Dilation.NONE, Dilation.ASYMMETRIC, Dilation.SYMMETRIC, Dilation.LAYERWISE)
 """What AUTO chooses from. A layer's own error is a poor judge alone: noise that later layers average out counts there like a bias that they
 hand on (docs/decisions/dilation-default.md)."""
@@ -48,19 +50,21 @@ def initialize(float_graph: GraphModule, quantized: GraphModule, data: Trajector
     nothing was fitted on. Raises ArtifactError naming value, timestep and seed where an activation is NaN or Inf.
     """
     _initialize_weight_only(quantized, config)
-    groups = quantizer_groups(quantized)
+    groups = quantizer_groups(quantized, float_graph)
     if not groups:
         return Initialization([], Dilation.NONE.value, {})
     fit, judge = fit_and_judge(data)
     rules = AUTO_RULES if config.dilation is Dilation.AUTO else (config.dilation,)
     tried: dict[str, float] = {}
     best: tuple[Dilation, list[DilationRecord], dict[str, torch.Tensor]] | None = None
-    with progress("initial scales", len(rules) * sum(map(len, groups.values()))) as advance:
+    passes = sum(len(_passes(float_graph, data, fit, config.model_copy(update={"dilation": rule}))) for rule in rules)
+    with progress("initial scales", passes * sum(map(len, groups.values()))) as advance:
         for rule in rules:
             records = apply_rule(float_graph, groups, data, fit, config.model_copy(update={"dilation": rule}), advance)
             tried[rule] = mean_snr(quantized, data, judge, config.batch_size) if len(rules) > 1 else float("nan")
             if best is None or tried[rule] > tried[best[0]]:
-                best = rule, records, {k: v.clone() for k, v in quantized.state_dict().items()}
+                state = {} if rule is rules[-1] else {k: v.clone() for k, v in quantized.state_dict().items()}
+                best = rule, records, state
     assert best is not None
     if best[0] is not rules[-1]:
         quantized.load_state_dict(best[2])
@@ -113,15 +117,48 @@ def _device(graph: GraphModule) -> torch.device:
 
 def apply_rule(float_graph: GraphModule, groups: Mapping[str, list[Group]], data: Trajectories, fit: slice, config: QuantizeConfig,
                 advance: Any) -> list[DilationRecord]:  # fmt: skip
-    """One pass by one rule."""
-    samples, timestep, conditions = data.flat(fit)
-    runner = _Initializer(float_graph, groups, len(data.timesteps), timestep.to(_device(float_graph)), config, advance)
-    runner.run(*arguments(float_graph, samples, timestep, conditions))
-    return runner.records
+    """One rule, in one pass or several."""
+    records: list[DilationRecord] = []
+    for rows in _passes(float_graph, data, fit, config):
+        part = replace(data, timesteps=data.timesteps[rows], samples=data.samples[rows], outputs=data.outputs[rows])
+        samples, timestep, conditions = part.flat(fit)
+        runner = _Initializer(float_graph, groups, rows, timestep.to(_device(float_graph)), config, advance)
+        runner.run(*arguments(float_graph, samples, timestep, conditions))
+        records += runner.records
+    return records
 
 
-def quantizer_groups(graph_module: GraphModule) -> dict[str, list[Group]]:
-    """Float-graph value name → groups that quantize it."""
+def _passes(float_graph: GraphModule, data: Trajectories, fit: slice, config: QuantizeConfig) -> list[slice]:
+    """The timesteps, as rows of the tables, that go through the network together.
+
+    All of them, unless memory is short for their values and a row depends on its own timestep alone: a dilation does not.
+    """
+    rows = len(data.timesteps)
+    row_bytes = (fit.stop - fit.start) * live_bytes(list(float_graph.graph.nodes))
+    if rows * row_bytes <= _PASS_BYTES or config.dilation is not Dilation.NONE or not config.temporal:
+        return [slice(0, rows)]
+    count = max(1, _PASS_BYTES // row_bytes)
+    return [slice(start, min(rows, start + count)) for start in range(0, rows, count)]
+
+
+def undilated_weights(quantized: GraphModule) -> set[str]:
+    """Weights of an initialized graph, by their names in its state, that are still the float model's."""
+    found = set()
+    for node in quantized.graph.nodes:
+        if "quantizer" not in node.meta:
+            continue
+        quantizer = quantized.get_submodule(str(node.target))
+        assert isinstance(quantizer, ActivationQuantizer)
+        if bool((quantizer.dilation == 1).all()):
+            found |= {f"{user.target}.weight" for user in node.users if "weight" in user.meta}
+    return found
+
+
+def quantizer_groups(graph_module: GraphModule, float_graph: GraphModule | None = None) -> dict[str, list[Group]]:
+    """Float-graph value name → groups that quantize it.
+
+    Their weights before any dilation are those of ``float_graph``; without it, copies of what the layers have now.
+    """
     found: dict[str, list[Group]] = {}
     for node in graph_module.graph.nodes:
         if "quantizer" not in node.meta:
@@ -133,7 +170,9 @@ def quantizer_groups(graph_module: GraphModule) -> dict[str, list[Group]]:
             module = graph_module.get_submodule(str(user.target))
             if isinstance(module, QuantizedWeight):
                 name = decode(str(user.target))
-                group.layers[name], group.weights[name] = module, module.weight.detach().clone()
+                group.layers[name] = module
+                weight = float_graph.get_buffer(user.meta["weight"]) if float_graph else module.weight.detach().clone()
+                group.weights[name] = weight
         source = node.args[0]
         assert isinstance(source, Node)
         found.setdefault(float_name(source), []).append(group)
@@ -143,10 +182,10 @@ def quantizer_groups(graph_module: GraphModule) -> dict[str, list[Group]]:
 class _Initializer(Interpreter):
     """Runs the float graph, and sets the quantizers of each value when the value has been computed."""
 
-    def __init__(self, module: GraphModule, groups: Mapping[str, list[Group]], rows: int, timestep: torch.Tensor,
+    def __init__(self, module: GraphModule, groups: Mapping[str, list[Group]], rows: slice, timestep: torch.Tensor,
                  config: QuantizeConfig, advance: Any) -> None:  # fmt: skip
         super().__init__(module)
-        self.groups, self.table_rows, self.timestep, self.config, self.advance = groups, rows, timestep, config, advance
+        self.groups, self.rows, self.timestep, self.config, self.advance = groups, rows, timestep, config, advance
         self.records: list[DilationRecord] = []
 
     def run_node(self, n: Node) -> Any:
@@ -154,7 +193,7 @@ class _Initializer(Interpreter):
         for group in self.groups.get(n.name, []):
             self._check(n.name, value)
             if not group.quantizer.fixed:
-                record = GroupSetter(group, value, self.timestep, self.table_rows, self.config).run()
+                record = GroupSetter(group, value, self.timestep, self.rows, self.config).run()
                 self.records += [record] if record else []
             self.advance(1, group.name)
         return value
@@ -162,5 +201,5 @@ class _Initializer(Interpreter):
     def _check(self, name: str, value: torch.Tensor) -> None:
         bad = (~torch.isfinite(value.flatten(1))).any(dim=1).nonzero()[:, 0]
         if len(bad):
-            seed = int(bad[0]) % (len(value) // self.table_rows)
+            seed = int(bad[0]) % (len(value) // (self.rows.stop - self.rows.start))
             raise ArtifactError(f"activation '{name}' has NaN or Inf at timestep {float(self.timestep[bad[0]]):g}, seed {seed}")

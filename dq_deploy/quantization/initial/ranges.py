@@ -24,17 +24,36 @@ def search_tables(x: torch.Tensor, rows: int, bits: int, *, symmetric: bool, rul
     """Scale [rows] and zero-point [rows] for ``x`` [rows·m, ...], rows slowest.
 
     MINMAX covers every value; PERCENTILE the share that lies between the two outer quantiles; MSE takes the range with the least squared
-    error among min–max shrunk by a common factor down to a quarter.
+    error among min–max shrunk by a common factor down to a quarter. A row that saw nothing but zeros covers what the nearest row that
+    saw more does, since what comes later may not be zero; its zero-point is 0, whose correction in an engine cancels exactly.
     """
     values = x.reshape(rows, -1).float()
-    rule = resolve(rule, bits)
-    if rule is InitialRange.PERCENTILE:
-        low, high = _quantiles(values, percentile / 100)
-        return numerics.affine_parameters(low, high, bits, symmetric=symmetric)
     low, high = values.amin(dim=1), values.amax(dim=1)
-    if rule is InitialRange.MINMAX:
-        return numerics.affine_parameters(low, high, bits, symmetric=symmetric)
-    return _least_squares(_subsample(values, _SEARCH_ELEMENTS // rows), low, high, bits, symmetric)
+    scale, zero_point = _search(values, low, high, bits, resolve(rule, bits), percentile, symmetric=symmetric)
+    seen = (low != 0) | (high != 0)
+    source, (qmin, qmax) = _nearest_seen(seen), numerics.code_range(bits)
+    reach = torch.maximum(zero_point - qmin, qmax - zero_point) / -qmin  # of the source's codes from its zero-point, in those from 0
+    return torch.where(seen, scale, (scale * reach)[source]), torch.where(seen, zero_point, torch.zeros_like(zero_point))
+
+
+def _search(values: torch.Tensor, low: torch.Tensor, high: torch.Tensor, bits: int, rule: InitialRange, percentile: float, *,
+            symmetric: bool) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+    if rule is InitialRange.PERCENTILE:
+        inner_low, inner_high = _quantiles(values, percentile / 100)
+        sparse = (inner_low == 0) & (inner_high == 0)  # nearly all zeros: the others are all there is
+        low, high = torch.where(sparse, low, inner_low), torch.where(sparse, high, inner_high)
+    if rule is InitialRange.MSE:
+        return _least_squares(_subsample(values, _SEARCH_ELEMENTS // len(values)), low, high, bits, symmetric)
+    return numerics.affine_parameters(low, high, bits, symmetric=symmetric)
+
+
+def _nearest_seen(seen: torch.Tensor) -> torch.Tensor:
+    """For each row [T] itself if it is ``seen``, else the nearest row that is (of two, the earlier); where none is, itself."""
+    index = torch.arange(len(seen), device=seen.device)
+    if bool(seen.all()) or not bool(seen.any()):
+        return index
+    known = index[seen]
+    return known[(index[:, None] - known).abs().argmin(dim=1)]
 
 
 def _quantiles(values: torch.Tensor, share: float) -> tuple[torch.Tensor, torch.Tensor]:

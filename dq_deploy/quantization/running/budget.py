@@ -17,10 +17,11 @@ from ..config import Distillation, QuantizeConfig
 from ..distillation.trained import TrainedParts, selected
 from ..graph.blocks import Block, split_blocks, whole_network
 from ..graph.plan import make_plan
+from ..graph.shapes import value_bytes
 from ..pipeline import copy_with_quantizers
 from ..prepare import Prepared, prepare
 from .device import find_device, move
-from .probe import Probe, value_bytes
+from .probe import Probe
 
 _FLOAT_BYTES = 4
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.fx import Node
 
 from ..calibration.trajectories import Trajectories
 from ..config import QuantizeConfig
@@ -20,6 +18,7 @@ from ..distillation.chain import Chain
 from ..distillation.trained import TrainedParts
 from ..graph.blocks import Block, split_blocks, whole_network
 from ..graph.plan import make_plan
+from ..graph.shapes import live_bytes
 from ..initial.initialize import fit_and_judge, initialize
 from ..pipeline import copy_with_quantizers
 from ..prepare import Prepared
@@ -191,22 +190,3 @@ def saved_bytes(action: Callable[[], Any]) -> int:
         result = action()
         del result
     return sum(found.values())
-
-
-def live_bytes(nodes: Sequence[Node]) -> int:
-    """Most bytes of one sample's values that are alive at one time while a graph runs node by node."""
-    last = {source: index for index, node in enumerate(nodes) for source in node.all_input_nodes}
-    alive, peak = 0, 0
-    for index, node in enumerate(nodes):
-        if node.op != "get_attr":
-            alive += value_bytes(node.meta.get("val"))
-        peak = max(peak, alive)
-        alive -= sum(value_bytes(s.meta.get("val")) for s in set(node.all_input_nodes) if last[s] == index and s.op != "get_attr")
-    return peak
-
-
-def value_bytes(value: Any) -> int:
-    """Bytes of one sample of a captured value; 0 for what is no tensor."""
-    if not isinstance(value, torch.Tensor):
-        return 0
-    return math.prod(d for d in value.shape if isinstance(d, int)) * value.element_size()

@@ -43,7 +43,11 @@ def unpack_trajectories(stage: Stage) -> Trajectories:
 
 
 @torch.no_grad()
-def load_state(model: GraphModule, tensors: dict[str, torch.Tensor]) -> None:
-    """Set parameters and buffers of a quantized graph, into the memory that they have."""
+def load_state(model: GraphModule, tensors: dict[str, torch.Tensor], *, partial: bool = False) -> None:
+    """Set parameters and buffers of a quantized graph, into the memory that they have.
+
+    ``partial``: weights that are not among ``tensors`` stay as they are.
+    """
     for name, tensor in model.state_dict().items():
-        tensor.copy_(tensors[name])
+        if not (partial and name.endswith(".weight") and name not in tensors):
+            tensor.copy_(tensors[name])

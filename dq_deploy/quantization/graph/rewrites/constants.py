@@ -15,13 +15,20 @@ _LAYERS = (aten.conv2d.default, aten.conv2d.padding, aten.linear.default)
 
 def is_constant(node: Node) -> bool:
     """Whether a tensor depends on parameters alone, and not on the model's inputs."""
-    if node.op == "get_attr":
-        return True
-    if node.op != "call_function" or "rand" in str(node.target) or "dropout" in str(node.target):
-        return False
-    if node.target in _OF_ANY_VALUE:
-        return all(isinstance(size, int) for size in node.meta["val"].shape)
-    return all(is_constant(source) for source in node.all_input_nodes)
+    # With a list of its own, not by recursion: a value at the end of a deep network has thousands of others behind it.
+    waiting, seen = [node], set()
+    while waiting:
+        current = waiting.pop()
+        if current in seen or current.op == "get_attr":
+            continue
+        seen.add(current)
+        if current.op != "call_function" or "rand" in str(current.target) or "dropout" in str(current.target):
+            return False
+        if current.target not in _OF_ANY_VALUE:
+            waiting += current.all_input_nodes
+        elif not all(isinstance(size, int) for size in current.meta["val"].shape):
+            return False
+    return True
 
 
 def fold_weights(graph_module: GraphModule) -> None:
