@@ -303,8 +303,8 @@ def check(bundle: Path, checkpoint: Path | None, lints: bool, output: Output) ->
     "--engine",
     "engines",
     multiple=True,
-    type=click.Choice(["onnxruntime", "openvino", "openvino-int8"]),
-    help="Engines; repeatable.  [default: all that can run the bundle]",
+    type=click.Choice(["onnxruntime", "openvino", "openvino-int8", "tensorrt", "tensorrt-rtx"]),
+    help="Engines; repeatable.  [default: all that can run a bundle, and its own for a built engine]",
 )
 @click.option("--threads", type=int, help="Threads of every engine.  [default: the engine's own choice]")
 @click.option(
