@@ -262,6 +262,31 @@ def build_engine(
 
 
 @cli.command()
+@click.argument("engine", type=click.Path(path_type=Path))
+@click.option("--compare", "baseline", type=click.Path(path_type=Path), help="Engine to compare with: the float build's, usually.")
+@click.option("-o", "--output", "picture", type=click.Path(path_type=Path), help="SVG file for the report as a picture.")
+@force_option
+@common
+def layers(engine: Path, baseline: Path | None, picture: Path | None, force: bool, output: Output) -> None:
+    """Show what ENGINE's convolutions and matrix products run in, which are not INT8 and why, its kernels and bytes of weights.
+
+    With --compare all of it beside another engine, such as one built from export --float. Needs no runtime.
+    """
+    from .engines.build import load_report
+    from .engines.layer_compare import compare
+
+    comparisons = compare(load_report(engine), load_report(baseline) if baseline else ())
+    if picture is not None:
+        from .report.files import check_output_file, write_whole
+        from .report.layer_plot import layer_plot
+        from .report.svg import standalone
+
+        check_output_file(picture, ".svg", force=force)
+        write_whole(picture, standalone(layer_plot(comparisons[0])))
+    tables.show_layers(comparisons, output)
+
+
+@cli.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--checkpoint", type=click.Path(path_type=Path), help="The checkpoint that the bundle was exported from.")
 @click.option("--lint", "lints", is_flag=True, help="Look for what an engine would refuse, crash on or run in float; runs nothing.")
@@ -303,8 +328,8 @@ def check(bundle: Path, checkpoint: Path | None, lints: bool, output: Output) ->
     "--engine",
     "engines",
     multiple=True,
-    type=click.Choice(["onnxruntime", "openvino", "openvino-int8"]),
-    help="Engines; repeatable.  [default: all that can run the bundle]",
+    type=click.Choice(["onnxruntime", "openvino", "openvino-int8", "tensorrt", "tensorrt-rtx"]),
+    help="Engines; repeatable.  [default: all that can run a bundle, and its own for a built engine]",
 )
 @click.option("--threads", type=int, help="Threads of every engine.  [default: the engine's own choice]")
 @click.option(

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .accuracy import CheckResult
     from .demo import DemoResult
     from .engines.bench import BenchResult, BenchRow
+    from .engines.layer_compare import LayerComparison
     from .exporters.lint import LintResult
     from .quantization import Budget
     from .sampling import SampleResult
@@ -99,8 +100,9 @@ def show_engine(engine: Artifact, reports: Sequence[dict[str, Any]], output: Out
     ]
     output.table(str(engine.path), ("built for", "planned layers in INT8", "convs", "GEMMs", "kernels", "weights"), rows)
     amiss = sorted({name for report in reports for name in [*report["not_int8"], *report["not_found"]]})
+    reasons = {name: reason for report in reports for name, reason in report["reasons"].items()}
     for name in amiss[:_SHOWN_LAYERS]:
-        output.warn(f"layer {name} does not run in INT8")
+        output.warn(f"layer {name} does not run in INT8: {reasons[name]}")
     if len(amiss) > _SHOWN_LAYERS:
         output.warn(f"and {len(amiss) - _SHOWN_LAYERS} more layers (--format json has them all)")
     if engine.manifest.details.get("built_on", {}).get("int8_saturates"):
@@ -111,6 +113,33 @@ def show_engine(engine: Artifact, reports: Sequence[dict[str, Any]], output: Out
 
 def _counts(by_precision: dict[str, int]) -> str:
     return ", ".join(f"{count} {precision}" for precision, count in by_precision.items()) or "none"
+
+
+def show_layers(comparisons: Sequence[LayerComparison], output: Output) -> None:
+    """Both builds in figures, then every convolution and matrix product that is not INT8, with the reason; the JSON has all of them."""
+    for comparison in comparisons:
+        ours, theirs = comparison.totals, comparison.baseline
+        device = ours.compute_capability or "CPU"
+        rows = [
+            (title, pick(ours), *([pick(theirs)] if theirs else []))
+            for title, pick in (
+                ("convs", lambda totals: _counts(totals.conv_by_precision)),
+                ("GEMMs", lambda totals: _counts(totals.gemm_by_precision)),
+                ("kernels", lambda totals: totals.kernels),
+                ("kernels by type", lambda totals: ", ".join(f"{count} {kind}" for kind, count in totals.kernels_by_type.items())),
+                ("weights", lambda totals: f"{totals.weights_bytes / 1e6:.2f} MB"),
+            )
+        ]
+        output.table(f"{ours.backend} for {device}", ("", "engine", *(["baseline"] if theirs else [])), rows)
+        amiss = [layer for layer in comparison.layers if layer.precision != "int8"]
+        if amiss:
+            columns = ("not in INT8", "op", "precision", *(["baseline"] if theirs else []), "why")
+            shown = [(n.name, n.op, n.precision or "not found", *([n.baseline_precision or ""] if theirs else []), n.reason) for n in amiss]
+            output.table(f"{len(amiss)} of {len(comparison.layers)} products are not INT8", columns, shown)
+        if comparison.weights_ratio is not None:
+            output.text(f"weights: {comparison.weights_ratio:.3f} × the baseline's")
+        output.text(ours.statement)
+    output.data({"comparisons": [comparison.to_json() for comparison in comparisons]})
 
 
 def show_lint(result: LintResult, output: Output, *, last: bool) -> None:

@@ -178,6 +178,8 @@ def _build_one(job: _Job, folder: Path, capability: tuple[int, int] | None) -> L
         version=build.result.version,
         compute_capability=f"{found[0]}.{found[1]}" if found else None,
         planned=[layer for layer in job.bundle.manifest.details.get("layers", []) if "input" not in layer],  # those multiply in float
+        float_layers=job.bundle.manifest.details.get("float_layers", []),
+        integer=build.result.integer,
     )
     names = _file_names(report)
     plan.rename(folder / names["file"])

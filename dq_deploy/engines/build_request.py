@@ -35,7 +35,8 @@ class BuildRequest(BaseModel):
 class BuildResult(BaseModel):
     """Written once the engine is on disk: a build has succeeded when this exists and the files have these hashes, whatever the exit code.
 
-    ``sha256`` has the hash of each file by its path. ``dump`` are the kernels, where the builder's log does not hold them.
+    ``sha256`` has the hash of each file by its path. ``dump`` are the kernels, where the builder's log does not hold them;
+    ``integer`` is False where INT8 kernels were turned off.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -43,6 +44,7 @@ class BuildResult(BaseModel):
     version: str
     compute_capability: tuple[int, int] | None
     dump: LayerDump | None = None
+    integer: bool = True
 
     def write(self, path: str) -> None:
         """Write the result: whole, and on disk when this returns."""

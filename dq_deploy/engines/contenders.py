@@ -11,13 +11,13 @@ from typing import Any, Literal
 import numpy as np
 
 from ..artifacts import Artifact
-from ..errors import EnvironmentProblem, UsageError
+from ..errors import UsageError
 from .dropin import make_runner
-from .engine_files import open_runnable
+from .engine_files import details_of, open_runnable
 from .runner import TIMESTEP, Array, Runner
 
 # "openvino-int8" takes OpenVINO's INT8 kernels even where they saturate.
-Engine = Literal["onnxruntime", "openvino", "openvino-int8"]
+Engine = Literal["onnxruntime", "openvino", "openvino-int8", "tensorrt", "tensorrt-rtx"]
 Inputs = Mapping[str, Array]
 # Timesteps cycled through while timing; more would only lengthen the comparison of outputs that precedes it.
 _TIMESTEPS = 4
@@ -41,8 +41,8 @@ def contenders_from(
     By default: every bundle on onnxruntime, and those of target ``tensorrt`` on OpenVINO too where it is installed (the other target's
     graphs have scales computed at run time, which OpenVINO computes in float). Names are "<folder> · <engine>".
 
-    Raises UsageError (no such path, the same bundle twice), ArtifactError (no bundle, a changed file) and EnvironmentProblem (a TensorRT
-    engine, which cannot run here; an engine asked for that is not installed).
+    Raises UsageError (no such path, the same artefact twice), ArtifactError (neither bundle nor engine, a changed file) and
+    EnvironmentProblem (an engine that was not built for what is here; a runtime that is not installed).
     """
     artifacts = [open_runnable(path) for path in paths]
     labels = _labels([artifact.path for artifact in artifacts])
@@ -69,22 +69,22 @@ def _engines_of(artifact: Artifact, asked: Sequence[Engine] | None) -> Sequence[
 
 def _runtimes_of_engine(artifact: Artifact, asked: Sequence[Engine] | None) -> Sequence[Engine]:
     """An engine runs on what it was built for; of what was asked for, those that are that."""
-    backend = artifact.manifest.details.get("backend", "tensorrt")
-    if backend != "openvino":
-        raise EnvironmentProblem(
-            f"TensorRT engines run in TensorRT's own runtime on a GPU, not here: {artifact.path}",
-            "time the bundle they were built from",
-        )
-    fitting: list[Engine] = [engine for engine in asked or ("openvino",) if engine in ("openvino", "openvino-int8")]
+    backend = details_of(artifact.path, artifact.manifest).backend
+    possible: tuple[Engine, ...] = ("openvino", "openvino-int8") if backend == "openvino" else (backend,)
+    fitting = [engine for engine in asked or possible[:1] if engine in possible]
     if not fitting:
-        raise UsageError(f"{artifact.path} is an engine of OpenVINO, and does not run on {', '.join(asked or ())}", "add --engine openvino")
+        raise UsageError(
+            f"{artifact.path} is an engine of {backend}, and does not run on {', '.join(asked or ())}", f"add --engine {backend}"
+        )
     return fitting
 
 
 def _runner(artifact: Artifact, engine: Engine, threads: int | None) -> Runner:
+    if engine in ("tensorrt", "tensorrt-rtx"):
+        return make_runner(artifact, cuda_graphs=True)
     if engine == "openvino-int8":
         return make_runner(artifact, runtime="openvino", threads=threads, integer=True)
-    return make_runner(artifact, runtime=engine, threads=threads)
+    return make_runner(artifact, runtime="openvino" if engine == "openvino" else "onnxruntime", threads=threads)
 
 
 def _labels(paths: Sequence[Path]) -> list[str]:

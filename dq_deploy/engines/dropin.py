@@ -16,8 +16,8 @@ from diffusers.configuration_utils import FrozenDict
 from diffusers.utils.outputs import BaseOutput
 
 from ..artifacts import Artifact
-from ..errors import EnvironmentProblem, UsageError
-from .engine_files import open_runnable
+from ..errors import UsageError
+from .engine_files import details_of, open_runnable
 from .runner import Runner
 
 Runtime = Literal["auto", "onnxruntime", "openvino"]
@@ -123,19 +123,18 @@ def make_runner(artifact: Artifact, *, runtime: Runtime = "auto", **options: Any
 
 
 def _engine_runner(engine: Artifact, runtime: Runtime, options: Mapping[str, Any]) -> Runner:
-    backend = engine.manifest.details.get("backend", "tensorrt")
+    backend = details_of(engine.path, engine.manifest).backend
     if runtime not in ("auto", backend):
         raise UsageError(
-            f"{engine.path} is a {backend} engine, and {runtime} runs bundles", "leave the runtime at auto, or give the bundle"
+            f"{engine.path} is an engine of {backend}, and {runtime} runs bundles", "leave the runtime at auto, or give the bundle"
         )
     if backend == "openvino":
         from .openvino import OpenVinoRunner
 
         return OpenVinoRunner(engine, **options)
-    raise EnvironmentProblem(
-        f"{engine.path} is a {backend} engine: it runs in TensorRT's own runtime on a GPU, not here",
-        "use the bundle it was built from: onnxruntime and OpenVINO run that",
-    )
+    from .tensorrt_runner import TensorRtRunner
+
+    return TensorRtRunner(engine, **options)
 
 
 def _through(runner: Runner) -> Forward:

@@ -13,10 +13,51 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
 from ..artifacts import Artifact, Manifest, open_artifact, read_manifest
 from ..errors import ArtifactError, EnvironmentProblem
+from .build_options import BuildOptions, flag
+from .build_plan import RTX_COMPUTE_CAPABILITIES
+from .build_request import Backend
 
-_BACKENDS = {"tensorrt-rtx": "TensorRT-RTX", "tensorrt": "TensorRT", "openvino": "OpenVINO"}
+_BACKENDS: dict[Backend, str] = {"tensorrt-rtx": "TensorRT-RTX", "tensorrt": "TensorRT", "openvino": "OpenVINO"}
+
+
+class EngineEntry(BaseModel):
+    """One device's engine in the folder."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    compute_capability: str | None
+    file: str
+    report: str
+
+
+class EngineDetails(BaseModel):
+    """The manifest's ``details`` of an engine (documented in build.py), as far as running it needs them."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    backend: Backend
+    version: str
+    engines: list[EngineEntry] = Field(min_length=1)
+    batch: tuple[int, int, int]
+    sizes: dict[str, tuple[int, int, int]] = Field(default_factory=dict)
+    options: BuildOptions = BuildOptions()
+    bundle: str = "BUNDLE"
+
+    @property
+    def capabilities(self) -> list[str]:
+        """The compute capabilities that the engine was built for; none for a CPU."""
+        return [entry.compute_capability for entry in self.engines if entry.compute_capability]
+
+
+def details_of(path: Path, manifest: Manifest) -> EngineDetails:
+    """Raises ArtifactError when the manifest does not say what an engine's must."""
+    try:
+        return EngineDetails.model_validate(manifest.details)
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()[:5])
+        raise ArtifactError(f"{path} is no engine of this dq-deploy: {problems}", "build it again with: dq-deploy build-engine") from None
 
 
 def open_runnable(path: str | Path | Artifact) -> Artifact:
@@ -40,22 +81,21 @@ def _rebuild_of_damaged(path: Path) -> str | None:
     """The command that makes a damaged engine again, None where its manifest cannot tell."""
     try:
         manifest = read_manifest(path)
-        return rebuild_hint(path, manifest) if manifest.kind == "engine" else None
-    except (ArtifactError, KeyError, TypeError):
+        return rebuild_hint(path, details_of(path, manifest)) if manifest.kind == "engine" else None
+    except ArtifactError:
         return None
 
 
-def rebuild_hint(path: Path, manifest: Manifest, *, backend: str | None = None, capabilities: Sequence[str] | None = None) -> str:
+def rebuild_hint(path: Path, details: EngineDetails, *, backend: Backend | None = None, capabilities: Sequence[str] | None = None) -> str:
     """What to type to build an engine again as it was, or for another backend or other compute capabilities."""
-    details = manifest.details
-    chosen = backend or details["backend"]
-    built = [entry["compute_capability"] for entry in details["engines"] if entry["compute_capability"]]
-    words = ["dq-deploy", "build-engine", str(details.get("bundle", "BUNDLE")), "-o", str(path), "--backend", chosen]
+    chosen = backend or details.backend
+    words = ["dq-deploy", "build-engine", details.bundle, "-o", str(path), "--backend", chosen]
     if chosen == "tensorrt-rtx":
-        words += [word for capability in (built if capabilities is None else capabilities) for word in ("--compute-capability", capability)]
-    words += ["--batch", _range(details["batch"])]
-    words += [word for name, sizes in details.get("sizes", {}).items() for word in (f"--{name}", _range(sizes))]
-    words += _option_words(details.get("options", {})) if chosen == details["backend"] else []
+        wanted = details.capabilities if capabilities is None else capabilities
+        words += [word for capability in wanted for word in ("--compute-capability", capability)]
+    words += ["--batch", _range(details.batch)]
+    words += [word for name, sizes in details.sizes.items() for word in (f"--{name}", _range(sizes))]
+    words += _option_words(details.options.asked()) if chosen == details.backend else []
     return "build it again with: " + " ".join(map(shlex.quote, [*words, "--force"]))
 
 
@@ -64,42 +104,38 @@ def _range(sizes: Sequence[int]) -> str:
 
 
 def _option_words(options: Mapping[str, Any]) -> list[str]:
-    words = []
-    for name, value in options.items():
-        flag = "--" + name.replace("_", "-")
-        words += [flag] if value is True else [flag, str(value)]
-    return words
+    return [word for name, value in options.items() for word in ([flag(name)] if value is True else [flag(name), str(value)])]
 
 
-def check_backend_is(engine: Artifact, *backends: str) -> None:
-    """Raise ArtifactError unless the engine was built with one of ``backends``."""
-    backend = engine.manifest.details.get("backend")
-    if backend not in backends:
+def check_backend_is(engine: Artifact, *backends: Backend) -> EngineDetails:
+    """The engine's details. Raises ArtifactError unless it was built with one of ``backends``."""
+    details = details_of(engine.path, engine.manifest)
+    if details.backend not in backends:
         wanted = " or ".join(_BACKENDS[name] for name in backends)
         raise ArtifactError(
-            f"{engine.path} is an engine of {_BACKENDS.get(str(backend), backend)}, and one of {wanted} is needed here",
-            rebuild_hint(engine.path, engine.manifest, backend=backends[0]),
+            f"{engine.path} is an engine of {_BACKENDS[details.backend]}, and one of {wanted} is needed here",
+            rebuild_hint(engine.path, details, backend=backends[0]),
         )
+    return details
 
 
-def check_version(engine: Artifact, installed: str) -> None:
+def check_version(engine: Artifact, details: EngineDetails, installed: str) -> None:
     """Raise EnvironmentProblem when the installed library cannot read the engine.
 
     TensorRT reads engines of its own version only; those built version-compatible also by later ones of the same major version. OpenVINO
     reads what an earlier OpenVINO has saved.
     """
-    details = engine.manifest.details
-    backend, built = details["backend"], details["version"]
-    if backend == "openvino":
-        fits = _numbers(installed) >= _numbers(built)
-    elif details.get("options", {}).get("version_compatible"):
-        fits = _numbers(installed)[:1] == _numbers(built)[:1] and _numbers(installed) >= _numbers(built)
+    now, then = _numbers(installed), _numbers(details.version)
+    if details.backend == "openvino":
+        fits = now >= then
+    elif details.options.version_compatible:
+        fits = now[:1] == then[:1] and now >= then
     else:
-        fits = installed == built
+        fits = installed == details.version
     if not fits:
         raise EnvironmentProblem(
-            f"{engine.path} was built with {_BACKENDS[backend]} {built}, and {installed} is installed",
-            f"install {backend}=={built}, or {rebuild_hint(engine.path, engine.manifest)}",
+            f"{engine.path} was built with {_BACKENDS[details.backend]} {details.version}, and {installed} is installed",
+            f"install {details.backend}=={details.version}, or {rebuild_hint(engine.path, details)}",
         )
 
 
@@ -107,26 +143,22 @@ def _numbers(version: str) -> tuple[int, ...]:
     return tuple(map(int, re.findall(r"\d+", version)[:4]))
 
 
-def entry_for(engine: Artifact, capability: str) -> dict[str, Any]:
-    """The entry of the manifest's ``engines`` for a GPU's compute capability ("8.9").
+def entry_for(engine: Artifact, details: EngineDetails, capability: str) -> EngineEntry:
+    """The engine for a GPU of a compute capability ("8.9").
 
-    An engine that was built with ``--hardware-compatibility`` fits as far as that says. Raises EnvironmentProblem when none fits.
+    One that was built with ``--hardware-compatibility ampere-plus`` fits every GPU from 8.0 on. Raises EnvironmentProblem when none fits.
     """
-    details = engine.manifest.details
-    entries: list[dict[str, Any]] = details["engines"]
-    reach = details.get("options", {}).get("hardware_compatibility")
-    for entry in entries:
-        if entry["compute_capability"] == capability or (reach == "ampere-plus" and _numbers(capability) >= (8, 0)):
+    for entry in details.engines:
+        if entry.compute_capability == capability:
             return entry
-    built = [str(entry["compute_capability"]) for entry in entries]
-    from .build_plan import RTX_COMPUTE_CAPABILITIES
-
-    if details["backend"] == "tensorrt-rtx" and capability not in RTX_COMPUTE_CAPABILITIES:
-        hint = f"TensorRT-RTX does not build for it; {rebuild_hint(engine.path, engine.manifest, backend='tensorrt')}"
+    if details.options.hardware_compatibility == "ampere-plus" and _numbers(capability) >= (8, 0):
+        return details.engines[0]
+    if details.backend == "tensorrt-rtx" and capability not in RTX_COMPUTE_CAPABILITIES:
+        hint = f"TensorRT-RTX does not build for it; {rebuild_hint(engine.path, details, backend='tensorrt')}"
     else:
-        hint = rebuild_hint(engine.path, engine.manifest, capabilities=[*built, capability])
+        hint = rebuild_hint(engine.path, details, capabilities=[*details.capabilities, capability])
     raise EnvironmentProblem(
-        f"{engine.path} was built for compute capability {', '.join(built)}, and this machine's GPU has {capability}", hint
+        f"{engine.path} was built for compute capability {', '.join(details.capabilities)}, and this machine's GPU has {capability}", hint
     )
 
 
@@ -137,5 +169,6 @@ def verified_bytes(engine: Artifact, name: str) -> bytes:
     """
     content = engine.file(name).read_bytes()
     if hashlib.sha256(content).hexdigest() != engine.manifest.files[name].sha256:
-        raise ArtifactError(f"{engine.path}: '{name}' has another sha256", rebuild_hint(engine.path, engine.manifest))
+        hint = rebuild_hint(engine.path, details_of(engine.path, engine.manifest))
+        raise ArtifactError(f"{engine.path}: '{name}' has another sha256", hint)
     return content

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -44,7 +44,10 @@ _FLOATS = ("fp32", "fp16", "bf16", "fp8")
 
 
 class Contraction(BaseModel):
-    """A Conv, MatMul or Gemm of the graph, with the kernel that runs it (None: in no kernel) and that kernel's precision."""
+    """A Conv, MatMul or Gemm of the graph, with the kernel that runs it (None: in no kernel) and that kernel's precision.
+
+    ``reason`` says why it is not INT8; None where it is.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     node: str
@@ -52,10 +55,14 @@ class Contraction(BaseModel):
     kernel: str | None
     kernel_type: str | None
     precision: str | None
+    reason: str | None = None
 
 
 class ReportedLayer(BaseModel):
-    """A layer that was planned for quantization, with what became of it: ``precision`` is None when no kernel runs it."""
+    """A layer that was planned for quantization, with what became of it: ``precision`` is None when no kernel runs it.
+
+    ``reason`` says why it is not INT8; None where it is.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     name: str
@@ -64,6 +71,7 @@ class ReportedLayer(BaseModel):
     nodes: tuple[str, ...]
     kernels: tuple[str, ...]
     precision: str | None
+    reason: str | None = None
 
 
 class LayerReport(BaseModel):
@@ -117,7 +125,12 @@ class LayerReport(BaseModel):
             "planned_int8": sum(layer.precision == "int8" for layer in self.layers),
             "not_int8": [layer.name for layer in self.not_int8()],
             "not_found": [layer.name for layer in self.not_found()],
+            "reasons": {layer.name: layer.reason for layer in [*self.not_int8(), *self.not_found()]},
+            "float_products": {c.node: c.reason for c in self.contractions if c.reason and not self._planned(c.node)},
         }
+
+    def _planned(self, node: str) -> bool:
+        return any(node in layer.nodes for layer in self.layers)
 
     def to_json(self) -> str:
         """Deterministic JSON text."""
@@ -125,14 +138,19 @@ class LayerReport(BaseModel):
 
 
 def build_report(
-    dump: LayerDump, *, backend: str, version: str, compute_capability: str | None, planned: Sequence[Mapping[str, Any]] = ()
-) -> LayerReport:
+    dump: LayerDump, *, backend: str, version: str, compute_capability: str | None, planned: Sequence[Mapping[str, Any]] = (),
+    float_layers: Sequence[Mapping[str, Any]] = (), integer: bool = True,
+) -> LayerReport:  # fmt: skip
     """Make the report of one engine from its kernels (its builder's log, or OpenVINO's runtime graph).
 
     ``planned`` are the bundle's ``details["layers"]``: each has "name", "op" and "macs" (per sample). A layer is found through the names of
     its ONNX nodes, "<layer>/…" (or "<layer>+<layer>/…" where the exporter merged layers); it is INT8 when all of its products are.
+    ``float_layers`` are the bundle's layers that were left in float, each with "name" and "reason"; ``integer`` is False where INT8 kernels
+    were turned off.
     """
-    contractions = _contractions(dump)
+    names = {layer["name"] for layer in planned}
+    left = {layer["name"]: f"left in float: {layer['reason']}" for layer in float_layers}
+    contractions = _contractions(dump, lambda node, kernel: _reason(node, kernel, names, left, integer=integer))
     return LayerReport(
         backend=backend,
         version=version,
@@ -165,7 +183,10 @@ def datatypes(kernel: Kernel) -> str:
     return " -> ".join(sides)
 
 
-def _contractions(dump: LayerDump) -> list[Contraction]:
+Why = Callable[[str, Kernel | None], str]
+
+
+def _contractions(dump: LayerDump, why: Why) -> list[Contraction]:
     by_node: dict[str, list[Kernel]] = {}
     for each in dump.kernels:
         for name in each.nodes:
@@ -177,16 +198,39 @@ def _contractions(dump: LayerDump) -> list[Contraction]:
         # The scaling kernel behind a GEMM carries the GEMM's node in its metadata too: take the one that multiplies matrices.
         candidates = sorted(by_node.get(node, []), key=_rank)
         kernel = candidates[0] if candidates else None
+        precision = _precision(kernel) if kernel else None
         found.append(
             Contraction(
                 node=node,
                 op=CONTRACTIONS[operator],
                 kernel=kernel.name if kernel else None,
                 kernel_type=kernel.type if kernel else None,
-                precision=_precision(kernel) if kernel else None,
+                precision=precision,
+                reason=None if precision == "int8" else why(node, kernel),
             )
         )
     return found
+
+
+def _reason(node: str, kernel: Kernel | None, planned: set[str], left: Mapping[str, str], *, integer: bool) -> str:
+    """Why a product is not INT8, from what its kernel reads."""
+    layers = node.partition("/")[0].split("+")
+    if not planned.intersection(layers):
+        return next((left[layer] for layer in layers if layer in left), "not planned for quantization")
+    if kernel is None:
+        return "no kernel carries its node"
+    if not integer:
+        return "INT8 kernels are turned off"
+    operands = [tensor.dtype for tensor in (*kernel.inputs, *kernel.constants)]
+    if "int4" in operands:
+        return f"the kernel unpacks INT4 weights and multiplies in {_precision(kernel)}"
+    if _rank(kernel) == 2:
+        return f"it is fused into a kernel that says nothing of a product ({kernel.type})"
+    if _CAST_FIRST.search(kernel.name):
+        return "the fused kernel casts its operands before it multiplies them"
+    sides = ", ".join(f"{name} {'+'.join(sorted({t.dtype for t in side})) or 'none'}" for name, side in
+                      (("inputs", kernel.inputs), ("constants", kernel.constants)))  # fmt: skip
+    return f"the kernel reads {sides}"
 
 
 def _rank(kernel: Kernel) -> int:
@@ -227,6 +271,7 @@ def _layers(planned: Sequence[Mapping[str, Any]], contractions: Sequence[Contrac
                 nodes=tuple(contraction.node for contraction in found),
                 kernels=tuple(dict.fromkeys(contraction.kernel for contraction in found if contraction.kernel)),
                 precision=None if not found or None in precisions else next((p for p in precisions if p != "int8"), "int8"),
+                reason=next((c.reason for c in found if c.reason), None) if found else "the graph has no product of that name",
             )
         )
     return layers

@@ -14,7 +14,6 @@ import numpy as np
 
 from ..artifacts import Artifact
 from ..errors import ArtifactError, EnvironmentProblem, UsageError
-from .build_options import BuildOptions
 from .engine_files import check_backend_is, check_version, open_runnable
 from .openvino_graph import PRODUCTS, product_precision
 from .runner import Array, GraphRunner, InputSpec, graph_file
@@ -186,10 +185,9 @@ def _model_file(source: str | Path | Artifact) -> tuple[Path, bool | None]:
         source = open_runnable(source)
     if source.manifest.kind != "engine":
         return graph_file(source), None
-    check_backend_is(source, "openvino")
-    check_version(source, metadata.version("openvino"))
-    details = source.manifest.details
-    return source.file(details["engines"][0]["file"]), BuildOptions(**details.get("options", {})).integer
+    details = check_backend_is(source, "openvino")
+    check_version(source, details, metadata.version("openvino"))
+    return source.file(details.engines[0].file), details.options.integer
 
 
 def _stated_precision(primitive: str, weights: str) -> str:

@@ -20,7 +20,7 @@ from ..artifacts import sha256_file
 from .build_options import BuildOptions
 from .build_plan import load_graph
 from .build_request import BuildRequest, BuildResult, Shape
-from .openvino import compile_for_cpu, import_openvino, refusal
+from .openvino import compile_for_cpu, import_openvino, int8_saturates, refusal
 from .openvino_graph import runtime_dump
 
 
@@ -32,11 +32,13 @@ def main(request_path: str) -> None:
     # What the parent looks for to know that the graph, and not the installation, is to blame for a crash.
     sys.stdout.write(f"Parsing node: {request.onnx} [Model]\n")
     files = _convert(openvino, request)
-    integer = BuildOptions(**request.options).integer
+    asked = BuildOptions(**request.options).integer
+    integer = not int8_saturates() if asked is None else asked
     usual = {name: shape for name, (_, shape, _) in request.profile.items()}
     dump = runtime_dump(compile_for_cpu(openvino, Path(request.plan), integer=integer, shapes=usual), graph)
     hashes = {str(file): sha256_file(file) for file in files}
-    BuildResult(sha256=hashes, version=metadata.version("openvino"), compute_capability=None, dump=dump).write(request.result)
+    version = metadata.version("openvino")
+    BuildResult(sha256=hashes, version=version, compute_capability=None, dump=dump, integer=integer).write(request.result)
 
 
 def _convert(openvino: Any, request: BuildRequest) -> list[Path]:

@@ -8,7 +8,6 @@ Both TensorRT families take the same path through Polygraphy; only the configura
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
 import os
 import sys
@@ -17,10 +16,8 @@ from typing import Any
 
 from .build_options import BuildOptions
 from .build_request import BuildRequest, BuildResult
+from .cuda_driver import gpu_compute_capability
 from .timing_cache import load_timing_cache, save_timing_cache
-
-# CUdevice_attribute of cuda.h
-_COMPUTE_CAPABILITY_MAJOR, _COMPUTE_CAPABILITY_MINOR = 75, 76
 
 
 def main(request_path: str) -> None:
@@ -94,25 +91,9 @@ def builder_settings(options: BuildOptions, trt: Any) -> dict[str, Any]:
         level = options.hardware_compatibility.replace("-", "_").upper()
         settings["hardware_compatibility_level"] = getattr(trt.HardwareCompatibilityLevel, level)
     if options.version_compatible:
-        settings["version_compatible"] = True
+        # The lean runtime inside of a plan is code for the host, which the runner does not let in.
+        settings |= {"version_compatible": True, "exclude_lean_runtime": True}
     return settings
-
-
-def gpu_compute_capability() -> tuple[int, int]:
-    """(major, minor) of the first GPU, from the CUDA driver. Raises OSError or RuntimeError when there is no driver or no GPU."""
-    driver = ctypes.CDLL("libcuda.so.1")
-    device = ctypes.c_int()
-    _check(driver.cuInit(0), "cuInit")
-    _check(driver.cuDeviceGet(ctypes.byref(device), 0), "cuDeviceGet")
-    major, minor = ctypes.c_int(), ctypes.c_int()
-    for value, attribute in ((major, _COMPUTE_CAPABILITY_MAJOR), (minor, _COMPUTE_CAPABILITY_MINOR)):
-        _check(driver.cuDeviceGetAttribute(ctypes.byref(value), attribute, device), "cuDeviceGetAttribute")
-    return major.value, minor.value
-
-
-def _check(status: int, function: str) -> None:
-    if status != 0:
-        raise RuntimeError(f"CUDA driver: {function} failed with status {status}")
 
 
 if __name__ == "__main__":

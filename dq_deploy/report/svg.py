@@ -14,6 +14,13 @@ from matplotlib.figure import Figure
 # Stand-ins that the page's CSS variables replace; no plot uses these colours otherwise.
 INK, MUTED, RULE, PAPER = "#010203", "#040506", "#070809", "#0a0b0c"
 _VARIABLES = {INK: "var(--ink)", MUTED: "var(--muted)", RULE: "var(--rule)", PAPER: "var(--paper)"}
+_ON_WHITE = {
+    "var(--ink)": "#1b1f24",
+    "var(--muted)": "#59626b",
+    "var(--rule)": "#d8dde2",
+    "var(--paper)": "#ffffff",
+    "var(--font)": "sans-serif",
+}
 # Readable on white and on near-black, and told apart by people who see no red or no green.
 BLUE, ORANGE, GREEN, PURPLE, GREY = "#3d85c6", "#e08214", "#2a9d77", "#9b6bc4", "#8b929c"
 SERIES = (BLUE, ORANGE, GREEN, PURPLE)
@@ -73,6 +80,13 @@ def _for_page(text: str, name: str, description: str) -> str:
     width = float(size.group(1)) * 4 / 3 if size else 800.0
     opening = f'role="img" aria-label="{_escaped(description)}" style="width:100%;max-width:{width:.0f}px;height:auto"'
     return re.sub(r'width="[\d.]+pt" height="[\d.]+pt"', opening, text, count=1)
+
+
+def standalone(svg: str) -> bytes:
+    """An ``<svg>`` element as a file of its own: the page's variables replaced by colours for white paper."""
+    for variable, colour in _ON_WHITE.items():
+        svg = svg.replace(variable, colour)
+    return f'<?xml version="1.0" encoding="UTF-8"?>\n{svg}'.encode()
 
 
 def _escaped(text: str) -> str:

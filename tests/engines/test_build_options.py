@@ -85,6 +85,7 @@ def test_settings_in_the_builder_s_terms() -> None:
         "weight_streaming": True,
         "hardware_compatibility_level": trt.HardwareCompatibilityLevel.AMPERE_PLUS,
         "version_compatible": True,
+        "exclude_lean_runtime": True,
     }
     assert builder_settings(BuildOptions(), trt) == {}
 

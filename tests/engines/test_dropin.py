@@ -11,7 +11,7 @@ from diffusers.models.unets.unet_2d import UNet2DOutput
 
 from dq_deploy.artifacts import Artifact, Manifest, create_artifact
 from dq_deploy.engines.dropin import DropInModel, load
-from dq_deploy.errors import ArtifactError, EnvironmentProblem, UsageError
+from dq_deploy.errors import ArtifactError, UsageError
 from dq_deploy.sources import load_source
 
 
@@ -95,5 +95,5 @@ def test_what_cannot_be_loaded_is_refused(tmp_path: Path, tiny_bundle: Artifact)
         load(tmp_path / "checkpoint")
     with create_artifact(tmp_path / "engine", Manifest(kind="engine", model="m", details={"backend": "tensorrt-rtx"})):
         pass
-    with pytest.raises(EnvironmentProblem, match="is a tensorrt-rtx engine: it runs in TensorRT's own runtime on a GPU, not here"):
+    with pytest.raises(ArtifactError, match="is no engine of this dq-deploy: version: Field required"):
         load(tmp_path / "engine")

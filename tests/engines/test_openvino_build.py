@@ -107,7 +107,7 @@ def test_float_engine_report_and_dropin(float_engine: Artifact, tiny_bundle: Art
     assert report.layers == ()
     inputs = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([0.0, 250.0, 750.0])
     torch.testing.assert_close(load(float_engine)(*inputs).sample, load(tiny_bundle)(*inputs).sample, rtol=1e-4, atol=1e-5)
-    with pytest.raises(UsageError, match="is a openvino engine, and onnxruntime runs bundles\nleave the runtime at auto"):
+    with pytest.raises(UsageError, match="is an engine of openvino, and onnxruntime runs bundles\nleave the runtime at auto"):
         load(float_engine, runtime="onnxruntime")
 
 
@@ -122,7 +122,7 @@ def test_sample_and_bench_take_an_engine(float_engine: Artifact, tiny_bundle: Ar
     assert [contender.name for contender in contenders] == ["bundle · openvino", "float · openvino"]
     result = bench(contenders, runs=2, warmup=0, batches=(2,))
     assert all(row.snr_db is None or row.snr_db > 100 for row in result.rows)
-    with pytest.raises(UsageError, match=r"is an engine of OpenVINO, and does not run on onnxruntime\nadd --engine openvino"):
+    with pytest.raises(UsageError, match=r"is an engine of openvino, and does not run on onnxruntime\nadd --engine openvino"):
         contenders_from([float_engine], engines=["onnxruntime"])
 
 
