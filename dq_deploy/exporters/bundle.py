@@ -78,12 +78,13 @@ def _integer_graph(checkpoint: Checkpoint, target: Target, *, int4: bool) -> tup
     names = {node.name: node.meta["layer"] for node in checkpoint.model.graph.nodes if node.meta.get("layer")}
     model = to_onnx(checkpoint.model, checkpoint.examples(), names)
     timestep = next(v for v in model.graph.inputs if v.name == "timestep")
+    static = len(checkpoint.timesteps) == 1 or not (checkpoint.artifact.manifest.quantization or {}).get("temporal", True)
     writer: TensorRTTarget | OnnxRuntimeTarget
     if target == "onnxruntime":
         _one_timestep(model.graph, timestep)
-        writer = OnnxRuntimeTarget(model.graph, timestep, checkpoint.timesteps)
+        writer = OnnxRuntimeTarget(model.graph, timestep, checkpoint.timesteps, static=static)
     else:
-        writer = TensorRTTarget(model.graph, timestep, checkpoint.timesteps, int4=int4)
+        writer = TensorRTTarget(model.graph, timestep, checkpoint.timesteps, int4=int4, static=static)
     return model, lower(model, writer, checkpoint.layers, checkpoint.quantizers, int4=int4)
 
 

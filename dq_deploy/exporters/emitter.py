@@ -42,10 +42,16 @@ class Emitter:
             return self.graph.initializers[name]
         return initializer(self.graph, name, ir.tensor(np.asarray(array, order="C"), name=name))
 
+    def product(self, a: ir.Value, b: ir.Value, name: str) -> ir.Value:
+        """Multiply: a node, or a constant where both are."""
+        if a.const_value is None or b.const_value is None:
+            return self.op("Mul", [a, b], name=name)
+        return self.constant(f"{self.prefix}.{name}", a.const_value.numpy() * b.const_value.numpy())
+
     def unsqueeze(self, value: ir.Value, rank: int, name: str) -> ir.Value:
         """[N] → [N, 1, ..., 1] of the given rank."""
         axes = self.constant(f"dq_deploy.axes_1_{rank}", np.arange(1, rank, dtype=np.int64))
-        return self.op("Unsqueeze", [value, axes], name=name)
+        return self.op("Unsqueeze", [value, axes], name=name, dtype=value.dtype or ir.DataType.FLOAT)
 
 
 def initializer(graph: ir.Graph, name: str, tensor: ir.TensorProtocol) -> ir.Value:

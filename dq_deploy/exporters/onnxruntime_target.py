@@ -23,12 +23,13 @@ _UINT8 = ir.DataType.UINT8
 
 
 class OnnxRuntimeTarget:
-    """Writes the ``onnxruntime`` target; one row for the whole batch."""
+    """Writes the ``onnxruntime`` target; one row for the whole batch. ``static``: all rows of every table are the same."""
 
-    def __init__(self, graph: ir.Graph, timestep: ir.Value, timesteps: torch.Tensor) -> None:
-        self.graph = graph
-        self.row = select_rows(graph, timestep, timesteps, per_sample=False)
-        self._anchor = self.row.producer()  # it stays where it is, unlike the placeholders that follow
+    def __init__(self, graph: ir.Graph, timestep: ir.Value, timesteps: torch.Tensor, *, static: bool = False) -> None:
+        self.graph, self.static = graph, static
+        if not static:
+            self.row = select_rows(graph, timestep, timesteps, per_sample=False)
+            self._anchor = self.row.producer()  # it stays where it is, unlike the placeholders that follow
 
     def pads_first(self, quantizer: ActivationQuantizer) -> bool:  # noqa: ARG002
         """What the convolution adds is the real number 0, whatever its code is."""
@@ -42,18 +43,17 @@ class OnnxRuntimeTarget:
             shape[quantizer.axis] = -1
             factor = (1 / quantizer.dilation).numpy().reshape(shape)
             x = emit.op("Mul", [x, emit.constant(f"{name}.inverse_dilation", factor)], name="dilate")
-        parameters = self._row(name, quantizer)
+        parameters = self._row(emit, name, quantizer)
         codes = emit.op("QuantizeLinear", [x, *parameters], dtype=_UINT8)
         if quantizer.bits < 8:
             limits = [np.array(v + CODE_OFFSET, dtype=np.uint8) for v in code_range(quantizer.bits)]
             codes = emit.op("Clip", [codes, *(emit.constant(f"dq_deploy.code_u{v}", v) for v in limits)], dtype=_UINT8)
         return Operand(emit.op("DequantizeLinear", [codes, *parameters]), quantizer, name), codes
 
-    def _row(self, name: str, quantizer: ActivationQuantizer) -> list[ir.Value]:
+    def _row(self, emit: Emitter, name: str, quantizer: ActivationQuantizer) -> list[ir.Value]:
         """Scalar scale and zero-point of this timestep."""
         scale, zero_point = scale_array(quantizer), (zero_point_array(quantizer).astype(np.int16) + CODE_OFFSET).astype(np.uint8)
-        if quantizer.fixed:
-            emit = Emitter(self.graph, name, after=self._anchor)
+        if self.static or quantizer.fixed:
             return [emit.constant(f"{name}.scale", scale[0]), emit.constant(f"{name}.zero_point", zero_point[0])]
         return [self._gather(f"{name}.scale", scale, ir.DataType.FLOAT), self._gather(f"{name}.zero_point", zero_point, _UINT8)]
 

@@ -24,28 +24,42 @@ _INT8 = ir.DataType.INT8
 
 
 class TensorRTTarget:
-    """Writes the ``tensorrt`` target; each sample of a batch selects its own rows. ``int4`` stores weights of up to 4 bits as INT4."""
+    """Writes the ``tensorrt`` target; each sample of a batch selects its own rows.
 
-    def __init__(self, graph: ir.Graph, timestep: ir.Value, timesteps: torch.Tensor, *, int4: bool = True) -> None:
-        self.graph, self.int4 = graph, int4
-        self.row = select_rows(graph, timestep, timesteps, per_sample=True)
-        self._anchor = self.row.producer()  # it stays where it is, unlike the placeholders that follow
+    ``int4`` stores weights of up to 4 bits as INT4. ``static`` says that all rows of every table are the same: what a timestep would
+    select is a constant then, and nothing is gathered.
+    """
+
+    def __init__(self, graph: ir.Graph, timestep: ir.Value, timesteps: torch.Tensor, *, int4: bool = True, static: bool = False) -> None:
+        self.graph, self.int4, self.static = graph, int4, static
         self._gathered: dict[str, ir.Value] = {}
+        if not static:
+            self.row = select_rows(graph, timestep, timesteps, per_sample=True)
+            self._anchor = self.row.producer()  # it stays where it is, unlike the placeholders that follow
+
+    def _constant(self, quantizer: ActivationQuantizer) -> bool:
+        return self.static or quantizer.fixed
 
     def _gather(self, name: str, table: np.ndarray) -> ir.Value:
-        """The rows [N] of a table [T], gathered once and before everything that reads it."""
+        """The rows [N] of a table [T], gathered once and before everything that reads it. Why so: docs/decisions/scale-tables.md."""
         if name not in self._gathered:
             emit = Emitter(self.graph, name, after=self._anchor)
             self._gathered[name] = emit.op("Gather", [emit.constant(name, table), self.row], axis=0)
         return self._gathered[name]
 
-    def scale(self, name: str, quantizer: ActivationQuantizer) -> ir.Value:
-        """s_t [N]."""
-        return self._gather(f"{name}.scale", scale_array(quantizer))
+    def scale(self, emit: Emitter, name: str, quantizer: ActivationQuantizer, rank: int) -> ir.Value:
+        """s_t [N, 1, ..., 1], or a constant []."""
+        table = scale_array(quantizer)
+        if self._constant(quantizer):
+            return emit.constant(f"{name}.scale", table[0])
+        return emit.unsqueeze(self._gather(f"{name}.scale", table), rank, "scale")
 
-    def zero_point(self, name: str, quantizer: ActivationQuantizer) -> ir.Value:
-        """z_t [N], as fp32."""
-        return self._gather(f"{name}.zero_point", zero_point_array(quantizer).astype(np.float32))
+    def zero_point(self, emit: Emitter, name: str, quantizer: ActivationQuantizer, rank: int) -> ir.Value:
+        """z_t [N, 1, ..., 1], or a constant [], as fp32."""
+        table = zero_point_array(quantizer).astype(np.float32)
+        if self._constant(quantizer):
+            return emit.constant(f"{name}.zero_point", table[0])
+        return emit.unsqueeze(self._gather(f"{name}.zero_point", table), rank, "zero_point")
 
     def pads_first(self, quantizer: ActivationQuantizer) -> bool:
         """Padding must become the zero-point."""
@@ -63,11 +77,7 @@ class TensorRTTarget:
         u = self._code_units(emit, x, quantizer, name, rank)
         if shifted:
             u = emit.op("Round", [u])
-            if quantizer.fixed:
-                shift = emit.constant(f"{name}.zero_point", np.array(zero_point_array(quantizer)[0], dtype=np.float32))
-            else:
-                shift = emit.unsqueeze(self.zero_point(name, quantizer), rank, "zero_point")
-            u = emit.op("Add", [u, shift])
+            u = emit.op("Add", [u, self.zero_point(emit, name, quantizer, rank)])
         if quantizer.bits < 8:
             qmin, qmax = code_range(quantizer.bits)
             low, high = (emit.constant(f"dq_deploy.code_{v}", np.array(v, dtype=np.float32)) for v in (qmin, qmax))
@@ -80,14 +90,16 @@ class TensorRTTarget:
 
     def _code_units(self, emit: Emitter, x: ir.Value, quantizer: ActivationQuantizer, name: str, rank: int) -> ir.Value:
         """The activation in units of its codes: x / (dilation · s_t)."""
-        if quantizer.fixed:
-            return emit.op("Mul", [x, emit.constant(f"{name}.inverse_scale", 1 / scale_array(quantizer)[0])])
-        inverse = emit.unsqueeze(emit.op("Reciprocal", [self.scale(name, quantizer)]), rank, "inverse_scale")
+        if self._constant(quantizer):
+            inverse = emit.constant(f"{name}.inverse_scale", 1 / scale_array(quantizer)[0])
+        else:
+            inverse = emit.op("Reciprocal", [self._gather(f"{name}.scale", scale_array(quantizer))])
+            inverse = emit.unsqueeze(inverse, rank, "inverse_scale")
         if bool((quantizer.dilation != 1).any()):
             shape = [1] * rank
             shape[quantizer.axis] = -1
-            factor = (1 / quantizer.dilation).numpy().reshape(shape)
-            inverse = emit.op("Mul", [inverse, emit.constant(f"{name}.inverse_dilation", factor)], name="dilate")
+            factor = emit.constant(f"{name}.inverse_dilation", (1 / quantizer.dilation).numpy().reshape(shape))
+            inverse = emit.product(inverse, factor, "dilate")
         return emit.op("Mul", [x, inverse])
 
     def product(self, emit: Emitter, layer: Layer, node: ir.Node, operands: list[Operand], name: str) -> ir.Value:
@@ -98,13 +110,11 @@ class TensorRTTarget:
         rank = len(node.outputs[0].shape or ())
         y = weighted_product(emit, layer, node, operand, name, int4=self.int4)
         if not operand.quantizer.symmetric:
-            sums = per_channel(weight_sums(layer), node)
-            shift = emit.unsqueeze(self.zero_point(operand.name, operand.quantizer), rank, "zero_point")
-            correction = emit.op("Mul", [shift, emit.constant(f"{name}.weight.sum", sums)], name="zero_point_sum")
-            y = emit.op("Sub", [y, correction])
+            sums = emit.constant(f"{name}.weight.sum", per_channel(weight_sums(layer), node))
+            shift = self.zero_point(emit, operand.name, operand.quantizer, rank)
+            y = emit.op("Sub", [y, emit.product(shift, sums, "zero_point_sum")])
         has_bias = layer.bias is not None
-        scale = emit.unsqueeze(self.scale(operand.name, operand.quantizer), rank, "scale")
-        y = emit.op("Mul", [y, scale], output=None if has_bias else f"{name}/output")
+        y = emit.op("Mul", [y, self.scale(emit, operand.name, operand.quantizer, rank)], output=None if has_bias else f"{name}/output")
         if layer.bias is None:
             return y
         return emit.op("Add", [y, emit.constant(f"{name}.bias", per_channel(layer.bias.detach().numpy(), node))], output=f"{name}/output")
@@ -118,14 +128,18 @@ class TensorRTTarget:
         if not left.quantizer.symmetric:
             axis = outside.constant("dq_deploy.axis_rows", np.array([-2], dtype=np.int64))
             sums = outside.op("ReduceSum", [right.value, axis], keepdims=1)
-            zero_point = outside.constant(f"{name}.lhs_zero_point", np.array(zero_point_array(left.quantizer)[0], dtype=np.float32))
+            zero_point = self.zero_point(outside, left.name, left.quantizer, rank)
             y = emit.op("Sub", [y, outside.op("Mul", [sums, zero_point])])
-        scale = self.scale(right.name, right.quantizer)
-        if left.quantizer.fixed:
-            scale = emit.op("Mul", [scale, emit.constant(f"{left.name}.scale", scale_array(left.quantizer)[0])], name="scales")
-        else:
-            scale = emit.op("Mul", [self.scale(left.name, left.quantizer), scale], name="scales")
-        return emit.op("Mul", [y, emit.unsqueeze(scale, rank, "scale")], output=f"{name}/output")
+        return emit.op("Mul", [y, self._scales(emit, left, right, rank)], output=f"{name}/output")
+
+    def _scales(self, emit: Emitter, left: Operand, right: Operand, rank: int) -> ir.Value:
+        """s_a · s_b [N, 1, ..., 1], or a constant []; multiplied as [N], before the reshape."""
+        factors = []
+        for operand in (left, right):
+            name, table = f"{operand.name}.scale", scale_array(operand.quantizer)
+            factors.append(emit.constant(name, table[0]) if self._constant(operand.quantizer) else self._gather(name, table))
+        scale = emit.product(factors[0], factors[1], "scales")
+        return scale if scale.const_value is not None else emit.unsqueeze(scale, rank, "scale")
 
 
 def weighted_product(emit: Emitter, layer: QuantizedWeight, node: ir.Node, operand: Operand, name: str,

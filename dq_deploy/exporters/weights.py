@@ -1,8 +1,8 @@
 """A layer's weight in the graph: int8 codes, or int4 ones in the two forms from which TensorRT still makes an INT8 product.
 
 MatMul: DequantizeLinear(int4, per channel); the engine casts the codes to INT8 on every run.
-Conv: DequantizeLinear(int4, scale 1) → Cast fp32 → Cast fp16 → QuantizeLinear(int8, scale 1) → DequantizeLinear(int8, per channel). Without
-a cast to half precision between, the builder refuses it (docs/engine-patterns.md). Codes of 4 bits are exact in fp16.
+Conv: DequantizeLinear(int4, scale 1) → Cast fp16 → QuantizeLinear(int8, scale 1) → DequantizeLinear(int8, per channel). Without the cast to
+half precision between, the builder refuses it (docs/engine-patterns.md). Codes of 4 bits are exact in fp16.
 Either way the weight takes half a byte an element in the file and in the engine, the product is the one of int8 storage, and the cast is a
 kernel more: smaller, not faster. OpenVINO multiplies the MatMul form in float.
 """
@@ -54,8 +54,7 @@ def _as_int8(emit: Emitter, packed: ir.Value) -> ir.Value:
     """Int4 codes as int8 ones, the way the builder takes it."""
     one = emit.constant("dq_deploy.one", np.array(1.0, dtype=np.float32))
     floats = emit.op("DequantizeLinear", [packed, one], name="UnpackWeight")
-    for dtype in (ir.DataType.FLOAT, _FLOAT16):
-        floats = emit.op("Cast", [floats], name=f"UnpackWeight/{dtype.name.lower()}", dtype=dtype, to=dtype.value)
+    floats = emit.op("Cast", [floats], name="UnpackWeight/float16", dtype=_FLOAT16, to=_FLOAT16.value)
     half_one = emit.constant("dq_deploy.one.float16", np.array(1.0, dtype=np.float16))
     zero = emit.constant("dq_deploy.zero", np.array(0, dtype=np.int8))
     return emit.op("QuantizeLinear", [floats, half_one, zero], name="RepackWeight", dtype=_INT8)
