@@ -26,6 +26,7 @@ from .cli_options import (
 )
 from .console import Output
 from .errors import UsageError
+from .versions import DISTRIBUTION, installed_version
 
 _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 _INTERRUPTED = 130
@@ -71,7 +72,7 @@ def run(arguments: list[str]) -> int:
 
 
 @click.group(context_settings=_CONTEXT)
-@click.version_option(package_name="dq-deploy")
+@click.version_option(installed_version(DISTRIBUTION) or "of a checkout that is not installed")
 def cli() -> None:
     """Quantize diffusion models with per-timestep scales and deploy them as integer engines.
 
@@ -419,6 +420,18 @@ def inspect(path: Path, output: Output) -> None:
     from .artifacts import open_artifact
 
     tables.show_artifact(open_artifact(path, ("checkpoint", "bundle", "engine")), output)
+
+
+@cli.command()
+@common
+def doctor(output: Output) -> None:
+    """Say what is installed, what works, what is wrong, and the command that mends it.
+
+    Every installed engine is imported once, in a process of its own. Exit code 4 when something is wrong; what is merely absent is not.
+    """
+    from .doctor import diagnose
+
+    tables.show_diagnosis(diagnose(progress=output.progress), output)
 
 
 @cli.command()

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from .artifacts import Artifact
 from .console import Output
+from .errors import EnvironmentProblem
 
 if TYPE_CHECKING:
     from .accuracy import CheckResult
     from .demo import DemoResult
+    from .doctor import Diagnosis
     from .engines.bench import BenchResult, BenchRow
     from .engines.layer_compare import LayerComparison
     from .exporters.lint import LintResult
@@ -256,3 +258,17 @@ def show_demo(result: DemoResult, output: Output) -> None:
     output.table("demo", ("", "measured", "wanted", ""), [(f.label, f.value, f.wanted, marks[f.passed]) for f in result.facts])
     output.text(f"page: {result.page}")
     output.data({"page": result.page, "facts": [f.model_dump() for f in result.facts]})
+
+
+def show_diagnosis(diagnosis: Diagnosis, output: Output) -> None:
+    """Every finding, then what mends what is wrong or absent. Raises EnvironmentProblem when something is wrong."""
+    rows = [(f.state, f.name, f.found, f.meaning) for f in diagnosis.findings]
+    output.table("what is installed", ("", "what", "found", ""), rows)
+    for finding in diagnosis.findings:
+        if finding.mend:
+            output.text(f"{finding.name}: {finding.mend}")
+    output.data({**diagnosis.model_dump(), "passed": bool(diagnosis)})
+    if diagnosis.wrong:
+        names = ", ".join(f"{f.name} ({f.found})" for f in diagnosis.wrong)
+        raise EnvironmentProblem(f"{len(diagnosis.wrong)} wrong: {names}", next((f.mend for f in diagnosis.wrong if f.mend), None))
+    output.text("nothing is wrong")

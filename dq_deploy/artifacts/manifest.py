@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+
+from ..versions import installed_version
 
 SCHEMA_VERSION = 1
 MANIFEST_NAME = "manifest.json"
@@ -61,13 +62,7 @@ class Manifest(BaseModel):
 
 def tool_versions() -> dict[str, str]:
     """Installed version of every tool that can change an artefact; absent ones are left out."""
-    found = {}
-    for name in _TOOLS:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
+    return {name: version for name in _TOOLS if (version := installed_version(name))}
 
 
 def sha256_file(path: Path) -> str:

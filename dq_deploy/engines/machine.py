@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import platform
-from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+from ..versions import installed_version
 
 _CPUINFO = Path("/proc/cpuinfo")
 # What decides which INT8 and half-precision kernels an engine takes, by its names in /proc/cpuinfo (x86, then Arm).
@@ -36,7 +37,7 @@ def machine_info() -> dict[str, Any]:
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "python": platform.python_version(),
-        "versions": {name: version for name in _PACKAGES if (version := _version(name))},
+        "versions": {name: version for name in _PACKAGES if (version := installed_version(name))},
     }
 
 
@@ -47,10 +48,3 @@ def _cpuinfo() -> dict[str, str]:
     lines = _CPUINFO.read_text().split("\n\n", 1)[0].splitlines()
     pairs = (line.split(":", 1) for line in lines if ":" in line)
     return {key.strip(): value.strip() for key, value in pairs}
-
-
-def _version(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None

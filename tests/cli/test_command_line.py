@@ -14,7 +14,7 @@ import pytest
 from tests.command_line import HEAVY, Cli, assert_refused, process
 from tests.flow import Flow, snapshot
 
-COMMANDS = ("quantize", "export", "build-engine", "check", "bench", "sample", "inspect", "demo")
+COMMANDS = ("quantize", "export", "build-engine", "check", "bench", "sample", "inspect", "doctor", "layers", "demo")
 FAST = ("--steps", "2", "--calibration-samples", "2", "--iterations", "0")
 
 
