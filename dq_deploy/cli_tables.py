@@ -142,6 +142,24 @@ def show_layers(comparisons: Sequence[LayerComparison], output: Output) -> None:
     output.data({"comparisons": [comparison.to_json() for comparison in comparisons]})
 
 
+def show_triton(repository: Artifact, output: Output) -> None:
+    """What Triton will make of the repository."""
+    details = repository.manifest.details
+    rows = [
+        ("model", details["name"]),
+        ("backend", details["backend"]),
+        ("largest batch", details["max_batch_size"] or "one request at a time"),
+        ("requests share a batch", "yes, at any timesteps" if details["dynamic_batching"] else "no: one timestep for a whole batch"),
+        ("instances on", details["kind"]),
+    ]
+    output.table(str(repository.path), ("", ""), rows)
+    if details["backend"] == "onnxruntime":
+        output.note(
+            "on an x86 CPU without VNNI Triton's ONNX Runtime sums INT8 products in 16 bits, which saturate: prefer an engine there"
+        )
+    output.data({"repository": repository.path, "manifest": repository.manifest.model_dump()})
+
+
 def show_lint(result: LintResult, output: Output, *, last: bool) -> None:
     """Every finding, errors first. ``last``: nothing else is shown after it, so it is the command's JSON too."""
     rows = [(f.severity, f.rule, f.node, f.module or "", f.message, f.hint) for f in result.findings]
