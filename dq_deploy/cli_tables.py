@@ -222,14 +222,23 @@ def show_check(result: CheckResult, output: Output, lint: LintResult | None = No
 
 
 _BENCH_COLUMNS = ("contender", "batch", "median ms", "p90 ms", "IQR ms", "time ratio", "95% interval", "")
+_DEVICE_COLUMNS = ("contender", "batch", "device median ms", "device p90 ms", "roofline ms")
 
 
 def show_bench(result: BenchResult, output: Output) -> None:
     """Every contender at every batch size."""
     output.table(f"latency, against {result.baseline}", _BENCH_COLUMNS, [_bench_row(row) for row in result.rows])
+    on_device = [row for row in result.rows if row.device_median_ms is not None]
+    if on_device:
+        shown = [(row.contender, row.batch, *map(_ms, (row.device_median_ms, row.device_p90_ms, row.floor_ms))) for row in on_device]
+        output.table("time on the GPU alone", _DEVICE_COLUMNS, shown)
     for note in result.notes:
         output.note(note)
     output.data(result.to_json())
+
+
+def _ms(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"
 
 
 def _bench_row(row: BenchRow) -> tuple[object, ...]:
