@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .engines.bench import bench
     from .engines.build import build_engine
     from .engines.dropin import load
+    from .engines.triton import triton_repository
     from .exporters import export
     from .exporters.lint import Finding, LintResult, lint
     from .quantization import estimate, quantize
@@ -31,6 +32,7 @@ _HOMES = {
     "load": "engines.dropin",
     "quantize": "quantization",
     "sample": "sampling",
+    "triton_repository": "engines.triton",
 }
 
 __all__ = [
@@ -46,6 +48,7 @@ __all__ = [
     "load",
     "quantize",
     "sample",
+    "triton_repository",
 ]
 
 

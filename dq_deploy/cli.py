@@ -287,6 +287,27 @@ def layers(engine: Path, baseline: Path | None, picture: Path | None, force: boo
     tables.show_layers(comparisons, output)
 
 
+@cli.command("triton-repository")
+@click.argument("path", type=click.Path(path_type=Path))
+@output_folder("model repository")
+@click.option("--name", help="Name of the model.  [default: PATH's folder name]")
+@click.option("--max-batch-size", type=int, help="Samples in a batch.  [default: the engine's largest batch; 8 for a bundle]")
+@click.option("--queue-delay-us", type=int, help="Microseconds that a request may wait for others to share its batch.  [default: 2000]")
+@click.option("--instances", default=1, show_default=True, help="Copies of the model that run side by side.")
+@click.option("--device", type=click.Choice(["auto", "cpu", "gpu"]), default="auto", show_default=True, help="Where they run.")
+@force_option
+@common
+def triton_repository(path: Path, destination: Path, force: bool, output: Output, **options: Any) -> None:
+    """Write PATH (a bundle, or an engine of TensorRT or OpenVINO) as a model repository of the Triton Inference Server.
+
+    Requests at different denoising steps share a batch where each sample has its own timestep: in every engine, and in bundles of target
+    tensorrt. A bundle of target onnxruntime has one timestep for a batch, so Triton does not put its requests together.
+    """
+    from .engines.triton import triton_repository as write_repository
+
+    tables.show_triton(write_repository(path, destination, force=force, **options), output)
+
+
 @cli.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--checkpoint", type=click.Path(path_type=Path), help="The checkpoint that the bundle was exported from.")

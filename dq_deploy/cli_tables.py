@@ -144,6 +144,24 @@ def show_layers(comparisons: Sequence[LayerComparison], output: Output) -> None:
     output.data({"comparisons": [comparison.to_json() for comparison in comparisons]})
 
 
+def show_triton(repository: Artifact, output: Output) -> None:
+    """What Triton will make of the repository."""
+    details = repository.manifest.details
+    rows = [
+        ("model", details["name"]),
+        ("backend", details["backend"]),
+        ("largest batch", details["max_batch_size"] or "one request at a time"),
+        ("requests share a batch", "yes, at any timesteps" if details["dynamic_batching"] else "no: one timestep for a whole batch"),
+        ("instances on", details["kind"]),
+    ]
+    output.table(str(repository.path), ("", ""), rows)
+    if details["backend"] == "onnxruntime":
+        output.note(
+            "on an x86 CPU without VNNI Triton's ONNX Runtime sums INT8 products in 16 bits, which saturate: prefer an engine there"
+        )
+    output.data({"repository": repository.path, "manifest": repository.manifest.model_dump()})
+
+
 def show_lint(result: LintResult, output: Output, *, last: bool) -> None:
     """Every finding, errors first. ``last``: nothing else is shown after it, so it is the command's JSON too."""
     rows = [(f.severity, f.rule, f.node, f.module or "", f.message, f.hint) for f in result.findings]
@@ -206,14 +224,23 @@ def show_check(result: CheckResult, output: Output, lint: LintResult | None = No
 
 
 _BENCH_COLUMNS = ("contender", "batch", "median ms", "p90 ms", "IQR ms", "time ratio", "95% interval", "")
+_DEVICE_COLUMNS = ("contender", "batch", "device median ms", "device p90 ms", "roofline ms")
 
 
 def show_bench(result: BenchResult, output: Output) -> None:
     """Every contender at every batch size."""
     output.table(f"latency, against {result.baseline}", _BENCH_COLUMNS, [_bench_row(row) for row in result.rows])
+    on_device = [row for row in result.rows if row.device_median_ms is not None]
+    if on_device:
+        shown = [(row.contender, row.batch, *map(_ms, (row.device_median_ms, row.device_p90_ms, row.floor_ms))) for row in on_device]
+        output.table("time on the GPU alone", _DEVICE_COLUMNS, shown)
     for note in result.notes:
         output.note(note)
     output.data(result.to_json())
+
+
+def _ms(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"
 
 
 def _bench_row(row: BenchRow) -> tuple[object, ...]:

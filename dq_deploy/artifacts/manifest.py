@@ -13,7 +13,7 @@ from ..versions import installed_version
 
 SCHEMA_VERSION = 1
 MANIFEST_NAME = "manifest.json"
-Kind = Literal["checkpoint", "bundle", "engine"]
+Kind = Literal["checkpoint", "bundle", "engine", "triton-repository"]
 
 # The packages whose version can change what an artefact contains.
 _TOOLS = ("dq-deploy", "torch", "diffusers", "onnx", "onnxscript", "onnxruntime", "tensorrt-rtx", "tensorrt", "openvino")
@@ -40,7 +40,7 @@ class Manifest(BaseModel):
 
     ``quantization`` are the bits and the method's options (the whole ``QuantizeConfig``), ``scheduler`` the diffusers scheduler's
     configuration with its sha256, ``timesteps`` the calibrated ones in ascending order, ``details`` what only this kind of artefact has
-    (documented where it is written: ``quantization/checkpoint.py``, ``exporters/bundle.py``, ``engines/build.py``).
+    (documented where it is written: ``quantization/checkpoint.py``, ``exporters/bundle.py``, ``engines/build.py``, ``engines/triton.py``).
     """
 
     model_config = ConfigDict(extra="forbid")

@@ -12,6 +12,7 @@ import numpy as np
 from ..errors import ArtifactError, PerformanceGateError, UsageError
 from ..progress import Advance, Progress, silent
 from .contenders import Contender, Inputs, contenders_from
+from .gpu_bench import GpuBench
 from .machine import machine_info
 from .runner import TIMESTEP
 from .statistics import Floats, paired_ratio, snr_db
@@ -25,6 +26,9 @@ class BenchRow:
 
     ``ratio_low`` and ``ratio_high`` bound the ratio's 95% bootstrap interval, and ``within_noise`` says that it contains 1. ``snr_db``
     compares the outputs with the baseline's on the timed inputs (None when they are equal): a fast wrong answer shows.
+
+    ``device_median_ms`` and ``device_p90_ms`` are a GPU's own time, between two events, without copies and Python; ``floor_ms`` is the
+    least that its peaks allow (``roofline.py``). All three are None for a CPU.
     """
 
     contender: str
@@ -39,6 +43,9 @@ class BenchRow:
     ratio_high: float
     within_noise: bool
     snr_db: float | None
+    device_median_ms: float | None = None
+    device_p90_ms: float | None = None
+    floor_ms: float | None = None
 
 
 @dataclass(frozen=True)
@@ -87,16 +94,19 @@ def bench(
     _check(contenders, batches, runs, warmup, max_ratio)
     reference = _find_baseline(contenders, baseline)
     rows: list[BenchRow] = []
-    with progress("timing", len(batches) * (runs + warmup + 1) * len(contenders)) as advance:
+    gpu = GpuBench(contenders, runs)
+    steps = (runs + warmup + 1) * len(contenders) + runs * len(gpu.contenders)
+    with progress("timing", len(batches) * steps) as advance:
         for batch in batches:
-            rows += _bench_batch(contenders, reference, batch, (runs, warmup, seed), advance)
+            timed = _bench_batch(contenders, reference, batch, (runs, warmup, seed), advance)
+            rows += [gpu.completed(row, advance) for row in timed]
     return BenchResult(
         baseline=reference.name,
         rows=rows,
         contenders={c.name: {"path": c.path, **c.runner.details} for c in contenders},
         settings={"batches": list(batches), "runs": runs, "warmup": warmup, "seed": seed, "max_ratio": max_ratio},
-        machine=machine_info(),
-        notes=_notes(contenders),
+        machine=machine_info() | gpu.machine(),
+        notes=[*_notes(contenders), *gpu.notes()],
         failures=[] if max_ratio is None else [_failure(row, max_ratio) for row in rows if _misses(row, reference.name, max_ratio)],
     )
 

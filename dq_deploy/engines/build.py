@@ -9,6 +9,7 @@ An engine folder of TensorRT holds ``model.smXY.engine`` and ``layers.smXY.json`
                             int8_share_gemm, planned_layers, planned_int8
     profile                 input name → [min, opt, max] shapes
     batch, sizes            [min, opt, max] of the batch, and of every other dynamic dimension by its name
+    output_spec             the output's name, dtype and shape
     options                 those of BuildOptions that were asked for
     bundle                  where the bundle was: with the rest, all that it takes to build the engine again
     built_on                OpenVINO alone: the CPU whose kernels the report shows, and whether its INT8 kernels saturate
@@ -30,7 +31,7 @@ from ..errors import ArtifactError, EnvironmentProblem, UsageError
 from ..exporters.lint import lint
 from ..progress import Progress, silent
 from .build_options import BuildOptions
-from .build_plan import Range, check_backend, check_capabilities, check_graph, input_profile
+from .build_plan import Range, check_backend, check_capabilities, check_graph, input_profile, output_spec
 from .build_process import run_child
 from .build_request import Backend, BuildRequest, ShapeRange
 from .layer_dump import parse_dump
@@ -84,10 +85,11 @@ def build_engine(
     capabilities = check_capabilities(known, compute_capabilities)
     profile = input_profile(source.manifest.details["inputs"], batch, sizes or {})
     check_output(Path(output), force=force)
-    check_graph(source)
+    graph = check_graph(source)
     lint(source, target="tensorrt").enforce()
     job = _Job(source, known, profile, asked, timeout_s)
     manifest = _manifest(job, {"batch": list(batch), "sizes": {name: list(values) for name, values in (sizes or {}).items()}})
+    manifest.details["output_spec"] = output_spec(graph)
     title = f"building with {known}"
     with create_artifact(output, manifest, force=force) as folder, (progress or silent)(title, len(capabilities)) as advance:
         for capability in capabilities:

@@ -105,8 +105,8 @@ def _shape_range(shape: Sequence[int | str], ranges: Mapping[str, Range]) -> Sha
     return smallest, usual, largest
 
 
-def check_graph(bundle: Artifact) -> None:
-    """Refuse a graph file that is none, or that is not the one that its manifest describes.
+def check_graph(bundle: Artifact) -> Any:
+    """The bundle's graph; refuse a file that is none, or that is not the one that its manifest describes.
 
     The builder's parser opens whatever file the graph names as external data, so each must be one that the manifest lists and whose hash
     has been verified. Raises ArtifactError for a file that is no ONNX graph, other inputs than the manifest's, or a foreign data file.
@@ -119,6 +119,7 @@ def check_graph(bundle: Artifact) -> None:
         raise ArtifactError(f"{path}: the graph's inputs {actual} (name: rank) are not the manifest's {declared}")
     if foreign := sorted(_foreign_data(model, bundle)):
         raise ArtifactError(f"{path} takes weights from outside the bundle's listed files: {'; '.join(foreign)}")
+    return model
 
 
 def load_graph(path: Path) -> Any:
@@ -130,6 +131,16 @@ def load_graph(path: Path) -> Any:
         return onnx.load(path, load_external_data=False)
     except (DecodeError, ValueError) as error:
         raise ArtifactError(f"{path} is not an ONNX graph: {error}") from None
+
+
+def output_spec(model: Any) -> dict[str, Any]:
+    """Name, dtype (numpy's name) and shape of a model's output; a size is a number, a dynamic dimension's name, or None where unknown."""
+    import onnx
+
+    value = model.graph.output[0]
+    tensor = value.type.tensor_type
+    shape = [dim.dim_value or dim.dim_param or None for dim in tensor.shape.dim]
+    return {"name": value.name, "dtype": str(onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)), "shape": shape}
 
 
 def _foreign_data(model: Any, bundle: Artifact) -> set[str]:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from ..errors import EnvironmentProblem
+from .roofline import Peaks, peaks_of
 
 
 class CudaDevice:
@@ -26,6 +27,21 @@ class CudaDevice:
     def name(self) -> str:
         """The GPU's own name."""
         return torch.cuda.get_device_name()
+
+    def peaks(self, capability: str) -> Peaks | None:
+        """What the GPU can do at the most; None where PyTorch or the table does not know it."""
+        properties = torch.cuda.get_device_properties()
+        names = ("clock_rate", "memory_clock_rate", "memory_bus_width")
+        clock_khz, memory_khz, bus_bits = (getattr(properties, name, None) for name in names)
+        if not (clock_khz and memory_khz and bus_bits):
+            return None
+        return peaks_of(
+            capability,
+            multiprocessors=properties.multi_processor_count,
+            clock_hz=1e3 * clock_khz,
+            memory_hz=1e3 * memory_khz,
+            bus_bits=bus_bits,
+        )
 
     @property
     def stream(self) -> int:

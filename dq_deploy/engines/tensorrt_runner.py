@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from pydantic import ValidationError
 
 from ..artifacts import Artifact
 from ..errors import ArtifactError, EnvironmentProblem, ResourceError
@@ -21,7 +22,9 @@ from .build_plan import check_backend
 from .cuda_device import CudaDevice
 from .cuda_driver import gpu_compute_capability
 from .engine_files import EngineDetails, check_backend_is, check_version, entry_for, open_runnable, rebuild_hint, verified_bytes
-from .runner import Array, GraphRunner, InputSpec
+from .layer_report import LayerReport
+from .roofline import Peaks, Work, work_of
+from .runner import Array, GraphRunner, InputSpec, bind_inputs
 
 _MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 # By TensorRT's names; numpy has no bfloat16, so such outputs are handed over as float32.
@@ -55,6 +58,7 @@ class TensorRtRunner(GraphRunner):
         check_version(engine, details, str(trt.__version__))
         capability = _capability(engine)
         entry = entry_for(engine, details, capability)
+        self._report = entry.report
         self.device = device or CudaDevice()
         self._graphs = cuda_graphs
         self._trt = trt
@@ -79,6 +83,22 @@ class TensorRtRunner(GraphRunner):
     def bind(self, feeds: Mapping[str, Array]) -> Callable[[], None]:
         """Copy inputs that fit to the GPU; what is returned starts one run on them, without waiting for it."""
         return self._bound(feeds).run
+
+    def device_ms(self, inputs: Mapping[str, Array]) -> float:
+        """Milliseconds that one run takes on the GPU, between two events: without the copies in and out, and without Python."""
+        return self.device.timed(self.bind(bind_inputs(self.specs, inputs)))
+
+    def peaks(self) -> Peaks | None:
+        """What the GPU can do at the most, where that is known."""
+        return self.device.peaks(self.details["compute_capability"])
+
+    def work(self) -> Work | None:
+        """What the engine's layer report says that a run takes; None where the report has no planned layer."""
+        try:
+            report = LayerReport.model_validate_json(self._artifact.file(self._report).read_bytes())
+        except ValidationError:
+            return None
+        return work_of(report) if report.layers else None
 
     def _infer(self, feeds: dict[str, Array]) -> Array:
         binding = self._bound(feeds)

@@ -20,6 +20,7 @@ import torch
 from dq_deploy.artifacts import Artifact, Manifest, create_artifact, open_artifact
 from dq_deploy.engines import tensorrt_runner
 from dq_deploy.engines.onnxruntime import OnnxRuntimeRunner
+from dq_deploy.engines.roofline import Peaks, peaks_of
 
 VERSION = "10.9.0.34"
 
@@ -139,6 +140,9 @@ class HostDevice:
     def synchronize(self) -> None:
         pass
 
+    def peaks(self, capability: str) -> Peaks | None:
+        return peaks_of(capability, multiprocessors=100, clock_hz=1e9, memory_hz=1e9, bus_bits=256)
+
     def timed(self, work: Callable[[], None]) -> float:
         work()
         return 2.0
@@ -163,7 +167,7 @@ def install(monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int] = (8, 9
     return module
 
 
-def engine_of(bundle: Artifact, path: Path, /, *, plan: bytes = b"", **changes: Any) -> Artifact:
+def engine_of(bundle: Artifact, path: Path, /, *, plan: bytes = b"", report: str = "{}", **changes: Any) -> Artifact:
     """An engine folder whose plan the fake understands; ``changes`` to the manifest's details."""
     profile = {
         entry["name"]: [[batch if size == "batch" else size for size in entry["shape"]] for batch in (1, 2, 4)]
@@ -185,5 +189,5 @@ def engine_of(bundle: Artifact, path: Path, /, *, plan: bytes = b"", **changes: 
     with create_artifact(path, manifest) as work:
         content = plan or json.dumps({"onnx": str(bundle.file("model.onnx")), "profile": profile}).encode()
         (work / "model.sm89.engine").write_bytes(content)
-        (work / "layers.sm89.json").write_text("{}")
+        (work / "layers.sm89.json").write_text(report)
     return open_artifact(path, "engine")

@@ -1,0 +1,174 @@
+"""A bundle or an engine as a model repository of NVIDIA's Triton Inference Server.
+
+DIR/manifest.json                 ours, of no interest to Triton, which looks at folders only
+DIR/<name>/config.pbtxt
+DIR/<name>/1/model.onnx           a bundle, with model.onnx.data beside it where the weights are external
+DIR/<name>/1/model.xml, .bin      an engine of OpenVINO
+DIR/<name>/1/model.plan           an engine of TensorRT; model.sm89.plan and so on where there are several
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from ..artifacts import Artifact, Manifest, check_output, create_artifact, open_artifact
+from ..errors import ArtifactError, UsageError
+from .build_plan import load_graph, output_spec
+from .engine_files import EngineDetails, details_of, open_runnable
+from .runner import MODEL_FILE
+from .triton_config import BATCH, Kind, TritonConfig, TritonTensor, check_name, shares_batches, tensors_of, warmup_of
+
+Device = Literal["auto", "cpu", "gpu"]
+# A request waits so long for others to share its batch: little beside a denoising step.
+DEFAULT_QUEUE_DELAY_US = 2000
+DEFAULT_MAX_BATCH = 8
+_KINDS: dict[str, Kind] = {"auto": "KIND_AUTO", "cpu": "KIND_CPU", "gpu": "KIND_GPU"}
+
+
+@dataclass(frozen=True)
+class _Asked:
+    name: str
+    max_batch_size: int | None
+    queue_delay_us: int | None
+    instances: int
+    device: Device
+
+
+def triton_repository(
+    source: str | Path | Artifact,
+    output: str | Path,
+    *,
+    name: str | None = None,
+    max_batch_size: int | None = None,
+    queue_delay_us: int | None = None,
+    instances: int = 1,
+    device: Device = "auto",
+    force: bool = False,
+) -> Artifact:
+    """Write a model repository with one model, version 1.
+
+    ``max_batch_size``: of an engine, its largest batch; of a bundle of target ``tensorrt`` 8 by default. ``queue_delay_us``: how long a
+    request may wait for others. ``instances`` run side by side on ``device`` ("auto": the GPU for TensorRT, the CPU for OpenVINO, Triton's
+    choice for ONNX Runtime). A bundle runs in Triton's ONNX Runtime backend, an engine in that of its builder.
+
+    Raises UsageError (options, an existing output) and ArtifactError (neither bundle nor engine, a damaged one, an engine of TensorRT-RTX,
+    for which Triton has no backend).
+    """
+    artifact = open_runnable(source)
+    check_output(Path(output), force=force)
+    _check_numbers(instances, max_batch_size, queue_delay_us)
+    asked = _Asked(check_name(name or artifact.path.resolve().name), max_batch_size, queue_delay_us, instances, device)
+    config, files = _engine_model(artifact, asked) if artifact.manifest.kind == "engine" else _bundle_model(artifact, asked)
+    with create_artifact(output, _manifest(artifact, config), force=force) as folder:
+        version = folder / config.name / "1"
+        version.mkdir(parents=True)
+        (version.parent / "config.pbtxt").write_text(config.text())
+        for original, copied in files.items():
+            shutil.copyfile(artifact.file(original), version / copied)
+    return open_artifact(output, "triton-repository")
+
+
+def _check_numbers(instances: int, max_batch_size: int | None, queue_delay_us: int | None) -> None:
+    counts = {"instances": instances, "max_batch_size": 1 if max_batch_size is None else max_batch_size}
+    problems = [f"{what} is {value}, and at least 1 is needed" for what, value in counts.items() if value < 1]
+    if queue_delay_us is not None and queue_delay_us < 0:
+        problems.append(f"queue_delay_us is {queue_delay_us}, and cannot be negative")
+    if problems:
+        raise UsageError("; ".join(problems))
+
+
+def _bundle_model(bundle: Artifact, asked: _Asked) -> tuple[TritonConfig, dict[str, str]]:
+    batched = shares_batches(bundle.manifest.details["inputs"])
+    if not batched and (asked.max_batch_size or asked.queue_delay_us is not None):
+        raise UsageError(
+            f"{bundle.path} takes one timestep for a whole batch, so Triton cannot put requests together, and batching has no options",
+            "leave them out, or export it with --target tensorrt, where each sample has its own timestep",
+        )
+    largest = asked.max_batch_size or DEFAULT_MAX_BATCH
+    config = _config(bundle, asked, "onnxruntime", batched=batched, largest=largest, usual=largest, sizes={})
+    return config, {file: file for file in bundle.manifest.files if file.startswith(MODEL_FILE)}
+
+
+def _engine_model(engine: Artifact, asked: _Asked) -> tuple[TritonConfig, dict[str, str]]:
+    details = details_of(engine.path, engine.manifest)
+    smallest, usual, largest = details.batch
+    if details.backend == "tensorrt-rtx":
+        raise ArtifactError(
+            f"{engine.path} is an engine of TensorRT-RTX, for which Triton has no backend",
+            "give the bundle, or an engine built with --backend tensorrt or openvino",
+        )
+    if smallest > 1:
+        raise ArtifactError(
+            f"{engine.path} was built for batches from {smallest} on, and Triton must be able to run a single request",
+            f"build it again with --batch 1,{usual},{largest}",
+        )
+    if (asked.max_batch_size or 1) > largest:
+        raise UsageError(f"max_batch_size is {asked.max_batch_size}, and {engine.path} was built for at most {largest}")
+    sizes = {name: triple[1] for name, triple in details.sizes.items()}
+    largest = asked.max_batch_size or largest
+    backend: Literal["openvino", "tensorrt"] = "openvino" if details.backend == "openvino" else "tensorrt"
+    config = _config(engine, asked, backend, batched=True, largest=largest, usual=min(usual, largest), sizes=sizes)
+    if backend == "openvino":
+        return config, {"model.xml": "model.xml", "model.bin": "model.bin"}
+    return _with_plans(config, details)
+
+
+def _with_plans(config: TritonConfig, details: EngineDetails) -> tuple[TritonConfig, dict[str, str]]:
+    if len(details.engines) == 1:
+        return config, {details.engines[0].file: "model.plan"}
+    plans = {str(entry.compute_capability): entry.file.replace(".engine", ".plan") for entry in details.engines}
+    return replace(config, files_by_capability=plans), {entry.file: plans[str(entry.compute_capability)] for entry in details.engines}
+
+
+def _config(
+    artifact: Artifact, asked: _Asked, backend: Literal["onnxruntime", "openvino", "tensorrt"], *, batched: bool, largest: int, usual: int,
+    sizes: dict[str, int],
+) -> TritonConfig:  # fmt: skip
+    details = artifact.manifest.details
+    free = {size for entry in details["inputs"] for size in entry["shape"] if isinstance(size, str)} - {BATCH} - sizes.keys()
+    warmed = () if free else warmup_of(details["inputs"], sizes, (1, largest) if batched else (1,), batched=batched)
+    device = {"openvino": "cpu", "tensorrt": "gpu"}.get(backend, "auto") if asked.device == "auto" else asked.device
+    if (backend, device) in (("tensorrt", "cpu"), ("openvino", "gpu")):
+        raise UsageError(f"an engine of {backend} does not run on a {device.upper()}", "leave --device at auto")
+    return TritonConfig(
+        name=asked.name,
+        backend=backend,
+        platform={"onnxruntime": "onnxruntime_onnx", "tensorrt": "tensorrt_plan"}.get(backend, ""),
+        max_batch_size=largest if batched else 0,
+        inputs=tensors_of(details["inputs"], batched=batched),
+        outputs=(_output(artifact, batched=batched),),
+        kind=_KINDS[device],
+        instances=asked.instances,
+        preferred=tuple(sorted({usual, largest})),
+        queue_delay_us=DEFAULT_QUEUE_DELAY_US if asked.queue_delay_us is None else asked.queue_delay_us,
+        warmup=warmed,
+    )
+
+
+def _output(artifact: Artifact, *, batched: bool) -> TritonTensor:
+    if artifact.manifest.kind == "bundle":
+        spec = output_spec(load_graph(artifact.file(MODEL_FILE)))
+    elif "output_spec" in artifact.manifest.details:
+        spec = artifact.manifest.details["output_spec"]
+    else:
+        raise ArtifactError(f"{artifact.path}: the manifest does not say what shape the output has", "build the engine again")
+    (tensor,) = tensors_of([spec], batched=batched)
+    return tensor
+
+
+def _manifest(artifact: Artifact, config: TritonConfig) -> Manifest:
+    return Manifest(
+        kind="triton-repository",
+        model=artifact.manifest.model,
+        parent=artifact.as_parent,
+        details={
+            "name": config.name,
+            "backend": config.backend,
+            "max_batch_size": config.max_batch_size,
+            "dynamic_batching": config.max_batch_size > 0,
+            "kind": config.kind,
+        },
+    )
