@@ -1,0 +1,1 @@
+"""What per-timestep scales cost in a TensorRT-RTX engine: ``python -m benchmarks.engines``."""
