@@ -84,6 +84,7 @@ def sample(
     scheduler.set_timesteps(steps)
     model, engine = _quantized(artifact, runtime)
     reference = _float_model(artifact) if compare_float else None
+    batch_size = _fitting(artifact, batch_size, conditioning)
     passes = -(-n // batch_size) * steps * (1 if reference is None else 2)
     with progress("sampling", passes) as advance:
         draw = _Drawing(scheduler, n, seed, steps, batch_size, conditioning, advance)
@@ -172,6 +173,19 @@ def _reporting(model: torch.nn.Module, advance: Advance) -> Iterator[None]:
         yield
     finally:
         hook.remove()
+
+
+def _fitting(artifact: Artifact, batch_size: int, conditioning: _Conditioning | None) -> int:
+    """A batch size that an engine was built for; guidance puts two passes into one batch. Raises UsageError when not even one fits."""
+    if artifact.manifest.kind != "engine":
+        return batch_size
+    passes = 1 if conditioning is None or conditioning.null is None else 2
+    largest: int = artifact.manifest.details["batch"][2]
+    if largest < passes:
+        raise UsageError(
+            f"{artifact.path} was built for a batch of {largest}, and guidance takes {passes}", "build it with a larger --batch"
+        )
+    return min(batch_size, largest // passes)
 
 
 def _scheduler_config(artifact: Artifact) -> dict[str, Any]:

@@ -113,7 +113,7 @@ def test_float_engine_report_and_dropin(float_engine: Artifact, tiny_bundle: Art
 
 def test_sample_and_bench_take_an_engine(float_engine: Artifact, tiny_bundle: Artifact, tmp_path: Path) -> None:
     drawn = [
-        sample(path, tmp_path / f"{name}.png", n=1, compare_float=False, runtime=runtime)
+        sample(path, tmp_path / f"{name}.png", n=17, steps=2, compare_float=False, runtime=runtime, batch_size=32)
         for name, path, runtime in (("engine", float_engine.path, "auto"), ("bundle", tiny_bundle.path, "openvino"))
     ]
     assert [result.engine for result in drawn] == ["openvino", "openvino"]
