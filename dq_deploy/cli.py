@@ -435,12 +435,29 @@ def sample(path: Path, destination: Path, count: int, seed: int, steps: int | No
 
 @cli.command()
 @click.argument("path", type=click.Path(path_type=Path))
+@click.option("--layer", metavar="PATTERN", help="Show the scale tables of the quantizers and layers that match (fnmatch), row by row.")
+@click.option("--plot", type=click.Path(path_type=Path), metavar="FILE", help="Draw the scale tables (or those of --layer) as PNG or SVG.")
+@force_option
 @common
-def inspect(path: Path, output: Output) -> None:
-    """Show what PATH (a checkpoint, bundle or engine) is, and verify its files. Needs no runtime."""
+def inspect(path: Path, layer: str | None, plot: Path | None, force: bool, output: Output) -> None:
+    """Show what PATH (a checkpoint, bundle or engine) is and its scale tables, and verify its files. Needs no runtime."""
     from .artifacts import open_artifact
+    from .artifacts.scale_tables import read_tables, select_tables
 
-    tables.show_artifact(open_artifact(path, ("checkpoint", "bundle", "engine")), output)
+    if plot is not None:
+        from .report.table_file import check_picture, save_tables
+
+        check_picture(plot, force=force)
+    artifact = open_artifact(path, ("checkpoint", "bundle", "engine"))
+    tables_wanted = artifact.manifest.kind != "engine" or layer is not None or plot is not None
+    found = read_tables(artifact) if tables_wanted else {}
+    if layer is not None:
+        found = select_tables(artifact, found, layer)
+    if plot is not None:
+        save_tables(found, plot)
+    tables.show_artifact(artifact, found, output, in_full=layer is not None)
+    if plot is not None:
+        output.note(f"drawn: {plot}")
 
 
 @cli.command()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -13,6 +13,7 @@ from .errors import EnvironmentProblem
 
 if TYPE_CHECKING:
     from .accuracy import CheckResult
+    from .artifacts.scale_tables import ScaleTable
     from .demo import DemoResult
     from .doctor import Diagnosis
     from .engines.bench import BenchResult, BenchRow
@@ -265,8 +266,8 @@ def show_sample(result: SampleResult, picture: Path, output: Output) -> None:
     output.data(result.to_json())
 
 
-def show_artifact(artifact: Artifact, output: Output) -> None:
-    """What the manifest says, and that the files are those it lists."""
+def show_artifact(artifact: Artifact, found: Mapping[str, ScaleTable], output: Output, *, in_full: bool) -> None:
+    """What the manifest says, that the files are those it lists, and the scale tables: a line each, or ``in_full`` every row."""
     manifest = artifact.manifest
     rows: list[tuple[str, object]] = [("kind", manifest.kind), ("model", manifest.model), ("schema version", manifest.schema_version)]
     rows += [("calibrated timesteps", ", ".join(f"{t:g}" for t in manifest.timesteps))]
@@ -276,7 +277,25 @@ def show_artifact(artifact: Artifact, output: Output) -> None:
     rows += [(f"file {name}", f"{entry.size} bytes, sha256 verified") for name, entry in manifest.files.items()]
     rows += [(f"made with {name}", version) for name, version in manifest.tools.items()]
     output.table(str(artifact.path), ("", ""), rows)
-    output.data(manifest.model_dump())
+    if in_full:
+        for name, table in found.items():
+            lines = zip(table.timesteps, table.scales, table.zero_points, strict=True)
+            full = [(f"{timestep:g}", f"{scale:.6g}", str(zero_point)) for timestep, scale, zero_point in lines]
+            output.table(name, ("timestep", "scale", "zero-point"), full)
+    elif found:
+        columns = ("quantizer", "rows", "scale: min", "max", "first", "last", "zero-point: min", "max")
+        output.table("scale tables, first and last by timestep", columns, [_table_row(name, table) for name, table in found.items()])
+    output.data({**manifest.model_dump(), "scale_tables": {name: _table_json(table, in_full=in_full) for name, table in found.items()}})
+
+
+def _table_row(name: str, table: ScaleTable) -> tuple[object, ...]:
+    summary = table.summary()
+    scales = (f"{summary['scale'][key]:.4g}" for key in ("min", "max", "first", "last"))
+    return name, summary["rows"], *scales, *(summary["zero_point"][key] for key in ("min", "max"))
+
+
+def _table_json(table: ScaleTable, *, in_full: bool) -> dict[str, Any]:
+    return {**table.summary(), **(table.model_dump() if in_full else {})}
 
 
 def show_demo(result: DemoResult, output: Output) -> None:

@@ -10,6 +10,8 @@ import onnx_ir as ir
 
 FP32_MARK = "dq_deploy.scale_arithmetic"
 """Metadata key of nodes that stay fp32 whatever the rest of the graph is."""
+AS_WRITTEN = "as written"
+"""Its value where a node's inputs have the very types it needs, half precision among them: no casts are put before it."""
 
 
 class Emitter:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from .emitter import FP32_MARK, initializer
+from .emitter import AS_WRITTEN, FP32_MARK, initializer
 
 DTYPES = {"fp32": ir.DataType.FLOAT, "fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
 _SAME_TYPE_EXEMPT = {"Cast", "Shape", "Size", "ConstantOfShape", "Range"}
@@ -39,8 +39,9 @@ class _Converter:
 
     def visit(self, node: ir.Node) -> None:
         if FP32_MARK in node.metadata_props:
+            typed = node.metadata_props[FP32_MARK] == AS_WRITTEN
             for index, value in enumerate(node.inputs):
-                if value is not None and value.dtype == self.dtype:
+                if value is not None and value.dtype == self.dtype and not typed:
                     node.replace_input_with(index, self._cast(value, _FLOAT))
             if any(FP32_MARK not in user.metadata_props for user, _ in node.outputs[0].uses()):
                 self.low.add(node.outputs[0])

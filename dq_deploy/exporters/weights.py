@@ -15,7 +15,7 @@ import numpy as np
 import onnx_ir as ir
 
 from ..quantization.layers import QuantizedWeight
-from .emitter import Emitter
+from .emitter import AS_WRITTEN, FP32_MARK, Emitter
 
 INT4_BITS = 4
 Storage = Literal["int4", "int8"]
@@ -57,7 +57,11 @@ def _as_int8(emit: Emitter, packed: ir.Value) -> ir.Value:
     floats = emit.op("Cast", [floats], name="UnpackWeight/float16", dtype=_FLOAT16, to=_FLOAT16.value)
     half_one = emit.constant("dq_deploy.one.float16", np.array(1.0, dtype=np.float16))
     zero = emit.constant("dq_deploy.zero", np.array(0, dtype=np.int8))
-    return emit.op("QuantizeLinear", [floats, half_one, zero], name="RepackWeight", dtype=_INT8)
+    codes = emit.op("QuantizeLinear", [floats, half_one, zero], name="RepackWeight", dtype=_INT8)
+    repack = codes.producer()
+    assert repack is not None
+    repack.metadata_props[FP32_MARK] = AS_WRITTEN
+    return codes
 
 
 def weight_sums(layer: QuantizedWeight) -> np.ndarray:

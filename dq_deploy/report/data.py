@@ -8,7 +8,18 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from ..artifacts.scale_tables import ScaleTable
 from ..engines.bench import BenchResult
+
+__all__ = [
+    "BlockLoss",
+    "DilationRow",
+    "EngineRow",
+    "Fact",
+    "ReportData",
+    "ScaleTable",
+    "SnrSeries",
+]
 
 
 class _Part(BaseModel):
@@ -36,20 +47,6 @@ class SnrSeries(_Part):
     def _same_length(self) -> SnrSeries:
         if len(self.timesteps) != len(self.snr_db):
             raise ValueError(f"{self.name}: {len(self.timesteps)} timesteps and {len(self.snr_db)} values")
-        return self
-
-
-class ScaleTable(_Part):
-    """One activation quantizer's table: [T] each."""
-
-    timesteps: list[float]
-    scales: list[float]
-    zero_points: list[int]
-
-    @model_validator(mode="after")
-    def _same_length(self) -> ScaleTable:
-        if not len(self.timesteps) == len(self.scales) == len(self.zero_points) or not self.timesteps:
-            raise ValueError(f"{len(self.timesteps)} timesteps, {len(self.scales)} scales and {len(self.zero_points)} zero-points")
         return self
 
 

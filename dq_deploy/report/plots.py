@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from matplotlib.ticker import FuncFormatter, LogLocator
 
 from ..engines.bench import BenchResult, BenchRow
 from .data import BlockLoss, SnrSeries
@@ -100,11 +99,3 @@ def _latency_colour(row: BenchRow, baseline: str) -> str:
     if row.contender == baseline or row.within_noise:
         return GREY
     return BLUE if row.ratio < 1 else ORANGE
-
-
-def decades(axes: Any) -> None:
-    """A logarithmic axis with plain numbers at 1, 2 and 5: scale tables seldom span a whole decade."""
-    axes.set_yscale("log")
-    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.yaxis.set_minor_formatter(FuncFormatter(lambda *_: ""))

@@ -1,0 +1,133 @@
+"""The scale tables of a checkpoint or a bundle, read without torch and without any runtime.
+
+A checkpoint has ``<quantizer>.scale`` [T] and ``<quantizer>.zero_point`` int8 [T] in its safetensors; a bundle the same names among the
+initializers of its graph, zero-points as floats or shifted by 128 to uint8, one number where all rows are the same, and none for 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
+from typing import Any
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, model_validator
+
+from ..errors import ArtifactError, UsageError
+from .folder import Artifact
+
+_UINT8_OFFSET = 128
+
+
+class ScaleTable(BaseModel):
+    """One activation quantizer's table: [T] each, T rows for the T calibrated timesteps."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    timesteps: list[float]
+    scales: list[float]
+    zero_points: list[int]
+
+    @model_validator(mode="after")
+    def _same_length(self) -> ScaleTable:
+        if not len(self.timesteps) == len(self.scales) == len(self.zero_points) or not self.timesteps:
+            raise ValueError(f"{len(self.timesteps)} timesteps, {len(self.scales)} scales and {len(self.zero_points)} zero-points")
+        return self
+
+    def summary(self) -> dict[str, Any]:
+        """The table in a few numbers, as plain JSON. ``spread`` is the largest scale over the smallest."""
+        return {
+            "rows": len(self.scales),
+            "scale": {"min": min(self.scales), "max": max(self.scales), "first": self.scales[0], "last": self.scales[-1]},
+            "spread": max(self.scales) / min(self.scales) if min(self.scales) > 0 else None,
+            "zero_point": {
+                "min": min(self.zero_points),
+                "max": max(self.zero_points),
+                "first": self.zero_points[0],
+                "last": self.zero_points[-1],
+            },
+        }
+
+
+def read_tables(artifact: Artifact) -> dict[str, ScaleTable]:
+    """Tables by quantizer, in the network's order; none for the float baseline.
+
+    Raises UsageError (an engine, which has its tables inside) and ArtifactError (a table that is missing or does not fit the timesteps).
+    """
+    kind, details = artifact.manifest.kind, artifact.manifest.details
+    if kind == "engine":
+        raise UsageError(
+            f"{artifact.path} is an engine, whose tables cannot be read back", "inspect the bundle or checkpoint that it is from"
+        )
+    names = list(dict.fromkeys(entry["name"] for entry in details["quantizers"]))
+    if not names:
+        return {}
+    arrays = _checkpoint_arrays(artifact, names) if kind == "checkpoint" else _bundle_arrays(artifact, names)
+    timesteps = artifact.manifest.timesteps
+    return {name: _table(artifact, name, arrays, timesteps) for name in names}
+
+
+def select_tables(artifact: Artifact, tables: Mapping[str, ScaleTable], pattern: str) -> dict[str, ScaleTable]:
+    """Those whose quantizer, or a layer that reads it, matches (fnmatch). Raises UsageError when none does."""
+    readers: dict[str, list[str]] = {}
+    for layer in artifact.manifest.details["layers"]:
+        for quantizer in layer["quantizers"]:
+            readers.setdefault(quantizer, []).append(layer["name"])
+    chosen = {n: t for n, t in tables.items() if any(fnmatchcase(candidate, pattern) for candidate in (n, *readers.get(n, ())))}
+    if not chosen:
+        near = get_close_matches(pattern, [*tables, *(name for names in readers.values() for name in names)], n=3, cutoff=0.3)
+        raise UsageError(
+            f"no quantizer or layer matches '{pattern}'",
+            f"near it: {', '.join(near)}" if near else f"dq-deploy inspect {artifact.path} lists them all",
+        )
+    return chosen
+
+
+def _table(artifact: Artifact, name: str, arrays: dict[str, np.ndarray], timesteps: list[float]) -> ScaleTable:
+    scale, zero_point = arrays.get(f"{name}.scale"), arrays.get(f"{name}.zero_point", np.zeros(()))
+    if scale is None:
+        inverse = arrays.get(f"{name}.inverse_scale")
+        if inverse is None:
+            raise ArtifactError(f"{artifact.path} has no scale table for quantizer '{name}', which its manifest names")
+        scale = np.float32(1) / inverse  # a constant that only its inverse is left of
+    if zero_point.dtype == np.uint8:
+        zero_point = zero_point.astype(np.int16) - _UINT8_OFFSET
+    rows = len(timesteps)
+    for what, array in (("scale", scale), ("zero-point", zero_point)):
+        if array.size not in (1, rows):
+            raise ArtifactError(f"{artifact.path}: quantizer '{name}' has {array.size} {what} rows for {rows} timesteps")
+    return ScaleTable(
+        timesteps=timesteps,
+        scales=np.broadcast_to(scale.reshape(-1), rows).astype(float).tolist(),
+        zero_points=np.broadcast_to(zero_point.reshape(-1), rows).astype(int).tolist(),
+    )
+
+
+def _checkpoint_arrays(artifact: Artifact, names: list[str]) -> dict[str, np.ndarray]:
+    from safetensors import SafetensorError, safe_open
+
+    wanted = [f"{name}.{part}" for name in names for part in ("scale", "zero_point")]
+    path = artifact.file("model.safetensors")
+    try:
+        with safe_open(path, "numpy") as tensors:
+            present = set(tensors.keys())
+            return {name: tensors.get_tensor(name) for name in wanted if name in present}
+    except (SafetensorError, OSError) as error:
+        raise ArtifactError(f"{path}: not a valid safetensors file ({error})") from None
+
+
+def _bundle_arrays(artifact: Artifact, names: list[str]) -> dict[str, np.ndarray]:
+    """From the protobuf alone: tables are small, so exports never move them to the external data."""
+    import onnx
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+
+    path = artifact.file("model.onnx")
+    try:
+        model = onnx.load(path, load_external_data=False)
+    except (DecodeError, ValueError) as error:
+        raise ArtifactError(f"{path} is not an ONNX graph: {error}") from None
+    wanted = {f"{name}.{part}" for name in names for part in ("scale", "zero_point", "inverse_scale")}
+    found = [tensor for tensor in model.graph.initializer if tensor.name in wanted]
+    if outside := [tensor.name for tensor in found if tensor.data_location == tensor.EXTERNAL]:
+        raise ArtifactError(f"{path}: the table {outside[0]} is kept in external data, where no export puts one")
+    return {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in found}

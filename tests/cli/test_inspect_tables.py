@@ -1,0 +1,88 @@
+"""``inspect`` shows and draws the scale tables of checkpoints and bundles."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dq_deploy.cli import run
+from dq_deploy.quantization.checkpoint import load_checkpoint
+from tests.flow import Flow
+
+
+def inspect(capfd: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
+    capfd.readouterr()
+    code = run(["inspect", *map(str, arguments)])
+    captured = capfd.readouterr()
+    return code, captured.out, captured.err
+
+
+@pytest.mark.parametrize("artifact", ["checkpoint", "tensorrt-fp16", "onnxruntime"])
+def test_every_table_is_shown_with_the_checkpoints_values(artifact: str, flow: Flow, capfd: pytest.CaptureFixture[str]) -> None:
+    path = flow.checkpoint if artifact == "checkpoint" else flow.bundles[artifact]
+    code, out, _ = inspect(capfd, path, "--format", "json")
+    assert code == 0
+    shown = json.loads(out)["scale_tables"]
+    quantizers = load_checkpoint(flow.checkpoint).quantizers
+    assert set(shown) == set(quantizers)
+    for name, quantizer in quantizers.items():
+        scales, zero_points = quantizer.scale_table().tolist(), quantizer.zero_point_table().tolist()
+        assert shown[name]["rows"] == len(scales)
+        wanted = {"min": min(scales), "max": max(scales), "first": scales[0], "last": scales[-1]}
+        assert shown[name]["scale"] == pytest.approx(wanted, rel=1e-7)
+        assert (shown[name]["zero_point"]["min"], shown[name]["zero_point"]["max"]) == (min(zero_points), max(zero_points))
+    assert "scales" not in next(iter(shown.values()))
+    assert len({entry["scale"]["min"] for entry in shown.values()}) > 1
+
+
+def test_one_layer_in_full(flow: Flow, capfd: pytest.CaptureFixture[str]) -> None:
+    bundle = flow.bundles["tensorrt"]
+    code, out, _ = inspect(capfd, bundle, "--layer", "*resnets.0.conv1", "--format", "json")
+    assert code == 0
+    tables = json.loads(out)["scale_tables"]
+    assert tables
+    assert all(name.endswith("resnets.0.conv1.input") for name in tables)
+    quantizers = load_checkpoint(flow.checkpoint).quantizers
+    for name, table in tables.items():
+        assert table["scales"] == quantizers[name].scale_table().tolist()
+        assert table["zero_points"] == quantizers[name].zero_point_table().tolist()
+    code, out, _ = inspect(capfd, bundle, "--layer", "*resnets.0.conv1")
+    assert "zero-point" in out
+    assert f"{next(iter(tables.values()))['scales'][0]:.6g}" in out
+
+
+@pytest.mark.parametrize("suffix", ["png", "svg"])
+def test_a_bundles_tables_are_drawn_without_torch(suffix: str, flow: Flow, tmp_path: Path) -> None:
+    picture = tmp_path / f"tables.{suffix}"
+    program = (
+        "import sys\nsys.modules['torch'] = None\nfrom dq_deploy.cli import run\n"
+        f"sys.exit(run(['inspect', {str(flow.bundles['tensorrt'])!r}, '--plot', {str(picture)!r}]))"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    start = picture.read_bytes()[:200]
+    assert start.startswith(b"\x89PNG") if suffix == "png" else b"<svg" in picture.read_bytes()[:1000]
+    assert len(picture.read_bytes()) > 5000
+
+
+def test_bad_requests(flow: Flow, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    existing = tmp_path / "there.png"
+    existing.write_text("a picture")
+    for arguments, words in (
+        (["--layer", "nothing.like.it"], "no quantizer or layer matches 'nothing.like.it'"),
+        (["--plot", tmp_path / "tables.gif"], "is neither .png nor .svg"),
+        (["--plot", existing], "exists already"),
+        (["--plot", tmp_path / "no" / "tables.png"], "no such folder"),
+    ):
+        code, _, err = inspect(capfd, flow.bundles["tensorrt"], *arguments)
+        assert code == 2
+        assert words in " ".join(err.split())
+    code, _, err = inspect(capfd, flow.bundles["float"], "--plot", tmp_path / "float.svg")
+    assert code == 2
+    assert "no scale tables to draw" in " ".join(err.split())
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["there.png"]
+    assert existing.read_text() == "a picture"
