@@ -177,7 +177,8 @@ def _layer(name: str, config: dict[str, Any], tensors: dict[str, torch.Tensor]) 
     check_weight(name, tensors, config["bits"])
     codes, scale = tensors[f"{name}.weight.codes"], tensors[f"{name}.weight.scale"]
     kind: type[QuantizedConv2d] | type[QuantizedLinear] = {"conv2d": QuantizedConv2d, "linear": QuantizedLinear}[op]
-    layer = kind(torch.zeros_like(codes, dtype=torch.float32), tensors.get(f"{name}.bias"), **config)
+    # A float weight of one input channel: it is dropped in the next line, and a large model's would take gigabytes to make.
+    layer = kind(torch.zeros(len(codes), 1), tensors.get(f"{name}.bias"), **config)
     layer.set_frozen(codes, scale)
     return layer
 
