@@ -199,7 +199,8 @@ def _layer(name: str, config: dict[str, Any], tensors: dict[str, torch.Tensor]) 
         tensors[f"{name}.weight.codes"] = unpack_int4(tensors.pop(f"{name}.weight.packed_codes"), shape)
     check_weight(name, tensors, config["bits"], block=config.get("block"))
     codes, scale = tensors[f"{name}.weight.codes"], tensors[f"{name}.weight.scale"]
-    layer = _WEIGHTED[op](torch.zeros_like(codes, dtype=torch.float32), tensors.get(f"{name}.bias"), **config)
+    # The float weight only says how many rows there are: it is dropped in the next line, and a large model's would take gigabytes to make.
+    layer = _WEIGHTED[op](torch.zeros(len(codes), config.get("block") or 1), tensors.get(f"{name}.bias"), **config)
     layer.set_frozen(codes, scale)
     return layer  # type: ignore[return-value]  # one of those in _WEIGHTED
 

@@ -73,7 +73,7 @@ def quantize(source: Any, output: str | Path, *, preset: str = "w8a8", scheduler
     processes.on_main(check)
     adapter = None if lora is None else Lora(Path(lora), lora_scale)
     request = Request(conditions, null_conditions, classes, prompts, negative_prompt, adapter)
-    prepared = prepare(source, config, request, scheduler=scheduler, sample_shape=sample_shape, blocks=blocks)
+    prepared = prepare(source, config, request, scheduler=scheduler, sample_shape=sample_shape, blocks=blocks, progress=progress)
     prepared.to(processes.device or find_device(device))
     identity = {**prepared.identity(), "device": find_device(device).type, "processes": processes.count}
     with ExitStack() as stack:

@@ -14,6 +14,7 @@ from torch.fx import GraphModule
 from ..artifacts import sha256_json
 from ..artifacts.manifest import tool_versions
 from ..errors import ArtifactError, UsageError
+from ..progress import Progress, silent
 from ..sources import Lora, Source, load_source, module_source
 from .calibration.pipeline_source import PipelineSource
 from .calibration.schedules import plain_config
@@ -84,7 +85,7 @@ class Prepared:
 
 
 def prepare(source: Any, config: QuantizeConfig, request: Request, *, scheduler: Any = None, sample_shape: tuple[int, ...] | None = None,
-            blocks: Sequence[str] | None = None) -> Prepared:  # fmt: skip
+            blocks: Sequence[str] | None = None, progress: Progress = silent) -> Prepared:  # fmt: skip
     """Load and capture a source, and plan its quantization; arguments as in ``quantize``.
 
     Raises UsageError, ArtifactError or EnvironmentProblem.
@@ -98,7 +99,7 @@ def prepare(source: Any, config: QuantizeConfig, request: Request, *, scheduler:
     examples = {"timestep": torch.tensor([1.0, 2.0]), **{k: v[torch.arange(2) % len(v)] for k, v in conditions.items()}}
     generator = torch.Generator().manual_seed(0)
     examples[names[0]] = torch.randn(2, *shape, generator=generator)
-    float_graph = capture(model, {name: examples[name] for name in names})
+    float_graph = capture(model, {name: examples[name] for name in names}, progress)
     # Two ranges are a matter of activations; where these stay float, one product reads both.
     halves = arrange_skip_halves(float_graph, SkipHalves.JOINT if config.weight_only else config.skip_halves)
     plan = make_plan(float_graph, config)

@@ -17,11 +17,14 @@ from torch import nn
 from torch.fx import Graph, GraphModule, Node
 
 from ...errors import ArtifactError, UsageError
+from ...progress import Advance, Progress, silent
 from .edit import set_tensor
 from .rewrites import clean, normalize
 
 _PREFIX = "module."
 _NESTED = "added_cond_kwargs"
+_BATCHES = (1, 3)  # that model and graph are compared at, captured at 2: their samples are the steps of the progress,
+_EXPORT_STEPS = 4  # and torch.export counts as so many
 
 
 class _Positional(nn.Module):
@@ -72,7 +75,7 @@ def input_names(module: nn.Module, conditions: Sequence[str] = ()) -> list[str]:
     return ["timestep" if name == timestep else name for name in names]
 
 
-def capture(module: nn.Module, inputs: dict[str, torch.Tensor]) -> GraphModule:
+def capture(module: nn.Module, inputs: dict[str, torch.Tensor], progress: Progress = silent) -> GraphModule:
     """Capture ``module`` as a GraphModule whose placeholders are named as ``inputs``; every input's first dimension is the batch.
 
     ``inputs`` are example tensors in the forward's order (see ``input_names``), batch 2. The result holds the module's own parameters
@@ -80,13 +83,18 @@ def capture(module: nn.Module, inputs: dict[str, torch.Tensor]) -> GraphModule:
 
     Raises ArtifactError when the model cannot be captured or the captured graph is not the model (compared at batches 1 and 3).
     """
-    module = module.eval()
+    with progress("capturing the model", 2 * sum(_BATCHES) + _EXPORT_STEPS) as advance:
+        return _capture(module.eval(), inputs, advance)
+
+
+def _capture(module: nn.Module, inputs: dict[str, torch.Tensor], advance: Advance) -> GraphModule:
     parameters = inspect.signature(module.forward).parameters
     names = list(inputs)
     call_names = ["" if name == "timestep" and "timestep" not in parameters else name for name in names]
     wrapper = _Positional(module, call_names)
     tensors = list(inputs.values())
     expected, problem = _expected(wrapper, tensors)
+    advance(sum(_BATCHES), "exporting")
     graph_module = _functional(_export(wrapper, tensors)).module()
     assert isinstance(graph_module, GraphModule)
     _name_nodes(graph_module, names)
@@ -97,6 +105,7 @@ def capture(module: nn.Module, inputs: dict[str, torch.Tensor]) -> GraphModule:
     with torch.no_grad():
         try:
             normalize(graph_module, tensors)
+            advance(_EXPORT_STEPS, "comparing")
             got = {batch: graph_module(*_resized(tensors, batch)) for batch in expected}
         except (RuntimeError, AssertionError, IndexError) as error:
             raise _fixed_batch(error) from error
@@ -105,6 +114,7 @@ def capture(module: nn.Module, inputs: dict[str, torch.Tensor]) -> GraphModule:
             raise ArtifactError(
                 f"the captured graph differs from the model at batch {batch}", "the forward's control flow depends on the batch size"
             )
+    advance(sum(_BATCHES), "compared")
     return graph_module
 
 
@@ -153,7 +163,7 @@ def _expected(wrapper: _Positional, tensors: list[torch.Tensor]) -> tuple[dict[i
     problem: Exception | None = None
     for wrapper.whole_timesteps in (False, True):
         try:
-            found = {batch: wrapper(*_resized(tensors, batch)) for batch in (1, 3)}
+            found = {batch: wrapper(*_resized(tensors, batch)) for batch in _BATCHES}
         except (RuntimeError, AssertionError, IndexError, TypeError) as error:
             problem = problem or error
             continue

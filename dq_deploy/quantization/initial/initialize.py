@@ -129,16 +129,20 @@ def apply_rule(float_graph: GraphModule, groups: Mapping[str, list[Group]], data
 
 
 def _passes(float_graph: GraphModule, data: Trajectories, fit: slice, config: QuantizeConfig) -> list[slice]:
-    """The timesteps, as rows of the tables, that go through the network together.
-
-    All of them, unless memory is short for their values and a row depends on its own timestep alone: a dilation does not.
-    """
+    """The timesteps, as rows of the tables, that go through the network together."""
     rows = len(data.timesteps)
-    row_bytes = (fit.stop - fit.start) * live_bytes(list(float_graph.graph.nodes))
-    if rows * row_bytes <= _PASS_BYTES or config.dilation is not Dilation.NONE or not config.temporal:
-        return [slice(0, rows)]
-    count = max(1, _PASS_BYTES // row_bytes)
+    count = rows_in_a_pass(rows, (fit.stop - fit.start) * live_bytes(list(float_graph.graph.nodes)), config)
     return [slice(start, min(rows, start + count)) for start in range(0, rows, count)]
+
+
+def rows_in_a_pass(rows: int, row_bytes: int, config: QuantizeConfig) -> int:
+    """How many of ``rows`` timesteps go through the network together, where one of them takes ``row_bytes``.
+
+    All of them, unless memory is short and a row depends on its own timestep alone: a static scale does not, nor a dilation.
+    """
+    if rows * row_bytes <= _PASS_BYTES or config.dilation is not Dilation.NONE or not config.temporal:
+        return rows
+    return max(1, _PASS_BYTES // row_bytes)
 
 
 def undilated_weights(quantized: GraphModule) -> set[str]:

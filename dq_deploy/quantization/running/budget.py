@@ -18,6 +18,7 @@ from ..distillation.trained import TrainedParts, selected
 from ..graph.blocks import Block, split_blocks, whole_network
 from ..graph.plan import make_plan
 from ..graph.shapes import value_bytes
+from ..initial.initialize import rows_in_a_pass
 from ..pipeline import copy_with_quantizers
 from ..prepare import Prepared, prepare
 from .device import find_device, move
@@ -94,9 +95,10 @@ def budget(prepared: Prepared) -> Budget:
         BlockBudget(block.name, block.layers, _count(part), size, round(seconds, 1))
         for block, part, size, seconds in zip(blocks, parts, sizes, spent, strict=True)
     ]
+    row_bytes = probe.live_bytes * probe.fit_seeds * per_seed
     memory = {
         "calibration data": (samples + config.steps * config.reference_samples * per_seed) * probe.sample_bytes,
-        "initialization": probe.live_bytes * config.steps * probe.fit_seeds * per_seed,
+        "initialization": row_bytes * rows_in_a_pass(config.steps, row_bytes, config),
         "training step": max((cost.bytes for cost in costs), default=0),
     }
     memory["peak"] = memory["calibration data"] + max(memory["initialization"], memory["training step"])

@@ -1,0 +1,66 @@
+"""Initial tables in several passes, and what a large model's initialization must not copy."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.fx import GraphModule
+
+from dq_deploy.quantization.calibration.trajectories import Trajectories
+from dq_deploy.quantization.checkpoint import named_layers, named_quantizers
+from dq_deploy.quantization.config import Dilation
+from dq_deploy.quantization.initial import initialize as module
+from dq_deploy.quantization.initial.initialize import undilated_weights
+from dq_deploy.quantization.layers import QuantizedWeight
+from tests.tiny import quantized_copy
+
+
+def rows_at_once(monkeypatch: pytest.MonkeyPatch, graph: GraphModule, data: Trajectories, count: int, **options: object) -> GraphModule:
+    """A quantized copy whose tables were made with room for ``count`` timesteps."""
+    row_bytes = 6 * module.live_bytes(list(graph.graph.nodes))  # six of eight seeds are fitted on
+    monkeypatch.setattr(module, "_PASS_BYTES", count * row_bytes)
+    return quantized_copy(graph, data, rule=Dilation.NONE, **options)[0]
+
+
+@pytest.mark.parametrize(("count", "passes"), [(0, 4), (1, 4), (3, 2), (4, 1)])
+def test_tables_do_not_depend_on_how_many_timesteps_memory_has_room_for(
+    monkeypatch: pytest.MonkeyPatch, plain_graph: GraphModule, plain_data: Trajectories, count: int, passes: int
+) -> None:
+    whole = dict(named_quantizers(quantized_copy(plain_graph, plain_data, rule=Dilation.NONE)[0]))
+    runs: list[int] = []
+    run = module._Initializer.run
+    monkeypatch.setattr(module._Initializer, "run", lambda *a: (runs.append(1), run(*a))[1])
+    found = dict(named_quantizers(rows_at_once(monkeypatch, plain_graph, plain_data, count)))
+    assert len(runs) == passes
+    assert found.keys() == whole.keys()
+    for name, quantizer in found.items():
+        # Products of other batch sizes differ in the last bits.
+        torch.testing.assert_close(quantizer.scale_table(), whole[name].scale_table(), rtol=1e-4, atol=0)
+        assert int((quantizer.zero_point_table() - whole[name].zero_point_table()).abs().max()) <= 1
+        assert quantizer.fixed or len(set(quantizer.scale_table().tolist())) > 1
+
+
+def test_a_static_scale_needs_all_timesteps_in_one_pass(
+    monkeypatch: pytest.MonkeyPatch, plain_graph: GraphModule, plain_data: Trajectories
+) -> None:
+    whole, _ = quantized_copy(plain_graph, plain_data, rule=Dilation.NONE, temporal=False)
+    found = dict(named_quantizers(rows_at_once(monkeypatch, plain_graph, plain_data, 1, temporal=False)))
+    for name, quantizer in named_quantizers(whole):
+        assert torch.equal(found[name].scale_table(), quantizer.scale_table())
+
+
+def test_a_quantized_copy_shares_no_memory_with_the_float_graph(plain_graph: GraphModule, plain_data: Trajectories) -> None:
+    quantized, _ = quantized_copy(plain_graph, plain_data, rule=Dilation.NONE)
+    own = {tensor.data_ptr() for tensor in quantized.state_dict().values() if tensor.numel()}
+    assert not own & {tensor.data_ptr() for tensor in plain_graph.buffers()}
+
+
+def test_undilated_weights_are_those_of_the_float_model(plain_graph: GraphModule, plain_data: Trajectories) -> None:
+    quantized, _ = quantized_copy(plain_graph, plain_data, rule=Dilation.SYMMETRIC)
+    state, same = quantized.state_dict(), undilated_weights(quantized)
+    weights = {f"layers.{name.replace('.', '/')}.weight" for name, layer in named_layers(quantized) if isinstance(layer, QuantizedWeight)}
+    assert set() < same < weights
+    floats = dict(plain_graph.named_buffers())
+    for call in (n for n in quantized.graph.nodes if "weight" in n.meta):
+        weight = f"{call.target}.weight"
+        assert torch.equal(state[weight], floats[call.meta["weight"]]) == (weight in same)
