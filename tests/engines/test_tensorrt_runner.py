@@ -14,6 +14,7 @@ import torch
 from dq_deploy.artifacts import Artifact
 from dq_deploy.engines import tensorrt_runner
 from dq_deploy.engines.build import build_engine
+from dq_deploy.engines.build_plan import RTX_COMPUTE_CAPABILITIES
 from dq_deploy.engines.dropin import load
 from dq_deploy.engines.onnxruntime import OnnxRuntimeRunner
 from dq_deploy.engines.tensorrt_runner import TensorRtRunner
@@ -226,6 +227,8 @@ def test_gpu_engine_computes_what_its_bundle_does(tiny_bundle: Artifact, tmp_pat
     if importlib.util.find_spec(backend.replace("-", "_")) is None:
         pytest.skip(f"{backend} is not installed")
     major, minor = torch.cuda.get_device_capability()
+    if backend == "tensorrt-rtx" and f"{major}.{minor}" not in RTX_COMPUTE_CAPABILITIES:
+        pytest.skip(f"TensorRT-RTX does not build for compute capability {major}.{minor}")
     capabilities = {"compute_capabilities": [f"{major}.{minor}"]} if backend == "tensorrt-rtx" else {}
     engine = build_engine(tiny_bundle, tmp_path / "engine", backend=backend, batch=(1, 2, 4), **capabilities)
     runner, reference = TensorRtRunner(engine, cuda_graphs=cuda_graphs), OnnxRuntimeRunner(tiny_bundle)
