@@ -29,12 +29,13 @@ The kernels are those that the compiler *chose*; none was executed.
 _REASONS = """\
 ## Why some are missed
 
-- **Plain static, UNet.** 7 kernels more than the graph without zero-points, in which nothing is padded before it is quantized and no sum is
-  corrected: it is the zero-points that cost them, not the timesteps, for the static graph that has them takes more than the per-timestep one.
-- **Weights, DiT.** Its layers are 128 channels wide, and every output channel has 12 bytes of fp32 beside its codes (scale, sum of the weights, bias):
-  134 kB of 1.08 MB at W4A8, and 29 kB of class embeddings stay fp32. Both shares fall as a network gets wider.
-- Static has more kernels than per-timestep because the compiler fuses what follows the merged q/k/v GEMM into one kernel only where nothing but the
-  product is shared ([docs/decisions/scale-tables.md](../../docs/decisions/scale-tables.md)). A smaller count is no proof of a faster engine.
+- **Plain static, UNet.** That graph has no zero-points: nothing is padded before it is quantized and no sum is corrected. The static graph
+  that has them takes more kernels than the per-timestep one, so it is probably the zero-points that cost 7 kernels, not the timesteps. A
+  symmetric per-timestep engine, which would tell, was not built.
+- **Weights, DiT.** Its layers are 128 channels wide, and every output channel has 12 bytes of fp32 beside its codes (scale, sum of the
+  weights, bias): 134 kB of the graph's 1.07 MB at W4A4, and 29 kB of class embeddings stay fp32. Both shares fall as a network gets wider.
+- Static has more kernels than per-timestep where the compiler makes three kernels instead of one of what follows the merged q/k/v GEMM
+  ([docs/decisions/scale-tables.md](../../docs/decisions/scale-tables.md)). A smaller count is no proof of a faster engine.
 """
 
 
