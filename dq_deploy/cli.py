@@ -182,11 +182,26 @@ def quantize(
     show_default=True,
     help="auto: weights of up to 4 bits take half a byte in the tensorrt target. int8: a byte each.",
 )
+@click.option(
+    "--attention",
+    type=click.Choice(["int8", "float"]),
+    default="int8",
+    show_default=True,
+    help="float: leave the products of attention (q·k and P·v) unquantized.",
+)
 @click.option("--float", "is_float", is_flag=True, help="Export the unquantized model instead, as the baseline.")
 @force_option
 @common
 def export(
-    checkpoint: Path, destination: Path, target: Any, dtype: str | None, weight_storage: Any, is_float: bool, force: bool, output: Output
+    checkpoint: Path,
+    destination: Path,
+    target: Any,
+    dtype: str | None,
+    weight_storage: Any,
+    attention: Any,
+    is_float: bool,
+    force: bool,
+    output: Output,
 ) -> None:
     """Export CHECKPOINT as an ONNX graph whose scales are selected by the timestep input."""
     from .exporters import export as run_export
@@ -197,6 +212,7 @@ def export(
         target=target,
         dtype=dtype,
         weight_storage=weight_storage,
+        attention=attention,
         float=is_float,
         force=force,
         progress=output.progress,

@@ -9,6 +9,7 @@ from pydantic import BaseModel
 
 from ..artifacts import Artifact, open_artifact
 from ..errors import AccuracyGateError, ArtifactError, EnvironmentProblem, UsageError
+from ..exporters.attention import float_attention
 from ..progress import Progress, silent
 from ..quantization.checkpoint import Checkpoint, load_checkpoint
 from .end_to_end import TimestepParity, end_to_end
@@ -62,6 +63,8 @@ def check(
         )
     loaded = load_checkpoint(checkpoint.path if isinstance(checkpoint, Artifact) else checkpoint)
     _same_family(opened, loaded)
+    if opened.manifest.details.get("attention") == "float":
+        loaded = float_attention(loaded)
     reference = loaded.reference()
     layers = local_parity(opened, loaded, reference, progress=progress)
     timesteps = end_to_end(opened, loaded, reference, optimized=optimized, progress=progress)

@@ -1,8 +1,9 @@
 """Checkpoint → bundle: a folder with ``model.onnx`` (and its external data) and the manifest that maps layers to graph values.
 
-Manifest ``details``: ``target``, ``dtype``, ``float``, ``inputs`` (name, dtype, shape), ``output``, ``layers`` (name, op, macs, output
-value, quantizers, weight_storage; input value where activations stay float), ``float_layers``, ``quantizers`` (name, input value, codes
-value, pads, code_type), and from the checkpoint ``component``, ``pipeline_class``, ``model_config``, ``sample_shape``, ``source``,
+Manifest ``details``: ``target``, ``dtype``, ``float``, ``attention`` ("int8", "float"), ``inputs`` (name, dtype, shape), ``output``,
+``layers`` (name, op, macs, output value, quantizers, weight_storage; input value where activations stay float), ``float_layers``,
+``quantizers`` (name, input value, codes value, pads, code_type), and from the checkpoint ``component``, ``pipeline_class``,
+``model_config``, ``sample_shape``, ``source``,
 ``conditions``.
 """
 
@@ -20,6 +21,7 @@ from ..errors import ArtifactError, UsageError
 from ..progress import Progress, silent
 from ..quantization.checkpoint import Checkpoint, load_checkpoint
 from ..quantization.weight_only import WeightOnly
+from .attention import ATTENTION, Attention, float_attention
 from .float_source import FloatModel, load_float
 from .lowering import Sites, lower
 from .onnxruntime_target import OnnxRuntimeTarget
@@ -39,13 +41,14 @@ WeightStorage = Literal["auto", "int8"]
 
 
 def export(checkpoint: str | Path | Artifact, output: str | Path, *, target: Target, dtype: str | None = None,
-           weight_storage: WeightStorage = "auto", float: bool = False, force: bool = False,  # noqa: A002
-           progress: Progress = silent) -> Artifact:  # fmt: skip
+           weight_storage: WeightStorage = "auto", attention: Attention = "int8", float: bool = False,  # noqa: A002
+           force: bool = False, progress: Progress = silent) -> Artifact:  # fmt: skip
     """Export a checkpoint as an ONNX bundle, opset 21 (22 for bf16), dynamic batch.
 
     ``dtype`` (fp32, fp16, bf16) is the type of what is not quantized: by default fp16 for ``tensorrt`` and fp32 for ``onnxruntime``.
     ``weight_storage``: "auto" stores weights of up to 4 bits as INT4, two to a byte, in the ``tensorrt`` target; "int8" gives every
     weight a byte, for OpenVINO, which multiplies an INT4 MatMul in float, or for fewer kernels.
+    ``attention``: "float" leaves the products of attention (q·kᵀ and P·v) unquantized, in ``dtype``; docs/attention.md says when.
     ``float`` exports the unquantized model that the checkpoint came from, as the baseline (default fp32).
 
     Raises UsageError or ArtifactError.
@@ -57,16 +60,26 @@ def export(checkpoint: str | Path | Artifact, output: str | Path, *, target: Tar
         raise UsageError(f"unknown dtype '{dtype}'", f"types: {', '.join(DTYPES)}")
     if weight_storage not in WEIGHT_STORAGE:
         raise UsageError(f"unknown weight storage '{weight_storage}'", f"storages: {', '.join(WEIGHT_STORAGE)}")
+    if attention not in ATTENTION:
+        raise UsageError(f"unknown attention '{attention}'", f"choices: {', '.join(ATTENTION)}")
     check_output(Path(output), force=force)
     path = checkpoint.path if isinstance(checkpoint, Artifact) else checkpoint
     with progress("export", 4) as advance:
         loaded = load_checkpoint(path)
+        if attention == "float" and not float:
+            loaded = float_attention(loaded)
         int4 = weight_storage == "auto" and not float and (target == "tensorrt" or _weight_only(loaded))
         advance(1, "capturing")
         model, sites = _float_graph(load_float(loaded)) if float else _integer_graph(loaded, target, int4=int4)
         advance(1, "lowering")
         _finish(model, dtype)
-        manifest = _manifest(loaded, model, sites, {"target": target, "dtype": dtype, "float": float}, int4=int4)
+        manifest = _manifest(
+            loaded,
+            model,
+            sites,
+            {"target": target, "dtype": dtype, "float": float, "attention": "float" if float else attention},
+            int4=int4,
+        )
         advance(1, "writing")
         with create_artifact(output, manifest, force=force) as folder:
             write_model(model, folder / "model.onnx")
