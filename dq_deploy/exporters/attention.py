@@ -14,7 +14,7 @@ from torch.fx import GraphModule, Node
 
 from ..quantization.checkpoint import Checkpoint
 from ..quantization.graph.edit import aten
-from ..quantization.graph.plan import decode
+from ..quantization.graph.insertion import decode
 from ..quantization.layers import QuantizedMatmul
 
 Attention = Literal["int8", "float"]

@@ -66,9 +66,11 @@ def export(checkpoint: str | Path | Artifact, output: str | Path, *, target: Tar
     path = checkpoint.path if isinstance(checkpoint, Artifact) else checkpoint
     with progress("export", 4) as advance:
         loaded = load_checkpoint(path)
+        weight_only = _weight_only(loaded)
+        attention = "float" if float or weight_only else attention  # there is nothing in integers to leave so
         if attention == "float" and not float:
             loaded = float_attention(loaded)
-        int4 = weight_storage == "auto" and not float and (target == "tensorrt" or _weight_only(loaded))
+        int4 = weight_storage == "auto" and not float and (target == "tensorrt" or weight_only)
         advance(1, "capturing")
         model, sites = _float_graph(load_float(loaded)) if float else _integer_graph(loaded, target, int4=int4)
         advance(1, "lowering")
@@ -77,7 +79,7 @@ def export(checkpoint: str | Path | Artifact, output: str | Path, *, target: Tar
             loaded,
             model,
             sites,
-            {"target": target, "dtype": dtype, "float": float, "attention": "float" if float else attention},
+            {"target": target, "dtype": dtype, "float": float, "attention": attention},
             int4=int4,
         )
         advance(1, "writing")
