@@ -63,6 +63,11 @@ def check(
         )
     loaded = load_checkpoint(checkpoint.path if isinstance(checkpoint, Artifact) else checkpoint)
     _same_family(opened, loaded)
+    if opened.manifest.details["dtype"] == "bf16":
+        raise EnvironmentProblem(
+            f"{opened.path} is a bf16 bundle, and ONNX Runtime has no bfloat16 kernels on a CPU to check it with",
+            "its integers and scales are those of the fp32 export of the same checkpoint: check that one, and lint this one (check --lint)",
+        )
     if opened.manifest.details.get("attention") == "float":
         loaded = float_attention(loaded)
     reference = loaded.reference()
