@@ -24,7 +24,7 @@ from pydantic import ValidationError
 from ..artifacts import Artifact, Manifest, check_output, create_artifact, open_artifact
 from ..errors import ArtifactError, EnvironmentProblem, UsageError
 from ..exporters.lint import lint
-from ..progress import Progress, silent
+from ..progress import Advance, Progress, silent
 from .layer_dump import parse_dump
 from .layer_report import STATEMENTS, LayerReport, build_report
 from .tensorrt_plan import Range, check_backend, check_capabilities, check_graph, input_profile
@@ -81,7 +81,7 @@ def build_engine(
     title = f"building with {known}"
     with create_artifact(output, manifest, force=force) as folder, (progress or silent)(title, len(capabilities)) as advance:
         for capability in capabilities:
-            report = _build_one(job, folder, capability)
+            report = _build_one(job, folder, capability, advance)
             manifest.details["version"] = report.version
             manifest.details["engines"].append(_entry(report))
             advance(1, f"compute capability {report.compute_capability}")
@@ -131,7 +131,7 @@ def _manifest(bundle: Artifact, backend: Backend, batch: Range, profile: Mapping
     )
 
 
-def _build_one(job: _Job, folder: Path, capability: tuple[int, int] | None) -> LayerReport:
+def _build_one(job: _Job, folder: Path, capability: tuple[int, int] | None, advance: Advance) -> LayerReport:
     # The plan is written where it will stay, on the output's disk; which GPU it is for may be known only afterwards.
     plan = folder / "model.engine.partial"
     with tempfile.TemporaryDirectory(prefix="dq-deploy-build-") as scratch:
@@ -143,7 +143,7 @@ def _build_one(job: _Job, folder: Path, capability: tuple[int, int] | None) -> L
             compute_capability=capability,
             profile=job.profile,
         )
-        build = run_child(request, Path(scratch), timeout_s=job.timeout_s)
+        build = run_child(request, Path(scratch), timeout_s=job.timeout_s, alive=lambda: advance(0, "compiling"))
     dump = parse_dump(build.log)
     if dump is None:
         raise EnvironmentProblem(

@@ -58,11 +58,11 @@ def export(checkpoint: str | Path | Artifact, output: str | Path, *, target: Tar
     int4 = weight_storage == "auto" and target == "tensorrt" and not float
     check_output(Path(output), force=force)
     path = checkpoint.path if isinstance(checkpoint, Artifact) else checkpoint
-    with progress("export", 4) as advance:
+    with progress("export", 10) as advance:  # tenths of what a large model takes
         loaded = load_checkpoint(path)
         advance(1, "capturing")
         model, sites = _float_graph(load_float(loaded)) if float else _integer_graph(loaded, target, int4=int4)
-        advance(1, "lowering")
+        advance(7, "lowering")
         _finish(model, dtype)
         manifest = _manifest(loaded, model, sites, {"target": target, "dtype": dtype, "float": float}, int4=int4)
         advance(1, "writing")
