@@ -31,7 +31,7 @@ def write_report(done: Done, setting: Setting, page: Path, out: Output, note: st
 float32), channels {", ".join(map(str, setting.block_out_channels))}, {setting.layers_per_block} layers a block, latents
 {setting.sample_size} × {setting.sample_size}, text embeddings {setting.tokens} × {setting.cross_attention_dim}:
 {facts["macs"] / 1e9:.0f} GMAC a forward pass, {facts["layers"]} layers planned in INT8, {facts["float_layers"]} left in float
-({facts["float_mac_share"]:.1%} of the multiply-accumulates).{small}
+({facts["float_mac_share"]:.2%} of the multiply-accumulates).{small}
 
 {setting.preset.upper()}, {setting.steps} timesteps × {setting.calibration_samples} calibration seeds and
 {setting.reference_samples} reference seed, dilation `{setting.dilation}`, no distillation, no guidance: about {_passes(setting)} forward
@@ -74,7 +74,7 @@ def _verdicts(done: Done) -> list[str]:
         lines.append(_line("within 24 GiB of memory", memory <= MEMORY_GOAL, f"{memory / 2**30:.1f} GiB"))
     if "imports" in done:
         empty, weights = done["imports"]["peak_bytes"], facts["float_bytes"]
-        for name in ("tensorrt", "onnxruntime"):
+        for name in (n for n in ("tensorrt", "onnxruntime") if n in done):
             share = (done[name]["peak_bytes"] - empty) / weights
             text = f"{share:.2f} × ({_gb(done[name]['peak_bytes'])} − {_gb(empty)}) ÷ {_gb(weights)}"
             applies = weights >= EXPORT_GOAL_FROM

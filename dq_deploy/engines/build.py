@@ -29,7 +29,7 @@ from pydantic import ValidationError
 from ..artifacts import Artifact, Manifest, check_output, create_artifact, open_artifact
 from ..errors import ArtifactError, EnvironmentProblem, UsageError
 from ..exporters.lint import lint
-from ..progress import Progress, silent
+from ..progress import Advance, Progress, silent
 from .build_options import BuildOptions
 from .build_plan import Range, check_backend, check_capabilities, check_graph, input_profile, output_spec
 from .build_process import run_child
@@ -93,7 +93,7 @@ def build_engine(
     title = f"building with {known}"
     with create_artifact(output, manifest, force=force) as folder, (progress or silent)(title, len(capabilities)) as advance:
         for capability in capabilities:
-            report = _build_one(job, folder, capability)
+            report = _build_one(job, folder, capability, advance)
             manifest.details["version"] = report.version
             manifest.details["engines"].append(_entry(report))
             advance(1, f"compute capability {report.compute_capability}" if report.compute_capability else "CPU")
@@ -154,7 +154,7 @@ def _this_cpu() -> dict[str, Any]:
     return {"cpu": machine["cpu"], "instructions": machine["instructions"], "int8_saturates": int8_saturates()}
 
 
-def _build_one(job: _Job, folder: Path, capability: tuple[int, int] | None) -> LayerReport:
+def _build_one(job: _Job, folder: Path, capability: tuple[int, int] | None, advance: Advance) -> LayerReport:
     # The engine is written where it will stay, on the output's disk; which GPU it is for may be known only afterwards.
     plan = folder / ("model.xml" if job.backend == "openvino" else "model.engine.partial")
     with tempfile.TemporaryDirectory(prefix="dq-deploy-build-") as scratch:
@@ -167,7 +167,7 @@ def _build_one(job: _Job, folder: Path, capability: tuple[int, int] | None) -> L
             profile=job.profile,
             options=job.options.asked(),
         )
-        build = run_child(request, Path(scratch), timeout_s=job.timeout_s)
+        build = run_child(request, Path(scratch), timeout_s=job.timeout_s, alive=lambda: advance(0, "compiling"))
     dump = build.result.dump or parse_dump(build.log)
     if dump is None:
         raise EnvironmentProblem(

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -66,8 +67,8 @@ class Failure:
     stopped: Stopped = ""
 
 
-def run_child(request: BuildRequest, folder: Path, *, timeout_s: float | None) -> Build:
-    """Build in a child process. ``folder`` takes the request, the result and the log.
+def run_child(request: BuildRequest, folder: Path, *, timeout_s: float | None, alive: Callable[[], None] = lambda: None) -> Build:
+    """Build in a child process. ``folder`` takes the request, the result and the log; ``alive`` is called often while it runs.
 
     Success is judged by the result file and the engine's hashes alone: a builder may crash after its work is done.
     Raises ArtifactError, EnvironmentProblem or ResourceError, see ``diagnose``.
@@ -75,7 +76,7 @@ def run_child(request: BuildRequest, folder: Path, *, timeout_s: float | None) -
     request_file, log_file = folder / "request.json", folder / "log.txt"
     request_file.write_text(request.model_dump_json())
     with log_file.open("wb") as log:
-        returncode, stopped = _run(_CHILDREN[request.backend], request_file, log.fileno(), timeout_s)
+        returncode, stopped = _run(_CHILDREN[request.backend], request_file, log.fileno(), timeout_s, alive)
     text = log_file.read_text(errors="replace")
     try:
         result = BuildResult.model_validate_json(Path(request.result).read_bytes())
@@ -86,7 +87,7 @@ def run_child(request: BuildRequest, folder: Path, *, timeout_s: float | None) -
     return Build(result, text)
 
 
-def _run(module: str, request_file: Path, log: int, timeout_s: float | None) -> tuple[int, Stopped]:
+def _run(module: str, request_file: Path, log: int, timeout_s: float | None, alive: Callable[[], None]) -> tuple[int, Stopped]:
     command = [sys.executable, "-P", "-u", "-m", f"dq_deploy.engines.{module}", str(request_file)]
     package_root = str(Path(dq_deploy.__file__).parents[1])
     environment = os.environ | {
@@ -95,14 +96,14 @@ def _run(module: str, request_file: Path, log: int, timeout_s: float | None) -> 
     }
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment)  # noqa: S603 - our own module
     try:
-        stopped = _wait(process, log, timeout_s)
+        stopped = _wait(process, log, timeout_s, alive)
     finally:  # Ctrl-C as well: a builder must not outlive the command
         process.kill()
         process.wait()
     return process.returncode, stopped
 
 
-def _wait(process: subprocess.Popen[bytes], log: int, timeout_s: float | None) -> Stopped:
+def _wait(process: subprocess.Popen[bytes], log: int, timeout_s: float | None, alive: Callable[[], None]) -> Stopped:
     started = moved = time.monotonic()
     last: tuple[int, int] = (0, 0)
     while True:
@@ -112,6 +113,7 @@ def _wait(process: subprocess.Popen[bytes], log: int, timeout_s: float | None) -
             now = time.monotonic()
         else:
             return ""
+        alive()
         signs = (os.fstat(log).st_size, _cpu_ticks(process.pid))
         if signs != last:
             last, moved = signs, now

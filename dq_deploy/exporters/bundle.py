@@ -64,7 +64,7 @@ def export(checkpoint: str | Path | Artifact, output: str | Path, *, target: Tar
         raise UsageError(f"unknown attention '{attention}'", f"choices: {', '.join(ATTENTION)}")
     check_output(Path(output), force=force)
     path = checkpoint.path if isinstance(checkpoint, Artifact) else checkpoint
-    with progress("export", 4) as advance:
+    with progress("export", 10) as advance:  # tenths of what a large model takes
         loaded = load_checkpoint(path)
         weight_only = _weight_only(loaded)
         attention = "float" if float or weight_only else attention  # there is nothing in integers to leave so
@@ -73,7 +73,7 @@ def export(checkpoint: str | Path | Artifact, output: str | Path, *, target: Tar
         int4 = weight_storage == "auto" and not float and (target == "tensorrt" or weight_only)
         advance(1, "capturing")
         model, sites = _float_graph(load_float(loaded)) if float else _integer_graph(loaded, target, int4=int4)
-        advance(1, "lowering")
+        advance(7, "lowering")
         _finish(model, dtype)
         manifest = _manifest(
             loaded,
