@@ -14,6 +14,7 @@ from .emitter import AS_WRITTEN, FP32_MARK, initializer
 DTYPES = {"fp32": ir.DataType.FLOAT, "fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
 _SAME_TYPE_EXEMPT = {"Cast", "Shape", "Size", "ConstantOfShape", "Range"}
 _FLOAT = ir.DataType.FLOAT
+_TABLE_ELEMENTS = 1024
 
 
 def lower_precision(model: ir.Model, dtype: ir.DataType) -> None:
@@ -47,6 +48,9 @@ class _Converter:
                 self.low.add(node.outputs[0])
             return
         floats = [(i, v) for i, v in enumerate(node.inputs) if v is not None and v.dtype in (_FLOAT, self.dtype)]
+        if node.op_type == "Gather" and _is_table(node.inputs[0]):
+            self._lower_table(node)
+            return
         if node.op_type in _SAME_TYPE_EXEMPT or not any(v in self.low for _, v in floats):
             return
         for index, value in floats:
@@ -66,6 +70,17 @@ class _Converter:
         if _is_float_weight(value):
             return self._unpacked(value)
         return self._cast(value, self.dtype)
+
+    def _lower_table(self, node: ir.Node) -> None:
+        """A table of embeddings, stored in low precision as every other float weight; what is read from it is fp32 as before."""
+        table, output = node.inputs[0], node.outputs[0]
+        assert table is not None
+        node.replace_input_with(0, self._constant(table))
+        users = list(output.uses())
+        output.type = ir.TensorType(self.dtype)
+        cast = self._cast(output, _FLOAT)
+        for user, index in users:
+            user.replace_input_with(index, cast)
 
     def _unpacked(self, value: ir.Value) -> ir.Value:
         """A weight that DequantizeLinear unpacks, unpacked to low precision: engines do that inside the product that reads it."""
@@ -109,6 +124,13 @@ class _Converter:
                 output = self._cast(value, _FLOAT)
                 output.name = name
                 self.graph.outputs[index] = output
+
+
+def _is_table(value: ir.Value | None) -> bool:
+    """Whether a Gather reads a table of embeddings that is large enough to be worth a cast."""
+    if value is None or not value.is_initializer() or value.const_value is None or value.dtype != _FLOAT:
+        return False
+    return value.const_value.size >= _TABLE_ELEMENTS
 
 
 def _is_float_weight(value: ir.Value) -> bool:

@@ -2,12 +2,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import onnx
+import onnx_ir as ir
+import onnx_ir.passes.common as passes
 import pytest
 import torch
-from onnx import TensorProto
+from onnx import TensorProto, numpy_helper
+from onnx.reference import ReferenceEvaluator
 
 from dq_deploy.exporters import export
+from dq_deploy.exporters.precision import lower_precision
 from dq_deploy.quantization.checkpoint import Checkpoint
 from tests.tiny import SHAPE, run, snr_db
 
@@ -51,3 +56,32 @@ def test_fp16_is_near(exported: tuple[str, Path], plain_checkpoint: Checkpoint) 
     x, t = torch.randn(4, *SHAPE, generator=torch.Generator().manual_seed(0)), plain_checkpoint.timesteps
     with torch.no_grad():
         assert snr_db(plain_checkpoint.model(x, t), run(path, x, t)) > 35
+
+
+def test_a_table_of_embeddings_is_stored_in_low_precision_and_read_as_fp32() -> None:
+    """What a class label selects is added to what the timestep gives, which stays fp32."""
+    rng = np.random.default_rng(0)
+    tables = {"classes": rng.normal(size=(40, 32)).astype(np.float32), "small": rng.normal(size=(4, 32)).astype(np.float32)}
+    nodes = [
+        onnx.helper.make_node("Gather", ["classes", "labels"], ["c"]),
+        onnx.helper.make_node("Gather", ["small", "labels"], ["s"]),
+        onnx.helper.make_node("Sin", ["timestep"], ["t"]),
+        onnx.helper.make_node("Add", ["c", "t"], ["ct"]),
+        onnx.helper.make_node("Add", ["ct", "s"], ["y"]),
+    ]
+    value = onnx.helper.make_tensor_value_info
+    inputs = [value("timestep", TensorProto.FLOAT, ["n", 1]), value("labels", TensorProto.INT64, ["n"])]
+    initializers = [numpy_helper.from_array(array, name) for name, array in tables.items()]
+    graph = onnx.helper.make_graph(nodes, "g", inputs, [value("y", TensorProto.FLOAT, ["n", 32])], initializers)
+    model = ir.from_proto(
+        onnx.shape_inference.infer_shapes(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 21)]))
+    )
+    lower_precision(model, ir.DataType.FLOAT16)
+    passes.RemoveUnusedNodesPass()(model)
+    proto = ir.to_proto(model)
+    onnx.checker.check_model(proto, full_check=True)
+    assert {i.name: i.data_type for i in proto.graph.initializer} == {"classes.float16": TensorProto.FLOAT16, "small": TensorProto.FLOAT}
+    t, labels = np.array([[1.0], [900.0]], np.float32), np.array([3, 0])
+    (found,) = ReferenceEvaluator(proto).run(None, {"timestep": t, "labels": labels})
+    expected = tables["classes"][labels].astype(np.float16).astype(np.float32) + np.sin(t) + tables["small"][labels]
+    np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-6)
