@@ -14,14 +14,14 @@ from ..versions import DISTRIBUTION, installed_version
 from .finding import Finding
 
 EXTRAS = {
-    "cpu": "ONNX Runtime on the CPU: check, sample and bench",
-    "gpu": "ONNX Runtime on an NVIDIA GPU, instead of the extra cpu",
-    "openvino": "the fastest CPU engine found: build-engine, sample and bench",
-    "tensorrt-rtx": "TensorRT-RTX engines, built without a GPU",
-    "tensorrt": "TensorRT engines, built and run on the GPU that they are for",
-    "accelerate": "one quantization in several processes or on several GPUs",
+    "cpu": ("onnxruntime", "ONNX Runtime on the CPU: check, sample and bench"),
+    "gpu": ("onnxruntime-gpu", "ONNX Runtime on an NVIDIA GPU, instead of the extra cpu"),
+    "openvino": ("openvino", "the fastest CPU engine found: build-engine, sample and bench"),
+    "tensorrt-rtx": ("tensorrt-rtx", "TensorRT-RTX engines, built without a GPU"),
+    "tensorrt": ("tensorrt", "TensorRT engines, built and run on the GPU that they are for"),
+    "accelerate": ("accelerate", "one quantization in several processes or on several GPUs"),
 }
-"""The extras of a user, and what each is for."""
+"""The extras of a user: the package without which there is nothing to speak of, and what each is for."""
 _EXCLUSIVE = ("onnxruntime", "onnxruntime-gpu")
 InstalledVersion = Callable[[str], str | None]
 
@@ -82,13 +82,12 @@ def _required(requirement: Requirement, version: str | None) -> Finding:
 
 def _optional(extra: str, wanted: list[Requirement], version_of: InstalledVersion) -> Finding:
     versions = {r.name: version_of(r.name) for r in wanted}
-    name, purpose, mend = f"[{extra}]", EXTRAS[extra], f'pip install "{DISTRIBUTION}[{extra}]"'
+    (main, purpose), name, mend = EXTRAS[extra], f"[{extra}]", f'pip install "{DISTRIBUTION}[{extra}]"'
     found = ", ".join(f"{package} {version}" for package, version in versions.items() if version)
     old = [f"{r.name} {versions[r.name]} (needs {r.specifier})" for r in wanted if (v := versions[r.name]) and not fits(r, v)]
-    if old:
+    if old and versions.get(main):
         return Finding(name=name, state="wrong", found=", ".join(old), meaning=purpose, mend=mend)
-    main = wanted[0].name
-    if not versions[main]:
+    if not versions.get(main):
         if extra in ("cpu", "gpu") and any(version_of(package) for package in _EXCLUSIVE):
             return Finding(name=name, state="absent", found=f"{main} is not installed, the other one is", meaning=purpose)
         return Finding(name=name, state="absent", found=f"{main} is not installed", meaning=purpose, mend=mend)

@@ -44,13 +44,13 @@ def test_a_recalibrated_table_changes_its_own_initializers_and_nothing_else(
 
 def test_a_table_that_is_missing_or_has_other_rows_is_named(plain_checkpoint: Checkpoint, tmp_path: Path) -> None:
     made = export(plain_checkpoint.artifact, tmp_path / "bundle", target="tensorrt")
-    other = open_artifact(shutil.copytree(made.path, tmp_path / "other"))
+    other = open_artifact(shutil.copytree(made.path, tmp_path / "other"), "bundle")
     spoil(made, f"{QUANTIZER}.scale", None)
     with pytest.raises(ArtifactError, match="no scale table for quantizer 'up.input', which its manifest names"):
-        read_tables(open_artifact(made.path))
+        read_tables(open_artifact(made.path, "bundle"))
     spoil(other, f"{QUANTIZER}.scale", [0.1, 0.2, 0.3])
     with pytest.raises(ArtifactError, match="quantizer 'up.input' has 3 scale rows for 4 timesteps"):
-        read_tables(open_artifact(other.path))
+        read_tables(open_artifact(other.path, "bundle"))
 
 
 def spoil(bundle: Artifact, name: str, values: list[float] | None) -> None:

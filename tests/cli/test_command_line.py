@@ -86,9 +86,12 @@ def test_importing_the_package_imports_nothing_heavy() -> None:
 
 def test_inspect_needs_no_runtime(flow: Flow) -> None:
     for path in (flow.checkpoint, flow.bundles["tensorrt"]):
-        ended = process("inspect", path, "--format", "json", without=HEAVY)
+        # A bundle's tables lie in its graph, which onnx reads.
+        ended = process("inspect", path, "--format", "json", without=tuple(name for name in HEAVY if name != "onnx"))
         assert ended.code == 0, ended.err
-        assert json.loads(ended.out) == json.loads((path / "manifest.json").read_text())
+        found = json.loads(ended.out)
+        assert found.pop("scale_tables")
+        assert found == json.loads((path / "manifest.json").read_text())
         assert ended.err == ""
 
 

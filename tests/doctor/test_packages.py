@@ -15,8 +15,8 @@ WANTED = [Requirement(line) for line in (
     "numpy>=1.26",
     'onnxruntime>=1.20 ; extra == "cpu"',
     'onnxruntime-gpu>=1.20 ; extra == "gpu"',
+    'polygraphy>=0.49.26 ; extra == "tensorrt-rtx"',  # an installation lists them by name: the main one is not the first
     'tensorrt-rtx>=1.1 ; extra == "tensorrt-rtx"',
-    'polygraphy>=0.49.26 ; extra == "tensorrt-rtx"',
     'ruff>=0.6 ; extra == "dev"',
 )]  # fmt: skip
 GOOD = {"torch": "2.13.0+cpu", "numpy": "2.4.6", "onnxruntime": "1.31.1"}
@@ -51,6 +51,11 @@ def test_what_is_wrong_says_how_to_mend_it(installed: Mapping[str, str], name: s
     assert words in finding.found
     assert finding.mend is not None
     assert finding.mend.startswith(mend)
+
+
+def test_what_another_extra_brought_does_not_make_an_absent_one_wrong() -> None:
+    found = findings({**GOOD, "polygraphy": "0.53.6"})
+    assert (found["[tensorrt-rtx]"].state, found["[tensorrt-rtx]"].found) == ("absent", "tensorrt-rtx is not installed")
 
 
 def test_prereleases_and_local_builds_count() -> None:
