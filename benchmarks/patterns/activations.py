@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 
 from .sketch import (
+    BFLOAT16,
     CHANNELS,
     FLOAT,
     FLOAT16,
@@ -33,6 +34,14 @@ def matmul_static(**pair: Any) -> onnx.ModelProto:
     """A scale for the whole run."""
     s = tokens()
     return s.model(s.op("MatMul", s.qdq(s.sample, s.fixed(**pair)), s.weight(SQUARE, 1), name="layer/MatMul"))
+
+
+def matmul_bfloat16() -> onnx.ModelProto:
+    """No integers: what ``--dtype bf16`` leaves around them."""
+    s = tokens()
+    weight = s.cast(s.float_weight("layer.weight", *SQUARE), BFLOAT16, "layer/WeightToBF16")
+    y = s.op("MatMul", s.cast(s.sample, BFLOAT16, "layer/ToBF16"), weight, name="layer/MatMul")
+    return s.model(s.cast(y, FLOAT, "layer/FromBF16"))
 
 
 def conv_per_timestep(dilated: bool = False) -> onnx.ModelProto:

@@ -231,6 +231,7 @@ _ONNXRUNTIME = tuple(
             partial(g.conv_gathered, requantized=True, bias=True),
             ("convolution-bias",),
         ),
+        ("matmul-bfloat16", "MatMul in bfloat16", a.matmul_bfloat16, ("bfloat16",)),
         ("matmul-gathered-uint8", "MatMul, uint8, gathered scales", partial(g.matmul_gathered, unsigned=True, bias=False), ()),
         ("matmul-gathered-bias", "MatMul and bias, uint8, gathered scales", partial(g.matmul_gathered, unsigned=True, bias=True), ()),
         ("matmul-gathered-int8", "MatMul, int8, gathered scales", partial(g.matmul_gathered, unsigned=False, bias=False), ()),

@@ -10,7 +10,7 @@ import onnx
 import onnx_ir as ir
 from onnx_ir.tape import Tape
 
-FLOAT, FLOAT16 = ir.DataType.FLOAT, ir.DataType.FLOAT16
+FLOAT, FLOAT16, BFLOAT16 = ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16
 INT8, UINT8, INT4 = ir.DataType.INT8, ir.DataType.UINT8, ir.DataType.INT4
 # Scales of four calibrated timesteps, 0 to 3, and where they meet.
 SCALES = np.array([0.01, 0.02, 0.05, 0.1], np.float32)

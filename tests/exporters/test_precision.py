@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,9 @@ import torch
 from onnx import TensorProto, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
+from dq_deploy.engines.build import build_engine, load_report
 from dq_deploy.exporters import export
+from dq_deploy.exporters.lint import lint
 from dq_deploy.exporters.precision import lower_precision
 from dq_deploy.quantization.checkpoint import Checkpoint
 from tests.tiny import SHAPE, run, snr_db
@@ -56,6 +59,18 @@ def test_fp16_is_near(exported: tuple[str, Path], plain_checkpoint: Checkpoint) 
     x, t = torch.randn(4, *SHAPE, generator=torch.Generator().manual_seed(0)), plain_checkpoint.timesteps
     with torch.no_grad():
         assert snr_db(plain_checkpoint.model(x, t), run(path, x, t)) > 35
+
+
+@pytest.mark.skipif(importlib.util.find_spec("tensorrt_rtx") is None, reason="TensorRT-RTX is not installed")
+def test_bf16_is_linted_for_both_engines_and_built_in_int8(exported: tuple[str, Path], tmp_path: Path) -> None:
+    dtype, path = exported
+    if dtype != "bf16":
+        pytest.skip("fp16 is built by other tests")
+    assert lint(path.parent)
+    for_onnxruntime = lint(path.parent, target="onnxruntime")
+    assert "bfloat16" in {finding.rule for finding in for_onnxruntime.errors}
+    (report,) = load_report(build_engine(path.parent, tmp_path / "engine", backend="tensorrt-rtx", compute_capabilities=["8.9"]))
+    assert {layer.precision for layer in report.layers} == {"int8"}
 
 
 def test_a_table_of_embeddings_is_stored_in_low_precision_and_read_as_fp32() -> None:

@@ -109,3 +109,13 @@ def scale_per_sample(view: View) -> Iterator[Hit]:
         scale = node.inputs[1]
         if node.op_type == "DequantizeLinear" and not view.is_constant(scale) and "axis" in node.attributes:
             yield Hit(node, f"its scale is computed and has one entry for each index of axis {node.attributes.get_int('axis', 1)}")
+
+
+def bfloat16(view: View) -> Iterator[Hit]:
+    """ONNX Runtime refuses the session on a CPU: it has no bfloat16 kernels there ("Could not find an implementation").
+
+    Opened: pattern ``matmul-bfloat16``.
+    """
+    casts = [n for n in view.nodes if n.op_type == "Cast" and n.attributes.get_int("to", 0) == ir.DataType.BFLOAT16.value]
+    if casts:
+        yield Hit(casts[0], f"{len(casts)} casts to bfloat16, the first here", {"casts": len(casts)})

@@ -71,6 +71,7 @@ RULES = (
         "move the values before they are quantized, or use uint8 with zero-point 128",
         _ONNXRUNTIME,
     ),
+    Rule("bfloat16", onnxruntime_rules.bfloat16, "export with --dtype fp32, or with --target tensorrt for TensorRT", _ONNXRUNTIME),
     Rule("shared-weight", onnxruntime_rules.shared_weight, "give every layer codes and zero-points of its own", _ONNXRUNTIME),
     Rule(
         "float-convolution",
