@@ -33,7 +33,7 @@ _REASONS = """\
   that has them takes more kernels than the per-timestep one, so it is probably the zero-points that cost 7 kernels, not the timesteps. A
   symmetric per-timestep engine, which would tell, was not built.
 - **Weights, DiT.** Its layers are 128 channels wide, and every output channel has 12 bytes of fp32 beside its codes (scale, sum of the
-  weights, bias): 134 kB of the graph's 1.07 MB at W4A4, and 29 kB of class embeddings stay fp32. Both shares fall as a network gets wider.
+  weights, bias): 134 kB. The share falls as a network gets wider.
 - Static has more kernels than per-timestep where the compiler makes three kernels instead of one of what follows the merged q/k/v GEMM
   ([docs/decisions/scale-tables.md](../../docs/decisions/scale-tables.md)). A smaller count is no proof of a faster engine.
 """
