@@ -37,6 +37,7 @@ class _Converter:
         self.graph, self.dtype = graph, dtype
         self.low: set[ir.Value] = set()
         self._casts: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}
+        self._low_of: dict[ir.Value, ir.Value] = {}  # what was cast back to fp32, before that
 
     def visit(self, node: ir.Node) -> None:
         if FP32_MARK in node.metadata_props:
@@ -63,6 +64,7 @@ class _Converter:
                 self.low.add(output)
 
     def _convert(self, value: ir.Value) -> ir.Value:
+        value = self._low_of.get(value, value)
         if value.dtype == self.dtype:
             return value
         if value.is_initializer() and value.const_value is not None:
@@ -79,6 +81,7 @@ class _Converter:
         users = list(output.uses())
         output.type = ir.TensorType(self.dtype)
         cast = self._cast(output, _FLOAT)
+        self._low_of[cast] = output
         for user, index in users:
             user.replace_input_with(index, cast)
 
