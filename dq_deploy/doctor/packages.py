@@ -28,10 +28,8 @@ InstalledVersion = Callable[[str], str | None]
 
 def requirements() -> list[Requirement]:
     """What this dq-deploy asks for: from its installation, or from pyproject.toml beside a checkout that is not installed."""
-    try:
+    if installed_version(DISTRIBUTION):
         return [Requirement(line) for line in metadata.requires(DISTRIBUTION) or []]
-    except metadata.PackageNotFoundError:
-        pass
     project = Path(__file__).parents[2] / "pyproject.toml"
     if not project.is_file():
         return []
