@@ -12,9 +12,9 @@ from typing import Any
 import click
 from rich.console import Console
 
-from .console import Output
-from .errors import UsageError
-from .launched import is_first_process
+from ..console import Output
+from ..errors import UsageError
+from ..launched import is_first_process
 
 
 def common(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -161,7 +161,7 @@ _CONFIG_KINDS: tuple[tuple[str, type, str], ...] = (("keep", dict, "an object of
 
 
 def _config_keys() -> list[str]:
-    from .quantization import QuantizeConfig
+    from ..quantization import QuantizeConfig
 
     return ["preset", *QuantizeConfig.model_fields]
 

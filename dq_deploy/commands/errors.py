@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Iterator
 
-from .errors import DqDeployError, EnvironmentProblem, ResourceError, UsageError
+from ..errors import DqDeployError, EnvironmentProblem, ResourceError, UsageError
 
 # Packages whose distribution has another name than their module.
 _DISTRIBUTIONS = {"PIL": "pillow", "onnx_ir": "onnx-ir", "tensorrt_rtx": "tensorrt-rtx"}

@@ -1,0 +1,20 @@
+"""The commands of ``dq-deploy``, a file each: its options, what it runs, and what it prints of the result.
+
+Tables are for people, one JSON object is for machines. What a command needs is imported when it runs, so that help is quick and
+``inspect`` works without torch.
+"""
+
+from .bench import bench
+from .build_engine import build_engine
+from .check import check
+from .demo import demo
+from .doctor import doctor
+from .export import export
+from .inspect import inspect
+from .layers import layers
+from .quantize import quantize
+from .sample import sample
+from .triton_repository import triton_repository
+
+COMMANDS = (quantize, export, build_engine, layers, triton_repository, check, bench, sample, inspect, doctor, demo)
+"""In the order in which help lists them."""

@@ -1,0 +1,94 @@
+"""``dq-deploy bench``: the command, and what it prints."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ..console import Output
+from .options import common, whole_numbers
+
+if TYPE_CHECKING:
+    from ..engines.bench import BenchResult, BenchRow
+
+_BENCH_COLUMNS = ("contender", "batch", "median ms", "p90 ms", "IQR ms", "time ratio", "95% interval", "")
+_DEVICE_COLUMNS = ("contender", "batch", "device median ms", "device p90 ms", "roofline ms")
+
+
+@click.command()
+@click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="PATH...")
+@click.option("--baseline", type=click.Path(path_type=Path), help="Which of them the others are compared with.  [default: the first]")
+@click.option("--batch", default="1", show_default=True, metavar="N[,N...]", help="Batch sizes.")
+@click.option("--runs", default=50, show_default=True, help="Timed runs of each contender.")
+@click.option(
+    "--engine",
+    "engines",
+    multiple=True,
+    type=click.Choice(["onnxruntime", "openvino", "openvino-int8", "tensorrt", "tensorrt-rtx"]),
+    help="Engines; repeatable.  [default: all that can run a bundle, and its own for a built engine]",
+)
+@click.option("--threads", type=int, help="Threads of every engine.  [default: the engine's own choice]")
+@click.option(
+    "--max-ratio", type=float, help="Fail with exit code 7 when a contender's median time exceeds this multiple of the baseline's."
+)
+@common
+def bench(
+    paths: tuple[Path, ...],
+    baseline: Path | None,
+    batch: str,
+    runs: int,
+    engines: tuple[Any, ...],
+    threads: int | None,
+    max_ratio: float | None,
+    output: Output,
+) -> None:
+    """Time bundles and built engines against each other, interleaved, on every engine that can run here."""
+    from ..engines.bench import bench as run_bench
+    from ..engines.bench import contenders_from
+
+    batches = whole_numbers(batch, "--batch")
+    given = [*paths]
+    if baseline is not None and baseline not in given:
+        given.insert(0, baseline)
+    contenders = contenders_from(given, engines=engines or None, threads=threads)
+    result = run_bench(
+        contenders,
+        batches=batches,
+        runs=runs,
+        baseline=None if baseline is None else str(baseline),
+        max_ratio=max_ratio,
+        progress=output.progress,
+    )
+    show_bench(result, output)
+    result.enforce()
+
+
+def show_bench(result: BenchResult, output: Output) -> None:
+    """Every contender at every batch size."""
+    output.table(f"latency, against {result.baseline}", _BENCH_COLUMNS, [_bench_row(row) for row in result.rows])
+    on_device = [row for row in result.rows if row.device_median_ms is not None]
+    if on_device:
+        shown = [(row.contender, row.batch, *map(_ms, (row.device_median_ms, row.device_p90_ms, row.floor_ms))) for row in on_device]
+        output.table("time on the GPU alone", _DEVICE_COLUMNS, shown)
+    for note in result.notes:
+        output.note(note)
+    output.data(result.to_json())
+
+
+def _ms(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"
+
+
+def _bench_row(row: BenchRow) -> tuple[object, ...]:
+    return (
+        row.contender,
+        row.batch,
+        f"{row.median_ms:.2f}",
+        f"{row.p90_ms:.2f}",
+        f"{row.iqr_ms:.2f}",
+        f"{row.ratio:.2f}",
+        f"{row.ratio_low:.2f}–{row.ratio_high:.2f}",
+        "within the noise" if row.within_noise else "",
+    )

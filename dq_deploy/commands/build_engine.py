@@ -1,0 +1,102 @@
+"""``dq-deploy build-engine``: the command, and what it prints."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ..artifacts import Artifact
+from ..console import Output
+from .options import common, engine_options, force_option, output_folder, size_range
+
+_SHOWN_LAYERS = 5
+
+
+@click.command("build-engine")
+@click.argument("bundle", type=click.Path(path_type=Path))
+@output_folder("engine")
+@click.option(
+    "--backend",
+    type=click.Choice(["tensorrt-rtx", "tensorrt", "openvino"]),
+    required=True,
+    help="tensorrt-rtx builds without a GPU; tensorrt needs the GPU it is for; openvino is for CPUs.",
+)
+@click.option(
+    "--compute-capability",
+    "capabilities",
+    multiple=True,
+    help="GPU generation, such as 8.9; repeatable (tensorrt-rtx only).  [default: 8.9 and 12.0]",
+)
+@click.option(
+    "--batch", default="1,1,8", show_default=True, metavar="MIN,OPT,MAX", help="Batch sizes: the smallest, the usual, the largest."
+)
+@engine_options
+@click.option("--timeout", type=float, help="Seconds that one build may take.")
+@force_option
+@common
+def build_engine(
+    bundle: Path,
+    destination: Path,
+    backend: str,
+    capabilities: tuple[str, ...],
+    batch: str,
+    engine_options: dict[str, Any],
+    sizes: dict[str, tuple[int, int, int]],
+    timeout: float | None,
+    force: bool,
+    output: Output,
+) -> None:
+    """Build an engine of TensorRT or OpenVINO from BUNDLE, with a report of what every layer runs in.
+
+    The graph is linted first (see check --lint); an error ends the command with exit code 3 before anything is built.
+    """
+    from ..engines.build import build_engine as run_build
+    from ..engines.build import load_report
+
+    artifact = run_build(
+        bundle,
+        destination,
+        backend=backend,
+        compute_capabilities=capabilities or None,
+        batch=size_range(batch, "--batch"),
+        sizes=sizes,
+        timeout_s=timeout,
+        force=force,
+        progress=output.progress,
+        **engine_options,
+    )
+    show_engine(artifact, [report.summary() for report in load_report(artifact)], output)
+
+
+def show_engine(engine: Artifact, reports: Sequence[dict[str, Any]], output: Output) -> None:
+    """The layer report of every compute capability, in figures; warns of each planned layer that does not run in INT8."""
+    rows = [
+        (
+            report["compute_capability"] or "CPU",
+            f"{report['planned_int8']} of {report['planned_layers']}",
+            counts(report["conv_by_precision"]),
+            counts(report["gemm_by_precision"]),
+            report["kernels"],
+            f"{report['weights_bytes'] / 1e6:.2f} MB",
+        )
+        for report in reports
+    ]
+    output.table(str(engine.path), ("built for", "planned layers in INT8", "convs", "GEMMs", "kernels", "weights"), rows)
+    amiss = sorted({name for report in reports for name in [*report["not_int8"], *report["not_found"]]})
+    reasons = {name: reason for report in reports for name, reason in report["reasons"].items()}
+    for name in amiss[:_SHOWN_LAYERS]:
+        output.warn(f"layer {name} does not run in INT8: {reasons[name]}")
+    if len(amiss) > _SHOWN_LAYERS:
+        output.warn(f"and {len(amiss) - _SHOWN_LAYERS} more layers (--format json has them all)")
+    if engine.manifest.details.get("built_on", {}).get("int8_saturates"):
+        output.note("OpenVINO's INT8 kernels saturate on this CPU, which has no VNNI: see --int8-kernels")
+    output.text(reports[0]["statement"])
+    output.data({"engine": engine.path, "reports": reports})
+
+
+def counts(by_precision: dict[str, int]) -> str:
+    """How many layers each precision has, in words."""
+    return ", ".join(f"{count} {precision}" for precision, count in by_precision.items()) or "none"

@@ -1,0 +1,89 @@
+"""``dq-deploy export``: the command, and what it prints."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ..artifacts import Artifact
+from ..console import Output
+from .options import common, force_option, output_folder
+
+
+@click.command()
+@click.argument("checkpoint", type=click.Path(path_type=Path))
+@output_folder("bundle")
+@click.option(
+    "--target",
+    type=click.Choice(["tensorrt", "onnxruntime"]),
+    required=True,
+    help="tensorrt: constant Q/DQ scales, each sample its own timestep. onnxruntime: scales as graph values.",
+)
+@click.option(
+    "--dtype",
+    type=click.Choice(["fp32", "fp16", "bf16"]),
+    help="Type of what is not quantized.  [default: fp16 for tensorrt, fp32 for onnxruntime and --float]",
+)
+@click.option(
+    "--weight-storage",
+    type=click.Choice(["auto", "int8"]),
+    default="auto",
+    show_default=True,
+    help="auto: weights of up to 4 bits take half a byte in the tensorrt target. int8: a byte each.",
+)
+@click.option(
+    "--attention",
+    type=click.Choice(["int8", "float"]),
+    default="int8",
+    show_default=True,
+    help="float: leave the products of attention (q·k and P·v) unquantized.",
+)
+@click.option("--float", "is_float", is_flag=True, help="Export the unquantized model instead, as the baseline.")
+@force_option
+@common
+def export(
+    checkpoint: Path,
+    destination: Path,
+    target: Any,
+    dtype: str | None,
+    weight_storage: Any,
+    attention: Any,
+    is_float: bool,
+    force: bool,
+    output: Output,
+) -> None:
+    """Export CHECKPOINT as an ONNX graph whose scales are selected by the timestep input."""
+    from ..exporters import export as run_export
+
+    artifact = run_export(
+        checkpoint,
+        destination,
+        target=target,
+        dtype=dtype,
+        weight_storage=weight_storage,
+        attention=attention,
+        float=is_float,
+        force=force,
+        progress=output.progress,
+    )
+    show_bundle(artifact, output)
+    if not is_float:
+        output.note(f"next: dq-deploy check {destination} --checkpoint {checkpoint}")
+
+
+def show_bundle(bundle: Artifact, output: Output) -> None:
+    """What was exported."""
+    details = bundle.manifest.details
+    size = sum(entry.size for entry in bundle.manifest.files.values())
+    packed = sum(layer.get("weight_storage") == "int4" for layer in details["layers"])
+    rows = [
+        ("target", details["target"]),
+        ("dtype", details["dtype"]),
+        ("quantized layers", len(details["layers"])),
+        *([("weights in INT4", f"{packed} layers")] if packed else []),
+        ("size", f"{size / 1e6:.2f} MB"),
+    ]
+    output.table(str(bundle.path), ("", ""), rows)
+    output.data({"bundle": bundle.path, "manifest": bundle.manifest.model_dump()})

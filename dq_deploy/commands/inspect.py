@@ -1,0 +1,75 @@
+"""``dq-deploy inspect``: the command, and what it prints."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ..artifacts import Artifact
+from ..console import Output
+from .options import common, force_option
+
+if TYPE_CHECKING:
+    from ..artifacts.scale_tables import ScaleTable
+
+
+@click.command()
+@click.argument("path", type=click.Path(path_type=Path))
+@click.option("--layer", metavar="PATTERN", help="Show the scale tables of the quantizers and layers that match (fnmatch), row by row.")
+@click.option("--plot", type=click.Path(path_type=Path), metavar="FILE", help="Draw the scale tables (or those of --layer) as PNG or SVG.")
+@force_option
+@common
+def inspect(path: Path, layer: str | None, plot: Path | None, force: bool, output: Output) -> None:
+    """Show what PATH (a checkpoint, bundle or engine) is and its scale tables, and verify its files. Needs no runtime."""
+    from ..artifacts import open_artifact
+    from ..artifacts.scale_tables import read_tables, select_tables
+
+    if plot is not None:
+        from ..report.table_file import check_picture, save_tables
+
+        check_picture(plot, force=force)
+    artifact = open_artifact(path, ("checkpoint", "bundle", "engine"))
+    tables_wanted = artifact.manifest.kind != "engine" or layer is not None or plot is not None
+    found = read_tables(artifact) if tables_wanted else {}
+    if layer is not None:
+        found = select_tables(artifact, found, layer)
+    if plot is not None:
+        save_tables(found, plot)
+    show_artifact(artifact, found, output, in_full=layer is not None)
+    if plot is not None:
+        output.note(f"drawn: {plot}")
+
+
+def show_artifact(artifact: Artifact, found: Mapping[str, ScaleTable], output: Output, *, in_full: bool) -> None:
+    """What the manifest says, that the files are those it lists, and the scale tables: a line each, or ``in_full`` every row."""
+    manifest = artifact.manifest
+    rows: list[tuple[str, object]] = [("kind", manifest.kind), ("model", manifest.model), ("schema version", manifest.schema_version)]
+    rows += [("calibrated timesteps", ", ".join(f"{t:g}" for t in manifest.timesteps))]
+    rows += [(key, manifest.details[key]) for key in ("target", "dtype", "backend", "float_mac_share") if key in manifest.details]
+    if manifest.quantization:
+        rows += [("weight bits", manifest.quantization["weight_bits"]), ("activation bits", manifest.quantization["activation_bits"])]
+    rows += [(f"file {name}", f"{entry.size} bytes, sha256 verified") for name, entry in manifest.files.items()]
+    rows += [(f"made with {name}", version) for name, version in manifest.tools.items()]
+    output.table(str(artifact.path), ("", ""), rows)
+    if in_full:
+        for name, table in found.items():
+            lines = zip(table.timesteps, table.scales, table.zero_points, strict=True)
+            full = [(f"{timestep:g}", f"{scale:.6g}", str(zero_point)) for timestep, scale, zero_point in lines]
+            output.table(name, ("timestep", "scale", "zero-point"), full)
+    elif found:
+        columns = ("quantizer", "rows", "scale: min", "max", "first", "last", "zero-point: min", "max")
+        output.table("scale tables, first and last by timestep", columns, [_table_row(name, table) for name, table in found.items()])
+    output.data({**manifest.model_dump(), "scale_tables": {name: _table_json(table, in_full=in_full) for name, table in found.items()}})
+
+
+def _table_row(name: str, table: ScaleTable) -> tuple[object, ...]:
+    summary = table.summary()
+    scales = (f"{summary['scale'][key]:.4g}" for key in ("min", "max", "first", "last"))
+    return name, summary["rows"], *scales, *(summary["zero_point"][key] for key in ("min", "max"))
+
+
+def _table_json(table: ScaleTable, *, in_full: bool) -> dict[str, Any]:
+    return {**table.summary(), **(table.model_dump() if in_full else {})}

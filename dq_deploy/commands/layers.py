@@ -1,0 +1,68 @@
+"""``dq-deploy layers``: the command, and what it prints."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from ..console import Output
+from .build_engine import counts
+from .options import common, force_option
+
+if TYPE_CHECKING:
+    from ..engines.layer_compare import LayerComparison
+
+
+@click.command()
+@click.argument("engine", type=click.Path(path_type=Path))
+@click.option("--compare", "baseline", type=click.Path(path_type=Path), help="Engine to compare with: the float build's, usually.")
+@click.option("-o", "--output", "picture", type=click.Path(path_type=Path), help="SVG file for the report as a picture.")
+@force_option
+@common
+def layers(engine: Path, baseline: Path | None, picture: Path | None, force: bool, output: Output) -> None:
+    """Show what ENGINE's convolutions and matrix products run in, which are not INT8 and why, its kernels and bytes of weights.
+
+    With --compare all of it beside another engine, such as one built from export --float. Needs no runtime.
+    """
+    from ..engines.build import load_report
+    from ..engines.layer_compare import compare
+
+    comparisons = compare(load_report(engine), load_report(baseline) if baseline else ())
+    if picture is not None:
+        from ..report.files import check_output_file, write_whole
+        from ..report.layer_plot import layer_plot
+        from ..report.svg import standalone
+
+        check_output_file(picture, ".svg", force=force)
+        write_whole(picture, standalone(layer_plot(comparisons[0])))
+    show_layers(comparisons, output)
+
+
+def show_layers(comparisons: Sequence[LayerComparison], output: Output) -> None:
+    """Both builds in figures, then every convolution and matrix product that is not INT8, with the reason; the JSON has all of them."""
+    for comparison in comparisons:
+        ours, theirs = comparison.totals, comparison.baseline
+        device = ours.compute_capability or "CPU"
+        rows = [
+            (title, pick(ours), *([pick(theirs)] if theirs else []))
+            for title, pick in (
+                ("convs", lambda totals: counts(totals.conv_by_precision)),
+                ("GEMMs", lambda totals: counts(totals.gemm_by_precision)),
+                ("kernels", lambda totals: totals.kernels),
+                ("kernels by type", lambda totals: ", ".join(f"{count} {kind}" for kind, count in totals.kernels_by_type.items())),
+                ("weights", lambda totals: f"{totals.weights_bytes / 1e6:.2f} MB"),
+            )
+        ]
+        output.table(f"{ours.backend} for {device}", ("", "engine", *(["baseline"] if theirs else [])), rows)
+        amiss = [layer for layer in comparison.layers if layer.precision != "int8"]
+        if amiss:
+            columns = ("not in INT8", "op", "precision", *(["baseline"] if theirs else []), "why")
+            shown = [(n.name, n.op, n.precision or "not found", *([n.baseline_precision or ""] if theirs else []), n.reason) for n in amiss]
+            output.table(f"{len(amiss)} of {len(comparison.layers)} products are not INT8", columns, shown)
+        if comparison.weights_ratio is not None:
+            output.text(f"weights: {comparison.weights_ratio:.3f} × the baseline's")
+        output.text(ours.statement)
+    output.data({"comparisons": [comparison.to_json() for comparison in comparisons]})
