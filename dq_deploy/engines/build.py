@@ -34,6 +34,7 @@ from .build_options import BuildOptions
 from .build_plan import Range, check_backend, check_capabilities, check_graph, input_profile, output_spec
 from .build_process import run_child
 from .build_request import Backend, BuildRequest, ShapeRange
+from .engine_files import weight_bits_of
 from .layer_dump import parse_dump
 from .layer_report import STATEMENTS, LayerReport, build_report
 from .machine import machine_info
@@ -166,6 +167,7 @@ def _build_one(job: _Job, folder: Path, capability: tuple[int, int] | None, adva
             compute_capability=capability,
             profile=job.profile,
             options=job.options.asked(),
+            weight_bits=weight_bits_of(job.bundle),
         )
         build = run_child(request, Path(scratch), timeout_s=job.timeout_s, alive=lambda: advance(0, "compiling"))
     dump = build.result.dump or parse_dump(build.log)

@@ -19,7 +19,7 @@ class BuildRequest(BaseModel):
     """One build. ``plan`` is the engine's file, ``profile`` maps every graph input to its (min, opt, max) shapes.
 
     ``compute_capability`` is the (major, minor) to compile for; None means the device of this machine. ``options`` are those of
-    ``BuildOptions`` that were asked for.
+    ``BuildOptions`` that were asked for, ``weight_bits`` those of most weights.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -30,6 +30,7 @@ class BuildRequest(BaseModel):
     compute_capability: tuple[int, int] | None
     profile: dict[str, ShapeRange]
     options: dict[str, Any] = Field(default_factory=dict)
+    weight_bits: int | None = None
 
 
 class BuildResult(BaseModel):

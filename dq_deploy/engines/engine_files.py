@@ -60,6 +60,11 @@ def details_of(path: Path, manifest: Manifest) -> EngineDetails:
         raise ArtifactError(f"{path} is no engine of this dq-deploy: {problems}", "build it again with: dq-deploy build-engine") from None
 
 
+def weight_bits_of(artifact: Artifact) -> int | None:
+    """Bits of most of its weights; None for a float model."""
+    return (artifact.manifest.quantization or {}).get("weight_bits")
+
+
 def open_runnable(path: str | Path | Artifact) -> Artifact:
     """Open a bundle or an engine, every file verified.
 

@@ -20,7 +20,7 @@ from ..artifacts import sha256_file
 from .build_options import BuildOptions
 from .build_plan import load_graph
 from .build_request import BuildRequest, BuildResult, Shape
-from .openvino import compile_for_cpu, import_openvino, int8_saturates, refusal
+from .openvino import compile_for_cpu, import_openvino, int8_serves, refusal
 from .openvino_graph import runtime_dump
 
 
@@ -33,7 +33,7 @@ def main(request_path: str) -> None:
     sys.stdout.write(f"Parsing node: {request.onnx} [Model]\n")
     files = _convert(openvino, request)
     asked = BuildOptions(**request.options).integer
-    integer = not int8_saturates() if asked is None else asked
+    integer = int8_serves(request.weight_bits) if asked is None else asked
     usual = {name: shape for name, (_, shape, _) in request.profile.items()}
     dump = runtime_dump(compile_for_cpu(openvino, Path(request.plan), integer=integer, shapes=usual), graph)
     hashes = {str(file): sha256_file(file) for file in files}
