@@ -14,7 +14,8 @@ import torch
 from diffusers import DDIMPipeline, DDIMScheduler
 
 from .artifacts import Artifact, open_artifact
-from .engines.dropin import DropInModel, Runtime, load
+from .engines.choice import Runtime, best_runtime
+from .engines.dropin import DropInModel, load
 from .errors import ArtifactError, UsageError
 from .progress import Advance, Progress, silent
 from .quantization.calibration.classes import CLASS_INPUT, class_space
@@ -241,7 +242,7 @@ def _quantized(artifact: Artifact, runtime: Runtime) -> tuple[DropInModel, str]:
     if artifact.manifest.kind == "engine":
         return load(artifact, runtime=runtime), artifact.manifest.details["backend"]
     if artifact.manifest.kind == "bundle":
-        return load(artifact, runtime=runtime), "openvino" if runtime == "openvino" else "onnxruntime"
+        return load(artifact, runtime=runtime), best_runtime(artifact) if runtime == "auto" else runtime
     from .quantization.checkpoint import load_checkpoint
 
     return _wrapped(load_checkpoint(artifact.path).model, artifact), "pytorch"

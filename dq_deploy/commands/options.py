@@ -118,6 +118,9 @@ def size_range(text: str, option: str) -> tuple[int, int, int]:
     return sizes[0], sizes[1], sizes[2]
 
 
+# What can be asked for by name where engines are compared; as in engines/choice.py, which help does without.
+ENGINES = ("onnxruntime", "openvino", "openvino-int8", "onnxruntime-cuda", "onnxruntime-tensorrt", "tensorrt", "tensorrt-rtx")
+
 force_option = click.option("--force", is_flag=True, help="Replace the output if it is one of ours.")
 
 

@@ -12,6 +12,7 @@ An engine folder of TensorRT holds ``model.smXY.engine`` and ``layers.smXY.json`
     output_spec             the output's name, dtype and shape
     options                 those of BuildOptions that were asked for
     bundle                  where the bundle was: with the rest, all that it takes to build the engine again
+    checkpoint_sha256       the manifest's hash of the checkpoint that the bundle was exported from: what the engine can be checked against
     built_on                OpenVINO alone: the CPU whose kernels the report shows, and whether its INT8 kernels saturate
     and what the bundle says of itself: component, pipeline_class, model_config, sample_shape, inputs, output, source, target, dtype, float
 """
@@ -132,6 +133,7 @@ def _manifest(job: _Job, shapes: Mapping[str, Any]) -> Manifest:
         "engines": [],
         "profile": {name: [list(shape) for shape in ranges] for name, ranges in job.profile.items()},
         "bundle": str(job.bundle.path),
+        "checkpoint_sha256": origin.parent.manifest_sha256 if origin.parent else None,
         "options": job.options.asked(),
         **shapes,
     }

@@ -44,6 +44,7 @@ class EngineDetails(BaseModel):
     sizes: dict[str, tuple[int, int, int]] = Field(default_factory=dict)
     options: BuildOptions = BuildOptions()
     bundle: str = "BUNDLE"
+    checkpoint_sha256: str | None = None
 
     @property
     def capabilities(self) -> list[str]:
