@@ -26,7 +26,7 @@ function errorColours(values) {
   const sorted = finite(values).sort((a, b) => a - b);
   const [worst, best] = [quantile(sorted, 0.01), quantile(sorted, 0.99)];
   const stops = ERROR_COLOURS[darkScheme.matches ? "dark" : "light"];
-  return { colour: (value) => colourOf(stops, (best - value) / (best - worst || 1)), gradient: gradient(stops), low: `${decibels(best)}, least error`, high: `${decibels(worst)}, most` };
+  return { colour: (value) => colourOf(stops, (best - value) / (best - worst || 1)), gradient: gradient(stops), low: `${decibels(best)} or more`, high: `${decibels(worst)} or less` };
 }
 
 function signedColours(values) {
