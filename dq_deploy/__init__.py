@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .exporters import export
     from .exporters.lint import Finding, LintResult, lint
     from .quantization import estimate, quantize
+    from .report.make import write_report
     from .sampling import sample
 
 _HOMES = {
@@ -36,6 +37,7 @@ _HOMES = {
     "quantize": "quantization",
     "sample": "sampling",
     "triton_repository": "engines.triton",
+    "write_report": "report.make",
 }
 
 __all__ = [
@@ -54,6 +56,7 @@ __all__ = [
     "quantize",
     "sample",
     "triton_repository",
+    "write_report",
 ]
 
 

@@ -4,42 +4,40 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from statistics import median
-from typing import Any
+from statistics import mean, median
 
-from .accuracy import CheckResult, check
 from .artifacts import Artifact, check_output
-from .engines.bench import BenchResult, bench, contenders_from
-from .errors import AccuracyGateError, EnvironmentProblem, UsageError
+from .errors import EnvironmentProblem, UsageError
 from .exporters import export
 from .progress import Progress
-from .quantization import QuantizeConfig, load_checkpoint, quantize
-from .report.data import BlockLoss, DilationRow, EngineRow, Fact, ReportData, ScaleTable, SnrSeries
-from .report.page import write_report
-from .sampling import SampleResult, sample
+from .quantization import QuantizeConfig, quantize
+from .report.collect import collect
+from .report.data import EngineRow, Fact, ReportData
+from .report.family import gather
+from .report.page import write_page
+from .report.wanted import Drawing, Timing, Wanted
 
 SOURCE = "builtin:fashion-mnist-unet"
 _STEPS = 20
 _PICTURES = 16
+_RUNS = 15
 _FLOAT_GATE_DB = 30.0
 
 
 @dataclass
 class DemoResult:
-    """What the demo measured; ``checks`` decide whether it succeeded."""
+    """What the demo measured: the page's data, and in ``facts`` what was wanted of it."""
 
     page: Path
     facts: list[Fact]
-    checks: list[CheckResult]
+    data: ReportData
 
     def enforce(self) -> None:
         """Raise AccuracyGateError when a bundle does not compute what its checkpoint does."""
-        failed = [c for c in self.checks if not c]
-        if failed:
-            raise AccuracyGateError("; ".join(f"{c.bundle}: {c.failures[0]}" for c in failed))
+        self.data.enforce()
 
 
 @dataclass
@@ -50,11 +48,9 @@ class _Run:
     force: bool
     progress: Progress
     note: Callable[[str], None]
-    commands: list[str] = field(default_factory=list)
 
     def command(self, text: str) -> None:
         """Announce a step as the command that does it."""
-        self.commands.append(f"dq-deploy {text}")
         self.note(f"$ dq-deploy {text}")
 
 
@@ -69,16 +65,20 @@ def run_demo(folder: Path, *, iterations: int, seed: int, force: bool, progress:
     run = _Run(folder, iterations, seed, force, progress, note)
     checkpoint = _quantize(run)
     bundles = _export(run)
-    checks = _check(run, bundles)
     engines = _build(run, bundles)
-    latency = _bench(run, bundles)
-    pictures = _sample(run)
-    facts = [*_accuracy_facts(checkpoint, checks, pictures), *_engine_facts(engines), *_speed_facts(latency)]
-    facts.append(
-        Fact(label="time for all of this", value=f"{(time.monotonic() - started) / 60:.1f} min", wanted="≤ 10 min on 2 cores", passed=None)
+    data = _report(run, [checkpoint, *bundles.values(), *engines])
+    minutes = (time.monotonic() - started) / 60
+    facts = [
+        *_accuracy_facts(data),
+        *_engine_facts(data.engines),
+        *_speed_facts(data),
+        Fact(label="time for all of this", value=f"{minutes:.1f} min", wanted="≤ 10 min on 2 cores", passed=None),
+    ]
+    page = folder / "index.html"
+    write_page(
+        page, data.model_copy(update={"title": "dq-deploy demo", "subtitle": f"{SOURCE}: {data.subtitle}", "summary": facts}), force=force
     )
-    page = write_report(folder / "index.html", _report(run, checkpoint, checks, engines, latency, facts), force=force)
-    return DemoResult(page, facts, checks)
+    return DemoResult(page, facts, data)
 
 
 def _check_before(folder: Path, iterations: int, seed: int, force: bool) -> None:
@@ -125,85 +125,74 @@ def _export(run: _Run) -> dict[str, Artifact]:
     return bundles
 
 
-def _check(run: _Run, bundles: dict[str, Artifact]) -> list[CheckResult]:
-    results = []
-    for name in ("tensorrt", "onnxruntime", "tensorrt-fp16"):
-        run.command(f"check {name} --checkpoint checkpoint")
-        results.append(check(bundles[name], run.folder / "checkpoint", progress=run.progress))
-    return results
-
-
-def _build(run: _Run, bundles: dict[str, Artifact]) -> list[EngineRow]:
-    """Layer reports of the quantized engine beside the float one's weights; nothing where TensorRT-RTX is not installed."""
+def _build(run: _Run, bundles: dict[str, Artifact]) -> list[Artifact]:
+    """The quantized engine and the float one; nothing where TensorRT-RTX is not installed."""
     if find_spec("tensorrt_rtx") is None:
         run.note("TensorRT-RTX is not installed, so no engine is built: pip install 'dq-deploy[tensorrt-rtx]'")
         return []
-    from .engines.build import build_engine, load_report
+    from .engines.build import build_engine
 
-    reports = {}
+    engines = []
     for name, bundle in (("engine", "tensorrt-fp16"), ("engine-float", "float")):
         run.command(f"build-engine {bundle} -o {name} --backend tensorrt-rtx --compute-capability 8.9 --compute-capability 12.0")
-        engine = build_engine(
-            bundles[bundle],
-            run.folder / name,
-            backend="tensorrt-rtx",
-            compute_capabilities=["8.9", "12.0"],
-            force=run.force,
-            progress=run.progress,
+        engines.append(
+            build_engine(
+                bundles[bundle],
+                run.folder / name,
+                backend="tensorrt-rtx",
+                compute_capabilities=["8.9", "12.0"],
+                force=run.force,
+                progress=run.progress,
+            )
         )
-        reports[name] = [report.summary() for report in load_report(engine)]
-    pairs = zip(reports["engine"], reports["engine-float"], strict=True)
-    return [EngineRow.from_summary(ours, float_weights_bytes=theirs["weights_bytes"]) for ours, theirs in pairs]
+    return engines
 
 
-def _bench(run: _Run, bundles: dict[str, Artifact]) -> BenchResult:
-    run.command("bench float tensorrt onnxruntime --baseline float --batch 1,8 --runs 15")
-    contenders = contenders_from([bundles["float"], bundles["tensorrt"], bundles["onnxruntime"]])
-    return bench(contenders, batches=(1, 8), runs=15, warmup=2, baseline=str(bundles["float"].path), progress=run.progress)
+def _report(run: _Run, members: list[Artifact]) -> ReportData:
+    """Check, time, draw and measure for the page."""
+    names = " ".join(member.path.name for member in members)
+    run.command(f"report {names} -o index.html --seed {run.seed} --bench --batch 1,8 --runs {_RUNS}")
+    timing = Timing(batches=(1, 8), runs=_RUNS, baseline=run.folder / "float")
+    wanted = Wanted(drawing=Drawing(n=_PICTURES, seed=run.seed), timing=timing)
+    return collect(gather([member.path for member in members]), wanted, progress=run.progress, note=run.note)
 
 
-def _sample(run: _Run) -> SampleResult:
-    run.command(f"sample onnxruntime -o grid.png -n {_PICTURES} --seed {run.seed}")
-    return sample(run.folder / "onnxruntime", run.folder / "grid.png", n=_PICTURES, seed=run.seed, force=run.force, progress=run.progress)
-
-
-def _accuracy_facts(checkpoint: Artifact, checks: list[CheckResult], pictures: SampleResult) -> list[Fact]:
-    details = checkpoint.manifest.details
-    before, after = details["snr_db"]["before_distillation"], details["snr_db"]["after_distillation"]
+def _accuracy_facts(data: ReportData) -> list[Fact]:
     facts = [
         Fact(
-            label=f"parity of {Path(c.bundle).name}: {len(c.layers)} layers, {len(c.timesteps)} timesteps",
-            value="passed" if c else f"failed: {c.failures[0]}",
-            wanted=f"codes equal, outputs within 1e-5, SNR within {c.timesteps[0].allowed_db:g} dB",
-            passed=bool(c),
+            label=f"parity of {row.bundle}: {row.layers} layers, {row.timesteps} timesteps",
+            value="passed" if row.passed else f"failed: {row.failures[0]}",
+            wanted=f"codes equal, outputs within 1e-5, SNR within {row.allowed_db:g} dB",
+            passed=row.passed,
         )
-        for c in checks
+        for row in data.checks
     ]
+    series = {one.role: [value for value in one.snr_db if value is not None] for one in data.snr}
+    after, before = series["reference"], series.get("before", series["reference"])
+    typical, worst = median(after), min(range(len(after)), key=lambda i: after[i])
+    facts.append(Fact(label="SNR against the float model, median step", value=f"{typical:.1f} dB", wanted="≥ 40 dB", passed=typical >= 40))
+    gain = after[worst] - min(before)
     facts.append(
         Fact(
-            label="SNR against the float model, median step", value=f"{median(after):.1f} dB", wanted="≥ 40 dB", passed=median(after) >= 40
+            label=f"SNR at the worst step (timestep {data.timesteps[worst]:g})",
+            value=f"{after[worst]:.1f} dB, {gain:+.1f} dB by distillation",
+            wanted="+5 dB by distillation",
+            passed=gain >= 5,
         )
     )
-    worst = min(range(len(after)), key=lambda i: after[i])
-    gain = after[worst] - min(before)
-    label = f"SNR at the worst step (timestep {checkpoint.manifest.timesteps[worst]:g})"
-    facts.append(
-        Fact(label=label, value=f"{after[worst]:.1f} dB, {gain:+.1f} dB by distillation", wanted="+5 dB by distillation", passed=gain >= 5)
-    )
-    blocks = details["distillation"]
+    blocks = data.distillation
     if blocks:
-        share = sum(b["after"] < b["before"] for b in blocks) / len(blocks)
+        share = sum(block.after < block.before for block in blocks) / len(blocks)
         facts.append(
             Fact(label="blocks whose held-out loss fell", value=f"{share:.0%} of {len(blocks)}", wanted="≥ 90%", passed=share >= 0.9)
         )
-    mean = pictures.psnr_mean_db or 0.0
-    value = f"{mean:.1f} dB mean, {pictures.psnr_min_db or 0.0:.1f} dB worst"
+    psnr = (data.pictures and data.pictures.psnr_db) or [0.0]
     facts.append(
         Fact(
-            label=f"PSNR of {pictures.n} pictures, same seeds",
-            value=value,
+            label=f"PSNR of {len(psnr)} pictures, same seeds",
+            value=f"{mean(psnr):.1f} dB mean, {min(psnr):.1f} dB worst",
             wanted=f"≥ {_FLOAT_GATE_DB:.0f} dB mean",
-            passed=mean >= _FLOAT_GATE_DB,
+            passed=mean(psnr) >= _FLOAT_GATE_DB,
         )
     )
     return facts
@@ -227,7 +216,10 @@ def _engine_facts(engines: list[EngineRow]) -> list[Fact]:
     return facts
 
 
-def _speed_facts(latency: BenchResult) -> list[Fact]:
+def _speed_facts(data: ReportData) -> list[Fact]:
+    latency = data.latency
+    if latency is None:
+        return []
     facts = []
     float_path = latency.contenders[latency.baseline]["path"]
     for batch in sorted({row.batch for row in latency.rows}):
@@ -236,53 +228,3 @@ def _speed_facts(latency: BenchResult) -> list[Fact]:
         value = f"{best.ratio:.2f} × the time of {latency.baseline} ({best.contender})"
         facts.append(Fact(label=f"fastest quantized session here, batch {batch}", value=value, passed=None))
     return facts
-
-
-def _report(
-    run: _Run, checkpoint: Artifact, checks: list[CheckResult], engines: list[EngineRow], latency: BenchResult, facts: list[Fact]
-) -> ReportData:
-    details = checkpoint.manifest.details
-    timesteps = checkpoint.manifest.timesteps
-    snr = [
-        SnrSeries(name="before distillation", timesteps=timesteps, snr_db=details["snr_db"]["before_distillation"], role="before"),
-        SnrSeries(name="PyTorch, distilled", timesteps=timesteps, snr_db=details["snr_db"]["after_distillation"], role="reference"),
-    ]
-    snr += [SnrSeries(name=Path(c.bundle).name, timesteps=timesteps, snr_db=[r.snr_bundle_db for r in c.timesteps]) for c in checks]
-    return ReportData(
-        title="dq-deploy demo",
-        subtitle=f"{SOURCE}, W8A8, {_STEPS} timesteps, {run.iterations} distillation steps for each block",
-        summary=facts,
-        grid=run.folder / "grid.png",
-        grid_caption="The same seeds through the diffusers DDIM pipeline: the float model, and the integer graph in ONNX Runtime.",
-        snr=snr,
-        tables=_tables(run.folder / "checkpoint"),
-        distillation=[BlockLoss(**{k: row[k] for k in BlockLoss.model_fields}) for row in details["distillation"]],
-        dilation=[
-            DilationRow(quantizer=r["quantizer"], rule=r["choice"], unsaturated_share=r["unsaturated_share"], range_ratio=r["range_ratio"])
-            for r in details["dilation"]
-        ],
-        latency=latency,
-        engines=engines,
-        notes=_notes(details),
-        commands=run.commands,
-        versions=checkpoint.manifest.tools,
-    )
-
-
-def _tables(path: Path) -> dict[str, ScaleTable]:
-    checkpoint = load_checkpoint(path)
-    timesteps = checkpoint.artifact.manifest.timesteps
-    return {
-        name: ScaleTable(timesteps=timesteps, scales=quantizer.scale_table().tolist(), zero_points=quantizer.zero_point_table().tolist())
-        for name, quantizer in checkpoint.quantizers.items()
-        if not quantizer.fixed
-    }
-
-
-def _notes(details: dict[str, Any]) -> list[str]:
-    kept = "; ".join(f"{layer['name']}: {layer['reason']}" for layer in details["float_layers"]) or "none"
-    return [
-        f"Layers left in float ({details['float_mac_share']:.2%} of the multiply-accumulates): {kept}.",
-        "TensorRT-RTX kernels are what the compiler chose ahead of time; no engine was executed on this machine.",
-        "Latency is of this machine's CPU, interleaved in one run; it says nothing about a GPU.",
-    ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -18,10 +17,11 @@ from .engines.choice import Runtime, best_runtime
 from .engines.dropin import DropInModel, load
 from .errors import ArtifactError, UsageError
 from .progress import Advance, Progress, silent
-from .quantization.calibration.classes import CLASS_INPUT, class_space
+from .quantization.calibration.classes import CLASS_INPUT
 from .quantization.calibration.schedules import ddim_scheduler
 from .report.files import check_output_file, write_whole
 from .report.grid import Images, Panel, grid_png
+from .sampling_classes import Conditioning, conditioning_of, input_names
 from .sources import reload_source
 
 # Equal pictures have an infinite PSNR; past this one, float rounding is all that is compared.
@@ -51,6 +51,24 @@ class SampleResult:
         return asdict(self)
 
 
+@dataclass(frozen=True)
+class Pictures:
+    """What was drawn: [n, H, W, C] in [0, 1] each, ``expected`` by the float model from the same seeds (None: not asked for).
+
+    ``psnr_db`` compares the two, picture by picture. ``timesteps`` are those the scheduler visited; ``furthest`` is the largest distance
+    from one of them to its calibrated timestep. ``labels`` are the classes drawn, None for an unconditional model.
+    """
+
+    quantized: Images
+    expected: Images | None
+    psnr_db: list[float] | None
+    engine: str
+    timesteps: list[float]
+    furthest: float
+    labels: list[int] | None
+    guidance_scale: float | None
+
+
 def sample(
     path: str | Path,
     output_png: str | Path,
@@ -68,70 +86,85 @@ def sample(
 ) -> SampleResult:
     """Draw ``n`` pictures with DDIM from a bundle, a checkpoint or an engine and write them as one PNG, the float model's beside them.
 
+    The arguments are those of ``draw``, and so is what is raised; and UsageError for an existing output without ``force``.
+    """
+    output = Path(output_png)
+    check_output_file(output, ".png", force=force)
+    drawn = draw(
+        path,
+        n=n,
+        seed=seed,
+        steps=steps,
+        classes=classes,
+        guidance_scale=guidance_scale,
+        compare_float=compare_float,
+        runtime=runtime,
+        batch_size=batch_size,
+        progress=progress,
+    )
+    write_whole(output, grid_png(_panels(drawn)))
+    psnr = drawn.psnr_db
+    return SampleResult(
+        output=str(output),
+        engine=drawn.engine,
+        n=n,
+        seed=seed,
+        timesteps=drawn.timesteps,
+        furthest=drawn.furthest,
+        psnr_db=psnr,
+        psnr_mean_db=None if psnr is None else float(np.mean(psnr)),
+        psnr_min_db=None if psnr is None else min(psnr),
+        guidance_scale=drawn.guidance_scale,
+    )
+
+
+def draw(
+    path: str | Path | Artifact,
+    *,
+    n: int = 16,
+    seed: int = 0,
+    steps: int | None = None,
+    classes: str | Sequence[int] | None = None,
+    guidance_scale: float | None = None,
+    compare_float: bool = True,
+    runtime: Runtime = "auto",
+    batch_size: int = 16,
+    progress: Progress = silent,
+) -> Pictures:
+    """Draw ``n`` pictures with DDIM from a bundle, a checkpoint or an engine, and from the float model.
+
     Each picture has a seed of its own, made of ``seed`` and its number, so it does not depend on ``batch_size``. ``steps`` defaults to the
     number of calibrated timesteps. A class-conditional model draws ``classes`` in turn (numbers, or "0-9,3"), all of them by default, with
     the ``guidance_scale`` that it was calibrated with by default. A checkpoint runs in PyTorch; ``runtime`` is for bundles.
 
-    Raises UsageError (settings, an existing output, a class that there is not, a model that needs other conditions or a decoder),
-    ArtifactError (a damaged artefact, a float model other than the one quantized) and EnvironmentProblem (a missing runtime).
+    Raises UsageError (settings, a class that there is not, a model that needs other conditions or a decoder), ArtifactError (a damaged
+    artefact, a float model other than the one quantized) and EnvironmentProblem (a missing runtime).
     """
-    output = Path(output_png)
-    check_output_file(output, ".png", force=force)
-    artifact = open_artifact(path, ("bundle", "checkpoint", "engine"))
+    artifact = path if isinstance(path, Artifact) else open_artifact(path, ("bundle", "checkpoint", "engine"))
     scheduler = ddim_scheduler(_scheduler_config(artifact))
     steps = len(artifact.manifest.timesteps) if steps is None else steps
     _check(artifact, n, seed, steps, batch_size, scheduler.config.num_train_timesteps)
-    conditioning = _conditioning(artifact, classes, guidance_scale)
+    conditioning = conditioning_of(artifact, classes, guidance_scale)
     scheduler.set_timesteps(steps)
     model, engine = _quantized(artifact, runtime)
     reference = _float_model(artifact) if compare_float else None
     batch_size = _fitting(artifact, batch_size, conditioning)
     passes = -(-n // batch_size) * steps * (1 if reference is None else 2)
     with progress("sampling", passes) as advance:
-        draw = _Drawing(scheduler, n, seed, steps, batch_size, conditioning, advance)
-        quantized = draw(model)
-        expected = None if reference is None else draw(reference)
-    psnr = None if expected is None else [_psnr(a, b) for a, b in zip(expected, quantized, strict=True)]
-    write_whole(output, grid_png(_panels(quantized, expected, engine, psnr)))
+        drawing = _Drawing(scheduler, n, seed, steps, batch_size, conditioning, advance)
+        quantized = drawing(model)
+        expected = None if reference is None else drawing(reference)
     visited = [float(t) for t in scheduler.timesteps]
-    return SampleResult(
-        output=str(output),
+    return Pictures(
+        quantized=quantized,
+        expected=expected,
+        psnr_db=None if expected is None else [_psnr(a, b) for a, b in zip(expected, quantized, strict=True)],
         engine=engine,
-        n=n,
-        seed=seed,
         timesteps=visited,
         furthest=max(min(abs(t - c) for c in artifact.manifest.timesteps) for t in visited),
-        psnr_db=psnr,
-        psnr_mean_db=None if psnr is None else float(np.mean(psnr)),
-        psnr_min_db=None if psnr is None else min(psnr),
+        labels=[conditioning.label(number) for number in range(n)] if conditioning else None,
         guidance_scale=conditioning.guidance_scale if conditioning else None,
     )
-
-
-@dataclass(frozen=True)
-class _Conditioning:
-    """Classes to draw in turn, and classifier-free guidance towards them: away from the class ``null``."""
-
-    labels: list[int]
-    guidance_scale: float | None
-    null: int | None
-
-    def applied(self, model: DropInModel, numbers: range) -> DropInModel:
-        """The model as DDIMPipeline calls it: the labels of these pictures given, guided, and without the variance that some predict."""
-        labels = torch.tensor([self.labels[number % len(self.labels)] for number in numbers])
-        null = None if self.null is None else torch.full_like(labels, self.null)
-
-        def forward(inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-            sample, timestep = inputs["sample"], inputs["timestep"]
-            if null is None or self.guidance_scale is None:
-                output: torch.Tensor = model(sample, timestep, class_labels=labels).sample
-                return output[:, : sample.shape[1]]
-            halves = model(torch.cat([sample, sample]), timestep, class_labels=torch.cat([labels, null])).sample
-            conditional, unconditional = halves[:, : sample.shape[1]].chunk(2)
-            guided: torch.Tensor = unconditional + self.guidance_scale * (conditional - unconditional)
-            return guided
-
-        return DropInModel(forward, ("sample", "timestep"), model.config)
 
 
 @dataclass(frozen=True)
@@ -143,7 +176,7 @@ class _Drawing:
     seed: int
     steps: int
     batch_size: int
-    conditioning: _Conditioning | None
+    conditioning: Conditioning | None
     advance: Advance
 
     def __call__(self, model: DropInModel) -> Images:
@@ -176,7 +209,7 @@ def _reporting(model: torch.nn.Module, advance: Advance) -> Iterator[None]:
         hook.remove()
 
 
-def _fitting(artifact: Artifact, batch_size: int, conditioning: _Conditioning | None) -> int:
+def _fitting(artifact: Artifact, batch_size: int, conditioning: Conditioning | None) -> int:
     """A batch size that an engine was built for; guidance puts two passes into one batch. Raises UsageError when not even one fits."""
     if artifact.manifest.kind != "engine":
         return batch_size
@@ -197,44 +230,27 @@ def _scheduler_config(artifact: Artifact) -> dict[str, Any]:
     return config
 
 
-def _check(artifact: Artifact, n: int, seed: int, steps: int, batch_size: int, most_steps: int) -> None:
-    details = artifact.manifest.details
-    names = _input_names(artifact)
-    shape = details["sample_shape"]
-    problems = [f"n is {n}, and at least 1 is needed"] if n < 1 else []
-    problems += [f"seed is {seed}, and cannot be negative"] if seed < 0 else []
-    problems += [] if 1 <= steps <= most_steps else [f"steps is {steps}, and 1 to {most_steps} are possible"]
-    problems += [f"batch size is {batch_size}, and at least 1 is needed"] if batch_size < 1 else []
-    others = [name for name in names[2:] if name != CLASS_INPUT]
+def not_drawable(artifact: Artifact) -> str | None:
+    """Why no pictures can be drawn with an artefact here; None where they can."""
+    shape = artifact.manifest.details["sample_shape"]
+    others = [name for name in input_names(artifact)[2:] if name != CLASS_INPUT]
+    problems = []
     if others:
         problems.append(f"{artifact.path} takes {', '.join(others)}: only unconditional and class-conditional models can be sampled here")
     if len(shape) != 3 or shape[0] not in (1, 3):
         problems.append(f"{artifact.path} works on samples of shape {shape}: only pictures of 1 or 3 channels can be drawn")
-    if problems:
-        raise UsageError("; ".join(problems), "for other pipelines: pipe.unet = dq_deploy.load(bundle)" if others else None)
+    return "; ".join(problems) or None
 
 
-def _input_names(artifact: Artifact) -> list[str]:
-    return [entry["name"] if isinstance(entry, dict) else entry for entry in artifact.manifest.details["inputs"]]
-
-
-def _conditioning(artifact: Artifact, classes: str | Sequence[int] | None, guidance_scale: float | None) -> _Conditioning | None:
-    """What to draw and how strongly, None for an unconditional model."""
-    names = _input_names(artifact)
-    if CLASS_INPUT not in names:
-        if classes is not None or guidance_scale is not None:
-            what = "classes are" if classes is not None else "a guidance scale is"
-            raise UsageError(f"{what} given, and the model takes no classes", "leave that out")
-        return None
-    space = class_space(None, artifact.manifest.details.get("model_config") or {})
-    if space is None:
-        raise UsageError(f"{artifact.path} takes {CLASS_INPUT}, and its configuration does not say how many there are")
-    scale = (artifact.manifest.quantization or {}).get("guidance_scale") if guidance_scale is None else guidance_scale
-    if scale is not None and not 0 <= scale < math.inf:
-        raise UsageError(f"the guidance scale is {scale}, and must be a number of at least 0")
-    guided = scale is not None and scale > 1  # as in diffusers
-    null = int(space.null_conditions()[CLASS_INPUT][0]) if guided else None
-    return _Conditioning(space.choose(classes), scale, null)
+def _check(artifact: Artifact, n: int, seed: int, steps: int, batch_size: int, most_steps: int) -> None:
+    problems = [f"n is {n}, and at least 1 is needed"] if n < 1 else []
+    problems += [f"seed is {seed}, and cannot be negative"] if seed < 0 else []
+    problems += [] if 1 <= steps <= most_steps else [f"steps is {steps}, and 1 to {most_steps} are possible"]
+    problems += [f"batch size is {batch_size}, and at least 1 is needed"] if batch_size < 1 else []
+    impossible = not_drawable(artifact)
+    if problems or impossible:
+        hint = "for other pipelines: pipe.unet = dq_deploy.load(bundle)" if impossible else None
+        raise UsageError("; ".join([*problems, *([impossible] if impossible else [])]), hint)
 
 
 def _quantized(artifact: Artifact, runtime: Runtime) -> tuple[DropInModel, str]:
@@ -267,7 +283,7 @@ def _wrapped(model: Callable[..., Any], artifact: Artifact) -> DropInModel:
     """Any ``model(sample, timestep, **conditions)`` as what a pipeline expects, its sizes taken from the artefact."""
     details = artifact.manifest.details
     channels, height, width = details["sample_shape"]
-    names = _input_names(artifact)
+    names = input_names(artifact)
 
     def forward(inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         sample, timestep, *conditions = (inputs[name] for name in names)
@@ -284,7 +300,8 @@ def _psnr(expected: Images, image: Images) -> float:
     return _PSNR_CAP_DB if error == 0 else min(_PSNR_CAP_DB, float(-10 * np.log10(error)))
 
 
-def _panels(quantized: Images, expected: Images | None, engine: str, psnr: Sequence[float] | None) -> list[Panel]:
-    if expected is None or psnr is None:
-        return [Panel(f"quantized · {engine}", quantized)]
-    return [Panel("float · pytorch", expected), Panel(f"quantized · {engine} · PSNR {np.mean(psnr):.1f} dB", quantized)]
+def _panels(drawn: Pictures) -> list[Panel]:
+    title = f"quantized · {drawn.engine}"
+    if drawn.expected is None or drawn.psnr_db is None:
+        return [Panel(title, drawn.quantized)]
+    return [Panel("float · pytorch", drawn.expected), Panel(f"{title} · PSNR {np.mean(drawn.psnr_db):.1f} dB", drawn.quantized)]

@@ -6,7 +6,7 @@ import signal
 
 import pytest
 
-pytest_plugins = ["tests.bundles", "tests.command_line", "tests.flow", "tests.tiny"]
+pytest_plugins = ["tests.browser", "tests.bundles", "tests.command_line", "tests.flow", "tests.tiny"]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -13,8 +13,9 @@ from .export import export
 from .inspect import inspect
 from .layers import layers
 from .quantize import quantize
+from .report import report
 from .sample import sample
 from .triton_repository import triton_repository
 
-COMMANDS = (quantize, export, build_engine, layers, triton_repository, check, bench, sample, inspect, doctor, demo)
+COMMANDS = (quantize, export, build_engine, layers, triton_repository, check, bench, sample, report, inspect, doctor, demo)
 """In the order in which help lists them."""

@@ -1,1 +1,1 @@
-"""Pictures and the HTML page: `write_report(path, ReportData(...))`."""
+"""Pictures and the HTML page: ``write_report`` measures and draws it all."""

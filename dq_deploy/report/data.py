@@ -1,29 +1,29 @@
-"""What a report shows. Every section is optional: what is not given is not shown."""
+"""What a report shows: the page's one block of data, and what ``--format json`` prints. What was not measured is empty or None."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from ..artifacts.scale_tables import ScaleTable
 from ..engines.bench import BenchResult
+from ..errors import AccuracyGateError
 
-__all__ = [
-    "BlockLoss",
-    "DilationRow",
-    "EngineRow",
-    "Fact",
-    "ReportData",
-    "ScaleTable",
-    "SnrSeries",
-]
+SCHEMA_VERSION = 1
 
 
 class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Headline(_Part):
+    """A figure in large type. ``passed`` colours it; None: there is no verdict in it."""
+
+    value: str
+    label: str
+    passed: bool | None = None
 
 
 class Fact(_Part):
@@ -35,12 +35,51 @@ class Fact(_Part):
     passed: bool | None = None
 
 
+class Pictures(_Part):
+    """Pairs from the same seeds, each picture a PNG as a ``data:`` address; ``expected`` and ``psnr_db`` are None without a float model."""
+
+    engine: str
+    artefact: str
+    seed: int
+    steps: int
+    quantized: list[str]
+    expected: list[str] | None = None
+    psnr_db: list[float] | None = None
+    labels: list[int] | None = None
+
+
+class Layer(_Part):
+    """A quantized layer. ``output_db`` [T]: SNR of its output against the float model's; None where that was not measured.
+
+    ``precisions`` are what it runs in by engine, and ``reasons`` why that is not INT8.
+    """
+
+    name: str
+    op: str
+    macs: int
+    weight_bits: int | None
+    activation_bits: int
+    quantizers: list[str]
+    output_db: list[float | None] | None = None
+    precisions: dict[str, str] = Field(default_factory=dict)
+    reasons: dict[str, str] = Field(default_factory=dict)
+
+
+class FloatLayer(_Part):
+    """A layer left in float, and why."""
+
+    name: str
+    op: str
+    macs: int
+    reason: str
+
+
 class SnrSeries(_Part):
     """SNR in dB against the float model, one value for each timestep. ``role`` decides how it is drawn."""
 
     name: str
     timesteps: list[float]
-    snr_db: list[float]
+    snr_db: list[float | None]
     role: Literal["before", "reference", "bundle"] = "bundle"
 
     @model_validator(mode="after")
@@ -48,6 +87,21 @@ class SnrSeries(_Part):
         if len(self.timesteps) != len(self.snr_db):
             raise ValueError(f"{self.name}: {len(self.timesteps)} timesteps and {len(self.snr_db)} values")
         return self
+
+
+class CheckRow(_Part):
+    """The verdict of ``check`` on a bundle."""
+
+    bundle: str
+    target: str
+    dtype: str
+    passed: bool
+    layers: int
+    timesteps: int
+    allowed_db: float
+    largest_difference_db: float | None
+    worst_layer: str | None
+    failures: list[str]
 
 
 class BlockLoss(_Part):
@@ -60,16 +114,24 @@ class BlockLoss(_Part):
 
 
 class DilationRow(_Part):
-    """What dilation did to a quantizer's input: ``range_ratio`` is its dilated range over the plain one."""
+    """What dilation did to a quantizer's input.
+
+    ``range_ratio``: its dilated range over the plain one, Δ'x/Δx; ``error_ratio``: the output error with over without; ``largest_s`` of the
+    factors that the quantizer multiplies by itself, 1 where ``folded_into`` others or where there are none.
+    """
 
     quantizer: str
     rule: str
     unsaturated_share: float
+    dilated_share: float
     range_ratio: float
+    error_ratio: float
+    largest_s: float
+    folded_into: list[str]
 
 
 class EngineRow(_Part):
-    """An engine's layer report in a line."""
+    """An engine's layer report in a line. ``statement`` says who chose the kernels, and that nothing was executed if so."""
 
     name: str
     statement: str
@@ -82,30 +144,58 @@ class EngineRow(_Part):
     float_weights_bytes: int | None = None
 
     @classmethod
-    def from_summary(cls, summary: Mapping[str, Any], float_weights_bytes: int | None = None) -> EngineRow:
+    def from_summary(cls, name: str, summary: Mapping[str, Any], float_weights_bytes: int | None = None) -> EngineRow:
         """From ``LayerReport.summary()``, with the weights of the float engine to compare with."""
-        capability = summary["compute_capability"]
-        return cls(
-            name=f"{summary['backend']} {'cpu' if capability is None else 'sm_' + capability.replace('.', '')}",
-            float_weights_bytes=float_weights_bytes,
-            **{field: summary[field] for field in cls.model_fields if field in summary},
-        )
+        fields = {field: summary[field] for field in cls.model_fields if field in summary}
+        return cls(name=name, float_weights_bytes=float_weights_bytes, **fields)
+
+
+class ArtifactRow(_Part):
+    """An artefact that the report is about: a folder's name, what it is, and the hash that its children refer to it by."""
+
+    name: str
+    kind: str
+    what: str
+    is_float: bool
+    bytes: int
+    manifest_sha256: str
+    tools: dict[str, str]
 
 
 class ReportData(_Part):
-    """Everything on the page. ``grid`` is a PNG; ``commands`` are shown as they are to be typed; ``versions`` are name → version."""
+    """Everything on the page. ``commands`` are shown as they are to be typed, ``versions`` are name → version."""
 
+    schema_version: int = SCHEMA_VERSION
     title: str = "dq-deploy report"
     subtitle: str = ""
+    headlines: list[Headline] = Field(default_factory=list)
     summary: list[Fact] = Field(default_factory=list)
-    grid: Path | None = None
-    grid_caption: str = ""
-    snr: list[SnrSeries] = Field(default_factory=list)
+    pictures: Pictures | None = None
+    timesteps: list[float] = Field(default_factory=list)
+    layers: list[Layer] = Field(default_factory=list)
+    float_layers: list[FloatLayer] = Field(default_factory=list)
+    error_samples: int = 0
+    """Network inputs behind each layer's figures."""
+    activation_db: dict[str, list[float | None]] = Field(default_factory=dict)
+    """By quantizer: SNR [T] of its codes against what it read."""
     tables: dict[str, ScaleTable] = Field(default_factory=dict)
+    snr: list[SnrSeries] = Field(default_factory=list)
+    checks: list[CheckRow] = Field(default_factory=list)
     distillation: list[BlockLoss] = Field(default_factory=list)
     dilation: list[DilationRow] = Field(default_factory=list)
+    dilation_rules: dict[str, float] = Field(default_factory=dict)
+    """Mean SNR in dB of the network under each rule that was tried, before any training."""
     latency: BenchResult | None = None
     engines: list[EngineRow] = Field(default_factory=list)
+    artifacts: list[ArtifactRow] = Field(default_factory=list)
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Every option of the quantization, as its manifest has it."""
     notes: list[str] = Field(default_factory=list)
     commands: list[str] = Field(default_factory=list)
     versions: dict[str, str] = Field(default_factory=dict)
+
+    def enforce(self) -> None:
+        """Raise AccuracyGateError when a bundle does not compute what its checkpoint does."""
+        failed = [row for row in self.checks if not row.passed]
+        if failed:
+            raise AccuracyGateError("; ".join(f"{row.bundle}: {row.failures[0]}" for row in failed))

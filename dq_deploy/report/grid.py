@@ -53,13 +53,13 @@ def _block(images: Images, columns: int) -> Image.Image:
     rows = math.ceil(count / columns)
     block = Image.new("RGB", (columns * (cell[0] + _GAP) - _GAP, rows * (cell[1] + _GAP) - _GAP), _PAPER)
     for index, image in enumerate(images):
-        small = Image.fromarray(_rgb(image)).resize(cell, Image.Resampling.NEAREST)
+        small = Image.fromarray(rgb(image)).resize(cell, Image.Resampling.NEAREST)
         block.paste(small, (index % columns * (cell[0] + _GAP), index // columns * (cell[1] + _GAP)))
     return block
 
 
-def _rgb(image: Images) -> NDArray[np.uint8]:
-    """[H, W, C] in [0, 1] → [H, W, 3] uint8."""
+def rgb(image: Images) -> NDArray[np.uint8]:
+    """A picture [H, W, C] in [0, 1], C 1 or 3, as [H, W, 3] uint8."""
     codes = np.round(np.clip(image, 0, 1) * 255).astype(np.uint8)
     return np.broadcast_to(codes, (*codes.shape[:2], 3)).copy() if codes.shape[2] == 1 else codes
 

@@ -1,76 +1,64 @@
-"""One HTML page that needs nothing but itself: plots inline, pictures embedded, no script, no request."""
+"""One HTML page that needs nothing but itself: one block of data, one script that draws it, no request."""
 
 from __future__ import annotations
 
 import base64
-import statistics
+import hashlib
+import json
 from collections.abc import Mapping
+from importlib.resources import files
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from ..errors import ArtifactError, UsageError
-from .data import ReportData, SnrSeries
+from ..console import to_json
+from .data import ReportData
 from .files import check_output_file, write_whole
-from .plots import distillation_plot, latency_plot, snr_plot
-from .table_plots import scale_curves, scale_map
 
-_PNG = b"\x89PNG\r\n\x1a\n"
+# In the order in which they use each other.
+_SCRIPTS = ("lib.js", "charts.js", "pictures.js", "heatmap.js", "layers.js", "sections.js")
 
 
-def write_report(output_html: str | Path, data: ReportData, *, force: bool = False) -> Path:
-    """Write the page; returns its path.
+def write_page(output: Path, data: ReportData, *, force: bool = False) -> None:
+    """Write the page, whole or not at all.
 
-    Raises UsageError (an existing output without ``force``, no such picture) and ArtifactError (a picture that is no PNG).
+    Raises UsageError (another suffix than .html, an existing output without ``force``) and ResourceError (the disk takes no more).
     """
-    output = Path(output_html)
     check_output_file(output, ".html", force=force)
     write_whole(output, render(data).encode())
-    return output
 
 
 def render(data: ReportData) -> str:
-    """The page's HTML."""
+    """The page's HTML: the same data, the same page."""
     environment = Environment(
         loader=PackageLoader("dq_deploy.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"lowest": _lowest, "median": statistics.median, "counts": _counts}
+    environment.filters["counts"] = _counts
+    script = "\n".join(_template(name) for name in _SCRIPTS)
     return environment.get_template("report.html.j2").render(
         data=data,
-        grid=None if data.grid is None else _embedded(data.grid),
-        plots={name: Markup(svg) for name, svg in _plots(data).items()},  # noqa: S704  made by matplotlib, which escapes its texts
-        zero_points=any(any(table.zero_points) for table in data.tables.values()),
+        style=Markup(_template("report.css")),  # noqa: S704  our own file
+        script=Markup(script),  # noqa: S704  our own files
+        # The one script that may run on the page, whatever a name that slipped into its markup says.
+        script_hash="sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        json=Markup(embedded_json(data)),  # noqa: S704  holds no character that ends a script element
         lowered=sum(row.after < row.before for row in data.distillation),
-        dilated=sum(row.rule != "none" for row in data.dilation),
+        dilated=sum(row.dilated_share > 0 for row in data.dilation),
+        amiss=[(layer, engine) for layer in data.layers for engine, found in layer.precisions.items() if found != "int8"],
     )
 
 
-def _plots(data: ReportData) -> dict[str, str]:
-    plots = {}
-    if data.snr:
-        plots["snr"] = snr_plot(data.snr)
-    if data.tables:
-        plots |= {"scales": scale_map(data.tables), "curves": scale_curves(data.tables)}
-    if data.distillation:
-        plots["distillation"] = distillation_plot(data.distillation)
-    if data.latency:
-        plots["latency"] = latency_plot(data.latency)
-    return plots
+def embedded_json(data: ReportData) -> str:
+    """The data as JSON in which no text can end the script element, or open another: <, > and & are escaped, as JSON allows."""
+    text = json.dumps(to_json(data), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    for character in "<>&\u2028\u2029":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return text
 
 
-def _embedded(picture: Path) -> str:
-    if not picture.is_file():
-        raise UsageError(f"no such picture: {picture}")
-    content = picture.read_bytes()
-    if not content.startswith(_PNG):
-        raise ArtifactError(f"{picture} is no PNG")
-    return "data:image/png;base64," + base64.b64encode(content).decode()
-
-
-def _lowest(series: SnrSeries) -> tuple[float, float]:
-    """(SNR in dB, timestep) of the worst step."""
-    return min(zip(series.snr_db, series.timesteps, strict=True))
+def _template(name: str) -> str:
+    return files("dq_deploy.report").joinpath("templates", name).read_text(encoding="utf-8")
 
 
 def _counts(by_precision: Mapping[str, int]) -> str:

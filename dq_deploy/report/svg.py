@@ -23,7 +23,6 @@ _ON_WHITE = {
 }
 # Readable on white and on near-black, and told apart by people who see no red or no green.
 BLUE, ORANGE, GREEN, PURPLE, GREY = "#3d85c6", "#e08214", "#2a9d77", "#9b6bc4", "#8b929c"
-SERIES = (BLUE, ORANGE, GREEN, PURPLE)
 WIDTH = 9.7  # inches; the page's column
 
 _STYLE: dict[Any, Any] = {

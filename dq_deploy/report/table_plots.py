@@ -11,7 +11,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator
 from numpy.typing import NDArray
 
 from ..artifacts.scale_tables import ScaleTable
-from .svg import BLUE, MUTED, ORANGE, WIDTH, figure, styled, to_svg
+from .svg import BLUE, MUTED, ORANGE, WIDTH, figure
 
 _CURVES = 6
 _MOST_LABELS = 20
@@ -19,22 +19,11 @@ _MOST_LABELS = 20
 _MOST_OCTAVES = 2.0
 
 
-def scale_map(tables: Mapping[str, ScaleTable]) -> str:
-    """Every quantizer's scale relative to its own median, a row for each in network order, a column for each timestep."""
-    timesteps = next(iter(tables.values())).timesteps
-    with styled():
-        return to_svg(draw_map(tables), "scales", f"Scales of {len(tables)} quantizers over {len(timesteps)} timesteps")
-
-
-def scale_curves(tables: Mapping[str, ScaleTable]) -> str:
-    """The quantizers whose scale moves most over the timesteps, in their own units, with their zero-points where these are not 0."""
-    with styled():
-        shown = min(_CURVES, len(tables))
-        return to_svg(draw_curves(tables), "curves", f"Scales over timesteps of the {shown} quantizers that move most")
-
-
 def draw_map(tables: Mapping[str, ScaleTable]) -> Figure:
-    """``scale_map`` as a figure; call it inside a style."""
+    """Every quantizer's scale relative to its own median, a row for each in network order, a column for each timestep.
+
+    Call it inside a style.
+    """
     names = list(tables)
     timesteps = next(iter(tables.values())).timesteps
     octaves = np.stack([_octaves(tables[name]) for name in names])
@@ -59,7 +48,10 @@ def draw_map(tables: Mapping[str, ScaleTable]) -> Figure:
 
 
 def draw_curves(tables: Mapping[str, ScaleTable], most: int = _CURVES) -> Figure:
-    """``scale_curves`` as a figure; call it inside a style."""
+    """The quantizers whose scale moves most over the timesteps, in their own units, with their zero-points where these are not 0.
+
+    Call it inside a style.
+    """
     chosen = sorted(tables, key=lambda name: -_spread(tables[name]))[:most]
     columns = min(3, len(chosen))
     lines = -(-len(chosen) // columns)

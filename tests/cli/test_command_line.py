@@ -14,7 +14,7 @@ import pytest
 from tests.command_line import HEAVY, Cli, assert_refused, process
 from tests.flow import Flow, snapshot
 
-COMMANDS = ("quantize", "export", "build-engine", "check", "bench", "sample", "inspect", "doctor", "layers", "demo")
+COMMANDS = ("quantize", "export", "build-engine", "check", "bench", "sample", "report", "inspect", "doctor", "layers", "demo")
 FAST = ("--steps", "2", "--calibration-samples", "2", "--iterations", "0")
 
 
@@ -104,7 +104,6 @@ def test_inspect_needs_no_runtime(flow: Flow) -> None:
         ("onnxruntime", "check"),
         ("onnxruntime", "bench"),
         ("openvino", "bench"),
-        ("matplotlib", "demo"),
         ("onnxruntime", "demo"),
         ("tensorrt_rtx", "build-engine"),
     ],

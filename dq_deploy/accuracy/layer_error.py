@@ -1,0 +1,210 @@
+"""Error of every layer at every calibrated timestep, of the PyTorch quantized forward on the checkpoint's held-out samples.
+
+Two questions, two figures. How wrong is a layer's *output* by then: SNR against the same layer's output in the float model, for the same
+network input, so that it holds all error made before the layer too. And how much does the rounding of its *activation* add by itself: SNR
+of each quantizer's codes against what it read.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch.fx import GraphModule, Interpreter, Node
+
+from ..errors import ArtifactError, UsageError
+from ..progress import Progress, silent
+from ..quantization.calibration.trajectories import Trajectories
+from ..quantization.checkpoint import Checkpoint
+from ..quantization.config import SkipHalves
+from ..quantization.graph.capture import capture
+from ..quantization.graph.insertion import decode
+from ..quantization.graph.products import find_layers
+from ..quantization.graph.skip_halves import arrange_skip_halves
+from ..quantization.layers import ActivationQuantizer, Quantized
+from ..quantization.numerics import per_channel, per_row
+from ..sources import reload_source
+
+# Every layer's output is held at once, in one pass of the float model: for a large model's samples, one seed at a time.
+_PASS_ELEMENTS = 1 << 14
+_CEILING_DB = 150.0  # what two equal tensors get, so that JSON needs no infinity
+
+Keep = Callable[[str, torch.Tensor], None]
+
+
+@dataclass
+class LayerErrors:
+    """SNR in dB at each of ``timesteps`` [T], None where the signal is zero.
+
+    ``output_db`` by layer, empty with the reason in ``no_output`` when there is no float model to compare with; ``activation_db`` by
+    quantizer. ``samples`` is the number of network inputs behind each figure.
+    """
+
+    timesteps: list[float]
+    samples: int
+    output_db: dict[str, list[float | None]] = field(default_factory=dict)
+    activation_db: dict[str, list[float | None]] = field(default_factory=dict)
+    no_output: str | None = None
+
+
+@torch.no_grad()
+def layer_errors(checkpoint: Checkpoint, *, progress: Progress = silent) -> LayerErrors:
+    """Measure every layer of a checkpoint, with the float model that its manifest names where that can be loaded again.
+
+    Raises ArtifactError when the float model's layers are not those of the checkpoint.
+    """
+    reference = checkpoint.reference()
+    found = LayerErrors(reference.timesteps.tolist(), reference.samples.shape[1])
+    passes = list(_passes(reference))
+    with progress("error of every layer", len(reference.timesteps) * len(passes) + 1) as advance:
+        float_run = None
+        try:
+            float_run = _FloatRun(checkpoint)
+        except (UsageError, ArtifactError) as error:
+            found.no_output = error.message
+        advance(1, "float model loaded")
+        quantized = _QuantizedRun(checkpoint)
+        sums = _Sums(_folded_layers(checkpoint))
+        for row, timestep in enumerate(reference.timesteps):
+            for part in passes:
+                inputs = _inputs(checkpoint, reference, row, part)
+                expected = float_run.outputs(inputs) if float_run else {}
+                quantized.run_and_compare(inputs, expected, row, sums)
+                advance(1, f"timestep {float(timestep):g}")
+    found.output_db = sums.output_db()
+    found.activation_db = sums.activation_db()
+    return found
+
+
+def _passes(reference: Trajectories) -> Iterator[slice]:
+    """The samples in passes; the halves of a guided seed stay together."""
+    size = max(1, _PASS_ELEMENTS // reference.samples[0, 0].numel() // reference.per_seed) * reference.per_seed
+    for start in range(0, reference.samples.shape[1], size):
+        yield slice(start, start + size)
+
+
+def _inputs(checkpoint: Checkpoint, reference: Trajectories, row: int, part: slice) -> list[torch.Tensor]:
+    names = checkpoint.details["inputs"]
+    samples = reference.samples[row, part]
+    conditions = {name: values[part] for name, values in reference.conditions.items()}
+    values = {names[0]: samples, "timestep": reference.timesteps[row].repeat(len(samples)), **conditions}
+    return [values[name] for name in names]
+
+
+def _folded_layers(checkpoint: Checkpoint) -> set[str]:
+    """Layers whose output channels were divided by a later layer's dilation: what they give differs from the float model's by design."""
+    return {name for record in checkpoint.details["dilation"] for name in record["folded_into"]} & checkpoint.layers.keys()
+
+
+class _FloatRun(Interpreter):
+    """The float model, captured and split as it was when it was quantized; gives each layer's output."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        graph = _float_graph(checkpoint)
+        self.names = {layer.node.name: layer.name for layer in find_layers(graph)}
+        missing = sorted(checkpoint.layers.keys() - set(self.names.values()))
+        if missing:
+            raise ArtifactError(f"the float model has no layer {', '.join(missing[:5])}, which the checkpoint has")
+        self.kept: dict[str, torch.Tensor] = {}
+        super().__init__(graph)
+
+    def outputs(self, inputs: list[torch.Tensor]) -> dict[str, torch.Tensor]:
+        self.kept = {}
+        self.run(*inputs)
+        return self.kept
+
+    def run_node(self, n: Node) -> Any:
+        result = super().run_node(n)
+        if n.name in self.names:
+            self.kept[self.names[n.name]] = result
+        return result
+
+
+def _float_graph(checkpoint: Checkpoint) -> GraphModule:
+    origin = checkpoint.details["source"]
+    if not origin:
+        raise UsageError("the checkpoint was made from a module in memory, so there is no float model to compare with")
+    source = reload_source(origin)
+    if source.sha256 != origin["sha256"]:
+        raise ArtifactError(f"the weights of {origin['reference']} are not those that the checkpoint was made from")
+    graph = capture(source.model, checkpoint.examples())
+    arrange_skip_halves(graph, SkipHalves(checkpoint.details["skip_halves"]["mode"]))
+    return graph
+
+
+class _QuantizedRun(Interpreter):
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        super().__init__(checkpoint.model)
+        self.quantizers = checkpoint.quantizers
+        self.layers = checkpoint.layers
+        self.expected: Mapping[str, torch.Tensor] = {}
+        self.row, self.sums = 0, _Sums(set())
+
+    def run_and_compare(self, inputs: list[torch.Tensor], expected: Mapping[str, torch.Tensor], row: int, sums: _Sums) -> None:
+        self.expected, self.row, self.sums = expected, row, sums
+        self.run(*inputs)
+
+    def run_node(self, n: Node) -> Any:
+        result = super().run_node(n)
+        if isinstance(result, Quantized):
+            name = n.meta["quantizer"]
+            x = next(self.env[a] for a in n.args if isinstance(a, Node))
+            self.sums.add_activation(name, self.row, x, _dequantized(self.quantizers[name], result))
+        elif n.op == "call_module" and (layer := decode(str(n.target))) in self.layers and layer in self.expected:
+            axis = 1 if self.layers[layer].config()["op"].endswith("conv2d") else -1
+            self.sums.add_output(layer, self.row, self.expected[layer], result, axis)
+        return result
+
+
+def _dequantized(quantizer: ActivationQuantizer, value: Quantized) -> torch.Tensor:
+    """What the codes stand for, in units of what the quantizer read."""
+    x = value.codes * per_row(value.scale, value.codes)
+    return x if quantizer.fixed else x * per_channel(quantizer.dilation, x, quantizer.axis)
+
+
+class _Sums:
+    """Energies of signal, product and value: by name and row, a number each, or for a folded layer one for each output channel."""
+
+    def __init__(self, folded: set[str]) -> None:
+        self.folded = folded
+        self.outputs: dict[str, dict[int, torch.Tensor]] = {}  # [3, C]: Σ f², Σ f·q, Σ q²; C is 1 unless folded
+        self.activations: dict[str, dict[int, torch.Tensor]] = {}  # [2]: Σ x², Σ (x − x̂)²
+
+    def add_output(self, name: str, row: int, expected: torch.Tensor, got: torch.Tensor, axis: int) -> None:
+        f, q = (t.double().movedim(axis, 0) for t in (expected, got))
+        f, q = (t.flatten(1) if name in self.folded else t.reshape(1, -1) for t in (f, q))
+        _add(self.outputs, name, row, torch.stack([(f * f).sum(1), (f * q).sum(1), (q * q).sum(1)]))
+
+    def add_activation(self, name: str, row: int, x: torch.Tensor, got: torch.Tensor) -> None:
+        _add(self.activations, name, row, torch.stack([x.double().pow(2).sum(), (x.double() - got).pow(2).sum()]))
+
+    def output_db(self) -> dict[str, list[float | None]]:
+        found = {}
+        for name, rows in self.outputs.items():
+            sums = torch.stack([rows[row] for row in sorted(rows)])  # [T, 3, C]
+            gain = torch.ones_like(sums[0, 0])
+            if name in self.folded:  # the s that a channel was divided by is not stored: the least-squares factor over all timesteps
+                gain = sums[:, 1].sum(0) / sums[:, 2].sum(0).clamp(min=1e-300)
+            noise = (sums[:, 0] - 2 * gain * sums[:, 1] + gain**2 * sums[:, 2]).sum(1)
+            found[name] = [_decibels(float(s), float(e)) for s, e in zip(sums[:, 0].sum(1), noise, strict=True)]
+        return found
+
+    def activation_db(self) -> dict[str, list[float | None]]:
+        return {name: [_decibels(*rows[row].tolist()) for row in sorted(rows)] for name, rows in self.activations.items()}
+
+
+def _add(sums: dict[str, dict[int, torch.Tensor]], name: str, row: int, value: torch.Tensor) -> None:
+    rows = sums.setdefault(name, {})
+    rows[row] = rows[row] + value if row in rows else value
+
+
+def _decibels(signal: float, noise: float) -> float | None:
+    """10·log10(signal / noise), rounded as far as samples carry it; None for no signal."""
+    if not signal > 0:
+        return None
+    # Sums of squares in double cancel to about 1e-16 of the signal; what is left below the ceiling's ratio is rounding, not noise.
+    ratio = max(noise / signal, 10 ** (-_CEILING_DB / 10))
+    return round(-10 * math.log10(ratio), 3)

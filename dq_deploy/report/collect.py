@@ -1,0 +1,240 @@
+"""From artefacts to the page's data: what their manifests say, and what is measured for the page."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..accuracy.check import CheckResult, check
+from ..accuracy.layer_error import LayerErrors, layer_errors
+from ..artifacts import Artifact
+from ..artifacts.scale_tables import read_tables
+from ..engines.bench import BenchResult, Contender, bench, contenders_from
+from ..errors import ArtifactError, EnvironmentProblem, UsageError
+from ..progress import Progress, silent
+from ..quantization.checkpoint import Checkpoint, load_checkpoint
+from .data import (
+    ArtifactRow,
+    BlockLoss,
+    CheckRow,
+    DilationRow,
+    FloatLayer,
+    Layer,
+    Pictures,
+    ReportData,
+    SnrSeries,
+)
+from .engine_rows import engine_rows, precisions
+from .family import Family
+from .headlines import headlines
+from .pictures import page_pictures
+from .recipe import commands, report_command
+from .wanted import Drawing, Timing, Wanted
+
+Note = Callable[[str], None]
+
+
+def collect(family: Family, wanted: Wanted, *, progress: Progress = silent, note: Note = lambda _: None) -> ReportData:
+    """Everything on the page. What cannot be measured here is left out, and said to ``note`` and on the page.
+
+    Raises UsageError and ArtifactError as the measurements do: settings that make no sense, damaged contents.
+    """
+    notes: list[str] = []
+
+    def left_out(reason: str) -> None:
+        notes.append(reason)
+        note(reason)
+
+    if wanted.timing:
+        _check_timing(family, wanted.timing)
+    # First, for they refuse settings that make no sense.
+    pictures = _pictures(family, wanted.drawing, progress, left_out) if wanted.drawing else None
+    checkpoint = load_checkpoint(family.checkpoint.path)
+    errors = _layer_errors(checkpoint, wanted, progress, left_out)
+    checks = _checks(family, progress, left_out) if wanted.check else []
+    latency = _latency(family, wanted.timing, progress, left_out) if wanted.timing else None
+    manifest, details = family.checkpoint.manifest, checkpoint.details
+    data = ReportData(
+        title=manifest.model,
+        subtitle=_subtitle(manifest.quantization or {}, len(manifest.timesteps)),
+        pictures=pictures,
+        timesteps=manifest.timesteps,
+        layers=_layers(family, errors),
+        float_layers=[FloatLayer(**layer) for layer in details["float_layers"]],
+        error_samples=errors.samples if errors else 0,
+        activation_db=errors.activation_db if errors else {},
+        tables=read_tables(family.checkpoint),
+        snr=_series(details, manifest.timesteps, checks),
+        checks=[_check_row(result) for result in checks],
+        distillation=[BlockLoss(**{key: row[key] for key in BlockLoss.model_fields}) for row in details["distillation"]],
+        dilation=_dilation(checkpoint),
+        dilation_rules=details["dilation_rule"]["mean_snr_db"],
+        latency=latency,
+        engines=engine_rows(family),
+        artifacts=[_artifact(member) for member in family.members],
+        options=manifest.quantization or {},
+        notes=notes,
+        commands=[*_commands(family), report_command([member.path for member in family.members], wanted)],
+        versions=_versions(family.members),
+    )
+    return data.model_copy(update={"headlines": headlines(data)})
+
+
+def _subtitle(options: dict[str, Any], steps: int) -> str:
+    activations = "float activations" if options["activation_bits"] > 8 else f"{options['activation_bits']}-bit activations"
+    tables = f"a scale for each of {steps} timesteps" if options["temporal"] else "static scales"
+    trained = f"{options['iterations']} distillation steps a block" if options["iterations"] else "not distilled"
+    return f"{options['weight_bits']}-bit weights, {activations}, {tables}, {trained}"
+
+
+def _layer_errors(checkpoint: Checkpoint, wanted: Wanted, progress: Progress, left_out: Note) -> LayerErrors | None:
+    if not wanted.layer_error:
+        return None
+    errors = layer_errors(checkpoint, progress=progress)
+    if errors.no_output:
+        left_out(f"No error of the layers' outputs: {errors.no_output}.")
+    return errors
+
+
+def _layers(family: Family, errors: LayerErrors | None) -> list[Layer]:
+    by_engine = precisions(family)
+    return [
+        Layer(
+            name=layer["name"],
+            op=layer["op"],
+            macs=layer["macs"],
+            weight_bits=layer.get("weight_bits"),
+            activation_bits=layer["activation_bits"],
+            quantizers=layer["quantizers"],
+            output_db=errors.output_db.get(layer["name"]) if errors else None,
+            precisions={engine: found[layer["name"]][0] for engine, found in by_engine.items() if layer["name"] in found},
+            reasons={engine: why for engine, found in by_engine.items() if (why := found.get(layer["name"], ("", None))[1])},
+        )
+        for layer in family.checkpoint.manifest.details["layers"]
+    ]
+
+
+def _series(details: dict[str, Any], timesteps: list[float], checks: Sequence[CheckResult]) -> list[SnrSeries]:
+    snr = details["snr_db"]
+    series = [SnrSeries(name="PyTorch, quantized", timesteps=timesteps, snr_db=snr["after_distillation"], role="reference")]
+    if details["distillation"]:
+        series.insert(0, SnrSeries(name="before distillation", timesteps=timesteps, snr_db=snr["before_distillation"], role="before"))
+    for result in checks:
+        rows = {row.timestep: row.snr_bundle_db for row in result.timesteps}
+        series.append(SnrSeries(name=Path(result.bundle).resolve().name, timesteps=timesteps, snr_db=[rows.get(t) for t in timesteps]))
+    return series
+
+
+def _check_row(result: CheckResult) -> CheckRow:
+    differences = [row.difference_db for row in result.timesteps]
+    return CheckRow(
+        bundle=Path(result.bundle).resolve().name,
+        target=result.target,
+        dtype=result.dtype,
+        passed=bool(result),
+        layers=len(result.layers),
+        timesteps=len(result.timesteps),
+        allowed_db=max((row.allowed_db for row in result.timesteps), default=0.0),
+        largest_difference_db=max(differences, default=None),
+        worst_layer=result.worst_layer.layer if result.worst_layer else None,
+        failures=result.failures,
+    )
+
+
+def _dilation(checkpoint: Checkpoint) -> list[DilationRow]:
+    quantizers = checkpoint.quantizers
+    return [
+        DilationRow(
+            quantizer=record["quantizer"],
+            rule=record["choice"],
+            largest_s=float(quantizers[record["quantizer"]].dilation.max()),
+            **{key: record[key] for key in ("unsaturated_share", "dilated_share", "range_ratio", "error_ratio", "folded_into")},
+        )
+        for record in checkpoint.details["dilation"]
+    ]
+
+
+def _pictures(family: Family, drawing: Drawing, progress: Progress, left_out: Note) -> Pictures | None:
+    """Drawn by the first bundle that ONNX Runtime can run, or by the checkpoint."""
+    from ..sampling import draw, not_drawable
+
+    artifact = next((bundle for bundle in family.bundles if bundle.manifest.details["dtype"] != "bf16"), family.checkpoint)
+    if reason := not_drawable(artifact):
+        left_out(f"No pictures: {reason}.")
+        return None
+    options: dict[str, Any] = {**vars(drawing), "progress": progress}
+    try:
+        drawn = draw(artifact, **options)
+    except (UsageError, ArtifactError) as error:
+        drawn = draw(artifact, **options, compare_float=False)  # fails again where it is the settings that are wrong
+        left_out(f"No pictures of the float model: {error.message}.")
+    return page_pictures(drawn, artifact.path.resolve().name, drawing.seed)
+
+
+def _checks(family: Family, progress: Progress, left_out: Note) -> list[CheckResult]:
+    results = []
+    for bundle in family.bundles:
+        try:
+            results.append(check(bundle, family.checkpoint, progress=progress))
+        except EnvironmentProblem as error:
+            left_out(f"{bundle.path.resolve().name} was not checked: {error.message}.")
+    return results
+
+
+def _check_timing(family: Family, timing: Timing) -> None:
+    """What the timing would refuse, before anything long is done. Raises UsageError."""
+    timed = [str(artifact.path) for artifact in (*family.floats, *family.bundles, *family.engines)]
+    problems = [] if timed else ["there is no bundle and no engine to time"]
+    problems += [f"batch size {batch} is below 1" for batch in timing.batches if batch < 1]
+    problems += [f"runs is {timing.runs}, and at least 1 is needed"] if timing.runs < 1 else []
+    if timing.baseline is not None and str(timing.baseline) not in timed:
+        problems.append(f"the baseline {timing.baseline} is not among what is timed: {', '.join(timed) or 'nothing'}")
+    if problems:
+        raise UsageError("; ".join(problems))
+
+
+def _latency(family: Family, timing: Timing, progress: Progress, left_out: Note) -> BenchResult | None:
+    contenders: list[Contender] = []
+    for artifact in (*family.floats, *family.bundles, *family.engines):
+        try:
+            contenders += contenders_from([artifact])
+        except EnvironmentProblem as error:
+            left_out(f"{artifact.path.resolve().name} was not timed: {error.message}.")
+    if not contenders:
+        left_out("No latency: nothing that was given can run here.")
+        return None
+    baseline = None if timing.baseline is None else str(timing.baseline)
+    return bench(contenders, batches=timing.batches, runs=timing.runs, baseline=baseline, progress=progress)
+
+
+def _artifact(artifact: Artifact) -> ArtifactRow:
+    details = artifact.manifest.details
+    words = [str(details[key]) for key in ("target", "dtype", "backend") if key in details]
+    return ArtifactRow(
+        name=artifact.path.resolve().name,
+        kind=artifact.manifest.kind,
+        what=", ".join([*words, *(["float"] if details.get("float") else [])]),
+        is_float=bool(details.get("float")),
+        bytes=sum(entry.size for entry in artifact.manifest.files.values()),
+        manifest_sha256=artifact.as_parent.manifest_sha256,
+        tools=artifact.manifest.tools,
+    )
+
+
+def _commands(family: Family) -> list[str]:
+    made = commands(family.checkpoint)
+    for bundle in (*family.bundles, *family.floats):
+        made += commands(bundle, family.checkpoint)
+    for engine in family.engines:
+        made += commands(engine, family.bundle_of(engine))
+    return made
+
+
+def _versions(members: Sequence[Artifact]) -> dict[str, str]:
+    """Each tool's version; several where artefacts were made with several."""
+    found: dict[str, list[str]] = {}
+    for member in members:
+        for name, version in member.manifest.tools.items():
+            found.setdefault(name, []).append(version)
+    return {name: ", ".join(dict.fromkeys(versions)) for name, versions in found.items()}

@@ -1,0 +1,80 @@
+"""The artefacts that a report is about: one checkpoint, and what was made from it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..artifacts import Artifact, open_artifact
+from ..errors import ArtifactError, UsageError
+
+
+@dataclass(frozen=True)
+class Family:
+    """A checkpoint, bundles exported from it (``floats`` are the unquantized ones), and engines built from those, with unique names."""
+
+    checkpoint: Artifact
+    bundles: tuple[Artifact, ...]
+    floats: tuple[Artifact, ...]
+    engines: tuple[Artifact, ...]
+
+    def bundle_of(self, engine: Artifact) -> Artifact:
+        """The bundle that an engine was built from."""
+        wanted = engine.manifest.parent.manifest_sha256 if engine.manifest.parent else ""
+        return next(bundle for bundle in (*self.bundles, *self.floats) if bundle.as_parent.manifest_sha256 == wanted)
+
+    def is_float(self, engine: Artifact) -> bool:
+        """Whether an engine is of an unquantized bundle."""
+        return self.bundle_of(engine) in self.floats
+
+    @property
+    def members(self) -> list[Artifact]:
+        """All of them, parents first."""
+        return [self.checkpoint, *self.bundles, *self.floats, *self.engines]
+
+
+def gather(paths: Sequence[str | Path], checkpoint: str | Path | None = None) -> Family:
+    """Open and verify artefacts, and sort them by what they are.
+
+    Raises UsageError (no checkpoint or two, one given twice, two of one name) and ArtifactError (a damaged one, or one that was made from
+    something else).
+    """
+    given = [*([Path(checkpoint)] if checkpoint is not None else []), *map(Path, paths)]
+    opened = [open_artifact(path, ("checkpoint", "bundle", "engine")) for path in given]
+    _check_names(opened)
+    checkpoints = [artifact for artifact in opened if artifact.manifest.kind == "checkpoint"]
+    if len(checkpoints) != 1:
+        found = ", ".join(str(artifact.path) for artifact in checkpoints)
+        raise UsageError(
+            f"a report is about one checkpoint, and {f'these were given: {found}' if found else 'none was given'}",
+            "give the checkpoint among the paths, or with --checkpoint",
+        )
+    bundles = [artifact for artifact in opened if artifact.manifest.kind == "bundle"]
+    engines = [artifact for artifact in opened if artifact.manifest.kind == "engine"]
+    _check_parents(bundles, checkpoints, "exported from", "the checkpoint that it is from")
+    _check_parents(engines, bundles, "built from", "the bundle that it is from")
+    return Family(
+        checkpoints[0],
+        tuple(bundle for bundle in bundles if not bundle.manifest.details["float"]),
+        tuple(bundle for bundle in bundles if bundle.manifest.details["float"]),
+        tuple(engines),
+    )
+
+
+def _check_names(opened: Sequence[Artifact]) -> None:
+    """On the page an artefact goes by its folder's name."""
+    names = [artifact.path.resolve().name for artifact in opened]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        paths = ", ".join(str(a.path) for a in opened if a.path.resolve().name in twice)
+        raise UsageError(f"two of the artefacts are called {twice[0]}: {paths}", "give each once, in folders of different names")
+
+
+def _check_parents(children: Sequence[Artifact], parents: Sequence[Artifact], how: str, what: str) -> None:
+    known = {parent.as_parent.manifest_sha256 for parent in parents}
+    strangers = [child for child in children if child.manifest.parent is None or child.manifest.parent.manifest_sha256 not in known]
+    if strangers:
+        paths = ", ".join(str(child.path) for child in strangers)
+        given = " or ".join(str(parent.path) for parent in parents) or "anything given"
+        raise ArtifactError(f"{paths}: not {how} {given}", f"give {what} too, or make it again")

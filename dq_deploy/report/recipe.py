@@ -1,0 +1,110 @@
+"""The commands that make an artefact again, from what its manifest says."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ..artifacts import Artifact, Manifest
+from ..quantization.config import PRESETS, QuantizeConfig
+from .wanted import Drawing, Wanted
+
+# Options of a quantization that are flags of the command line; the others go into a file.
+_FLAGS = ("steps", "iterations", "dilation", "calibration_samples", "batch_size", "seed", "guidance_scale", "sampler")
+
+
+def commands(artifact: Artifact, parent: Artifact | None = None) -> list[str]:
+    """The commands that make an artefact from ``parent`` (a checkpoint from its source), with folders by their names alone.
+
+    What a manifest does not hold stays a placeholder in capitals: a model in memory, prompts, a LoRA's file.
+    """
+    manifest, name = artifact.manifest, artifact.path.resolve().name
+    if manifest.kind == "checkpoint":
+        flags, unflagged = _quantize_flags(manifest)
+        made = _line("quantize", _source(manifest), "-o", name, *flags)
+        if not unflagged:
+            return [made]
+        return [f"echo {shlex.quote(json.dumps(unflagged, sort_keys=True))} > options.json", f"{made} --config options.json"]
+    made_from = parent.path.resolve().name if parent else "BUNDLE"
+    if manifest.kind == "bundle":
+        return [_line("export", made_from, "-o", name, *_export_flags(manifest.details))]
+    return [_line("build-engine", made_from, "-o", name, *_build_flags(manifest.details))]
+
+
+def report_command(paths: Sequence[Path], wanted: Wanted) -> str:
+    """The command that writes the page, into report.html."""
+    flags: list[str] = []
+    if wanted.drawing is None:
+        flags.append("--no-samples")
+    else:
+        default = Drawing()
+        for name, value in vars(wanted.drawing).items():
+            if value != getattr(default, name):
+                text = str(value) if isinstance(value, str | int | float) else ",".join(map(str, value))
+                flags += ["-n" if name == "n" else f"--{name.replace('_', '-')}", text]
+    flags += [] if wanted.layer_error else ["--no-layer-error"]
+    flags += [] if wanted.check else ["--no-check"]
+    if wanted.timing:
+        flags += ["--bench", "--batch", ",".join(map(str, wanted.timing.batches)), "--runs", str(wanted.timing.runs)]
+        flags += ["--baseline", wanted.timing.baseline.resolve().name] if wanted.timing.baseline else []
+    return _line("report", *(path.resolve().name for path in paths), "-o", "report.html", *flags)
+
+
+def _line(*words: str) -> str:
+    return shlex.join(["dq-deploy", *words])
+
+
+def _source(manifest: Manifest) -> str:
+    source = manifest.details["source"]
+    return str(source["reference"]) if source else "SOURCE"
+
+
+def _quantize_flags(manifest: Manifest) -> tuple[list[str], dict[str, Any]]:
+    """The flags, and the options that have none."""
+    options = manifest.quantization or {}
+    defaults = QuantizeConfig().model_dump(mode="json")
+    bits = (options["weight_bits"], options["activation_bits"])
+    preset = next((name for name, pair in PRESETS.items() if pair == bits), None)
+    flags = ["--preset", preset] if preset else ["--weight-bits", str(bits[0]), "--activation-bits", str(bits[1])]
+    changed = {k: v for k, v in options.items() if k not in ("weight_bits", "activation_bits", "keep") and v != defaults.get(k)}
+    for option in _FLAGS:
+        if option in changed:
+            flags += [f"--{option.replace('_', '-')}", str(changed.pop(option))]
+    for pattern, value in options["keep"].items():
+        if defaults["keep"].get(pattern) != value:
+            flags += ["--keep", f"{pattern}={value}"]
+    calibration = manifest.details["calibration"]
+    if calibration.get("classes"):
+        flags += ["--classes", ",".join(map(str, calibration["classes"]))]
+    if calibration.get("prompts"):
+        flags += ["--prompts", "PROMPTS"]
+    lora = (manifest.details["source"] or {}).get("lora")
+    if lora:
+        flags += ["--lora", "LORA", "--lora-scale", str(lora["scale"])]
+    return flags, changed
+
+
+def _export_flags(details: dict[str, Any]) -> list[str]:
+    flags = ["--target", details["target"], "--dtype", details["dtype"]]
+    if details["float"]:
+        return [*flags, "--float"]
+    narrow = [layer["weight_storage"] for layer in details["layers"] if layer.get("weight_bits", 8) <= 4 and "weight_storage" in layer]
+    if narrow and details["target"] == "tensorrt" and set(narrow) == {"int8"}:
+        flags += ["--weight-storage", "int8"]
+    asked = details.get("attention") == "float" and details["quantizers"]  # without quantizers nothing else was possible
+    return [*flags, "--attention", "float"] if asked else flags
+
+
+def _build_flags(details: dict[str, Any]) -> list[str]:
+    flags = ["--backend", details["backend"]]
+    for entry in details["engines"]:
+        flags += ["--compute-capability", entry["compute_capability"]] if details["backend"] == "tensorrt-rtx" else []
+    flags += ["--batch", ",".join(map(str, details["batch"]))]
+    for name, sizes in details["sizes"].items():
+        flags += [f"--{name}", ",".join(map(str, sizes))]
+    for name, value in details["options"].items():
+        flags += [f"--{name.replace('_', '-')}"] if value is True else [f"--{name.replace('_', '-')}", str(value)]
+    return flags

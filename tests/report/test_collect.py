@@ -1,0 +1,133 @@
+"""What the page's data hold: the manifests' figures, what was measured, and commands that make the same artefacts again."""
+
+from __future__ import annotations
+
+import base64
+import io
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dq_deploy.artifacts import Artifact, Manifest, open_artifact, sha256_file
+from dq_deploy.errors import ArtifactError, UsageError
+from dq_deploy.report.family import gather
+from dq_deploy.report.make import Drawing, Wanted, write_report
+from dq_deploy.report.recipe import commands
+from dq_deploy.sampling import draw
+from tests.command_line import Cli
+from tests.flow import Flow, altered_manifest
+from tests.report.conftest import Written
+from tests.tiny import make_checkpoint, tiny_unet
+
+
+def test_figures_are_the_manifests_and_the_measured_ones(written: Written, flow: Flow) -> None:
+    data, manifest = written.data, open_artifact(flow.checkpoint, "checkpoint").manifest
+    assert [layer.name for layer in data.layers] == [layer["name"] for layer in manifest.details["layers"]]
+    last = next(layer for layer in data.layers if layer.name == "conv_out")
+    reference, *bundles = data.snr
+    assert reference.snr_db == manifest.details["snr_db"]["after_distillation"]
+    assert last.output_db == pytest.approx(reference.snr_db, abs=0.01)
+    assert [series.name for series in bundles] == ["tensorrt", "onnxruntime"]
+    for series in bundles:
+        assert series.snr_db == pytest.approx(reference.snr_db, abs=0.5)
+    assert [(row.bundle, row.passed, row.layers) for row in data.checks] == [
+        ("tensorrt", True, len(data.layers)),
+        ("onnxruntime", True, len(data.layers)),
+    ]
+    assert set(data.activation_db) == set(data.tables) == {name for layer in data.layers for name in layer.quantizers}
+    assert [row.quantizer for row in data.dilation] == [row["quantizer"] for row in manifest.details["dilation"]]
+    assert [row.name for row in data.artifacts] == ["checkpoint", "tensorrt", "onnxruntime", "float"]
+    assert data.artifacts[0].manifest_sha256 == sha256_file(flow.checkpoint / "manifest.json")
+    assert data.versions["torch"] == manifest.tools["torch"]
+    assert data.latency is not None
+    assert data.latency.baseline == "float · onnxruntime"
+    assert {row.batch for row in data.latency.rows} == {1, 2}
+    assert [tile.value for tile in data.headlines if tile.label.startswith("bundles compute")] == ["2 of 2"]
+
+
+def test_pictures_are_those_that_sampling_draws(written: Written, flow: Flow) -> None:
+    pictures = written.data.pictures
+    assert pictures is not None
+    drawn = draw(flow.bundles["tensorrt"], n=3, seed=5)
+    assert drawn.expected is not None
+    for addresses, images in ((pictures.quantized, drawn.quantized), (pictures.expected or [], drawn.expected)):
+        for address, image in zip(addresses, images, strict=True):
+            content = base64.b64decode(address.removeprefix("data:image/png;base64,"))
+            np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(content))), np.round(image[..., 0].clip(0, 1) * 255))
+    assert pictures.psnr_db == pytest.approx(drawn.psnr_db, abs=0.01)
+
+
+def test_the_commands_make_the_same_artefacts(
+    written: Written, flow: Flow, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Options that have no flag go through a file; the folders' names are those of the commands."""
+    monkeypatch.chdir(tmp_path)
+    options, quantize, export, *_, report = written.data.commands
+    assert options.startswith("echo ")
+    assert options.endswith(" > options.json")
+    (tmp_path / "options.json").write_text(shlex.split(options)[1])
+    for line in (quantize, export):
+        ended = cli(*shlex.split(line)[1:])
+        assert ended.code == 0, ended.err
+    for name, original in (("checkpoint", flow.checkpoint), ("tensorrt", flow.bundles["tensorrt"])):
+        assert (tmp_path / name / "manifest.json").read_text() == (original / "manifest.json").read_text()
+    assert report == ("dq-deploy report checkpoint tensorrt onnxruntime float -o report.html -n 3 --seed 5 --bench --batch 1,2 --runs 3")
+
+
+def test_commands_of_every_kind_of_artefact(flow: Flow, tmp_path: Path) -> None:
+    source = open_artifact(flow.checkpoint, "checkpoint")
+    quantization = {**(source.manifest.quantization or {}), "weight_bits": 5, "keep": {"@first": 8, "@last": 8, "a b*": "float"}}
+    details = {**source.manifest.details, "source": None, "calibration": {"from": "loop", "classes": [1, 3]}}
+    changed = altered_manifest(source, tmp_path / "changed", quantization=quantization, details=details)
+    command = commands(changed)[-1]
+    assert command.startswith("dq-deploy quantize SOURCE -o changed --weight-bits 5 --activation-bits 8 ")
+    assert "--keep @first=8 --keep 'a b*=float' --classes 1,3" in command
+    bundle = flow.bundle("tensorrt")
+    floats = commands(flow.bundle("float"), source)
+    assert floats == ["dq-deploy export checkpoint -o float --target tensorrt --dtype fp32 --float"]
+    attention = altered_manifest(bundle, tmp_path / "attention", details={**bundle.manifest.details, "attention": "float"})
+    assert commands(attention, source)[0].endswith("--dtype fp32 --attention float")
+    details = {
+        "backend": "tensorrt-rtx",
+        "engines": [{"compute_capability": "8.9"}],
+        "batch": [1, 2, 4],
+        "sizes": {"height": [8, 8, 16]},
+        "options": {"optimization_level": 0, "weight_streaming": True},
+    }
+    engine = Artifact(tmp_path / "engine", Manifest(kind="engine", model="m", details=details))
+    (built,) = commands(engine, bundle)
+    assert built.startswith("dq-deploy build-engine tensorrt -o engine --backend tensorrt-rtx --compute-capability 8.9 --batch 1,2,4 ")
+    assert built.endswith(" --height 8,8,16 --optimization-level 0 --weight-streaming")
+
+
+def test_only_one_family_is_reported(flow: Flow, tmp_path: Path) -> None:
+    bundle = flow.bundles["tensorrt"]
+    family = gather([bundle, flow.bundles["float"]], flow.checkpoint)
+    assert ([a.path for a in family.bundles], [a.path for a in family.floats]) == ([bundle], [flow.bundles["float"]])
+    with pytest.raises(UsageError, match="a report is about one checkpoint, and none was given"):
+        gather([bundle])
+    with pytest.raises(UsageError, match="two of the artefacts are called checkpoint"):
+        gather([flow.checkpoint], flow.checkpoint)
+    other = altered_manifest(open_artifact(flow.checkpoint, "checkpoint"), tmp_path / "other", model="other")
+    with pytest.raises(UsageError, match="these were given: .*checkpoint, .*other"):
+        gather([flow.checkpoint, other.path])
+    with pytest.raises(ArtifactError, match="tensorrt: not exported from .*other") as raised:
+        gather([bundle], other.path)
+    assert raised.value.hint == "give the checkpoint that it is from too, or make it again"
+
+
+def test_a_module_in_memory_has_fewer_sections(tmp_path: Path) -> None:
+    """No float model: no output error, no pictures of it; and it is said why."""
+    checkpoint = make_checkpoint(tiny_unet(), tmp_path / "checkpoint")
+    notes: list[str] = []
+    data = write_report([checkpoint.artifact.path], tmp_path / "r.html", wanted=Wanted(drawing=Drawing(n=1)), note=notes.append)
+    assert all(layer.output_db is None for layer in data.layers)
+    assert data.activation_db
+    assert data.pictures is not None
+    assert data.pictures.expected is None
+    assert data.pictures.engine == "pytorch"
+    assert notes == data.notes
+    assert [note.partition(":")[0] for note in notes] == ["No pictures of the float model", "No error of the layers' outputs"]
