@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from ..artifacts.writing import write_text
 from .layer_dump import LayerDump
 
 Backend = Literal["tensorrt-rtx", "tensorrt", "openvino"]
@@ -48,9 +48,4 @@ class BuildResult(BaseModel):
 
     def write(self, path: str) -> None:
         """Write the result: whole, and on disk when this returns."""
-        partial = Path(path + ".partial")
-        with partial.open("w") as stream:
-            stream.write(self.model_dump_json())
-            stream.flush()
-            os.fsync(stream.fileno())
-        partial.rename(path)
+        write_text(Path(path), self.model_dump_json())

@@ -16,6 +16,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ..artifacts import Artifact, Manifest, open_artifact, read_manifest
+from ..artifacts.reading import read_bytes
 from ..errors import ArtifactError, EnvironmentProblem
 from .build_options import BuildOptions, flag
 from .build_plan import RTX_COMPUTE_CAPABILITIES
@@ -167,7 +168,7 @@ def verified_bytes(engine: Artifact, name: str) -> bytes:
 
     Raises ArtifactError when the file is another by now.
     """
-    content = engine.file(name).read_bytes()
+    content = read_bytes(engine.file(name))
     if hashlib.sha256(content).hexdigest() != engine.manifest.files[name].sha256:
         hint = rebuild_hint(engine.path, details_of(engine.path, engine.manifest))
         raise ArtifactError(f"{engine.path}: '{name}' has another sha256", hint)

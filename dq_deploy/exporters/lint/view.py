@@ -6,12 +6,14 @@ import ast
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 from onnx.reference import ReferenceEvaluator
+
+from ...artifacts.reading import data_problem
 
 Array = np.ndarray[Any, Any]
 
@@ -50,10 +52,19 @@ class Product:
 class View:
     """A graph as the rules see it, read from ``file``, in whose folder external data may lie.
 
-    ``layers`` are the known module paths, ``timesteps`` those of the rows of every table, as far as they are known.
+    ``layers`` are the known module paths, ``timesteps`` those of the rows of every table, as far as they are known; ``listed`` are the
+    files whose hashes were compared, None where there is no manifest.
     """
 
-    def __init__(self, model: ir.Model, file: Path, layers: frozenset[str], timesteps: tuple[float, ...] = ()) -> None:
+    def __init__(
+        self,
+        model: ir.Model,
+        file: Path,
+        layers: frozenset[str],
+        timesteps: tuple[float, ...] = (),
+        listed: frozenset[str] | None = None,
+    ) -> None:
+        self.listed = listed
         self.model, self.file, self.folder, self.timesteps, self._layers = model, file, file.parent, timesteps, layers
         self.nodes = tuple(ir.traversal.RecursiveGraphIterator(model.graph))
         self._folded: dict[ir.Value, Array | None] = {}
@@ -139,16 +150,16 @@ class View:
                     yield from ((node, attribute.name, tensor) for tensor in attribute.as_tensors())
 
     def external_problem(self, tensor: ir.ExternalTensor) -> str | None:
-        """Why an external tensor's file must not be opened; None when it lies in the model's own folder."""
-        location = str(tensor.location)
-        if PurePosixPath(location).is_absolute() or ":" in location[:2] or location.startswith("\\"):
-            return "is absolute"
-        if ".." in location.replace("\\", "/").split("/"):
-            return "leaves the folder"
-        file = self.folder / location
-        if not file.resolve().is_relative_to(self.folder.resolve()):
-            return "leaves the folder through a link"
-        return None if file.is_file() else "is missing"
+        """Why an external tensor's file must not be opened; None when its bytes lie in the model's own folder."""
+        return data_problem(
+            self.folder,
+            str(tensor.location),
+            dtype=tensor.dtype.value,
+            shape=tuple(tensor.shape.numpy()),
+            offset=tensor.offset,
+            length=tensor.length,
+            listed=self.listed,
+        )
 
     def codes(self, node: ir.Node) -> ir.DataType | None:
         """Type of the codes of a QuantizeLinear or DequantizeLinear; None where it cannot be told."""
