@@ -14,7 +14,7 @@ from ..errors import ArtifactError, UsageError
 from .details import check_details
 from .manifest import MANIFEST_NAME, FileEntry, Kind, Manifest, Parent, parse_manifest, sha256_file, tool_versions
 from .reading import check_safetensors
-from .reading.paths import REMAKE, file_problem, name_problem
+from .reading.paths import REMAKE, file_problem, name_problem, shown
 from .writing import set_mode, sync, write_text
 
 
@@ -95,7 +95,7 @@ def open_artifact(path: str | Path, kind: Kind | tuple[Kind, ...]) -> Artifact:
 
 def _verify(root: Path, name: str, entry: FileEntry) -> str | None:
     if problem := name_problem(name) or file_problem(root, name):
-        return f"'{name}' {problem}"
+        return f"{shown(name)} {problem}"
     path = root / name
     if path.stat().st_size != entry.size:
         return f"'{name}' has {path.stat().st_size} bytes, not {entry.size}"

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from ..artifacts.reading.plain import JSON_LIMIT, parse_json, read_bytes
 from ..console import Output
-from ..errors import UsageError
+from ..errors import ArtifactError, UsageError
 from ..launched import is_first_process
 
 
@@ -144,7 +144,7 @@ def read_config(path: Path | None) -> dict[str, Any]:
         content = parse_json(read_bytes(path, limit=JSON_LIMIT))
     except FileNotFoundError:
         raise UsageError(f"no such path: {path}") from None
-    except (ValueError, OSError) as error:
+    except (ArtifactError, ValueError, OSError) as error:
         raise UsageError(f"{path} is not a JSON file: {error}") from None
     if not isinstance(content, dict):
         raise UsageError(f"{path} must hold one JSON object of options")

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from ..artifacts import Artifact
-from ..artifacts.reading import check_onnx, without_links
+from ..artifacts.reading import check_structure, without_links
 from ..errors import ArtifactError, EnvironmentProblem, UsageError
 from .engine_files import check_backend_is, check_version, open_runnable
 from .openvino_graph import PRODUCTS, product_precision
@@ -182,15 +182,24 @@ def _model_file(source: str | Path | Artifact) -> tuple[Path, bool | None]:
     """The file to compile: a bundle's graph, an engine's IR, or the file itself when the path names one; and an engine's ``integer``."""
     if not isinstance(source, Artifact):
         if Path(source).is_file():
-            if Path(source).suffix != ".xml":
-                check_onnx(Path(source))
-            return Path(source), None
+            return Path(source) if Path(source).suffix == ".xml" else _valid(graph_file(source)), None
         source = open_runnable(source)
     if source.manifest.kind != "engine":
-        return graph_file(source), None
+        return _valid(graph_file(source)), None
     details = check_backend_is(source, "openvino")
     check_version(source, details, metadata.version("openvino"))
     return source.file(details.engines[0].file), details.options.integer
+
+
+def _valid(file: Path) -> Path:
+    """Raise ArtifactError for a graph that is no valid model: OpenVINO takes one with a circle, or with a value that is made twice."""
+    import onnx
+
+    try:
+        check_structure(file)
+    except onnx.checker.ValidationError as error:
+        raise ArtifactError(f"{file} is no valid model: {' '.join(str(error).split())[:400]}") from None
+    return file
 
 
 @contextmanager

@@ -8,10 +8,11 @@ Lint keeps everything else away from the files (``banned-api`` in ``pyproject.to
 
 from .onnx_files import check_external_data, check_onnx, check_structure, data_problem, read_ir, read_onnx, without_links
 from .paths import path_inside
-from .plain import read_bytes, read_json, read_record
+from .plain import as_record, read_bytes, read_json, read_record
 from .safetensors_files import check_safetensors, read_arrays
 
 __all__ = [
+    "as_record",
     "check_external_data",
     "check_onnx",
     "check_safetensors",

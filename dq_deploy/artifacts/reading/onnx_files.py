@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...errors import ArtifactError
-from .paths import REMAKE, file_problem, in_hub_cache, name_problem
+from .paths import REMAKE, file_problem, in_hub_cache, name_problem, shown
 from .plain import read_bytes
 
 if TYPE_CHECKING:
@@ -40,6 +40,9 @@ def read_onnx(path: Path) -> onnx.ModelProto:
         model.ParseFromString(content)
     except (DecodeError, ValueError) as error:
         raise ArtifactError(f"{path} is not an ONNX graph: {error}", _EXPORT_AGAIN) from None
+    if not model.graph.node:
+        raise ArtifactError(f"{path} is not an ONNX graph: it has no nodes", _EXPORT_AGAIN)
+    _check_versions(model, path)
     return model
 
 
@@ -49,10 +52,22 @@ def check_onnx(path: Path, *, listed: Collection[str] | None = None) -> onnx.Mod
     ``listed`` are the files whose hashes have been compared: data must be in one of them. Raises ArtifactError naming all offenders.
     """
     model = read_onnx(path)
-    if not model.graph.node:
-        raise ArtifactError(f"{path} is not an ONNX graph: it has no nodes", _EXPORT_AGAIN)
     check_external_data(model, path, listed=listed)
     return model
+
+
+def _check_versions(model: onnx.ModelProto, path: Path) -> None:
+    """OpenVINO takes any opset from the future for the newest that it knows."""
+    import onnx
+
+    opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), None)
+    known = {"opset": (opset, onnx.defs.onnx_opset_version()), "IR version": (model.ir_version, onnx.IR_VERSION)}
+    if opset is None:
+        raise ArtifactError(f"{path} is not an ONNX graph: it names no opset", _EXPORT_AGAIN)
+    if newer := [f"{what} {found} (up to {last} is known)" for what, (found, last) in known.items() if found is not None and found > last]:
+        raise ArtifactError(
+            f"{path} is newer than onnx {onnx.__version__}: {', '.join(newer)}", "upgrade onnx, or export to an older opset"
+        )
 
 
 def check_external_data(model: onnx.ModelProto, path: Path, *, listed: Collection[str] | None = None) -> None:
@@ -69,12 +84,25 @@ def read_ir(path: Path, *, listed: Collection[str] | None = None) -> ir.Model:
     import onnx_ir as ir
 
     proto = check_onnx(path, listed=listed)
+    base = _follow_links(proto, path.parent)
     try:
         model = ir.from_proto(proto)
     except (ValueError, TypeError, KeyError, ir.serde.SerdeError) as error:
         raise ArtifactError(f"{path} is not an ONNX graph: {error.__cause__ or error}", _EXPORT_AGAIN) from None
-    ir.external_data.set_base_dir(model.graph, path.parent.resolve())
+    ir.external_data.set_base_dir(model.graph, base)
     return model
+
+
+def _follow_links(model: onnx.ModelProto, folder: Path) -> Path:
+    """Name the files behind a hub cache's links in the graph, as onnx-ir follows none; the folder in which its data files are."""
+    entries = [e for t in _tensors(model.graph, *model.functions) if _is_external(t) for e in t.external_data if e.key == "location"]
+    linked = [entry for entry in entries if in_hub_cache(folder, folder / entry.value)]
+    if not linked:
+        return folder
+    base: Path = (folder / linked[0].value).resolve().parent  # the blobs of the cache, all of them
+    for entry in entries:
+        entry.value = (folder / entry.value).resolve().name
+    return base
 
 
 def check_structure(path: Path) -> None:
@@ -136,7 +164,7 @@ def data_problem(
 ) -> str | None:
     """Why a tensor's data must not be read, None for data that may be. ``dtype`` is one of TensorProto's numbers.
 
-    A hard link is taken for what it is only where the file's hash was compared (``listed``), or in a hub's cache.
+    A hard link is refused, as by ``onnx.checker``, outside of a hub's cache.
     """
     if problem := name_problem(location):
         return problem
@@ -145,8 +173,8 @@ def data_problem(
     if problem := file_problem(folder, location):
         return problem
     file = folder / location
-    if listed is None and file.stat().st_nlink > 1 and not in_hub_cache(folder, file):
-        return "is a hard link, and what it is linked to is unknown"
+    if file.stat().st_nlink > 1 and not in_hub_cache(folder, file):
+        return "is a hard link, which may be to any file: copy it"
     if any(size < 0 for size in shape):
         return f"holds a tensor of shape {list(shape)}"
     needed = _bytes_of(dtype, shape)
@@ -164,16 +192,16 @@ def _problem(tensor: Any, folder: Path, listed: Collection[str] | None) -> str |
     entries = {entry.key: entry.value for entry in tensor.external_data}
     location = entries.get("location", "")
     if len(entries) != len(tensor.external_data):
-        return f"'{location}' has a key twice"
+        return f"{shown(location)} has a key twice"
     if unknown := sorted(entries.keys() - EXTERNAL_KEYS):
-        return f"'{location}' has the unknown key(s) {', '.join(unknown)}"
+        return f"{shown(location)} has the unknown key(s) {', '.join(unknown)}"
     numbers = {key: entries[key] for key in ("offset", "length") if key in entries}
     # isdecimal() knows other scripts' digits; no file has a size of twenty of them.
     if bad := [f"{key} {text[:30]!r}" for key, text in numbers.items() if not (text.isascii() and text.isdecimal() and len(text) < 20)]:
-        return f"'{location}' has the {' and the '.join(bad)}"
+        return f"{shown(location)} has the {' and the '.join(bad)}"
     given = {key: int(text) for key, text in numbers.items()}
     problem = data_problem(folder, location, dtype=tensor.data_type, shape=tensor.dims, listed=listed, **given)
-    return problem and f"'{location}' {problem}"
+    return problem and f"{shown(location)} {problem}"
 
 
 def _bytes_of(dtype: int, shape: Sequence[int]) -> int | None:

@@ -14,8 +14,13 @@ REMAKE = "make it again, or restore the original files"
 def path_inside(folder: Path, name: str) -> Path:
     """The regular file that ``name`` stands for in ``folder``. Raises ArtifactError when it leaves the folder or is no regular file."""
     if problem := name_problem(name) or file_problem(folder, name):
-        raise ArtifactError(f"{folder}: '{name}' {problem}", REMAKE)
+        raise ArtifactError(f"{folder}: {shown(name)} {problem}", REMAKE)
     return folder / name
+
+
+def shown(name: str) -> str:
+    """A name from a file for an error of one line."""
+    return f"'{name}'" if name.isprintable() else ascii(name)
 
 
 def name_problem(name: str) -> str | None:

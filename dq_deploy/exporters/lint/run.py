@@ -51,8 +51,6 @@ def _load(file: Path) -> ir.Model:
         model = ir.from_proto(proto)
     except (ValueError, TypeError, KeyError, ir.serde.SerdeError) as error:
         raise ArtifactError(f"{file} is not an ONNX graph: {error.__cause__ or error}") from None
-    if not proto.graph.node:
-        raise ArtifactError(f"{file} is not an ONNX graph: it has no nodes")
     ir.external_data.set_base_dir(model.graph, file.parent)
     if model.functions:
         passes.InlinePass()(model)
