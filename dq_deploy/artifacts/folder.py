@@ -15,7 +15,7 @@ from .details import check_details
 from .manifest import MANIFEST_NAME, FileEntry, Kind, Manifest, Parent, parse_manifest, sha256_file, tool_versions
 from .reading import check_safetensors
 from .reading.paths import REMAKE, file_problem, name_problem, shown
-from .writing import set_mode, sync, write_text
+from .writing import held, remove_abandoned, set_mode, sync, write_text
 
 
 @dataclass(frozen=True)
@@ -109,14 +109,17 @@ def create_artifact(path: str | Path, manifest: Manifest, *, force: bool = False
     """Create an artefact folder: yields a temporary sibling folder to write into, which becomes ``path`` on a clean exit.
 
     The manifest is completed (files, tool versions) and written last; on any exception nothing remains. The caller may fill in the
-    manifest's fields until the ``with`` block ends.
+    manifest's fields until the ``with`` block ends. What a process that was killed has left of the same output goes first.
     """
     path = Path(path)
     check_output(path, force=force)
     path.absolute().parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{path.name}.partial-", dir=path.absolute().parent))
+    prefix = f".{path.name}.partial-"
+    remove_abandoned(path.absolute().parent, prefix)
+    work = Path(tempfile.mkdtemp(prefix=prefix, dir=path.absolute().parent))
     try:
-        yield work
+        with held(work):
+            yield work
         manifest.tools = tool_versions()
         names = sorted(p.relative_to(work).as_posix() for p in work.rglob("*") if p.is_file())
         manifest.files = {name: FileEntry(sha256=sha256_file(work / name), size=(work / name).stat().st_size) for name in names}

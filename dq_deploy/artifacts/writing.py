@@ -6,11 +6,17 @@ files may be written in any way, and are synced by it. Everything else goes thro
 
 from __future__ import annotations
 
+import fcntl
+import glob
 import os
+import shutil
 import tempfile
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+ABANDONED_S = 60.0
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -39,6 +45,37 @@ def replacing(path: Path) -> Iterator[Path]:
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Lock a temporary folder for as long as it is written: the system lets go of it when the process ends, however it ends."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # a file system without locks: then nothing that is left there is ever removed
+            fcntl.flock(handle, fcntl.LOCK_SH)
+        yield
+    finally:
+        os.close(handle)
+
+
+def remove_abandoned(parent: Path, prefix: str) -> None:
+    """Remove temporary folders, named ``prefix`` and more, that no process holds any longer: those of one that was killed."""
+    for folder in parent.glob(f"{glob.escape(prefix)}*"):
+        try:
+            # One that was made just now may not be held yet.
+            if folder.is_symlink() or time.time() - folder.stat().st_mtime < ABANDONED_S:
+                continue
+            handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        except OSError:
+            continue
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(folder, ignore_errors=True)
+        except OSError:
+            continue
+        finally:
+            os.close(handle)
 
 
 def sync(path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import signal
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +15,14 @@ from .layer_dump import LayerDump
 Backend = Literal["tensorrt-rtx", "tensorrt", "openvino"]
 Shape = tuple[int, ...]
 ShapeRange = tuple[Shape, Shape, Shape]
+_PR_SET_PDEATHSIG = 1
+
+
+def end_with_parent() -> None:
+    """Have the system end this process when the one that started it is killed: a builder must not outlive its command (Linux)."""
+    prctl = getattr(ctypes.CDLL(None), "prctl", None)
+    if prctl is not None:
+        prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL))
 
 
 class BuildRequest(BaseModel):

@@ -19,13 +19,14 @@ from ..artifacts import sha256_file
 from ..artifacts.reading import read_onnx
 from ..artifacts.writing import sync
 from .build_options import BuildOptions
-from .build_request import BuildRequest, BuildResult, Shape
+from .build_request import BuildRequest, BuildResult, Shape, end_with_parent
 from .openvino import compile_for_cpu, import_openvino, int8_saturates, refusal
 from .openvino_graph import runtime_dump
 
 
 def main(request_path: str) -> None:
     """Build what the request file asks for. Raises ArtifactError or whatever OpenVINO raises: the parent reads the traceback."""
+    end_with_parent()
     request = BuildRequest.model_validate_json(Path(request_path).read_bytes())
     openvino = import_openvino()
     graph = read_onnx(Path(request.onnx)).graph

@@ -189,7 +189,8 @@ def data_problem(
 def _problem(tensor: Any, folder: Path, listed: Collection[str] | None) -> str | None:
     if not _is_external(tensor):
         return None
-    entries = {entry.key: entry.value for entry in tensor.external_data}
+    # Where a text is no UTF-8, protobuf hands over bytes.
+    entries = {_text(entry.key): _text(entry.value) for entry in tensor.external_data}
     location = entries.get("location", "")
     if len(entries) != len(tensor.external_data):
         return f"{shown(location)} has a key twice"
@@ -202,6 +203,10 @@ def _problem(tensor: Any, folder: Path, listed: Collection[str] | None) -> str |
     given = {key: int(text) for key, text in numbers.items()}
     problem = data_problem(folder, location, dtype=tensor.data_type, shape=tensor.dims, listed=listed, **given)
     return problem and f"{shown(location)} {problem}"
+
+
+def _text(value: str | bytes) -> str:
+    return value if isinstance(value, str) else value.decode(errors="backslashreplace") + "\0"  # no name that could be one
 
 
 def _bytes_of(dtype: int, shape: Sequence[int]) -> int | None:
