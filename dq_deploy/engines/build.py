@@ -25,9 +25,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from ..artifacts import Artifact, Manifest, check_output, create_artifact, open_artifact
+from ..artifacts.reading import read_record, without_links
+from ..artifacts.writing import write_text
 from ..errors import ArtifactError, EnvironmentProblem, UsageError
 from ..exporters.lint import lint
 from ..progress import Advance, Progress, silent
@@ -108,10 +108,7 @@ def load_report(engine: str | Path | Artifact) -> list[LayerReport]:
     reports = []
     for entry in artifact.manifest.details["engines"]:
         path = artifact.file(entry["report"])
-        try:
-            reports.append(LayerReport.model_validate_json(path.read_bytes()))
-        except ValidationError as error:
-            raise ArtifactError(f"{path} is not a layer report: {error.errors()[0]['msg']}") from None
+        reports.append(read_record(path, LayerReport, "a layer report", hint="build the engine again"))
     return reports
 
 
@@ -160,10 +157,11 @@ def _this_cpu() -> dict[str, Any]:
 def _build_one(job: _Job, folder: Path, capability: tuple[int, int] | None, advance: Advance) -> LayerReport:
     # The engine is written where it will stay, on the output's disk; which GPU it is for may be known only afterwards.
     plan = folder / ("model.xml" if job.backend == "openvino" else "model.engine.partial")
-    with tempfile.TemporaryDirectory(prefix="dq-deploy-build-") as scratch:
+    files = without_links(job.bundle.path, job.bundle.manifest.files)
+    with tempfile.TemporaryDirectory(prefix="dq-deploy-build-") as scratch, files as graphs:
         request = BuildRequest(
             backend=job.backend,
-            onnx=str(job.bundle.file("model.onnx").absolute()),
+            onnx=str((graphs / "model.onnx").absolute()),
             plan=str(plan.absolute()),
             result=str(Path(scratch) / "result.json"),
             compute_capability=capability,
@@ -189,7 +187,7 @@ def _build_one(job: _Job, folder: Path, capability: tuple[int, int] | None, adva
     )
     names = _file_names(report)
     plan.rename(folder / names["file"])
-    (folder / names["report"]).write_text(report.to_json())
+    write_text(folder / names["report"], report.to_json())
     return report
 
 

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from ..artifacts import Artifact
+from ..artifacts.reading import check_structure, without_links
 from ..errors import ArtifactError, EnvironmentProblem, UsageError
 from .engine_files import check_backend_is, check_version, open_runnable, weight_bits_of
 from .openvino_graph import PRODUCTS, product_precision
@@ -61,8 +62,8 @@ class OpenVinoRunner(GraphRunner):
         self._file, as_built, weight_bits = _model_file(source)
         file, integer = self._file, as_built if integer is None else integer
         integer = int8_serves(weight_bits) if integer is None else integer
-        with _kept_signal_stack():
-            self._model = compile_for_cpu(openvino, file, precision=precision, threads=threads, integer=integer)
+        with _kept_signal_stack(), _plain_file(source, file) as plain:
+            self._model = compile_for_cpu(openvino, plain, precision=precision, threads=threads, integer=integer)
             self._request = self._model.create_infer_request()
         used = self._model.get_property("INFERENCE_PRECISION_HINT").get_type_name()
         if precision and used != precision:
@@ -196,13 +197,35 @@ def _model_file(source: str | Path | Artifact) -> tuple[Path, bool | None, int |
     """
     if not isinstance(source, Artifact):
         if Path(source).is_file():
-            return Path(source), None, None
+            return (Path(source) if Path(source).suffix == ".xml" else _valid(graph_file(source))), None, None
         source = open_runnable(source)
     if source.manifest.kind != "engine":
-        return graph_file(source), None, weight_bits_of(source)
+        return _valid(graph_file(source)), None, weight_bits_of(source)
     details = check_backend_is(source, "openvino")
     check_version(source, details, metadata.version("openvino"))
     return source.file(details.engines[0].file), details.options.integer, weight_bits_of(source)
+
+
+def _valid(file: Path) -> Path:
+    """Raise ArtifactError for a graph that is no valid model: OpenVINO takes one with a circle, or with a value that is made twice."""
+    import onnx
+
+    try:
+        check_structure(file)
+    except onnx.checker.ValidationError as error:
+        raise ArtifactError(f"{file} is no valid model: {' '.join(str(error).split())[:400]}") from None
+    return file
+
+
+@contextmanager
+def _plain_file(source: str | Path | Artifact, file: Path) -> Iterator[Path]:
+    """The file where it and its data are no links: in a hub's cache they are, and OpenVINO does not follow them to the data."""
+    if not isinstance(source, Artifact) and Path(source).is_file():
+        yield file
+        return
+    names = [path.name for path in file.parent.iterdir() if path.suffix != ".json"]
+    with without_links(file.parent, names) as folder:
+        yield folder / file.name
 
 
 def _stated_precision(primitive: str, weights: str) -> str:
