@@ -1,0 +1,104 @@
+"""Everything that is timed, made once: our checkpoint and bundles, their twin with static scales, and the outside tools' models."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+import dq_deploy
+from benchmarks.accuracy.peers import FLOAT_ONNX, NNCF_XML, ORT_ONNX, quantize_nncf, quantize_onnxruntime
+from benchmarks.scale.static_twin import write_static_twin
+from dq_deploy.progress import Progress
+from dq_deploy.quantization import Checkpoint, load_checkpoint
+
+from .subjects import Subject
+
+# Speed depends on shapes, bits and which tables there are, not on the values: the cheapest calibration will do.
+_CHEAP: dict[str, Any] = {
+    "iterations": 0,
+    "dilation": "none",
+    "calibration_samples": 2,
+    "reference_samples": 1,
+    "batch_size": 2,
+    "steps": 4,
+    "max_float_share": 0.05,
+}
+_CALIBRATION_BATCHES = 4
+
+
+@dataclass(frozen=True)
+class Made:
+    """Folders of the artefacts and files of the peers, below one work folder."""
+
+    folder: Path
+
+    @property
+    def checkpoint(self) -> Path:
+        """W8A8."""
+        return self.folder / "checkpoint"
+
+    def bundle(self, name: str) -> Path:
+        """``tensorrt``, ``onnxruntime``, ``float`` or ``static``."""
+        return self.folder / name
+
+    @property
+    def float_onnx(self) -> Path:
+        """The float model's graph."""
+        return self.bundle("float") / "model.onnx"
+
+    @property
+    def onnxruntime_static(self) -> Path:
+        """ONNX Runtime's ``quantize_static``."""
+        return self.folder / "peers" / ORT_ONNX
+
+    @property
+    def nncf(self) -> Path:
+        """NNCF's ``quantize``."""
+        return self.folder / "peers" / NNCF_XML
+
+
+def prepare(subject: Subject, folder: Path, progress: Progress) -> Made:
+    """Make what is not there yet."""
+    made = Made(folder)
+    if not made.checkpoint.exists():
+        source, arguments = subject.quantize_arguments()
+        dq_deploy.quantize(source, made.checkpoint, preset="w8a8", progress=progress, **arguments, **_CHEAP)
+    for name, options in {
+        "tensorrt": {"target": "tensorrt", "dtype": "fp32"},
+        "onnxruntime": {"target": "onnxruntime"},
+        "float": {"target": "onnxruntime", "float": True},
+    }.items():
+        if not made.bundle(name).exists():
+            dq_deploy.export(made.checkpoint, made.bundle(name), progress=progress, **options)  # type: ignore[arg-type]
+    if not made.bundle("static").exists():
+        write_static_twin(made.bundle("tensorrt"), made.bundle("static"))
+    _prepare_peers(subject, made)
+    return made
+
+
+def _prepare_peers(subject: Subject, made: Made) -> None:
+    folder = made.folder / "peers"
+    if made.nncf.exists() and made.onnxruntime_static.exists():
+        return
+    folder.mkdir(exist_ok=True)
+    # One file: quantize_static's preprocessing loses sight of weights beside the graph.
+    onnx.save(onnx.load(made.float_onnx), folder / FLOAT_ONNX)
+    checkpoint = load_checkpoint(made.checkpoint)
+    names = checkpoint.details["inputs"]
+    quantize_onnxruntime(folder, names, _batches(checkpoint, timestep_shape=(1,)))
+    quantize_nncf(folder, names, _batches(checkpoint, timestep_shape=(1,)), transformer=subject.transformer)
+
+
+def _batches(checkpoint: Checkpoint, timestep_shape: tuple[int, ...]) -> Iterator[dict[str, np.ndarray[Any, Any]]]:
+    """What our own calibration saw of one seed: each timestep's input."""
+    reference = checkpoint.reference()
+    names = checkpoint.details["inputs"]
+    for timestep, samples in list(zip(reference.timesteps, reference.samples, strict=True))[:_CALIBRATION_BATCHES]:
+        values = {name: value.numpy() for name, value in reference.conditions.items()}
+        values |= {names[0]: samples.numpy(), "timestep": np.full(timestep_shape, float(timestep), np.float32)}
+        yield {name: values[name] for name in names}

@@ -1,0 +1,120 @@
+"""RESULTS.md from the recorded models: speeds first, then targets, then where the time goes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from .timing import BASELINE, PICTURE_STEPS, PICTURES
+
+_UNETS = ("unet", "unet-6m", "unet-86m")
+_OURS = ("ours on ONNX Runtime", "ours on OpenVINO")
+Results = Mapping[str, dict[str, Any]]
+
+
+def page(results: Results) -> str:
+    """The page; models that were not measured are left out."""
+    first = next(iter(results.values()))
+    machine = first["machine"]
+    vnni = any("vnni" in name for name in machine["instructions"])
+    here = (
+        ""
+        if vnni
+        else " **This CPU has no VNNI**: 8-bit products have no fast exact instruction here, and the targets are for CPUs that have one."
+    )
+    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+    parts = [
+        f"""# Latency
+
+`python -m benchmarks.latency`: every contender of a model in one run, interleaved round by round in random order. Speeds are medians of
+the rounds' ratios against ONNX Runtime in float (above 1 is faster), with the 95% bootstrap interval. SNR is against that baseline's
+output on the same noise.
+
+{machine["cpu"]}, {", ".join(machine["instructions"])}, {first["threads"]} thread(s) for every contender; {versions}.{here}
+{first["note"]}
+"""
+    ]
+    parts += [_model(name, result) for name, result in results.items()]
+    parts.append("## Targets\n\n" + "\n".join(_targets(results)) + "\n")
+    parts += [_pictures(name, result["pictures"]) for name, result in results.items() if result.get("pictures")]
+    parts.append(_profiles(results))
+    return "\n".join(part for part in parts if part)
+
+
+def _model(name: str, result: dict[str, Any]) -> str:
+    batches = result["settings"]["batches"]
+    rows = {(row["contender"], row["batch"]): row for row in result["rows"]}
+    lines = [f"## {name}: {result['parameters'] / 1e6:.1f}M parameters, {result['settings']['runs']} rounds", ""]
+    lines.append("| contender | " + " | ".join(f"speed, batch {batch} | ms" for batch in batches) + " | SNR dB |")
+    lines.append("|---|" + "---:|---:|" * len(batches) + "---:|")
+    for contender in dict.fromkeys(row["contender"] for row in result["rows"]):
+        found = [rows[contender, batch] for batch in batches]
+        cells = [f"{1 / r['ratio']:.2f} ({1 / r['ratio_high']:.2f}–{1 / r['ratio_low']:.2f}) | {r['median_ms']:.1f}" for r in found]
+        snr = found[0]["snr_db"]
+        lines.append(f"| {contender} | " + " | ".join(cells) + f" | {'–' if snr is None else f'{snr:.1f}'} |")
+    return "\n".join(lines) + "\n"
+
+
+def _targets(results: Results) -> list[str]:
+    lines = []
+    for name in (n for n in _UNETS if n in results):
+        rows = {(row["contender"], row["batch"]): row for row in results[name]["rows"]}
+        for batch, wanted in ((1, 2.2), (8, 2.5)):
+            if (BASELINE, batch) in rows:
+                best = max(_OURS, key=lambda ours: 1 / rows[ours, batch]["ratio"])
+                speed = 1 / rows[best, batch]["ratio"]
+                lines.append(
+                    f"- {name}, batch {batch}: ≥ {wanted} × ONNX Runtime in float: {_verdict(speed >= wanted)}, {speed:.2f} ({best})."
+                )
+                nncf = speed * rows["OpenVINO, NNCF static INT8", batch]["ratio"]
+                better = _snr(rows[best, batch]) > _snr(rows["OpenVINO, NNCF static INT8", batch])
+                lines.append(
+                    f"- {name}, batch {batch}: ≥ 1.2 × NNCF at better quality: {_verdict(nncf >= 1.2 and better)}, {nncf:.2f} × at "
+                    f"{_snr(rows[best, batch]):.1f} dB against {_snr(rows['OpenVINO, NNCF static INT8', batch]):.1f} dB."
+                )
+    for name, result in results.items():
+        lines += [
+            f"- {name}, batch {pair['batch']}: per-timestep over static scales ({pair['kernels']}): {_verdict(pair['high'] < 1.05)}, "
+            f"time ratio {pair['value']:.3f} ({pair['low']:.3f}–{pair['high']:.3f}), wanted below 1.05."
+            for pair in result["static_pairs"]
+        ]
+        if start := result.get("startup"):
+            ratio = start["export_s"] / start["bare_export_s"]
+            least = start["help_s_least"]
+            lines.append(f"- `dq-deploy --help` ≤ 0.3 s: {_verdict(start['help_s'] <= 0.3)}, {start['help_s']:.2f} s (least {least:.2f}).")
+            lines.append(
+                f"- {name}: export ≤ 1.5 × a bare `torch.onnx.export` of the float model: {_verdict(ratio <= 1.5)}, {ratio:.2f} "
+                f"({start['export_s']:.1f} s and {start['bare_export_s']:.1f} s)."
+            )
+        if pictures := result.get("pictures"):
+            best = max(row["speed"] for row in pictures["rows"] if row["name"] != "PyTorch eager")
+            lines.append(f"- {name}: pictures per second ≥ 3 × PyTorch eager: {_verdict(best >= 3)}, {best:.2f} ×.")
+    return lines
+
+
+def _verdict(met: bool) -> str:
+    return "met" if met else "**missed**"
+
+
+def _snr(row: dict[str, Any]) -> float:
+    return float("inf") if row["snr_db"] is None else float(row["snr_db"])
+
+
+def _pictures(name: str, found: dict[str, Any]) -> str:
+    lines = [f"## {name}: pictures through the diffusers pipeline, T = {PICTURE_STEPS}, {PICTURES} at a time", ""]
+    lines += ["| model in the pipeline | pictures per second | × eager |", "|---|---:|---:|"]
+    for row in found["rows"]:
+        key = row["name"].removeprefix("ours, ").removesuffix(" bundle")
+        engine = f" on {found['engines'][key]}" if key in found["engines"] else ""
+        lines.append(f"| {row['name']}{engine} | {row['pictures_per_s']:.2f} | {row['speed']:.2f} |")
+    return "\n".join(lines) + "\n"
+
+
+def _profiles(results: Results) -> str:
+    lines = ["## Where OpenVINO's time goes, batch 1", ""]
+    for name, result in results.items():
+        for title, kernels in result["profiles"].items():
+            total = sum(kernel["ms"] for kernel in kernels)
+            shown = "; ".join(f"{kernel['ms']:.2f} ms in {kernel['count']} {kernel['kernel']}" for kernel in kernels)
+            lines.append(f"- {name}, {title}: {shown} (these: {total:.1f} ms).")
+    return "\n".join(lines) + "\n"
