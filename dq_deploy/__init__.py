@@ -13,10 +13,11 @@ if TYPE_CHECKING:
     from .accuracy.check import CheckResult, check
     from .engines.bench import bench
     from .engines.build import build_engine
-    from .engines.dropin import load
     from .engines.triton import triton_repository
     from .exporters import export
     from .exporters.lint import Finding, LintResult, lint
+    from .hub.load import load
+    from .hub.push import push
     from .quantization import estimate, quantize
     from .report.make import write_report
     from .sampling import sample
@@ -33,7 +34,8 @@ _HOMES = {
     "estimate": "quantization",
     "export": "exporters",
     "lint": "exporters.lint",
-    "load": "engines.dropin",
+    "load": "hub.load",
+    "push": "hub.push",
     "quantize": "quantization",
     "sample": "sampling",
     "triton_repository": "engines.triton",
@@ -53,6 +55,7 @@ __all__ = [
     "export",
     "lint",
     "load",
+    "push",
     "quantize",
     "sample",
     "triton_repository",

@@ -12,10 +12,27 @@ from .doctor import doctor
 from .export import export
 from .inspect import inspect
 from .layers import layers
+from .model_card import model_card
+from .push import push
 from .quantize import quantize
 from .report import report
 from .sample import sample
 from .triton_repository import triton_repository
 
-COMMANDS = (quantize, export, build_engine, layers, triton_repository, check, bench, sample, report, inspect, doctor, demo)
+COMMANDS = (
+    quantize,
+    export,
+    build_engine,
+    layers,
+    triton_repository,
+    check,
+    bench,
+    sample,
+    report,
+    model_card,
+    push,
+    inspect,
+    doctor,
+    demo,
+)
 """In the order in which help lists them."""

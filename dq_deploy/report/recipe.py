@@ -28,7 +28,7 @@ def commands(artifact: Artifact, parent: Artifact | None = None) -> list[str]:
         if not unflagged:
             return [made]
         return [f"echo {shlex.quote(json.dumps(unflagged, sort_keys=True))} > options.json", f"{made} --config options.json"]
-    made_from = parent.path.resolve().name if parent else "BUNDLE"
+    made_from = parent.path.resolve().name if parent else "CHECKPOINT" if manifest.kind == "bundle" else "BUNDLE"
     if manifest.kind == "bundle":
         return [_line("export", made_from, "-o", name, *_export_flags(manifest.details))]
     return [_line("build-engine", made_from, "-o", name, *_build_flags(manifest.details))]

@@ -14,7 +14,21 @@ import pytest
 from tests.command_line import HEAVY, Cli, assert_refused, process
 from tests.flow import Flow, snapshot
 
-COMMANDS = ("quantize", "export", "build-engine", "check", "bench", "sample", "report", "inspect", "doctor", "layers", "demo")
+COMMANDS = (
+    "quantize",
+    "export",
+    "build-engine",
+    "check",
+    "bench",
+    "sample",
+    "report",
+    "model-card",
+    "push",
+    "inspect",
+    "doctor",
+    "layers",
+    "demo",
+)
 FAST = ("--steps", "2", "--calibration-samples", "2", "--iterations", "0")
 
 

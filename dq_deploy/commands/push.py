@@ -1,0 +1,51 @@
+"""``dq-deploy push``: the command, and what it prints."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from ..console import Output
+from .options import common
+
+if TYPE_CHECKING:
+    from ..hub.push import Pushed
+
+
+@click.command()
+@click.argument("path", type=click.Path(path_type=Path))
+@click.argument("repo_id", metavar="OWNER/NAME")
+@click.option("--report", "measured", type=click.Path(path_type=Path), help="What dq-deploy report --format json printed, for the card.")
+@click.option("--license", "license_id", metavar="ID", help="Licence of the weights, as the hub abbreviates it.")
+@click.option("--private", is_flag=True, help="Make a new repository private.")
+@click.option("--message", help="Title of the commit.")
+@click.option("--dry-run", is_flag=True, help="Only say what would be uploaded; contacts nobody.")
+@common
+def push(
+    path: Path,
+    repo_id: str,
+    measured: Path | None,
+    license_id: str | None,
+    private: bool,
+    message: str | None,
+    dry_run: bool,
+    output: Output,
+) -> None:
+    """Upload PATH (a checkpoint, bundle or engine) with its model card to the repository OWNER/NAME of the Hugging Face hub, in one commit.
+
+    Only what the manifest lists is uploaded; what else the repository held is removed. Log in first: hf auth login.
+    """
+    from ..hub.push import push as run_push
+
+    result = run_push(path, repo_id, report=measured, license_id=license_id, private=private, message=message, dry_run=dry_run)
+    show_push(result, output)
+
+
+def show_push(result: Pushed, output: Output) -> None:
+    """Every file with its size, and where they are now."""
+    rows = [(name, f"{size / 1e6:.2f} MB") for name, size in result.files.items()]
+    output.table(result.repo_id, ("file", "size"), [*rows, *((name, "removed") for name in result.removed)])
+    output.text(f"pushed: {result.url}" if result.url else "nothing was uploaded: --dry-run")
+    output.data(result)

@@ -1,0 +1,170 @@
+"""The model card of an artefact: what its manifest says, and what a report measured of it."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import mean, median
+from typing import Any
+
+import numpy as np
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from PIL import Image
+from pydantic import ValidationError
+
+from ..artifacts import Artifact
+from ..errors import ArtifactError, UsageError
+from ..report.data import Pictures, ReportData, SnrSeries
+from ..report.grid import Panel, grid_png
+from ..report.recipe import commands
+from .repo_id import REPO_ID, check_repo_id
+
+CARD_NAME, PICTURE_NAME = "README.md", "samples.png"
+_NOT_KNOWN = "OWNER/NAME"
+_TEXT = "encoder_hidden_states"  # the input of a model that is told in words what to draw
+_MOST_COLUMNS = 10  # of the table of timesteps: more are thinned out evenly
+
+
+def read_report(path: Path, artifact: Artifact) -> ReportData:
+    """The data that ``dq-deploy report --format json`` printed.
+
+    Raises UsageError (no such file) and ArtifactError (no report, or one that is not about ``artifact``).
+    """
+    if not path.is_file():
+        raise UsageError(f"no such file: {path}", "write it with: dq-deploy report ... --format json > report.json")
+    try:
+        data = ReportData.model_validate(json.loads(path.read_bytes()))
+    except (ValueError, ValidationError) as error:
+        reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
+        raise ArtifactError(f"{path} is not the data of a report: {reason}", "write it with: dq-deploy report ... --format json") from None
+    if artifact.as_parent.manifest_sha256 not in {row.manifest_sha256 for row in data.artifacts}:
+        raise ArtifactError(f"{path} is a report about other artefacts than {artifact.path}", "report on this one too, and try again")
+    return data
+
+
+def model_card(artifact: Artifact, report: ReportData | None = None, *, repo_id: str | None = None, license_id: str | None = None) -> str:
+    """The card as Markdown with YAML metadata. Without a ``report`` it says what the manifest holds, and nothing of accuracy and speed.
+
+    Raises UsageError for a ``repo_id`` that is none.
+    """
+    if repo_id is not None:
+        check_repo_id(repo_id)
+    environment = Environment(
+        loader=PackageLoader("dq_deploy.hub"), autoescape=False, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True  # noqa: S701  Markdown; what comes from outside goes through `cell`
+    )  # fmt: skip
+    environment.filters["cell"] = _cell
+    manifest = artifact.manifest
+    body = environment.get_template("card.md.j2").render(
+        bits=_bits(manifest.quantization),
+        manifest=manifest,
+        details=manifest.details,
+        source=(manifest.details.get("source") or {}).get("reference"),
+        repo_id=repo_id or _NOT_KNOWN,
+        report=report,
+        table=_snr_table(report.snr) if report else [],
+        commands=report.commands if report else commands(artifact),
+        psnr=_psnr(report),
+        picture=PICTURE_NAME if report and report.pictures else None,
+        mean=mean,
+    )
+    card = ModelCard(f"---\n{_metadata(artifact, report, license_id).to_yaml()}\n---\n\n{body}")
+    return str(card)
+
+
+def sample_grid(pictures: Pictures) -> bytes:
+    """The report's pairs as one PNG, float on the left where there is one. Raises ArtifactError where one is no picture."""
+    panels = [Panel(f"quantized · {pictures.engine}", _decoded(pictures.quantized))]
+    if pictures.expected:
+        panels.insert(0, Panel("float · pytorch", _decoded(pictures.expected)))
+    return grid_png(panels)
+
+
+def _decoded(addresses: Sequence[str]) -> np.ndarray[Any, Any]:
+    try:
+        images = [Image.open(io.BytesIO(base64.b64decode(one.partition(",")[2]))).convert("RGB") for one in addresses]
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"a picture in the report is none: {error}", "write the report again") from None
+    return np.stack([np.asarray(image, np.float64) / 255 for image in images])
+
+
+def _metadata(artifact: Artifact, report: ReportData | None, license_id: str | None) -> ModelCardData:
+    manifest = artifact.manifest
+    reference = (manifest.details.get("source") or {}).get("reference") or ""
+    base, _, _ = reference.partition("@")
+    bits = _bits(manifest.quantization)
+    tags = ["dq-deploy", "diffusion", "quantized", "dilatequant", manifest.kind, bits.lower() if bits else "float"]
+    tags += [manifest.details["backend"]] if "backend" in manifest.details else []
+    tags += ["onnx"] if manifest.kind == "bundle" else []
+    return ModelCardData(
+        license=license_id,
+        library_name="dq-deploy",
+        # A folder's name may look like an id; only what is no path here is taken for one.
+        base_model=base if REPO_ID.fullmatch(base) and not Path(reference).exists() else None,
+        pipeline_tag="text-to-image" if _TEXT in _inputs(manifest.details) else "unconditional-image-generation",
+        tags=tags,
+        model_name=manifest.model,
+        eval_results=_results(report) if report else None,
+    )
+
+
+def _inputs(details: dict[str, Any]) -> list[str]:
+    return [entry["name"] if isinstance(entry, dict) else entry for entry in details["inputs"]]
+
+
+def _results(report: ReportData) -> list[EvalResult] | None:
+    """Figures of the quantized model against its float model; the data are samples of the model itself."""
+    metrics = [
+        ("snr_db", "SNR against the float model, median timestep [dB]", _median(report.snr)),
+        ("psnr_db", "PSNR of pictures [dB]", _psnr(report)),
+    ]
+    found = [
+        EvalResult(
+            task_type="unconditional-image-generation",
+            dataset_type="own-samples",
+            dataset_name="the model's own samples",
+            metric_type=kind,
+            metric_name=name,
+            metric_value=round(value, 2),
+        )
+        for kind, name, value in metrics
+        if value is not None
+    ]
+    return found or None
+
+
+def _median(series: Sequence[SnrSeries]) -> float | None:
+    values = [value for one in series if one.role == "reference" for value in one.snr_db if value is not None]
+    return median(values) if values else None
+
+
+def _psnr(report: ReportData | None) -> float | None:
+    psnr = report.pictures.psnr_db if report and report.pictures else None
+    return mean(psnr) if psnr else None
+
+
+def _bits(quantization: dict[str, Any] | None) -> str | None:
+    """As people write it: W8A8; None for a float baseline."""
+    return f"W{quantization['weight_bits']}A{quantization['activation_bits']}" if quantization else None
+
+
+def _snr_table(series: Sequence[SnrSeries]) -> list[list[str]]:
+    """Header and rows: a column for each timestep, or for some of them where there are many."""
+    if not series:
+        return []
+    timesteps = series[0].timesteps
+    count = min(_MOST_COLUMNS, len(timesteps))
+    shown = sorted({round(i) for i in np.linspace(0, len(timesteps) - 1, count)})
+    header = ["SNR [dB] at timestep", *(f"{timesteps[i]:g}" for i in shown)]
+    rows = [[one.name, *("–" if (value := one.snr_db[i]) is None else f"{value:.1f}" for i in shown)] for one in series]
+    return [header, *rows]
+
+
+def _cell(value: object) -> str:
+    """Text for a table or a line: no markup, no column, no line of its own."""
+    return re.sub(r"([\\`*_\[\]|~])", r"\\\1", html.escape(" ".join(str(value).split()), quote=False))

@@ -1,0 +1,63 @@
+"""``dq_deploy.load``: a bundle or an engine on this machine, or a bundle on the hub."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ..artifacts import Artifact, open_artifact, read_manifest
+from ..engines.dropin import DropInModel, Runtime
+from ..engines.dropin import load as load_local
+from ..errors import EnvironmentProblem, UsageError
+from .repo_id import REPO_ID
+
+
+def load(path: str | Path | Artifact, *, runtime: Runtime = "auto", revision: str | None = None, **options: Any) -> DropInModel:
+    """A bundle or an engine as the drop-in for a pipeline's ``unet`` or ``transformer``.
+
+    ``path`` is a folder, an opened artefact, or the id of a hub repository (owner/name, at ``revision``), which is downloaded into the
+    hub's cache; from there only bundles are loaded, since an engine is code. ``runtime`` "auto" is what an engine was built for, and for a
+    bundle onnxruntime, the reference executor. ``options`` go to its runner (``providers``, ``optimized``, ``threads``; for OpenVINO
+    ``precision``, ``threads``, ``integer``).
+
+    Raises UsageError (no such path or repository, unknown runtime), ArtifactError (neither of the two, a changed file, another runtime than
+    the engine's) and EnvironmentProblem (the runtime is not installed, or is no match for the engine).
+    """
+    on_hub = isinstance(path, str) and REPO_ID.fullmatch(path) and not Path(path).exists()
+    if not on_hub:
+        if revision is not None:
+            raise UsageError(f"a revision is of a hub repository, and {path} is none", "leave revision out")
+        return load_local(path, runtime=runtime, **options)
+    return load_local(download(str(path), revision), runtime=runtime, **options)
+
+
+def download(repo_id: str, revision: str | None = None) -> Artifact:
+    """The bundle in a hub repository, every file verified; the manifest and what it lists are fetched, and nothing else.
+
+    Raises UsageError (no such repository, an engine) and ArtifactError (no artefact in there, a changed file).
+    """
+    root = _fetch(repo_id, revision, ["manifest.json"])
+    manifest = read_manifest(root)
+    if manifest.kind == "engine":
+        raise UsageError(
+            f"{repo_id} is an engine, which is code, and is not loaded from the hub",
+            f"if you trust {repo_id.partition('/')[0]}: hf download {repo_id} --local-dir engine, and load that folder",
+        )
+    # The folder's name is the commit: what is listed and what is fetched belong together, whatever is pushed meanwhile.
+    return open_artifact(_fetch(repo_id, root.name, ["manifest.json", *manifest.files]), "bundle")
+
+
+def _fetch(repo_id: str, revision: str | None, files: list[str]) -> Path:
+    try:
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+    except ImportError as error:
+        raise EnvironmentProblem(f"the hub repository '{repo_id}' needs huggingface_hub: {error}", "pip install huggingface_hub") from None
+    try:
+        return Path(snapshot_download(repo_id, revision=revision, allow_patterns=files, library_name="dq-deploy"))
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UsageError(
+            f"no such path: {repo_id}; nor can it be had from the hub, or from the hub's cache on this machine: {reason}",
+            "check the spelling; a private repository needs `hf auth login`",
+        ) from None
