@@ -46,6 +46,7 @@ class SampleResult:
     psnr_mean_db: float | None = None
     psnr_min_db: float | None = None
     guidance_scale: float | None = None
+    watched: list[dict[str, Any]] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The result as plain JSON values."""
@@ -81,6 +82,7 @@ def sample(
     guidance_scale: float | None = None,
     compare_float: bool = True,
     runtime: Runtime = "auto",
+    watch: bool = False,
     batch_size: int = 16,
     force: bool = False,
     progress: Progress = silent,
@@ -136,7 +138,8 @@ def draw(
 
     Each picture has a seed of its own, made of ``seed`` and its number, so it does not depend on ``batch_size``. ``steps`` defaults to the
     number of calibrated timesteps. A class-conditional model draws ``classes`` in turn (numbers, or "0-9,3"), all of them by default, with
-    the ``guidance_scale`` that it was calibrated with by default. A checkpoint runs in PyTorch; ``runtime`` is for bundles.
+    the ``guidance_scale`` that it was calibrated with by default. A checkpoint runs in PyTorch; ``runtime`` is for bundles. ``watch``
+    counts NaN and saturated codes of a bundle by timestep (engines/watch.py).
 
     Raises UsageError (settings, a class that there is not, a model that needs other conditions or a decoder), ArtifactError (a damaged
     artefact, a float model other than the one quantized) and EnvironmentProblem (a missing runtime).
@@ -149,7 +152,7 @@ def draw(
     _check(artifact, n, seed, steps, batch_size, scheduler.config.num_train_timesteps)
     conditioning = conditioning_of(artifact, classes, guidance_scale)
     scheduler.set_timesteps(steps)
-    model, engine = _quantized(artifact, runtime)
+    model, engine = _quantized(artifact, runtime, watch=watch)
     reference = _float_model(artifact) if compare_float else None
     batch_size = _fitting(artifact, batch_size, conditioning)
     passes = -(-n // batch_size) * steps * (1 if reference is None else 2)
@@ -167,6 +170,7 @@ def draw(
         furthest=max(min(abs(t - c) for c in artifact.manifest.timesteps) for t in visited),
         labels=[conditioning.label(number) for number in range(n)] if conditioning else None,
         guidance_scale=conditioning.guidance_scale if conditioning else None,
+        watched=[row.model_dump() for row in model.watched()] if watch else None,
     )
 
 
@@ -256,8 +260,10 @@ def _check(artifact: Artifact, n: int, seed: int, steps: int, batch_size: int, m
         raise UsageError("; ".join([*problems, *([impossible] if impossible else [])]), hint)
 
 
-def _quantized(artifact: Artifact, runtime: Runtime) -> tuple[DropInModel, str]:
+def _quantized(artifact: Artifact, runtime: Runtime, *, watch: bool) -> tuple[DropInModel, str]:
     """The model to draw with, and what runs it."""
+    if watch:
+        return load(artifact, runtime=runtime, watch=True), "onnxruntime"
     if artifact.manifest.kind == "engine":
         return load(artifact, runtime=runtime), artifact.manifest.details["backend"]
     if artifact.manifest.kind == "bundle":

@@ -43,7 +43,9 @@ class TimestepParity(BaseModel):
 
 
 def snr_db(expected: torch.Tensor, got: torch.Tensor) -> float:
-    """10·log10(‖expected‖² / ‖got − expected‖²)."""
+    """10·log10(‖expected‖² / ‖got − expected‖²); NaN where there is nothing to compare."""
+    if not expected.numel():
+        return float("nan")
     noise = float((got.double() - expected.double()).pow(2).sum())
     if noise == 0:
         return _CEILING_DB

@@ -35,10 +35,11 @@ if TYPE_CHECKING:
     show_default=True,
     help="Draw the float model's pictures beside them, from the same seeds.",
 )
+@click.option("--watch", is_flag=True, help="Count NaN and saturated codes at every timestep (a bundle in onnxruntime; slower).")
 @force_option
 @common
 def sample(path: Path, destination: Path, count: int, seed: int, steps: int | None, classes: str | None, guidance_scale: float | None,
-           runtime: Any, compare_float: bool, force: bool, output: Output) -> None:  # fmt: skip
+           runtime: Any, compare_float: bool, watch: bool, force: bool, output: Output) -> None:  # fmt: skip
     """Draw pictures with PATH (a bundle, a checkpoint or an engine of OpenVINO) in the diffusers pipeline and write them as one grid."""
     from ..sampling import sample as run_sample
 
@@ -52,6 +53,7 @@ def sample(path: Path, destination: Path, count: int, seed: int, steps: int | No
         guidance_scale=guidance_scale,
         compare_float=compare_float,
         runtime=runtime,
+        watch=watch,
         force=force,
         progress=output.progress,
     )
@@ -64,4 +66,20 @@ def show_sample(result: SampleResult, picture: Path, output: Output) -> None:
     if result.psnr_mean_db is not None:
         rows.append(("PSNR against float", f"mean {result.psnr_mean_db:.1f} dB, worst {result.psnr_min_db:.1f} dB"))
     output.table(str(picture), ("", ""), rows)
+    if result.watched is not None:
+        columns = ("timestep", "samples", "NaN or Inf", "codes at an end", "worst quantizer", "its share")
+        seen = [
+            (
+                f"{row['timestep']:g}",
+                row["samples"],
+                f"{row['not_finite_share']:.2%}",
+                f"{row['at_end_share']:.2%}",
+                row["worst_quantizer"],
+                f"{row['worst_share']:.2%}",
+            )
+            for row in result.watched
+        ]
+        output.table("watched", columns, seen)
+        if bad := [row["timestep"] for row in result.watched if row["not_finite_share"]]:
+            output.warn(f"NaN or Inf in the output at timestep {', '.join(f'{t:g}' for t in bad)}")
     output.data(result.to_json())

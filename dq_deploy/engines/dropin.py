@@ -20,6 +20,7 @@ from ..errors import UsageError
 from .choice import Runtime, make_runner
 from .engine_files import open_runnable
 from .runner import Runner
+from .watch import WatchedRunner, WatchRow
 
 Forward = Callable[[dict[str, torch.Tensor]], torch.Tensor]
 
@@ -31,13 +32,26 @@ class DropInModel(torch.nn.Module):
     ``.to(device, dtype)`` decides what the pipeline makes its tensors of; the engine computes where it was loaded.
     """
 
-    def __init__(self, forward_inputs: Forward, input_names: Sequence[str], model_config: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        forward_inputs: Forward,
+        input_names: Sequence[str],
+        model_config: Mapping[str, Any],
+        report: Callable[[], list[WatchRow]] | None = None,
+    ) -> None:
         super().__init__()
+        self._report = report
         self._forward_inputs = forward_inputs
         self._input_names = tuple(input_names)
         self.config = FrozenDict(model_config)
         # Moves with `.to()`, so that device and dtype are what the caller last asked for; holds no numbers and is not saved.
         self.register_buffer("placement", torch.empty(0), persistent=False)
+
+    def watched(self) -> list[WatchRow]:
+        """What was seen so far, by timestep. Raises UsageError for a model that was not loaded with ``watch=True``."""
+        if self._report is None:
+            raise UsageError("this model is not watched", "load it with watch=True")
+        return self._report()
 
     @property
     def device(self) -> torch.device:
@@ -92,20 +106,29 @@ class DropInModel(torch.nn.Module):
         return named
 
 
-def load(path: str | Path | Artifact, *, runtime: Runtime = "auto", **options: Any) -> DropInModel:
+def load(path: str | Path | Artifact, *, runtime: Runtime = "auto", watch: bool = False, **options: Any) -> DropInModel:
     """A bundle or an engine as the drop-in for a pipeline's ``unet`` or ``transformer``.
 
     ``runtime`` "auto" is what an engine was built for, and for a bundle the faster of those that are installed and exact here
     (``choice.best_runtime``). ``options`` go to its runner
     (``providers``, ``optimized``, ``threads``; for OpenVINO ``precision``, ``threads``, ``integer``).
+    With ``watch`` a quantized bundle runs in onnxruntime unfused, and ``model.watched()`` has a row for every timestep: the share of NaN in
+    the output and of codes at an end of their range (watch.py).
 
     Raises UsageError (no such path, unknown runtime), ArtifactError (neither of the two, a changed file, another runtime than the engine's)
     and EnvironmentProblem (the runtime is not installed, or is no match for the engine).
     """
     artifact = open_runnable(path)
-    runner = make_runner(artifact, runtime=runtime, **options)
+    runner = _watched(artifact, runtime, options) if watch else make_runner(artifact, runtime=runtime, **options)
     names = [entry["name"] for entry in artifact.manifest.details["inputs"]]
-    return DropInModel(_through(runner), names, artifact.manifest.details.get("model_config") or {})
+    report = runner.report if isinstance(runner, WatchedRunner) else None
+    return DropInModel(_through(runner), names, artifact.manifest.details.get("model_config") or {}, report)
+
+
+def _watched(artifact: Artifact, runtime: Runtime, options: Mapping[str, Any]) -> WatchedRunner:
+    if artifact.manifest.kind != "bundle" or runtime not in ("auto", "onnxruntime"):
+        raise UsageError("only a bundle in onnxruntime can be watched", "give the bundle, and leave the runtime at auto")
+    return WatchedRunner(artifact, **options)
 
 
 def _through(runner: Runner) -> Forward:

@@ -44,6 +44,8 @@ class OpenVinoRunner(GraphRunner):
     the CPU has it. ``integer`` says whether quantized layers run on INT8 kernels; None is as the engine was built, or else takes them
     unless they saturate on this CPU (see ``int8_serves``). In float they are slow and exact.
 
+    May be run by several threads at once: each run has an inference request of its own.
+
     Raises EnvironmentProblem (OpenVINO is missing or older than the engine, or the CPU has not that precision) and ArtifactError (a graph
     that it does not load).
     """
@@ -64,7 +66,7 @@ class OpenVinoRunner(GraphRunner):
         integer = int8_serves(weight_bits) if integer is None else integer
         with _kept_signal_stack(), _plain_file(source, file) as plain:
             self._model = compile_for_cpu(openvino, plain, precision=precision, threads=threads, integer=integer)
-            self._request = self._model.create_infer_request()
+            self._idle = [self._model.create_infer_request()]
         used = self._model.get_property("INFERENCE_PRECISION_HINT").get_type_name()
         if precision and used != precision:
             raise EnvironmentProblem(
@@ -93,10 +95,16 @@ class OpenVinoRunner(GraphRunner):
 
     def _infer(self, feeds: dict[str, Array]) -> Array:
         try:
-            outputs = self._request.infer(feeds, share_inputs=True)
+            request = self._idle.pop()  # of a list: one step, so two threads never get the same
+        except IndexError:
+            request = self._model.create_infer_request()
+        try:
+            outputs = request.infer(feeds, share_inputs=True)
+            return np.array(outputs[0])  # a copy: the request's own buffer is overwritten by its next run
         except RuntimeError as error:
             raise ArtifactError(f"OpenVINO cannot run {self._file}: {_cause(error)}") from error
-        return np.array(outputs[0])  # a copy: the request's own buffer is overwritten by its next run
+        finally:
+            self._idle.append(request)
 
 
 @functools.cache

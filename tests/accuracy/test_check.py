@@ -195,6 +195,38 @@ def test_nothing_compared_is_a_failure(flow: Flow) -> None:
     assert missing.startswith("openvino, timesteps not compared: ")
 
 
+def test_no_samples_at_a_timestep_are_no_agreement(flow: Flow, tmp_path: Path) -> None:
+    """Two empty tensors are equal: a reference without samples must not pass for a perfect one."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    from dq_deploy.artifacts import create_artifact, open_artifact
+
+    source = open_artifact(flow.checkpoint, "checkpoint")
+    with create_artifact(tmp_path / "c", source.manifest.model_copy(deep=True)) as work:
+        for name in source.manifest.files:
+            (work / name).write_bytes(source.file(name).read_bytes())
+        tensors = load_file(work / "reference.safetensors")
+        empty = {k: v if k == "timesteps" else torch.clone(v[:, :0]) for k, v in tensors.items()}
+        save_file(empty, work / "reference.safetensors")
+    changed = open_artifact(tmp_path / "c", "checkpoint")
+    try:
+        result = check(altered_manifest(flow.bundle("tensorrt"), tmp_path / "b", parent=changed.as_parent), changed, optimized=False)
+    except (ArtifactError, RuntimeError, IndexError):  # or nothing can be run on an empty batch
+        return
+    assert not result
+    assert not any(step.passed for step in result.timesteps)
+
+
+def test_a_layer_without_elements_does_not_pass() -> None:
+    from dq_deploy.accuracy.local import LayerParity
+
+    assert LayerParity(layer="x", code_elements=1, output_elements=1).passed
+    assert not LayerParity(layer="x", code_elements=0, output_elements=1).passed
+    assert not LayerParity(layer="x", code_elements=1, output_elements=0).passed
+    assert not LayerParity(layer="x", code_elements=1, output_elements=1, output_error=float("nan")).passed
+
+
 def test_layers_missing_from_the_bundle_are_refused(flow: Flow, tmp_path: Path) -> None:
     bundle = flow.bundle("tensorrt")
     details = {**bundle.manifest.details, "layers": [x for x in bundle.manifest.details["layers"] if x["name"] != CONV]}

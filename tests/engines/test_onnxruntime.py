@@ -76,6 +76,15 @@ def test_a_provider_that_is_not_there_is_no_silent_fallback(tiny_bundle: Artifac
         OnnxRuntimeRunner(tiny_bundle, providers=("CUDAExecutionProvider", "CPUExecutionProvider"))
 
 
+@pytest.mark.filterwarnings("ignore:Specified provider")
+def test_a_provider_that_gives_way_to_another_is_found(tiny_bundle: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Onnxruntime says that it has the provider, cannot start it, warns, and takes the CPU's: no number may come from there."""
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])
+    with pytest.raises(EnvironmentProblem, match="does not use provider CUDAExecutionProvider here; it has CPUExecutionProvider") as caught:
+        OnnxRuntimeRunner(tiny_bundle, providers=("CUDAExecutionProvider", "CPUExecutionProvider"))
+    assert caught.value.exit_code == 4
+
+
 def test_no_provider_is_a_usage_error(tiny_bundle: Artifact) -> None:
     with pytest.raises(UsageError, match="no onnxruntime provider"):
         OnnxRuntimeRunner(tiny_bundle, providers=())
