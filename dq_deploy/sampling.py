@@ -58,7 +58,8 @@ class Pictures:
     """What was drawn: [n, H, W, C] in [0, 1] each, ``expected`` by the float model from the same seeds (None: not asked for).
 
     ``psnr_db`` compares the two, picture by picture. ``timesteps`` are those the scheduler visited; ``furthest`` is the largest distance
-    from one of them to its calibrated timestep. ``labels`` are the classes drawn, None for an unconditional model.
+    from one of them to its calibrated timestep. ``labels`` are the classes drawn, None for an unconditional model. ``watched`` has what
+    was counted at each timestep, where that was asked for.
     """
 
     quantized: Images
@@ -69,6 +70,7 @@ class Pictures:
     furthest: float
     labels: list[int] | None
     guidance_scale: float | None
+    watched: list[dict[str, Any]] | None = None
 
 
 def sample(
@@ -102,6 +104,7 @@ def sample(
         guidance_scale=guidance_scale,
         compare_float=compare_float,
         runtime=runtime,
+        watch=watch,
         batch_size=batch_size,
         progress=progress,
     )
@@ -118,6 +121,7 @@ def sample(
         psnr_mean_db=None if psnr is None else float(np.mean(psnr)),
         psnr_min_db=None if psnr is None else min(psnr),
         guidance_scale=drawn.guidance_scale,
+        watched=drawn.watched,
     )
 
 
@@ -131,6 +135,7 @@ def draw(
     guidance_scale: float | None = None,
     compare_float: bool = True,
     runtime: Runtime = "auto",
+    watch: bool = False,
     batch_size: int = 16,
     progress: Progress = silent,
 ) -> Pictures:

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from ..artifacts import Artifact, open_artifact, read_manifest
-from ..engines.dropin import DropInModel, Runtime
+from ..engines.choice import Runtime
+from ..engines.dropin import DropInModel
 from ..engines.dropin import load as load_local
 from ..errors import EnvironmentProblem, UsageError
 from .repo_id import REPO_ID
