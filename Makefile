@@ -16,7 +16,7 @@ stamp := $(VENV)/.installed-$(subst $(comma),+,$(EXTRAS))
 pip := $(bin)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format clean
+.PHONY: help setup demo test soak schemas lint format clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,6 +37,15 @@ demo: $(stamp) ## quantize, export, build, check, time and sample the built-in m
 
 test: lint ## lint, then run every test
 	OMP_NUM_THREADS=1 $(bin)/python -m pytest $(PYTEST_ARGS)
+
+# Hours are as good as minutes: SOAK_MINUTES of fuzzing and of load each, and 200 kills.
+SOAK_MINUTES ?= 10
+soak: $(stamp) ## fuzz the reading of files, kill runs 200 times, and load the runner with 8 threads; writes soak-output/
+	$(pip) install --quiet --constraint constraints.txt --editable '.[soak]'
+	OMP_NUM_THREADS=1 $(bin)/python -m tests.soak --minutes $(SOAK_MINUTES) -o soak-output
+
+schemas: $(stamp) ## write docs/schemas again
+	$(bin)/python -m dq_deploy.schemas docs/schemas
 
 lint: $(stamp) ## ruff check, ruff format --check, mypy
 	$(bin)/ruff check .

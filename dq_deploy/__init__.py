@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .accuracy.auto_bits import BitChoice, choose_bits
     from .accuracy.check import CheckResult, check
     from .engines.bench import bench
     from .engines.build import build_engine
@@ -22,12 +23,14 @@ if TYPE_CHECKING:
     from .sampling import sample
 
 _HOMES = {
+    "BitChoice": "accuracy.auto_bits",
     "CheckResult": "accuracy",
     "Finding": "exporters.lint",
     "LintResult": "exporters.lint",
     "bench": "engines.bench",
     "build_engine": "engines.build",
     "check": "accuracy",
+    "choose_bits": "accuracy.auto_bits",
     "estimate": "quantization",
     "export": "exporters",
     "lint": "exporters.lint",
@@ -40,12 +43,14 @@ _HOMES = {
 }
 
 __all__ = [
+    "BitChoice",
     "CheckResult",
     "Finding",
     "LintResult",
     "bench",
     "build_engine",
     "check",
+    "choose_bits",
     "estimate",
     "export",
     "lint",

@@ -13,7 +13,9 @@ import torch
 from diffusers import DDIMPipeline, DDIMScheduler
 
 from .artifacts import Artifact, open_artifact
-from .engines.dropin import DropInModel, Runtime, load
+from .engines.choice import Runtime, best_runtime
+from .engines.dropin import DropInModel, load
+from .engines.engine_files import details_of
 from .errors import ArtifactError, UsageError
 from .progress import Advance, Progress, silent
 from .quantization.calibration.classes import CLASS_INPUT
@@ -140,6 +142,8 @@ def draw(
     artefact, a float model other than the one quantized) and EnvironmentProblem (a missing runtime).
     """
     artifact = path if isinstance(path, Artifact) else open_artifact(path, ("bundle", "checkpoint", "engine"))
+    if artifact.manifest.kind == "engine":
+        details_of(artifact.path, artifact.manifest)
     scheduler = ddim_scheduler(_scheduler_config(artifact))
     steps = len(artifact.manifest.timesteps) if steps is None else steps
     _check(artifact, n, seed, steps, batch_size, scheduler.config.num_train_timesteps)
@@ -257,7 +261,7 @@ def _quantized(artifact: Artifact, runtime: Runtime) -> tuple[DropInModel, str]:
     if artifact.manifest.kind == "engine":
         return load(artifact, runtime=runtime), artifact.manifest.details["backend"]
     if artifact.manifest.kind == "bundle":
-        return load(artifact, runtime=runtime), "openvino" if runtime == "openvino" else "onnxruntime"
+        return load(artifact, runtime=runtime), best_runtime(artifact) if runtime == "auto" else runtime
     from .quantization.checkpoint import load_checkpoint
 
     return _wrapped(load_checkpoint(artifact.path).model, artifact), "pytorch"

@@ -193,7 +193,7 @@ def test_models_that_need_more_are_refused(tiny_bundle: Artifact, tmp_path: Path
         UsageError, match="text takes encoder_hidden_states: only unconditional.*; .*text works on samples of shape .4, 8, 8."
     ):
         sample(path, tmp_path / "grid.png")
-    with create_artifact(tmp_path / "bare", Manifest(kind="bundle", model="m")):
+    with create_artifact(tmp_path / "bare", Manifest(kind="bundle", model="m", details=tiny_bundle.manifest.details)):
         pass
     with pytest.raises(ArtifactError, match="no scheduler or no calibrated timesteps"):
         sample(tmp_path / "bare", tmp_path / "grid.png")

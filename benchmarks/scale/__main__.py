@@ -23,7 +23,7 @@ from dq_deploy.engines.machine import machine_info
 from .measuring import Watch, cpu_seconds, folder_bytes, peak_bytes
 from .report import write_report
 from .setting import SMALL, Setting
-from .stages import OUTPUTS, STAGES
+from .stages import COST_ONLY, OUTPUTS, STAGES
 
 _HERE = Path(__file__).parent
 _WORK = Path(tempfile.gettempdir()) / "dq-deploy-benchmark-scale"
@@ -34,20 +34,25 @@ _WORK = Path(tempfile.gettempdir()) / "dq-deploy-benchmark-scale"
 @click.option("--block-out-channels", help="Channels of each level, with commas between them.")
 @click.option("--layers-per-block", type=click.IntRange(1))
 @click.option("--sample-size", type=click.IntRange(8), help="Edge of the latents.")
-@click.option("--preset")
+@click.option("--presets", default="w8a8,w6a6,w4a8,w4a4", show_default=True, help="One after the other; the first's cost is judged.")
 @click.option("--dilation")
 @click.option("--steps", type=click.IntRange(1), help="T, the rows of every table.")
 @click.option("--calibration-samples", type=click.IntRange(2))
 @click.option("--work", type=click.Path(path_type=Path), default=_WORK, show_default=True, help="For artefacts of 4 GB; may be deleted.")
 @click.option("--results", type=click.Path(path_type=Path), default=_HERE / "results", show_default=True)
 @click.option("--page", type=click.Path(path_type=Path), default=_HERE / "RESULTS.md", show_default=True)
-@click.option("--stages", default=",".join(STAGES), show_default=True, help="Which to run, in this order.")
+@click.option(
+    "--stages",
+    default=",".join(STAGES),
+    show_default=True,
+    help="Which to run, in this order.",
+)
 @click.option("--anew", is_flag=True, help="Forget what was measured.")
 @click.option("--note", default="", help="What a reader must know of how it was measured; goes onto the page.")
 @click.option("--keep-work", is_flag=True, help="Keep the work folder when all is done.")
 @click.pass_context
-def main(context: click.Context, /, small: bool, block_out_channels: str | None, work: Path, results: Path, page: Path, stages: str,
-         anew: bool, note: str, keep_work: bool, **given: Any) -> None:  # fmt: skip
+def main(context: click.Context, /, small: bool, block_out_channels: str | None, presets: str, work: Path, results: Path, page: Path,
+         stages: str, anew: bool, note: str, keep_work: bool, **given: Any) -> None:  # fmt: skip
     """A Stable-Diffusion-1.5-sized UNet: module → checkpoint → both bundles → TensorRT-RTX engine, measured stage by stage."""
     if context.invoked_subcommand:
         return
@@ -57,22 +62,26 @@ def main(context: click.Context, /, small: bool, block_out_channels: str | None,
     chosen = stages.split(",")
     if unknown := [name for name in chosen if name not in STAGES]:
         raise click.UsageError(f"no stage {', '.join(unknown)}; there are {', '.join(STAGES)}")
-    setting, out = replace(SMALL if small else Setting(), **options), Output()
-    folder = work / sha256_json(setting.to_json())[:12]
+    out = Output()
+    done: dict[Setting, dict[str, Any]] = {}
     if anew:
-        shutil.rmtree(folder, ignore_errors=True)
         shutil.rmtree(results, ignore_errors=True)
-    folder.mkdir(parents=True, exist_ok=True)
-    results.mkdir(parents=True, exist_ok=True)
-    with out.progress("stages", len(chosen)) as advance:
-        for name in chosen:
-            recorded(setting, name, folder, results)
-            advance(1, name)
-    done = {name: found for name in STAGES if (found := known(setting, name, results))}
-    if "quantize" in done:
-        write_report(done, setting, page, out, note)
-    if not keep_work:
-        shutil.rmtree(folder)
+    for preset in presets.split(","):
+        setting = replace(SMALL if small else Setting(), preset=preset, **options)
+        kept, folder = results / preset, work / sha256_json(setting.to_json())[:12]
+        if anew:
+            shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        kept.mkdir(parents=True, exist_ok=True)
+        run = [name for name in chosen if not done or name not in COST_ONLY]
+        with out.progress(preset, len(run)) as advance:
+            for name in run:
+                recorded(setting, name, folder, kept)
+                advance(1, name)
+        done[setting] = {name: found for name in STAGES if (found := known(setting, name, kept))}
+        if not keep_work:
+            shutil.rmtree(folder)
+    write_report(done, page, out, note)
 
 
 def recorded(setting: Setting, name: str, folder: Path, results: Path) -> dict[str, Any]:

@@ -19,8 +19,12 @@ EXPORT_GOAL_FROM = 10**9  # float weights in bytes; below, the exporter's own ta
 WEIGHTS_GOAL, KERNELS_GOAL = 0.27, 1.02
 
 
-def write_report(done: Done, setting: Setting, page: Path, out: Output, note: str = "") -> None:
-    """Write the page from the stages that have been run; what is missing is left out."""
+def write_report(presets: Mapping[Setting, Done], page: Path, out: Output, note: str = "") -> None:
+    """Write the page from the stages that have been run, the first preset's in full; what is missing is left out."""
+    presets = {setting: done for setting, done in presets.items() if "quantize" in done}
+    if not presets:
+        return
+    setting, done = next(iter(presets.items()))
     made = done["quantize"]
     facts = made["result"]
     rows = "\n".join(_row(name, stage) for name, stage in done.items() if name != "imports")
@@ -48,6 +52,15 @@ Memory is resident memory; that of children and of all at once is sampled ten ti
 ## Goals
 
 {chr(10).join(_verdicts(done))}
+
+## Every preset
+
+| preset | for SM | planned layers in INT8 | kernels | with static scales | ratio | weights | × FP32 | × {setting.preset.upper()} |
+|---|---|---:|---:|---:|---:|---:|---:|---:|
+{chr(10).join(row for each, stages in presets.items() for row in _engine_rows(each, stages, done))}
+
+Chosen by the compiler, not executed. W6A6 differs from W8A8 by the clips before its quantizers, W4A4 from W4A8 likewise; INT4 storage
+brings kernels that recast the codes to INT8 on every run: smaller, not faster (docs/engines.md).
 """)
     out.text(page.read_text())
 
@@ -62,6 +75,25 @@ def _row(name: str, stage: dict[str, Any]) -> str:
     numbers = [stage["peak_bytes"], stage["children_peak_bytes"], stage["together_peak_bytes"], stage["disk_bytes"]]
     cells = [duration(stage["wall_s"]), duration(stage["cpu_s"]), *(_gb(n) if n else "–" for n in numbers)]
     return f"| {name} | {' | '.join(cells)} |"
+
+
+def _engine_rows(setting: Setting, done: Done, first: Done) -> list[str]:
+    """The engines of a preset, one for each compute capability, beside those of static scales and of the first preset."""
+    rows = []
+    for name in (n for n in ("engine", "engine-12.0") if n in done):
+        engine, static = done[name]["result"], done.get(f"static-{name}", {}).get("result")
+        cells = [
+            setting.preset.upper(),
+            engine["compute_capability"],
+            f"{engine['planned_int8']} of {engine['planned_layers']}",
+            engine["kernels"],
+            *((static["kernels"], f"{engine['kernels'] / static['kernels']:.3f}") if static else ("–", "–")),
+            _gb(engine["weights_bytes"]),
+            f"{engine['weights_bytes'] / done['quantize']['result']['float_bytes']:.3f}",
+            f"{engine['weights_bytes'] / first[name]['result']['weights_bytes']:.3f}" if name in first else "–",
+        ]
+        rows.append(f"| {' | '.join(map(str, cells))} |")
+    return rows
 
 
 def _verdicts(done: Done) -> list[str]:

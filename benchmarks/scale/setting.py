@@ -25,7 +25,6 @@ class Setting:
     calibration_samples: int = 2
     reference_samples: int = 1
     batch_size: int = 1
-    compute_capability: str = "8.9"
     seed: int = 0
 
     @classmethod

@@ -16,6 +16,7 @@ from dq_deploy.console import Output
 from .setting import FLOAT_BYTES, Setting
 
 Result = dict[str, Any]
+Stage = Callable[[Setting, Path, Output], Result]
 
 
 def quantize(setting: Setting, folder: Path, out: Output) -> Result:
@@ -47,7 +48,7 @@ def quantize(setting: Setting, folder: Path, out: Output) -> Result:
     }
 
 
-def _export(target: Literal["tensorrt", "onnxruntime"]) -> Callable[[Setting, Path, Output], Result]:
+def _export(target: Literal["tensorrt", "onnxruntime"]) -> Stage:
     def export(setting: Setting, folder: Path, out: Output) -> Result:  # noqa: ARG001  a stage's arguments
         import dq_deploy
 
@@ -89,39 +90,52 @@ def again(setting: Setting, folder: Path, out: Output) -> Result:  # noqa: ARG00
     return {"files": names, "differing": [a.name for a, b in paths if sha256_file(a) != sha256_file(b)]}
 
 
-def engine(setting: Setting, folder: Path, out: Output) -> Result:
+def _engine(capability: str) -> Stage:
     """The ``tensorrt`` bundle → a TensorRT-RTX engine."""
-    return _build(setting, folder / "tensorrt", folder / "engine", out)
+
+    def engine(setting: Setting, folder: Path, out: Output) -> Result:  # noqa: ARG001  a stage's arguments
+        return _build(folder / "tensorrt", folder / "engine", capability, out)
+
+    return engine
 
 
-def static_engine(setting: Setting, folder: Path, out: Output) -> Result:
+def _static_engine(capability: str) -> Stage:
     """The same graph with one row for every timestep → an engine, whose kernels are those of static scales."""
-    from .static_twin import write_static_twin
 
-    write_static_twin(folder / "tensorrt", folder / "static")
-    return _build(setting, folder / "static", folder / "static-engine", out)
+    def static_engine(setting: Setting, folder: Path, out: Output) -> Result:  # noqa: ARG001  a stage's arguments
+        from .static_twin import write_static_twin
+
+        if not (folder / "static").exists():
+            write_static_twin(folder / "tensorrt", folder / "static")
+        return _build(folder / "static", folder / "static-engine", capability, out)
+
+    return static_engine
 
 
-def _build(setting: Setting, bundle: Path, output: Path, out: Output) -> Result:
+def _build(bundle: Path, output: Path, capability: str, out: Output) -> Result:
     import dq_deploy
 
     made = dq_deploy.build_engine(
-        bundle, output, backend="tensorrt-rtx", compute_capabilities=[setting.compute_capability], force=True, progress=out.progress
+        bundle, output, backend="tensorrt-rtx", compute_capabilities=[capability], force=True, progress=out.progress
     )
     (entry,) = made.manifest.details["engines"]
     return {"version": made.manifest.details["version"], **entry}
 
 
-STAGES: dict[str, Callable[[Setting, Path, Output], Result]] = {
+STAGES: dict[str, Stage] = {
     "quantize": quantize,
     "tensorrt": _export("tensorrt"),
     "onnxruntime": _export("onnxruntime"),
-    "engine": engine,
+    "engine": _engine("8.9"),
     "imports": imports,
     "again": again,
-    "static-engine": static_engine,
+    "static-engine": _static_engine("8.9"),
+    "engine-12.0": _engine("12.0"),
+    "static-engine-12.0": _static_engine("12.0"),
 }
 ROUTE = ("quantize", "tensorrt", "onnxruntime", "engine")
 """What a user runs; the other stages are there to judge it."""
-OUTPUTS = {"quantize": "checkpoint", "imports": None}
+OUTPUTS = {"quantize": "checkpoint", "imports": None, "engine-12.0": "engine", "static-engine-12.0": "static-engine"}
 """Folder that a stage writes, where it has not the stage's name."""
+COST_ONLY = ("onnxruntime", "imports", "again")
+"""What says nothing new of a second preset."""

@@ -3,27 +3,46 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from ..artifacts import Artifact, open_artifact
+from ..engines.choice import Engine, engines_of, runner_on
+from ..engines.engine_files import details_of
+from ..engines.onnxruntime import OnnxRuntimeRunner
+from ..engines.runner import Runner
 from ..errors import AccuracyGateError, ArtifactError, EnvironmentProblem, UsageError
 from ..exporters.attention import float_attention
 from ..progress import Progress, silent
 from ..quantization.checkpoint import Checkpoint, load_checkpoint
-from .end_to_end import TimestepParity, end_to_end
+from .end_to_end import MAX_SNR_DIFFERENCE_DB, TimestepParity, end_to_end
 from .local import MAX_CODE_SHARE, MAX_CODE_STEP, MAX_OUTPUT_ERROR, LayerParity, local_parity
 
 
+class EngineParity(BaseModel):
+    """What runs the model for its users, compared end to end; ``details`` has its version, provider, precision and threads."""
+
+    engine: str
+    details: dict[str, Any]
+    timesteps: list[TimestepParity]
+
+
 class CheckResult(BaseModel):
-    """The verdict and everything it rests on. Truthy when it passed."""
+    """The verdict and everything it rests on. Truthy when it passed.
+
+    ``layers`` and ``timesteps`` are a bundle's, in onnxruntime as the graph is written; they are empty for a built engine, whose layers are
+    fused. ``engines`` are those that were compared besides, or the engine itself.
+    """
 
     bundle: str
     target: str
     dtype: str
     layers: list[LayerParity]
     timesteps: list[TimestepParity]
+    engines: list[EngineParity] = Field(default_factory=list)
     failures: list[str]
 
     def __bool__(self) -> bool:
@@ -37,7 +56,8 @@ class CheckResult(BaseModel):
     @property
     def worst_timestep(self) -> TimestepParity | None:
         """The timestep with the lowest SNR against the float model (NaN is lowest); None when none was compared."""
-        return min(self.timesteps, key=lambda row: -math.inf if math.isnan(row.snr_bundle_db) else row.snr_bundle_db, default=None)
+        compared = self.timesteps or [row for engine in self.engines for row in engine.timesteps]
+        return min(compared, key=lambda row: -math.inf if math.isnan(row.snr_bundle_db) else row.snr_bundle_db, default=None)
 
     def enforce(self) -> None:
         """Raise AccuracyGateError when the gate failed."""
@@ -48,49 +68,85 @@ class CheckResult(BaseModel):
 
 
 def check(
-    artifact: str | Path | Artifact, checkpoint: str | Path | Artifact, *, optimized: bool = True, progress: Progress = silent
+    artifact: str | Path | Artifact,
+    checkpoint: str | Path | Artifact,
+    *,
+    engines: Sequence[Engine] = (),
+    optimized: bool = True,
+    threads: int | None = None,
+    progress: Progress = silent,
 ) -> CheckResult:
-    """Judge a bundle against its checkpoint in onnxruntime: layer by layer, and end to end at every calibrated timestep.
+    """Judge a bundle or an engine against its checkpoint.
 
-    ``optimized`` also runs the optimized session, which is reported and not judged. Raises UsageError, ArtifactError or EnvironmentProblem
-    when the comparison cannot be made at all; a comparison that fails is a falsy result.
+    A bundle in onnxruntime: layer by layer, and end to end at every calibrated timestep; ``optimized`` also runs the optimized session,
+    which is reported and not judged. Then end to end on each of ``engines``, judged by the same bounds. An engine end to end on what it was
+    built for.
+
+    Raises UsageError, ArtifactError or EnvironmentProblem when the comparison cannot be made at all (an engine that cannot run here); a
+    comparison that fails is a falsy result.
     """
     opened = artifact if isinstance(artifact, Artifact) else open_artifact(artifact, ("bundle", "engine"))
-    if opened.manifest.kind == "engine":
-        raise EnvironmentProblem(
-            "a TensorRT engine can only be checked where it can run, and this version runs none",
-            "check the bundle that it was built from: dq-deploy check BUNDLE --checkpoint CHECKPOINT",
-        )
     loaded = load_checkpoint(checkpoint.path if isinstance(checkpoint, Artifact) else checkpoint)
     _same_family(opened, loaded)
-    if opened.manifest.details["dtype"] == "bf16":
-        raise EnvironmentProblem(
-            f"{opened.path} is a bf16 bundle, and ONNX Runtime has no bfloat16 kernels on a CPU to check it with",
-            "its integers and scales are those of the fp32 export of the same checkpoint: check that one, and lint this one (check --lint)",
-        )
-    if opened.manifest.details.get("attention") == "float":
+    details = opened.manifest.details
+    if details.get("attention") == "float":
         loaded = float_attention(loaded)
     reference = loaded.reference()
-    layers = local_parity(opened, loaded, reference, progress=progress)
-    timesteps = end_to_end(opened, loaded, reference, optimized=optimized, progress=progress)
-    details = opened.manifest.details
+    runners: dict[str, Runner] = {name: runner_on(opened, name, threads=threads) for name in _engines(opened, engines)}
+    allowed = dict.fromkeys(runners, MAX_SNR_DIFFERENCE_DB[details["dtype"]])
+    for name, runner in runners.items():
+        if runner.details.get("precision", "f32") != "f32":  # OpenVINO's hint for what is not INT8
+            allowed[name] = max(allowed[name], MAX_SNR_DIFFERENCE_DB["bf16"])
+    layers = []
+    if opened.manifest.kind == "bundle":
+        layers = local_parity(opened, loaded, reference, progress=progress)
+        runners[_AS_WRITTEN] = OnnxRuntimeRunner(opened, optimized=False)
+        if optimized:
+            runners[_OPTIMIZED] = OnnxRuntimeRunner(opened)
+    bound = MAX_SNR_DIFFERENCE_DB[details["dtype"]]
+    largest = details["batch"][2] if opened.manifest.kind == "engine" else None
+    rows = end_to_end(runners, loaded, reference, {_AS_WRITTEN: bound, _OPTIMIZED: bound, **allowed}, largest=largest, progress=progress)
+    timesteps = rows.get(_AS_WRITTEN, [])
+    for row, quick in zip(timesteps, rows.get(_OPTIMIZED, []), strict=False):
+        row.snr_optimized_db = quick.snr_bundle_db
+    compared = [EngineParity(engine=name, details=runners[name].details, timesteps=rows[name]) for name in allowed]
     return CheckResult(
-        bundle=str(opened.path), target=details["target"], dtype=details["dtype"], layers=layers, timesteps=timesteps,
-        failures=_failures(layers, timesteps, loaded),
+        bundle=str(opened.path), target=details["target"], dtype=details["dtype"], layers=layers, timesteps=timesteps, engines=compared,
+        failures=_failures(opened, layers, timesteps, compared, loaded),
     )  # fmt: skip
 
 
-def _same_family(bundle: Artifact, checkpoint: Checkpoint) -> None:
-    if bundle.manifest.details["float"]:
-        raise UsageError("this bundle is the float baseline: there is nothing quantized in it to check")
-    parent = bundle.manifest.parent
-    if parent is None or parent.manifest_sha256 != checkpoint.artifact.as_parent.manifest_sha256:
+# Names of the two sessions that judge a bundle's graph.
+_AS_WRITTEN, _OPTIMIZED = "as written", "optimized"
+
+
+def _engines(artifact: Artifact, asked: Sequence[Engine]) -> Sequence[Engine]:
+    """Those to compare beside the graph itself. Raises UsageError for one that an engine was not built for, EnvironmentProblem in bf16."""
+    if artifact.manifest.kind == "engine":
+        return engines_of(artifact, asked or None)
+    if artifact.manifest.details["dtype"] == "bf16":
+        raise EnvironmentProblem(
+            f"{artifact.path} is a bf16 bundle, and ONNX Runtime has no bfloat16 kernels on a CPU to check it with",
+            "its integers and scales are those of the fp32 export of the same checkpoint: check that one, and lint this one (check --lint)",
+        )
+    return asked
+
+
+def _same_family(artifact: Artifact, checkpoint: Checkpoint) -> None:
+    manifest, origin = artifact.manifest, checkpoint.artifact.as_parent.manifest_sha256
+    if manifest.details["float"]:
+        raise UsageError(f"this {manifest.kind} is the float baseline: there is nothing quantized in it to check")
+    exported_from = manifest.parent.manifest_sha256 if manifest.parent else None
+    if manifest.kind == "engine":
+        exported_from = details_of(artifact.path, manifest).checkpoint_sha256
+    if exported_from != origin:
         raise ArtifactError(
-            f"{bundle.path} was not exported from {checkpoint.artifact.path}", "export it again, or name the right checkpoint"
+            f"{artifact.path} was not exported from {checkpoint.artifact.path}", "export it again, or name the right checkpoint"
         )
 
 
-def _failures(layers: list[LayerParity], timesteps: list[TimestepParity], checkpoint: Checkpoint) -> list[str]:
+def _failures(artifact: Artifact, layers: list[LayerParity], timesteps: list[TimestepParity], engines: list[EngineParity],
+              checkpoint: Checkpoint) -> list[str]:  # fmt: skip
     failures = []
     for row in sorted(layers, key=lambda r: -r.severity):
         if row.passed:
@@ -100,16 +156,20 @@ def _failures(layers: list[LayerParity], timesteps: list[TimestepParity], checkp
             f"(allowed {MAX_CODE_SHARE:.2%}, {MAX_CODE_STEP}), output by {row.output_error:.1e} (allowed {MAX_OUTPUT_ERROR:.0e}); "
             f"{row.code_elements} codes and {row.output_elements} outputs compared"
         )
-    failures += [
-        f"timestep {step.timestep:g}: SNR {step.snr_bundle_db:.2f} dB, and the PyTorch forward has {step.snr_reference_db:.2f} dB "
-        f"(allowed difference {step.allowed_db} dB)"
-        for step in timesteps
-        if not step.passed
-    ]
-    expected = checkpoint.artifact.manifest.timesteps
-    missing = sorted(set(expected) - {row.timestep for row in timesteps})
-    if missing or not expected:
-        failures.append(f"timesteps not compared: {', '.join(f'{t:g}' for t in missing) or 'all'}")
-    if not layers:
+    compared = {"": timesteps} if artifact.manifest.kind == "bundle" else {}
+    for at, rows in (compared | {f"{engine.engine}, ": engine.timesteps for engine in engines}).items():
+        failures += [
+            f"{at}timestep {step.timestep:g}: SNR {step.snr_bundle_db:.2f} dB, and the PyTorch forward has {step.snr_reference_db:.2f} dB "
+            f"(allowed difference {step.allowed_db} dB)"
+            for step in rows
+            if not step.passed
+        ]
+        expected = checkpoint.artifact.manifest.timesteps
+        missing = sorted(set(expected) - {row.timestep for row in rows})
+        if missing or not expected:
+            failures.append(f"{at}timesteps not compared: {', '.join(f'{t:g}' for t in missing) or 'all'}")
+    if compared and not layers:
         failures.append("no layer was compared")
+    if not compared and not engines:
+        failures.append("nothing was compared")
     return failures

@@ -1,15 +1,15 @@
-"""End-to-end parity: the bundle against the PyTorch quantized forward, both measured against the float model, at every timestep."""
+"""End-to-end parity: a bundle or engine against the PyTorch quantized forward, both measured against the float model, at every timestep."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 import torch
 from pydantic import BaseModel
 
-from ..artifacts import Artifact
-from ..engines.onnxruntime import OnnxRuntimeRunner
+from ..engines.runner import Runner
 from ..progress import Progress, silent
 from ..quantization.calibration.trajectories import Trajectories
 from ..quantization.checkpoint import Checkpoint
@@ -56,34 +56,34 @@ def relative_error(expected: torch.Tensor, got: torch.Tensor) -> float:
 
 
 @torch.no_grad()
-def end_to_end(bundle: Artifact, checkpoint: Checkpoint, reference: Trajectories, *, optimized: bool = True,
-               progress: Progress = silent) -> list[TimestepParity]:  # fmt: skip
-    """Compare at every calibrated timestep over all reference samples.
-
-    The gate is on the session with graph optimizations disabled; ``optimized`` adds what the optimized session does, for the report.
-    """
-    runner = OnnxRuntimeRunner(bundle, optimized=False)
-    fast = OnnxRuntimeRunner(bundle) if optimized else None
+def end_to_end(runners: Mapping[str, Runner], checkpoint: Checkpoint, reference: Trajectories, allowed_db: Mapping[str, float],
+               *, largest: int | None = None, progress: Progress = silent) -> dict[str, list[TimestepParity]]:  # fmt: skip
+    """Compare each runner at every calibrated timestep over all reference samples, ``largest`` at a time where an engine takes no more."""
     names = checkpoint.details["inputs"]
-    rows = []
+    rows: dict[str, list[TimestepParity]] = {name: [] for name in runners}
     with progress("end to end", len(reference.timesteps)) as advance:
         for index, timestep in enumerate(reference.timesteps):
             samples, expected = reference.samples[index], reference.outputs[index]
             inputs = {names[0]: samples, "timestep": timestep.repeat(len(samples)), **reference.conditions}
             ours = checkpoint.model(*[inputs[name] for name in names])
             feeds = {name: value.numpy() for name, value in inputs.items()}
-            got = torch.from_numpy(runner.run(feeds))
-            quick = torch.from_numpy(fast.run(feeds)) if fast else None
-            rows.append(
-                TimestepParity(
-                    timestep=float(timestep),
-                    snr_reference_db=snr_db(expected, ours),
-                    snr_bundle_db=snr_db(expected, got),
-                    error_float=relative_error(expected, got),
-                    error_reference=relative_error(ours, got),
-                    snr_optimized_db=None if quick is None else snr_db(expected, quick),
-                    allowed_db=MAX_SNR_DIFFERENCE_DB[bundle.manifest.details["dtype"]],
+            for name, runner in runners.items():
+                got = _in_parts(runner, feeds, len(samples), largest)
+                rows[name].append(
+                    TimestepParity(
+                        timestep=float(timestep),
+                        snr_reference_db=snr_db(expected, ours),
+                        snr_bundle_db=snr_db(expected, got),
+                        error_float=relative_error(expected, got),
+                        error_reference=relative_error(ours, got),
+                        allowed_db=allowed_db[name],
+                    )
                 )
-            )
             advance(1, f"timestep {float(timestep):g}")
     return rows
+
+
+def _in_parts(runner: Runner, feeds: Mapping[str, np.ndarray[Any, Any]], count: int, largest: int | None) -> torch.Tensor:
+    """One run for every ``largest`` samples, in order."""
+    parts = [slice(start, start + (largest or count)) for start in range(0, count, largest or count)]
+    return torch.from_numpy(np.concatenate([runner.run({name: value[part] for name, value in feeds.items()}) for part in parts]))

@@ -13,6 +13,7 @@ import onnx_ir as ir
 import onnx_ir.passes.common as passes
 
 from ..artifacts import Artifact
+from ..artifacts.reading import read_ir
 from ..errors import ArtifactError
 
 Array = np.ndarray[Any, Any]
@@ -36,7 +37,7 @@ def build_harness(bundle: Artifact) -> tuple[bytes, list[str]]:
     Raises ArtifactError when the graph has not the values that the manifest names.
     """
     details = bundle.manifest.details
-    model = ir.load(bundle.file("model.onnx"))
+    model = read_ir(bundle.file("model.onnx"), listed=bundle.manifest.files)
     graph = model.graph
     values = _values_by_name(graph)
     wanted = [q["codes"] for q in details["quantizers"]] + [layer["output"] for layer in details["layers"]]

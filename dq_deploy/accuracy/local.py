@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import onnx_ir as ir
 import torch
 from pydantic import BaseModel
 
 from ..artifacts import Artifact
+from ..artifacts.reading import read_ir
 from ..errors import ArtifactError, EnvironmentProblem
 from ..progress import Progress, silent
 from ..quantization.calibration.trajectories import Trajectories
@@ -121,7 +121,7 @@ def _weight_codes(bundle: Artifact, checkpoint: Checkpoint, rows: Mapping[str, L
     names = {name: layer for name, layer in checkpoint.layers.items() if isinstance(layer, WeightOnly)}
     if not names:
         return
-    graph = ir.load(bundle.file("model.onnx")).graph
+    graph = read_ir(bundle.file("model.onnx"), listed=bundle.manifest.files).graph
     for name, layer in names.items():
         stored = graph.initializers.get(f"{name}.weight.codes")
         if stored is None or stored.const_value is None or layer.frozen is None:

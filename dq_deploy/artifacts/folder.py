@@ -10,10 +10,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from ..errors import ArtifactError, UsageError
-from .manifest import MANIFEST_NAME, SCHEMA_VERSION, FileEntry, Kind, Manifest, Parent, sha256_file, tool_versions
+from .details import check_details
+from .manifest import MANIFEST_NAME, FileEntry, Kind, Manifest, Parent, parse_manifest, sha256_file, tool_versions
+from .reading import check_safetensors
+from .reading.paths import REMAKE, file_problem, name_problem, shown
+from .writing import held, remove_abandoned, set_mode, sync, write_text
 
 
 @dataclass(frozen=True)
@@ -63,24 +65,18 @@ def read_manifest(path: Path) -> Manifest:
     if not path.exists():
         raise UsageError(f"no such path: {path}")
     source = path / MANIFEST_NAME
-    if not source.is_file():
+    if not path.is_dir() or not (source.exists() or source.is_symlink()):
         raise ArtifactError(f"{path} is no dq-deploy artefact: it has no {MANIFEST_NAME}")
-    try:
-        manifest = Manifest.model_validate_json(source.read_bytes())
-    except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'file'}: {e['msg']}" for e in error.errors()[:5])
-        raise ArtifactError(f"{source} is not a valid manifest: {problems}") from None
-    if manifest.schema_version > SCHEMA_VERSION:
-        raise ArtifactError(
-            f"{source} has schema version {manifest.schema_version}; this dq-deploy reads up to {SCHEMA_VERSION}", "upgrade dq-deploy"
-        )
-    return manifest
+    if problem := file_problem(path, MANIFEST_NAME):
+        raise ArtifactError(f"{path} is no dq-deploy artefact: its {MANIFEST_NAME} {problem}", REMAKE)
+    return parse_manifest(source)
 
 
 def open_artifact(path: str | Path, kind: Kind | tuple[Kind, ...]) -> Artifact:
-    """Open an artefact of one of the given kinds and verify size and sha256 of every file it lists.
+    """Open an artefact of one of the given kinds and verify size and sha256 of every file it lists, and what its manifest says of it.
 
-    Raises UsageError (no such path) or ArtifactError (another kind, a missing, changed or escaping file).
+    Files that are not listed are never read. Raises UsageError (no such path) or ArtifactError (another kind, a missing, changed or
+    escaping file, a manifest without the ``details`` of its kind, tensors that do not fit their header).
     """
     path = Path(path)
     manifest = read_manifest(path)
@@ -89,16 +85,18 @@ def open_artifact(path: str | Path, kind: Kind | tuple[Kind, ...]) -> Artifact:
         raise ArtifactError(f"{path} is a {manifest.kind}, and a {' or '.join(kinds)} is needed here")
     problems = [problem for name, entry in manifest.files.items() if (problem := _verify(path, name, entry))]
     if problems:
-        raise ArtifactError(f"{path} does not match its manifest: " + "; ".join(problems), "make it again, or restore the original files")
+        raise ArtifactError(f"{path} does not match its manifest: " + "; ".join(problems), REMAKE)
+    check_details(path, manifest)
+    for name in manifest.files:
+        if name.endswith(".safetensors"):
+            check_safetensors(path / name)
     return Artifact(path, manifest)
 
 
 def _verify(root: Path, name: str, entry: FileEntry) -> str | None:
-    if Path(name).is_absolute() or ".." in Path(name).parts:
-        return f"'{name}' leaves the folder"
+    if problem := name_problem(name) or file_problem(root, name):
+        return f"{shown(name)} {problem}"
     path = root / name
-    if not path.is_file():
-        return f"'{name}' is missing"
     if path.stat().st_size != entry.size:
         return f"'{name}' has {path.stat().st_size} bytes, not {entry.size}"
     if sha256_file(path) != entry.sha256:
@@ -111,40 +109,29 @@ def create_artifact(path: str | Path, manifest: Manifest, *, force: bool = False
     """Create an artefact folder: yields a temporary sibling folder to write into, which becomes ``path`` on a clean exit.
 
     The manifest is completed (files, tool versions) and written last; on any exception nothing remains. The caller may fill in the
-    manifest's fields until the ``with`` block ends.
+    manifest's fields until the ``with`` block ends. What a process that was killed has left of the same output goes first.
     """
     path = Path(path)
     check_output(path, force=force)
     path.absolute().parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{path.name}.partial-", dir=path.absolute().parent))
+    prefix = f".{path.name}.partial-"
+    remove_abandoned(path.absolute().parent, prefix)
+    work = Path(tempfile.mkdtemp(prefix=prefix, dir=path.absolute().parent))
     try:
-        yield work
+        with held(work):
+            yield work
         manifest.tools = tool_versions()
         names = sorted(p.relative_to(work).as_posix() for p in work.rglob("*") if p.is_file())
         manifest.files = {name: FileEntry(sha256=sha256_file(work / name), size=(work / name).stat().st_size) for name in names}
         for name in names:
-            _fsync(work / name)
-        (work / MANIFEST_NAME).write_text(manifest.to_json())
-        _fsync(work / MANIFEST_NAME)
-        work.chmod(0o777 & ~_umask())
+            set_mode(work / name)  # some libraries write files that only their owner reads
+            sync(work / name)
+        write_text(work / MANIFEST_NAME, manifest.to_json())
+        set_mode(work)
         if path.exists():
             shutil.rmtree(path)
         work.rename(path)
-        _fsync(path.absolute().parent)
+        sync(path.absolute().parent)
     except BaseException:
         shutil.rmtree(work, ignore_errors=True)
         raise
-
-
-def _fsync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from ..errors import ArtifactError
 from ..versions import installed_version
+from .reading.plain import as_record, read_json
 
 SCHEMA_VERSION = 1
 MANIFEST_NAME = "manifest.json"
@@ -19,11 +23,15 @@ Kind = Literal["checkpoint", "bundle", "engine", "triton-repository"]
 _TOOLS = ("dq-deploy", "torch", "diffusers", "onnx", "onnxscript", "onnxruntime", "tensorrt-rtx", "tensorrt", "openvino")
 
 
+_SHA256 = r"^[0-9a-f]{64}$"
+_HINT = "make it again, or restore the original files"
+
+
 class FileEntry(BaseModel):
     """One file of an artefact."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    sha256: str
+    sha256: str = Field(pattern=_SHA256)
     size: int = Field(ge=0)
 
 
@@ -32,7 +40,7 @@ class Parent(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     kind: Kind
-    manifest_sha256: str
+    manifest_sha256: str = Field(pattern=_SHA256)
 
 
 class Manifest(BaseModel):
@@ -55,9 +63,37 @@ class Manifest(BaseModel):
     tools: dict[str, str] = Field(default_factory=dict)
     files: dict[str, FileEntry] = Field(default_factory=dict)
 
+    @field_validator("timesteps")
+    @classmethod
+    def _ascending(cls, timesteps: list[float]) -> list[float]:
+        if not all(math.isfinite(t) for t in timesteps) or any(a >= b for a, b in pairwise(timesteps)):
+            raise ValueError("calibrated timesteps are finite and ascend")
+        return timesteps
+
     def to_json(self) -> str:
         """Deterministic JSON text."""
         return json.dumps(self.model_dump(), indent=2, sort_keys=True, allow_nan=False) + "\n"
+
+
+def parse_manifest(path: Path) -> Manifest:
+    """Read ``manifest.json``. Raises ArtifactError when it is none, or is of a schema version that this dq-deploy does not read."""
+    found = read_json(path, "a valid manifest", hint=_HINT)
+    # Judged first: other fields of another version would only be called unknown.
+    version = found.get("schema_version", SCHEMA_VERSION) if isinstance(found, dict) else SCHEMA_VERSION
+    if isinstance(version, int) and version > SCHEMA_VERSION:
+        raise ArtifactError(
+            f"{path} has schema version {version}; this dq-deploy reads up to {SCHEMA_VERSION}",
+            f"upgrade dq-deploy{_made_with(found)}",
+        )
+    if isinstance(version, int) and version < 1:
+        raise ArtifactError(f"{path} has schema version {version}, and the first was 1", _HINT)
+    return as_record(found, Manifest, f"{path} is not a valid manifest", hint=_HINT)
+
+
+def _made_with(manifest: dict[str, Any]) -> str:
+    tools = manifest.get("tools")
+    version = tools.get("dq-deploy") if isinstance(tools, dict) else None
+    return f" to {version} or later, which it was made with" if isinstance(version, str) else ""
 
 
 def tool_versions() -> dict[str, str]:

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, model_validator
 
 from ..errors import ArtifactError, UsageError
 from .folder import Artifact
+from .reading import read_arrays, read_onnx
 
 _UINT8_OFFSET = 128
 
@@ -104,30 +105,19 @@ def _table(artifact: Artifact, name: str, arrays: dict[str, np.ndarray], timeste
 
 
 def _checkpoint_arrays(artifact: Artifact, names: list[str]) -> dict[str, np.ndarray]:
-    from safetensors import SafetensorError, safe_open
-
-    wanted = [f"{name}.{part}" for name in names for part in ("scale", "zero_point")]
-    path = artifact.file("model.safetensors")
-    try:
-        with safe_open(path, "numpy") as tensors:
-            present = set(tensors.keys())
-            return {name: tensors.get_tensor(name) for name in wanted if name in present}
-    except (SafetensorError, OSError) as error:
-        raise ArtifactError(f"{path}: not a valid safetensors file ({error})") from None
+    return read_arrays(artifact.file("model.safetensors"), [f"{name}.{part}" for name in names for part in ("scale", "zero_point")])
 
 
 def _bundle_arrays(artifact: Artifact, names: list[str]) -> dict[str, np.ndarray]:
     """From the protobuf alone: tables are small, so exports never move them to the external data."""
     import onnx
-    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
     path = artifact.file("model.onnx")
-    try:
-        model = onnx.load(path, load_external_data=False)
-    except (DecodeError, ValueError) as error:
-        raise ArtifactError(f"{path} is not an ONNX graph: {error}") from None
     wanted = {f"{name}.{part}" for name in names for part in ("scale", "zero_point", "inverse_scale")}
-    found = [tensor for tensor in model.graph.initializer if tensor.name in wanted]
+    found = [tensor for tensor in read_onnx(path).graph.initializer if tensor.name in wanted]
     if outside := [tensor.name for tensor in found if tensor.data_location == tensor.EXTERNAL]:
         raise ArtifactError(f"{path}: the table {outside[0]} is kept in external data, where no export puts one")
-    return {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in found}
+    try:
+        return {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in found}
+    except (ValueError, TypeError, KeyError) as error:
+        raise ArtifactError(f"{path}: a scale table cannot be read ({error})") from None

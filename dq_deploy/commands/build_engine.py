@@ -91,7 +91,7 @@ def show_engine(engine: Artifact, reports: Sequence[dict[str, Any]], output: Out
         output.warn(f"layer {name} does not run in INT8: {reasons[name]}")
     if len(amiss) > _SHOWN_LAYERS:
         output.warn(f"and {len(amiss) - _SHOWN_LAYERS} more layers (--format json has them all)")
-    if engine.manifest.details.get("built_on", {}).get("int8_saturates"):
+    if engine.manifest.details.get("built_on", {}).get("int8_saturates") and amiss:
         output.note("OpenVINO's INT8 kernels saturate on this CPU, which has no VNNI: see --int8-kernels")
     output.text(reports[0]["statement"])
     output.data({"engine": engine.path, "reports": reports})

@@ -2,50 +2,64 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from ..console import Output
-from .options import common
+from .options import ENGINES, common
 
 if TYPE_CHECKING:
     from ..accuracy import CheckResult
+    from ..accuracy.end_to_end import TimestepParity
     from ..exporters.lint import LintResult
 
 _SHOWN_LAYERS = 5
 
 
 @click.command()
-@click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("--checkpoint", type=click.Path(path_type=Path), help="The checkpoint that the bundle was exported from.")
+@click.argument("path", type=click.Path(path_type=Path))
+@click.option("--checkpoint", type=click.Path(path_type=Path), help="The checkpoint that PATH was exported or built from.")
+@click.option(
+    "--engine",
+    "engines",
+    multiple=True,
+    type=click.Choice(ENGINES),
+    help="Compare a bundle end to end on these engines too; repeatable. A built engine is compared on its own.",
+)
 @click.option("--lint", "lints", is_flag=True, help="Look for what an engine would refuse, crash on or run in float; runs nothing.")
 @common
-def check(bundle: Path, checkpoint: Path | None, lints: bool, output: Output) -> None:
-    """Judge BUNDLE against its checkpoint: layer by layer, and end to end at every calibrated timestep; or its graph alone, with --lint.
+def check(path: Path, checkpoint: Path | None, engines: tuple[Any, ...], lints: bool, output: Output) -> None:
+    """Judge PATH (a bundle or an engine) against its checkpoint, or a bundle's graph alone, with --lint.
+
+    A bundle is compared layer by layer and end to end, in ONNX Runtime as its graph is written, and then on every --engine end to end; an
+    engine end to end where it runs, with the precision that it computes in: a fast engine that changes the pictures is found out.
 
     Local: each layer gets the reference's recorded input; codes must be equal (one step on 0.01% at the most) and outputs within 1e-5.
-    End to end: SNR against the float model within 0.5 dB of the PyTorch quantized forward's (3 dB
-    in fp16 and bf16 bundles, whose float part has an error of its own). Exit code 6 when either fails.
+    End to end: SNR against the float model, at every calibrated timestep, within 0.5 dB of the PyTorch quantized forward's (3 dB where
+    the float part is fp16 or bf16, which has an error of its own). Exit code 6 when either fails.
 
     --lint names every pattern in the graph that is known to crash an engine's builder, to be refused, to lose INT8 or to be slow;
-    BUNDLE may then be any ONNX file, judged as for TensorRT. Exit code 3 on errors, 0 on warnings. With --checkpoint too, the lint comes
+    PATH may then be any ONNX file, judged as for TensorRT. Exit code 3 on errors, 0 on warnings. With --checkpoint too, the lint comes
     first, and its errors end the command.
     """
+    if engines and checkpoint is None:
+        raise click.UsageError("--engine compares with a checkpoint: give --checkpoint CHECKPOINT", click.get_current_context())
     if checkpoint is None and not lints:
         raise click.UsageError("give --checkpoint CHECKPOINT to check against, --lint, or both", click.get_current_context())
     findings = None
     if lints:
         from ..exporters.lint import lint
 
-        findings = lint(bundle)
+        findings = lint(path)
         show_lint(findings, output, last=checkpoint is None or not findings)
         findings.enforce()
     if checkpoint is not None:
         from ..accuracy import check as run_check
 
-        result = run_check(bundle, checkpoint, progress=output.progress)
+        result = run_check(path, checkpoint, engines=engines, progress=output.progress)
         show_check(result, output, findings)
         result.enforce()
 
@@ -67,20 +81,18 @@ def _lint_json(result: LintResult) -> dict[str, Any]:
 
 def show_check(result: CheckResult, output: Output, lint: LintResult | None = None) -> None:
     """Every timestep, the worst layers, and the verdict; the JSON holds the lint's findings too where there are any."""
-    rows = [
-        (
-            f"{row.timestep:g}",
-            f"{row.snr_reference_db:.2f}",
-            f"{row.snr_bundle_db:.2f}",
-            "" if row.snr_optimized_db is None else f"{row.snr_optimized_db:.2f}",
-            f"{row.error_float:.1e}",
-            f"{row.error_reference:.1e}",
-            "ok" if row.passed else "FAILED",
+    if result.timesteps:
+        output.table(
+            f"{result.bundle} against the float model (SNR)",
+            ("timestep", "PyTorch dB", "bundle dB", "optimized dB", "error to float", "error to PyTorch", ""),
+            [_timestep_row(row, optimized=True) for row in result.timesteps],
         )
-        for row in result.timesteps
-    ]
-    columns = ("timestep", "PyTorch dB", "bundle dB", "optimized dB", "error to float", "error to PyTorch", "")
-    output.table(f"{result.bundle} against the float model (SNR)", columns, rows)
+    for engine in result.engines:
+        columns = ("timestep", "PyTorch dB", "engine dB", "error to float", "error to PyTorch", "")
+        title = f"{result.bundle} on {engine.engine} against the float model (SNR)"
+        output.table(title, columns, [_timestep_row(row, optimized=False) for row in engine.timesteps])
+        if "precision" in engine.details:
+            output.text(f"{engine.engine} computes what is not INT8 in {engine.details['precision']}" + _about_integers(engine.details))
     worst = sorted(result.layers, key=lambda row: -row.severity)[:_SHOWN_LAYERS]
     layer_rows = [
         (
@@ -94,7 +106,8 @@ def show_check(result: CheckResult, output: Output, lint: LintResult | None = No
         for row in worst
     ]
     title = f"{len(result.layers)} layers, the worst {len(worst)}"
-    output.table(title, ("layer", "codes differ", "by", "output error", "timestep", ""), layer_rows)
+    if worst:
+        output.table(title, ("layer", "codes differ", "by", "output error", "timestep", ""), layer_rows)
     layer, timestep = result.worst_layer, result.worst_timestep
     verdict = "passed" if result else f"FAILED ({len(result.failures)} findings)"
     where = [f"worst layer {layer.layer}"] if layer else []
@@ -109,3 +122,13 @@ def show_check(result: CheckResult, output: Output, lint: LintResult | None = No
             **({} if lint is None else {"lint": _lint_json(lint)}),
         }
     )
+
+
+def _timestep_row(row: TimestepParity, *, optimized: bool) -> tuple[str, ...]:
+    quick = ("" if row.snr_optimized_db is None else f"{row.snr_optimized_db:.2f}",) if optimized else ()
+    found = (f"{row.timestep:g}", f"{row.snr_reference_db:.2f}", f"{row.snr_bundle_db:.2f}")
+    return *found, *quick, f"{row.error_float:.1e}", f"{row.error_reference:.1e}", "ok" if row.passed else "FAILED"
+
+
+def _about_integers(details: Mapping[str, Any]) -> str:
+    return ", and quantized layers on INT8 kernels" if details.get("integer") else ", and quantized layers in float, exactly"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import io
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,9 @@ from typing import Any
 import click
 from rich.console import Console
 
+from ..artifacts.reading.plain import JSON_LIMIT, parse_json, read_bytes
 from ..console import Output
-from ..errors import UsageError
+from ..errors import ArtifactError, UsageError
 from ..launched import is_first_process
 
 
@@ -118,6 +118,9 @@ def size_range(text: str, option: str) -> tuple[int, int, int]:
     return sizes[0], sizes[1], sizes[2]
 
 
+# What can be asked for by name where engines are compared; as in engines/choice.py, which help does without.
+ENGINES = ("onnxruntime", "openvino", "openvino-int8", "onnxruntime-cuda", "onnxruntime-tensorrt", "tensorrt", "tensorrt-rtx")
+
 force_option = click.option("--force", is_flag=True, help="Replace the output if it is one of ours.")
 
 
@@ -141,10 +144,10 @@ def read_config(path: Path | None) -> dict[str, Any]:
     if path is None:
         return {}
     try:
-        content = json.loads(path.read_text())
+        content = parse_json(read_bytes(path, limit=JSON_LIMIT))
     except FileNotFoundError:
         raise UsageError(f"no such path: {path}") from None
-    except (ValueError, OSError) as error:
+    except (ArtifactError, ValueError, OSError) as error:
         raise UsageError(f"{path} is not a JSON file: {error}") from None
     if not isinstance(content, dict):
         raise UsageError(f"{path} must hold one JSON object of options")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,10 @@ from ..console import Output
 from .options import calibration_options, common, force_option, output_folder, parse_keep, read_config
 
 if TYPE_CHECKING:
+    from ..accuracy.auto_bits import BitChoice
     from ..quantization import Budget
+
+_SHOWN_LAYERS = 10
 
 
 @click.command()
@@ -38,6 +42,12 @@ if TYPE_CHECKING:
     metavar="PATTERN=BITS|float",
     help="Bits of the layers that match (fnmatch), or float; @first and @last are patterns too. Repeatable.",
 )
+@click.option(
+    "--auto-bits",
+    metavar="BUDGET",
+    help="Give 8 bits to the layers that need them most, the others keeping the preset's: 1.6MB or 0.18x (of the float32 weights) at the "
+    "most, or 40dB of SNR at the least. The preset is then w4a8 by default.",
+)
 @calibration_options
 @click.option("--config", type=click.Path(path_type=Path), help="JSON file with options, named as in the manifest; flags win.")
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N: where to calibrate and distil.")
@@ -49,6 +59,7 @@ def quantize(
     source: str,
     destination: Path,
     keep: tuple[str, ...],
+    auto_bits: str | None,
     calibration: dict[str, Any],
     config: Path | None,
     device: str,
@@ -67,13 +78,24 @@ def quantize(
     from ..quantization import QuantizeConfig, estimate, work_path
     from ..quantization import quantize as run_quantize
 
-    merged = {"preset": "w8a8", **read_config(config), **{key: value for key, value in options.items() if value is not None}}
+    merged = {
+        "preset": "w4a8" if auto_bits else "w8a8",
+        **read_config(config),
+        **{key: value for key, value in options.items() if value is not None},
+    }
     if keep:
         merged["keep"] = merged.get("keep", {}) | dict(map(parse_keep, keep))
     QuantizeConfig.build(**merged)
     check_output(destination, force=force)
+    choice = None
+    if auto_bits:
+        from ..accuracy.auto_bits import choose_bits
+
+        choice = choose_bits(source, auto_bits, **calibration, device=device, progress=output.progress, **merged)
+        show_choice(choice, output)
+        merged["keep"] = {**choice.keep, **merged.get("keep", {})}
     if dry_run:
-        show_budget(estimate(source, **calibration, device=device, **merged), output)
+        show_budget(estimate(source, **calibration, device=device, **merged), output, choice)
         return
     try:
         artifact = run_quantize(
@@ -83,11 +105,24 @@ def quantize(
         if work_path(destination).exists():
             output.warn(f"what is finished is kept in {work_path(destination)}: the same command with --resume goes on from there")
         raise
-    show_checkpoint(artifact, output)
+    show_checkpoint(artifact, output, choice)
     output.note(f"next: dq-deploy export {destination} -o {destination}-tensorrt --target tensorrt")
 
 
-def show_checkpoint(checkpoint: Artifact, output: Output) -> None:
+def show_choice(choice: BitChoice, output: Output) -> None:
+    """The layers that were raised, and what is predicted of the network."""
+    raised = sorted((layer for layer in choice.layers if layer.raised), key=lambda layer: -layer.error_share)
+    rows = [(layer.layer, f"{layer.error_share:.1%}") for layer in raised[:_SHOWN_LAYERS]]
+    output.table(
+        f"raised to 8 bits: {len(raised)} of {len(choice.layers)} layers, the most harmful first", ("layer", "share of error"), rows
+    )
+    output.note(
+        f"weights {choice.weights_bytes / 1e6:.3g} MB ({choice.weights_bytes / choice.float_bytes:.3f} × float32); predicted SNR "
+        f"{choice.snr_db:.1f} dB ({choice.snr_db_lowest:.1f} with none raised, {choice.snr_db_highest:.1f} with all), before distillation"
+    )
+
+
+def show_checkpoint(checkpoint: Artifact, output: Output, choice: BitChoice | None = None) -> None:
     """What was quantized, and what it cost."""
     details = checkpoint.manifest.details
     blocks = details["distillation"]
@@ -99,10 +134,14 @@ def show_checkpoint(checkpoint: Artifact, output: Output) -> None:
         ("blocks improved", f"{sum(b['after'] < b['before'] for b in blocks)} of {len(blocks)}"),
     ]
     output.table(str(checkpoint.path), ("", ""), rows)
-    output.data({"checkpoint": checkpoint.path, "manifest": checkpoint.manifest.model_dump()})
+    output.data({"checkpoint": checkpoint.path, "manifest": checkpoint.manifest.model_dump(), **_choice_json(choice)})
 
 
-def show_budget(budget: Budget, output: Output) -> None:
+def _choice_json(choice: BitChoice | None) -> dict[str, Any]:
+    return {} if choice is None else {"auto_bits": choice.model_dump()}
+
+
+def show_budget(budget: Budget, output: Output, choice: BitChoice | None = None) -> None:
     """What a run would do and take."""
     rows = [
         (block.name, len(block.layers), f"{block.trained_parameters:,}", f"{block.macs / 1e6:.1f} M", _duration(block.seconds))
@@ -121,7 +160,7 @@ def show_budget(budget: Budget, output: Output) -> None:
     ]
     output.table("estimate", ("", ""), totals)
     output.note("times are extrapolated from a few passes measured now; memory comes on top of the loaded model; nothing was written")
-    output.data(budget)
+    output.data({**asdict(budget), **_choice_json(choice)})
 
 
 def _duration(seconds: float) -> str:

@@ -12,6 +12,7 @@ An engine folder of TensorRT holds ``model.smXY.engine`` and ``layers.smXY.json`
     output_spec             the output's name, dtype and shape
     options                 those of BuildOptions that were asked for
     bundle                  where the bundle was: with the rest, all that it takes to build the engine again
+    checkpoint_sha256       the manifest's hash of the checkpoint that the bundle was exported from: what the engine can be checked against
     built_on                OpenVINO alone: the CPU whose kernels the report shows, and whether its INT8 kernels saturate
     and what the bundle says of itself: component, pipeline_class, model_config, sample_shape, inputs, output, source, target, dtype, float
 """
@@ -24,9 +25,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from ..artifacts import Artifact, Manifest, check_output, create_artifact, open_artifact
+from ..artifacts.reading import read_record, without_links
+from ..artifacts.writing import write_text
 from ..errors import ArtifactError, EnvironmentProblem, UsageError
 from ..exporters.lint import lint
 from ..progress import Advance, Progress, silent
@@ -34,6 +35,7 @@ from .build_options import BuildOptions
 from .build_plan import Range, check_backend, check_capabilities, check_graph, input_profile, output_spec
 from .build_process import run_child
 from .build_request import Backend, BuildRequest, ShapeRange
+from .engine_files import weight_bits_of
 from .layer_dump import parse_dump
 from .layer_report import STATEMENTS, LayerReport, build_report
 from .machine import machine_info
@@ -106,10 +108,7 @@ def load_report(engine: str | Path | Artifact) -> list[LayerReport]:
     reports = []
     for entry in artifact.manifest.details["engines"]:
         path = artifact.file(entry["report"])
-        try:
-            reports.append(LayerReport.model_validate_json(path.read_bytes()))
-        except ValidationError as error:
-            raise ArtifactError(f"{path} is not a layer report: {error.errors()[0]['msg']}") from None
+        reports.append(read_record(path, LayerReport, "a layer report", hint="build the engine again"))
     return reports
 
 
@@ -131,6 +130,7 @@ def _manifest(job: _Job, shapes: Mapping[str, Any]) -> Manifest:
         "engines": [],
         "profile": {name: [list(shape) for shape in ranges] for name, ranges in job.profile.items()},
         "bundle": str(job.bundle.path),
+        "checkpoint_sha256": origin.parent.manifest_sha256 if origin.parent else None,
         "options": job.options.asked(),
         **shapes,
     }
@@ -157,15 +157,17 @@ def _this_cpu() -> dict[str, Any]:
 def _build_one(job: _Job, folder: Path, capability: tuple[int, int] | None, advance: Advance) -> LayerReport:
     # The engine is written where it will stay, on the output's disk; which GPU it is for may be known only afterwards.
     plan = folder / ("model.xml" if job.backend == "openvino" else "model.engine.partial")
-    with tempfile.TemporaryDirectory(prefix="dq-deploy-build-") as scratch:
+    files = without_links(job.bundle.path, job.bundle.manifest.files)
+    with tempfile.TemporaryDirectory(prefix="dq-deploy-build-") as scratch, files as graphs:
         request = BuildRequest(
             backend=job.backend,
-            onnx=str(job.bundle.file("model.onnx").absolute()),
+            onnx=str((graphs / "model.onnx").absolute()),
             plan=str(plan.absolute()),
             result=str(Path(scratch) / "result.json"),
             compute_capability=capability,
             profile=job.profile,
             options=job.options.asked(),
+            weight_bits=weight_bits_of(job.bundle),
         )
         build = run_child(request, Path(scratch), timeout_s=job.timeout_s, alive=lambda: advance(0, "compiling"))
     dump = build.result.dump or parse_dump(build.log)
@@ -185,7 +187,7 @@ def _build_one(job: _Job, folder: Path, capability: tuple[int, int] | None, adva
     )
     names = _file_names(report)
     plan.rename(folder / names["file"])
-    (folder / names["report"]).write_text(report.to_json())
+    write_text(folder / names["report"], report.to_json())
     return report
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..artifacts import Artifact
+from ..artifacts.reading import check_onnx
 from ..errors import ArtifactError, EnvironmentProblem, UsageError
 from .build_request import Backend, ShapeRange
 
@@ -20,7 +20,6 @@ _MODULES: dict[Backend, tuple[str, ...]] = {
     "tensorrt": ("tensorrt", "polygraphy"),
     "openvino": ("openvino",),
 }
-_EXTERNAL_KEYS = {"location", "offset", "length", "checksum"}
 
 Range = tuple[int, int, int]
 
@@ -112,25 +111,12 @@ def check_graph(bundle: Artifact) -> Any:
     has been verified. Raises ArtifactError for a file that is no ONNX graph, other inputs than the manifest's, or a foreign data file.
     """
     path = bundle.file("model.onnx")
-    model = load_graph(path)
+    model = check_onnx(path, listed=bundle.manifest.files)
     declared = {entry["name"]: len(entry["shape"]) for entry in bundle.manifest.details["inputs"]}
     actual = {value.name: len(value.type.tensor_type.shape.dim) for value in model.graph.input}
     if declared != actual:
         raise ArtifactError(f"{path}: the graph's inputs {actual} (name: rank) are not the manifest's {declared}")
-    if foreign := sorted(_foreign_data(model, bundle)):
-        raise ArtifactError(f"{path} takes weights from outside the bundle's listed files: {'; '.join(foreign)}")
     return model
-
-
-def load_graph(path: Path) -> Any:
-    """The ONNX model of a file, without its external data. Raises ArtifactError when it is none."""
-    import onnx
-    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
-
-    try:
-        return onnx.load(path, load_external_data=False)
-    except (DecodeError, ValueError) as error:
-        raise ArtifactError(f"{path} is not an ONNX graph: {error}") from None
 
 
 def output_spec(model: Any) -> dict[str, Any]:
@@ -141,28 +127,3 @@ def output_spec(model: Any) -> dict[str, Any]:
     tensor = value.type.tensor_type
     shape = [dim.dim_value or dim.dim_param or None for dim in tensor.shape.dim]
     return {"name": value.name, "dtype": str(onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)), "shape": shape}
-
-
-def _foreign_data(model: Any, bundle: Artifact) -> set[str]:
-    problems = set()
-    for tensor in _tensors(model.graph, *model.functions):
-        if tensor.data_location != tensor.EXTERNAL:
-            continue
-        entries = {entry.key: entry.value for entry in tensor.external_data}
-        location = entries.get("location", "")
-        if location not in bundle.manifest.files or (bundle.path / location).is_symlink():
-            problems.add(f"'{location}' (tensor {tensor.name})")
-        elif unknown := entries.keys() - _EXTERNAL_KEYS:
-            problems.add(f"tensor {tensor.name} has the unknown key(s) {', '.join(sorted(unknown))}")
-    return problems
-
-
-def _tensors(*graphs: Any) -> Iterator[Any]:
-    """Every tensor of graphs and functions: initializers and attributes of nodes, in their subgraphs too."""
-    for graph in graphs:
-        yield from getattr(graph, "initializer", ())
-        for sparse in getattr(graph, "sparse_initializer", ()):
-            yield from (sparse.values, sparse.indices)
-        for attribute in (attribute for node in graph.node for attribute in node.attribute):
-            yield from (attribute.t, *attribute.tensors)
-            yield from _tensors(attribute.g, *attribute.graphs)

@@ -18,6 +18,7 @@ from pydantic import ValidationError
 import dq_deploy
 
 from ..artifacts import sha256_file
+from ..artifacts.writing import write_text
 from ..errors import ArtifactError, DqDeployError, EnvironmentProblem, ResourceError, UsageError
 from .build_request import Backend, BuildRequest, BuildResult
 
@@ -74,7 +75,7 @@ def run_child(request: BuildRequest, folder: Path, *, timeout_s: float | None, a
     Raises ArtifactError, EnvironmentProblem or ResourceError, see ``diagnose``.
     """
     request_file, log_file = folder / "request.json", folder / "log.txt"
-    request_file.write_text(request.model_dump_json())
+    write_text(request_file, request.model_dump_json())
     with log_file.open("wb") as log:
         returncode, stopped = _run(_CHILDREN[request.backend], request_file, log.fileno(), timeout_s, alive)
     text = log_file.read_text(errors="replace")

@@ -2,24 +2,34 @@
 
 from __future__ import annotations
 
-import os
+import ctypes
+import signal
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from ..artifacts.writing import write_text
 from .layer_dump import LayerDump
 
 Backend = Literal["tensorrt-rtx", "tensorrt", "openvino"]
 Shape = tuple[int, ...]
 ShapeRange = tuple[Shape, Shape, Shape]
+_PR_SET_PDEATHSIG = 1
+
+
+def end_with_parent() -> None:
+    """Have the system end this process when the one that started it is killed: a builder must not outlive its command (Linux)."""
+    prctl = getattr(ctypes.CDLL(None), "prctl", None)
+    if prctl is not None:
+        prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL))
 
 
 class BuildRequest(BaseModel):
     """One build. ``plan`` is the engine's file, ``profile`` maps every graph input to its (min, opt, max) shapes.
 
     ``compute_capability`` is the (major, minor) to compile for; None means the device of this machine. ``options`` are those of
-    ``BuildOptions`` that were asked for.
+    ``BuildOptions`` that were asked for, ``weight_bits`` those of most weights.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -30,6 +40,7 @@ class BuildRequest(BaseModel):
     compute_capability: tuple[int, int] | None
     profile: dict[str, ShapeRange]
     options: dict[str, Any] = Field(default_factory=dict)
+    weight_bits: int | None = None
 
 
 class BuildResult(BaseModel):
@@ -48,9 +59,4 @@ class BuildResult(BaseModel):
 
     def write(self, path: str) -> None:
         """Write the result: whole, and on disk when this returns."""
-        partial = Path(path + ".partial")
-        with partial.open("w") as stream:
-            stream.write(self.model_dump_json())
-            stream.flush()
-            os.fsync(stream.fileno())
-        partial.rename(path)
+        write_text(Path(path), self.model_dump_json())

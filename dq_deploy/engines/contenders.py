@@ -6,18 +6,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from ..artifacts import Artifact
 from ..errors import UsageError
-from .dropin import make_runner
-from .engine_files import details_of, open_runnable
+from .choice import Engine, engines_of, runner_on
+from .engine_files import open_runnable
 from .runner import TIMESTEP, Array, Runner
 
-# "openvino-int8" takes OpenVINO's INT8 kernels even where they saturate.
-Engine = Literal["onnxruntime", "openvino", "openvino-int8", "tensorrt", "tensorrt-rtx"]
 Inputs = Mapping[str, Array]
 # Timesteps cycled through while timing; more would only lengthen the comparison of outputs that precedes it.
 _TIMESTEPS = 4
@@ -49,7 +47,7 @@ def contenders_from(
     return [
         Contender(
             name=f"{label} · {engine}",
-            runner=_runner(artifact, engine, threads),
+            runner=runner_on(artifact, engine, threads=threads),
             inputs=_inputs_of(artifact, seed),
             path=str(artifact.path),
         )
@@ -60,31 +58,11 @@ def contenders_from(
 
 def _engines_of(artifact: Artifact, asked: Sequence[Engine] | None) -> Sequence[Engine]:
     if artifact.manifest.kind == "engine":
-        return _runtimes_of_engine(artifact, asked)
+        return engines_of(artifact, asked)
     if asked:
         return asked
     with_openvino = artifact.manifest.details["target"] == "tensorrt" and find_spec("openvino") is not None
     return ("onnxruntime", "openvino") if with_openvino else ("onnxruntime",)
-
-
-def _runtimes_of_engine(artifact: Artifact, asked: Sequence[Engine] | None) -> Sequence[Engine]:
-    """An engine runs on what it was built for; of what was asked for, those that are that."""
-    backend = details_of(artifact.path, artifact.manifest).backend
-    possible: tuple[Engine, ...] = ("openvino", "openvino-int8") if backend == "openvino" else (backend,)
-    fitting = [engine for engine in asked or possible[:1] if engine in possible]
-    if not fitting:
-        raise UsageError(
-            f"{artifact.path} is an engine of {backend}, and does not run on {', '.join(asked or ())}", f"add --engine {backend}"
-        )
-    return fitting
-
-
-def _runner(artifact: Artifact, engine: Engine, threads: int | None) -> Runner:
-    if engine in ("tensorrt", "tensorrt-rtx"):
-        return make_runner(artifact, cuda_graphs=True)
-    if engine == "openvino-int8":
-        return make_runner(artifact, runtime="openvino", threads=threads, integer=True)
-    return make_runner(artifact, runtime="openvino" if engine == "openvino" else "onnxruntime", threads=threads)
 
 
 def _labels(paths: Sequence[Path]) -> list[str]:

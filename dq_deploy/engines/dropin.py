@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,10 +17,10 @@ from diffusers.utils.outputs import BaseOutput
 
 from ..artifacts import Artifact
 from ..errors import UsageError
-from .engine_files import details_of, open_runnable
+from .choice import Runtime, make_runner
+from .engine_files import open_runnable
 from .runner import Runner
 
-Runtime = Literal["auto", "onnxruntime", "openvino"]
 Forward = Callable[[dict[str, torch.Tensor]], torch.Tensor]
 
 
@@ -95,7 +95,8 @@ class DropInModel(torch.nn.Module):
 def load(path: str | Path | Artifact, *, runtime: Runtime = "auto", **options: Any) -> DropInModel:
     """A bundle or an engine as the drop-in for a pipeline's ``unet`` or ``transformer``.
 
-    ``runtime`` "auto" is what an engine was built for, and for a bundle onnxruntime, the reference executor. ``options`` go to its runner
+    ``runtime`` "auto" is what an engine was built for, and for a bundle the faster of those that are installed and exact here
+    (``choice.best_runtime``). ``options`` go to its runner
     (``providers``, ``optimized``, ``threads``; for OpenVINO ``precision``, ``threads``, ``integer``).
 
     Raises UsageError (no such path, unknown runtime), ArtifactError (neither of the two, a changed file, another runtime than the engine's)
@@ -105,36 +106,6 @@ def load(path: str | Path | Artifact, *, runtime: Runtime = "auto", **options: A
     runner = make_runner(artifact, runtime=runtime, **options)
     names = [entry["name"] for entry in artifact.manifest.details["inputs"]]
     return DropInModel(_through(runner), names, artifact.manifest.details.get("model_config") or {})
-
-
-def make_runner(artifact: Artifact, *, runtime: Runtime = "auto", **options: Any) -> Runner:
-    """The runner for a bundle or an engine; raises as ``load`` does."""
-    if runtime not in get_args(Runtime):
-        raise UsageError(f"unknown runtime '{runtime}'", "choose auto, onnxruntime or openvino")
-    if artifact.manifest.kind == "engine":
-        return _engine_runner(artifact, runtime, options)
-    if runtime in ("auto", "onnxruntime"):
-        from .onnxruntime import OnnxRuntimeRunner
-
-        return OnnxRuntimeRunner(artifact, **options)
-    from .openvino import OpenVinoRunner
-
-    return OpenVinoRunner(artifact, **options)
-
-
-def _engine_runner(engine: Artifact, runtime: Runtime, options: Mapping[str, Any]) -> Runner:
-    backend = details_of(engine.path, engine.manifest).backend
-    if runtime not in ("auto", backend):
-        raise UsageError(
-            f"{engine.path} is an engine of {backend}, and {runtime} runs bundles", "leave the runtime at auto, or give the bundle"
-        )
-    if backend == "openvino":
-        from .openvino import OpenVinoRunner
-
-        return OpenVinoRunner(engine, **options)
-    from .tensorrt_runner import TensorRtRunner
-
-    return TensorRtRunner(engine, **options)
 
 
 def _through(runner: Runner) -> Forward:

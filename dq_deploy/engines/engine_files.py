@@ -13,9 +13,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from ..artifacts import Artifact, Manifest, open_artifact, read_manifest
+from ..artifacts.details import GraphInput
+from ..artifacts.reading import as_record, read_bytes
 from ..errors import ArtifactError, EnvironmentProblem
 from .build_options import BuildOptions, flag
 from .build_plan import RTX_COMPUTE_CAPABILITIES
@@ -40,10 +42,13 @@ class EngineDetails(BaseModel):
     backend: Backend
     version: str
     engines: list[EngineEntry] = Field(min_length=1)
+    inputs: list[GraphInput] = Field(min_length=1)
+    sample_shape: list[int | str] = Field(min_length=1)
     batch: tuple[int, int, int]
     sizes: dict[str, tuple[int, int, int]] = Field(default_factory=dict)
     options: BuildOptions = BuildOptions()
     bundle: str = "BUNDLE"
+    checkpoint_sha256: str | None = None
 
     @property
     def capabilities(self) -> list[str]:
@@ -53,11 +58,13 @@ class EngineDetails(BaseModel):
 
 def details_of(path: Path, manifest: Manifest) -> EngineDetails:
     """Raises ArtifactError when the manifest does not say what an engine's must."""
-    try:
-        return EngineDetails.model_validate(manifest.details)
-    except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()[:5])
-        raise ArtifactError(f"{path} is no engine of this dq-deploy: {problems}", "build it again with: dq-deploy build-engine") from None
+    complaint, hint = f"{path} is no engine of this dq-deploy", "build it again with: dq-deploy build-engine"
+    return as_record(manifest.details, EngineDetails, complaint, hint=hint)
+
+
+def weight_bits_of(artifact: Artifact) -> int | None:
+    """Bits of most of its weights; None for a float model."""
+    return (artifact.manifest.quantization or {}).get("weight_bits")
 
 
 def open_runnable(path: str | Path | Artifact) -> Artifact:
@@ -69,7 +76,10 @@ def open_runnable(path: str | Path | Artifact) -> Artifact:
     if isinstance(path, Artifact):
         return path
     try:
-        return open_artifact(path, ("bundle", "engine"))
+        artifact = open_artifact(path, ("bundle", "engine"))
+        if artifact.manifest.kind == "engine":
+            details_of(artifact.path, artifact.manifest)
+        return artifact
     except ArtifactError as error:
         command = _rebuild_of_damaged(Path(path))
         if command is None:
@@ -167,7 +177,7 @@ def verified_bytes(engine: Artifact, name: str) -> bytes:
 
     Raises ArtifactError when the file is another by now.
     """
-    content = engine.file(name).read_bytes()
+    content = read_bytes(engine.file(name))
     if hashlib.sha256(content).hexdigest() != engine.manifest.files[name].sha256:
         hint = rebuild_hint(engine.path, details_of(engine.path, engine.manifest))
         raise ArtifactError(f"{engine.path}: '{name}' has another sha256", hint)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..artifacts import Artifact
+from ..artifacts.reading import read_onnx
 from ..errors import ArtifactError, DqDeployError, EnvironmentProblem, ResourceError, UsageError
 from .runner import Array, GraphRunner, InputSpec, graph_file
 
@@ -85,14 +86,12 @@ def optimized_operators(file: Path, *, threads: int | None = None) -> list[str]:
 
     Raises EnvironmentProblem (onnxruntime is missing) and ArtifactError (a graph that it does not load).
     """
-    import onnx
-
     ort = _import()
     options = _session_options(ort, optimized=True, threads=threads)
     with tempfile.TemporaryDirectory(prefix="dq-deploy-optimized-") as folder:
         options.optimized_model_filepath = str(Path(folder) / "model.onnx")
         _open(ort, file, ["CPUExecutionProvider"], options)
-        model = onnx.load(options.optimized_model_filepath, load_external_data=False)
+        model = read_onnx(Path(options.optimized_model_filepath))
     return [node.op_type for node in model.graph.node]
 
 

@@ -10,30 +10,31 @@ What is saved is then compiled for this CPU at the usual shapes, as a run will d
 
 from __future__ import annotations
 
-import os
 import sys
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from ..artifacts import sha256_file
+from ..artifacts.reading import read_onnx
+from ..artifacts.writing import sync
 from .build_options import BuildOptions
-from .build_plan import load_graph
-from .build_request import BuildRequest, BuildResult, Shape
-from .openvino import compile_for_cpu, import_openvino, int8_saturates, refusal
+from .build_request import BuildRequest, BuildResult, Shape, end_with_parent
+from .openvino import compile_for_cpu, import_openvino, int8_serves, refusal
 from .openvino_graph import runtime_dump
 
 
 def main(request_path: str) -> None:
     """Build what the request file asks for. Raises ArtifactError or whatever OpenVINO raises: the parent reads the traceback."""
+    end_with_parent()
     request = BuildRequest.model_validate_json(Path(request_path).read_bytes())
     openvino = import_openvino()
-    graph = load_graph(Path(request.onnx)).graph
+    graph = read_onnx(Path(request.onnx)).graph
     # What the parent looks for to know that the graph, and not the installation, is to blame for a crash.
     sys.stdout.write(f"Parsing node: {request.onnx} [Model]\n")
     files = _convert(openvino, request)
     asked = BuildOptions(**request.options).integer
-    integer = not int8_saturates() if asked is None else asked
+    integer = int8_serves(request.weight_bits) if asked is None else asked
     usual = {name: shape for name, (_, shape, _) in request.profile.items()}
     dump = runtime_dump(compile_for_cpu(openvino, Path(request.plan), integer=integer, shapes=usual), graph)
     hashes = {str(file): sha256_file(file) for file in files}
@@ -51,8 +52,7 @@ def _convert(openvino: Any, request: BuildRequest) -> list[Path]:
     openvino.save_model(model, request.plan, compress_to_fp16=False)
     files = [Path(request.plan), Path(request.plan).with_suffix(".bin")]
     for file in files:
-        with file.open("rb") as stream:
-            os.fsync(stream.fileno())
+        sync(file)
     return files
 
 

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..artifacts import Artifact, open_artifact
+from ..artifacts.reading import check_onnx
 from ..errors import ArtifactError, UsageError
 
 TIMESTEP = "timestep"
@@ -92,14 +93,19 @@ class GraphRunner(ABC):
 def graph_file(source: str | Path | Artifact) -> Path:
     """The ONNX file of a bundle (folder or opened artefact), or the file itself when the path names one.
 
-    Raises UsageError (no such path) and ArtifactError (a folder that is no bundle, or whose files do not match its manifest).
+    Raises UsageError (no such path) and ArtifactError (a folder that is no bundle, or whose files do not match its manifest; a
+    graph that names data outside of its folder).
     """
     if isinstance(source, Artifact):
         if source.manifest.kind != "bundle":
             raise ArtifactError(f"{source.path} is a {source.manifest.kind}, and a bundle is needed here")
+        check_onnx(source.file(MODEL_FILE), listed=source.manifest.files)
         return source.file(MODEL_FILE)
     path = Path(source)
-    return path if path.is_file() else open_artifact(path, "bundle").file(MODEL_FILE)
+    if path.is_file():
+        check_onnx(path)
+        return path
+    return graph_file(open_artifact(path, "bundle"))
 
 
 def bind_inputs(specs: Sequence[InputSpec], inputs: Mapping[str, Array]) -> dict[str, Array]:

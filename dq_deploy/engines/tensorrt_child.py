@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from .build_options import BuildOptions
-from .build_request import BuildRequest, BuildResult
+from .build_request import BuildRequest, BuildResult, end_with_parent
 from .cuda_driver import gpu_compute_capability
 from .timing_cache import load_timing_cache, save_timing_cache
 
 
 def main(request_path: str) -> None:
     """Build what the request file asks for. Raises whatever the builder raises: the parent reads the traceback."""
+    end_with_parent()
     request = BuildRequest.model_validate_json(Path(request_path).read_bytes())
     # Read by polygraphy when it is first imported.
     os.environ["POLYGRAPHY_USE_TENSORRT_RTX"] = "1" if request.backend == "tensorrt-rtx" else "0"

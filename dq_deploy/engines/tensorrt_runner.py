@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from pydantic import ValidationError
 
 from ..artifacts import Artifact
+from ..artifacts.reading import read_record
 from ..errors import ArtifactError, EnvironmentProblem, ResourceError
 from .build_plan import check_backend
 from .cuda_device import CudaDevice
@@ -95,8 +95,8 @@ class TensorRtRunner(GraphRunner):
     def work(self) -> Work | None:
         """What the engine's layer report says that a run takes; None where the report has no planned layer."""
         try:
-            report = LayerReport.model_validate_json(self._artifact.file(self._report).read_bytes())
-        except ValidationError:
+            report = read_record(self._artifact.file(self._report), LayerReport, "a layer report")
+        except ArtifactError:
             return None
         return work_of(report) if report.layers else None
 

@@ -6,15 +6,17 @@ when it began, so builds that ran side by side lose nothing of each other's.
 
 from __future__ import annotations
 
-import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
+from ..artifacts.reading import read_bytes
+from ..artifacts.writing import write_bytes
 from ..errors import ArtifactError, EnvironmentProblem
 
 # The lock is held while a file of some MB is read and written.
 LOCK_TIMEOUT_S = 60.0
+CACHE_LIMIT = 1 << 30  # theirs have some megabytes
+_HINT = "delete it, or give another file to --timing-cache"
 
 
 def load_timing_cache(config: Any, path: Path) -> None:
@@ -38,7 +40,7 @@ def save_timing_cache(config: Any, path: Path) -> None:
         if before is not None and not mine.combine(before, ignore_mismatch=False):
             raise _foreign(path)
         with mine.serialize() as content:
-            _replace(path, bytes(content))
+            write_bytes(path, bytes(content))
 
 
 def _locked(path: Path) -> Any:
@@ -56,7 +58,7 @@ def _locked(path: Path) -> Any:
 
 
 def _read(config: Any, path: Path) -> Any:
-    content = path.read_bytes() if path.exists() else b""
+    content = read_bytes(path, limit=CACHE_LIMIT, hint=_HINT) if path.exists() else b""
     if not content:
         return None
     try:
@@ -71,18 +73,5 @@ def _read(config: Any, path: Path) -> Any:
 def _foreign(path: Path) -> ArtifactError:
     return ArtifactError(
         f"{path} is no timing cache of this TensorRT on this GPU: it is damaged, or was made with another version or on another GPU",
-        "delete it, or give another file to --timing-cache",
+        _HINT,
     )
-
-
-def _replace(path: Path, content: bytes) -> None:
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.partial-", dir=path.absolute().parent)
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise

@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import Literal
 
 from ..artifacts import Artifact, Manifest, check_output, create_artifact, open_artifact
+from ..artifacts.reading import read_onnx
+from ..artifacts.writing import write_text
 from ..errors import ArtifactError, UsageError
-from .build_plan import load_graph, output_spec
+from .build_plan import output_spec
 from .engine_files import EngineDetails, details_of, open_runnable
 from .runner import MODEL_FILE
 from .triton_config import BATCH, Kind, TritonConfig, TritonTensor, check_name, shares_batches, tensors_of, warmup_of
@@ -65,7 +67,7 @@ def triton_repository(
     with create_artifact(output, _manifest(artifact, config), force=force) as folder:
         version = folder / config.name / "1"
         version.mkdir(parents=True)
-        (version.parent / "config.pbtxt").write_text(config.text())
+        write_text(version.parent / "config.pbtxt", config.text())
         for original, copied in files.items():
             shutil.copyfile(artifact.file(original), version / copied)
     return open_artifact(output, "triton-repository")
@@ -150,7 +152,7 @@ def _config(
 
 def _output(artifact: Artifact, *, batched: bool) -> TritonTensor:
     if artifact.manifest.kind == "bundle":
-        spec = output_spec(load_graph(artifact.file(MODEL_FILE)))
+        spec = output_spec(read_onnx(artifact.file(MODEL_FILE)))
     elif "output_spec" in artifact.manifest.details:
         spec = artifact.manifest.details["output_spec"]
     else:

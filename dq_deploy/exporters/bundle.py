@@ -157,7 +157,7 @@ def write_model(model: ir.Model, path: Path) -> None:
     Raises ArtifactError when the checker refuses the graph.
     """
     large = any(v.const_value is not None and v.const_value.nbytes >= _EXTERNAL_BYTES for v in model.graph.initializers.values())
-    ir.save(model, path, external_data=f"{path.name}.data" if large else None, size_threshold_bytes=_EXTERNAL_BYTES)
+    ir.save(model, path, external_data=f"{path.name}.data" if large else None, size_threshold_bytes=_EXTERNAL_BYTES)  # noqa: TID251
     try:
         onnx.checker.check_model(str(path), full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ..engines.dropin import Runtime
+    from ..engines.choice import Runtime
 
 
 @dataclass(frozen=True)

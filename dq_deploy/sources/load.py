@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..artifacts import sha256_file
+from ..artifacts.reading import check_safetensors
 from ..errors import ArtifactError, EnvironmentProblem, UsageError
 from .lora import Lora, check_lora, fused_copy, has_adapters, load_lora
 from .pipeline_index import WEIGHTS_SUFFIX, Component, PipelineIndex, read_pipeline_index
@@ -146,7 +147,7 @@ def _load_model(root: Path, index: PipelineIndex) -> Any:
     from diffusers import ModelMixin
 
     folder = root / index.component
-    _refuse_pickles(folder)
+    _check_weights(folder)
     # Only "x.fp16.safetensors" there: diffusers calls the middle part a variant, and finds it only by name.
     names = {path.name for path in folder.glob(f"*{WEIGHTS_SUFFIX}*")}
     variant = "fp16" if names and all(".fp16." in name for name in names) else None
@@ -176,10 +177,13 @@ def _load_model(root: Path, index: PipelineIndex) -> Any:
 _MISFITS = ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs")
 
 
-def _refuse_pickles(folder: Path) -> None:
+def _check_weights(folder: Path) -> None:
+    """Refuse weights that are pickled only, and safetensors that are none."""
     if not folder.is_dir():
         raise ArtifactError(f"{folder.parent} is no complete diffusers pipeline: it has no folder '{folder.name}'")
-    if any(folder.glob(f"*{WEIGHTS_SUFFIX}")):
+    if weights := sorted(folder.glob(f"*{WEIGHTS_SUFFIX}")):
+        for path in weights:
+            check_safetensors(path)
         return
     pickled = sorted(path.name for path in folder.iterdir() if path.suffix in _PICKLES)
     if pickled:

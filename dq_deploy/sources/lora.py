@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from ..artifacts.reading import check_safetensors
 from ..errors import ArtifactError, EnvironmentProblem, UsageError
 
 _TOLERANCE = 1e-4  # of the layer's largest output: float32 adds up in another order
@@ -39,11 +40,15 @@ def fused_copy(model: torch.nn.Module) -> torch.nn.Module:
 
 
 def check_lora(lora: Lora) -> None:
-    """Before the pipeline is loaded: raises UsageError (no such file, no safetensors) and EnvironmentProblem (no peft)."""
+    """Before the pipeline is loaded.
+
+    Raises UsageError (no such file, another suffix), ArtifactError (no safetensors) and EnvironmentProblem (no peft).
+    """
     if not lora.path.is_file():
         raise UsageError(f"no such LoRA file: {lora.path}")
     if lora.path.suffix != ".safetensors":
         raise UsageError(f"{lora.path} is no .safetensors file", "a pickle can run code when loaded, so only safetensors are read")
+    check_safetensors(lora.path)
     try:
         import peft  # noqa: F401
     except ImportError as error:

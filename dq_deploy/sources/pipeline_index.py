@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from ..artifacts.reading import read_json
 from ..errors import ArtifactError
 
 INDEX_NAME = "model_index.json"
@@ -57,10 +58,7 @@ def _read(root: Path) -> dict[str, Any]:
     path = root / INDEX_NAME
     if not path.is_file():
         raise ArtifactError(f"{root} is no diffusers pipeline: it has no {INDEX_NAME}", "`pipeline.save_pretrained(DIR)` writes one")
-    try:
-        index = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise ArtifactError(f"{path} is not valid JSON: {error}") from None
+    index = read_json(path, "valid JSON")
     if not isinstance(index, dict) or not isinstance(index.get("_class_name"), str):
         raise ArtifactError(f"{path} names no pipeline class of diffusers")
     return index

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from ..artifacts.reading import check_safetensors
 from ..errors import ArtifactError, EnvironmentProblem
 from .load import class_of_diffusers, summarized
 from .pipeline_index import WEIGHTS_SUFFIX, read_components, read_pipeline_index
@@ -61,6 +62,8 @@ def load_whole(root: Path, **parts: Any) -> Any:
     flags = {"requires_safety_checker": False} if "requires_safety_checker" in inspect.signature(kind.__init__).parameters else {}
     wanted = [name for name in components if name not in needless and name not in parts]
     _check_parts(root, {name: components[name] for name in wanted})
+    for weights in sorted(path for name in wanted for path in (root / name).glob(f"*{WEIGHTS_SUFFIX}")):
+        check_safetensors(weights)
     try:
         with _no_progress_bars():
             pipeline = kind.from_pretrained(

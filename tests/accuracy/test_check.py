@@ -12,6 +12,8 @@ from onnx import numpy_helper
 
 from dq_deploy.accuracy import CheckResult, check
 from dq_deploy.artifacts import Artifact
+from dq_deploy.engines.build import build_engine
+from dq_deploy.engines.openvino import OpenVinoRunner
 from dq_deploy.errors import AccuracyGateError, ArtifactError, EnvironmentProblem, UsageError
 from tests.flow import STEPS, Flow, altered, altered_manifest
 
@@ -20,6 +22,12 @@ CONV = "down_blocks.0.resnets.0.conv2"
 LINEAR = "down_blocks.0.attentions.0.to_out.0"
 PRODUCT = "down_blocks.0.attentions.0.matmul"
 Edit = Callable[[np.ndarray], np.ndarray]
+
+
+@pytest.fixture(scope="module")
+def openvino_engine(flow: Flow, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    """Of the fp32 bundle, for batches of 1 to 3: fewer than there are reference samples."""
+    return build_engine(flow.bundle("tensorrt"), tmp_path_factory.mktemp("engine") / "engine", backend="openvino", batch=(1, 2, 3))
 
 
 def edited(bundle: Artifact, path: Path, name: str, edit: Edit) -> Artifact:
@@ -169,16 +177,22 @@ def test_a_calibrated_timestep_without_reference_is_a_failure(flow: Flow, tmp_pa
 
 
 def test_nothing_compared_is_a_failure(flow: Flow) -> None:
-    from dq_deploy.accuracy.check import _failures
+    from dq_deploy.accuracy.check import EngineParity, _failures
     from dq_deploy.quantization import load_checkpoint
 
-    failures = _failures([], [], load_checkpoint(flow.checkpoint))
+    checkpoint = load_checkpoint(flow.checkpoint)
+    failures = _failures(flow.bundle("tensorrt"), [], [], [], checkpoint)
     assert failures[-1] == "no layer was compared"
     assert "timesteps not compared: " in failures[0]
     empty = CheckResult(bundle="b", target="tensorrt", dtype="fp32", layers=[], timesteps=[], failures=failures)
     assert not empty
     assert empty.worst_layer is None
     assert empty.worst_timestep is None
+    engine = EngineParity(engine="openvino", details={}, timesteps=[])
+    as_engine = flow.bundle("tensorrt").manifest.model_copy(update={"kind": "engine"})
+    assert _failures(Artifact(flow.checkpoint, as_engine), [], [], [], checkpoint) == ["nothing was compared"]
+    (missing,) = _failures(Artifact(flow.checkpoint, as_engine), [], [], [engine], checkpoint)
+    assert missing.startswith("openvino, timesteps not compared: ")
 
 
 def test_layers_missing_from_the_bundle_are_refused(flow: Flow, tmp_path: Path) -> None:
@@ -210,11 +224,50 @@ def test_the_float_baseline_is_refused(flow: Flow) -> None:
         check(flow.bundles["float"], flow.checkpoint)
 
 
-def test_an_engine_is_refused_with_a_way_out(flow: Flow, tmp_path: Path) -> None:
-    engine = altered_manifest(flow.bundle("tensorrt"), tmp_path / "engine-bundle")
-    manifest = engine.manifest.model_copy(update={"kind": "engine"}, deep=True)
-    (engine.path / "manifest.json").write_text(manifest.to_json())
-    with pytest.raises(EnvironmentProblem) as caught:
-        check(engine.path, flow.checkpoint)
-    assert caught.value.hint is not None
-    assert "bundle" in caught.value.hint
+def test_a_built_engine_is_compared_where_it_runs(openvino_engine: Artifact, flow: Flow) -> None:
+    result = check(openvino_engine, flow.checkpoint)
+    assert result, result.failures
+    assert (result.layers, result.timesteps) == ([], [])
+    (engine,) = result.engines
+    assert (engine.engine, engine.details["precision"]) == ("openvino", "f32")
+    assert [row.timestep for row in engine.timesteps] == openvino_engine.manifest.timesteps
+    assert result.worst_timestep in engine.timesteps
+
+
+def test_an_engine_that_computes_something_else_is_found_out(
+    openvino_engine: Artifact, flow: Flow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = OpenVinoRunner._infer
+    monkeypatch.setattr(OpenVinoRunner, "_infer", lambda self, feeds: right(self, feeds) * np.float32(0.9))
+    result = check(openvino_engine, flow.checkpoint)
+    assert not result
+    assert all(failure.startswith("openvino, timestep") for failure in result.failures)
+    assert len(result.failures) == len(openvino_engine.manifest.timesteps)
+    monkeypatch.setattr(OpenVinoRunner, "_infer", lambda self, feeds: right(self, feeds) * np.float32("nan"))
+    assert not check(openvino_engine, flow.checkpoint)
+
+
+def test_an_engine_of_another_checkpoint_is_refused(openvino_engine: Artifact, flow: Flow, tmp_path: Path) -> None:
+    for number, sha256 in enumerate(("0" * 64, None)):
+        other = {**openvino_engine.manifest.details, "checkpoint_sha256": sha256}
+        with pytest.raises(ArtifactError, match="was not exported from"):
+            check(altered_manifest(openvino_engine, tmp_path / str(number), details=other), flow.checkpoint)
+
+
+def test_an_engine_that_cannot_run_here_is_no_verdict(openvino_engine: Artifact, flow: Flow, tmp_path: Path) -> None:
+    elsewhere = {**openvino_engine.manifest.details, "backend": "tensorrt-rtx"}
+    with pytest.raises(EnvironmentProblem):
+        check(altered_manifest(openvino_engine, tmp_path / "rtx", details=elsewhere), flow.checkpoint)
+    with pytest.raises(UsageError, match="does not run on onnxruntime"):
+        check(openvino_engine, flow.checkpoint, engines=["onnxruntime"])
+
+
+def test_a_bundle_is_compared_on_other_engines_too(flow: Flow) -> None:
+    result = check(flow.bundles["tensorrt"], flow.checkpoint, engines=["openvino", "onnxruntime"], optimized=False)
+    assert result, result.failures
+    assert [engine.engine for engine in result.engines] == ["openvino", "onnxruntime"]
+    assert result.layers
+    with pytest.raises(EnvironmentProblem, match="CUDAExecutionProvider"):
+        check(flow.bundles["tensorrt"], flow.checkpoint, engines=["onnxruntime-cuda"])
+    with pytest.raises(UsageError, match=r"is a bundle, and tensorrt-rtx runs engines(?s:.*)build-engine"):
+        check(flow.bundles["tensorrt"], flow.checkpoint, engines=["tensorrt-rtx"])

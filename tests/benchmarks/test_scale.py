@@ -142,7 +142,8 @@ def test_the_page_judges_every_goal(work: tuple[Path, dict[str, Any]], tmp_path:
         "again": stage({"files": ["manifest.json", "model.onnx"], "differing": ["model.onnx"]}),
         "static-engine": stage({**engine, "kernels": 100}),
     }
-    write_report(done, TINY, tmp_path / "RESULTS.md", quiet())
+    half = {"quantize": stage(facts), "engine": stage({**engine, "weights_bytes": 25 * 10**7})}
+    write_report({TINY: done, replace(TINY, preset="w4a8"): half}, tmp_path / "RESULTS.md", quiet())
     page = (tmp_path / "RESULTS.md").read_text()
     verdicts = dict(line[2:].split(": ", 1) for line in page.splitlines() if line.startswith("- "))
     judged = {goal.split(" ")[0]: found.split(".")[0] for goal, found in verdicts.items()}
@@ -153,6 +154,8 @@ def test_the_page_judges_every_goal(work: tuple[Path, dict[str, Any]], tmp_path:
     assert judged["planned"] == "missed"
     assert judged["the"] == "missed"
     assert "0.250 ×" in page
+    assert "| W8A8 | 8.9 | 9 of 10 | 102 | 100 | 1.020 | 0.50 GB | 0.250 | 1.000 |" in page
+    assert "| W4A8 | 8.9 | 9 of 10 | 102 | – | – | 0.25 GB | 0.125 | 0.500 |" in page
     assert os.fspath(tmp_path) not in page
 
 

@@ -6,10 +6,13 @@ import json
 import shutil
 from importlib.util import find_spec
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 from onnx import ModelProto, numpy_helper
 
+from dq_deploy.commands.options import ENGINES
+from dq_deploy.engines.choice import Engine
 from tests.command_line import HEAVY, Cli, assert_refused, process
 from tests.flow import Flow, altered, snapshot
 
@@ -33,6 +36,18 @@ def test_the_accuracy_gate(cli: Cli, tmp_path: Path, flow: Flow) -> None:
     assert table.code == 6
     assert "FAILED" in table.out
     assert f"worst layer {layer}" in table.out
+
+
+def test_other_engines_are_judged_and_said(cli: Cli, flow: Flow) -> None:
+    ended = cli("check", flow.bundles["tensorrt"], "--checkpoint", flow.checkpoint, "--engine", "openvino")
+    assert ended.code == 0, ended.err
+    assert "on openvino against" in ended.out
+    assert "openvino computes what is not INT8 in f32, and quantized layers" in ended.out
+    assert_refused(cli("check", flow.bundles["tensorrt"], "--lint", "--engine", "openvino"), 2, "--checkpoint")
+
+
+def test_engines_are_named_as_in_the_api() -> None:
+    assert get_args(Engine) == ENGINES
 
 
 def test_lint_passes_what_was_exported(cli: Cli, flow: Flow) -> None:

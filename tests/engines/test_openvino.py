@@ -11,9 +11,10 @@ import openvino
 import pytest
 
 from dq_deploy.artifacts import Artifact
-from dq_deploy.engines.openvino import OpenVinoRunner, int8_saturates
+from dq_deploy.engines.openvino import OpenVinoRunner, int8_saturates, int8_serves
 from dq_deploy.errors import EnvironmentProblem
 from tests.bundles import write_graph
+from tests.flow import Flow, altered_manifest
 
 # An integer layer as a `tensorrt` bundle has it: Q/DQ of scale 1, the multipliers outside.
 LAYER = """<ir_version: 10, opset_import: ["": 21]>
@@ -62,6 +63,21 @@ def test_seven_bit_weights_do_not_saturate(tmp_path: Path) -> None:
     file = write_graph(tmp_path / "layer.onnx", LAYER % ", ".join(["63.0"] * 64 * 32))
     result = OpenVinoRunner(file, integer=True).run({"sample": np.full((4, 64), 1.27, np.float32)})
     np.testing.assert_allclose(result, np.full((4, 32), 64 * 63 * 1.27, np.float32), rtol=1e-3)
+
+
+@pytest.mark.parametrize(("bits", "serves"), [(None, False), (8, False), (7, False), (6, True), (4, True)])
+def test_narrow_weights_are_safe_where_wide_ones_saturate(monkeypatch: pytest.MonkeyPatch, bits: int | None, serves: bool) -> None:
+    monkeypatch.setattr("dq_deploy.engines.openvino.int8_saturates", lambda: True)
+    assert int8_serves(bits) is serves
+    monkeypatch.setattr("dq_deploy.engines.openvino.int8_saturates", lambda: False)
+    assert int8_serves(bits) is True
+
+
+def test_narrow_weights_run_on_int8_kernels_on_every_cpu(flow: Flow, tmp_path: Path) -> None:
+    bundle = flow.bundle("tensorrt")
+    narrow = altered_manifest(bundle, tmp_path / "narrow", quantization={**(bundle.manifest.quantization or {}), "weight_bits": 6})
+    assert OpenVinoRunner(narrow).details["integer"] is True
+    assert OpenVinoRunner(bundle).details["integer"] is not int8_saturates()
 
 
 def test_details_say_what_ran(tiny_bundle: Artifact) -> None:

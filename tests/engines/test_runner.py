@@ -95,7 +95,7 @@ def test_a_bundle_runs_from_its_folder(engine: type[GraphRunner], tiny_bundle: A
 
 def test_what_is_no_graph_is_refused(engine: type[GraphRunner], tmp_path: Path) -> None:
     (tmp_path / "noise.onnx").write_bytes(b"\x00\x01 no graph")
-    with pytest.raises(ArtifactError, match="cannot load .*noise.onnx"):
+    with pytest.raises(ArtifactError, match="noise.onnx is not an ONNX graph"):
         engine(tmp_path / "noise.onnx")
     with pytest.raises(UsageError, match="no such path"):
         engine(tmp_path / "absent")

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from filelock import FileLock
 
+from dq_deploy.artifacts import writing
 from dq_deploy.engines import timing_cache
 from dq_deploy.engines.timing_cache import load_timing_cache, save_timing_cache
 from dq_deploy.errors import ArtifactError, EnvironmentProblem
@@ -127,7 +128,7 @@ def test_write_that_fails_leaves_the_old_cache(tmp_path: Path, monkeypatch: pyte
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(timing_cache.os, "fsync", full)
+    monkeypatch.setattr(writing.os, "fsync", full)
     with pytest.raises(OSError, match="No space left"):
         build(path, ["b"])
     assert names(path) == {"a"}

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-import onnx
 import onnx_ir as ir
 import onnx_ir.passes.common as passes
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from ...artifacts import Artifact, open_artifact
+from ...artifacts.reading import read_onnx
 from ...errors import ArtifactError, UsageError
 from .finding import Finding, LintResult
 from .rule import Hit, Rule
@@ -36,7 +35,7 @@ def lint(source: str | Path | Artifact, *, target: str | None = None) -> LintRes
     details = bundle.manifest.details
     layers = frozenset(entry["name"] for key in ("layers", "quantizers") for entry in details.get(key, []))
     file = bundle.file("model.onnx")
-    view = View(_load(file), file, layers, tuple(bundle.manifest.timesteps))
+    view = View(_load(file), file, layers, tuple(bundle.manifest.timesteps), frozenset(bundle.manifest.files))
     return _judge(view, target or str(details["target"]), str(bundle.path))
 
 
@@ -46,14 +45,12 @@ def _judge(view: View, target: str, source: str) -> LintResult:
 
 
 def _load(file: Path) -> ir.Model:
+    # Not ir.load: the data files that the graph names are opened only where a rule finds them harmless.
+    proto = read_onnx(file)
     try:
-        # Not ir.load: the data files that the graph names are opened only where a rule finds them harmless.
-        proto = onnx.load(file, load_external_data=False)
         model = ir.from_proto(proto)
-    except (DecodeError, ValueError, ir.serde.SerdeError) as error:
+    except (ValueError, TypeError, KeyError, ir.serde.SerdeError) as error:
         raise ArtifactError(f"{file} is not an ONNX graph: {error.__cause__ or error}") from None
-    if not proto.graph.node:
-        raise ArtifactError(f"{file} is not an ONNX graph: it has no nodes")
     ir.external_data.set_base_dir(model.graph, file.parent)
     if model.functions:
         passes.InlinePass()(model)

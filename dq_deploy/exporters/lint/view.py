@@ -6,12 +6,14 @@ import ast
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 from onnx.reference import ReferenceEvaluator
+
+from ...artifacts.reading import data_problem
 
 Array = np.ndarray[Any, Any]
 
@@ -50,10 +52,19 @@ class Product:
 class View:
     """A graph as the rules see it, read from ``file``, in whose folder external data may lie.
 
-    ``layers`` are the known module paths, ``timesteps`` those of the rows of every table, as far as they are known.
+    ``layers`` are the known module paths, ``timesteps`` those of the rows of every table, as far as they are known; ``listed`` are the
+    files whose hashes were compared, None where there is no manifest.
     """
 
-    def __init__(self, model: ir.Model, file: Path, layers: frozenset[str], timesteps: tuple[float, ...] = ()) -> None:
+    def __init__(
+        self,
+        model: ir.Model,
+        file: Path,
+        layers: frozenset[str],
+        timesteps: tuple[float, ...] = (),
+        listed: frozenset[str] | None = None,
+    ) -> None:
+        self.listed = listed
         self.model, self.file, self.folder, self.timesteps, self._layers = model, file, file.parent, timesteps, layers
         self.nodes = tuple(ir.traversal.RecursiveGraphIterator(model.graph))
         self._folded: dict[ir.Value, Array | None] = {}
@@ -112,7 +123,7 @@ class View:
     def _fold(self, value: ir.Value) -> Array | None:
         tensor = ir.convenience.get_const_tensor(value)
         if tensor is not None:
-            return tensor.numpy() if tensor.size <= _FOLDED_ELEMENTS and self._readable(tensor) else None
+            return self._values(tensor) if tensor.size <= _FOLDED_ELEMENTS and self._readable(tensor) else None
         node = value.producer()
         assert node is not None
         inputs = [self.array(v) for v in node.inputs]
@@ -121,6 +132,13 @@ class View:
         feeds = {str(v.name): array for v, array in zip(node.inputs, inputs, strict=True) if v is not None}
         evaluator = ReferenceEvaluator(ir.to_proto(node), opsets=dict(self.model.opset_imports))
         return np.asarray(next(iter(evaluator.run([str(value.name)], feeds))))
+
+    @staticmethod
+    def _values(tensor: ir.TensorProtocol) -> Array | None:
+        try:
+            return tensor.numpy()
+        except (OSError, ValueError):  # a link of a hub's cache, which onnx-ir does not follow; fewer bytes than the shape takes
+            return None
 
     def _readable(self, tensor: ir.TensorProtocol) -> bool:
         return not isinstance(tensor, ir.ExternalTensor) or (self.external_problem(tensor) is None)
@@ -139,16 +157,16 @@ class View:
                     yield from ((node, attribute.name, tensor) for tensor in attribute.as_tensors())
 
     def external_problem(self, tensor: ir.ExternalTensor) -> str | None:
-        """Why an external tensor's file must not be opened; None when it lies in the model's own folder."""
-        location = str(tensor.location)
-        if PurePosixPath(location).is_absolute() or ":" in location[:2] or location.startswith("\\"):
-            return "is absolute"
-        if ".." in location.replace("\\", "/").split("/"):
-            return "leaves the folder"
-        file = self.folder / location
-        if not file.resolve().is_relative_to(self.folder.resolve()):
-            return "leaves the folder through a link"
-        return None if file.is_file() else "is missing"
+        """Why an external tensor's file must not be opened; None when its bytes lie in the model's own folder."""
+        return data_problem(
+            self.folder,
+            str(tensor.location),
+            dtype=tensor.dtype.value,
+            shape=tuple(tensor.shape.numpy()),
+            offset=tensor.offset,
+            length=tensor.length,
+            listed=self.listed,
+        )
 
     def codes(self, node: ir.Node) -> ir.DataType | None:
         """Type of the codes of a QuantizeLinear or DequantizeLinear; None where it cannot be told."""

@@ -1,0 +1,180 @@
+"""``quantize --auto-bits``: which layers deserve 8 bits when the others have the preset's, under a budget of size or of error.
+
+Each layer's rounding is measured alone (``sensitivity.py``); errors of different layers are taken to add up at the output. Layers are
+raised to 8 bits in the order of error saved per byte. In an integer engine codes of up to 4 bits take half a byte and all others one, so
+raising a layer from 5, 6 or 7 bits, or a product of two activations, costs no byte and is always done.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel
+
+from ..errors import UsageError
+from ..progress import Progress, silent
+from ..quantization.calibration.source import Request
+from ..quantization.config import FLOAT_BITS, QuantizeConfig
+from ..quantization.graph.products import Layer
+from ..quantization.graph.skip_halves import name_matches
+from ..quantization.prepare import prepare
+from ..quantization.running.device import exact_products, find_device
+from ..sources import Lora
+from .sensitivity import Bits, Sensitivity, measure_sensitivities
+
+RAISED = 8
+_FLOAT_BYTES = 4
+_CHANNEL_BYTES = 12  # scale, bias, and the sum of the weights that a zero-point needs
+_UNITS = {"B": 1, "kB": 1e3, "MB": 1e6, "GB": 1e9}
+
+
+@dataclass(frozen=True)
+class Budget:
+    """``limit`` bytes of weights ("size"), times the float32 weights ("share"), or dB of predicted median SNR to reach ("snr")."""
+
+    kind: Literal["size", "share", "snr"]
+    limit: float
+
+    @classmethod
+    def parse(cls, text: str) -> Budget:
+        """From "1.6MB", "0.18x" or "32dB". Raises UsageError."""
+        match = re.fullmatch(r"(\d+(?:\.\d*)?|\.\d+)\s*([A-Za-z]+)", text.strip())
+        value, unit = (float(match[1]), match[2]) if match else (0.0, "")
+        if value > 0 and unit in _UNITS:
+            return cls("size", value * _UNITS[unit])
+        if value > 0 and unit in ("x", "dB"):
+            return cls("share" if unit == "x" else "snr", value)
+        raise UsageError(f"--auto-bits takes a size (1.6MB), a share of the float32 weights (0.18x) or an SNR (32dB), not '{text}'")
+
+
+class LayerChoice(BaseModel):
+    """A layer, its bits, and the share of the predicted error power that it has with the preset's bits, in the median over timesteps."""
+
+    layer: str
+    weight_bits: int
+    activation_bits: int
+    raised: bool
+    error_share: float
+
+
+class BitChoice(BaseModel):
+    """What was chosen. ``keep`` goes into the configuration; SNRs are predictions for the network before dilation and distillation.
+
+    Bytes are those of weights, scales, biases and corrections as an engine stores them; ``float_bytes`` 4 for each parameter.
+    """
+
+    keep: dict[str, int]
+    layers: list[LayerChoice]
+    weights_bytes: int
+    float_bytes: int
+    snr_db: float
+    snr_db_lowest: float
+    snr_db_highest: float
+
+
+def choose_bits(source: Any, budget: str, *, preset: str = "w4a8", scheduler: Any = None, sample_shape: tuple[int, ...] | None = None,
+                conditions: dict[str, torch.Tensor] | None = None, null_conditions: dict[str, torch.Tensor] | None = None,
+                classes: str | Sequence[int] | None = None, prompts: str | Path | Sequence[str] | None = None,
+                negative_prompt: str | None = None, lora: str | Path | None = None, lora_scale: float = 1.0,
+                blocks: Sequence[str] | None = None, device: str = "cpu", progress: Progress = silent,
+                **options: Any) -> BitChoice:  # fmt: skip
+    """Choose the layers of ``source`` that get 8 bits, the others keeping ``preset``'s, so that ``budget`` holds; else as ``quantize``.
+
+    ``budget`` is "1.6MB", "0.18x" (of the float32 weights) or "32dB". Give the result's ``keep`` to ``quantize``.
+
+    Raises UsageError (a budget that no choice meets, with what can be had) and whatever ``quantize`` raises of a source.
+    """
+    wanted, config = Budget.parse(budget), QuantizeConfig.build(preset, **options)
+    if config.weight_bits >= RAISED:
+        raise UsageError(f"the preset gives every layer {config.weight_bits} bits already", "choose --preset w4a8, w4a4 or w6a6")
+    adapter = None if lora is None else Lora(Path(lora), lora_scale)
+    request = Request(conditions, null_conditions, classes, prompts, negative_prompt, adapter)
+    prepared = prepare(source, config, request, scheduler=scheduler, sample_shape=sample_shape, blocks=blocks, progress=progress)
+    prepared.to(find_device(device))
+    patterns = list(options.get("keep") or {})  # what the user has decided is no choice
+
+    def settings(layer: Layer) -> list[Bits]:
+        return _settings(layer)[: 1 if any(name_matches(layer.name, pattern) for pattern in patterns) else 2]
+
+    with exact_products():
+        measured, _ = measure_sensitivities(prepared, settings, progress)
+    parameters = sum(tensor.numel() for tensor in prepared.float_graph.state_dict().values())
+    return choose(measured, {layer.name: settings(layer) for layer in prepared.plan.quantized}, wanted, parameters)
+
+
+def _settings(layer: Layer) -> list[Bits]:
+    """The bits that the plan gives, and the bits to raise them to if that is not the same."""
+    given = layer.weight_bits, layer.activation_bits
+    raised = max(layer.weight_bits, RAISED), max(layer.activation_bits, RAISED)
+    return list(dict.fromkeys((given, raised)))
+
+
+def choose(measured: Sequence[Sensitivity], settings: dict[str, list[Bits]], budget: Budget, parameters: int) -> BitChoice:
+    """The layers to raise, from what was measured; ``parameters`` are the model's."""
+    low = {x.layer: x.noise[settings[x.layer][0]] for x in measured}
+    high = {x.layer: x.noise[settings[x.layer][-1]] for x in measured}
+    total = torch.stack(list(low.values())).sum(dim=0).clamp(min=1e-30)
+    gain = {name: float(((low[name] - high[name]) / total).median()) for name in low}
+    cost = {x.layer: _bytes(x, settings[x.layer][-1]) - _bytes(x, settings[x.layer][0]) for x in measured}
+    can = [x.layer for x in measured if len(settings[x.layer]) > 1]
+    order = sorted(can, key=lambda name: (cost[name] > 0, -gain[name] / max(cost[name], 1)))
+    rest = 2 * (parameters - sum(x.weights for x in measured))
+    size = sum(_bytes(x, settings[x.layer][0]) for x in measured) + max(rest, 0)
+    limit = budget.limit * _FLOAT_BYTES * parameters if budget.kind == "share" else budget.limit
+    raised: set[str] = set()
+    for name in order:
+        if budget.kind == "snr" and cost[name] and _snr(low, high, raised) >= limit:
+            break
+        if budget.kind == "snr" or size + cost[name] <= limit:
+            raised.add(name)
+            size += cost[name]
+    result = BitChoice(
+        keep={name: RAISED for name in low if name in raised},
+        layers=[_record(x, settings[x.layer][-1 if x.layer in raised else 0], x.layer in raised, low, total) for x in measured],
+        weights_bytes=size,
+        float_bytes=_FLOAT_BYTES * parameters,
+        snr_db=_snr(low, high, raised),
+        snr_db_lowest=_snr(low, high, set()),
+        snr_db_highest=_snr(low, high, set(can)),
+    )
+    _check_met(result, budget, limit)
+    return result
+
+
+def _bytes(layer: Sensitivity, bits: Bits) -> int:
+    return math.ceil(layer.weights * (0.5 if bits[0] <= 4 else 1)) + _CHANNEL_BYTES * layer.channels
+
+
+def _snr(low: dict[str, torch.Tensor], high: dict[str, torch.Tensor], raised: set[str]) -> float:
+    """Predicted SNR in dB, the median over the samples."""
+    noise = torch.stack([high[name] if name in raised else low[name] for name in low]).sum(dim=0).clamp(min=1e-30)
+    return float(median((-10 * noise.log10()).tolist()))
+
+
+def _record(layer: Sensitivity, bits: Bits, raised: bool, low: dict[str, torch.Tensor], total: torch.Tensor) -> LayerChoice:
+    share = float((low[layer.layer] / total).median())
+    activations = min(bits[1], FLOAT_BITS)
+    return LayerChoice(layer=layer.layer, weight_bits=bits[0], activation_bits=activations, raised=raised, error_share=share)
+
+
+def _check_met(result: BitChoice, budget: Budget, limit: float) -> None:
+    if budget.kind == "snr":
+        if result.snr_db < limit:
+            raise UsageError(
+                f"no choice of bits reaches {limit:g} dB: with every layer at {RAISED} bits {result.snr_db_highest:.1f} dB are predicted",
+                "ask for less, or choose a preset with more activation bits",
+            )
+    elif result.weights_bytes > limit:
+        smallest = result.weights_bytes
+        raise UsageError(
+            f"the weights take {smallest / 1e6:.3g} MB ({smallest / result.float_bytes:.3f}x) with no layer raised, and the budget is "
+            f"{limit / 1e6:.3g} MB ({limit / result.float_bytes:.3f}x)",
+            "allow more, or choose a preset with fewer weight bits",
+        )

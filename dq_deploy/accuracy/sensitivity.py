@@ -1,0 +1,160 @@
+"""What each layer's rounding alone costs at the network's output: measured by running the float model with one layer rounded at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.fx import GraphModule, Node, map_arg
+
+from ..progress import Progress, silent
+from ..quantization.config import FLOAT_BITS, InitialRange, QuantizeConfig
+from ..quantization.graph.products import Layer
+from ..quantization.initial.ranges import resolve, search_tables
+from ..quantization.numerics import clipped_weight_scale, per_row, quantize, quantize_weight, weight_scale
+from ..quantization.prepare import Prepared
+
+MOST_TIMESTEPS = 8
+"""Of the calibrated timesteps, spread evenly with the first and the last among them."""
+SEEDS = 2
+
+Bits = tuple[int, int]
+"""Of a layer's weights and activations; 16 leaves activations in float."""
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """What a layer costs at each of some settings of its bits.
+
+    ``noise[bits]`` [n] is ‖output with only this layer rounded − float output‖² / ‖float output‖² of each of the n samples that were run.
+    ``weights`` and ``channels`` are the layer's numbers of weights and of output channels; 0 for a product of two activations.
+    """
+
+    layer: str
+    weights: int
+    channels: int
+    noise: dict[Bits, torch.Tensor]
+
+
+@torch.no_grad()
+def measure_sensitivities(prepared: Prepared, settings: Callable[[Layer], Sequence[Bits]], progress: Progress = silent) -> tuple[
+    list[Sensitivity], torch.Tensor
+]:  # fmt: skip
+    """The sensitivity of every layer that is to be quantized, in the graph's order, and the timestep of each sample [n].
+
+    ``settings`` says which bits to try in a layer. Weights are rounded to one scale for each output channel, activations to one for each
+    sample, by the initial range of the configuration: before dilation, distillation and shared tables.
+    """
+    config, graph = prepared.config, prepared.float_graph
+    data = prepared.calibration.collect(prepared.call(graph), range(config.seed, config.seed + SEEDS), progress)
+    rows = torch.linspace(0, len(data.timesteps) - 1, min(MOST_TIMESTEPS, len(data.timesteps))).round().long()
+    count = data.samples.shape[1]
+    inputs = {
+        prepared.names[0]: data.samples[rows].flatten(0, 1),
+        "timestep": data.timesteps[rows].repeat_interleave(count),
+        **{name: value.repeat(len(rows), *[1] * (value.dim() - 1)) for name, value in data.conditions.items()},
+    }
+    values = [inputs[name].to(prepared.device) for name in prepared.names]
+    parts = [slice(start, start + config.batch_size) for start in range(0, len(values[0]), config.batch_size)]
+    layers = prepared.plan.quantized
+    found: dict[str, dict[Bits, list[torch.Tensor]]] = {layer.name: {bits: [] for bits in settings(layer)} for layer in layers}
+    with progress("sensitivity of each layer", len(layers) * len(parts)) as advance:
+        for part in parts:
+            for layer, noise in _one_at_a_time(graph, [value[part] for value in values], layers, settings, config):
+                for bits, value in noise.items():
+                    found[layer.name][bits].append(value)
+                advance(1, layer.name)
+    sizes = {layer.name: _size(graph, layer) for layer in layers}
+    noises = {name: {bits: torch.cat(values) for bits, values in tried.items()} for name, tried in found.items()}
+    return [Sensitivity(layer.name, *sizes[layer.name], noises[layer.name]) for layer in layers], inputs["timestep"]
+
+
+def _size(graph: GraphModule, layer: Layer) -> tuple[int, int]:
+    if layer.op == "matmul":
+        return 0, 0
+    weight = graph.get_buffer(str(layer.node.args[1].target))  # type: ignore[union-attr]
+    return weight.numel(), len(weight)
+
+
+def _one_at_a_time(graph: GraphModule, inputs: Sequence[torch.Tensor], layers: Sequence[Layer], settings: Callable[[Layer], Sequence[Bits]],
+                   config: QuantizeConfig) -> Iterator[tuple[Layer, dict[Bits, torch.Tensor]]]:  # fmt: skip
+    """Walk through the float graph; at each layer, round it and run what comes after from the values that are there."""
+    nodes = list(graph.graph.nodes)
+    last = {source: index for index, node in enumerate(nodes) for source in node.all_input_nodes}
+    by_node = {layer.node.name: layer for layer in layers}
+    expected = _run(graph, nodes, last, dict(zip(_placeholders(nodes), inputs, strict=True)), 0)
+    alive = dict(zip(_placeholders(nodes), inputs, strict=True))
+    for index, node in enumerate(nodes):
+        if layer := by_node.get(node.name):
+            arguments = _arguments(node, alive)
+            noise = {}
+            for bits in settings(layer):
+                rounded = node.target(*_rounded(layer, arguments, bits, config), **node.kwargs)
+                output = _run(graph, nodes, last, {**alive, node: rounded}, index + 1)
+                noise[bits] = _relative_noise(expected, output)
+            yield layer, noise
+        _step(graph, nodes, last, alive, index)
+
+
+def _placeholders(nodes: Sequence[Node]) -> list[Node]:
+    return [node for node in nodes if node.op == "placeholder"]
+
+
+def _run(graph: GraphModule, nodes: Sequence[Node], last: dict[Node, int], alive: dict[Node, Any], start: int) -> torch.Tensor:
+    """The graph's output from the values that are ``alive`` before node ``start``; they are used up."""
+    for index in range(start, len(nodes)):
+        if nodes[index].op == "output":
+            result = nodes[index].args[0]
+            output: torch.Tensor = alive[result[0] if isinstance(result, tuple | list) else result]  # type: ignore[index]
+            return output
+        _step(graph, nodes, last, alive, index)
+    raise AssertionError("a graph ends with its output")
+
+
+def _step(graph: GraphModule, nodes: Sequence[Node], last: dict[Node, int], alive: dict[Node, Any], index: int) -> None:
+    """Compute one node, and forget what nobody reads after it."""
+    node = nodes[index]
+    if node.op == "get_attr":
+        alive[node] = graph.get_buffer(str(node.target))
+    elif node.op == "call_function":
+        alive[node] = node.target(*_arguments(node, alive), **map_arg(node.kwargs, lambda n: alive[n]))  # type: ignore[operator]
+    for source in node.all_input_nodes:
+        if last[source] == index and node.op != "output":
+            alive.pop(source, None)
+
+
+def _arguments(node: Node, alive: dict[Node, Any]) -> tuple[Any, ...]:
+    return map_arg(node.args, lambda n: alive[n])
+
+
+def _relative_noise(expected: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
+    power = expected.double().flatten(1).pow(2).sum(dim=1).clamp(min=1e-30)
+    return ((output.double() - expected.double()).flatten(1).pow(2).sum(dim=1) / power).cpu()
+
+
+def _rounded(layer: Layer, arguments: tuple[Any, ...], bits: Bits, config: QuantizeConfig) -> list[Any]:
+    """A product's arguments as so many bits would have them."""
+    weight_bits, activation_bits = bits
+    rounded = list(arguments)
+    if activation_bits < FLOAT_BITS:
+        operands = range(2 if layer.op == "matmul" else 1)
+        for position in operands:
+            own = config.softmax_bits if layer.probabilities and position == 0 else activation_bits
+            symmetric = (layer.op == "matmul" and not (layer.probabilities and position == 0)) or not config.zero_points
+            rounded[position] = _activation(rounded[position], own, symmetric=symmetric, rule=config.initial_range)
+    if layer.op != "matmul":
+        rounded[1] = _weight(rounded[1], weight_bits, layer.weight_block)
+    return rounded
+
+
+def _activation(x: torch.Tensor, bits: int, *, symmetric: bool, rule: InitialRange) -> torch.Tensor:
+    scale, zero_point = search_tables(x, len(x), bits, symmetric=symmetric, rule=rule)
+    return quantize(x, per_row(1 / scale, x), per_row(zero_point, x), bits) * per_row(scale, x)
+
+
+def _weight(weight: torch.Tensor, bits: int, block: int) -> torch.Tensor:
+    rows = weight.reshape(-1, block) if block else weight  # input channels that share a scale become a row
+    scale = (clipped_weight_scale if resolve(InitialRange.AUTO, bits) is InitialRange.MSE else weight_scale)(rows, bits)
+    return (quantize_weight(rows, scale, bits) * per_row(scale, rows)).reshape(weight.shape)

@@ -1,0 +1,94 @@
+"""Which engine runs an artefact: the one it was built for, the one that was asked for, or the best of those that are here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
+from typing import Any, Literal, get_args
+
+from ..artifacts import Artifact
+from ..errors import UsageError
+from .engine_files import details_of, weight_bits_of
+from .runner import Runner
+
+Runtime = Literal["auto", "onnxruntime", "openvino"]
+# What can be asked for by name where engines are compared. "openvino-int8" takes OpenVINO's INT8 kernels even where they saturate; the last
+# two before TensorRT's own are providers of ONNX Runtime.
+Engine = Literal["onnxruntime", "openvino", "openvino-int8", "onnxruntime-cuda", "onnxruntime-tensorrt", "tensorrt", "tensorrt-rtx"]
+_PROVIDERS = {
+    "onnxruntime": "CPUExecutionProvider",
+    "onnxruntime-cuda": "CUDAExecutionProvider",
+    "onnxruntime-tensorrt": "TensorrtExecutionProvider",
+}
+
+
+def runner_on(artifact: Artifact, engine: Engine, *, threads: int | None = None) -> Runner:
+    """The runner for a bundle or an engine on the engine of that name; raises as ``load`` does."""
+    if engine in ("tensorrt", "tensorrt-rtx"):
+        if artifact.manifest.kind != "engine":
+            raise UsageError(
+                f"{artifact.path} is a bundle, and {engine} runs engines",
+                f"dq-deploy build-engine {artifact.path} -o ENGINE --backend {engine}",
+            )
+        return make_runner(artifact, cuda_graphs=True)
+    if engine in _PROVIDERS:
+        return make_runner(artifact, runtime="onnxruntime", threads=threads, providers=(_PROVIDERS[engine],))
+    integer = {"integer": True} if engine == "openvino-int8" else {}
+    return make_runner(artifact, runtime="openvino", threads=threads, **integer)
+
+
+def engines_of(artifact: Artifact, asked: Sequence[Engine] | None) -> Sequence[Engine]:
+    """What a built engine runs on: what it was built for, and of what was asked for, those that are that. Raises UsageError for none."""
+    backend = details_of(artifact.path, artifact.manifest).backend
+    possible: tuple[Engine, ...] = ("openvino", "openvino-int8") if backend == "openvino" else (backend,)
+    fitting = [engine for engine in asked or possible[:1] if engine in possible]
+    if not fitting:
+        raise UsageError(
+            f"{artifact.path} is an engine of {backend}, and does not run on {', '.join(asked or ())}", f"add --engine {backend}"
+        )
+    return fitting
+
+
+def make_runner(artifact: Artifact, *, runtime: Runtime = "auto", **options: Any) -> Runner:
+    """The runner for a bundle or an engine; raises as ``load`` does."""
+    if runtime not in get_args(Runtime):
+        raise UsageError(f"unknown runtime '{runtime}'", "choose auto, onnxruntime or openvino")
+    if artifact.manifest.kind == "engine":
+        return _engine_runner(artifact, runtime, options)
+    if (best_runtime(artifact) if runtime == "auto" else runtime) == "onnxruntime":
+        from .onnxruntime import OnnxRuntimeRunner
+
+        return OnnxRuntimeRunner(artifact, **options)
+    from .openvino import OpenVinoRunner
+
+    return OpenVinoRunner(artifact, **options)
+
+
+def best_runtime(bundle: Artifact) -> Literal["onnxruntime", "openvino"]:
+    """The faster of the installed engines for a bundle on a CPU, among those that compute what its integers mean.
+
+    OpenVINO where it is installed and multiplies the bundle's integers with INT8 kernels: graphs of target ``tensorrt``, on this CPU
+    (docs/engines.md has the measurements). ONNX Runtime for everything else: float graphs, scales as graph values, kernels that saturate.
+    """
+    quantization = bundle.manifest.quantization or {}
+    integer = bundle.manifest.details.get("target") == "tensorrt" and quantization.get("activation_bits", 16) <= 8
+    if not integer or find_spec("openvino") is None:
+        return "onnxruntime"
+    from .openvino import int8_serves
+
+    return "openvino" if int8_serves(weight_bits_of(bundle)) else "onnxruntime"
+
+
+def _engine_runner(engine: Artifact, runtime: Runtime, options: Mapping[str, Any]) -> Runner:
+    backend = details_of(engine.path, engine.manifest).backend
+    if runtime not in ("auto", backend):
+        raise UsageError(
+            f"{engine.path} is an engine of {backend}, and {runtime} runs bundles", "leave the runtime at auto, or give the bundle"
+        )
+    if backend == "openvino":
+        from .openvino import OpenVinoRunner
+
+        return OpenVinoRunner(engine, **options)
+    from .tensorrt_runner import TensorRtRunner
+
+    return TensorRtRunner(engine, **options)

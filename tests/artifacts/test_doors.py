@@ -1,0 +1,111 @@
+"""Files are opened and written in two places. What has no name that lint can ban is looked for in the syntax trees of the package.
+
+A new line in ``EXCEPTIONS`` takes a reason: the file is our own of the same run, is no artefact, or is read by a library that cannot be
+handed bytes.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import dq_deploy
+
+PACKAGE = Path(dq_deploy.__file__).parent
+DOORS = ("artifacts/reading/", "artifacts/writing.py", "artifacts/folder.py")
+RESULTS = "report/"  # pages and pictures, whole or not at all by a door of their own; to go through writing.replacing
+READ = "read it with dq_deploy.artifacts.reading (read_bytes, read_json, read_record, check_onnx, read_arrays)"
+WRITE = "write it with dq_deploy.artifacts.writing (write_bytes, write_text, replacing), or into the folder of create_artifact"
+READERS = ("open", "read_text", "read_bytes")
+WRITERS = (
+    "write_text", "write_bytes", "rename", "mkstemp", "NamedTemporaryFile", "hardlink_to", "symlink_to", "copyfile", "copy2", "copytree",
+    "touch", "rmtree", "savefig", "save_model", "save_file", "tofile", "savez",
+)  # fmt: skip
+CALLS = dict.fromkeys(READERS, READ) | dict.fromkeys(WRITERS, WRITE)
+OURS = ("read_bytes", "write_bytes", "write_text")  # as methods of a Path they are forbidden; as functions they are the doors' own
+EXCEPTIONS: dict[str, dict[str, str]] = {
+    "artifacts/manifest.py": {"open": "hashing in chunks reads nothing into the program"},
+    "cli.py": {"open": "the null device, after a broken pipe"},
+    "doctor/packages.py": {"read_text": "our own pyproject.toml"},
+    "engines/build_process.py": {
+        "open": "the builder's log in the scratch folder of this run",
+        "read_text": "the same log, and /proc",
+        "read_bytes": "the result that our child has just written into the scratch folder",
+    },
+    "engines/build.py": {"rename": "inside of the folder of create_artifact"},
+    "engines/machine.py": {"read_text": "/proc/cpuinfo"},
+    "engines/openvino_child.py": {
+        "read_bytes": "the request that our parent has just written",
+        "save_model": "OpenVINO writes its IR itself, into the folder of create_artifact",
+    },
+    "engines/tensorrt_child.py": {
+        "read_bytes": "the request that our parent has just written",
+        "open": "the plan, into the folder of create_artifact",
+        "save_file": "the plan, into the folder of create_artifact",
+    },
+    "engines/triton.py": {"copyfile": "verified files, into the folder of create_artifact"},
+    "quantization/calibration/pipeline_source.py": {"read_text": "the user's prompts, as text"},
+    "quantization/checkpoint.py": {
+        "read_text": "graph.json of an artefact whose hashes were compared",
+        "write_text": "into the folder of create_artifact",
+        "save_file": "into the folder of create_artifact",
+    },
+    "quantization/distillation/cache.py": {"open": "scratch of this run"},
+    "quantization/distillation/distill.py": {"rmtree": "scratch of this run"},
+    "quantization/running/work_folder.py": dict.fromkeys(
+        ("open", "read_text", "write_text", "rename", "touch", "rmtree", "save_file"),
+        "stages of an unfinished run: whole or not at all, too",
+    ),
+}
+
+
+def calls(source: str) -> Iterator[tuple[int, str]]:
+    """(line, name) of every call that opens, writes or moves a file."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Call):
+            method = isinstance(node.func, ast.Attribute)
+            name = node.func.attr if isinstance(node.func, ast.Attribute) else node.func.id if isinstance(node.func, ast.Name) else ""
+            if name in CALLS and (method or name not in OURS):
+                yield node.lineno, name
+
+
+def offences(name: str, source: str) -> list[str]:
+    allowed = EXCEPTIONS.get(name, {})
+    if name.startswith((*DOORS, RESULTS)):
+        return []
+    return [f"{name}:{line}: {call}(): {CALLS[call]}" for line, call in calls(source) if call not in allowed]
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: path.relative_to(PACKAGE).as_posix())
+def test_files_are_opened_and_written_in_two_places(path: Path) -> None:
+    assert offences(path.relative_to(PACKAGE).as_posix(), path.read_text()) == []
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "open('x', 'w')",
+        "Path('x').write_text('')",
+        "Path('x').open('wb')",
+        "shutil.copyfile('a', 'b')",
+        "save_file({}, 'x')",
+        "p.read_bytes()",
+    ],
+)
+def test_an_offence_is_found_and_names_the_function(line: str) -> None:
+    (found,) = offences("engines/new.py", f"def f():\n    {line}\n")
+    assert found.startswith("engines/new.py:2: ")
+    assert "dq_deploy.artifacts." in found
+
+
+def test_an_exception_that_nobody_needs_goes() -> None:
+    unused = {
+        (name, call)
+        for name, allowed in EXCEPTIONS.items()
+        for call in allowed
+        if call not in {found for _, found in calls((PACKAGE / name).read_text())}
+    }
+    assert unused == set()

@@ -1,0 +1,51 @@
+"""Artefacts that an earlier version has made are read, run and judged by this one."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dq_deploy.accuracy import check
+from dq_deploy.artifacts import open_artifact
+from dq_deploy.artifacts.scale_tables import read_tables
+from dq_deploy.engines.dropin import make_runner
+from dq_deploy.exporters import export
+from dq_deploy.quantization import load_checkpoint
+
+HERE = Path(__file__).parent
+VERSIONS = sorted(HERE.glob("schema-*"))
+
+
+@pytest.mark.parametrize("folder", VERSIONS, ids=lambda path: path.name)
+def test_a_checkpoint_and_its_bundle(folder: Path, tmp_path: Path) -> None:
+    checkpoint, bundle = load_checkpoint(folder / "checkpoint"), open_artifact(folder / "bundle", "bundle")
+    assert {layer["weight_bits"] for layer in checkpoint.details["layers"] if layer["op"] != "matmul"} == {4, 8}
+    assert read_tables(checkpoint.artifact).keys() == read_tables(bundle).keys() != set()
+    result = check(bundle, checkpoint.artifact)
+    assert result.failures == []
+    again = export(folder / "checkpoint", tmp_path / "bundle", target="tensorrt", dtype="fp32")
+    inputs = {"x": np.random.default_rng(0).normal(size=(2, 1, 8, 8)).astype(np.float32), "timestep": np.array([0.0, 600.0])}
+    outputs = [make_runner(made).run(inputs) for made in (bundle, again)]
+    np.testing.assert_allclose(*outputs, atol=1e-5)
+
+
+def test_there_is_one_of_every_version_and_they_are_small() -> None:
+    from dq_deploy.artifacts import SCHEMA_VERSION
+
+    assert [path.name for path in VERSIONS] == [f"schema-{version}" for version in range(1, SCHEMA_VERSION + 1)]
+    for folder in VERSIONS:
+        assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) < 200_000
+
+
+def test_one_changed_byte_is_found(tmp_path: Path) -> None:
+    from dq_deploy.errors import ArtifactError
+
+    copied = Path(shutil.copytree(VERSIONS[-1] / "checkpoint", tmp_path / "c"))
+    data = bytearray((copied / "model.safetensors").read_bytes())
+    data[-1] ^= 1
+    (copied / "model.safetensors").write_bytes(data)
+    with pytest.raises(ArtifactError, match=r"'model\.safetensors' has another sha256"):
+        load_checkpoint(copied)
