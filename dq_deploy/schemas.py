@@ -37,6 +37,7 @@ def schemas() -> dict[str, dict[str, Any]]:
     from .engines.layer_report import LayerReport
     from .exporters.lint import LintResult
     from .quantization import QuantizeConfig
+    from .report.data import ReportData
     from .sampling import SampleResult
 
     models: dict[str, Any] = {
@@ -49,6 +50,7 @@ def schemas() -> dict[str, dict[str, Any]]:
         "lint-result": LintResult,
         "bench-result": BenchResult,
         "sample-result": SampleResult,
+        "report": ReportData,
         "scale-table": ScaleTable,
         "quantize-config": QuantizeConfig,
     }

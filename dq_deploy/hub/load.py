@@ -18,8 +18,8 @@ def load(path: str | Path | Artifact, *, runtime: Runtime = "auto", revision: st
 
     ``path`` is a folder, an opened artefact, or the id of a hub repository (owner/name, at ``revision``), which is downloaded into the
     hub's cache; from there only bundles are loaded, since an engine is code. ``runtime`` "auto" is what an engine was built for, and for a
-    bundle onnxruntime, the reference executor. ``options`` go to its runner (``providers``, ``optimized``, ``threads``; for OpenVINO
-    ``precision``, ``threads``, ``integer``).
+    bundle the faster of those that are installed and exact here (``choice.best_runtime``). ``options`` go to its runner (``providers``,
+    ``optimized``, ``threads``; for OpenVINO ``precision``, ``threads``, ``integer``).
 
     Raises UsageError (no such path or repository, unknown runtime), ArtifactError (neither of the two, a changed file, another runtime than
     the engine's) and EnvironmentProblem (the runtime is not installed, or is no match for the engine).

@@ -66,6 +66,7 @@ def test_what_commands_print_fits(cli: Cli, flow: Flow, engine: Artifact, tmp_pa
         "lint-result": printed("check", bundle, "--lint"),
         "bench-result": printed("bench", bundle, "--runs", 2, "--engine", "onnxruntime"),
         "sample-result": printed("sample", bundle, "-n", 1, "-o", tmp_path / "grid.png"),
+        "report": printed("report", flow.checkpoint, bundle, "-o", tmp_path / "r.html", "-n", 1, "--no-layer-error", "--no-check"),
         "quantize-config": printed("inspect", flow.checkpoint)["quantization"],
         "layer-report": json.loads(engine.file("layers.cpu.json").read_text()),
     }
