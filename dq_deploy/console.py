@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
@@ -55,7 +54,7 @@ class Output:
         self._depth = 0
         self._has_data = False
 
-    def data(self, value: Mapping[str, Any] | BaseModel | Any) -> None:
+    def data(self, value: Mapping[str, Any] | Any) -> None:
         """Write the command's one JSON object; does nothing in table format.
 
         Mappings, sequences, dataclasses, pydantic models, paths and numpy or torch values are accepted. JSON knows no NaN and no infinity:
@@ -177,7 +176,7 @@ def to_json(value: Any) -> Any:
         return value if math.isfinite(value) else None
     if value is None or isinstance(value, str | int):
         return value
-    if isinstance(value, BaseModel):
+    if hasattr(value, "model_dump"):  # pydantic, without importing it
         return to_json(value.model_dump())
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return to_json({field.name: getattr(value, field.name) for field in dataclasses.fields(value)})

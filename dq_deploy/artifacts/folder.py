@@ -15,7 +15,7 @@ from .details import check_details
 from .manifest import MANIFEST_NAME, FileEntry, Kind, Manifest, Parent, parse_manifest, sha256_file, tool_versions
 from .reading import check_safetensors
 from .reading.paths import REMAKE, file_problem, name_problem, shown
-from .writing import held, remove_abandoned, set_mode, sync, write_text
+from .writing import held, put_in_place, remove_abandoned, set_mode, sync, write_text
 
 
 @dataclass(frozen=True)
@@ -128,9 +128,8 @@ def create_artifact(path: str | Path, manifest: Manifest, *, force: bool = False
             sync(work / name)
         write_text(work / MANIFEST_NAME, manifest.to_json())
         set_mode(work)
-        if path.exists():
-            shutil.rmtree(path)
-        work.rename(path)
+        check_output(path, force=force)  # again: another run may have been quicker
+        put_in_place(work, path)
         sync(path.absolute().parent)
     except BaseException:
         shutil.rmtree(work, ignore_errors=True)

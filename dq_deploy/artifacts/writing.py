@@ -6,6 +6,7 @@ files may be written in any way, and are synced by it. Everything else goes thro
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import glob
 import os
@@ -17,6 +18,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 ABANDONED_S = 60.0
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -76,6 +78,24 @@ def remove_abandoned(parent: Path, prefix: str) -> None:
             continue
         finally:
             os.close(handle)
+
+
+def put_in_place(folder: Path, path: Path) -> None:
+    """Rename a folder; one that is there is exchanged with it in one step, so that there is always one, and then removed.
+
+    Where the system cannot exchange two names, the old one is moved aside first.
+    """
+    if not path.exists():
+        folder.rename(path)
+        return
+    renameat2 = getattr(ctypes.CDLL(None), "renameat2", None)
+    names = (_AT_FDCWD, os.fsencode(folder), _AT_FDCWD, os.fsencode(path))
+    if renameat2 is None or renameat2(*names, _RENAME_EXCHANGE) != 0:
+        aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.partial-", dir=path.absolute().parent))
+        path.rename(aside / "old")
+        folder.rename(path)
+        folder = aside
+    shutil.rmtree(folder)
 
 
 def sync(path: Path) -> None:

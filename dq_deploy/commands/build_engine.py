@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..artifacts import Artifact
 from ..console import Output
 from .options import common, engine_options, force_option, output_folder, size_range
+
+if TYPE_CHECKING:
+    from ..artifacts import Artifact
 
 _SHOWN_LAYERS = 5
 

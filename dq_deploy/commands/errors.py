@@ -44,6 +44,10 @@ def _known(error: BaseException) -> DqDeployError | None:
         return ResourceError(f"out of memory: {one_line(str(error))}", "a smaller --batch-size needs less")
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return ResourceError(f"no space left on the disk: {error.filename or error}")
+    if isinstance(error, OSError) and error.errno == errno.EFBIG:
+        return ResourceError(f"a file is larger than this process or disk allows: {error.filename or error}", "see `ulimit -f`")
+    if isinstance(error, OSError) and error.errno == errno.EROFS:
+        return UsageError(f"a read-only disk: {error.filename or error}")
     if isinstance(error, PermissionError):
         return UsageError(f"no permission: {error.filename or error}")
     return None

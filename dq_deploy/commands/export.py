@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..artifacts import Artifact
 from ..console import Output
 from .options import common, force_option, output_folder
+
+if TYPE_CHECKING:
+    from ..artifacts import Artifact
 
 
 @click.command()

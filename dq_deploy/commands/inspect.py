@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..artifacts import Artifact
 from ..console import Output
 from .options import common, force_option
 
 if TYPE_CHECKING:
+    from ..artifacts import Artifact
     from ..artifacts.scale_tables import ScaleTable
 
 

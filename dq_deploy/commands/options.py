@@ -11,7 +11,6 @@ from typing import Any
 import click
 from rich.console import Console
 
-from ..artifacts.reading.plain import JSON_LIMIT, parse_json, read_bytes
 from ..console import Output
 from ..errors import ArtifactError, UsageError
 from ..launched import is_first_process
@@ -141,6 +140,8 @@ def whole_numbers(text: str, option: str) -> list[int]:
 
 def read_config(path: Path | None) -> dict[str, Any]:
     """Options from a JSON file, by name. Raises UsageError naming every unknown one."""
+    from ..artifacts.reading.plain import JSON_LIMIT, parse_json, read_bytes
+
     if path is None:
         return {}
     try:

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..artifacts import Artifact
 from ..console import Output
 from .options import calibration_options, common, force_option, output_folder, parse_keep, read_config
 
 if TYPE_CHECKING:
     from ..accuracy.auto_bits import BitChoice
+    from ..artifacts import Artifact
     from ..quantization import Budget
 
 _SHOWN_LAYERS = 10
