@@ -94,7 +94,8 @@ def test_help_needs_nothing(command: tuple[str, ...]) -> None:
 
 
 def test_importing_the_package_imports_nothing_heavy() -> None:
-    program = f"import sys, dq_deploy, dq_deploy.cli; sys.exit(bool(set({HEAVY!r}) & set(sys.modules)))"
+    slow = (*HEAVY, "pydantic")
+    program = f"import sys, dq_deploy, dq_deploy.cli; sys.exit(bool(set({slow!r}) & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
 
 
