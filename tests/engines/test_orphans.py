@@ -10,7 +10,13 @@ from pathlib import Path
 
 import pytest
 
-CHILD = "from dq_deploy.engines.build_request import end_with_parent; end_with_parent(); print('ready', flush=True); import time; time.sleep(120)"
+CHILD = """
+import time
+from dq_deploy.engines.build_request import end_with_parent
+end_with_parent()
+print("ready", flush=True)
+time.sleep(120)
+"""
 PARENT = f"""
 import subprocess, sys
 child = subprocess.Popen([sys.executable, "-c", {CHILD!r}], stdout=subprocess.PIPE, text=True)
