@@ -21,6 +21,11 @@ _PROVIDERS = {
     "onnxruntime-tensorrt": "TensorrtExecutionProvider",
 }
 
+_OWN_OPTIONS: dict[Literal["onnxruntime", "openvino"], set[str]] = {
+    "onnxruntime": {"providers", "optimized"},
+    "openvino": {"precision", "integer"},
+}
+
 
 def runner_on(artifact: Artifact, engine: Engine, *, threads: int | None = None) -> Runner:
     """The runner for a bundle or an engine on the engine of that name; raises as ``load`` does."""
@@ -55,13 +60,21 @@ def make_runner(artifact: Artifact, *, runtime: Runtime = "auto", **options: Any
         raise UsageError(f"unknown runtime '{runtime}'", "choose auto, onnxruntime or openvino")
     if artifact.manifest.kind == "engine":
         return _engine_runner(artifact, runtime, options)
-    if (best_runtime(artifact) if runtime == "auto" else runtime) == "onnxruntime":
+    if (_chosen(artifact, options) if runtime == "auto" else runtime) == "onnxruntime":
         from .onnxruntime import OnnxRuntimeRunner
 
         return OnnxRuntimeRunner(artifact, **options)
     from .openvino import OpenVinoRunner
 
     return OpenVinoRunner(artifact, **options)
+
+
+def _chosen(bundle: Artifact, options: Mapping[str, Any]) -> Literal["onnxruntime", "openvino"]:
+    """The runtime whose options were given, or else the best."""
+    for runtime, own in _OWN_OPTIONS.items():
+        if own & options.keys():
+            return runtime
+    return best_runtime(bundle)
 
 
 def best_runtime(bundle: Artifact) -> Literal["onnxruntime", "openvino"]:

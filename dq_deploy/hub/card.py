@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import html
 import io
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from PIL import Image
 from pydantic import ValidationError
 
 from ..artifacts import Artifact
+from ..artifacts.reading import read_json
 from ..errors import ArtifactError, UsageError
 from ..report.data import Pictures, ReportData, SnrSeries
 from ..report.grid import Panel, grid_png
@@ -38,11 +38,12 @@ def read_report(path: Path, artifact: Artifact) -> ReportData:
     """
     if not path.is_file():
         raise UsageError(f"no such file: {path}", "write it with: dq-deploy report ... --format json > report.json")
+    hint = "write it with: dq-deploy report ... --format json"
+    content = read_json(path, "the data of a report", hint=hint)
     try:
-        data = ReportData.model_validate(json.loads(path.read_bytes()))
-    except (ValueError, ValidationError) as error:
-        reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
-        raise ArtifactError(f"{path} is not the data of a report: {reason}", "write it with: dq-deploy report ... --format json") from None
+        data = ReportData.model_validate(content)
+    except ValidationError as error:
+        raise ArtifactError(f"{path} is not the data of a report: {error.errors()[0]['msg']}", hint) from None
     if artifact.as_parent.manifest_sha256 not in {row.manifest_sha256 for row in data.artifacts}:
         raise ArtifactError(f"{path} is a report about other artefacts than {artifact.path}", "report on this one too, and try again")
     return data

@@ -42,3 +42,11 @@ def test_onnxruntime_for_everything_else(flow: Flow, tmp_path: Path, monkeypatch
     assert best_runtime(flow.bundle("float")) == "onnxruntime"
     monkeypatch.setattr(choice, "find_spec", lambda _: None)
     assert best_runtime(flow.bundle("tensorrt")) == "onnxruntime"
+
+
+def test_an_option_of_one_engine_chooses_it(flow: Flow, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(openvino, "int8_saturates", lambda: False)
+    bundle = with_bits(flow, tmp_path / "bundle", 8, 8)
+    assert make_runner(bundle).name == "openvino"
+    assert make_runner(bundle, optimized=False).name == "onnxruntime"
+    assert make_runner(flow.bundle("float"), precision="f32").name == "openvino"
