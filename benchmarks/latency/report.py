@@ -28,8 +28,8 @@ def page(results: Results) -> str:
 
 `python -m benchmarks.latency`: every contender of a model in one run, interleaved round by round in random order. Speeds are medians of
 the rounds' ratios against ONNX Runtime in float (above 1 is faster), with the 95% bootstrap interval. SNR is against that baseline's
-output on the same inputs: pure noise, which no model sees at its late timesteps, after the cheapest calibration (4 rows, 2 samples). It tells who computes
-something else here; quality is measured in benchmarks/accuracy.
+output on the same inputs: pure noise, which no model sees at its late timesteps, after the cheapest calibration (4 rows, 2 samples).
+It tells who computes something else here; quality is measured in benchmarks/accuracy.
 
 {machine["cpu"]}, {", ".join(machine["instructions"])}, {first["threads"]} thread(s) for every contender; {versions}.{here}
 {first["note"]}
