@@ -21,7 +21,7 @@ from pydantic import BaseModel
 from ..errors import UsageError
 from ..progress import Progress, silent
 from ..quantization.calibration.source import Request
-from ..quantization.config import FLOAT_BITS, QuantizeConfig
+from ..quantization.config import QuantizeConfig
 from ..quantization.graph.products import Layer
 from ..quantization.graph.skip_halves import name_matches
 from ..quantization.prepare import prepare
@@ -160,8 +160,7 @@ def _snr(low: dict[str, torch.Tensor], high: dict[str, torch.Tensor], raised: se
 
 def _record(layer: Sensitivity, bits: Bits, raised: bool, low: dict[str, torch.Tensor], total: torch.Tensor) -> LayerChoice:
     share = float((low[layer.layer] / total).median())
-    activations = min(bits[1], FLOAT_BITS)
-    return LayerChoice(layer=layer.layer, weight_bits=bits[0], activation_bits=activations, raised=raised, error_share=share)
+    return LayerChoice(layer=layer.layer, weight_bits=bits[0], activation_bits=bits[1], raised=raised, error_share=share)
 
 
 def _check_met(result: BitChoice, budget: Budget, limit: float) -> None:
