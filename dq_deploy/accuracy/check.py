@@ -18,6 +18,8 @@ from ..errors import AccuracyGateError, ArtifactError, EnvironmentProblem, Usage
 from ..exporters.attention import float_attention
 from ..progress import Progress, silent
 from ..quantization.checkpoint import Checkpoint, load_checkpoint
+from .bisect import Bisection
+from .bisect import bisect as find_where
 from .end_to_end import MAX_SNR_DIFFERENCE_DB, TimestepParity, end_to_end
 from .local import MAX_CODE_SHARE, MAX_CODE_STEP, MAX_OUTPUT_ERROR, LayerParity, local_parity
 
@@ -44,6 +46,7 @@ class CheckResult(BaseModel):
     timesteps: list[TimestepParity]
     engines: list[EngineParity] = Field(default_factory=list)
     failures: list[str]
+    bisection: Bisection | None = None
 
     def __bool__(self) -> bool:
         return not self.failures
@@ -64,7 +67,7 @@ class CheckResult(BaseModel):
         if self.failures:
             shown = "\n".join(f"  {line}" for line in self.failures[:8])
             more = f"\n  … and {len(self.failures) - 8} more" if len(self.failures) > 8 else ""
-            raise AccuracyGateError(f"{self.bundle} does not compute what its checkpoint does:\n{shown}{more}")
+            raise AccuracyGateError(f"{self.bundle} fails the check:\n{shown}{more}")
 
 
 def check(
@@ -73,6 +76,8 @@ def check(
     *,
     engines: Sequence[Engine] = (),
     optimized: bool = True,
+    min_snr: float | None = None,
+    bisect: bool = False,
     threads: int | None = None,
     progress: Progress = silent,
 ) -> CheckResult:
@@ -80,7 +85,10 @@ def check(
 
     A bundle in onnxruntime: layer by layer, and end to end at every calibrated timestep; ``optimized`` also runs the optimized session,
     which is reported and not judged. Then end to end on each of ``engines``, judged by the same bounds. An engine end to end on what it was
-    built for.
+    built for. ``min_snr`` in dB fails every timestep that is farther from the float model than that.
+
+    ``bisect``, of a bundle: the first layer and timestep where a failed comparison went wrong, and which layers make the checkpoint's own
+    error at its worst timestep.
 
     Raises UsageError, ArtifactError or EnvironmentProblem when the comparison cannot be made at all (an engine that cannot run here); a
     comparison that fails is a falsy result.
@@ -88,6 +96,8 @@ def check(
     opened = artifact if isinstance(artifact, Artifact) else open_artifact(artifact, ("bundle", "engine"))
     loaded = load_checkpoint(checkpoint.path if isinstance(checkpoint, Artifact) else checkpoint)
     _same_family(opened, loaded)
+    if bisect and opened.manifest.kind == "engine":
+        raise UsageError(f"{opened.path} is an engine, whose layers are fused: a bisection cuts a bundle's graph", _HOW_TO_BISECT)
     details = opened.manifest.details
     if details.get("attention") == "float":
         loaded = float_attention(loaded)
@@ -106,18 +116,24 @@ def check(
     bound = MAX_SNR_DIFFERENCE_DB[details["dtype"]]
     largest = details["batch"][2] if opened.manifest.kind == "engine" else None
     rows = end_to_end(runners, loaded, reference, {_AS_WRITTEN: bound, _OPTIMIZED: bound, **allowed}, largest=largest, progress=progress)
+    for row in (row for run in rows.values() for row in run):
+        row.min_snr_db = min_snr
     timesteps = rows.get(_AS_WRITTEN, [])
     for row, quick in zip(timesteps, rows.get(_OPTIMIZED, []), strict=False):
         row.snr_optimized_db = quick.snr_bundle_db
     compared = [EngineParity(engine=name, details=runners[name].details, timesteps=rows[name]) for name in allowed]
-    return CheckResult(
+    result = CheckResult(
         bundle=str(opened.path), target=details["target"], dtype=details["dtype"], layers=layers, timesteps=timesteps, engines=compared,
         failures=_failures(opened, layers, timesteps, compared, loaded),
     )  # fmt: skip
+    if bisect:
+        result.bisection = find_where(opened, loaded, result, min_snr=min_snr, threads=threads, progress=progress)
+    return result
 
 
 # Names of the two sessions that judge a bundle's graph.
 _AS_WRITTEN, _OPTIMIZED = "as written", "optimized"
+_HOW_TO_BISECT = "check the bundle that it was built from: --bisect --engine openvino (or openvino-int8)"
 
 
 def _engines(artifact: Artifact, asked: Sequence[Engine]) -> Sequence[Engine]:
@@ -158,12 +174,7 @@ def _failures(artifact: Artifact, layers: list[LayerParity], timesteps: list[Tim
         )
     compared = {"": timesteps} if artifact.manifest.kind == "bundle" else {}
     for at, rows in (compared | {f"{engine.engine}, ": engine.timesteps for engine in engines}).items():
-        failures += [
-            f"{at}timestep {step.timestep:g}: SNR {step.snr_bundle_db:.2f} dB, and the PyTorch forward has {step.snr_reference_db:.2f} dB "
-            f"(allowed difference {step.allowed_db} dB)"
-            for step in rows
-            if not step.passed
-        ]
+        failures += [f"{at}timestep {step.timestep:g}: {_why(step)}" for step in rows if not step.passed]
         expected = checkpoint.artifact.manifest.timesteps
         missing = sorted(set(expected) - {row.timestep for row in rows})
         if missing or not expected:
@@ -173,3 +184,12 @@ def _failures(artifact: Artifact, layers: list[LayerParity], timesteps: list[Tim
     if not compared and not engines:
         failures.append("nothing was compared")
     return failures
+
+
+def _why(step: TimestepParity) -> str:
+    if not step.alike:
+        return (
+            f"SNR {step.snr_bundle_db:.2f} dB, and the PyTorch forward has {step.snr_reference_db:.2f} dB "
+            f"(allowed difference {step.allowed_db} dB)"
+        )
+    return f"SNR {step.snr_bundle_db:.2f} dB, and {step.min_snr_db:g} dB are asked for"

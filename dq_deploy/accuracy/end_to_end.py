@@ -30,6 +30,7 @@ class TimestepParity(BaseModel):
     error_reference: float
     snr_optimized_db: float | None = None
     allowed_db: float = MAX_SNR_DIFFERENCE_DB["fp32"]
+    min_snr_db: float | None = None
 
     @property
     def difference_db(self) -> float:
@@ -37,9 +38,19 @@ class TimestepParity(BaseModel):
         return abs(self.snr_bundle_db - self.snr_reference_db)
 
     @property
-    def passed(self) -> bool:
-        """Within the bound; NaN is a failure."""
+    def alike(self) -> bool:
+        """Whether it computes what the reference does: within the bound; NaN is a failure."""
         return bool(self.difference_db <= self.allowed_db)
+
+    @property
+    def close(self) -> bool:
+        """Whether it is as close to the float model as was asked for; NaN is not."""
+        return self.min_snr_db is None or bool(self.snr_bundle_db >= self.min_snr_db)
+
+    @property
+    def passed(self) -> bool:
+        """Both."""
+        return self.alike and self.close
 
 
 def snr_db(expected: torch.Tensor, got: torch.Tensor) -> float:

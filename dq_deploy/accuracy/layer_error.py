@@ -8,7 +8,7 @@ of each quantizer's codes against what it read.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,17 +16,16 @@ import torch
 from torch.fx import GraphModule, Interpreter, Node
 
 from ..errors import ArtifactError, UsageError
+from ..exporters.float_source import load_float
 from ..progress import Progress, silent
 from ..quantization.calibration.trajectories import Trajectories
 from ..quantization.checkpoint import Checkpoint
 from ..quantization.config import SkipHalves
-from ..quantization.graph.capture import capture
 from ..quantization.graph.insertion import decode
 from ..quantization.graph.products import find_layers
 from ..quantization.graph.skip_halves import arrange_skip_halves
 from ..quantization.layers import ActivationQuantizer, Quantized
 from ..quantization.numerics import per_channel, per_row
-from ..sources import reload_source
 
 # Every layer's output is held at once, in one pass of the float model: for a large model's samples, one seed at a time.
 _PASS_ELEMENTS = 1 << 14
@@ -51,15 +50,18 @@ class LayerErrors:
 
 
 @torch.no_grad()
-def layer_errors(checkpoint: Checkpoint, *, progress: Progress = silent) -> LayerErrors:
+def layer_errors(checkpoint: Checkpoint, *, rows: Sequence[int] | None = None, progress: Progress = silent) -> LayerErrors:
     """Measure every layer of a checkpoint, with the float model that its manifest names where that can be loaded again.
+
+    ``rows`` of the table, by default all.
 
     Raises ArtifactError when the float model's layers are not those of the checkpoint.
     """
     reference = checkpoint.reference()
-    found = LayerErrors(reference.timesteps.tolist(), reference.samples.shape[1])
+    rows = range(len(reference.timesteps)) if rows is None else rows
+    found = LayerErrors(reference.timesteps[list(rows)].tolist(), reference.samples.shape[1])
     passes = list(_passes(reference))
-    with progress("error of every layer", len(reference.timesteps) * len(passes) + 1) as advance:
+    with progress("error of every layer", len(rows) * len(passes) + 1) as advance:
         float_run = None
         try:
             float_run = _FloatRun(checkpoint)
@@ -68,12 +70,12 @@ def layer_errors(checkpoint: Checkpoint, *, progress: Progress = silent) -> Laye
         advance(1, "float model loaded")
         quantized = _QuantizedRun(checkpoint)
         sums = _Sums(_folded_layers(checkpoint))
-        for row, timestep in enumerate(reference.timesteps):
+        for row in rows:
             for part in passes:
                 inputs = _inputs(checkpoint, reference, row, part)
                 expected = float_run.outputs(inputs) if float_run else {}
                 quantized.run_and_compare(inputs, expected, row, sums)
-                advance(1, f"timestep {float(timestep):g}")
+                advance(1, f"timestep {float(reference.timesteps[row]):g}")
     found.output_db = sums.output_db()
     found.activation_db = sums.activation_db()
     return found
@@ -103,7 +105,7 @@ class _FloatRun(Interpreter):
     """The float model, captured and split as it was when it was quantized; gives each layer's output."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
-        graph = _float_graph(checkpoint)
+        graph = float_graph(checkpoint)
         self.names = {layer.node.name: layer.name for layer in find_layers(graph)}
         missing = sorted(checkpoint.layers.keys() - set(self.names.values()))
         if missing:
@@ -123,14 +125,9 @@ class _FloatRun(Interpreter):
         return result
 
 
-def _float_graph(checkpoint: Checkpoint) -> GraphModule:
-    origin = checkpoint.details["source"]
-    if not origin:
-        raise UsageError("the checkpoint was made from a module in memory, so there is no float model to compare with")
-    source = reload_source(origin)
-    if source.sha256 != origin["sha256"]:
-        raise ArtifactError(f"the weights of {origin['reference']} are not those that the checkpoint was made from")
-    graph = capture(source.model, checkpoint.examples())
+def float_graph(checkpoint: Checkpoint) -> GraphModule:
+    """The float model that a checkpoint was made from, its skip halves split as they were then; raises as ``load_float``."""
+    graph = load_float(checkpoint).graph
     arrange_skip_halves(graph, SkipHalves(checkpoint.details["skip_halves"]["mode"]))
     return graph
 

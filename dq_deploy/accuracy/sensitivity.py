@@ -38,14 +38,12 @@ class Sensitivity:
     noise: dict[Bits, torch.Tensor]
 
 
-@torch.no_grad()
 def measure_sensitivities(prepared: Prepared, settings: Callable[[Layer], Sequence[Bits]], progress: Progress = silent) -> tuple[
     list[Sensitivity], torch.Tensor
 ]:  # fmt: skip
     """The sensitivity of every layer that is to be quantized, in the graph's order, and the timestep of each sample [n].
 
-    ``settings`` says which bits to try in a layer. Weights are rounded to one scale for each output channel, activations to one for each
-    sample, by the initial range of the configuration: before dilation, distillation and shared tables.
+    ``settings`` says which bits to try in a layer.
     """
     config, graph = prepared.config, prepared.float_graph
     data = prepared.calibration.collect(prepared.call(graph), range(config.seed, config.seed + SEEDS), progress)
@@ -57,18 +55,28 @@ def measure_sensitivities(prepared: Prepared, settings: Callable[[Layer], Sequen
         **{name: value.repeat(len(rows), *[1] * (value.dim() - 1)) for name, value in data.conditions.items()},
     }
     values = [inputs[name].to(prepared.device) for name in prepared.names]
-    parts = [slice(start, start + config.batch_size) for start in range(0, len(values[0]), config.batch_size)]
-    layers = prepared.plan.quantized
+    return sensitivities(graph, values, prepared.plan.quantized, settings, config, progress), inputs["timestep"]
+
+
+@torch.no_grad()
+def sensitivities(graph: GraphModule, inputs: Sequence[torch.Tensor], layers: Sequence[Layer], settings: Callable[[Layer], Sequence[Bits]],
+                  config: QuantizeConfig, progress: Progress = silent) -> list[Sensitivity]:  # fmt: skip
+    """The sensitivity of ``layers`` of a captured float graph, in their order, on ``inputs`` [n, ...] of the graph.
+
+    Weights are rounded to one scale for each output channel, activations to one for each sample, by the initial range of the configuration:
+    before dilation, distillation and shared tables.
+    """
+    parts = [slice(start, start + config.batch_size) for start in range(0, len(inputs[0]), config.batch_size)]
     found: dict[str, dict[Bits, list[torch.Tensor]]] = {layer.name: {bits: [] for bits in settings(layer)} for layer in layers}
     with progress("sensitivity of each layer", len(layers) * len(parts)) as advance:
         for part in parts:
-            for layer, noise in _one_at_a_time(graph, [value[part] for value in values], layers, settings, config):
+            for layer, noise in _one_at_a_time(graph, [value[part] for value in inputs], layers, settings, config):
                 for bits, value in noise.items():
                     found[layer.name][bits].append(value)
                 advance(1, layer.name)
     sizes = {layer.name: _size(graph, layer) for layer in layers}
     noises = {name: {bits: torch.cat(values) for bits, values in tried.items()} for name, tried in found.items()}
-    return [Sensitivity(layer.name, *sizes[layer.name], noises[layer.name]) for layer in layers], inputs["timestep"]
+    return [Sensitivity(layer.name, *sizes[layer.name], noises[layer.name]) for layer in layers]
 
 
 def _size(graph: GraphModule, layer: Layer) -> tuple[int, int]:

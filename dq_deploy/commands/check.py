@@ -13,10 +13,13 @@ from .options import ENGINES, common
 
 if TYPE_CHECKING:
     from ..accuracy import CheckResult
+    from ..accuracy.bisect import Bisection
     from ..accuracy.end_to_end import TimestepParity
+    from ..accuracy.error_sources import LayerSource
     from ..exporters.lint import LintResult
 
 _SHOWN_LAYERS = 5
+_SHOWN_SOURCES = 8
 
 
 @click.command()
@@ -29,9 +32,14 @@ _SHOWN_LAYERS = 5
     type=click.Choice(ENGINES),
     help="Compare a bundle end to end on these engines too; repeatable. A built engine is compared on its own.",
 )
+@click.option(
+    "--min-snr", type=click.FloatRange(min=0), metavar="DB", help="Fail timesteps whose SNR against the float model is below this."
+)
+@click.option("--bisect", "bisects", is_flag=True, help="Find the first layer and timestep that go wrong, and what more bits would buy.")
 @click.option("--lint", "lints", is_flag=True, help="Look for what an engine would refuse, crash on or run in float; runs nothing.")
 @common
-def check(path: Path, checkpoint: Path | None, engines: tuple[Any, ...], lints: bool, output: Output) -> None:
+def check(path: Path, checkpoint: Path | None, engines: tuple[Any, ...], min_snr: float | None, bisects: bool, lints: bool,
+          output: Output) -> None:  # fmt: skip
     """Judge PATH (a bundle or an engine) against its checkpoint, or a bundle's graph alone, with --lint.
 
     A bundle is compared layer by layer and end to end, in ONNX Runtime as its graph is written, and then on every --engine end to end; an
@@ -39,14 +47,19 @@ def check(path: Path, checkpoint: Path | None, engines: tuple[Any, ...], lints: 
 
     Local: each layer gets the reference's recorded input; codes must be equal (one step on 0.01% at the most) and outputs within 1e-5.
     End to end: SNR against the float model, at every calibrated timestep, within 0.5 dB of the PyTorch quantized forward's (3 dB where
-    the float part is fp16 or bf16, which has an error of its own). Exit code 6 when either fails.
+    the float part is fp16 or bf16, which has an error of its own), and --min-snr if you give it. Exit code 6 when anything fails.
+
+    --bisect, for bundles, answers two questions. Where did a failed comparison go wrong: the graph is cut after layer upon layer and run
+    again. And which layers make the checkpoint's own error at its worst timestep, and what would 8 bits, or float, buy there.
 
     --lint names every pattern in the graph that is known to crash an engine's builder, to be refused, to lose INT8 or to be slow;
     PATH may then be any ONNX file, judged as for TensorRT. Exit code 3 on errors, 0 on warnings. With --checkpoint too, the lint comes
     first, and its errors end the command.
     """
-    if engines and checkpoint is None:
-        raise click.UsageError("--engine compares with a checkpoint: give --checkpoint CHECKPOINT", click.get_current_context())
+    compares = {"--engine": engines, "--min-snr": min_snr is not None, "--bisect": bisects}
+    if checkpoint is None and any(compares.values()):
+        given = next(name for name, value in compares.items() if value)
+        raise click.UsageError(f"{given} compares with a checkpoint: give --checkpoint CHECKPOINT", click.get_current_context())
     if checkpoint is None and not lints:
         raise click.UsageError("give --checkpoint CHECKPOINT to check against, --lint, or both", click.get_current_context())
     findings = None
@@ -59,7 +72,7 @@ def check(path: Path, checkpoint: Path | None, engines: tuple[Any, ...], lints: 
     if checkpoint is not None:
         from ..accuracy import check as run_check
 
-        result = run_check(path, checkpoint, engines=engines, progress=output.progress)
+        result = run_check(path, checkpoint, engines=engines, min_snr=min_snr, bisect=bisects, progress=output.progress)
         show_check(result, output, findings)
         result.enforce()
 
@@ -109,6 +122,8 @@ def show_check(result: CheckResult, output: Output, lint: LintResult | None = No
     if worst:
         output.table(title, ("layer", "codes differ", "by", "output error", "timestep", ""), layer_rows)
     layer, timestep = result.worst_layer, result.worst_timestep
+    if result.bisection:
+        show_bisection(result.bisection, output)
     verdict = "passed" if result else f"FAILED ({len(result.failures)} findings)"
     where = [f"worst layer {layer.layer}"] if layer else []
     where += [f"worst timestep {timestep.timestep:g}"] if timestep else []
@@ -121,6 +136,41 @@ def show_check(result: CheckResult, output: Output, lint: LintResult | None = No
             "worst_timestep": timestep.timestep if timestep else None,
             **({} if lint is None else {"lint": _lint_json(lint)}),
         }
+    )
+
+
+def show_bisection(found: Bisection, output: Output) -> None:
+    """Where each failed comparison went wrong, and the layers that cost most."""
+    for row in found.divergences:
+        where = f"layer {row.layer}" if row.layer else "what follows the last layer"
+        error = "" if row.error is None else f": error {row.error:.1e} of its output (" + (
+            "the first layer)" if row.before is None else f"{row.before:.1e} a layer before)"
+        )  # fmt: skip
+        output.text(f"{row.engine} goes wrong at timestep {row.timestep:g} in {where}{error}; {row.allowed:.1e} would pass")
+    sources = found.sources
+    if sources is None:
+        output.text(f"which layers make the error is not known: {found.no_sources}")
+        return
+    shown = sources.worst[:_SHOWN_SOURCES]
+    title = f"error at timestep {sources.timestep:g}, {sources.snr_db:.2f} dB: the worst {len(shown)} of {len(sources.layers)} layers"
+    output.table(title, ("layer", "bits", "share", "output dB", "with 8 bits", "in float"), [_source_row(row) for row in shown])
+    if sources.first_below:
+        output.text(f"the first layer whose output is below: {sources.first_below}")
+    raised = next((row for row in shown if row.raised_db is not None), None)
+    if raised:
+        output.text(f'to try it: dq-deploy quantize … --keep "{raised.layer}=8"; --auto-bits chooses among all layers under a budget')
+
+
+def _source_row(row: LayerSource) -> tuple[str, ...]:
+    bits = f"W{row.weight_bits}A{row.activation_bits}" if row.weight_bits else f"A{row.activation_bits}"
+    raised = "" if row.raised_db is None else f"{row.raised_db:.2f} dB"
+    return (
+        row.layer,
+        bits,
+        f"{row.error_share:.1%}",
+        "" if row.output_db is None else f"{row.output_db:.2f}",
+        raised,
+        f"{row.float_db:.2f} dB",
     )
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 from ..artifacts import Artifact
 from ..errors import UsageError
 from .engine_files import details_of, weight_bits_of
-from .runner import Runner
+from .runner import GraphRunner, Runner
 
 Runtime = Literal["auto", "onnxruntime", "openvino"]
 # What can be asked for by name where engines are compared. "openvino-int8" takes OpenVINO's INT8 kernels even where they saturate; the last
@@ -40,6 +41,17 @@ def runner_on(artifact: Artifact, engine: Engine, *, threads: int | None = None)
         return make_runner(artifact, runtime="onnxruntime", threads=threads, providers=(_PROVIDERS[engine],))
     integer = {"integer": True} if engine == "openvino-int8" else {}
     return make_runner(artifact, runtime="openvino", threads=threads, **integer)
+
+
+def file_runner(file: Path, engine: str, like: Mapping[str, Any], *, threads: int | None = None) -> GraphRunner:
+    """An ONNX file (a part of a bundle's graph, say) on the engine that ran the bundle, with the settings in that runner's details."""
+    if engine in _PROVIDERS:
+        from .onnxruntime import OnnxRuntimeRunner
+
+        return OnnxRuntimeRunner(file, threads=threads, providers=(_PROVIDERS[engine],))
+    from .openvino import OpenVinoRunner
+
+    return OpenVinoRunner(file, threads=threads, precision=like["precision"], integer=like["integer"])
 
 
 def engines_of(artifact: Artifact, asked: Sequence[Engine] | None) -> Sequence[Engine]:

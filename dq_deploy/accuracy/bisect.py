@@ -1,0 +1,65 @@
+"""``check --bisect``: where what runs leaves the checkpoint, and where the checkpoint's own error comes from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from pydantic import BaseModel
+
+from ..artifacts import Artifact
+from ..engines.choice import file_runner
+from ..engines.onnxruntime import OnnxRuntimeRunner
+from ..engines.runner import GraphRunner
+from ..errors import ArtifactError, UsageError
+from ..progress import Progress, silent
+from ..quantization.checkpoint import Checkpoint
+from .divergence import Divergence, first_divergence
+from .end_to_end import TimestepParity
+from .error_sources import ErrorSources, error_sources
+
+if TYPE_CHECKING:
+    from .check import CheckResult
+
+
+class Bisection(BaseModel):
+    """``divergences``: one for each of what was compared that failed. ``sources`` are of the worst timestep.
+
+    ``sources`` is None, with the reason in ``no_sources``, where there is no float model to compare with.
+    """
+
+    divergences: list[Divergence]
+    sources: ErrorSources | None = None
+    no_sources: str | None = None
+
+
+def bisect(bundle: Artifact, checkpoint: Checkpoint, result: CheckResult, *, min_snr: float | None = None, threads: int | None = None,
+           progress: Progress = silent) -> Bisection:  # fmt: skip
+    """Find the first layer and timestep at which each failed comparison of ``result`` went wrong, and the layers that cost most.
+
+    The timestep of the second question is the one with the lowest SNR of the PyTorch quantized forward.
+    """
+    compared: list[tuple[str, Sequence[TimestepParity], Mapping[str, Any] | None]] = [("onnxruntime, as written", result.timesteps, None)]
+    compared += [(engine.engine, engine.timesteps, engine.details) for engine in result.engines]
+    divergences = []
+    for name, rows, details in compared:
+
+        def run(file: Path, feeds: Mapping[str, Any], name: str = name, details: Mapping[str, Any] | None = details) -> torch.Tensor:
+            runner = OnnxRuntimeRunner(file, optimized=False) if details is None else file_runner(file, name, details, threads=threads)
+            return _run_on(runner, feeds)
+
+        if found := first_divergence(bundle, checkpoint, name, list(rows), run, progress):
+            divergences.append(found)
+    worst = min(result.timesteps, key=lambda row: row.snr_reference_db)
+    try:
+        return Bisection(divergences=divergences, sources=error_sources(checkpoint, worst.timestep, min_snr=min_snr, progress=progress))
+    except (UsageError, ArtifactError) as error:
+        return Bisection(divergences=divergences, no_sources=error.message)
+
+
+def _run_on(runner: GraphRunner, feeds: Mapping[str, Any]) -> torch.Tensor:
+    """Run a part of a graph, which may want fewer inputs than the whole."""
+    wanted = {spec.name for spec in runner.specs}
+    return torch.from_numpy(runner.run({name: value for name, value in feeds.items() if name in wanted})).float()

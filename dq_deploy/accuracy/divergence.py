@@ -1,0 +1,149 @@
+"""Where an engine leaves its checkpoint: the first layer after which it computes something else, found by cutting its graph short.
+
+The graph up to a layer's output is compiled and run as the whole one was, and compared with the same output of the PyTorch quantized
+forward. An extra output in the whole graph would be cheaper, and would change what the engine fuses, which may be what goes wrong.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx_ir.passes.common as passes
+import torch
+from pydantic import BaseModel
+from torch.fx import Interpreter, Node
+
+from ..artifacts import Artifact
+from ..artifacts.reading import read_ir
+from ..errors import ArtifactError
+from ..exporters.bundle import write_model
+from ..progress import Progress, silent
+from ..quantization.checkpoint import Checkpoint
+from ..quantization.graph.insertion import decode
+from .end_to_end import TimestepParity, relative_error
+
+Run = Callable[[Path, Mapping[str, Any]], torch.Tensor]
+"""Compile an ONNX file as the engine in question does, and run it on these inputs, of which the graph may want fewer."""
+
+
+class Divergence(BaseModel):
+    """The first layer, in the graph's order, whose output an engine gets wrong, at the first timestep at which it fails.
+
+    ``error`` is ‖engine − PyTorch‖ / ‖PyTorch‖ of the layer's output, ``before`` that of the layer before it in the graph (None: there is
+    none), ``allowed`` the one that would move the network's own SNR by the bound of the check. ``layer`` is None where every layer is
+    within it, and the difference is made after the last.
+    """
+
+    engine: str
+    timestep: float
+    layer: str | None
+    error: float | None
+    before: float | None
+    allowed: float
+    compiled: int
+
+
+@dataclass(frozen=True)
+class _Cut:
+    layer: str
+    value: str
+
+
+@torch.no_grad()
+def first_divergence(bundle: Artifact, checkpoint: Checkpoint, engine: str, rows: list[TimestepParity], run: Run,
+                     progress: Progress = silent) -> Divergence | None:  # fmt: skip
+    """Search the layers of ``bundle`` by halves at the first of ``rows`` that differ from the reference's; None when none does.
+
+    It takes log2(layers) builds of a part of the graph. Where errors come and go along it, what is found is one place where they come.
+    """
+    failed = next((row for row in reversed(rows) if not row.alike), None)  # rows ascend, and sampling begins at the noisiest
+    if failed is None:
+        return None
+    inputs = _inputs(checkpoint, failed.timestep)
+    expected = _layer_outputs(checkpoint, inputs)
+    cuts = [_Cut(layer["name"], layer["output"]) for layer in bundle.manifest.details["layers"] if layer["name"] in expected]
+    if not cuts:
+        raise ArtifactError(f"{bundle.path} names no layer of its checkpoint")
+    allowed = (10 ** (failed.allowed_db / 10) - 1) ** 0.5 * 10 ** (-failed.snr_reference_db / 20)
+    feeds = {name: value.numpy() for name, value in inputs.items()}
+    errors: dict[int, float] = {}
+
+    def wrong(index: int) -> bool:
+        """Whether the output of layer number ``index`` is wrong; NaN is."""
+        with tempfile.TemporaryDirectory(prefix="dq-deploy-bisect-") as folder:
+            file = Path(folder) / "model.onnx"
+            _write_part(bundle, cuts[index].value, file)
+            got = run(file, feeds)
+        errors[index] = relative_error(expected[cuts[index].layer], got)
+        advance(1, cuts[index].layer)
+        return not errors[index] <= allowed
+
+    with progress(f"bisect on {engine}", len(cuts).bit_length() + 1) as advance:
+        found = _first(wrong, len(cuts))
+        if found and found - 1 not in errors:
+            wrong(found - 1)
+    layer, error = (cuts[found].layer, errors[found]) if found < len(cuts) else (None, None)
+    before = errors[found - 1] if found else None
+    return Divergence(
+        engine=engine, timestep=failed.timestep, layer=layer, error=error, before=before, allowed=allowed, compiled=len(errors)
+    )
+
+
+def _first(wrong: Callable[[int], bool], count: int) -> int:
+    """The first number below ``count`` that is wrong, if what comes after a wrong one is; ``count`` if the last one is right."""
+    if not wrong(count - 1):
+        return count
+    low, high = 0, count - 1  # everything below low is right, high is wrong
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if wrong(middle) else (middle + 1, high)
+    return high
+
+
+def _inputs(checkpoint: Checkpoint, timestep: float) -> dict[str, torch.Tensor]:
+    """The first reference seed at a timestep, in the order of the checkpoint's inputs."""
+    reference = checkpoint.reference()
+    row = reference.timesteps.tolist().index(timestep)
+    chosen = slice(reference.per_seed)
+    samples = reference.samples[row, chosen]
+    conditions = {name: values[chosen] for name, values in reference.conditions.items()}
+    values = {"timestep": reference.timesteps[row].repeat(len(samples)), **conditions}
+    return {name: values.get(name, samples) for name in checkpoint.details["inputs"]}
+
+
+def _layer_outputs(checkpoint: Checkpoint, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    interpreter = _Outputs(checkpoint)
+    interpreter.run(*inputs.values())
+    return interpreter.kept
+
+
+class _Outputs(Interpreter):
+    """The reference forward, keeping the output of every integer layer."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        super().__init__(checkpoint.model)
+        self.layers = checkpoint.layers
+        self.kept: dict[str, torch.Tensor] = {}
+
+    def run_node(self, n: Node) -> Any:
+        result = super().run_node(n)
+        if n.op == "call_module" and (name := decode(str(n.target))) in self.layers:
+            self.kept[name] = result
+        return result
+
+
+def _write_part(bundle: Artifact, value: str, path: Path) -> None:
+    """The bundle's graph up to a value, with the inputs that this takes."""
+    model = read_ir(bundle.file("model.onnx"), listed=bundle.manifest.files)
+    graph = model.graph
+    found = next((v for node in graph for v in node.outputs if v.name == value), None)
+    if found is None:
+        raise ArtifactError(f"{bundle.path}: the graph has no value '{value}', which its manifest names")
+    graph.outputs[:] = [found]
+    passes.RemoveUnusedNodesPass()(model)
+    graph.inputs[:] = [v for v in graph.inputs if v.uses()]
+    write_model(model, path)
