@@ -20,9 +20,12 @@ def kernel_times(bundle: Path, contender: Contender, *, threads: int, integer: b
     config = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads, "PERF_COUNT": "YES"}
     if not integer:
         config["LP_TRANSFORMS_MODE"] = "NO"
-    request = openvino.Core().compile_model(str(bundle / "model.onnx"), "CPU", config).create_infer_request()
+    core = openvino.Core()
+    model = core.read_model(str(bundle / "model.onnx"))
     values = {name: np.asarray(value) for name, value in contender.inputs(batch)[0].items()}
     values["timestep"] = np.full(batch, float(values["timestep"]), np.float32)
+    model.reshape({name: list(value.shape) for name, value in values.items()})
+    request = core.compile_model(model, "CPU", config).create_infer_request()
     times: Counter[str] = Counter()
     counts: Counter[str] = Counter()
     for number in range(_RUNS + 2):

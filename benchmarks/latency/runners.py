@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from dq_deploy.engines.openvino_shapes import ShapedModels
 from dq_deploy.engines.runner import TIMESTEP, Array
 
 
@@ -54,22 +55,29 @@ class PlainOnnxRuntime:
 
 
 class PlainOpenVino:
-    """An ONNX file or IR compiled for the CPU, float32 for what is not INT8, everything else as OpenVINO decides."""
+    """An ONNX file or IR compiled for the CPU at each shape as ours are, float32 for what is not INT8, the rest as OpenVINO decides."""
 
     def __init__(self, file: Path, *, threads: int) -> None:
         import openvino
 
         config = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads}
-        self._model = openvino.Core().compile_model(str(file), "CPU", config)
-        self._request = self._model.create_infer_request()
-        shapes = {port.any_name: list(port.get_partial_shape()) for port in self._model.inputs}
+        core = openvino.Core()
+        model = core.read_model(str(file))
+
+        def compile_for(shapes: Mapping[str, tuple[int, ...]] | None) -> Any:
+            shaped = model.clone()
+            shaped.reshape({name: list(shape) for name, shape in (shapes or {}).items()})
+            return core.compile_model(shaped, "CPU", config)
+
+        self._models = ShapedModels(compile_for, dynamic=True)
+        shapes = {port.any_name: list(port.get_partial_shape()) for port in model.inputs}
         self._shapes = {name: [None if size.is_dynamic else size.get_length() for size in shape] for name, shape in shapes.items()}
         self.name = "openvino"
         self.details: dict[str, Any] = {"engine": self.name, "version": openvino.__version__, "threads": threads, "precision": "f32"}
 
     def run(self, inputs: Mapping[str, Array]) -> Array:
         """See ``Runner.run``."""
-        return np.array(self._request.infer(_fitting(inputs, self._shapes), share_inputs=True)[0])
+        return self._models.infer(_fitting(inputs, self._shapes))
 
 
 def _fitting(inputs: Mapping[str, Array], shapes: Mapping[str, Any]) -> dict[str, Array]:

@@ -17,6 +17,7 @@ from ..artifacts.reading import check_structure, without_links
 from ..errors import ArtifactError, EnvironmentProblem, UsageError
 from .engine_files import check_backend_is, check_version, open_runnable, weight_bits_of
 from .openvino_graph import PRODUCTS, product_precision
+from .openvino_shapes import ShapedModels, shapes_for
 from .runner import Array, GraphRunner, InputSpec, graph_file
 
 Precision = Literal["f32", "bf16", "f16"]
@@ -36,6 +37,8 @@ probe (float[1, 64] x) => (float[1, 32] y)
     y = MatMul(dq, dw)
 }"""
 
+_ONE_OPERATOR = '<ir_version: 10, opset_import: ["": 21]> one (float[1] x) => (float[1] y) { y = Relu(x) }'
+
 
 class OpenVinoRunner(GraphRunner):
     """A bundle or an engine for OpenVINO (folder or opened artefact), an ONNX file or OpenVINO's IR, compiled for the CPU.
@@ -44,7 +47,8 @@ class OpenVinoRunner(GraphRunner):
     the CPU has it. ``integer`` says whether quantized layers run on INT8 kernels; None is as the engine was built, or else takes them
     unless they saturate on this CPU (see ``int8_serves``). In float they are slow and exact.
 
-    May be run by several threads at once: each run has an inference request of its own.
+    Each of the first few shapes that it is run at is compiled when it comes, which takes seconds (``ShapedModels``). May be run by several
+    threads at once.
 
     Raises EnvironmentProblem (OpenVINO is missing or older than the engine, or the CPU has not that precision) and ArtifactError (a graph
     that it does not load).
@@ -64,22 +68,32 @@ class OpenVinoRunner(GraphRunner):
         self._file, as_built, weight_bits = _model_file(source)
         file, integer = self._file, as_built if integer is None else integer
         integer = int8_serves(weight_bits) if integer is None else integer
-        with _kept_signal_stack(), _plain_file(source, file) as plain:
-            self._model = compile_for_cpu(openvino, plain, precision=precision, threads=threads, integer=integer)
-            self._idle = [self._model.create_infer_request()]
-        used = self._model.get_property("INFERENCE_PRECISION_HINT").get_type_name()
+        config = _configuration(openvino, precision, threads, integer)
+        with _plain_file(source, file) as plain:
+            model = read_graph(openvino, plain)
+            size = sum(path.stat().st_size for path in plain.parent.glob(f"{plain.stem}*"))
+
+        def compile_for(shapes: Mapping[str, Sequence[int]] | None) -> Any:
+            try:
+                with _kept_signal_stack():
+                    return _compile(openvino, model.clone() if shapes else model, config, shapes)
+            except RuntimeError as error:
+                raise self._failure(error) from error
+
+        self._models = ShapedModels(compile_for, dynamic=model.is_dynamic(), most=shapes_for(size))
+        used, used_threads = _in_use(openvino, config)
         if precision and used != precision:
             raise EnvironmentProblem(
                 f"OpenVINO computes in {_NAMES.get(used, used)} on this CPU, not in {_NAMES.get(precision, precision)} as asked"
             )
         self.name = "openvino"
-        self.specs = tuple(_spec(port, file) for port in self._model.inputs)
+        self.specs = tuple(_spec(port, file) for port in model.inputs)
         self.details: dict[str, Any] = {
             "engine": self.name,
             "version": openvino.__version__,
             "provider": "CPU",
             "precision": used,
-            "threads": self._model.get_property("INFERENCE_NUM_THREADS"),
+            "threads": used_threads,
             "integer": integer,
             "int8_saturates": int8_saturates(),
         }
@@ -89,22 +103,18 @@ class OpenVinoRunner(GraphRunner):
 
         "int8" means that a kernel multiplies integers, "int4" that a float kernel unpacks INT4 weights; everything else is a float's name.
         """
-        nodes = (node.get_rt_info() for node in self._model.get_runtime_model().get_ops())
+        nodes = (node.get_rt_info() for node in self._models.any().get_runtime_model().get_ops())
         found = [tuple(str(info[key].value) for key in ("layerType", "primitiveType", "runtimePrecision")) for info in nodes]
         return [(op, _stated_precision(primitive, stated)) for op, primitive, stated in found if op in PRODUCTS]
 
     def _infer(self, feeds: dict[str, Array]) -> Array:
         try:
-            request = self._idle.pop()  # of a list: one step, so two threads never get the same
-        except IndexError:
-            request = self._model.create_infer_request()
-        try:
-            outputs = request.infer(feeds, share_inputs=True)
-            return np.array(outputs[0])  # a copy: the request's own buffer is overwritten by its next run
+            return self._models.infer(feeds)
         except RuntimeError as error:
-            raise ArtifactError(f"OpenVINO cannot run {self._file}: {_cause(error)}") from error
-        finally:
-            self._idle.append(request)
+            raise self._failure(error) from error
+
+    def _failure(self, error: RuntimeError) -> ArtifactError:
+        return ArtifactError(f"OpenVINO cannot run {self._file}: {_cause(error)}")
 
 
 @functools.cache
@@ -160,32 +170,46 @@ def import_openvino() -> Any:
     return openvino
 
 
-def compile_for_cpu(
-    openvino: Any,
-    file: Path,
-    *,
-    precision: Precision | None = "f32",
-    threads: int | None = None,
-    integer: bool | None = None,
-    shapes: Mapping[str, Sequence[int]] | None = None,
-) -> Any:
-    """Read an ONNX file or OpenVINO's IR and compile it; ``shapes`` by input fixes what is dynamic. See ``OpenVinoRunner`` for the rest.
+def read_graph(openvino: Any, file: Path) -> Any:
+    """An ONNX file or OpenVINO's IR as OpenVINO's model. Raises ArtifactError when it does not read it."""
+    try:
+        return openvino.Core().read_model(str(file))
+    except RuntimeError as error:
+        raise refusal(openvino, file, error) from error
+
+
+def compile_for_cpu(openvino: Any, file: Path, *, integer: bool, shapes: Mapping[str, Sequence[int]]) -> Any:
+    """Read an ONNX file or OpenVINO's IR and compile it as the runner does; ``shapes`` by input fix what is dynamic.
 
     Raises ArtifactError when OpenVINO does not load it.
     """
-    integer = int8_serves(None) if integer is None else integer
+    try:
+        return _compile(openvino, read_graph(openvino, file), _configuration(openvino, "f32", None, integer), shapes)
+    except RuntimeError as error:
+        raise refusal(openvino, file, error) from error
+
+
+def _configuration(openvino: Any, precision: Precision | None, threads: int | None, integer: bool) -> dict[str, Any]:
     config: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
     config |= {"INFERENCE_PRECISION_HINT": precision} if precision else {}
     config |= {"INFERENCE_NUM_THREADS": threads} if threads else {}
-    config |= {} if integer else _without_integer_kernels(openvino)
-    core = openvino.Core()
-    try:
-        model = core.read_model(str(file))
-        if shapes:
-            model.reshape({name: list(shape) for name, shape in shapes.items()})
-        return core.compile_model(model, "CPU", config)
-    except RuntimeError as error:
-        raise refusal(openvino, file, error) from error
+    return config | ({} if integer else _without_integer_kernels(openvino))
+
+
+def _compile(openvino: Any, model: Any, config: Mapping[str, Any], shapes: Mapping[str, Sequence[int]] | None) -> Any:
+    if shapes:
+        model.reshape({name: list(shape) for name, shape in shapes.items()})
+    return openvino.Core().compile_model(model, "CPU", dict(config))
+
+
+def _in_use(openvino: Any, config: Mapping[str, Any]) -> tuple[str, int]:
+    """Precision and threads that OpenVINO takes for a configuration, of a model of one operator."""
+    import onnx
+
+    model = openvino.Core().read_model(onnx.parser.parse_model(_ONE_OPERATOR).SerializeToString())
+    with _kept_signal_stack():
+        compiled = openvino.Core().compile_model(model, "CPU", dict(config))
+    return compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name(), compiled.get_property("INFERENCE_NUM_THREADS")
 
 
 def refusal(openvino: Any, file: Path, error: RuntimeError) -> ArtifactError:
