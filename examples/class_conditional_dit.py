@@ -37,8 +37,6 @@ def main(output: Path, source: str, preset: str, classes: str, guidance_scale: f
         click.echo("exporting; attention's products are integers too, and a sample's class and timestep are inputs of the graph")
         bundle = dq_deploy.export(checkpoint, f"{work}/bundle", target="onnxruntime")
         drawn = dq_deploy.sample(bundle.path, output, n=count, classes=classes, guidance_scale=guidance_scale, force=True)
-    assert drawn.psnr_mean_db is not None
-    assert drawn.psnr_min_db is not None
     click.echo(f"left the float model, right the integers, PSNR {drawn.psnr_mean_db:.1f} dB (worst {drawn.psnr_min_db:.1f}): {output}")
 
 

@@ -31,12 +31,11 @@ PROMPTS = ["a red bicycle", "two cats on a sofa", "a house by the sea at night",
 @click.option("--guidance-scale", default=5.0, show_default=True, help="Classifier-free guidance, in calibration and sampling.")
 def main(output: Path, pipeline: str | None, steps: int, samples: int, guidance_scale: float) -> None:
     """Quantize a text-to-image pipeline's denoiser and draw the same prompts with both."""
-    pipe: Any = DiffusionPipeline.from_pretrained(pipeline, use_safetensors=True) if pipeline else tiny_stable_diffusion()
+    pipe = DiffusionPipeline.from_pretrained(pipeline, use_safetensors=True) if pipeline else tiny_stable_diffusion()
 
     def draw() -> list[Any]:
         generators = [torch.Generator().manual_seed(seed) for seed in range(len(PROMPTS))]
-        pictures: list[Any] = pipe(PROMPTS, generator=generators, num_inference_steps=steps, guidance_scale=guidance_scale).images
-        return pictures
+        return pipe(PROMPTS, generator=generators, num_inference_steps=steps, guidance_scale=guidance_scale).images
 
     expected = draw()
     with TemporaryDirectory() as work:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import click
 import torch
@@ -38,12 +37,11 @@ def main(output: Path, source: str, preset: str, steps: int, samples: int, itera
         verdict = dq_deploy.check(bundle, checkpoint)
         verdict.enforce()
         worst = verdict.worst_timestep
-        assert worst is not None
         click.echo(f"it computes what the checkpoint does; worst SNR against float: {worst.snr_bundle_db:.1f} dB at t = {worst.timestep:g}")
 
         # The pipeline's own loop drives the integer graph; the schedule is the one that it was calibrated for.
         scheduler = DDIMScheduler.from_config(bundle.manifest.scheduler["config"])
-        pipe: Any = DDIMPipeline(unet=dq_deploy.load(bundle), scheduler=scheduler)
+        pipe = DDIMPipeline(unet=dq_deploy.load(bundle), scheduler=scheduler)
         pictures = pipe(16, generator=torch.Generator().manual_seed(0), num_inference_steps=steps).images
     make_image_grid(pictures, rows=4, cols=4, resize=96).save(output)
     click.echo(f"drawn by integers: {output}")

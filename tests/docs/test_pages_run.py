@@ -75,6 +75,16 @@ def test_a_page(page: str, runner: Runner, monkeypatch: pytest.MonkeyPatch) -> N
         assert "<html" in Path("report.html").read_text()[:200]
 
 
+def test_a_module_of_your_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (fence,) = (fence for fence in fences("docs/your-own-model.md") if fence.language == "python")
+    text = fence.text.replace("steps=10", "steps=3").replace("iterations=20", "iterations=2")
+    names: dict[str, Any] = {}
+    exec(compile(text, fence.where, "exec"), names)
+    assert names["noise"].shape == (2, 1, 8, 8)
+    assert names["checkpoint"].manifest.details["float_mac_share"] == pytest.approx(0.0555, abs=0.001)
+
+
 def test_a_command_that_fails_is_found(runner: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(runner.folder)
     with pytest.raises(AssertionError, match="gone"):
