@@ -3,7 +3,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 DIR ?= demo-output
-EXTRAS ?= cpu,tensorrt-rtx,openvino,test,dev
+EXTRAS ?= cpu,tensorrt-rtx,openvino,docs,test,dev
 # More arguments for the installation of torch (an index with CPU builds, say).
 TORCH_PIP_ARGS ?=
 # A worker for each core, each with one thread of its own; the tests of a file share their fixtures.
@@ -16,7 +16,7 @@ stamp := $(VENV)/.installed-$(subst $(comma),+,$(EXTRAS))
 pip := $(bin)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test soak schemas lint format clean
+.PHONY: help setup demo docs test soak schemas lint format clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -34,6 +34,9 @@ $(stamp): pyproject.toml constraints.txt
 
 demo: $(stamp) ## quantize, export, build, check, time and sample the built-in model; writes DIR/index.html (DIR=demo-output)
 	$(bin)/dq-deploy demo -o $(DIR) --force
+
+docs: $(stamp) ## build the documentation's site; writes site/index.html (searching it takes a server: python -m http.server -d site)
+	NO_MKDOCS_2_WARNING=1 $(bin)/python -m mkdocs build --strict --quiet
 
 test: lint ## lint, then run every test
 	OMP_NUM_THREADS=1 $(bin)/python -m pytest $(PYTEST_ARGS)
@@ -57,4 +60,4 @@ format: $(stamp) ## let ruff mend what it can
 	$(bin)/ruff format .
 
 clean: ## remove the environment, the caches and the builds
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist site

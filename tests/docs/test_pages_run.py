@@ -1,0 +1,91 @@
+"""The README and the quickstart, run: every command and all Python, in the order of the page, on a tiny model (``documented.SOURCES``)."""
+
+from __future__ import annotations
+
+import json
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+from diffusers import DDPMPipeline
+from PIL import Image
+
+from dq_deploy.cli import cli, run
+from tests.docs.documented import SHELL, SMALL, SOURCES, fences, mapped, our_arguments, shell_lines
+from tests.flow import OPTIONS
+
+# What a page's command needs beside torch: where it is not installed, the command is parsed only (test_commands.py).
+_NEEDS = {"build-engine": "tensorrt_rtx", "layers": "tensorrt_rtx"}
+
+
+class Runner:
+    """Runs pages in one folder. A command that another page has run with the same options has been run."""
+
+    def __init__(self, folder: Path, pipeline: Path) -> None:
+        self.folder, self.pipeline, self.done = folder, pipeline, dict[str, int]()
+        self.small = folder / "small.json"
+        self.small.write_text(json.dumps(SMALL))
+
+    def command(self, arguments: list[str]) -> None:
+        words = mapped(arguments, self.pipeline, self.small)
+        if not find_spec(_NEEDS.get(words[0], "torch")):
+            return
+        if words[0] == "report" and not Path("engine").exists():
+            words.remove("engine")
+        # Options as click has understood them: one that a page spells out and the tests overrule makes no other command.
+        key = f"{words[0]} {sorted(cli.commands[words[0]].make_context(words[0], words[1:]).params.items())}"
+        if key not in self.done:
+            self.done[key] = run(words)
+        assert self.done[key] == 0, words
+
+    def python(self, text: str, **names: Any) -> dict[str, Any]:
+        for source in SOURCES:
+            text = text.replace(f'"{source}"', repr(str(self.pipeline)))
+        faster = ", ".join(f"{name}={value!r}" for name, value in OPTIONS.items() if name != "steps")
+        text = text.replace("steps=20)", f"steps=5, dilation='none', {faster})" if "quantize(" in text else "steps=2)")
+        exec(compile(text, "page", "exec"), names)
+        return names
+
+
+@pytest.fixture(scope="module")
+def runner(tmp_path_factory: pytest.TempPathFactory, flow_pipeline: Path) -> Runner:
+    return Runner(tmp_path_factory.mktemp("pages"), flow_pipeline)
+
+
+@pytest.mark.parametrize("page", ["docs/quickstart.md", "README.md"])
+def test_a_page(page: str, runner: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(runner.folder)
+    names: dict[str, Any] = {}
+    for fence in fences(page):
+        if fence.not_run:
+            continue
+        if fence.language in SHELL:
+            for arguments in filter(None, map(our_arguments, shell_lines(fence))):
+                if arguments[0] != "doctor":  # what it finds on a machine of tests is no matter of the page
+                    runner.command(arguments)
+        elif fence.language == "python":
+            names = runner.python(fence.text, pipe=DDPMPipeline.from_pretrained(runner.pipeline))
+    assert Image.open("grid.png").width > 0
+    if page == "README.md":
+        assert names["verdict"]
+        assert names["pipe"](num_inference_steps=2, output_type="np").images.shape == (1, 8, 8, 1)
+    else:
+        assert Image.open("picture.png").size == (8, 8)
+        assert "<html" in Path("report.html").read_text()[:200]
+
+
+def test_a_module_of_your_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (fence,) = (fence for fence in fences("docs/your-own-model.md") if fence.language == "python")
+    text = fence.text.replace("steps=10", "steps=3").replace("iterations=20", "iterations=2")
+    names: dict[str, Any] = {}
+    exec(compile(text, fence.where, "exec"), names)
+    assert names["noise"].shape == (2, 1, 8, 8)
+    assert names["checkpoint"].manifest.details["float_mac_share"] == pytest.approx(0.0555, abs=0.001)
+
+
+def test_a_command_that_fails_is_found(runner: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(runner.folder)
+    with pytest.raises(AssertionError, match="gone"):
+        runner.command(["inspect", "gone"])
