@@ -43,7 +43,7 @@ class Made:
         return self.folder / "checkpoint"
 
     def bundle(self, name: str) -> Path:
-        """``tensorrt``, ``onnxruntime``, ``float`` or ``static``."""
+        """``tensorrt``, ``onnxruntime``, ``float``, ``static`` (one scale a layer), or ``narrow``: W6A6, where the others are W8A8."""
         return self.folder / name
 
     @property
@@ -77,8 +77,19 @@ def prepare(subject: Subject, folder: Path, progress: Progress) -> Made:
             dq_deploy.export(made.checkpoint, made.bundle(name), progress=progress, **options)  # type: ignore[arg-type]
     if not made.bundle("static").exists():
         write_static_twin(made.bundle("tensorrt"), made.bundle("static"))
+    if not made.bundle("narrow").exists():
+        _prepare_narrow(subject, made, progress)
     _prepare_peers(subject, made)
     return made
+
+
+def _prepare_narrow(subject: Subject, made: Made, progress: Progress) -> None:
+    """Weights of 6 bits: INT8 kernels are exact then even where they saturate with 8."""
+    path = made.folder / "checkpoint-narrow"
+    if not path.exists():
+        source, arguments = subject.quantize_arguments()
+        dq_deploy.quantize(source, path, preset="w6a6", progress=progress, **arguments, **_CHEAP)
+    dq_deploy.export(path, made.bundle("narrow"), target="tensorrt", dtype="fp32", progress=progress)
 
 
 def _prepare_peers(subject: Subject, made: Made) -> None:

@@ -45,6 +45,7 @@ def contenders(subject: Subject, made: Made, threads: int, *, compiled: bool) ->
         "ours on ONNX Runtime": lambda: OnnxRuntimeRunner(made.bundle("onnxruntime"), threads=threads),
         "ours on OpenVINO": lambda: OpenVinoRunner(made.bundle("tensorrt"), threads=threads),
         "ours on OpenVINO, static scales": lambda: OpenVinoRunner(made.bundle("static"), threads=threads),
+        "ours on OpenVINO, W6A6": lambda: OpenVinoRunner(made.bundle("narrow"), threads=threads),
     }
     if int8_saturates():
         makers["ours on OpenVINO, saturating INT8"] = lambda: OpenVinoRunner(made.bundle("tensorrt"), threads=threads, integer=True)
@@ -84,7 +85,7 @@ def pictures(subject: Subject, made: Made, threads: int, progress: Progress) -> 
 
     torch.set_num_threads(threads)
     source = load_source(subject.source)
-    bundles = {name: made.bundle(name) for name in ("onnxruntime", "tensorrt")}
+    bundles = {name: made.bundle(name) for name in ("onnxruntime", "tensorrt", "narrow")}
     models = {"PyTorch eager": source.model.eval()}
     models |= {f"ours, {name} bundle": dq_deploy.load(path, threads=threads) for name, path in bundles.items()}
     pipes: dict[str, Any] = {

@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 
 from ..artifacts import Artifact
 from ..errors import UsageError
-from .engine_files import details_of, weight_bits_of
+from .engine_files import details_of
 from .runner import GraphRunner, Runner
 
 Runtime = Literal["auto", "onnxruntime", "openvino"]
@@ -90,18 +90,14 @@ def _chosen(bundle: Artifact, options: Mapping[str, Any]) -> Literal["onnxruntim
 
 
 def best_runtime(bundle: Artifact) -> Literal["onnxruntime", "openvino"]:
-    """The faster of the installed engines for a bundle on a CPU, among those that compute what its integers mean.
+    """The faster of the installed engines for a bundle on a CPU; either computes what its integers mean.
 
-    OpenVINO where it is installed and multiplies the bundle's integers with INT8 kernels: graphs of target ``tensorrt``, on this CPU
-    (docs/engines.md has the measurements). ONNX Runtime for everything else: float graphs, scales as graph values, kernels that saturate.
+    OpenVINO where it is installed, for integer graphs of target ``tensorrt``: with INT8 kernels where these are exact on this CPU, else in
+    float (docs/engines.md has the measurements). ONNX Runtime for everything else: float graphs, scales as graph values.
     """
     quantization = bundle.manifest.quantization or {}
     integer = bundle.manifest.details.get("target") == "tensorrt" and quantization.get("activation_bits", 16) <= 8
-    if not integer or find_spec("openvino") is None:
-        return "onnxruntime"
-    from .openvino import int8_serves
-
-    return "openvino" if int8_serves(weight_bits_of(bundle)) else "onnxruntime"
+    return "openvino" if integer and find_spec("openvino") is not None else "onnxruntime"
 
 
 def _engine_runner(engine: Artifact, runtime: Runtime, options: Mapping[str, Any]) -> Runner:

@@ -18,7 +18,7 @@ Asked = list[Mapping[str, tuple[int, ...]] | None]
 
 
 class Request:
-    def infer(self, feeds: Mapping[str, np.ndarray[Any, Any]], *, share_inputs: bool) -> list[np.ndarray[Any, Any]]:
+    def infer(self, feeds: Mapping[str, np.ndarray[Any, Any]], **_: Any) -> list[np.ndarray[Any, Any]]:
         return [feeds["x"] + 1]
 
 
