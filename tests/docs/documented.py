@@ -32,6 +32,13 @@ FASTER = {
     "report": "-n 2 --steps 2 --no-check --no-layer-error",
     "bench": "--runs 2 --threads 1",
 }
+# The same for a page's Python: what it says → what is run.
+FASTER_PYTHON = {
+    'preset="w8a8", steps=20)': 'steps=5, calibration_samples=4, reference_samples=24, iterations=0, dilation="none", max_float_share=0.5)',
+    "num_inference_steps=20)": "num_inference_steps=2)",
+    "steps=10,": "steps=3,",
+    "iterations=20,": "iterations=2,",
+}
 SMALL = {"max_float_share": 0.5, "reference_samples": 8}  # the first layer weighs more in a tiny model, and SNRs of few samples scatter
 
 
@@ -89,3 +96,12 @@ def mapped(arguments: list[str], pipeline: Path, small: Path) -> list[str]:
     """A page's command as the tests run it."""
     faster = FASTER.get(arguments[0], "").format(small=small)
     return [str(pipeline) if word in SOURCES else word for word in arguments] + faster.split()
+
+
+def mapped_python(text: str, pipeline: Path) -> str:
+    """A page's Python as the tests run it."""
+    for source in SOURCES:
+        text = text.replace(f'"{source}"', repr(str(pipeline)))
+    for said, run in FASTER_PYTHON.items():
+        text = text.replace(said, run)
+    return text

@@ -12,8 +12,7 @@ from diffusers import DDPMPipeline
 from PIL import Image
 
 from dq_deploy.cli import cli, run
-from tests.docs.documented import SHELL, SMALL, SOURCES, fences, mapped, our_arguments, shell_lines
-from tests.flow import OPTIONS
+from tests.docs.documented import SHELL, SMALL, Fence, fences, mapped, mapped_python, our_arguments, shell_lines
 
 # What a page's command needs beside torch: where it is not installed, the command is parsed only (test_commands.py).
 _NEEDS = {"build-engine": "tensorrt_rtx", "layers": "tensorrt_rtx"}
@@ -39,12 +38,8 @@ class Runner:
             self.done[key] = run(words)
         assert self.done[key] == 0, words
 
-    def python(self, text: str, **names: Any) -> dict[str, Any]:
-        for source in SOURCES:
-            text = text.replace(f'"{source}"', repr(str(self.pipeline)))
-        faster = ", ".join(f"{name}={value!r}" for name, value in OPTIONS.items() if name != "steps")
-        text = text.replace("steps=20)", f"steps=5, dilation='none', {faster})" if "quantize(" in text else "steps=2)")
-        exec(compile(text, "page", "exec"), names)
+    def python(self, fence: Fence, **names: Any) -> dict[str, Any]:
+        exec(compile(mapped_python(fence.text, self.pipeline), fence.where, "exec"), names)
         return names
 
 
@@ -65,7 +60,7 @@ def test_a_page(page: str, runner: Runner, monkeypatch: pytest.MonkeyPatch) -> N
                 if arguments[0] != "doctor":  # what it finds on a machine of tests is no matter of the page
                     runner.command(arguments)
         elif fence.language == "python":
-            names = runner.python(fence.text, pipe=DDPMPipeline.from_pretrained(runner.pipeline))
+            names = runner.python(fence, pipe=DDPMPipeline.from_pretrained(runner.pipeline))
     assert Image.open("grid.png").width > 0
     if page == "README.md":
         assert names["verdict"]
@@ -75,12 +70,10 @@ def test_a_page(page: str, runner: Runner, monkeypatch: pytest.MonkeyPatch) -> N
         assert "<html" in Path("report.html").read_text()[:200]
 
 
-def test_a_module_of_your_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_a_module_of_your_own(runner: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(runner.folder)
     (fence,) = (fence for fence in fences("docs/your-own-model.md") if fence.language == "python")
-    text = fence.text.replace("steps=10", "steps=3").replace("iterations=20", "iterations=2")
-    names: dict[str, Any] = {}
-    exec(compile(text, fence.where, "exec"), names)
+    names = runner.python(fence)
     assert names["noise"].shape == (2, 1, 8, 8)
     assert names["checkpoint"].manifest.details["float_mac_share"] == pytest.approx(0.0555, abs=0.001)
 

@@ -24,8 +24,9 @@ _LOADED_LINKS = {"stylesheet", "icon", "preconnect", "preload", "prefetch", "dns
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    if find_spec("mkdocs") is None:
-        pytest.skip("mkdocs is not installed: pip install 'dq-deploy[docs]'")
+    missing = [name for name in ("latex2mathml", "material", "mkdocs", "mkdocstrings") if find_spec(name) is None]
+    if missing:
+        pytest.skip(f"not installed: {', '.join(missing)}: pip install 'dq-deploy[docs]'")
     path = tmp_path_factory.mktemp("site") / "site"
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(path)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "NO_MKDOCS_2_WARNING": "1"}
@@ -122,6 +123,15 @@ def test_every_public_name_is_in_the_reference(site: Path) -> None:
     page = (site / "api.html").read_text()
     for name in dq_deploy.__all__:
         assert f'id="dq_deploy.{name}"' in page, name
+
+
+@pytest.mark.parametrize("name", ["method", "numerics"])
+def test_equations_are_drawn_without_a_script(site: Path, name: str) -> None:
+    equations = re.findall(r'<div class="equation">(.*?)</div>', (site / f"{name}.html").read_text(), re.DOTALL)
+    assert len(equations) == (ROOT / f"docs/{name}.md").read_text().count("```math") > 3
+    for equation in equations:
+        assert equation.startswith("<math")
+        assert "\\" not in equation, "a command of LaTeX that the converter does not know"
 
 
 def test_a_page_is_a_link_away_from_every_other(site: Path) -> None:
