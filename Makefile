@@ -53,11 +53,12 @@ demo: $(stamp) ## quantize, export, build, check, time and sample the built-in m
 test: lint ## lint, then run every test
 	OMP_NUM_THREADS=1 $(bin)/python -m pytest $(PYTEST_ARGS)
 
-# Hours are as good as minutes: SOAK_MINUTES of fuzzing and of load each, and 200 kills.
+# Hours are as good as minutes: SOAK_MINUTES of fuzzing and of load on each runtime, and SOAK_KILLS.
 SOAK_MINUTES ?= 10
-soak: $(stamp) ## fuzz the reading of files, kill runs 200 times, and load the runner with 8 threads; writes soak-output/
+SOAK_KILLS ?= 200
+soak: $(stamp) ## fuzz the reading of files, kill runs at random, and load the runner with 8 threads; writes soak-output/
 	$(pip) install --quiet --constraint constraints.txt --editable '.[soak]'
-	OMP_NUM_THREADS=1 $(bin)/python -m tests.soak --minutes $(SOAK_MINUTES) -o soak-output
+	OMP_NUM_THREADS=1 $(bin)/python -m tests.soak --minutes $(SOAK_MINUTES) --kills $(SOAK_KILLS) -o soak-output
 
 pins: $(stamp) ## write requirements-hashed.txt again: the sha256 of every file of every pinned version, as PyPI has them
 	$(pip) install --quiet --constraint constraints.txt --editable '.[audit]'
