@@ -29,6 +29,13 @@ result.enforce()  # ArtifactError naming every error
   `op`, `module` (null where the graph does not tell), `message`, `values` and `hint`; with `--checkpoint` the same object is `lint` in the
   verdict.
 
+The lint is not asked to be right about everything: `build-engine --allow RULE` (repeatable; `build_engine(..., allow=[RULE])`) lets the
+errors of one rule pass, with a warning that says what the rule is about. The engine's manifest (`lint_allowed`, with how many errors there
+were) and `inspect` show it, and so does the command that an engine which must be built again ends with. A rule marked as one of a *crash*
+is about the builder dying: it does so in a process of its own, and the build ends with exit code 3. `external-data` and `invalid-onnx` keep
+files from parsers, and cannot be allowed; they, names that are no rule, and rules that are no error for TensorRT end with exit code 2.
+`check --lint` has no such option: it only tells.
+
 A bundle is judged for its own target. What is known of the engines comes from building the patterns that each rule names
 ([engine-patterns.md](engine-patterns.md) has their versions and every outcome). What no pattern shows, the lint does not know: it is no
 proof that a graph builds.
@@ -44,4 +51,13 @@ def rules_page() -> str:
 
 def _section(rule: Rule) -> list[str]:
     text = cleandoc(rule.find.__doc__ or "").replace("``", "`")
-    return [f"## `{rule.id}`", "", f"{rule.severity} for {' and '.join(rule.targets)}", "", text, "", f"To do: {rule.hint}.", ""]
+    return [
+        f"## `{rule.id}`",
+        "",
+        f"{'crash, ' if rule.crashes else ''}{rule.severity} for {' and '.join(rule.targets)}",
+        "",
+        text,
+        "",
+        f"To do: {rule.hint}.",
+        "",
+    ]

@@ -1,23 +1,30 @@
 """The one door out: a file appears whole or not at all, and is on the disk when the call returns.
 
 What lies inside of the folder that ``create_artifact`` hands out is invisible until its manifest is written and the folder renamed; such
-files may be written in any way, and are synced by it. Everything else goes through here.
+files may also be written by libraries that do so themselves, and are synced by it. Everything else goes through here.
 """
 
 from __future__ import annotations
 
 import ctypes
+import errno
 import fcntl
 import glob
 import os
+import re
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 ABANDONED_S = 60.0
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # of some network file systems
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 
 
@@ -30,6 +37,21 @@ def write_bytes(path: Path, content: bytes) -> None:
 def write_text(path: Path, text: str) -> None:
     """As ``write_bytes``, in UTF-8."""
     write_bytes(path, text.encode())
+
+
+def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """As ``write_bytes``, in safetensors. Raises OSError, also where the library has an error of its own for it."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file  # noqa: TID251  the door
+
+    with replacing(path) as partial:
+        try:
+            save_file(dict(tensors), partial, metadata=dict(metadata) if metadata else None)
+        except SafetensorError as error:
+            number = re.search(r"os error (\d+)", str(error))
+            if number is None:
+                raise
+            raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
 
 
 @contextmanager
@@ -49,6 +71,13 @@ def replacing(path: Path) -> Iterator[Path]:
         raise
 
 
+def remove_partial(folder: Path) -> None:
+    """Remove what writers that were killed have left in a folder that nobody else writes into."""
+    for pattern in (".*.partial-*", ".tmp*"):  # ours, and those of safetensors
+        for path in folder.glob(pattern):
+            path.unlink()
+
+
 @contextmanager
 def held(folder: Path) -> Iterator[None]:
     """Lock a temporary folder for as long as it is written: the system lets go of it when the process ends, however it ends."""
@@ -59,6 +88,24 @@ def held(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(handle)
+
+
+def locked(file: Path) -> int | None:
+    """A handle that holds a file's lock until it is closed or the process ends; None when another process has it.
+
+    On a file system without locks every process gets one. Raises OSError.
+    """
+    handle = os.open(file, os.O_RDWR)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in _NO_LOCKS:
+            return handle
+        os.close(handle)
+        if isinstance(error, BlockingIOError):
+            return None
+        raise
+    return handle
 
 
 def remove_abandoned(parent: Path, prefix: str) -> None:
@@ -78,6 +125,30 @@ def remove_abandoned(parent: Path, prefix: str) -> None:
             continue
         finally:
             os.close(handle)
+
+
+def take_name(folder: Path, path: Path) -> bool:
+    """Rename a folder to a name that is free (or an empty folder's); False when another was quicker, and the folder is gone then."""
+    try:
+        folder.rename(path)
+    except OSError as error:
+        remove(folder)
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+            return False
+        raise
+    return True
+
+
+def remove_at_once(path: Path) -> None:
+    """Remove a folder that is out of sight before the first of its files goes: a kill leaves no half of it under its name."""
+    aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.old-", dir=path.absolute().parent))
+    path.rename(aside / "old")
+    shutil.rmtree(aside)
+
+
+def remove(folder: Path) -> None:
+    """Remove a folder of our own, as far as that is possible."""
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def put_in_place(folder: Path, path: Path) -> None:

@@ -36,6 +36,9 @@ _SHOWN_LAYERS = 5
     "--batch", default="1,1,8", show_default=True, metavar="MIN,OPT,MAX", help="Batch sizes: the smallest, the usual, the largest."
 )
 @engine_options
+@click.option(
+    "--allow", multiple=True, metavar="RULE", help="Build although the graph breaks this rule of the lint (docs/lint.md); repeatable."
+)
 @click.option("--timeout", type=float, help="Seconds that one build may take.")
 @force_option
 @common
@@ -47,13 +50,15 @@ def build_engine(
     batch: str,
     engine_options: dict[str, Any],
     sizes: dict[str, tuple[int, int, int]],
+    allow: tuple[str, ...],
     timeout: float | None,
     force: bool,
     output: Output,
 ) -> None:
     """Build an engine of TensorRT or OpenVINO from BUNDLE, with a report of what every layer runs in.
 
-    The graph is linted first (see check --lint); an error ends the command with exit code 3 before anything is built.
+    The graph is linted first (see check --lint); an error ends the command with exit code 3 before anything is built. --allow RULE lets one
+    rule's errors pass, where you know better or want to see; the engine's manifest says so.
     """
     from ..engines.build import build_engine as run_build
     from ..engines.build import load_report
@@ -66,6 +71,8 @@ def build_engine(
         batch=size_range(batch, "--batch"),
         sizes=sizes,
         timeout_s=timeout,
+        allow=allow,
+        warn=output.warn,
         force=force,
         progress=output.progress,
         **engine_options,

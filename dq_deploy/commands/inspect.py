@@ -49,6 +49,7 @@ def show_artifact(artifact: Artifact, found: Mapping[str, ScaleTable], output: O
     rows: list[tuple[str, object]] = [("kind", manifest.kind), ("model", manifest.model), ("schema version", manifest.schema_version)]
     rows += [("calibrated timesteps", ", ".join(f"{t:g}" for t in manifest.timesteps))]
     rows += [(key, manifest.details[key]) for key in ("target", "dtype", "backend", "float_mac_share") if key in manifest.details]
+    rows += [(f"lint overridden: {rule}", f"{count} errors") for rule, count in manifest.details.get("lint_allowed", {}).items()]
     if manifest.quantization:
         rows += [("weight bits", manifest.quantization["weight_bits"]), ("activation bits", manifest.quantization["activation_bits"])]
     rows += [(f"file {name}", f"{entry.size} bytes, sha256 verified") for name, entry in manifest.files.items()]

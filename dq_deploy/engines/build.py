@@ -11,6 +11,7 @@ An engine folder of TensorRT holds ``model.smXY.engine`` and ``layers.smXY.json`
     batch, sizes            [min, opt, max] of the batch, and of every other dynamic dimension by its name
     output_spec             the output's name, dtype and shape
     options                 those of BuildOptions that were asked for
+    lint_allowed            rule of the lint → how often the graph breaks it: errors that the user let pass
     bundle                  where the bundle was: with the rest, all that it takes to build the engine again
     checkpoint_sha256       the manifest's hash of the checkpoint that the bundle was exported from: what the engine can be checked against
     built_on                OpenVINO alone: the CPU whose kernels the report shows, and whether its INT8 kernels saturate
@@ -20,7 +21,8 @@ An engine folder of TensorRT holds ``model.smXY.engine`` and ``layers.smXY.json`
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,11 +31,11 @@ from ..artifacts import Artifact, Manifest, check_output, create_artifact, open_
 from ..artifacts.reading import read_record, without_links
 from ..artifacts.writing import write_text
 from ..errors import ArtifactError, EnvironmentProblem, UsageError
-from ..exporters.lint import lint
+from ..exporters.lint import check_allowed, consequences, lint
 from ..progress import Advance, Progress, silent
 from .build_options import BuildOptions
 from .build_plan import Range, check_backend, check_capabilities, check_graph, input_profile, output_spec
-from .build_process import run_child
+from .build_process import BuilderCrash, run_child
 from .build_request import Backend, BuildRequest, ShapeRange
 from .engine_files import weight_bits_of
 from .layer_dump import parse_dump
@@ -53,6 +55,7 @@ class _Job:
     profile: dict[str, ShapeRange]
     options: BuildOptions
     timeout_s: float | None
+    allowed: dict[str, int]
 
 
 def build_engine(
@@ -65,6 +68,8 @@ def build_engine(
     sizes: Mapping[str, Range] | None = None,
     force: bool = False,
     timeout_s: float | None = None,
+    allow: Sequence[str] = (),
+    warn: Callable[[str], None] = lambda _: None,
     progress: Progress | None = None,
     **options: Any,
 ) -> Artifact:
@@ -73,7 +78,7 @@ def build_engine(
     ``batch`` and ``sizes`` (by name of the dynamic dimension, such as "height") are the (min, opt, max) of the optimization profile;
     OpenVINO takes shapes from min to max, and its report shows the kernels that it chooses at opt. ``options`` are those of BuildOptions;
     ``timeout_s`` limits each build. Everything is checked before the first build starts, the graph by the lint too; ``output`` appears only
-    when all succeeded.
+    when all succeeded. Errors of the lint's rules in ``allow`` pass: ``warn`` is told what they are about, and the manifest records them.
 
     Raises UsageError (options, existing output), ArtifactError (no bundle of that target, a graph with errors of the lint, or one that the
     builder refuses or crashes on), EnvironmentProblem (backend missing or not loading), ResourceError (memory, disk, time limit).
@@ -84,12 +89,15 @@ def build_engine(
         raise UsageError(f"the time limit of a build is {timeout_s} s, and it must be above 0")
     known = check_backend(backend)
     asked = BuildOptions.build(known, **options)
+    allow = check_allowed(allow, "tensorrt")
     capabilities = check_capabilities(known, compute_capabilities)
     profile = input_profile(source.manifest.details["inputs"], batch, sizes or {})
     check_output(Path(output), force=force)
     graph = check_graph(source)
-    lint(source, target="tensorrt").enforce()
-    job = _Job(source, known, profile, asked, timeout_s)
+    allowed = lint(source, target="tensorrt").enforce(allow)
+    for line in consequences(allow, allowed):
+        warn(line)
+    job = _Job(source, known, profile, asked, timeout_s, allowed)
     manifest = _manifest(job, {"batch": list(batch), "sizes": {name: list(values) for name, values in (sizes or {}).items()}})
     manifest.details["output_spec"] = output_spec(graph)
     title = f"building with {known}"
@@ -132,6 +140,7 @@ def _manifest(job: _Job, shapes: Mapping[str, Any]) -> Manifest:
         "bundle": str(job.bundle.path),
         "checkpoint_sha256": origin.parent.manifest_sha256 if origin.parent else None,
         "options": job.options.asked(),
+        "lint_allowed": job.allowed,
         **shapes,
     }
     if job.backend == "openvino":
@@ -158,7 +167,7 @@ def _build_one(job: _Job, folder: Path, capability: tuple[int, int] | None, adva
     # The engine is written where it will stay, on the output's disk; which GPU it is for may be known only afterwards.
     plan = folder / ("model.xml" if job.backend == "openvino" else "model.engine.partial")
     files = without_links(job.bundle.path, job.bundle.manifest.files)
-    with tempfile.TemporaryDirectory(prefix="dq-deploy-build-") as scratch, files as graphs:
+    with tempfile.TemporaryDirectory(prefix="dq-deploy-build-") as scratch, files as graphs, _as_was_said(job.allowed):
         request = BuildRequest(
             backend=job.backend,
             onnx=str((graphs / "model.onnx").absolute()),
@@ -189,6 +198,18 @@ def _build_one(job: _Job, folder: Path, capability: tuple[int, int] | None, adva
     plan.rename(folder / names["file"])
     write_text(folder / names["report"], report.to_json())
     return report
+
+
+@contextmanager
+def _as_was_said(allowed: Mapping[str, int]) -> Iterator[None]:
+    """A crash of what the lint had named, and the user let pass, is no news."""
+    try:
+        yield
+    except BuilderCrash as error:
+        if not allowed:
+            raise
+        hint = f"the lint names what may crash it, and was told to let it pass: leave out {' '.join(f'--allow {rule}' for rule in allowed)}"
+        raise BuilderCrash(error.message, hint, signal=error.signal) from None
 
 
 def _file_names(report: LayerReport) -> dict[str, str]:

@@ -47,6 +47,7 @@ class EngineDetails(BaseModel):
     batch: tuple[int, int, int]
     sizes: dict[str, tuple[int, int, int]] = Field(default_factory=dict)
     options: BuildOptions = BuildOptions()
+    lint_allowed: dict[str, int] = Field(default_factory=dict)
     bundle: str = "BUNDLE"
     checkpoint_sha256: str | None = None
 
@@ -106,6 +107,7 @@ def rebuild_hint(path: Path, details: EngineDetails, *, backend: Backend | None 
     words += ["--batch", _range(details.batch)]
     words += [word for name, sizes in details.sizes.items() for word in (f"--{name}", _range(sizes))]
     words += _option_words(details.options.asked()) if chosen == details.backend else []
+    words += [word for rule in details.lint_allowed for word in ("--allow", rule)]
     return "build it again with: " + " ".join(map(shlex.quote, [*words, "--force"]))
 
 

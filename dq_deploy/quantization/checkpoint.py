@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.fx import GraphModule
 
 from ..artifacts import Artifact, open_artifact
+from ..artifacts.reading import read_json, read_tensors
+from ..artifacts.writing import write_tensors, write_text
 from ..errors import ArtifactError
 from .calibration.trajectories import Trajectories
 from .graph.edit import set_tensor
@@ -81,7 +81,7 @@ class Checkpoint:
 
     def reference(self) -> Trajectories:
         """The held-out trajectories that the checkpoint carries."""
-        tensors = _load(self.artifact.file(REFERENCE))
+        tensors = read_tensors(self.artifact.file(REFERENCE))
         conditions = {k.removeprefix("conditions."): v for k, v in tensors.items() if k.startswith("conditions.")}
         return Trajectories(tensors["timesteps"], tensors["inputs"], tensors["outputs.float"], conditions, self.details["samples_per_seed"])
 
@@ -132,11 +132,11 @@ def write_checkpoint(folder: Path, model: GraphModule, reference: Trajectories) 
     quantizers = {name: quantizer.config() for name, quantizer in named_quantizers(model)}
     tensors = _packed(integer_tensors(model), configs)
     graph = {"nodes": dump_graph(model.graph), "layers": configs, "quantizers": quantizers}
-    (folder / GRAPH).write_text(json.dumps(graph, indent=1, sort_keys=True, allow_nan=False) + "\n")
-    save_file(tensors, folder / MODEL)
+    write_text(folder / GRAPH, json.dumps(graph, indent=1, sort_keys=True, allow_nan=False) + "\n")
+    write_tensors(folder / MODEL, tensors)
     data = {"timesteps": reference.timesteps, "inputs": reference.samples, "outputs.float": reference.outputs}
     data |= {f"conditions.{k}": v for k, v in reference.conditions.items()}
-    save_file({k: v.contiguous().clone() for k, v in data.items()}, folder / REFERENCE)
+    write_tensors(folder / REFERENCE, {k: v.contiguous().clone() for k, v in data.items()})
 
 
 def _packed(tensors: dict[str, torch.Tensor], configs: dict[str, dict[str, Any]]) -> dict[str, torch.Tensor]:
@@ -155,12 +155,12 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     Raises UsageError (no such path) or ArtifactError (not a checkpoint, changed files, malformed or non-finite contents).
     """
     artifact = open_artifact(path, "checkpoint")
-    tensors = _load(artifact.file(MODEL))
+    tensors = read_tensors(artifact.file(MODEL))
     bad = [n for n, t in tensors.items() if t.is_floating_point() and not torch.isfinite(t).all()]
     if bad:
         raise ArtifactError(f"{path}: NaN or Inf in {', '.join(bad[:5])}")
+    description = read_json(artifact.file(GRAPH), "the graph of a checkpoint")
     try:
-        description = json.loads(artifact.file(GRAPH).read_text())
         timesteps = torch.tensor(artifact.manifest.timesteps, dtype=torch.float32)
         model = _rebuild(description, tensors, timesteps)
     except (KeyError, ValueError, TypeError, RuntimeError, AttributeError) as error:
@@ -203,10 +203,3 @@ def _layer(name: str, config: dict[str, Any], tensors: dict[str, torch.Tensor]) 
     layer = _WEIGHTED[op](torch.zeros(len(codes), config.get("block") or 1), tensors.get(f"{name}.bias"), **config)
     layer.set_frozen(codes, scale)
     return layer  # type: ignore[return-value]  # one of those in _WEIGHTED
-
-
-def _load(path: Path) -> dict[str, torch.Tensor]:
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise ArtifactError(f"{path}: not a valid safetensors file ({error})") from None

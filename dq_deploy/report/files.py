@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from pathlib import Path
 
+from ..artifacts.writing import write_bytes
 from ..errors import ResourceError, UsageError
 
 
@@ -26,25 +26,9 @@ def check_output_file(path: Path, suffix: str, *, force: bool = False) -> None:
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Write a file by way of a temporary sibling: a reader sees the old file, or the whole new one.
-
-    Raises ResourceError when the disk takes no more.
-    """
+    """Write a file, whole or not at all, and the folders above it. Raises ResourceError when the disk takes no more."""
     path.absolute().parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.partial-", dir=path.absolute().parent)
-    work = Path(name)
     try:
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        mask = os.umask(0)
-        os.umask(mask)
-        work.chmod(0o666 & ~mask)
-        work.replace(path)
+        write_bytes(path, data)
     except OSError as error:
-        work.unlink(missing_ok=True)
         raise ResourceError(f"cannot write {path}: {error.strerror}") from error
-    except BaseException:
-        work.unlink(missing_ok=True)
-        raise

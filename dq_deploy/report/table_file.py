@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from io import BytesIO
 from pathlib import Path
 
 from ..artifacts.scale_tables import ScaleTable
+from ..artifacts.writing import write_bytes
 from ..errors import UsageError
 from .svg import on_paper
 from .table_plots import draw_curves, draw_map
@@ -35,9 +37,6 @@ def save_tables(tables: Mapping[str, ScaleTable], path: Path) -> None:
         canvas = draw_curves(tables, _MOST_CURVES) if len(tables) <= _MOST_CURVES else draw_map(tables)
         # What matplotlib would write of itself and of the time changes from one machine and run to the next.
         metadata = {"Date": None, "Creator": None} if path.suffix.lower() == ".svg" else {"Software": None}
-        partial = path.with_name(f".{path.name}.partial")
-        try:
-            canvas.savefig(partial, format=path.suffix.lower()[1:], dpi=144, bbox_inches="tight", metadata=metadata)
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
+        contents = BytesIO()
+        canvas.savefig(contents, format=path.suffix.lower()[1:], dpi=144, bbox_inches="tight", metadata=metadata)
+    write_bytes(path, contents.getvalue())

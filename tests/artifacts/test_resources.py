@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 
 from dq_deploy.artifacts import Artifact, Kind, Manifest, create_artifact, open_artifact, writing
+from dq_deploy.artifacts import folder as folder_module
+from dq_deploy.artifacts.reading import check_safetensors, read_tensors
 from dq_deploy.commands.errors import known_error
 from dq_deploy.errors import UsageError
 from tests.flow import snapshot
@@ -136,3 +138,47 @@ def test_what_was_interrupted_leaves_nothing(tmp_path: Path) -> None:
         (folder / "data").write_bytes(b"half")
         raise KeyboardInterrupt
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_manifest_is_written_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every other file is on the disk by then, and the folder is not in sight yet."""
+    synced: list[str] = []
+    write = folder_module.write_text
+
+    def manifest(path: Path, text: str) -> None:
+        assert path.name == "manifest.json"
+        assert synced == ["data"]
+        assert not (tmp_path / "out").exists()
+        assert sorted(p.name for p in path.parent.iterdir()) == ["data"]
+        write(path, text)
+        synced.append("manifest.json")
+
+    monkeypatch.setattr(folder_module, "sync", lambda path: synced.append(path.name))
+    monkeypatch.setattr(folder_module, "write_text", manifest)
+    make(tmp_path / "out")
+    assert synced == ["data", "manifest.json", tmp_path.name]
+
+
+def test_tensors_on_a_full_disk(small_disk: Path) -> None:
+    torch = pytest.importorskip("torch")
+    writing.write_tensors(small_disk / "x.safetensors", {"x": torch.zeros(8)}, {"record": "1"})
+    before = snapshot(small_disk)
+    with pytest.raises(OSError, match="No space left") as caught:
+        writing.write_tensors(small_disk / "x.safetensors", {"x": torch.zeros(1 << 20)})
+    error = known_error(caught.value)
+    assert error is not None
+    assert error.exit_code == 5
+    assert "x.safetensors" in error.message
+    assert snapshot(small_disk) == before
+
+
+def test_tensors_come_back(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    tensors = {"x": torch.arange(6, dtype=torch.int8).reshape(2, 3), "none": torch.zeros(0, 4)}
+    writing.write_tensors(tmp_path / "x.safetensors", tensors, {"record": "1"})
+    assert check_safetensors(tmp_path / "x.safetensors") == {"record": "1"}
+    found = read_tensors(tmp_path / "x.safetensors")
+    assert {name: (value.dtype, value.tolist()) for name, value in found.items()} == {
+        "x": (torch.int8, [[0, 1, 2], [3, 4, 5]]),
+        "none": (torch.float32, []),
+    }

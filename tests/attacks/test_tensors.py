@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save
 
-from dq_deploy.artifacts.reading import check_safetensors, read_arrays
+from dq_deploy.artifacts.reading import check_safetensors, read_arrays, read_tensors
 from dq_deploy.errors import ArtifactError
 from dq_deploy.quantization.checkpoint import Checkpoint
 from tests.attacks.hostile import copy_of, entry, safetensors
@@ -54,6 +54,7 @@ HOSTILE = {
     "an unknown dtype": (safetensors({"a": entry(0, 16, dtype="PICKLE")}, bytes(16)), "of dtype 'PICKLE', which is not known"),
     "a dtype that is a list": (safetensors({"a": entry(0, 16, dtype=["F32"])}, bytes(16)), "of dtype ['F32']"),
     "another key": (safetensors({"a": {**entry(0, 16), "run": "rm"}}, bytes(16)), "has not exactly a dtype, a shape and data_offsets"),
+    "metadata that are no texts": (safetensors({"__metadata__": {"a": 1}}), "its metadata are no texts"),
     "a tensor that is a string": (safetensors({"a": "F32"}), "has not exactly a dtype, a shape and data_offsets"),
 }  # fmt: skip
 
@@ -69,6 +70,8 @@ def test_files_that_lie(tmp_path: Path, kind: str) -> None:
     assert caught.value.hint
     with pytest.raises(ArtifactError):
         read_arrays(file, ["a"])
+    with pytest.raises(ArtifactError):
+        read_tensors(file)
 
 
 def test_what_the_library_writes_is_taken(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 from dq_deploy.artifacts import Artifact, open_artifact
 from dq_deploy.engines import build
 from dq_deploy.engines.build import build_engine, load_report
+from dq_deploy.engines.engine_files import details_of, rebuild_hint
 from dq_deploy.engines.layer_report import LayerReport
 from dq_deploy.errors import ArtifactError, DqDeployError, EnvironmentProblem, UsageError
 from dq_deploy.exporters.lint import LintResult
@@ -132,6 +133,40 @@ def test_what_the_lint_knows_is_refused_before_any_build(tmp_path: Path, monkeyp
     assert "2 errors:" in text
     assert "zero-point: layer/Q: its zero-point is 3" in text
     assert "zero-point: layer/DQ: its zero-point is 3" in text
+
+
+@rtx
+def test_a_rule_that_is_allowed_ends_no_build_and_is_recorded(tmp_path: Path) -> None:
+    bundle, said = graphs.computed_scale(tmp_path / "matmul", "MatMul"), []
+    allow = ["computed-scale-matmul", "zero-point", "computed-scale-matmul"]
+    engine = build_engine(bundle, tmp_path / "engine", compute_capabilities=["8.9"], allow=allow, warn=said.append)
+    assert engine.manifest.details["lint_allowed"] == {"computed-scale-matmul": 1}
+    assert said == [
+        "computed-scale-matmul is allowed: TensorRT-RTX builds it without a word, and multiplies in FP32.",
+        "zero-point is allowed, and the graph does not break it",
+    ]
+    assert "--allow computed-scale-matmul --force" in rebuild_hint(engine.path, details_of(engine.path, engine.manifest))
+    # Another rule's errors still end the build.
+    assert "2 errors:" in refused(ArtifactError, graphs.zero_point(tmp_path / "zero"), tmp_path / "no", allow=allow[:1])
+
+
+@rtx
+def test_an_allowed_rule_that_crashes_the_builder_says_so_before_and_after(tmp_path: Path) -> None:
+    said: list[str] = []
+    bundle, options = graphs.computed_scale(tmp_path / "conv", "Conv"), {"allow": ["computed-scale-conv"], "warn": said.append}
+    text = refused(ArtifactError, bundle, tmp_path / "engine", **options)
+    assert "the builder crashed (SIGSEGV) on this graph" in text
+    assert "the lint names what may crash it, and was told to let it pass: leave out --allow computed-scale-conv" in text
+    (line,) = said
+    assert "That crashes the builder, in a process of its own" in line
+
+
+def test_only_rules_that_end_a_build_can_be_allowed(bundle: Artifact, tmp_path: Path) -> None:
+    text = refused(
+        UsageError, bundle, tmp_path / "engine", allow=["zero-points", "float-activation", "bfloat16", "invalid-onnx", "zero-point"]
+    )
+    assert "in a build for tensorrt: zero-points, float-activation, bfloat16, invalid-onnx\ndid you mean zero-point" in text
+    assert "there are: computed-scale-conv, " in refused(UsageError, bundle, tmp_path / "engine", allow=["?"])
 
 
 @rtx

@@ -92,6 +92,18 @@ def _negative(t: dict[str, torch.Tensor]) -> None:
     t["down.input.scale"][2] = -0.1
 
 
+def _subnormal(t: dict[str, torch.Tensor]) -> None:
+    t["down.input.scale"][2] = 1e-39  # 1/s would be infinite
+
+
+def _subnormal_weight_scale(t: dict[str, torch.Tensor]) -> None:
+    t["down.weight.scale"][0] = 1e-39
+
+
+def _infinite_weight_scale(t: dict[str, torch.Tensor]) -> None:
+    t["down.weight.scale"][0] = torch.inf
+
+
 def _short(t: dict[str, torch.Tensor]) -> None:
     t["down.input.scale"] = t["down.input.scale"][:3].clone()
 
@@ -125,7 +137,7 @@ def _bias(t: dict[str, torch.Tensor]) -> None:
 
 
 @pytest.mark.parametrize("change", [_nan, _zero, _negative, _short, _short_zero_points, _missing, _float_codes, _weight_scale, _dilation,
-                                    _zero_dilation, _bias])  # fmt: skip
+                                    _zero_dilation, _bias, _subnormal, _subnormal_weight_scale, _infinite_weight_scale])  # fmt: skip
 def test_tampered_tensors_are_refused(copy: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> None:
     with pytest.raises(ArtifactError):
         load_checkpoint(change_tensors(copy, change))

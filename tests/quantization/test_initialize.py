@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.fx import GraphModule
 
+from dq_deploy.errors import ArtifactError
 from dq_deploy.quantization.calibration.trajectories import Trajectories
 from dq_deploy.quantization.checkpoint import named_layers, named_quantizers
 from dq_deploy.quantization.config import Dilation
@@ -47,6 +50,13 @@ def test_a_static_scale_needs_all_timesteps_in_one_pass(
     found = dict(named_quantizers(rows_at_once(monkeypatch, plain_graph, plain_data, 1, temporal=False)))
     for name, quantizer in named_quantizers(whole):
         assert torch.equal(found[name].scale_table(), quantizer.scale_table())
+
+
+def test_nan_in_an_activation_names_it_the_timestep_and_the_seed(plain_graph: GraphModule, plain_data: Trajectories) -> None:
+    samples = plain_data.samples.clone()
+    samples[2, 1] = torch.nan
+    with pytest.raises(ArtifactError, match=r"activation '\w+' has NaN or Inf at timestep 500, seed 1"):
+        quantized_copy(plain_graph, replace(plain_data, samples=samples), rule=Dilation.NONE)
 
 
 def test_a_quantized_copy_shares_no_memory_with_the_float_graph(plain_graph: GraphModule, plain_data: Trajectories) -> None:

@@ -118,6 +118,24 @@ def test_a_damaged_stage_says_so(tmp_path: Path) -> None:
         work.load("one")
 
 
+def test_what_a_killed_writer_left_goes_when_the_run_goes_on(tmp_path: Path) -> None:
+    interrupted(tmp_path / "out")
+    folder = work_path(tmp_path / "out")
+    for name in (".two.safetensors.partial-abc", ".tmpXyZ"):
+        (folder / name).write_text("half")
+    with work_folder(tmp_path / "out", ASKED, resume=True) as work:
+        assert work.stages == ["one"]
+        assert {path.name for path in folder.iterdir()} == {"lock", "one.safetensors", "run.json", "scratch"}
+
+
+@pytest.mark.parametrize("content", ["[]", "{", '{"source": 1, "source": 2}'])
+def test_a_damaged_description_says_so(tmp_path: Path, content: str) -> None:
+    interrupted(tmp_path / "out")
+    (work_path(tmp_path / "out") / "run.json").write_text(content)
+    with pytest.raises(ArtifactError, match=r"run\.json is not the description of a run.*\n.*--force"):
+        work_folder(tmp_path / "out", ASKED, resume=True).__enter__()
+
+
 def test_what_is_not_ours_is_left_alone(tmp_path: Path) -> None:
     folder = work_path(tmp_path / "out")
     folder.mkdir()

@@ -9,7 +9,7 @@ Lint keeps everything else away from the files (``banned-api`` in ``pyproject.to
 from .onnx_files import check_external_data, check_onnx, check_structure, data_problem, read_ir, read_onnx, without_links
 from .paths import path_inside
 from .plain import as_record, read_bytes, read_json, read_record
-from .safetensors_files import check_safetensors, read_arrays
+from .safetensors_files import check_safetensors, read_arrays, read_tensors
 
 __all__ = [
     "as_record",
@@ -25,5 +25,6 @@ __all__ = [
     "read_json",
     "read_onnx",
     "read_record",
+    "read_tensors",
     "without_links",
 ]

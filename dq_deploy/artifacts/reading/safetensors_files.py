@@ -17,6 +17,7 @@ from .plain import parse_json
 
 if TYPE_CHECKING:
     import numpy as np
+    import torch
 
 # As in the library: a header of more is a bomb.
 HEADER_LIMIT = 100_000_000
@@ -26,8 +27,8 @@ _BITS = {
 }  # fmt: skip
 
 
-def check_safetensors(path: Path) -> None:
-    """Refuse a file whose header is no safetensors header, or does not describe the bytes behind it exactly.
+def check_safetensors(path: Path) -> dict[str, str]:
+    """Refuse a file whose header is no safetensors header, or does not describe the bytes behind it exactly; gives its metadata.
 
     Raises ArtifactError: oversized or truncated header, duplicate keys, an unknown dtype, a shape that does not fit its bytes, overlaps,
     holes, missing or trailing bytes.
@@ -40,6 +41,7 @@ def check_safetensors(path: Path) -> None:
                 raise ValueError(f"its header claims {length} bytes, and the file has {size}")
             header = parse_json(stream.read(length))
         _check_header(header, size - 8 - length)
+        return _metadata(header)
     except ValueError as error:
         raise ArtifactError(f"{path}: not a valid safetensors file ({error})", REMAKE) from None
 
@@ -57,6 +59,18 @@ def read_arrays(path: Path, names: Iterable[str]) -> dict[str, np.ndarray[Any, A
         raise ArtifactError(f"{path}: not a valid safetensors file ({error})", REMAKE) from None
 
 
+def read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """Every tensor, mapped from the file. Raises ArtifactError as ``check_safetensors`` does."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file  # noqa: TID251  the door
+
+    check_safetensors(path)
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError, KeyError) as error:  # the last one: a dtype that torch has not
+        raise ArtifactError(f"{path}: not a valid safetensors file ({error})", REMAKE) from None
+
+
 def _check_header(header: Any, size: int) -> None:
     if not isinstance(header, Mapping):
         raise ValueError("its header is no JSON object")
@@ -68,6 +82,13 @@ def _check_header(header: Any, size: int) -> None:
         end = stop
     if end != size:
         raise ValueError(f"its tensors take {end} bytes, and {size} are there")
+
+
+def _metadata(header: Mapping[str, Any]) -> dict[str, str]:
+    found = header.get("__metadata__", {})
+    if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
+        raise ValueError("its metadata are no texts")
+    return found
 
 
 def _span(name: str, entry: Any) -> tuple[int, int, str]:

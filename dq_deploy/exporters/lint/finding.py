@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Collection
 from itertools import groupby
 from typing import Any, Literal
 
@@ -51,16 +53,17 @@ class LintResult(BaseModel):
         """What is merely slower or larger than it could be."""
         return [f for f in self.findings if f.severity == "warning"]
 
-    def enforce(self) -> None:
-        """Raise ArtifactError naming every error, rule by rule."""
-        if self:
-            return
+    def enforce(self, allow: Collection[str] = ()) -> dict[str, int]:
+        """Raise ArtifactError naming every error, rule by rule, but for the rules in ``allow``; gives how many errors of each passed."""
+        errors = [f for f in self.errors if f.rule not in allow]
+        if not errors:
+            return dict(Counter(f.rule for f in self.errors))
         lines, hints = [], []
-        for rule, group in groupby(self.errors, key=lambda f: f.rule):
+        for rule, group in groupby(errors, key=lambda f: f.rule):
             found = list(group)
             lines += [f"  {rule}: {_where(f)}: {f.message}" for f in found]
             hints.append(f"{rule}: {found[0].hint}")
-        count = f"{len(self.errors)} error" + ("s" if len(self.errors) > 1 else "")
+        count = f"{len(errors)} error" + ("s" if len(errors) > 1 else "")
         raise ArtifactError(
             "\n".join([f"the graph of {self.source} is not fit for target {self.target}, {count}:", *lines]), "\n".join(hints)
         )

@@ -26,7 +26,7 @@ class Hit:
 class Rule:
     """One entry of the table: for which targets ``find`` is asked, how bad a hit is, and what to do about it.
 
-    The docstring of ``find`` says what the engine does and how that is known.
+    The docstring of ``find`` says what the engine does and how that is known. ``crashes``: the engine's builder dies of it.
     """
 
     id: str
@@ -34,3 +34,4 @@ class Rule:
     hint: str
     targets: tuple[str, ...]
     severity: Severity = "error"
+    crashes: bool = False

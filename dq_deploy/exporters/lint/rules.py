@@ -13,7 +13,7 @@ _OUTSIDE = "keep the Q/DQ scale constant (1) and multiply by 1/s before and by s
 _CALIBRATE = "find out why the calibration gave it, and quantize that layer again or keep it in float"
 
 RULES = (
-    Rule("computed-scale-conv", product_rules.computed_scale_conv, _OUTSIDE, _TENSORRT),
+    Rule("computed-scale-conv", product_rules.computed_scale_conv, _OUTSIDE, _TENSORRT, crashes=True),
     Rule("computed-scale-matmul", product_rules.computed_scale_matmul, _OUTSIDE, _TENSORRT),
     Rule(
         "zero-point",
@@ -59,6 +59,7 @@ RULES = (
         int4_rules.int4_requantize_matmul,
         "dequantize the INT4 codes per channel, straight into the MatMul",
         _TENSORRT,
+        crashes=True,
     ),
     Rule("int4-cast", int4_rules.int4_cast, "read the codes with a DequantizeLinear", _TENSORRT),
     Rule("int4-opset", file_rules.int4_opset, f"export with opset {file_rules.INT4_OPSET} or newer", _BOTH),

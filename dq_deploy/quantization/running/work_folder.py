@@ -6,11 +6,8 @@ It appears complete or not at all, is locked while a run uses it, and goes when 
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import json
 import os
-import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -19,13 +16,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
+from ...artifacts.reading import check_safetensors, read_json, read_tensors
+from ...artifacts.writing import locked, remove, remove_at_once, remove_partial, take_name, write_bytes, write_tensors, write_text
 from ...errors import ArtifactError, EnvironmentProblem, UsageError
 
 _RUN, _LOCK, _SCRATCH = "run.json", "lock", "scratch"
-_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # some network file systems
 
 
 @dataclass(frozen=True)
@@ -71,7 +67,8 @@ class WorkFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        shutil.rmtree(self.scratch, ignore_errors=True)
+        remove_partial(path)
+        remove(self.scratch)
         self.scratch.mkdir()
 
     @property
@@ -88,22 +85,17 @@ class WorkFolder:
         if not path.exists():
             return None
         try:
-            with safe_open(path, framework="pt") as stream:
-                # A copy, because the mapped file is aligned otherwise than torch's own memory, and BLAS may then sum in another order.
-                tensors = {key: stream.get_tensor(key).clone() for key in stream.keys()}  # noqa: SIM118  safe_open is no mapping
-                return Stage(tensors, json.loads(stream.metadata()["record"]))
-        except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-            raise ArtifactError(f"{path} of the interrupted run is damaged ({error})", "start anew with --force") from None
+            record = json.loads(check_safetensors(path)["record"])  # a loss may be NaN
+            # A copy, because the mapped file is aligned otherwise than torch's own memory, and BLAS may then sum in another order.
+            return Stage({key: value.clone() for key, value in read_tensors(path).items()}, record)
+        except (ArtifactError, OSError, KeyError, ValueError) as error:
+            said = error.message if isinstance(error, ArtifactError) else str(error)
+            raise ArtifactError(f"{path} of the interrupted run is damaged ({said})", "start anew with --force") from None
 
     def save(self, name: str, tensors: dict[str, torch.Tensor], record: Any) -> None:
         """Record a stage as finished: the file appears complete or not at all."""
-        path = self._file(name)
-        partial = path.with_suffix(".partial")
         contents = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
-        save_file(contents, partial, metadata={"record": json.dumps(record)})
-        _sync(partial)
-        partial.replace(path)
-        _sync(self.path)
+        write_tensors(self._file(name), contents, {"record": json.dumps(record)})
 
     @property
     def stages(self) -> list[str]:
@@ -143,9 +135,9 @@ def work_folder(output: str | Path, description: Mapping[str, Any], *, resume: b
             raise
     finally:
         if keep:
-            shutil.rmtree(path / _SCRATCH, ignore_errors=True)
+            remove(path / _SCRATCH)
         else:
-            shutil.rmtree(path, ignore_errors=True)
+            remove(path)
             _remove_empty(path.absolute().parent, parent)
         os.close(lock)
 
@@ -159,24 +151,18 @@ def _open(path: Path, output: Path, wanted: dict[str, Any], *, resume: bool, for
             if resume:
                 _check_same(path, wanted)
                 return lock
-            # Out of the way in one step, so that a kill leaves no folder without its description.
-            aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.old-", dir=path.absolute().parent))
-            path.rename(aside / "old")
-            shutil.rmtree(aside)
+            remove_at_once(path)  # a kill leaves no folder without its description
         except BaseException:
             os.close(lock)
             raise
         os.close(lock)
     made = Path(tempfile.mkdtemp(prefix=f".{path.name}.new-", dir=path.absolute().parent))
-    (made / _RUN).write_text(json.dumps(wanted, indent=1, sort_keys=True) + "\n")
-    (made / _LOCK).touch()
+    write_text(made / _RUN, json.dumps(wanted, indent=1, sort_keys=True) + "\n")
+    write_bytes(made / _LOCK, b"")
     lock = _lock(made, output)
-    try:
-        made.rename(path)  # onto a folder that is not empty: an error
-    except OSError:
+    if not take_name(made, path):
         os.close(lock)
-        shutil.rmtree(made)
-        raise _busy(output, path) from None
+        raise _busy(output, path)
     return lock
 
 
@@ -184,16 +170,9 @@ def _lock(path: Path, output: Path) -> int:
     """Lock a work folder; the system lets go of it when the process ends, however it ends."""
     if not (path / _RUN).is_file() or not (path / _LOCK).is_file():
         raise UsageError(f"{path} is in the way: it is no work folder of dq-deploy", "move it, or choose another output")
-    handle = os.open(path / _LOCK, os.O_RDWR)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(handle)
-        raise _busy(output, path) from None
-    except OSError as error:
-        if error.errno not in _NO_LOCKS:
-            os.close(handle)
-            raise
+    handle = locked(path / _LOCK)
+    if handle is None:
+        raise _busy(output, path)
     return handle
 
 
@@ -210,10 +189,9 @@ def _check_wanted(path: Path, output: Path, *, resume: bool, force: bool) -> Non
 
 
 def _check_same(path: Path, wanted: dict[str, Any]) -> None:
-    try:
-        found = json.loads((path / _RUN).read_text())
-    except ValueError as error:
-        raise ArtifactError(f"{path / _RUN} is damaged ({error})", "start anew with --force") from None
+    found = read_json(path / _RUN, "the description of a run", hint="start anew with --force")
+    if not isinstance(found, dict):
+        raise ArtifactError(f"{path / _RUN} is not the description of a run", "start anew with --force")
     missing = object()
     names = sorted({*found, *wanted})
     differing = [name for name in names if found.get(name, missing) != wanted.get(name, missing)]
@@ -233,11 +211,3 @@ def _remove_empty(folder: Path, stop: Path) -> None:
     while folder != stop and folder.is_dir() and not any(folder.iterdir()):
         folder.rmdir()
         folder = folder.parent
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
