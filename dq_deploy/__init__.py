@@ -21,12 +21,14 @@ if TYPE_CHECKING:
     from .quantization import estimate, quantize
     from .report.make import write_report
     from .sampling import sample
+    from .sources import allow_pickles
 
 _HOMES = {
     "BitChoice": "accuracy.auto_bits",
     "CheckResult": "accuracy",
     "Finding": "exporters.lint",
     "LintResult": "exporters.lint",
+    "allow_pickles": "sources",
     "bench": "engines.bench",
     "build_engine": "engines.build",
     "check": "accuracy",
@@ -47,6 +49,7 @@ __all__ = [
     "CheckResult",
     "Finding",
     "LintResult",
+    "allow_pickles",
     "bench",
     "build_engine",
     "check",

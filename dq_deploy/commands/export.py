@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..console import Output
-from .options import common, force_option, output_folder
+from .options import allows_pickles, common, force_option, output_folder
 
 if TYPE_CHECKING:
     from ..artifacts import Artifact
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 @click.option("--float", "is_float", is_flag=True, help="Export the unquantized model instead, as the baseline.")
 @force_option
 @common
+@allows_pickles
 def export(
     checkpoint: Path,
     destination: Path,

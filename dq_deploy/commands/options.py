@@ -117,6 +117,26 @@ def size_range(text: str, option: str) -> tuple[int, int, int]:
     return sizes[0], sizes[1], sizes[2]
 
 
+def allows_pickles(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add --allow-pickle to a command that reads a source, and let it read pickled weights where it is given. Inside of ``common``."""
+
+    @click.option(
+        "--allow-pickle",
+        is_flag=True,
+        help="Read weights of which there are no safetensors from pickles (.bin): plain tensors alone, and nothing in them is run.",
+    )
+    @functools.wraps(command)
+    def wrapper(*args: Any, allow_pickle: bool, output: Output, **kwargs: Any) -> Any:
+        if not allow_pickle:
+            return command(*args, output=output, **kwargs)
+        from ..sources import allow_pickles
+
+        with allow_pickles(output.warn):
+            return command(*args, output=output, **kwargs)
+
+    return wrapper
+
+
 # What can be asked for by name where engines are compared; as in engines/choice.py, which help does without.
 ENGINES = ("onnxruntime", "openvino", "openvino-int8", "onnxruntime-cuda", "onnxruntime-tensorrt", "tensorrt", "tensorrt-rtx")
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..console import Output
-from .options import calibration_options, common, force_option, output_folder, parse_keep, read_config
+from .options import allows_pickles, calibration_options, common, force_option, output_folder, parse_keep, read_config
 
 if TYPE_CHECKING:
     from ..accuracy.auto_bits import BitChoice
@@ -55,6 +55,7 @@ _SHOWN_LAYERS = 10
 @click.option("--dry-run", is_flag=True, help="Only say what would be done, and what it would take; writes nothing.")
 @force_option
 @common
+@allows_pickles
 def quantize(
     source: str,
     destination: Path,

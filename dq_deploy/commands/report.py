@@ -9,7 +9,7 @@ import click
 
 from ..console import Output
 from ..errors import UsageError
-from .options import common, force_option, whole_numbers
+from .options import allows_pickles, common, force_option, whole_numbers
 
 if TYPE_CHECKING:
     from ..report.data import ReportData
@@ -40,6 +40,7 @@ _OF_BENCH = ("baseline", "batch", "runs")
 @click.option("--runs", type=int, help="With --bench: timed runs of each.  [default: 30]")
 @force_option
 @common
+@allows_pickles
 def report(
     paths: tuple[Path, ...],
     destination: Path,

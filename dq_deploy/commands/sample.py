@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..console import Output
-from .options import common, force_option
+from .options import allows_pickles, common, force_option
 
 if TYPE_CHECKING:
     from ..sampling import SampleResult
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 @click.option("--watch", is_flag=True, help="Count NaN and saturated codes at every timestep (a bundle in onnxruntime; slower).")
 @force_option
 @common
+@allows_pickles
 def sample(path: Path, destination: Path, count: int, seed: int, steps: int | None, classes: str | None, guidance_scale: float | None,
            runtime: Any, compare_float: bool, watch: bool, force: bool, output: Output) -> None:  # fmt: skip
     """Draw pictures with PATH (a bundle, a checkpoint or an engine of OpenVINO) in the diffusers pipeline and write them as one grid."""

@@ -2,6 +2,7 @@
 
 from .load import load_source, module_source, reload_source, source_from_module
 from .lora import Lora
+from .pickles import allow_pickles
 from .resolve import builtin_names, builtin_path
 from .source import Source, weights_sha256
 from .text_pipeline import takes_prompts, text_pipeline
@@ -9,6 +10,7 @@ from .text_pipeline import takes_prompts, text_pipeline
 __all__ = [
     "Lora",
     "Source",
+    "allow_pickles",
     "builtin_names",
     "builtin_path",
     "load_source",

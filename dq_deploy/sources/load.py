@@ -16,6 +16,7 @@ from ..artifacts import sha256_file
 from ..artifacts.reading import check_safetensors
 from ..errors import ArtifactError, EnvironmentProblem, UsageError
 from .lora import Lora, check_lora, fused_copy, has_adapters, load_lora
+from .pickles import as_safetensors, pickles_allowed
 from .pipeline_index import WEIGHTS_SUFFIX, Component, PipelineIndex, read_pipeline_index
 from .resolve import resolve
 from .source import Source, check_finite, weights_sha256
@@ -144,6 +145,11 @@ def _checked(*, reference: str, model: torch.nn.Module, **fields: Any) -> Source
 
 
 def _load_model(root: Path, index: PipelineIndex) -> Any:
+    with as_safetensors(root, [index.component]) as readable:
+        return _load_safetensors(readable, index)
+
+
+def _load_safetensors(root: Path, index: PipelineIndex) -> Any:
     from diffusers import ModelMixin
 
     folder = root / index.component
@@ -189,9 +195,11 @@ def _check_weights(folder: Path) -> None:
     if pickled:
         raise ArtifactError(
             f"{folder} has only pickled weights ({', '.join(pickled)}), which can run code when loaded: refused",
-            "if you trust them, load the pipeline with diffusers and write it as safetensors: `pipeline.save_pretrained(DIR)`",
+            "--allow-pickle (in Python: with dq_deploy.allow_pickles()) reads .bin files as plain tensors, and runs nothing in them; or "
+            "write safetensors with diffusers: `pipeline.save_pretrained(DIR)`",
         )
-    raise ArtifactError(f"{folder} has no weights (*{WEIGHTS_SUFFIX})")
+    hint = None if pickles_allowed() else "an older pipeline may have pickled ones: --allow-pickle reads them as plain tensors"
+    raise ArtifactError(f"{folder} has no weights (*{WEIGHTS_SUFFIX})", hint)
 
 
 def _load_scheduler(root: Path, index: PipelineIndex) -> Any:

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from ..errors import ArtifactError, EnvironmentProblem, UsageError
+from .pickles import PICKLED_WEIGHTS, pickles_allowed
 from .pipeline_index import WEIGHTS_SUFFIX, read_components, read_pipeline_index
 
 BUILTIN_PREFIX = "builtin:"
@@ -84,4 +85,12 @@ def _download(hub_id: str, revision: str | None, *, whole: bool) -> Path:
     # Half-precision copies are only wanted where there is no other.
     path = fetch(files, ["*.fp16.*", "*.non_ema.*"])
     models = [folder for folder in folders if folder != "scheduler" and "tokenizer" not in folder]
-    return path if all(any((path / folder).glob(f"*{WEIGHTS_SUFFIX}")) for folder in models) else fetch(files, ["*.non_ema.*"])
+
+    def without_weights() -> list[str]:
+        return [folder for folder in models if not any((path / folder).glob(f"*{WEIGHTS_SUFFIX}"))]
+
+    if without_weights():
+        path = fetch(files, ["*.non_ema.*"])
+    if pickles_allowed() and (lacking := without_weights()):
+        path = fetch([*files, *(f"{folder}/{PICKLED_WEIGHTS}" for folder in lacking)], ["*.fp16.*", "*.non_ema.*"])
+    return path

@@ -15,11 +15,13 @@ import torch
 from ..artifacts.reading import check_safetensors
 from ..errors import ArtifactError, EnvironmentProblem
 from .load import class_of_diffusers, summarized
+from .pickles import as_safetensors
 from .pipeline_index import WEIGHTS_SUFFIX, read_components, read_pipeline_index
 from .resolve import SAFETY_PARTS, resolve
 from .source import Source
 
 _LOG = logging.getLogger(__name__)
+_WHOLE = "prompts need the whole pipeline: text encoders and tokenizers beside the denoiser, as `pipeline.save_pretrained(DIR)` writes"
 
 
 def takes_prompts(source: Source) -> bool:
@@ -62,22 +64,23 @@ def load_whole(root: Path, **parts: Any) -> Any:
     flags = {"requires_safety_checker": False} if "requires_safety_checker" in inspect.signature(kind.__init__).parameters else {}
     wanted = [name for name in components if name not in needless and name not in parts]
     _check_parts(root, {name: components[name] for name in wanted})
-    for weights in sorted(path for name in wanted for path in (root / name).glob(f"*{WEIGHTS_SUFFIX}")):
-        check_safetensors(weights)
-    try:
-        with _no_progress_bars():
-            pipeline = kind.from_pretrained(
-                root, **parts, **needless, **flags, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False,
-                variant=_variant(root, wanted),
-            )  # fmt: skip
-    except MemoryError:
-        raise
-    except Exception as error:  # diffusers and transformers raise a dozen kinds for a damaged or missing part
-        _LOG.debug("loading %s failed", root, exc_info=True)
-        raise ArtifactError(
-            f"cannot load the {index.pipeline_class} in {root}: {summarized(error)}",
-            "prompts need the whole pipeline: text encoders and tokenizers beside the denoiser, as `pipeline.save_pretrained(DIR)` writes",
-        ) from error
+    with as_safetensors(root, wanted) as readable:
+        for weights in sorted(path for name in wanted for path in (readable / name).glob(f"*{WEIGHTS_SUFFIX}")):
+            check_safetensors(weights)
+        try:
+            with _no_progress_bars():
+                pipeline = kind.from_pretrained(
+                    readable, **parts, **needless, **flags, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False,
+                    variant=_variant(readable, wanted),
+                )  # fmt: skip
+        except MemoryError:
+            raise
+        except Exception as error:  # diffusers and transformers raise a dozen kinds for a damaged or missing part
+            _LOG.debug("loading %s failed", root, exc_info=True)
+            raise ArtifactError(
+                f"cannot load the {index.pipeline_class} in {root}: {summarized(error)}",
+                _WHOLE,
+            ) from error
     for name in wanted:
         part = getattr(pipeline, name)
         if isinstance(part, torch.nn.Module):

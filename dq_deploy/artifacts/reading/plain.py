@@ -23,13 +23,19 @@ def read_bytes(path: Path, *, limit: int | None = None, hint: str | None = None)
     Raises ArtifactError for a larger one, and for a pipe or a device, which would never end. A file that is missing or may not be read is
     the caller's to judge: OSError.
     """
+    size = regular_file(path, hint=hint)
+    if limit is not None and size > limit:
+        raise ArtifactError(f"{path} has {size} bytes, and at most {limit} are read", hint)
+    with path.open("rb") as stream:
+        return stream.read() if limit is None else stream.read(limit)
+
+
+def regular_file(path: Path, *, hint: str | None = None) -> int:
+    """Size in bytes of a file that is no pipe or device. Raises ArtifactError, and OSError as above."""
     found = path.stat()
     if not stat.S_ISREG(found.st_mode):
         raise ArtifactError(f"{path} is no regular file", hint)
-    if limit is not None and found.st_size > limit:
-        raise ArtifactError(f"{path} has {found.st_size} bytes, and at most {limit} are read", hint)
-    with path.open("rb") as stream:
-        return stream.read() if limit is None else stream.read(limit)
+    return found.st_size
 
 
 def read_json(path: Path, what: str, *, hint: str | None = None) -> Any:
