@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from ..progress import Progress, silent
 from ..quantization.checkpoint import Checkpoint
 from ..quantization.graph.insertion import decode
 from .end_to_end import TimestepParity, relative_error
+from .layer_error import inputs_at
 
 Run = Callable[[Path, Mapping[str, Any]], torch.Tensor]
 """Compile an ONNX file as the engine in question does, and run it on these inputs, of which the graph may want fewer."""
@@ -47,12 +47,6 @@ class Divergence(BaseModel):
     compiled: int
 
 
-@dataclass(frozen=True)
-class _Cut:
-    layer: str
-    value: str
-
-
 @torch.no_grad()
 def first_divergence(bundle: Artifact, checkpoint: Checkpoint, engine: str, rows: list[TimestepParity], run: Run,
                      progress: Progress = silent) -> Divergence | None:  # fmt: skip
@@ -65,7 +59,7 @@ def first_divergence(bundle: Artifact, checkpoint: Checkpoint, engine: str, rows
         return None
     inputs = _inputs(checkpoint, failed.timestep)
     expected = _layer_outputs(checkpoint, inputs)
-    cuts = [_Cut(layer["name"], layer["output"]) for layer in bundle.manifest.details["layers"] if layer["name"] in expected]
+    cuts = [layer for layer in bundle.manifest.details["layers"] if layer["name"] in expected]
     if not cuts:
         raise ArtifactError(f"{bundle.path} names no layer of its checkpoint")
     allowed = (10 ** (failed.allowed_db / 10) - 1) ** 0.5 * 10 ** (-failed.snr_reference_db / 20)
@@ -76,17 +70,17 @@ def first_divergence(bundle: Artifact, checkpoint: Checkpoint, engine: str, rows
         """Whether the output of layer number ``index`` is wrong; NaN is."""
         with tempfile.TemporaryDirectory(prefix="dq-deploy-bisect-") as folder:
             file = Path(folder) / "model.onnx"
-            _write_part(bundle, cuts[index].value, file)
+            _write_part(bundle, cuts[index]["output"], file)
             got = run(file, feeds)
-        errors[index] = relative_error(expected[cuts[index].layer], got)
-        advance(1, cuts[index].layer)
+        errors[index] = relative_error(expected[cuts[index]["name"]], got)
+        advance(1, cuts[index]["name"])
         return not errors[index] <= allowed
 
     with progress(f"bisect on {engine}", len(cuts).bit_length() + 1) as advance:
         found = _first(wrong, len(cuts))
         if found and found - 1 not in errors:
             wrong(found - 1)
-    layer, error = (cuts[found].layer, errors[found]) if found < len(cuts) else (None, None)
+    layer, error = (cuts[found]["name"], errors[found]) if found < len(cuts) else (None, None)
     before = errors[found - 1] if found else None
     return Divergence(
         engine=engine, timestep=failed.timestep, layer=layer, error=error, before=before, allowed=allowed, compiled=len(errors)
@@ -108,11 +102,7 @@ def _inputs(checkpoint: Checkpoint, timestep: float) -> dict[str, torch.Tensor]:
     """The first reference seed at a timestep, in the order of the checkpoint's inputs."""
     reference = checkpoint.reference()
     row = reference.timesteps.tolist().index(timestep)
-    chosen = slice(reference.per_seed)
-    samples = reference.samples[row, chosen]
-    conditions = {name: values[chosen] for name, values in reference.conditions.items()}
-    values = {"timestep": reference.timesteps[row].repeat(len(samples)), **conditions}
-    return {name: values.get(name, samples) for name in checkpoint.details["inputs"]}
+    return dict(zip(checkpoint.details["inputs"], inputs_at(checkpoint, reference, row, slice(reference.per_seed)), strict=True))
 
 
 def _layer_outputs(checkpoint: Checkpoint, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

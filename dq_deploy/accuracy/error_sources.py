@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -12,7 +13,7 @@ from ..quantization.checkpoint import Checkpoint
 from ..quantization.config import QuantizeConfig
 from ..quantization.graph.products import Layer, find_layers
 from .end_to_end import snr_db
-from .layer_error import float_graph, layer_errors
+from .layer_error import float_graph, inputs_at, layer_errors
 from .sensitivity import Bits, Sensitivity, sensitivities
 
 RAISED: Bits = (8, 8)
@@ -64,17 +65,14 @@ def error_sources(checkpoint: Checkpoint, timestep: float, *, min_snr: float | N
     """
     reference = checkpoint.reference()
     row = reference.timesteps.tolist().index(timestep)
-    measured = layer_errors(checkpoint, rows=[row], progress=progress)
-    graph, bits = float_graph(checkpoint), {layer["name"]: layer for layer in checkpoint.details["layers"]}
+    graph = float_graph(checkpoint)
+    measured = layer_errors(checkpoint, rows=[row], graph=graph, progress=progress)
+    bits = {layer["name"]: layer for layer in checkpoint.details["layers"]}
     layers = [_with_bits(layer, bits[layer.name]) for layer in find_layers(graph) if layer.name in bits]
-    samples = reference.samples[row]
-    inputs = {"timestep": reference.timesteps[row].repeat(len(samples)), **reference.conditions}
-    values = [inputs.get(name, samples) for name in checkpoint.details["inputs"]]
     chosen = slice(max(1, _SAMPLES // reference.per_seed) * reference.per_seed)
     config = QuantizeConfig(**(checkpoint.artifact.manifest.quantization or {}))
-    found = sensitivities(graph, [value[chosen] for value in values], layers, _settings, config, progress)
-    ours = checkpoint.model(*values)
-    snr = snr_db(reference.outputs[row], ours)
+    found = sensitivities(graph, inputs_at(checkpoint, reference, row, chosen), layers, _settings, config, progress)
+    snr = snr_db(reference.outputs[row], checkpoint.model(*inputs_at(checkpoint, reference, row, slice(None))))
     total = sum(float(x.noise[_given(layer)].mean()) for x, layer in zip(found, layers, strict=True))
     rows = [_source(x, layer, total, snr, measured.output_db.get(x.layer, [None])[0]) for x, layer in zip(found, layers, strict=True)]
     below = (r.layer for r in rows if min_snr is not None and r.output_db is not None and r.output_db < min_snr)
@@ -108,5 +106,4 @@ def _source(measured: Sensitivity, layer: Layer, total: float, snr: float, outpu
 
 def _without(snr: float, share: float) -> float:
     """The SNR in dB when a share of the noise is gone."""
-    rest = torch.tensor(max(1 - share, 1e-6))
-    return float(snr - 10 * rest.log10())
+    return snr - 10 * math.log10(max(1 - share, 1e-6))

@@ -50,10 +50,11 @@ class LayerErrors:
 
 
 @torch.no_grad()
-def layer_errors(checkpoint: Checkpoint, *, rows: Sequence[int] | None = None, progress: Progress = silent) -> LayerErrors:
+def layer_errors(checkpoint: Checkpoint, *, rows: Sequence[int] | None = None, graph: GraphModule | None = None,
+                 progress: Progress = silent) -> LayerErrors:  # fmt: skip
     """Measure every layer of a checkpoint, with the float model that its manifest names where that can be loaded again.
 
-    ``rows`` of the table, by default all.
+    ``rows`` of the table, by default all; ``graph`` is ``float_graph(checkpoint)`` where the caller has it.
 
     Raises ArtifactError when the float model's layers are not those of the checkpoint.
     """
@@ -64,7 +65,7 @@ def layer_errors(checkpoint: Checkpoint, *, rows: Sequence[int] | None = None, p
     with progress("error of every layer", len(rows) * len(passes) + 1) as advance:
         float_run = None
         try:
-            float_run = _FloatRun(checkpoint)
+            float_run = _FloatRun(checkpoint, graph or float_graph(checkpoint))
         except (UsageError, ArtifactError) as error:
             found.no_output = error.message
         advance(1, "float model loaded")
@@ -72,7 +73,7 @@ def layer_errors(checkpoint: Checkpoint, *, rows: Sequence[int] | None = None, p
         sums = _Sums(_folded_layers(checkpoint))
         for row in rows:
             for part in passes:
-                inputs = _inputs(checkpoint, reference, row, part)
+                inputs = inputs_at(checkpoint, reference, row, part)
                 expected = float_run.outputs(inputs) if float_run else {}
                 quantized.run_and_compare(inputs, expected, row, sums)
                 advance(1, f"timestep {float(reference.timesteps[row]):g}")
@@ -88,7 +89,8 @@ def _passes(reference: Trajectories) -> Iterator[slice]:
         yield slice(start, start + size)
 
 
-def _inputs(checkpoint: Checkpoint, reference: Trajectories, row: int, part: slice) -> list[torch.Tensor]:
+def inputs_at(checkpoint: Checkpoint, reference: Trajectories, row: int, part: slice) -> list[torch.Tensor]:
+    """A part of the samples at a row's timestep, with their conditions, in the order of the checkpoint's inputs."""
     names = checkpoint.details["inputs"]
     samples = reference.samples[row, part]
     conditions = {name: values[part] for name, values in reference.conditions.items()}
@@ -104,8 +106,7 @@ def _folded_layers(checkpoint: Checkpoint) -> set[str]:
 class _FloatRun(Interpreter):
     """The float model, captured and split as it was when it was quantized; gives each layer's output."""
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
-        graph = float_graph(checkpoint)
+    def __init__(self, checkpoint: Checkpoint, graph: GraphModule) -> None:
         self.names = {layer.node.name: layer.name for layer in find_layers(graph)}
         missing = sorted(checkpoint.layers.keys() - set(self.names.values()))
         if missing:

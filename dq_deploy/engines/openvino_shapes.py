@@ -1,7 +1,7 @@
 """A graph compiled once for each of the shapes that it is run at: where every dimension is known, OpenVINO fuses what is between products.
 
 The built-in UNet at W8A8 has 840 kernels with an open batch, and 603 at a fixed one: chains of multiplications, roundings and additions
-(a timestep's scales) become one kernel each, and selecting them costs next to nothing (benchmarks/latency).
+(a timestep's scales) become one kernel each (benchmarks/latency has what selecting them costs).
 """
 
 from __future__ import annotations
@@ -52,17 +52,13 @@ class ShapedModels:
     def _for(self, feeds: Mapping[str, Array]) -> _Model:
         shapes = {name: tuple(value.shape) for name, value in feeds.items()}
         key = tuple(shapes.values()) if self._dynamic else None
-        found = self._models.get(key)
-        if found is None and key is not None and self._full():
-            found, key = self._models.get(None), None
-        return found or self._add(key, shapes if key else None)
-
-    def _full(self) -> bool:
-        return sum(key is not None for key in self._models) >= self._most
+        return self._models.get(key) or self._add(key, shapes if key else None)
 
     def _add(self, key: Shapes | None, shapes: Mapping[str, tuple[int, ...]] | None) -> _Model:
-        with self._compiling:
-            if key not in self._models:  # another thread may have been first
+        with self._compiling:  # another thread may have been first, with this shape or with the last one that there is room for
+            if key not in self._models and len(self._models.keys() - {None}) >= self._most:
+                key, shapes = None, None
+            if key not in self._models:
                 self._models[key] = _Model(self._compile_for(shapes))
             return self._models[key]
 

@@ -63,6 +63,15 @@ def test_threads_that_meet_at_a_new_shape_compile_it_once() -> None:
     assert asked == [{"x": (5, 3)}]
 
 
+def test_threads_that_meet_at_many_new_shapes_compile_no_more_than_the_limit() -> None:
+    asked: Asked = []
+    shaped = models(asked, dynamic=True, most=2)
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda number: shaped.infer(ones(1 + number % 16)), range(256)))
+    assert len(asked) == 3
+    assert asked.count(None) == 1
+
+
 @pytest.mark.parametrize(("size", "shapes"), [(0, MOST_SHAPES), (5_000_000, MOST_SHAPES), (400_000_000, 2), (3_000_000_000, 1)])
 def test_a_large_graph_has_few_shapes(size: int, shapes: int) -> None:
     assert shapes_for(size) == shapes
