@@ -47,6 +47,7 @@ class Method:
             "batch_size": settings.batch_size,
             "max_float_share": settings.max_float_share,
             "iterations": self.iterations(settings),
+            "output_bias": False,
             "seed": seed,
             **self.options,
         }
@@ -89,6 +90,8 @@ METHODS: tuple[Method, ...] = (
     Method("wd", "WD", "base and error-aware dilation", {"temporal": False}),
     Method("tpq", "TPQ", "base with a scale and zero-point for each timestep", _TEMPORAL),
     Method("wd-tpq", "WD + TPQ", "DilateQuant without training", {}),
+    Method("untrained", "WD + TPQ + output bias", "`dq-deploy quantize --iterations 0`: the output's mean error is taken off too",
+           {"output_bias": True}),
     Method("wd-bkd", "WD + BKD", "DilateQuant with one scale for all timesteps", {"temporal": False}, "block"),
     Method("tpq-bkd", "TPQ + BKD", "DilateQuant without dilation", _TEMPORAL, "block"),
     Method("asymmetric", "DilateQuant, the paper's dilation", "dilation by the paper's rule for asymmetric weights",
@@ -135,6 +138,7 @@ def canonical(config: QuantizeConfig, family: Family) -> dict[str, Any]:
     kept = [bits for bits in config.keep.values() if bits != "float"]
     if all(resolve(InitialRange(config.initial_range), bits) is rule for bits in kept if isinstance(bits, int)):
         values["initial_range"] = rule.value
+    values["output_bias"] = True if config.corrects_output else None  # as cells say that were measured before there was one
     defaults = QuantizeConfig().model_dump(mode="json")
     unused = [] if values["initial_range"] == "percentile" else ["percentile"]
     unused += ["skip_halves"] if family == "transformer" else []

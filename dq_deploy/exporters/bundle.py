@@ -20,6 +20,7 @@ from ..artifacts import Artifact, Manifest, check_output, create_artifact
 from ..errors import ArtifactError, UsageError
 from ..progress import Progress, silent
 from ..quantization.checkpoint import Checkpoint, load_checkpoint
+from ..quantization.output_bias import output_bias
 from ..quantization.weight_only import WeightOnly
 from .attention import ATTENTION, Attention, float_attention
 from .float_source import FloatModel, load_float
@@ -100,7 +101,8 @@ def _integer_graph(checkpoint: Checkpoint, target: Target, *, int4: bool) -> tup
         writer = OnnxRuntimeTarget(model.graph, timestep, checkpoint.timesteps, static=static)
     else:
         writer = TensorRTTarget(model.graph, timestep, checkpoint.timesteps, int4=int4, static=static)
-    return model, lower(model, writer, checkpoint.layers, checkpoint.quantizers, int4=int4)
+    correction = output_bias(checkpoint.model)
+    return model, lower(model, writer, checkpoint.layers, checkpoint.quantizers, correction=correction, int4=int4)
 
 
 def _weight_only(checkpoint: Checkpoint) -> bool:

@@ -11,10 +11,13 @@ import onnx_ir as ir
 from ..errors import ArtifactError
 from ..quantization.checkpoint import Layer
 from ..quantization.layers import ActivationQuantizer
+from ..quantization.output_bias import OutputBias
 from ..quantization.weight_only import WeightOnly
 from .emitter import Emitter, attributes, replace
 from .skeleton import DOMAIN
 from .weight_only import weight_only_product
+
+Array = np.ndarray[Any, Any]
 
 
 @dataclass
@@ -48,9 +51,12 @@ class Target(Protocol):
     def product(self, emit: Emitter, layer: Layer, node: ir.Node, operands: list[Operand], name: str) -> ir.Value:
         """Emit an integer layer and give its output."""
 
+    def row_of(self, emit: Emitter, name: str, table: Array) -> ir.Value:
+        """The rows [N, ...] or the row [...] of a table [T, ...] for this timestep; a constant [1, ...] where all rows are the same."""
+
 
 def lower(model: ir.Model, target: Target | None, layers: dict[str, Layer], quantizers: dict[str, ActivationQuantizer], *,
-          int4: bool = False) -> Sites:  # fmt: skip
+          correction: OutputBias | None = None, int4: bool = False) -> Sites:  # fmt: skip
     """Replace every placeholder of ``to_onnx``, in place. Without a target all products are float ones.
 
     ``int4`` stores weights of up to 4 bits as INT4 where activations stay float; beside integer ones the target decides.
@@ -61,6 +67,11 @@ def lower(model: ir.Model, target: Target | None, layers: dict[str, Layer], quan
         if node.domain != DOMAIN or node.op_type == "Quantize":
             continue
         name = attributes(node)["name"]
+        if node.op_type == "OutputBias":
+            assert target is not None
+            assert correction is not None
+            replace(node, _corrected(Emitter(graph, name, node), target, node, correction, name))
+            continue
         if name not in layers:
             replace(node, _float_product(Emitter(graph, name, node, fp32=False), node))
             continue
@@ -82,6 +93,13 @@ def lower(model: ir.Model, target: Target | None, layers: dict[str, Layer], quan
         if node.domain == DOMAIN:  # quantizers, now without readers
             graph.remove(node, safe=True)
     return sites
+
+
+def _corrected(emit: Emitter, target: Target, node: ir.Node, correction: OutputBias, name: str) -> ir.Value:
+    (y,) = node.inputs
+    assert y is not None
+    assert y.shape is not None
+    return emit.op("Sub", [y, target.row_of(emit, f"{name}.table", correction.rows(len(y.shape)).numpy())])
 
 
 def _operand(graph: ir.Graph, target: Target, value: ir.Value, node: ir.Node, quantizers: dict[str, ActivationQuantizer],

@@ -57,6 +57,10 @@ class OnnxRuntimeTarget:
             return [emit.constant(f"{name}.scale", scale[0]), emit.constant(f"{name}.zero_point", zero_point[0])]
         return [self._gather(f"{name}.scale", scale, ir.DataType.FLOAT), self._gather(f"{name}.zero_point", zero_point, _UINT8)]
 
+    def row_of(self, emit: Emitter, name: str, table: np.ndarray) -> ir.Value:
+        """See ``lowering.Target``."""
+        return emit.constant(name, table[:1]) if self.static else self._gather(name, table, ir.DataType.FLOAT)
+
     def _gather(self, name: str, table: np.ndarray, dtype: ir.DataType) -> ir.Value:
         """The row of a table [T]; a quantizer is emitted once, so each table is."""
         emit = Emitter(self.graph, name, after=self._anchor)

@@ -18,6 +18,7 @@ from ..errors import ArtifactError
 from ..quantization.graph.edit import aten
 from ..quantization.graph.insertion import conv_geometry, decode
 from ..quantization.layers import QuantizedConv2d, QuantizedLinear
+from ..quantization.output_bias import OutputBias
 from ..quantization.weight_only import WeightOnlyLinear
 from .quick_rewrites import quick_rewrites
 
@@ -31,6 +32,10 @@ def _symbolic(op: str, inputs: tuple[torch.Tensor, ...], shape: Any, attributes:
 
 def _quantize(x: torch.Tensor, name: str) -> torch.Tensor:
     return _symbolic("Quantize", (x,), x.shape, {"name": name})
+
+
+def _output_bias(y: torch.Tensor, name: str) -> torch.Tensor:
+    return _symbolic("OutputBias", (y,), y.shape, {"name": name})
 
 
 def _conv2d(x: torch.Tensor, name: str, weight_shape: list[int], stride: list[int], padding: list[int], dilation: list[int],
@@ -49,8 +54,9 @@ def _matmul(a: torch.Tensor, b: torch.Tensor, name: str) -> torch.Tensor:
 
 
 def to_onnx(model: GraphModule, inputs: dict[str, torch.Tensor], float_layers: dict[str, str]) -> ir.Model:
-    """Export a captured or quantized graph with placeholders ``Quantize``, ``Conv``, ``Linear`` and ``MatMul`` of domain ``dq_deploy``.
+    """Export a captured or quantized graph with placeholders in domain ``dq_deploy``.
 
+    They are ``Quantize``, ``Conv``, ``Linear``, ``MatMul`` and ``OutputBias``.
     ``inputs`` are examples with batch 2, in the graph's order; ``float_layers`` maps node names of unquantized products to layer names.
     Raises ArtifactError when the exporter does.
     """
@@ -95,6 +101,8 @@ def _integer_placeholder(model: GraphModule, graph: torch.fx.Graph, node: Node, 
     module = model.get_submodule(str(node.target))
     if "quantizer" in node.meta:
         return graph.call_function(_quantize, (args[0], name))
+    if isinstance(module, OutputBias):
+        return graph.call_function(_output_bias, (args[0], str(node.target)))
     if isinstance(module, QuantizedConv2d):
         assert module.frozen is not None
         return graph.call_function(_conv2d, (args[0], name, list(module.frozen[0].shape), *_geometry(module.geometry), []))

@@ -41,11 +41,15 @@ class TensorRTTarget:
         return self.static or quantizer.fixed
 
     def _gather(self, name: str, table: np.ndarray) -> ir.Value:
-        """The rows [N] of a table [T], gathered once and before everything that reads it. Why so: docs/decisions/scale-tables.md."""
+        """The rows [N, ...] of a table [T, ...], gathered once and before its readers. Why so: docs/decisions/scale-tables.md."""
         if name not in self._gathered:
             emit = Emitter(self.graph, name, after=self._anchor)
             self._gathered[name] = emit.op("Gather", [emit.constant(name, table), self.row], axis=0)
         return self._gathered[name]
+
+    def row_of(self, emit: Emitter, name: str, table: np.ndarray) -> ir.Value:
+        """See ``lowering.Target``."""
+        return emit.constant(name, table[:1]) if self.static else self._gather(name, table)
 
     def scale(self, emit: Emitter, name: str, quantizer: ActivationQuantizer, rank: int) -> ir.Value:
         """s_t [N, 1, ..., 1], or a constant []."""

@@ -4,8 +4,8 @@ Files: ``model.safetensors`` (codes int8, scales, tables, dilation, biases, floa
 integer layers), ``reference.safetensors`` (held-out inputs and the float model's outputs), ``manifest.json``.
 Tensor names: ``<layer>.weight.codes`` int8 [O, ...] or, up to 4 bits, ``<layer>.weight.packed_codes`` uint8 (two a byte, see ``packing``;
 ``shape`` of the layer in ``graph.json`` is [O, ...]); ``<layer>.weight.scale`` [O], or [O, B] for B blocks of input channels (see
-``weight_only``); ``<layer>.bias`` [O]; ``<quantizer>.scale`` [T], ``<quantizer>.zero_point`` int8 [T], ``<quantizer>.dilation`` [C]; float
-leftovers under their parameter names.
+``weight_only``); ``<layer>.bias`` [O]; ``<quantizer>.scale`` [T], ``<quantizer>.zero_point`` int8 [T], ``<quantizer>.dilation`` [C];
+``corrections.output_bias.table`` [T, C], which the output is less of; float leftovers under their parameter names.
 """
 
 from __future__ import annotations
@@ -28,8 +28,10 @@ from .calibration.trajectories import Trajectories
 from .graph.edit import set_tensor
 from .graph.graph_json import dump_graph, load_graph
 from .graph.insertion import decode, encode
-from .integrity import check_quantizer, check_weight
+from .integrity import check_output_bias, check_quantizer, check_weight
 from .layers import ActivationQuantizer, QuantizedConv2d, QuantizedLinear, QuantizedMatmul, QuantizedWeight
+from .output_bias import TARGET as OUTPUT_BIAS
+from .output_bias import OutputBias, attach, output_bias
 from .packing import PACKED_BITS, pack_int4, unpack_int4
 from .weight_only import WeightOnly, WeightOnlyConv2d, WeightOnlyLinear
 
@@ -39,6 +41,7 @@ _WEIGHTED: dict[str, Callable[..., QuantizedWeight]] = {
     "weight-only-conv2d": WeightOnlyConv2d,
     "weight-only-linear": WeightOnlyLinear,
 }
+_BIAS_TABLE = f"{OUTPUT_BIAS}.table"
 MODEL, GRAPH, REFERENCE = "model.safetensors", "graph.json", "reference.safetensors"
 Layer = QuantizedConv2d | QuantizedLinear | QuantizedMatmul | WeightOnly
 
@@ -121,6 +124,8 @@ def integer_tensors(model: GraphModule) -> dict[str, torch.Tensor]:
         tensors[f"{name}.scale"] = quantizer.scale_table()
         tensors[f"{name}.zero_point"] = quantizer.zero_point_table()
         tensors[f"{name}.dilation"] = quantizer.dilation
+    if correction := output_bias(model):
+        tensors[_BIAS_TABLE] = correction.table
     for target in sorted({str(n.target) for n in model.graph.nodes if n.op == "get_attr"}):
         tensors[target] = model.get_buffer(target)
     return {name: tensor.detach().contiguous().clone() for name, tensor in tensors.items()}
@@ -132,6 +137,8 @@ def write_checkpoint(folder: Path, model: GraphModule, reference: Trajectories) 
     quantizers = {name: quantizer.config() for name, quantizer in named_quantizers(model)}
     tensors = _packed(integer_tensors(model), configs)
     graph = {"nodes": dump_graph(model.graph), "layers": configs, "quantizers": quantizers}
+    if correction := output_bias(model):
+        graph["output_bias"] = correction.config()
     write_text(folder / GRAPH, json.dumps(graph, indent=1, sort_keys=True, allow_nan=False) + "\n")
     write_tensors(folder / MODEL, tensors)
     data = {"timesteps": reference.timesteps, "inputs": reference.samples, "outputs.float": reference.outputs}
@@ -182,6 +189,9 @@ def _rebuild(description: dict[str, Any], tensors: dict[str, torch.Tensor], time
         quantizer.freeze()
         quantizer.frozen_scale = tensors[f"{name}.scale"]
         root.get_submodule("quantizers").add_module(encode(name), quantizer)
+    if (config := description.get("output_bias")) is not None:  # without: a checkpoint from before there was one
+        check_output_bias(_BIAS_TABLE, tensors, len(timesteps))
+        attach(root, OutputBias(tensors[_BIAS_TABLE], timesteps, **config))
     graph = load_graph(description["nodes"])
     for node in graph.nodes:
         if node.op == "get_attr":

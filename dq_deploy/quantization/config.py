@@ -19,7 +19,7 @@ PRESETS: dict[str, tuple[int, int]] = {"w8a8": (8, 8), "w6a6": (6, 6), "w4a8": (
 INTEGER_PRESETS = tuple(name for name, (_, bits) in PRESETS.items() if bits < FLOAT_BITS)
 """The presets whose products are of integers."""
 
-_OF_ACTIVATIONS = ("softmax_bits", "dilation_relaxation", "temporal", "zero_points", "skip_halves")
+_OF_ACTIVATIONS = ("softmax_bits", "dilation_relaxation", "temporal", "zero_points", "output_bias", "skip_halves")
 
 FIRST, LAST = "@first", "@last"
 """Patterns of ``keep`` for the layers that read the model's input and write its output."""
@@ -42,7 +42,7 @@ class Dilation(StrEnum):
 
 
 class InitialRange(StrEnum):
-    """Range that a scale starts from: AUTO takes min–max from 6 bits and the least squared error below."""
+    """Range that a scale starts from: AUTO takes min–max from 7 bits up, a percentile at 6, and the least squared error below."""
 
     AUTO = "auto"
     MINMAX = "minmax"
@@ -105,7 +105,10 @@ class QuantizeConfig(BaseModel):
     """False makes every activation symmetric."""
     initial_range: InitialRange = InitialRange.AUTO
     percentile: float = Field(default=99.99, gt=50, le=100)
-    """Share of a timestep's values that ``initial_range="percentile"`` covers, in percent, counted from both ends."""
+    """Share of a timestep's values that a percentile range covers, in percent, counted from both ends."""
+    output_bias: bool | None = None
+    """Subtract from the network's output its mean error at each timestep, as measured on the calibration trajectories. None: where nothing
+    is trained; distillation leaves little of it (docs/decisions/output-bias.md)."""
     skip_halves: SkipHalves = SkipHalves.SPLIT
     keep: dict[str, Bits | Literal["float"]] = {FIRST: "float", LAST: 8}
     """Layer-name pattern (fnmatch) → bits, or "float" to leave the layer alone; of several that match, the last one given counts."""
@@ -137,6 +140,12 @@ class QuantizeConfig(BaseModel):
     def weight_only(self) -> bool:
         """Whether activations stay float."""
         return self.activation_bits == FLOAT_BITS
+
+    @property
+    def corrects_output(self) -> bool:
+        """Whether the output's mean error is subtracted."""
+        chosen = self.iterations == 0 if self.output_bias is None else self.output_bias
+        return chosen and not self.weight_only
 
     @model_validator(mode="after")
     def _nothing_is_ignored(self) -> QuantizeConfig:

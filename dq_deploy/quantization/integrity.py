@@ -37,6 +37,13 @@ def check_weight(name: str, tensors: dict[str, torch.Tensor], bits: int, *, bloc
         raise ArtifactError(f"'{name}.bias' is {bias.dtype} {tuple(bias.shape)}, and the layer has {len(codes)} output channels")
 
 
+def check_output_bias(name: str, tensors: dict[str, torch.Tensor], rows: int) -> None:
+    """A table [T, C] of ``rows`` rows."""
+    table = tensors[name]
+    if table.dtype != torch.float32 or table.dim() != 2 or len(table) != rows or not table.shape[1]:
+        raise ArtifactError(f"table '{name}' is {table.dtype} {tuple(table.shape)}, not one row for each of {rows} calibrated timesteps")
+
+
 def _check_codes(name: str, codes: torch.Tensor, bits: int, *, narrow: bool) -> None:
     if not 2 <= bits <= 8:
         raise ArtifactError(f"'{name}' has {bits} bits; 2 to 8 are known")

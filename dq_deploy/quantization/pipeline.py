@@ -27,6 +27,7 @@ from .graph.fold import fold_dilations
 from .graph.insertion import insert_quantizers
 from .graph.plan import Plan
 from .initial.initialize import Initialization, initialize, undilated_weights
+from .output_bias import insert_output_bias, mean_error
 from .prepare import Prepared, prepare
 from .running.device import exact_products, find_device, move
 from .running.processes import SharedWork, started_processes
@@ -100,12 +101,17 @@ def _quantize(prepared: Prepared, work: SharedWork, progress: Progress) -> tuple
     if config.iterations:
         before = per_timestep_snr(prepared.call(quantized), reference, progress)
         records = distill(float_graph, quantized, data, config, work=work, processes=work.processes, progress=progress)
+        bias = _output_bias(prepared, quantized, data, work, progress)
         freeze(move(quantized, "cpu"))
     else:  # frozen first: the same codes, and they are not made anew in every pass
         freeze(move(quantized, "cpu"))
         before = per_timestep_snr(prepared.call(quantized), reference, progress)
+        bias = _output_bias(prepared, quantized, data, work, progress)
     folded = fold_dilations(quantized)
-    after = per_timestep_snr(prepared.call(quantized), reference, progress) if records or folded else before
+    if bias is not None:
+        insert_output_bias(quantized, bias, data.timesteps)
+    changed = records or folded or bias is not None
+    after = per_timestep_snr(prepared.call(quantized), reference, progress) if changed else before
     manifest = _manifest(prepared, data, initial, records, folded)
     manifest.details["snr_db"] = {"before_distillation": before, "after_distillation": after}
     return quantized, reference, manifest
@@ -141,6 +147,20 @@ def _initialized(prepared: Prepared, quantized: GraphModule, data: Trajectories,
     stage = work.made("initial", make)
     load_state(quantized, stage.tensors, partial=True)
     return Initialization.from_dict(stage.record)
+
+
+def _output_bias(prepared: Prepared, quantized: GraphModule, data: Trajectories, work: SharedWork,
+                 progress: Progress) -> torch.Tensor | None:  # fmt: skip
+    """Mean error of the output at each timestep [T, C]; None where it is not to be taken off. The main process measures it for all."""
+    config = prepared.config
+    if not config.corrects_output:
+        return None
+
+    def make() -> Stage:
+        model = prepared.call(quantized)
+        return Stage({"table": mean_error(model, data, batch_size=config.batch_size, static=not config.temporal, progress=progress)}, {})
+
+    return work.made("output-bias", make).tensors["table"]
 
 
 def copy_with_quantizers(float_graph: GraphModule, plan: Plan, timesteps: torch.Tensor) -> GraphModule:

@@ -112,6 +112,7 @@ def budget(prepared: Prepared) -> Budget:
         "calibration": probe.forward_s * (samples + config.steps * config.reference_samples * per_seed),
         "initialization": probe.initialization_s,
         "distillation": sum(spent),
+        "output bias": probe.forward_s * samples if config.corrects_output else 0.0,
     }
     times["total"] = sum(times.values())
     return Budget(
