@@ -54,8 +54,9 @@ def test_a_percentile_cuts_the_outlier_off() -> None:
     assert bool((scale < whole / 3).all())
 
 
-def test_auto_is_min_max_from_six_bits() -> None:
-    assert [resolve(InitialRange.AUTO, bits) for bits in (4, 5, 6, 8)] == [InitialRange.MSE] * 2 + [InitialRange.MINMAX] * 2
+def test_auto_gives_up_more_of_the_range_with_fewer_bits() -> None:
+    rules = [resolve(InitialRange.AUTO, bits) for bits in (4, 5, 6, 7, 8)]
+    assert rules == [InitialRange.MSE] * 2 + [InitialRange.PERCENTILE] + [InitialRange.MINMAX] * 2
     assert resolve(InitialRange.PERCENTILE, 4) is InitialRange.PERCENTILE
 
 

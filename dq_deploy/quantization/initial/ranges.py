@@ -7,16 +7,18 @@ import torch
 from .. import numerics
 from ..config import InitialRange
 
-_MIN_MAX_BITS = 6  # docs/decisions/initial-range.md
+_MIN_MAX_BITS, _PERCENTILE_BITS = 7, 6  # from so many bits up; docs/decisions/initial-range.md
 _SHRINK = torch.logspace(0, -2, 20, base=2)  # candidate clipping ranges, 1 … 1/4 of min–max
 _SEARCH_ELEMENTS = 2**18  # over all rows; the optimum of a one-dimensional search is known well enough from these
 
 
 def resolve(rule: InitialRange, bits: int) -> InitialRange:
-    """What AUTO means at ``bits``: at 8 bits clipping costs the network more than the finer steps gain."""
+    """What AUTO means at ``bits``: the fewer there are, the more of a range is given up for finer steps."""
     if rule is not InitialRange.AUTO:
         return rule
-    return InitialRange.MINMAX if bits >= _MIN_MAX_BITS else InitialRange.MSE
+    if bits >= _PERCENTILE_BITS:
+        return InitialRange.MINMAX if bits >= _MIN_MAX_BITS else InitialRange.PERCENTILE
+    return InitialRange.MSE
 
 
 def search_tables(x: torch.Tensor, rows: int, bits: int, *, symmetric: bool, rule: InitialRange,
