@@ -15,6 +15,7 @@ An engine folder of TensorRT holds ``model.smXY.engine`` and ``layers.smXY.json`
     bundle                  where the bundle was: with the rest, all that it takes to build the engine again
     checkpoint_sha256       the manifest's hash of the checkpoint that the bundle was exported from: what the engine can be checked against
     built_on                OpenVINO alone: the CPU whose kernels the report shows, and whether its INT8 kernels saturate
+    int8_without_vnni       OpenVINO alone: whether INT8 kernels serve on a CPU where they do
     and what the bundle says of itself: component, pipeline_class, model_config, sample_shape, inputs, output, source, target, dtype, float
 """
 
@@ -37,7 +38,7 @@ from .build_options import BuildOptions
 from .build_plan import Range, check_backend, check_capabilities, check_graph, input_profile, output_spec
 from .build_process import BuilderCrash, run_child
 from .build_request import Backend, BuildRequest, ShapeRange
-from .engine_files import weight_bits_of
+from .engine_files import int8_without_vnni
 from .layer_dump import parse_dump
 from .layer_report import STATEMENTS, LayerReport, build_report
 from .machine import machine_info
@@ -144,7 +145,7 @@ def _manifest(job: _Job, shapes: Mapping[str, Any]) -> Manifest:
         **shapes,
     }
     if job.backend == "openvino":
-        details["built_on"] = _this_cpu()
+        details |= {"built_on": _this_cpu(), "int8_without_vnni": int8_without_vnni(job.bundle)}
     return Manifest(
         kind="engine",
         model=origin.model,
@@ -176,7 +177,7 @@ def _build_one(job: _Job, folder: Path, capability: tuple[int, int] | None, adva
             compute_capability=capability,
             profile=job.profile,
             options=job.options.asked(),
-            weight_bits=weight_bits_of(job.bundle),
+            int8_without_vnni=int8_without_vnni(job.bundle),
         )
         build = run_child(request, Path(scratch), timeout_s=job.timeout_s, alive=lambda: advance(0, "compiling"))
     dump = build.result.dump or parse_dump(build.log)

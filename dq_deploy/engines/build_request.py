@@ -29,7 +29,7 @@ class BuildRequest(BaseModel):
     """One build. ``plan`` is the engine's file, ``profile`` maps every graph input to its (min, opt, max) shapes.
 
     ``compute_capability`` is the (major, minor) to compile for; None means the device of this machine. ``options`` are those of
-    ``BuildOptions`` that were asked for, ``weight_bits`` those of most weights.
+    ``BuildOptions`` that were asked for, ``int8_without_vnni`` says what its name in ``engine_files`` does.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -40,7 +40,7 @@ class BuildRequest(BaseModel):
     compute_capability: tuple[int, int] | None
     profile: dict[str, ShapeRange]
     options: dict[str, Any] = Field(default_factory=dict)
-    weight_bits: int | None = None
+    int8_without_vnni: bool = False
 
 
 class BuildResult(BaseModel):

@@ -15,7 +15,7 @@ import numpy as np
 from ..artifacts import Artifact
 from ..artifacts.reading import check_structure, without_links
 from ..errors import ArtifactError, EnvironmentProblem, UsageError
-from .engine_files import check_backend_is, check_version, open_runnable, weight_bits_of
+from .engine_files import check_backend_is, check_version, int8_without_vnni, open_runnable
 from .openvino_graph import PRODUCTS, product_precision
 from .openvino_shapes import ShapedModels, shapes_for
 from .runner import Array, GraphRunner, InputSpec, graph_file
@@ -45,7 +45,7 @@ class OpenVinoRunner(GraphRunner):
 
     ``precision`` is that of what is not INT8 (``INFERENCE_PRECISION_HINT``); None leaves the choice to OpenVINO, which takes bf16 where
     the CPU has it. ``integer`` says whether quantized layers run on INT8 kernels; None is as the engine was built, or else takes them
-    unless they saturate on this CPU (see ``int8_serves``). In float they are slow and exact.
+    where they serve on this CPU (see ``int8_serves``). In float they are slow and exact.
 
     Each of the first few shapes that it is run at is compiled when it comes, which takes seconds (``ShapedModels``). May be run by several
     threads at once.
@@ -65,9 +65,9 @@ class OpenVinoRunner(GraphRunner):
         openvino = import_openvino()
         if threads is not None and threads < 1:
             raise UsageError(f"threads is {threads}, and at least 1 is needed")
-        self._file, as_built, weight_bits = _model_file(source)
+        self._file, as_built, without_vnni = _model_file(source)
         file, integer = self._file, as_built if integer is None else integer
-        integer = int8_serves(weight_bits) if integer is None else integer
+        integer = int8_serves(without_vnni) if integer is None else integer
         config = _configuration(openvino, precision, threads, integer)
         with _plain_file(source, file) as plain:
             model = read_graph(openvino, plain)
@@ -126,16 +126,9 @@ def int8_saturates() -> bool:
     return _saturates({})
 
 
-_NARROW_BITS = 6
-
-
-def int8_serves(weight_bits: int | None) -> bool:
-    """Whether INT8 kernels give what the integers mean on this CPU, for weights of so many bits (None: unknown).
-
-    Where they saturate, the shipped UNet has a median SNR of 24 dB instead of 44 with weights of 8 bits, and 43.1 instead of 43.6 with 7;
-    with 6 and fewer it is what it is in float (36.5 dB at W6A6, 35.3 at W4A8).
-    """
-    return not int8_saturates() or (weight_bits is not None and weight_bits <= _NARROW_BITS)
+def int8_serves(without_vnni: bool) -> bool:
+    """Whether to take INT8 kernels on this CPU: where they give what the integers mean, or ``without_vnni`` (see ``int8_without_vnni``)."""
+    return not int8_saturates() or without_vnni
 
 
 def _without_integer_kernels(openvino: Any) -> dict[str, str]:
@@ -222,20 +215,20 @@ def _cause(error: RuntimeError) -> str:
     return " ".join(line.strip() for line in str(error).splitlines() if line.strip())[-400:]
 
 
-def _model_file(source: str | Path | Artifact) -> tuple[Path, bool | None, int | None]:
+def _model_file(source: str | Path | Artifact) -> tuple[Path, bool | None, bool]:
     """The file to compile: a bundle's graph, an engine's IR, or the file itself when the path names one.
 
-    And an engine's ``integer``, and the bits of an artefact's weights.
+    And an engine's ``integer``, and ``int8_without_vnni`` of an artefact.
     """
     if not isinstance(source, Artifact):
         if Path(source).is_file():
-            return (Path(source) if Path(source).suffix == ".xml" else _valid(graph_file(source))), None, None
+            return (Path(source) if Path(source).suffix == ".xml" else _valid(graph_file(source))), None, False
         source = open_runnable(source)
     if source.manifest.kind != "engine":
-        return _valid(graph_file(source)), None, weight_bits_of(source)
+        return _valid(graph_file(source)), None, int8_without_vnni(source)
     details = check_backend_is(source, "openvino")
     check_version(source, details, metadata.version("openvino"))
-    return source.file(details.engines[0].file), details.options.integer, weight_bits_of(source)
+    return source.file(details.engines[0].file), details.options.integer, details.int8_without_vnni
 
 
 def _valid(file: Path) -> Path:

@@ -34,7 +34,7 @@ def main(request_path: str) -> None:
     sys.stdout.write(f"Parsing node: {request.onnx} [Model]\n")
     files = _convert(openvino, request)
     asked = BuildOptions(**request.options).integer
-    integer = int8_serves(request.weight_bits) if asked is None else asked
+    integer = int8_serves(request.int8_without_vnni) if asked is None else asked
     usual = {name: shape for name, (_, shape, _) in request.profile.items()}
     dump = runtime_dump(compile_for_cpu(openvino, Path(request.plan), integer=integer, shapes=usual), graph)
     hashes = {str(file): sha256_file(file) for file in files}

@@ -11,6 +11,7 @@ import openvino
 import pytest
 
 from dq_deploy.artifacts import Artifact
+from dq_deploy.engines.engine_files import int8_without_vnni
 from dq_deploy.engines.openvino import OpenVinoRunner, int8_saturates, int8_serves
 from dq_deploy.errors import EnvironmentProblem
 from tests.bundles import write_graph
@@ -65,12 +66,22 @@ def test_seven_bit_weights_do_not_saturate(tmp_path: Path) -> None:
     np.testing.assert_allclose(result, np.full((4, 32), 64 * 63 * 1.27, np.float32), rtol=1e-3)
 
 
-@pytest.mark.parametrize(("bits", "serves"), [(None, False), (8, False), (7, False), (6, True), (4, True)])
-def test_narrow_weights_are_safe_where_wide_ones_saturate(monkeypatch: pytest.MonkeyPatch, bits: int | None, serves: bool) -> None:
+@pytest.mark.parametrize("without_vnni", [True, False])
+def test_int8_kernels_serve_where_they_are_exact_or_without_vnni(monkeypatch: pytest.MonkeyPatch, without_vnni: bool) -> None:
     monkeypatch.setattr("dq_deploy.engines.openvino.int8_saturates", lambda: True)
-    assert int8_serves(bits) is serves
+    assert int8_serves(without_vnni) is without_vnni
     monkeypatch.setattr("dq_deploy.engines.openvino.int8_saturates", lambda: False)
-    assert int8_serves(bits) is True
+    assert int8_serves(without_vnni) is True
+
+
+@pytest.mark.parametrize(
+    ("bits", "op", "serves"), [(8, "conv2d", False), (7, "conv2d", False), (6, "conv2d", True), (4, "conv2d", True), (6, "linear", False)]
+)
+def test_without_vnni_int8_is_for_narrow_weights_of_convolutions(flow: Flow, tmp_path: Path, bits: int, op: str, serves: bool) -> None:
+    bundle = flow.bundle("tensorrt")
+    details = {**bundle.manifest.details, "layers": [{**layer, "op": op} for layer in bundle.manifest.details["layers"]]}
+    quantization = {**(bundle.manifest.quantization or {}), "weight_bits": bits}
+    assert int8_without_vnni(altered_manifest(bundle, tmp_path / "changed", quantization=quantization, details=details)) is serves
 
 
 def test_narrow_weights_run_on_int8_kernels_on_every_cpu(flow: Flow, tmp_path: Path) -> None:
