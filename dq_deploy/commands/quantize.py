@@ -130,10 +130,16 @@ def show_checkpoint(checkpoint: Artifact, output: Output, choice: BitChoice | No
     rows = [
         ("quantized layers", len(details["layers"])),
         ("multiply-accumulates in float", f"{details['float_mac_share']:.2%}"),
-        ("SNR before distillation", _span(details["snr_db"]["before_distillation"])),
-        ("SNR after distillation", _span(details["snr_db"]["after_distillation"])),
-        ("blocks improved", f"{sum(b['after'] < b['before'] for b in blocks)} of {len(blocks)}"),
     ]
+    snr = details["snr_db"]
+    if blocks:
+        rows += [
+            ("SNR before distillation", _span(snr["before_distillation"])),
+            ("SNR after distillation", _span(snr["after_distillation"])),
+            ("blocks improved", f"{sum(b['after'] < b['before'] for b in blocks)} of {len(blocks)}"),
+        ]
+    else:
+        rows.append(("SNR against the float model", _span(snr["after_distillation"])))
     output.table(str(checkpoint.path), ("", ""), rows)
     output.data({"checkpoint": checkpoint.path, "manifest": checkpoint.manifest.model_dump(), **_choice_json(choice)})
 

@@ -17,7 +17,8 @@ from PIL import Image
 from dq_deploy.artifacts import Artifact, Manifest, create_artifact
 from dq_deploy.errors import ArtifactError, UsageError
 from dq_deploy.quantization import quantize
-from dq_deploy.sampling import _picture_seed, sample
+from dq_deploy.sampling import sample
+from dq_deploy.sampling.draw import _picture_seed
 from tests.tiny_pipelines import tiny_dit
 
 

@@ -1,10 +1,10 @@
-"""Pictures from a quantized model, in the real diffusers pipeline, beside the float model's from the same seeds."""
+"""Drawing: the same seeds, classes and steps for two models in diffusers' own DDIM pipeline."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,45 +12,20 @@ import numpy as np
 import torch
 from diffusers import DDIMPipeline, DDIMScheduler
 
-from .artifacts import Artifact, open_artifact
-from .engines.choice import Runtime, best_runtime
-from .engines.dropin import DropInModel, load
-from .engines.engine_files import details_of
-from .errors import ArtifactError, UsageError
-from .progress import Advance, Progress, silent
-from .quantization.calibration.classes import CLASS_INPUT
-from .quantization.calibration.schedules import ddim_scheduler
-from .report.files import check_output_file, write_whole
-from .report.grid import Images, Panel, grid_png
-from .sampling_classes import Conditioning, conditioning_of, input_names
-from .sources import reload_source
+from ..artifacts import Artifact, open_artifact
+from ..engines.choice import Runtime
+from ..engines.dropin import DropInModel
+from ..engines.engine_files import details_of
+from ..errors import ArtifactError, UsageError
+from ..progress import Advance, Progress, silent
+from ..quantization.calibration.classes import CLASS_INPUT
+from ..quantization.calibration.schedules import ddim_scheduler
+from ..report.grid import Images
+from .classes import Conditioning, conditioning_of, input_names
+from .models import float_model, quantized_model
 
 # Equal pictures have an infinite PSNR; past this one, float rounding is all that is compared.
 _PSNR_CAP_DB = 100.0
-
-
-@dataclass(frozen=True)
-class SampleResult:
-    """``psnr_db`` compares each quantized picture with the float one of the same seed, values in [0, 1]; None when none was made.
-
-    ``timesteps`` are those the scheduler visited; ``furthest`` is the largest distance from one of them to its calibrated timestep.
-    """
-
-    output: str
-    engine: str
-    n: int
-    seed: int
-    timesteps: list[float]
-    furthest: float
-    psnr_db: list[float] | None = None
-    psnr_mean_db: float | None = None
-    psnr_min_db: float | None = None
-    guidance_scale: float | None = None
-    watched: list[dict[str, Any]] | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        """The result as plain JSON values."""
-        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -71,58 +46,6 @@ class Pictures:
     labels: list[int] | None
     guidance_scale: float | None
     watched: list[dict[str, Any]] | None = None
-
-
-def sample(
-    path: str | Path,
-    output_png: str | Path,
-    *,
-    n: int = 16,
-    seed: int = 0,
-    steps: int | None = None,
-    classes: str | Sequence[int] | None = None,
-    guidance_scale: float | None = None,
-    compare_float: bool = True,
-    runtime: Runtime = "auto",
-    watch: bool = False,
-    batch_size: int = 16,
-    force: bool = False,
-    progress: Progress = silent,
-) -> SampleResult:
-    """Draw ``n`` pictures with DDIM from a bundle, a checkpoint or an engine and write them as one PNG, the float model's beside them.
-
-    The arguments are those of ``draw``, and so is what is raised; and UsageError for an existing output without ``force``.
-    """
-    output = Path(output_png)
-    check_output_file(output, ".png", force=force)
-    drawn = draw(
-        path,
-        n=n,
-        seed=seed,
-        steps=steps,
-        classes=classes,
-        guidance_scale=guidance_scale,
-        compare_float=compare_float,
-        runtime=runtime,
-        watch=watch,
-        batch_size=batch_size,
-        progress=progress,
-    )
-    write_whole(output, grid_png(_panels(drawn)))
-    psnr = drawn.psnr_db
-    return SampleResult(
-        output=str(output),
-        engine=drawn.engine,
-        n=n,
-        seed=seed,
-        timesteps=drawn.timesteps,
-        furthest=drawn.furthest,
-        psnr_db=psnr,
-        psnr_mean_db=None if psnr is None else float(np.mean(psnr)),
-        psnr_min_db=None if psnr is None else min(psnr),
-        guidance_scale=drawn.guidance_scale,
-        watched=drawn.watched,
-    )
 
 
 def draw(
@@ -157,8 +80,8 @@ def draw(
     _check(artifact, n, seed, steps, batch_size, scheduler.config.num_train_timesteps)
     conditioning = conditioning_of(artifact, classes, guidance_scale)
     scheduler.set_timesteps(steps)
-    model, engine = _quantized(artifact, runtime, watch=watch)
-    reference = _float_model(artifact) if compare_float else None
+    model, engine = quantized_model(artifact, runtime, watch=watch)
+    reference = float_model(artifact) if compare_float else None
     batch_size = _fitting(artifact, batch_size, conditioning)
     passes = -(-n // batch_size) * steps * (1 if reference is None else 2)
     with progress("sampling", passes) as advance:
@@ -265,57 +188,7 @@ def _check(artifact: Artifact, n: int, seed: int, steps: int, batch_size: int, m
         raise UsageError("; ".join([*problems, *([impossible] if impossible else [])]), hint)
 
 
-def _quantized(artifact: Artifact, runtime: Runtime, *, watch: bool) -> tuple[DropInModel, str]:
-    """The model to draw with, and what runs it."""
-    if watch:
-        return load(artifact, runtime=runtime, watch=True), "onnxruntime"
-    if artifact.manifest.kind == "engine":
-        return load(artifact, runtime=runtime), artifact.manifest.details["backend"]
-    if artifact.manifest.kind == "bundle":
-        return load(artifact, runtime=runtime), best_runtime(artifact) if runtime == "auto" else runtime
-    from .quantization.checkpoint import load_checkpoint
-
-    return _wrapped(load_checkpoint(artifact.path).model, artifact), "pytorch"
-
-
-def _float_model(artifact: Artifact) -> DropInModel:
-    """The model that was quantized, from where it came.
-
-    Raises ArtifactError when what is there now has other weights, and UsageError when it came from no place that can be read again.
-    """
-    origin = artifact.manifest.details.get("source") or {}
-    hint = "sample without the comparison: --no-compare-float"
-    if not origin.get("reference"):
-        raise UsageError(f"{artifact.path} was made from a model in memory, so there is no float model to compare with", hint)
-    source = reload_source(origin)
-    if source.sha256 != origin["sha256"]:
-        raise ArtifactError(f"{origin['reference']} has other weights now than when {artifact.path} was made from it", hint)
-    return _wrapped(source.model, artifact)
-
-
-def _wrapped(model: Callable[..., Any], artifact: Artifact) -> DropInModel:
-    """Any ``model(sample, timestep, **conditions)`` as what a pipeline expects, its sizes taken from the artefact."""
-    details = artifact.manifest.details
-    channels, height, width = details["sample_shape"]
-    names = input_names(artifact)
-
-    def forward(inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-        sample, timestep, *conditions = (inputs[name] for name in names)
-        output = model(sample, timestep.float().expand(len(sample)), **dict(zip(names[2:], conditions, strict=True)))
-        return output if isinstance(output, torch.Tensor) else output[0]
-
-    config = {**(details.get("model_config") or {}), "in_channels": channels, "sample_size": (height, width)}
-    return DropInModel(forward, names, config)
-
-
 def _psnr(expected: Images, image: Images) -> float:
     """PSNR in dB of a picture against another, values in [0, 1], at most 100."""
     error = float(np.mean((expected.astype(np.float64) - image) ** 2))
     return _PSNR_CAP_DB if error == 0 else min(_PSNR_CAP_DB, float(-10 * np.log10(error)))
-
-
-def _panels(drawn: Pictures) -> list[Panel]:
-    title = f"quantized · {drawn.engine}"
-    if drawn.expected is None or drawn.psnr_db is None:
-        return [Panel(title, drawn.quantized)]
-    return [Panel("float · pytorch", drawn.expected), Panel(f"{title} · PSNR {np.mean(drawn.psnr_db):.1f} dB", drawn.quantized)]

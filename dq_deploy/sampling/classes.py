@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 import torch
 
-from .artifacts import Artifact
-from .engines.dropin import DropInModel
-from .errors import UsageError
-from .quantization.calibration.classes import CLASS_INPUT, class_space
+from ..artifacts import Artifact
+from ..engines.dropin import DropInModel
+from ..errors import UsageError
+from ..quantization.calibration.classes import CLASS_INPUT, class_space
 
 
 @dataclass(frozen=True)

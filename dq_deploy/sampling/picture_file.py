@@ -1,0 +1,99 @@
+"""Drawn pictures as one PNG, and what can be said of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..engines.choice import Runtime
+from ..progress import Progress, silent
+from ..report.files import check_output_file, write_whole
+from ..report.grid import Panel, grid_png
+from .draw import Pictures, draw
+
+
+@dataclass(frozen=True)
+class SampleResult:
+    """``psnr_db`` compares each quantized picture with the float one of the same seed, values in [0, 1]; None when none was made.
+
+    ``timesteps`` are those the scheduler visited; ``furthest`` is the largest distance from one of them to its calibrated timestep.
+    """
+
+    output: str
+    engine: str
+    n: int
+    seed: int
+    timesteps: list[float]
+    furthest: float
+    psnr_db: list[float] | None = None
+    psnr_mean_db: float | None = None
+    psnr_min_db: float | None = None
+    guidance_scale: float | None = None
+    watched: list[dict[str, Any]] | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """The result as plain JSON values."""
+        return asdict(self)
+
+
+def sample(
+    path: str | Path,
+    output_png: str | Path,
+    *,
+    n: int = 16,
+    seed: int = 0,
+    steps: int | None = None,
+    classes: str | Sequence[int] | None = None,
+    guidance_scale: float | None = None,
+    compare_float: bool = True,
+    runtime: Runtime = "auto",
+    watch: bool = False,
+    batch_size: int = 16,
+    force: bool = False,
+    progress: Progress = silent,
+) -> SampleResult:
+    """Draw ``n`` pictures with DDIM from a bundle, a checkpoint or an engine and write them as one PNG, the float model's beside them.
+
+    The arguments are those of ``draw``, and so is what is raised; and UsageError for an existing output without ``force``.
+    """
+    output = Path(output_png)
+    check_output_file(output, ".png", force=force)
+    drawn = draw(
+        path,
+        n=n,
+        seed=seed,
+        steps=steps,
+        classes=classes,
+        guidance_scale=guidance_scale,
+        compare_float=compare_float,
+        runtime=runtime,
+        watch=watch,
+        batch_size=batch_size,
+        progress=progress,
+    )
+    write_whole(output, grid_png(_panels(drawn)))
+    psnr = drawn.psnr_db
+    return SampleResult(
+        output=str(output),
+        engine=drawn.engine,
+        n=n,
+        seed=seed,
+        timesteps=drawn.timesteps,
+        furthest=drawn.furthest,
+        psnr_db=psnr,
+        psnr_mean_db=None if psnr is None else float(np.mean(psnr)),
+        psnr_min_db=None if psnr is None else min(psnr),
+        guidance_scale=drawn.guidance_scale,
+        watched=drawn.watched,
+    )
+
+
+def _panels(drawn: Pictures) -> list[Panel]:
+    title = f"quantized · {drawn.engine}"
+    if drawn.expected is None or drawn.psnr_db is None:
+        return [Panel(title, drawn.quantized)]
+    return [Panel("float · pytorch", drawn.expected), Panel(f"{title} · PSNR {np.mean(drawn.psnr_db):.1f} dB", drawn.quantized)]
