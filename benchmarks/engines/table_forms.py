@@ -18,7 +18,9 @@ from dq_deploy.exporters.scales import ROW
 
 
 def _gathers(graph: ir.Graph) -> list[ir.Node]:
-    return [node for node in graph if node.op_type == "Gather" and node.inputs[1] is not None and node.inputs[1].name == ROW]
+    """Of the scale tables [T]; the output bias [T, C, 1, 1] has its readers' rank already."""
+    found = [node for node in graph if node.op_type == "Gather" and node.inputs[1] is not None and node.inputs[1].name == ROW]
+    return [node for node in found if node.inputs[0] is not None and len(node.inputs[0].shape or ()) == 1]
 
 
 def _unsqueezed(value: ir.Value) -> Iterator[ir.Node]:

@@ -75,7 +75,7 @@ def test_the_command_writes_nothing(
     flags = ["--steps", "2", "--calibration-samples", "2", "--iterations", "5", "--dry-run"]
     assert run(["quantize", str(flow_pipeline), "-o", str(tmp_path / "out"), *flags, "--format", "json"]) == 0
     budget = json.loads(capfd.readouterr().out)
-    assert set(budget["seconds"]) == {"calibration", "initialization", "distillation", "total"}
+    assert set(budget["seconds"]) == {"calibration", "initialization", "distillation", "output bias", "total"}
     assert run(["quantize", str(flow_pipeline), "-o", str(tmp_path / "out"), *flags]) == 0
     text = capfd.readouterr().out
     for word in ("mid_block.resnets.0", "trained parameters", "conv_in", "memory: peak", "disk: peak", "time: total"):
