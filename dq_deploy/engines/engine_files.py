@@ -71,8 +71,8 @@ def int8_without_vnni(bundle: Artifact) -> bool:
     """Whether a CPU whose INT8 sums saturate does better on its INT8 kernels than in float: narrow weights, and mostly convolutions.
 
     The shipped UNet has on them a median SNR of 24 dB instead of 44 with weights of 8 bits and of 43.1 instead of 43.6 with 7; with 6 and
-    fewer it has what it has in float (36.5 dB at W6A6, 35.3 at W4A8), in 0.7 to 0.8 of the time. But without VNNI an INT8 matrix product
-    is no faster than a float one, and the codes cost: the shipped transformer takes 1.1 to 1.5 times the time of float.
+    fewer it has what it has in float (36.5 dB at W6A6, 35.3 at W4A8), in 0.7 to 0.8 of the time. But the shipped
+    transformer, which is matrix products, takes 1.1 to 1.5 times the time of float on them.
     """
     bits = (bundle.manifest.quantization or {}).get("weight_bits")
     if bits is None or bits > _NARROW_BITS:

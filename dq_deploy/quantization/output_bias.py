@@ -2,10 +2,9 @@
 
 Rounding moves means: a value that many pixels share (the floor of SiLU, a background) falls between two codes, and all of them move the
 same way. Layers would take the mean error of their outputs into their biases (bias correction, Nagel et al., arXiv 1906.04721 §4.2), but
-with a scale for each timestep it differs from timestep to timestep, and a bias does not. Sampling adds such errors up, and the network
-corrects them less than noise. So the last thing that the quantized network does is to subtract one number for each timestep and output
-channel, measured on the calibration trajectories (He et al., PTQD, arXiv 2305.10657 eq. 12, for one bias at a step of the sampler).
-What it buys: docs/decisions/output-bias.md.
+with a scale for each timestep it differs from timestep to timestep, and a bias does not. So the last thing that the quantized network
+does is to subtract one number for each timestep and output channel, measured on the calibration trajectories (He et al., PTQD,
+arXiv 2305.10657, correct each step of the sampler so). What it buys: docs/decisions/output-bias.md.
 """
 
 from __future__ import annotations
