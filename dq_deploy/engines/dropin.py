@@ -7,7 +7,9 @@ answered by an inference engine.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -66,6 +68,18 @@ class DropInModel(torch.nn.Module):
     @property
     def _buffer(self) -> torch.Tensor:
         return self._buffers["placement"]  # type: ignore[return-value]
+
+    @property
+    def add_embedding(self) -> SimpleNamespace:
+        """Stable Diffusion XL's pipelines ask this layer how many inputs it has. Raises AttributeError for a model without it."""
+        width = self.config.get("projection_class_embeddings_input_dim")
+        if width is None:
+            raise AttributeError("this model has no add_embedding")
+        return SimpleNamespace(linear_1=SimpleNamespace(in_features=width))
+
+    def cache_context(self, name: str) -> AbstractContextManager[None]:  # noqa: ARG002  the signature of diffusers' models
+        """Pipelines name the half of the guidance that they are at, for caches between steps; there are none here."""
+        return nullcontext()
 
     def __getattr__(self, name: str) -> Any:
         """Questions such as ``unet.in_channels`` are answered from the configuration, as diffusers' own models do."""
