@@ -64,6 +64,22 @@ def calibration_options(command: Callable[..., Any]) -> Callable[..., Any]:
 _CALIBRATION = ("prompts", "negative_prompt", "classes", "lora", "lora_scale")
 
 
+def asks_for_pictures(command: Callable[..., Any]) -> Callable[..., Any]:
+    """What pictures are drawn of."""
+    for option in reversed((
+        click.option(
+            "--prompts", type=click.Path(path_type=Path), help="File of prompts to draw in turn with a text pipeline: UTF-8, one on a line."
+        ),
+        click.option("--negative-prompt", help="What the unconditional half of a text pipeline is given."),
+        click.option(
+            "--classes", metavar="LIST", help="Classes to draw in turn with a class-conditional model, such as 0-9,3.  [default: all]"
+        ),
+        click.option("--guidance-scale", type=float, help="Classifier-free guidance towards prompts or classes.  [default: as calibrated]"),
+    )):  # fmt: skip
+        command = option(command)
+    return command
+
+
 def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Options of an engine's build, handed over as ``engine_options`` (those that were given) and ``sizes`` (of dynamic dimensions)."""
 

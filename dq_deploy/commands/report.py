@@ -9,12 +9,12 @@ import click
 
 from ..console import Output
 from ..errors import UsageError
-from .options import allows_pickles, common, force_option, whole_numbers
+from .options import allows_pickles, asks_for_pictures, common, force_option, whole_numbers
 
 if TYPE_CHECKING:
     from ..report.data import ReportData
 
-_OF_PICTURES = ("count", "seed", "steps", "classes", "guidance_scale", "runtime")
+_OF_PICTURES = ("count", "seed", "steps", "prompts", "negative_prompt", "classes", "guidance_scale", "runtime")
 _OF_BENCH = ("baseline", "batch", "runs")
 
 
@@ -26,9 +26,8 @@ _OF_BENCH = ("baseline", "batch", "runs")
 @click.option("--samples/--no-samples", default=True, show_default=True, help="Draw pictures, the float model's beside them.")
 @click.option("-n", "--count", type=int, help="Number of pictures.  [default: 16]")
 @click.option("--seed", type=int, help="Seed of the first picture.  [default: 0]")
-@click.option("--steps", type=int, help="DDIM steps of the pictures.  [default: the number of calibrated timesteps]")
-@click.option("--classes", metavar="LIST", help="Classes to draw in turn with a class-conditional model, such as 0-9,3.  [default: all]")
-@click.option("--guidance-scale", type=float, help="Classifier-free guidance of a class-conditional model.  [default: as calibrated]")
+@click.option("--steps", type=int, help="Steps of the pictures' sampler.  [default: those of the calibration]")
+@asks_for_pictures
 @click.option("--runtime", type=click.Choice(["auto", "onnxruntime", "openvino"]), help="Engine that draws with a bundle.  [default: auto]")
 @click.option("--layer-error/--no-layer-error", default=True, show_default=True, help="Measure the error of every layer at every timestep.")
 @click.option("--check/--no-check", "checks", default=True, show_default=True, help="Check every bundle against the checkpoint.")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..console import Output
-from .options import allows_pickles, common, force_option
+from .options import allows_pickles, asks_for_pictures, common, force_option
 
 if TYPE_CHECKING:
     from ..sampling import SampleResult
@@ -19,9 +19,8 @@ if TYPE_CHECKING:
 @click.option("-o", "--output", "destination", type=click.Path(path_type=Path), required=True, help="PNG file for the grid.")
 @click.option("-n", "--count", default=16, show_default=True, help="Number of pictures.")
 @click.option("--seed", default=0, show_default=True, help="Seed of the first picture.")
-@click.option("--steps", type=int, help="DDIM steps.  [default: the number of calibrated timesteps]")
-@click.option("--classes", metavar="LIST", help="Classes to draw in turn with a class-conditional model, such as 0-9,3.  [default: all]")
-@click.option("--guidance-scale", type=float, help="Classifier-free guidance of a class-conditional model.  [default: as calibrated]")
+@click.option("--steps", type=int, help="Steps of the sampler.  [default: those of the calibration]")
+@asks_for_pictures
 @click.option(
     "--runtime",
     type=click.Choice(["auto", "onnxruntime", "openvino"]),
@@ -39,9 +38,14 @@ if TYPE_CHECKING:
 @force_option
 @common
 @allows_pickles
-def sample(path: Path, destination: Path, count: int, seed: int, steps: int | None, classes: str | None, guidance_scale: float | None,
-           runtime: Any, compare_float: bool, watch: bool, force: bool, output: Output) -> None:  # fmt: skip
-    """Draw pictures with PATH (a bundle, a checkpoint or an engine of OpenVINO) in the diffusers pipeline and write them as one grid."""
+def sample(path: Path, destination: Path, count: int, seed: int, steps: int | None, prompts: Path | None,
+           negative_prompt: str | None, classes: str | None, guidance_scale: float | None, runtime: Any, compare_float: bool, watch: bool,
+           force: bool, output: Output) -> None:  # fmt: skip
+    """Draw pictures with PATH (a bundle, a checkpoint or an engine) in the diffusers pipeline and write them as one grid.
+
+    A model that takes prompts, or works on latents, is put into the pipeline that it came from, which is loaded for it: text encoders,
+    decoder and all. Everything else is drawn with by DDIM.
+    """
     from ..sampling import sample as run_sample
 
     result = run_sample(
@@ -50,6 +54,8 @@ def sample(path: Path, destination: Path, count: int, seed: int, steps: int | No
         n=count,
         seed=seed,
         steps=steps,
+        prompts=prompts,
+        negative_prompt=negative_prompt,
         classes=classes,
         guidance_scale=guidance_scale,
         compare_float=compare_float,

@@ -160,7 +160,7 @@ def _pictures(family: Family, drawing: Drawing, progress: Progress, left_out: No
     from ..sampling import draw, not_drawable
 
     artifact = next((bundle for bundle in family.bundles if bundle.manifest.details["dtype"] != "bf16"), family.checkpoint)
-    if reason := not_drawable(artifact):
+    if reason := not_drawable(artifact, drawing.prompts):
         left_out(f"No pictures: {reason}.")
         return None
     options: dict[str, Any] = {**vars(drawing), "progress": progress}

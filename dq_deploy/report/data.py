@@ -46,6 +46,7 @@ class Pictures(_Part):
     expected: list[str] | None = None
     psnr_db: list[float] | None = None
     labels: list[int] | None = None
+    prompts: list[str] | None = None
 
 
 class Layer(_Part):

@@ -29,6 +29,7 @@ def page_pictures(drawn: Drawn, artefact: str, seed: int) -> Pictures:
         expected=None if drawn.expected is None else _embedded(drawn.expected),
         psnr_db=None if drawn.psnr_db is None else [round(float(value), _DECIMALS) for value in drawn.psnr_db],
         labels=drawn.labels,
+        prompts=drawn.prompts,
     )
 
 

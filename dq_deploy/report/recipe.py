@@ -43,7 +43,8 @@ def report_command(paths: Sequence[Path], wanted: Wanted) -> str:
         default = Drawing()
         for name, value in vars(wanted.drawing).items():
             if value != getattr(default, name):
-                text = str(value) if isinstance(value, str | int | float) else ",".join(map(str, value))
+                text = str(value) if isinstance(value, str | int | float | Path) else ",".join(map(str, value))
+                text = "prompts.txt" if name == "prompts" and not isinstance(value, str | Path) else text  # they came as a list
                 flags += ["-n" if name == "n" else f"--{name.replace('_', '-')}", text]
     flags += [] if wanted.layer_error else ["--no-layer-error"]
     flags += [] if wanted.check else ["--no-check"]

@@ -27,6 +27,8 @@ class Drawing:
     n: int = 16
     seed: int = 0
     steps: int | None = None
+    prompts: str | Path | Sequence[str] | None = None
+    negative_prompt: str | None = None
     classes: str | Sequence[int] | None = None
     guidance_scale: float | None = None
     runtime: Runtime = "auto"

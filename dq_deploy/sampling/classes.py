@@ -63,9 +63,15 @@ def conditioning_of(artifact: Artifact, classes: str | Sequence[int] | None, gui
     space = class_space(None, artifact.manifest.details.get("model_config") or {})
     if space is None:
         raise UsageError(f"{artifact.path} takes {CLASS_INPUT}, and its configuration does not say how many there are")
-    scale = (artifact.manifest.quantization or {}).get("guidance_scale") if guidance_scale is None else guidance_scale
-    if scale is not None and not 0 <= scale < math.inf:
-        raise UsageError(f"the guidance scale is {scale}, and must be a number of at least 0")
+    scale = guidance_of(artifact, guidance_scale)
     guided = scale is not None and scale > 1  # as in diffusers
     null = int(space.null_conditions()[CLASS_INPUT][0]) if guided else None
     return Conditioning(space.choose(classes), scale, null)
+
+
+def guidance_of(artifact: Artifact, guidance_scale: float | None) -> float | None:
+    """The guidance scale asked for, or that of the calibration. Raises UsageError for a number that is none."""
+    scale: float | None = (artifact.manifest.quantization or {}).get("guidance_scale") if guidance_scale is None else guidance_scale
+    if scale is not None and not 0 <= scale < math.inf:
+        raise UsageError(f"the guidance scale is {scale}, and must be a number of at least 0")
+    return scale

@@ -14,13 +14,14 @@ from ..progress import Progress, silent
 from ..report.files import check_output_file, write_whole
 from ..report.grid import Panel, grid_png
 from .draw import Pictures, draw
+from .pipelines import Prompts
 
 
 @dataclass(frozen=True)
 class SampleResult:
     """``psnr_db`` compares each quantized picture with the float one of the same seed, values in [0, 1]; None when none was made.
 
-    ``timesteps`` are those the scheduler visited; ``furthest`` is the largest distance from one of them to its calibrated timestep.
+    ``timesteps`` are those at which the model was called; ``furthest`` is the largest distance from one of them to its calibrated timestep.
     """
 
     output: str
@@ -32,6 +33,7 @@ class SampleResult:
     psnr_db: list[float] | None = None
     psnr_mean_db: float | None = None
     psnr_min_db: float | None = None
+    prompts: list[str] | None = None
     guidance_scale: float | None = None
     watched: list[dict[str, Any]] | None = None
 
@@ -47,6 +49,8 @@ def sample(
     n: int = 16,
     seed: int = 0,
     steps: int | None = None,
+    prompts: Prompts | None = None,
+    negative_prompt: str | None = None,
     classes: str | Sequence[int] | None = None,
     guidance_scale: float | None = None,
     compare_float: bool = True,
@@ -56,7 +60,7 @@ def sample(
     force: bool = False,
     progress: Progress = silent,
 ) -> SampleResult:
-    """Draw ``n`` pictures with DDIM from a bundle, a checkpoint or an engine and write them as one PNG, the float model's beside them.
+    """Draw ``n`` pictures with a bundle, a checkpoint or an engine and write them as one PNG, the float model's beside them.
 
     The arguments are those of ``draw``, and so is what is raised; and UsageError for an existing output without ``force``.
     """
@@ -67,6 +71,8 @@ def sample(
         n=n,
         seed=seed,
         steps=steps,
+        prompts=prompts,
+        negative_prompt=negative_prompt,
         classes=classes,
         guidance_scale=guidance_scale,
         compare_float=compare_float,
@@ -87,6 +93,7 @@ def sample(
         psnr_db=psnr,
         psnr_mean_db=None if psnr is None else float(np.mean(psnr)),
         psnr_min_db=None if psnr is None else min(psnr),
+        prompts=drawn.prompts,
         guidance_scale=drawn.guidance_scale,
         watched=drawn.watched,
     )

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import inspect
 import logging
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -53,16 +55,14 @@ def load_whole(root: Path, **parts: Any) -> Any:
     """The pipeline in ``root`` in float32 without its safety checker; ``parts`` are not loaded but taken as given. Raises as above."""
     index = read_pipeline_index(root)
     components = read_components(root)
-    try:
-        import transformers  # noqa: F401
-    except ImportError as error:
-        raise EnvironmentProblem(f"a {index.pipeline_class} needs transformers: {error}", "pip install transformers") from None
     from diffusers import DiffusionPipeline
 
     kind = class_of_diffusers(index.pipeline_class, DiffusionPipeline, root)
     needless = {name: None for name in SAFETY_PARTS if name in components}
     flags = {"requires_safety_checker": False} if "requires_safety_checker" in inspect.signature(kind.__init__).parameters else {}
     wanted = [name for name in components if name not in needless and name not in parts]
+    if any(components[name][0] == "transformers" for name in wanted):
+        _require_transformers(index.pipeline_class)
     _check_parts(root, {name: components[name] for name in wanted})
     with as_safetensors(root, wanted) as readable:
         for weights in sorted(path for name in wanted for path in (readable / name).glob(f"*{WEIGHTS_SUFFIX}")):
@@ -88,13 +88,18 @@ def load_whole(root: Path, **parts: Any) -> Any:
     return pipeline
 
 
+def _require_transformers(pipeline_class: str) -> None:
+    try:
+        import transformers  # noqa: F401
+    except ImportError as error:
+        raise EnvironmentProblem(f"a {pipeline_class} needs transformers: {error}", "pip install transformers") from None
+
+
 @contextmanager
 def _no_progress_bars() -> Iterator[None]:
     """Keep diffusers and transformers from drawing bars of their own; progress is the caller's to show."""
-    import diffusers.utils.logging
-    import transformers.utils.logging
-
-    libraries = [diffusers.utils.logging, transformers.utils.logging]
+    names = ["diffusers.utils.logging", *(["transformers.utils.logging"] if "transformers" in sys.modules else [])]
+    libraries = [importlib.import_module(name) for name in names]
     shown = [library for library in libraries if library.is_progress_bar_enabled()]
     for library in shown:
         library.disable_progress_bar()

@@ -14,11 +14,11 @@ import torch
 from diffusers import DDIMPipeline, DDIMScheduler, DDPMPipeline, DiTPipeline
 from PIL import Image
 
-from dq_deploy.artifacts import Artifact, Manifest, create_artifact
+from dq_deploy.artifacts import Artifact, Manifest, create_artifact, open_artifact
 from dq_deploy.errors import ArtifactError, UsageError
 from dq_deploy.quantization import quantize
-from dq_deploy.sampling import sample
-from dq_deploy.sampling.draw import _picture_seed
+from dq_deploy.sampling import not_drawable, sample
+from dq_deploy.sampling.seeds import picture_seed
 from tests.tiny_pipelines import tiny_dit
 
 
@@ -55,7 +55,7 @@ def test_quantized_beside_float_from_the_same_seeds(tiny_bundle: Artifact, pipel
 
     pipe = DDIMPipeline.from_pretrained(pipeline_dir)
     pipe.set_progress_bar_config(disable=True)
-    generator = torch.Generator().manual_seed(_picture_seed(3, 4))
+    generator = torch.Generator().manual_seed(picture_seed(3, 4))
     fifth = pipe(1, generator=generator, num_inference_steps=4, output_type="np").images[0]
     pixels = np.asarray(picture)[40 + 102 :: 12, 24 + 102 :: 12, 0][:8, :8]  # second row, second column of the left panel
     np.testing.assert_array_equal(pixels, np.round(fifth[..., 0] * 255))
@@ -91,7 +91,7 @@ def test_an_existing_output_needs_force(tiny_bundle: Artifact, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"n": 0, "steps": 0}, "n is 0, and at least 1 is needed; steps is 0, and 1 to 1000 are possible"),
+        ({"n": 0, "steps": 0}, "n is 0, and at least 1 is needed; steps is 0, and at least 1 is needed"),
         ({"steps": 1001}, "steps is 1001"),
         ({"batch_size": 0}, "batch size is 0"),
     ],
@@ -160,7 +160,7 @@ def test_guidance_is_that_of_diffusers_pipeline(class_conditional: Artifact, tmp
     # The same by hand: both halves in one batch, and the guided noise into DDIM's step.
     dit, scheduler = tiny_dit(), DDIMScheduler()
     scheduler.set_timesteps(2)
-    x = torch.randn(1, 1, 8, 8, generator=torch.Generator().manual_seed(_picture_seed(0, 0)))
+    x = torch.randn(1, 1, 8, 8, generator=torch.Generator().manual_seed(picture_seed(0, 0)))
     with torch.no_grad():
         for t in scheduler.timesteps:
             halves = dit(torch.cat([x, x]), t.expand(2), class_labels=torch.tensor([3, 5])).sample[:, :1]
@@ -187,13 +187,17 @@ def test_classes_that_there_are_not(class_conditional: Artifact, tiny_bundle: Ar
         sample(tmp_path / "changed", tmp_path / "grid.png")
 
 
-def test_models_that_need_more_are_refused(tiny_bundle: Artifact, tmp_path: Path) -> None:
+def test_what_no_pipeline_can_be_loaded_for_is_refused(tiny_bundle: Artifact, tmp_path: Path) -> None:
     inputs = [*tiny_bundle.manifest.details["inputs"], {"name": "encoder_hidden_states", "dtype": "float32", "shape": ["batch", 77, 8]}]
-    path = altered(tiny_bundle, tmp_path / "text", inputs=inputs, sample_shape=[4, 8, 8])
-    with pytest.raises(
-        UsageError, match="text takes encoder_hidden_states: only unconditional.*; .*text works on samples of shape .4, 8, 8."
-    ):
-        sample(path, tmp_path / "grid.png")
+    memory = {"reference": "object:StableDiffusionPipeline", "sha256": "0"}
+    path = altered(tiny_bundle, tmp_path / "text", inputs=inputs, sample_shape=[4, 8, 8], source=memory)
+    assert "text takes encoder_hidden_states, which the pipeline that it came from would make" in (
+        not_drawable(open_artifact(path, "bundle")) or ""
+    )
+    with pytest.raises(UsageError, match="made from a model in memory"):
+        sample(path, tmp_path / "grid.png", prompts=["a"])
+    with pytest.raises(UsageError, match="a prompt is given, and the model takes none"):
+        sample(tiny_bundle.path, tmp_path / "grid.png", prompts=["a"])
     with create_artifact(tmp_path / "bare", Manifest(kind="bundle", model="m", details=tiny_bundle.manifest.details)):
         pass
     with pytest.raises(ArtifactError, match="no scheduler or no calibrated timesteps"):

@@ -1,0 +1,163 @@
+"""Drawing with the source's own pipeline, where prompts, text encoders and a decoder belong to a picture: only the denoiser changes."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..artifacts import Artifact
+from ..errors import UsageError
+from ..quantization.calibration.classes import CLASS_INPUT
+from ..quantization.calibration.pipeline_source import read_prompts
+from ..quantization.calibration.schedules import sampling_scheduler
+from ..quantization.config import Sampler
+from ..report.grid import Images
+from ..sources import Source, text_pipeline
+from .classes import conditioning_of, guidance_of, input_names
+from .seeds import generators
+
+Prompts = str | Path | Sequence[str]
+"""A file with a prompt on each line, or the prompts themselves."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a user asks to be drawn."""
+
+    prompts: Prompts | None = None
+    negative_prompt: str | None = None
+    classes: str | Sequence[int] | None = None
+    guidance_scale: float | None = None
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What a pipeline is to draw: ``subjects`` in turn, each handed over as ``parameter``, and further ``options`` of its call."""
+
+    parameter: str | None
+    subjects: list[Any]
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def subject(self, number: int) -> Any:
+        """Of the picture with this number."""
+        return self.subjects[number % len(self.subjects)]
+
+    def of(self, number: int) -> dict[str, Any]:
+        """Arguments of the call that draws this picture."""
+        return {**({self.parameter: [self.subject(number)]} if self.parameter else {}), **self.options}
+
+
+def wish(artifact: Artifact, asked: Asked) -> Wish:
+    """What to draw with the pipeline of an artefact: prompts, classes (all by default), or whatever it draws; guided as calibrated.
+
+    Raises UsageError: no prompts, or what the model does not take.
+    """
+    if not conditions(artifact):
+        if asked.prompts is not None or asked.negative_prompt is not None:
+            raise UsageError("a prompt is given, and the model takes none", "leave that out")
+        conditioning = conditioning_of(artifact, asked.classes, asked.guidance_scale)
+        if conditioning is None:
+            return Wish(None, [])
+        scale = conditioning.guidance_scale
+        return Wish(CLASS_INPUT, list(conditioning.labels), {} if scale is None else {"guidance_scale": scale})
+    if asked.classes is not None:
+        raise UsageError("classes are given, and the model takes none", "leave that out")
+    if asked.prompts is None:
+        raise UsageError(no_prompts(artifact), "--prompts FILE: a prompt on each line, drawn in turn")
+    negative = None if asked.negative_prompt is None else [asked.negative_prompt]
+    options = {"guidance_scale": guidance_of(artifact, asked.guidance_scale), "negative_prompt": negative}
+    return Wish("prompt", read_prompts(asked.prompts), {name: value for name, value in options.items() if value is not None})
+
+
+def no_prompts(artifact: Artifact) -> str:
+    """What is missing."""
+    return f"{artifact.path} draws what a prompt says, and none was given"
+
+
+@dataclass(frozen=True)
+class PipelineDrawing:
+    """Everything that must be the same for two denoisers whose pictures are compared. A picture at a time: these models are large."""
+
+    pipeline: Any
+    component: str
+    n: int
+    seed: int
+    steps: int
+    wish: Wish
+
+    @property
+    def calls(self) -> int:
+        """Passes through the denoiser that all pictures take, at one a step."""
+        return self.n * self.steps
+
+    @property
+    def labels(self) -> list[int] | None:
+        """Class of every picture."""
+        return self._subjects(CLASS_INPUT)
+
+    @property
+    def prompts(self) -> list[str] | None:
+        """Prompt of every picture."""
+        return self._subjects("prompt")
+
+    @property
+    def guidance_scale(self) -> float | None:
+        """None for the pipeline's own."""
+        return self.wish.options.get("guidance_scale")
+
+    def _subjects(self, parameter: str) -> list[Any] | None:
+        return [self.wish.subject(number) for number in range(self.n)] if self.wish.parameter == parameter else None
+
+    def __call__(self, model: Any) -> Images:
+        """[n, H, W, C] in [0, 1]. Raises UsageError where the pipeline refuses."""
+        pipeline = copy.copy(self.pipeline)
+        setattr(pipeline, self.component, model)
+        return np.concatenate([self._picture(pipeline, number) for number in range(self.n)])
+
+    def _picture(self, pipeline: Any, number: int) -> Images:
+        asked = self.wish.of(number)
+        generator = generators(self.seed, range(number, number + 1))
+        try:
+            images: Images = pipeline(**asked, generator=generator, num_inference_steps=self.steps, output_type="np").images
+        except (ValueError, TypeError, IndexError, NotImplementedError) as error:
+            reason = " ".join(str(error).split())[:300]
+            name = type(pipeline).__name__
+            raise UsageError(
+                f"the {name} refuses to draw in {self.steps} steps: {reason}", "try it in diffusers first, with the same arguments"
+            ) from error
+        return images
+
+
+def pipeline_drawing(artifact: Artifact, source: Source, n: int, seed: int, steps: int | None, wanted: Wish) -> PipelineDrawing:
+    """The pipeline of ``source`` with the scheduler of the calibration, which took as many ``steps`` as are taken by default.
+
+    Raises UsageError for an option that the pipeline does not take, and as ``text_pipeline`` does.
+    """
+    pipeline = text_pipeline(source)
+    taken = inspect.signature(type(pipeline).__call__).parameters
+    if foreign := [name.replace("_", " ") for name in wanted.of(0) if name not in taken]:
+        raise UsageError(f"a {type(pipeline).__name__} takes no {' and no '.join(foreign)}", "leave that out")
+    quantization = artifact.manifest.quantization or {}
+    sampler = Sampler(quantization.get("sampler", Sampler.DDIM))
+    pipeline.register_modules(scheduler=sampling_scheduler(pipeline.scheduler, sampler))
+    steps = quantization.get("steps", len(artifact.manifest.timesteps)) if steps is None else steps
+    return PipelineDrawing(pipeline, source.component, n, seed, steps, wanted)
+
+
+def needs_pipeline(artifact: Artifact) -> str | None:
+    """Why DDIM over pixels does not draw what a denoiser does; None where it does."""
+    if others := conditions(artifact):
+        return f"takes {', '.join(others)}"
+    shape = artifact.manifest.details["sample_shape"]
+    return None if len(shape) == 3 and shape[0] in (1, 3) else f"works on samples of shape {shape}"
+
+
+def conditions(artifact: Artifact) -> list[str]:
+    """What the model takes beside sample, timestep and class: embeddings of prompts."""
+    return [name for name in input_names(artifact)[2:] if name != CLASS_INPUT]
