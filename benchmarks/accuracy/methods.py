@@ -98,6 +98,8 @@ METHODS: tuple[Method, ...] = (
            {"dilation": "asymmetric"}, "block"),
     Method("symmetric", "DilateQuant, symmetric dilation", "the paper's rule restated for symmetric weights",
            {"dilation": "symmetric"}, "block", presets=("w4a4",)),
+    Method("scaled", "DilateQuant, SmoothQuant's factors", "SmoothQuant's factors in the place of the dilation",
+           {"dilation": "smoothquant"}, "block"),
     Method("joint", "DilateQuant, joint skips", "one quantizer over both parts of a concatenated skip (docs/decisions/skip-halves.md)",
            {"skip_halves": "joint"}, "block", presets=("w4a4", "w8a8")),
     Method("onnxruntime", "ONNX Runtime quantize_static", "QDQ, weights per channel, activations unsigned, min-max of the trajectories",
@@ -120,8 +122,8 @@ COMPONENTS: dict[tuple[bool, bool, bool], str] = {
 }
 """(dilation, tables, block distillation) → method: static block reconstruction is Q-Diffusion's, and all three make DilateQuant."""
 
-DILATIONS: tuple[str, ...] = ("tpq-bkd", "asymmetric", "symmetric", DILATEQUANT)
-"""The table of dilation rules: none, the paper's, its symmetric form, error-aware."""
+DILATIONS: tuple[str, ...] = ("tpq-bkd", "asymmetric", "symmetric", "scaled", DILATEQUANT)
+"""The table of dilation rules: none, the paper's, its symmetric form, SmoothQuant's factors, error-aware."""
 
 
 def method(name: str) -> Method:

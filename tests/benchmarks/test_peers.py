@@ -20,7 +20,7 @@ def test_the_timesteps_sines_and_cosines_are_what_no_weight_has_met() -> None:
     halved = ops.multiply(sample, np.float32(0.5), name="halved")
     phases = ops.multiply(timestep, np.float32([1, 0.1, 0.01, 0.001]), name="phases")
     waves = ops.concat([ops.sin(phases, name="sine"), ops.cos(phases, name="cosine")], axis=1, name="waves")
-    embedded = ops.matmul(waves, np.ones((8, 4), np.float32), False, False, name="product")  # noqa: FBT003  OpenVINO's own signature
+    embedded = ops.matmul(waves, np.ones((8, 4), np.float32), False, False, name="product")
     model = openvino.Model([ops.add(halved, embedded, name="sum")], [sample, timestep])
 
     assert set(_phases(model)) == {"phases", "sine", "cosine", "waves"}
