@@ -93,7 +93,7 @@ def components_table(results: ModelResults, presets: Sequence[str]) -> str:
 
 def dilations_table(results: ModelResults, presets: Sequence[str]) -> str:
     """The dilation rules, everything else as in DilateQuant: PSNR at each preset, difference to the error-aware rule."""
-    labels = dict(zip(DILATIONS, ("none", "the paper's (asymmetric)", "symmetric", "error-aware"), strict=True))
+    labels = dict(zip(DILATIONS, ("none", "the paper's (asymmetric)", "symmetric", "SmoothQuant's factors", "error-aware"), strict=True))
     return markdown(
         ["dilation", *(p.upper() for p in presets)],
         [[labels[name], *(_psnr_cell(results, preset, name, compare=True) for preset in presets)] for name in DILATIONS],
