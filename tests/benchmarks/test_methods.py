@@ -51,7 +51,7 @@ def test_components_are_all_eight_combinations(preset: str) -> None:
 
 def test_dilation_rules_differ_in_nothing_else() -> None:
     configs = [method(name).config("w4a4", SETTINGS, seed=0, family="unet").model_dump() for name in DILATIONS]
-    assert [c.pop("dilation").value for c in configs] == ["none", "asymmetric", "symmetric", "auto"]
+    assert [c.pop("dilation").value for c in configs] == ["none", "asymmetric", "symmetric", "smoothquant", "auto"]
     assert all(c == configs[0] for c in configs)
 
 
