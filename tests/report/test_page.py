@@ -98,7 +98,7 @@ def test_ids_are_unique(html: str) -> None:
         '<li class="failed"><strong>1 of 2</strong>',
         "✓ reached",
         "✗ missed",
-        "2 pictures of seed 0, 3 DDIM steps, by plain in plain, and by the float model",
+        "2 pictures of seed 0, 3 steps, by plain in plain, and by the float model",
         '<th>before plain</th><td class="number">11.0</td><td class="number">30.0</td>',
         '<th>bundle plain</th><td class="number">20.1</td><td class="number">–</td>',
         '✗ failed</span><br>failure plain<br>b<br>c<br>and 1 more</td>',
