@@ -43,7 +43,8 @@ def quantize_cell(
         wall_s=round(time.perf_counter() - wall, 2),
         cpu_s=round(time.process_time() - cpu, 2),
         loaded_mib=round(loaded, 1),
-        peak_mib=round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _RSS_UNIT / 2**20, 1),
+        # The kernel counts resident pages in batches, so that the peak may seem to lie a little below what was seen.
+        peak_mib=round(max(loaded, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _RSS_UNIT / 2**20), 1),
         gpu_peak_mib=_gpu_peak_mib(device),
         calibration_samples=settings.calibration_samples,
         calibration_inputs=settings.calibration_samples * settings.steps,
