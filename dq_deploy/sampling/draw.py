@@ -102,12 +102,12 @@ def draw(
 def _drawing(artifact: Artifact, asked: Asked, n: int, seed: int, steps: int | None, batch_size: int, *,
              compare_float: bool) -> tuple[PixelDrawing | PipelineDrawing, torch.nn.Module | None]:  # fmt: skip
     """How to draw with any denoiser of this kind, and the float one if it is asked for."""
+    if not conditions(artifact) and (asked.prompts is not None or asked.negative_prompt is not None):
+        raise UsageError("a prompt is given, and the model takes none", "leave that out")
     if needs_pipeline(artifact):
         wanted = wish(artifact, asked)
         source = float_source(artifact)
         return pipeline_drawing(artifact, source, n, seed, steps, wanted), source.model if compare_float else None
-    if asked.prompts is not None or asked.negative_prompt is not None:
-        raise UsageError("a prompt is given, and the model takes none", "leave that out")
     conditioning = conditioning_of(artifact, asked.classes, asked.guidance_scale)
     drawing = pixel_drawing(artifact, n, seed, steps, batch_size, conditioning)
     return drawing, float_model(artifact) if compare_float else None

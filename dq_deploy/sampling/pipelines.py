@@ -59,8 +59,6 @@ def wish(artifact: Artifact, asked: Asked) -> Wish:
     Raises UsageError: no prompts, or what the model does not take.
     """
     if not conditions(artifact):
-        if asked.prompts is not None or asked.negative_prompt is not None:
-            raise UsageError("a prompt is given, and the model takes none", "leave that out")
         conditioning = conditioning_of(artifact, asked.classes, asked.guidance_scale)
         if conditioning is None:
             return Wish(None, [])
