@@ -66,8 +66,8 @@ def _measured(name: str, batches: list[int], runs: int, threads: int, work: Path
     large = name == "unet-86m"
     runs, batches = (max(3, runs // 4), batches[:1]) if large else (runs, batches)
     everyone = contenders(subject, made, threads, compiled=compiled and not large)
-    found = measure(subject, everyone, batches=batches, runs=runs, progress=out.progress)
-    found["threads"] = threads
+    found = measure(everyone, batches=batches, runs=runs, progress=out.progress)
+    found |= {"threads": threads, "parameters": sum(p.numel() for p in subject.module(work).parameters())}
     found["static_pairs"] = static_pairs(everyone, batches=batches, runs=2 * runs, progress=out.progress)
     found["profiles"] = {
         "float": kernel_times(made.bundle("float"), everyone[0], threads=threads, integer=True),

@@ -66,8 +66,7 @@ def prepare(subject: Subject, folder: Path, progress: Progress) -> Made:
     """Make what is not there yet."""
     made = Made(folder)
     if not made.checkpoint.exists():
-        source, arguments = subject.quantize_arguments()
-        dq_deploy.quantize(source, made.checkpoint, preset="w8a8", progress=progress, **arguments, **_CHEAP)
+        dq_deploy.quantize(subject.source(folder), made.checkpoint, preset="w8a8", progress=progress, **_CHEAP)
     for name, options in {
         "tensorrt": {"target": "tensorrt", "dtype": "fp32"},
         "onnxruntime": {"target": "onnxruntime"},
@@ -87,8 +86,7 @@ def _prepare_narrow(subject: Subject, made: Made, progress: Progress) -> None:
     """Weights of 6 bits: INT8 kernels are exact then even where they saturate with 8."""
     path = made.folder / "checkpoint-narrow"
     if not path.exists():
-        source, arguments = subject.quantize_arguments()
-        dq_deploy.quantize(source, path, preset="w6a6", progress=progress, **arguments, **_CHEAP)
+        dq_deploy.quantize(subject.source(made.folder), path, preset="w6a6", progress=progress, **_CHEAP)
     dq_deploy.export(path, made.bundle("narrow"), target="tensorrt", dtype="fp32", progress=progress)
 
 

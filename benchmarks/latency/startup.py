@@ -24,7 +24,7 @@ _HELP_RUNS, _EXPORT_ROUNDS = 11, 2
 
 def startup(subject: Subject, made: Made, progress: Progress) -> dict[str, Any]:
     """Seconds of ``dq-deploy --help``, and of both exports, the median of several in turns (the first of each is left out)."""
-    reference = load_reference(subject.source)
+    reference = load_reference(subject.builtin)
     with TemporaryDirectory() as folder, progress("start-up", _HELP_RUNS + _EXPORT_ROUNDS + 1) as advance:
         helps = []
         for _ in range(_HELP_RUNS):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,26 +11,37 @@ import torch
 
 @dataclass(frozen=True)
 class Subject:
-    """A model; ``channels`` None is a built-in one. ``pictures``: sampled through the pipeline too."""
+    """A model: a built-in one, or a UNet of these ``channels`` with random weights. ``pictures``: sampled through the pipeline too."""
 
     name: str
-    source: str = ""
+    builtin: str = ""
     channels: tuple[int, ...] = ()
     sample_shape: tuple[int, int, int] = (3, 32, 32)
     transformer: bool = False
     pictures: bool = False
 
-    def module(self) -> torch.nn.Module:
-        """The float model."""
-        if self.source:
-            from dq_deploy.sources import load_source
+    def source(self, folder: Path) -> str:
+        """What ``dq_deploy.quantize`` and ``load_source`` take: a built-in's name, or a pipeline below ``folder``, written if need be."""
+        path = folder / "pipeline"
+        if not self.builtin and not path.exists():
+            from diffusers import DDIMPipeline, DDIMScheduler
 
-            loaded: torch.nn.Module = load_source(self.source).model
-            return loaded.eval()
+            pipeline: Any = DDIMPipeline(unet=self._random(), scheduler=DDIMScheduler())
+            pipeline.save_pretrained(path)
+        return self.builtin or str(path)
+
+    def module(self, folder: Path) -> torch.nn.Module:
+        """The float model."""
+        from dq_deploy.sources import load_source
+
+        loaded: torch.nn.Module = load_source(self.source(folder)).model
+        return loaded.eval()
+
+    def _random(self) -> Any:
         from diffusers import UNet2DModel
 
         torch.manual_seed(0)
-        model: Any = UNet2DModel(
+        return UNet2DModel(
             sample_size=self.sample_shape[1],
             in_channels=self.sample_shape[0],
             out_channels=self.sample_shape[0],
@@ -38,16 +50,6 @@ class Subject:
             down_block_types=("DownBlock2D",) + ("AttnDownBlock2D",) * (len(self.channels) - 1),
             up_block_types=("AttnUpBlock2D",) * (len(self.channels) - 1) + ("UpBlock2D",),
         )
-        module: torch.nn.Module = model.eval()
-        return module
-
-    def quantize_arguments(self) -> tuple[Any, dict[str, Any]]:
-        """What ``dq_deploy.quantize`` takes."""
-        if self.source:
-            return self.source, {}
-        from diffusers import DDIMScheduler
-
-        return self.module(), {"scheduler": DDIMScheduler(), "sample_shape": self.sample_shape}
 
 
 SUBJECTS = {

@@ -37,8 +37,8 @@ def contenders(subject: Subject, made: Made, threads: int, *, compiled: bool) ->
     names = load_checkpoint(made.checkpoint).details["inputs"]
     makers: dict[str, Callable[[], Any]] = {
         BASELINE: lambda: PlainOnnxRuntime(made.float_onnx, threads=threads),
-        "PyTorch eager": lambda: TorchRunner(subject.module(), names, compiled=False, threads=threads),
-        **({"torch.compile": lambda: TorchRunner(subject.module(), names, compiled=True, threads=threads)} if compiled else {}),
+        "PyTorch eager": lambda: TorchRunner(subject.module(made.folder), names, compiled=False, threads=threads),
+        **({"torch.compile": lambda: TorchRunner(subject.module(made.folder), names, compiled=True, threads=threads)} if compiled else {}),
         "ONNX Runtime, quantize_static": lambda: PlainOnnxRuntime(made.onnxruntime_static, threads=threads),
         "OpenVINO, float": lambda: PlainOpenVino(made.float_onnx, threads=threads),
         "OpenVINO, NNCF static INT8": lambda: PlainOpenVino(made.nncf, threads=threads),
@@ -55,10 +55,9 @@ def contenders(subject: Subject, made: Made, threads: int, *, compiled: bool) ->
     return [Contender(name=name, runner=make(), inputs=template.inputs) for name, make in makers.items()]
 
 
-def measure(subject: Subject, everyone: Sequence[Contender], *, batches: list[int], runs: int, progress: Progress) -> dict[str, Any]:
+def measure(everyone: Sequence[Contender], *, batches: list[int], runs: int, progress: Progress) -> dict[str, Any]:
     """What ``bench`` says of all contenders."""
-    result = bench(everyone, batches=batches, runs=runs, progress=progress)
-    return {"parameters": sum(p.numel() for p in subject.module().parameters()), **result.to_json()}
+    return bench(everyone, batches=batches, runs=runs, progress=progress).to_json()
 
 
 def static_pairs(everyone: Sequence[Contender], *, batches: list[int], runs: int, progress: Progress) -> list[dict[str, Any]]:
@@ -84,7 +83,7 @@ def pictures(subject: Subject, made: Made, threads: int, progress: Progress) -> 
     from dq_deploy.sources import load_source
 
     torch.set_num_threads(threads)
-    source = load_source(subject.source)
+    source = load_source(subject.source(made.folder))
     bundles = {name: made.bundle(name) for name in ("onnxruntime", "tensorrt", "narrow")}
     models = {"PyTorch eager": source.model.eval()}
     models |= {f"ours, {name} bundle": dq_deploy.load(path, threads=threads) for name, path in bundles.items()}

@@ -17,6 +17,7 @@ from ..artifacts.reading import check_structure, without_links
 from ..errors import ArtifactError, EnvironmentProblem, UsageError
 from .engine_files import check_backend_is, check_version, int8_without_vnni, open_runnable
 from .openvino_graph import PRODUCTS, product_precision
+from .openvino_rewrites import rewrite
 from .openvino_shapes import ShapedModels, shapes_for
 from .runner import Array, GraphRunner, InputSpec, graph_file
 
@@ -192,6 +193,8 @@ def _configuration(openvino: Any, precision: Precision | None, threads: int | No
 def _compile(openvino: Any, model: Any, config: Mapping[str, Any], shapes: Mapping[str, Sequence[int]] | None) -> Any:
     if shapes:
         model.reshape({name: list(shape) for name, shape in shapes.items()})
+    if not model.is_dynamic():
+        rewrite(model)
     return openvino.Core().compile_model(model, "CPU", dict(config))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,8 +27,8 @@ def test_everyone_computes_the_float_model(flow: Flow, steps: Any) -> None:
         np.testing.assert_allclose(runner.run(inputs), eager, rtol=1e-3, atol=1e-4)
 
 
-def test_models_have_the_sizes_that_their_names_say() -> None:
-    sizes = {name: sum(p.numel() for p in SUBJECTS[name].module().parameters()) for name in ("unet-6m", "unet-86m")}
+def test_models_have_the_sizes_that_their_names_say(tmp_path: Path) -> None:
+    sizes = {name: sum(p.numel() for p in SUBJECTS[name].module(tmp_path / name).parameters()) for name in ("unet-6m", "unet-86m")}
     assert round(sizes["unet-6m"] / 1e6) == 6
     assert round(sizes["unet-86m"] / 1e6) == 86
 

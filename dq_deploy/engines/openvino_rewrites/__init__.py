@@ -1,0 +1,25 @@
+"""Rewrites of a graph that OpenVINO has read, before it compiles it for a CPU: the same numbers from fewer and better kernels.
+
+OpenVINO's own passes do not find them, since they hold only for what our exporter writes, or pay off only beside INT8 kernels. Every size
+must be known (``openvino_shapes``). What each is worth: docs/decisions/openvino-rewrites.md.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .group_norm import group_norms_as_moments
+from .halves import halves_without_concat
+from .padding import padding_inside_convolutions
+from .rounding import rounding_once
+from .tables import rows_at_once
+
+REWRITES = (group_norms_as_moments, halves_without_concat, padding_inside_convolutions, rounding_once, rows_at_once)
+"""In this order: halves are found in what the first leaves, quantizers next to their convolutions in what the third leaves."""
+
+
+def rewrite(model: Any) -> None:
+    """Apply all of them in place. ``model`` has no open dimension."""
+    for step in REWRITES:
+        step(model)
+        model.validate_nodes_and_infer_types()

@@ -1,0 +1,72 @@
+"""The rows of all scale tables at once.
+
+The exporter gathers each table for itself and shapes the row at each reader (docs/decisions/scale-tables.md says why). OpenVINO runs each
+of these as a kernel. Here the tables that readers want at one rank lie side by side, with 1/s as a table beside s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from .graph import Array, array_of, constant, inputs, kind, of_type, opset, readers, same, shape_of
+
+
+def rows_at_once(model: Any) -> None:
+    """See the module."""
+    gathers = [node for node in of_type(model, "Gather") if _is_row(node)]
+    for row in _distinct([node.input_value(1) for node in gathers]):
+        shaped = [found for node in gathers if same(node.input_value(1), row) for found in _shaped(node.output(0), _table(node))]
+        for rank in sorted({len(shape_of(value)) for value, _ in shaped}):
+            _gather_together(row, rank, [(value, table) for value, table in shaped if len(shape_of(value)) == rank])
+
+
+def _table(gather: Any) -> Array:
+    table = array_of(gather.input_value(0))
+    assert table is not None
+    return table
+
+
+def _is_row(gather: Any) -> bool:
+    """Whether this selects rows [N] of a table [T] of floats."""
+    source = gather.input_value(0)
+    table = kind(source) == "Constant" and source.get_element_type().get_type_name() == "f32" and len(shape_of(source)) == 1
+    return table and len(shape_of(gather.input_value(1))) == 1 and kind(gather.input_value(1)) != "Constant"
+
+
+def _distinct(values: list[Any]) -> list[Any]:
+    found: list[Any] = []
+    for value in values:
+        if not any(same(value, other) for other in found):
+            found.append(value)
+    return found
+
+
+def _shaped(row: Any, table: Array) -> Iterator[tuple[Any, Array]]:
+    """The values that are a row in its readers' shape [N, 1, ...], through 1/s; and the table that each is a row of."""
+    for reader in readers(row):
+        operands = inputs(reader)
+        if reader.get_type_name() == "Unsqueeze":
+            yield reader.output(0), table
+        elif reader.get_type_name() == "Divide" and same(operands[1], row) and _is_one(operands[0]):
+            yield from _shaped(reader.output(0), (np.float32(1) / table).astype(np.float32))
+
+
+def _is_one(value: Any) -> bool:
+    found = array_of(value)
+    return found is not None and found.size == 1 and found.item() == 1
+
+
+def _gather_together(row: Any, rank: int, shaped: list[tuple[Any, Array]]) -> None:
+    tables = list({table.tobytes(): table for _, table in shaped}.values())
+    if len(tables) < 2:
+        return
+    ops, batch = opset(), shape_of(row)[0]
+    rows = ops.gather(constant(np.stack(tables, axis=1)), row, constant(0, np.int64))
+    rows = ops.reshape(rows, constant([batch, len(tables)] + [1] * (rank - 2), np.int64), False)
+    columns = dict(zip([table.tobytes() for table in tables], ops.split(rows, constant(1, np.int64), len(tables)).outputs(), strict=True))
+    for value, table in shaped:
+        for target in list(value.get_target_inputs()):
+            target.replace_source_output(columns[table.tobytes()])

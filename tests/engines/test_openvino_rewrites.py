@@ -1,0 +1,250 @@
+"""Rewritten for OpenVINO's kernels, a graph computes what it did; what a rewrite does not understand it leaves alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import onnx
+import openvino
+import pytest
+
+from dq_deploy.engines.openvino_rewrites import rewrite
+from dq_deploy.engines.openvino_rewrites.group_norm import group_norms_as_moments
+from dq_deploy.engines.openvino_rewrites.halves import halves_without_concat
+from dq_deploy.engines.openvino_rewrites.padding import padding_inside_convolutions
+from dq_deploy.engines.openvino_rewrites.rounding import rounding_once
+from dq_deploy.engines.openvino_rewrites.tables import rows_at_once
+from dq_deploy.engines.statistics import snr_db
+from tests.engines.graphs import ROWS, Graph
+from tests.flow import Flow
+
+Array = np.ndarray[Any, Any]
+Step = Callable[[Any], None]
+TIMESTEPS = np.array([0.0, 2.0, 3.0], np.float32)
+PADS = [0, 0, 1, 1, 0, 0, 1, 1]
+ZERO_POINTS = np.array([3, -5, 0, 100], np.float32)
+
+
+def read(model: onnx.ModelProto, sample: Array) -> Any:
+    graph = openvino.Core().read_model(model.SerializeToString())
+    return fixed(graph, len(sample), sample.shape)
+
+
+def fixed(graph: Any, batch: int, sample: tuple[int, ...]) -> Any:
+    """With these sizes. A graph without tables has no ``timestep``."""
+    sizes = {"sample": list(sample), "timestep": [batch]}
+    graph.reshape({port.any_name: sizes[port.any_name] for port in graph.inputs})
+    return graph
+
+
+def computed(graph: Any, sample: Array) -> Array:
+    compiled = openvino.Core().compile_model(graph, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    feeds = {"sample": sample, "timestep": TIMESTEPS[: len(sample)]}
+    return np.array(compiled({port.any_name: feeds[port.any_name] for port in graph.inputs})[0])
+
+
+def close(expected: Array, found: Array) -> bool:
+    """Another order of float sums moves a code at a tie now and then, no more."""
+    snr = snr_db(expected, found)
+    return snr is None or snr > 35
+
+
+def before_and_after(model: onnx.ModelProto, sample: Array, *steps: Step) -> tuple[Array, Array, list[str]]:
+    """Outputs of the graph as it was and after the steps, and the types of the nodes that are then left."""
+    graph = read(model, sample)
+    for step in steps:
+        step(graph)
+        graph.validate_nodes_and_infer_types()
+    return computed(read(model, sample), sample), computed(graph, sample), [node.get_type_name() for node in graph.get_ordered_ops()]
+
+
+def noise(*shape: int) -> Array:
+    return np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+
+
+def group_norm(graph: Graph, x: str, channels: int) -> str:
+    parameters = [graph.constant(f"norm.{n}", graph.random.normal(size=channels).astype(np.float32)) for n in ("weight", "bias")]
+    return graph.node("GroupNormalization", [x, *parameters], "norm", num_groups=4, epsilon=1e-5)
+
+
+def asymmetric(graph: Graph, x: str, name: str, pads: list[int], *, table: Array = ZERO_POINTS) -> tuple[str, str, str]:
+    """An asymmetric quantizer as the exporter writes it: the codes, s_t and z_t."""
+    scale = graph.node("Unsqueeze", [row(graph, f"{name}.scale", ROWS), axes(graph)], f"{name}/scale")
+    inverse = graph.node("Reciprocal", [row(graph, f"{name}.scale", ROWS)], f"{name}/Reciprocal")
+    inverse = graph.node("Unsqueeze", [inverse, axes(graph)], f"{name}/inverse_scale")
+    zero = [graph.node("Unsqueeze", [row(graph, f"{name}.zero", table), axes(graph)], f"{name}/zero{i}") for i in range(2)]
+    if any(pads):
+        x = graph.node("Pad", [x, graph.constant(f"{name}.pads", np.array(pads))], f"{name}/Pad")
+    x = graph.node("Mul", [x, inverse], f"{name}/Mul")
+    x = graph.node("Add", [graph.node("Round", [x], f"{name}/Round"), zero[0]], f"{name}/Add")
+    return graph.unit_qdq(x, name), scale, zero[1]
+
+
+def axes(graph: Graph) -> str:
+    return graph.constant("axes", np.array([1, 2, 3]))
+
+
+def row(graph: Graph, name: str, table: Array) -> str:
+    if f"{name}/Gather" in {node.name for node in graph.nodes}:
+        return f"{name}/Gather:0"
+    return graph.node("Gather", [graph.constant(name, table), graph.row()], f"{name}/Gather")
+
+
+def convolution(graph: Graph, x: str, pads: list[int], *, sums: float = 1.0, name: str = "c", channels: int = 8,
+                zero_point: float | None = None, **options: Any) -> str:  # fmt: skip
+    codes, scale, zero = asymmetric(graph, x, name, pads)
+    weight = graph.weight(name, (channels, 4, 3, 3), 0)
+    integers, scales = (onnx.numpy_helper.to_array(graph.constants[f"{name}.weight.{part}"]) for part in ("codes", "scale"))
+    total = (integers.sum(axis=(1, 2, 3), dtype=np.float32) * scales * np.float32(sums)).reshape(1, -1, 1, 1)
+    y = graph.node("Conv", [codes, weight], f"{name}/Conv", **options)
+    if zero_point is None:
+        shift = graph.node("Mul", [zero, graph.constant(f"{name}.sums", total)], f"{name}/Correction")
+    else:  # one for every timestep: a constant, and the product with it too
+        (added,) = (node for node in graph.nodes if node.name == f"{name}/Add")
+        added.input[1] = graph.constant(f"{name}.zero_point", np.float32(zero_point))
+        shift = graph.constant(f"{name}.product", total * np.float32(zero_point))
+    return graph.node("Mul", [graph.node("Sub", [y, shift], f"{name}/Correct"), scale], f"{name}/Rescale")
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 6, 5), (2, 8, 11)], ids=["image", "tokens"])
+@pytest.mark.parametrize("offset", [0.0, 1000.0])
+def test_group_norm_is_the_same_from_its_moments(shape: tuple[int, ...], offset: float) -> None:
+    graph = Graph()
+    output = group_norm(graph, "sample", 8)
+    sample = noise(*shape) + np.float32(offset)
+    expected, found, kinds = before_and_after(graph.model(output, len(shape), list(shape)), sample, group_norms_as_moments)
+    assert "GroupNormalization" not in kinds
+    # A mean of 1000 deviations leaves fp32 four digits of them; E[x²] − E[x]² would leave none.
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5 if not offset else 5e-3)
+
+
+def test_group_norm_of_half_precision_is_computed_in_single(flow: Flow) -> None:
+    sample = noise(2, 1, 8, 8)
+    graph = fixed(openvino.Core().read_model(flow.bundle("tensorrt-fp16").file("model.onnx")), 2, sample.shape)
+    plain = graph.clone()
+    group_norms_as_moments(graph)
+    graph.validate_nodes_and_infer_types()
+    assert close(computed(plain, sample), computed(graph, sample))
+    assert all(node.get_element_type().get_type_name() == "f32" for node in graph.get_ordered_ops() if node.get_type_name() == "ReduceL2")
+
+
+def test_halves_are_computed_from_their_parts() -> None:
+    graph = Graph()
+    parts = [graph.node("Mul", ["sample", graph.constant(f"k{i}", noise(1, 4, 1, 1) + i)], f"part{i}") for i in range(2)]
+    x = group_norm(graph, graph.node("Concat", parts, "join", axis=1), 8)
+    x = graph.node("Mul", [x, graph.node("Sigmoid", [x], "silu/Sigmoid")], "silu")
+    ends = [graph.constant(f"end{i}", np.array([4 * i])) for i in range(3)]
+    one = graph.constant("one_", np.array([1]))
+    halves = [graph.node("Slice", [x, ends[i], ends[i + 1], one, one], f"half{i}") for i in range(2)]
+    model = graph.model(graph.node("Sub", halves, "difference"), 4, [3, 4, 6, 5])
+    expected, found, kinds = before_and_after(model, noise(3, 4, 6, 5), group_norms_as_moments, halves_without_concat)
+    assert "Slice" not in kinds
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_slice_across_the_parts_stays() -> None:
+    graph = Graph()
+    joined = graph.node("Concat", ["sample", "sample"], "join", axis=1)
+    bounds = [graph.constant(n, np.array([v])) for n, v in (("start", 2), ("stop", 6), ("axis", 1), ("step", 1))]
+    model = graph.model(graph.node("Slice", [joined, *bounds], "across"), 4, [3, 4, 6, 5])
+    expected, found, kinds = before_and_after(model, noise(3, 4, 6, 5), halves_without_concat)
+    assert "Slice" in kinds
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize(
+    ("pads", "options"),
+    [
+        (PADS, {}),
+        ([0, 0, 0, 0, 0, 0, 1, 1], {"strides": [2, 2]}),
+        ([0, 0, 2, 2, 0, 0, 2, 2], {"dilations": [2, 2]}),
+    ],
+    ids=["same", "downsampling", "dilated"],
+)
+def test_padding_is_taken_into_the_convolution(pads: list[int], options: dict[str, Any]) -> None:
+    graph = Graph()
+    model = graph.model(convolution(graph, "sample", pads, **options), 4, [3, 4, 7, 6])
+    expected, found, kinds = before_and_after(model, noise(3, 4, 7, 6), padding_inside_convolutions)
+    assert "Pad" not in kinds
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-4)
+    assert found.shape == expected.shape
+
+
+@pytest.mark.parametrize(
+    ("channels", "zero_point"), [(1, None), (8, 7.0), (1, -128.0)], ids=["one channel", "static", "static, one channel"]
+)
+def test_padding_of_one_channel_and_of_a_constant_zero_point(channels: int, zero_point: float | None) -> None:
+    graph = Graph()
+    model = graph.model(convolution(graph, "sample", PADS, channels=channels, zero_point=zero_point), 4, [3, 4, 7, 6])
+    expected, found, kinds = before_and_after(model, noise(3, 4, 7, 6), padding_inside_convolutions)
+    assert "Pad" not in kinds
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("case", ["other sums", "another reader", "constant padding of 1"])
+def test_padding_that_is_not_ours_stays(case: str) -> None:
+    graph = Graph()
+    y = convolution(graph, "sample", PADS, sums=1.5 if case == "other sums" else 1.0)
+    if case == "another reader":
+        y = graph.node("Add", [y, graph.node("ReduceMean", ["c/Pad:0"], "mean")], "both")
+    if case == "constant padding of 1":
+        (pad,) = (node for node in graph.nodes if node.op_type == "Pad")
+        pad.input.append(graph.constant("filling", np.float32(1)))
+    expected, found, kinds = before_and_after(graph.model(y, 4, [3, 4, 7, 6]), noise(3, 4, 7, 6), padding_inside_convolutions)
+    assert "Pad" in kinds
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_codes_are_the_same_when_they_are_rounded_once() -> None:
+    graph = Graph()
+    first = convolution(graph, "sample", [0] * 8)
+    second, scale, _ = asymmetric(graph, "sample", "other", [0] * 8, table=ZERO_POINTS + 1)
+    both = graph.node("Add", [first, graph.node("ReduceSum", [graph.node("Mul", [second, scale], "codes"), axes(graph)], "sum")], "both")
+    # Ties at every scale: odd multiples of half a step.
+    ties = (np.arange(3 * 4 * 9, dtype=np.float32).reshape(3, 4, 3, 3) - 50) * 0.5 * ROWS[[0, 2, 3]].reshape(3, 1, 1, 1)
+    expected, found, kinds = before_and_after(graph.model(both, 4, [3, 4, 3, 3]), ties, rounding_once)
+    np.testing.assert_array_equal(found, expected)
+    assert kinds.count("FakeQuantize") == 1  # the one that no convolution reads
+    assert "Clamp" in kinds
+
+
+def test_a_graph_of_convolutions_alone_keeps_one_fake_quantize() -> None:
+    graph = Graph()
+    x = convolution(graph, "sample", [0] * 8, name="first")
+    expected, found, kinds = before_and_after(graph.model(x, 4, [3, 4, 7, 6]), noise(3, 4, 7, 6), rounding_once)
+    assert kinds.count("FakeQuantize") == 1
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize(("zero_point", "folded"), [(-128.0, True), (-127.0, False)])
+def test_probabilities_are_quantized_by_one_node(zero_point: float, folded: bool) -> None:
+    graph = Graph()
+    scaled = graph.node("Mul", ["sample", graph.constant("inverse", np.float32(255))], "scaled")
+    x = graph.node("Add", [graph.node("Round", [scaled], "round"), graph.constant("z", np.float32(zero_point))], "shift")
+    probabilities = np.random.default_rng(0).uniform(0, 1, (3, 4, 50)).astype(np.float32)
+    expected, found, kinds = before_and_after(graph.model(graph.unit_qdq(x, "p"), 3, [3, 4, 50]), probabilities, rounding_once)
+    assert ("Round" in kinds) is not folded
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_rows_gathered_at_once_are_the_same_rows() -> None:
+    graph = Graph()
+    x = "sample"
+    for number in range(3):
+        codes, scale, zero = asymmetric(graph, x, f"q{number}", [0] * 8, table=ZERO_POINTS + number)
+        x = graph.node("Mul", [graph.node("Sub", [codes, zero], f"s{number}"), scale], f"m{number}")
+    expected, found, kinds = before_and_after(graph.model(x, 4, [3, 4, 7, 6]), noise(3, 4, 7, 6), rows_at_once)
+    assert kinds.count("Gather") == 1
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("name", ["tensorrt", "tensorrt-fp16"])
+def test_a_whole_network_keeps_its_output(flow: Flow, name: str) -> None:
+    sample = noise(2, 1, 8, 8)
+    graph = fixed(openvino.Core().read_model(flow.bundle(name).file("model.onnx")), 2, sample.shape)
+    plain = graph.clone()
+    rewrite(graph)
+    assert not {"GroupNormalization", "Pad"} & {node.get_type_name() for node in graph.get_ordered_ops()}
+    assert close(computed(plain, sample), computed(graph, sample))
