@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +15,10 @@ from .preparing import prepare
 from .profile import kernel_times
 from .report import page
 from .startup import startup
-from .subjects import SUBJECTS
+from .subjects import SUBJECTS, WORK
 from .timing import contenders, measure, pictures, static_pairs
 
 _HERE = Path(__file__).parent
-_WORK = Path(tempfile.gettempdir()) / "dq-deploy-benchmark-latency"
 
 
 @click.command()
@@ -32,7 +30,7 @@ _WORK = Path(tempfile.gettempdir()) / "dq-deploy-benchmark-latency"
 @click.option("--again", is_flag=True, help="Time anew what is recorded.")
 @click.option("--page-only", is_flag=True, help="Write the page from what is recorded.")
 @click.option("--note", default="", help="What a reader must know of how it was timed; goes onto the page.")
-@click.option("--work", type=click.Path(path_type=Path), default=_WORK, show_default=True, help="For artefacts; may be deleted.")
+@click.option("--work", type=click.Path(path_type=Path), default=WORK, show_default=True, help="For artefacts; may be deleted.")
 @click.option("--results", type=click.Path(path_type=Path), default=_HERE / "results", show_default=True)
 @click.option("--page", "page_file", type=click.Path(path_type=Path), default=_HERE / "RESULTS.md", show_default=True)
 def main(models: str, batches: str, runs: int, threads: int, compiled: bool, again: bool, page_only: bool, note: str, work: Path,

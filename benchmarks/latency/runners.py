@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,9 +55,12 @@ class PlainOnnxRuntime:
 
 
 class PlainOpenVino:
-    """An ONNX file or IR compiled for the CPU at each shape as ours are, float32 for what is not INT8, the rest as OpenVINO decides."""
+    """An ONNX file or IR compiled for the CPU at each shape as ours are, float32 for what is not INT8, the rest as OpenVINO decides.
 
-    def __init__(self, file: Path, *, threads: int) -> None:
+    ``rewrites`` are applied first; none of them to what is not ours.
+    """
+
+    def __init__(self, file: Path, *, threads: int, rewrites: Sequence[Callable[[Any], None]] = ()) -> None:
         import openvino
 
         config = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads}
@@ -67,6 +70,9 @@ class PlainOpenVino:
         def compile_for(shapes: Mapping[str, tuple[int, ...]] | None) -> Any:
             shaped = model.clone()
             shaped.reshape({name: list(shape) for name, shape in (shapes or {}).items()})
+            for step in rewrites:
+                step(shaped)
+                shaped.validate_nodes_and_infer_types()
             return core.compile_model(shaped, "CPU", config)
 
         self._models = ShapedModels(compile_for, dynamic=True)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+
+WORK = Path(tempfile.gettempdir()) / "dq-deploy-benchmark-latency"
+"""Where artefacts are made if nothing else is said."""
 
 
 @dataclass(frozen=True)
