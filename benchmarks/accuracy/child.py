@@ -18,13 +18,13 @@ from dq_deploy.progress import Progress
 
 from . import measuring, quantizing
 from .confirmed import same_code
-from .denoisers import denoiser
+from .denoisers import denoiser, integer_denoiser
 from .identity import Identity, differences, identity
 from .measuring import Bench
 from .methods import method
 from .models import Reference, load_reference
 from .results import CellResult, Cost, read_result, write_result
-from .settings import FLOAT, Cell, Settings, Tier
+from .settings import FLOAT, Cell, DrawnBy, Settings, Tier
 from .workspace import Workspace
 
 INTERRUPTED = 130
@@ -43,6 +43,7 @@ class Task(BaseModel):
     data: Path
     device: str = "cpu"
     threads: int = 1
+    drawn_by: DrawnBy = "torch"
 
     @property
     def label(self) -> str:
@@ -117,10 +118,14 @@ def _method(task: Task, reference: Reference, workspace: Workspace, wanted: Iden
     update: dict[str, Any] = {"cost": result.cost or cost, "settings": task.settings}
     if task.tier == "grid":
         update["grid"] = measuring.measure_grid(bench, quantized, folder, progress)
-    elif task.tier == "rival":
-        update["rival"] = measuring.measure_rival(bench, quantized, folder, progress)
     else:
-        update["headline"] = measuring.measure_headline(bench, quantized, folder, progress)
+        pictures = folder
+        if task.drawn_by == "openvino":
+            pictures = folder / "openvino"
+            quantized = integer_denoiser(chosen, folder, threads=task.threads)
+        measure = measuring.measure_rival if task.tier == "rival" else measuring.measure_headline
+        figures = measure(bench, quantized, pictures, progress)
+        update[task.tier] = figures.model_copy(update={"drawn_by": task.drawn_by})
     return result.model_copy(update=update)
 
 

@@ -21,7 +21,7 @@ from .measuring import PICTURES, TRACE
 from .methods import BY_NAME, DILATEQUANT, METHODS, method, representative
 from .models import Reference
 from .results import CellResult, read_result
-from .settings import FLOAT, Cell, Settings, Tier
+from .settings import FLOAT, Cell, DrawnBy, Settings, Tier
 from .workspace import Workspace
 
 BEST_RIVALS = 3
@@ -56,12 +56,13 @@ class Scope:
     folders: Folders
     device: str = "cpu"
     threads: int = 1
+    drawn_by: DrawnBy = "torch"
 
     def task(self, cell: Cell, tier: Tier) -> Task:
         """A cell's task."""
         places = self.folders
         return Task(cell=cell, tier=tier, settings=self.settings, results=places.results, work=places.work, data=places.data,
-                    device=self.device, threads=self.threads)  # fmt: skip
+                    device=self.device, threads=self.threads, drawn_by=self.drawn_by)  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from dq_deploy.errors import ArtifactError, UsageError
 
-from .settings import Cell, Settings, Tier
+from .settings import Cell, DrawnBy, Settings, Tier
 
 SCHEMA_VERSION = 1
 
@@ -56,6 +56,7 @@ class GridFigures(_Strict):
 class RivalFigures(_Strict):
     """Fréchet distance to real pictures with the small classifier's features."""
 
+    drawn_by: DrawnBy = "torch"
     samples: int
     wall_s: float
     extractor: str
@@ -67,6 +68,7 @@ class RivalFigures(_Strict):
 class HeadlineFigures(_Strict):
     """Inception FID and KID against real pictures; ``kid`` [subsets] are unbiased estimates on ``kid_size`` pictures each."""
 
+    drawn_by: DrawnBy = "torch"
     samples: int
     wall_s: float
     extractor: str

@@ -10,6 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 Tier = Literal["grid", "rival", "headline"]
 TIERS: tuple[Tier, ...] = ("grid", "rival", "headline")
+DrawnBy = Literal["torch", "openvino"]
+"""What runs a quantized model for the pictures of rivals and headlines: the simulation, or INT8 kernels on the exported graph."""
 FLOAT = "float"
 """The float model stands in the table as a method, and in the results as a preset, of this name."""
 

@@ -9,7 +9,7 @@ from dq_deploy.console import duration
 
 from .comparison import ModelResults, Row
 from .methods import COMPONENTS, DILATEQUANT, DILATIONS, METHODS, method, representative
-from .results import CellResult
+from .results import CellResult, HeadlineFigures, RivalFigures
 
 MISSING = "…"
 """A cell that was not measured yet."""
@@ -69,7 +69,7 @@ def _preset_row(name: str, row: Row | None) -> list[str]:
         with_interval(row.snr_median, 1),
         MISSING if row.snr is None else f"{min(row.snr):.1f}",
         with_interval(row.feature, 4),
-        NOT_COMPARED if row.frechet is None else with_interval(row.frechet),
+        NOT_COMPARED if row.frechet is None else with_interval(row.frechet) + _drawn_by(row.result.rival),
         difference(row.frechet_difference, more_is_better=False),
         MISSING if cost is None else duration(cost.wall_s),
         MISSING if cost is None else _memory(row.result),
@@ -116,10 +116,15 @@ def headline_table(results: ModelResults, presets: Sequence[str]) -> str | None:
     measured = [(label, row) for label, row in rows if row and row.fid]
     if not measured:
         return None
+    measured = [(label + _drawn_by(row.result.headline), row) for label, row in measured]
     return markdown(
         ["", "FID", "against float", "KID × 1000"],
         [[label, with_interval(row.fid), difference(row.fid_difference, more_is_better=False), _kid(row)] for label, row in measured],
     )
+
+
+def _drawn_by(figures: HeadlineFigures | RivalFigures | None) -> str:
+    return " (drawn in INT8 by OpenVINO)" if figures and figures.drawn_by == "openvino" else ""
 
 
 def _kid(row: Row) -> str:

@@ -68,7 +68,7 @@ def _measured(name: str, batches: list[int], runs: int, threads: int, work: Path
     found |= {"threads": threads, "parameters": sum(p.numel() for p in subject.module(work).parameters())}
     found["static_pairs"] = static_pairs(everyone, batches=batches, runs=2 * runs, progress=out.progress)
     found["profiles"] = {
-        "float": kernel_times(made.bundle("float"), everyone[0], threads=threads, integer=True),
+        "float": kernel_times(made.bundle("float"), everyone[0], threads=threads, integer=True, ours=False),
         "ours": kernel_times(made.bundle("tensorrt"), everyone[0], threads=threads, integer=not int8_saturates()),
         **(
             {"ours, saturating INT8": kernel_times(made.bundle("tensorrt"), everyone[0], threads=threads, integer=True)}

@@ -18,13 +18,20 @@ from benchmarks.accuracy import child, pool
 from benchmarks.accuracy.child import Task
 from benchmarks.accuracy.command import main
 from benchmarks.accuracy.confirmed import read_confirmations
+from benchmarks.accuracy.denoisers import denoiser, integer_denoiser
 from benchmarks.accuracy.drawing import Drawing
+from benchmarks.accuracy.identity import identity
+from benchmarks.accuracy.measuring import Bench
+from benchmarks.accuracy.methods import method
 from benchmarks.accuracy.models import load_reference
 from benchmarks.accuracy.pictures import draw_all, models_of
 from benchmarks.accuracy.planning import Folders, Planned, Planner, Scope, pending
 from benchmarks.accuracy.report import write_report
 from benchmarks.accuracy.results import CellResult, read_all, read_result, write_result
 from benchmarks.accuracy.settings import Cell, Settings
+from benchmarks.accuracy.workspace import Workspace
+from dq_deploy.accuracy.sample_metrics import psnr_db
+from dq_deploy.engines.openvino import int8_saturates
 from dq_deploy.errors import UsageError
 from dq_deploy.progress import silent
 
@@ -152,6 +159,21 @@ def test_a_tier_that_needs_real_pictures_is_refused(measured: list[CellResult], 
     task = next(p.task for p in planner.plan("rival") if p.task.cell.method == "dilatequant")
     with pytest.raises(UsageError, match="no classifier for the data"):
         child.run(task, silent)
+
+
+@pytest.mark.skipif(int8_saturates(), reason="the INT8 kernels of this CPU saturate")
+def test_pictures_of_the_integer_engine_are_those_of_the_simulation(measured: list[CellResult], planner: Planner) -> None:
+    task = next(p.task for p in planner.plan("grid") if p.task.cell.method == "dilatequant")
+    reference = load_reference(task.cell.model)
+    wanted = identity(task.cell, task.settings, model_sha256=reference.source.sha256, family=reference.family)
+    workspace = Workspace(task.work, task.cell.model, reference.source.sha256)
+    folder, chosen = workspace.cell_folder(task.cell, wanted.sha256), method("dilatequant")
+    drawing = Bench(reference, task.settings, workspace, task.data).drawing
+    simulated = drawing.pictures(denoiser(chosen, reference, folder, "cpu"), range(4))
+    found = drawing.pictures(integer_denoiser(chosen, folder, threads=1), range(4))
+    assert min(psnr_db(simulated, found)) > 35
+    with pytest.raises(UsageError, match="no checkpoint that could be exported"):
+        integer_denoiser(method("nncf"), folder, threads=1)
 
 
 def test_report(measured: list[CellResult], folders: Folders, tmp_path: Path) -> None:

@@ -113,6 +113,8 @@ def test_frechet_and_inception_are_compared_with_the_float_model() -> None:
     assert text is not None
     assert "| float | 10.00" in text
     assert "▼ +2.50" in text
+    drawn = headline(12.5).model_copy(update={"drawn_by": "openvino"})
+    assert "(drawn in INT8 by OpenVINO) | 12.50" in str(headline_table(model(base, result("dilatequant", headline=drawn)), ["w4a4"]))
     assert headline_table(model(result("dilatequant")), ["w4a4"]) is None
 
 
