@@ -23,6 +23,8 @@ from torch import nn
 from dq_deploy.accuracy import check
 from dq_deploy.artifacts import Artifact
 from dq_deploy.engines.build import build_engine, load_report
+from dq_deploy.engines.contenders import contenders_from
+from dq_deploy.engines.statistics import snr_db
 from dq_deploy.exporters import export
 from dq_deploy.quantization import load_checkpoint, quantize
 
@@ -189,6 +191,15 @@ def test_the_compiler_makes_every_planned_product_int8(architecture: Architectur
     reports = load_report(build_engine(bundle, tmp_path / "engine", compute_capabilities=capabilities))
     planned = {layer["name"]: "int8" for layer in bundle.manifest.details["layers"]}
     assert [{layer.name: layer.precision for layer in report.layers} for report in reports] == [planned] * len(capabilities)
+
+
+def test_openvino_computes_what_onnxruntime_does(architecture: Architecture, bundle: Artifact) -> None:
+    if architecture is ARCHITECTURES["stable-diffusion-xl"]:
+        pytest.skip("its blocks are Stable Diffusion 1.5's, and compiling them takes longest")
+    one, other = contenders_from([bundle], engines=["onnxruntime", "openvino"], threads=1)
+    for inputs in one.inputs(2)[:2]:
+        snr = snr_db(one.runner.run(inputs), other.runner.run(inputs))
+        assert snr is None or snr > 30  # another order of float sums moves a code at a tie now and then
 
 
 def test_openvino_makes_every_planned_product_int8(architecture: Architecture, bundle: Artifact, tmp_path: Path) -> None:
