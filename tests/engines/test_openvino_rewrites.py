@@ -248,3 +248,12 @@ def test_a_whole_network_keeps_its_output(flow: Flow, name: str) -> None:
     rewrite(graph)
     assert not {"GroupNormalization", "Pad"} & {node.get_type_name() for node in graph.get_ordered_ops()}
     assert close(computed(plain, sample), computed(graph, sample))
+
+
+def test_a_graph_with_a_size_that_values_decide_is_left_alone() -> None:
+    graph = Graph()
+    count = graph.node("ReduceSum", [graph.node("Cast", [graph.node("NonZero", ["sample"], "where")], "cast", to=1)], "count", keepdims=0)
+    model = graph.model(graph.node("Add", [group_norm(graph, "sample", 8), count], "both"), 4, [3, 8, 6, 5])
+    expected, found, kinds = before_and_after(model, noise(3, 8, 6, 5), rewrite)
+    assert "GroupNormalization" in kinds
+    np.testing.assert_array_equal(found, expected)

@@ -1,7 +1,7 @@
 """Rewrites of a graph that OpenVINO has read, before it compiles it for a CPU: the same numbers from fewer and better kernels.
 
-OpenVINO's own passes do not find them, since they hold only for what our exporter writes, or pay off only beside INT8 kernels. Every size
-must be known (``openvino_shapes``). What each is worth: docs/decisions/openvino-rewrites.md.
+OpenVINO's own passes do not find them, since they hold only for what our exporter writes, or pay off only beside INT8 kernels. The
+inputs' sizes must be known (``openvino_shapes``). What each is worth: docs/decisions/openvino-rewrites.md.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ REWRITES = (group_norms_as_moments, halves_without_concat, padding_inside_convol
 
 
 def rewrite(model: Any) -> None:
-    """Apply all of them in place. ``model`` has no open dimension."""
+    """Apply all of them in place; none to a graph with a size that only its inputs' values decide."""
+    if any(output.get_partial_shape().is_dynamic for node in model.get_ops() for output in node.outputs()):
+        return
     for step in REWRITES:
         step(model)
         model.validate_nodes_and_infer_types()
