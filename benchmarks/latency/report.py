@@ -30,7 +30,8 @@ def page(results: Results) -> str:
 the rounds' ratios against ONNX Runtime in float (above 1 is faster), with the 95% bootstrap interval. SNR is against that baseline's
 output on the same inputs: pure noise, which no model sees at its late timesteps, after the cheapest calibration (4 rows, 2 samples).
 It tells who computes something else here; quality is measured in benchmarks/accuracy. Ours are W8A8 where nothing else is said. OpenVINO's
-models, ours and others', are compiled at each batch's shape.
+models, ours and others', are compiled at each batch's shape; ours are rewritten for its kernels first, as our runner does it
+([decision](../../docs/decisions/openvino-rewrites.md)). A CPU without VNNI, before that: [RESULTS-avx2.md](RESULTS-avx2.md).
 
 {machine["cpu"]}, {", ".join(machine["instructions"])}, {first["threads"]} thread(s) for every contender; {versions}.{here}
 {first["note"]}
