@@ -144,6 +144,18 @@ def test_halves_are_computed_from_their_parts() -> None:
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize(("shape", "sliced"), [((8, 1, 1), True), ((5,), False), ((6, 1), False), ((1, 8, 1, 1), True)])
+def test_halves_of_what_is_added_to_both(shape: tuple[int, ...], sliced: bool) -> None:
+    graph = Graph()
+    parts = [graph.node("Mul", ["sample", graph.constant(f"k{i}", np.float32(i + 1))], f"part{i}") for i in range(2)]
+    x = graph.node("Add", [graph.node("Concat", parts, "join", axis=1), graph.constant("added", noise(*shape))], "sum")
+    bounds = [graph.constant(n, np.array([v])) for n, v in (("start", 4), ("stop", 8), ("axis", 1), ("step", 1))]
+    model = graph.model(graph.node("Slice", [x, *bounds], "half"), 4, [3, 4, 6, 5])
+    expected, found, kinds = before_and_after(model, noise(3, 4, 6, 5), halves_without_concat)
+    assert ("Slice" in kinds) is sliced  # an operand of the channels would have to be sliced itself
+    np.testing.assert_array_equal(found, expected)
+
+
 def test_a_slice_across_the_parts_stays() -> None:
     graph = Graph()
     joined = graph.node("Concat", ["sample", "sample"], "join", axis=1)
@@ -183,12 +195,15 @@ def test_padding_of_one_channel_and_of_a_constant_zero_point(channels: int, zero
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-4)
 
 
-@pytest.mark.parametrize("case", ["other sums", "another reader", "constant padding of 1"])
+@pytest.mark.parametrize("case", ["other sums", "another reader", "constant padding of 1", "a factor for each pixel"])
 def test_padding_that_is_not_ours_stays(case: str) -> None:
     graph = Graph()
     y = convolution(graph, "sample", PADS, sums=1.5 if case == "other sums" else 1.0)
     if case == "another reader":
         y = graph.node("Add", [y, graph.node("ReduceMean", ["c/Pad:0"], "mean")], "both")
+    if case == "a factor for each pixel":
+        (scaled,) = (node for node in graph.nodes if node.name == "c/Mul")
+        scaled.input[1] = graph.constant("factors", np.random.default_rng(1).uniform(1, 50, (9, 8)).astype(np.float32))
     if case == "constant padding of 1":
         (pad,) = (node for node in graph.nodes if node.op_type == "Pad")
         pad.input.append(graph.constant("filling", np.float32(1)))

@@ -13,9 +13,9 @@ from .graph import array_of, channel_parts, inputs, kind, of_type, opset, replac
 
 def halves_without_concat(model: Any) -> None:
     """See the module."""
-    known: dict[tuple[str, int, int, int], Any] = {}
+    parts = _Parts()
     for node in of_type(model, "Slice"):
-        if (channels := _channels(node)) and (part := _part(node.input_value(0), *channels, known)) is not None:
+        if (channels := _channels(node)) and (part := parts.of(node.input_value(0), *channels)) is not None:
             replace(node.output(0), part)
 
 
@@ -27,31 +27,44 @@ def _channels(node: Any) -> tuple[int, int] | None:
     return slice(int(start.item()), int(stop.item())).indices(shape_of(node.input_value(0))[1])[:2]
 
 
-def _part(value: Any, start: int, stop: int, known: dict[tuple[str, int, int, int], Any]) -> Any:
-    """Channels ``start`` to ``stop`` of a value from parts that exist, None if there are none."""
-    key = (value.get_node().get_name(), value.get_index(), start, stop)
-    if key not in known:
-        known[key] = _computed(value, start, stop, known)
-    return known[key]
+class _Parts:
+    """Ranges of channels of values, each computed once, from parts that exist."""
 
+    def __init__(self) -> None:
+        self._known: dict[tuple[str, int, int, int], Any] = {}
 
-def _computed(value: Any, start: int, stop: int, known: dict[tuple[str, int, int, int], Any]) -> Any:
-    shape, node = shape_of(value), value.get_node()
-    if len(shape) < 2 or shape[1] == 1:
-        return value
-    if joined := channel_parts(value):
+    def of(self, value: Any, start: int, stop: int) -> Any:
+        """Channels ``start`` to ``stop`` of a value; None where there are no parts to compute them from."""
+        key = (value.get_node().get_name(), value.get_index(), start, stop)
+        if key not in self._known:
+            self._known[key] = self._joined(value, start, stop) if channel_parts(value) else self._computed(value, start, stop)
+        return self._known[key]
+
+    def _joined(self, value: Any, start: int, stop: int) -> Any:
         first = 0
-        for part in joined:
+        for part in channel_parts(value):
             last = first + shape_of(part)[1]
             if (first, last) == (start, stop):
                 return part
             first = last
         return None
-    again = {
-        "Add": opset().add,
-        "Multiply": opset().multiply,
-        "Sigmoid": opset().sigmoid,
-        "Convert": lambda part: opset().convert(part, node.get_element_type().get_type_name()),
-    }.get(kind(value))
-    parts = [_part(source, start, stop, known) for source in inputs(node)] if again else [None]
-    return None if again is None or any(part is None for part in parts) else again(*parts).output(0)
+
+    def _computed(self, value: Any, start: int, stop: int) -> Any:
+        node, rank = value.get_node(), len(shape_of(value))
+        again = {
+            "Add": opset().add,
+            "Multiply": opset().multiply,
+            "Sigmoid": opset().sigmoid,
+            "Convert": lambda part: opset().convert(part, node.get_element_type().get_type_name()),
+        }.get(kind(value))
+        if again is None:
+            return None
+        parts = [source if _has_one_channel(source, rank) else self.of(source, start, stop) for source in inputs(node)]
+        same_rank = all(len(shape_of(source)) == rank or _has_one_channel(source, rank) for source in inputs(node))
+        return again(*parts).output(0) if same_rank and all(part is not None for part in parts) else None
+
+
+def _has_one_channel(value: Any, rank: int) -> bool:
+    """Whether an operand of a value of this rank is the same for all its channels."""
+    shape = [1] * rank + shape_of(value)
+    return shape[1 - rank] == 1
