@@ -36,7 +36,7 @@ HERE = Path(__file__).parent
 FAILED = 1
 _DATA = Path("/usr/share/datasets/fashion-mnist")  # where Debian's dataset-fashion-mnist puts it
 _CONFIRM = "Measure the stale cells of this selection again; if every bit is as it was, all that the older code measured stands."
-_DRAWN_BY = "What runs quantized models for rivals and headlines; openvino runs the exported graph on INT8 kernels, several times as fast."
+_DRAWN_BY = "What runs quantized models for rivals and headlines; openvino runs the exported graph on INT8 kernels, the faster way."
 _SIZES = {name: info.default for name, info in Settings.model_fields.items()}
 
 
