@@ -30,8 +30,15 @@ class Gaussian:
     def root(self) -> Array:
         """The symmetric square root of the covariance [d, d]."""
         values, vectors = np.linalg.eigh(self.covariance)
-        root: Array = (vectors * np.sqrt(values.clip(min=0))) @ vectors.T
+        root: Array = (vectors * _roots(values)) @ vectors.T
         return root
+
+
+def _roots(eigenvalues: Array) -> Array:
+    """Square roots of a covariance's eigenvalues. Those that are 0 come out as some 1e-16, of either sign, whose roots would be 1e-8."""
+    noise = eigenvalues.max() * len(eigenvalues) * np.finfo(np.float64).eps
+    roots: Array = np.sqrt(np.where(eigenvalues > noise, eigenvalues, 0))
+    return roots
 
 
 def gaussian(features: Array) -> Gaussian:
@@ -53,7 +60,7 @@ def frechet_distance(a: Gaussian, reference: Gaussian) -> float:
     if a.mean.shape != reference.mean.shape:
         raise UsageError(f"features of sizes {len(a.mean)} and {len(reference.mean)} cannot be compared")
     product = reference.root @ a.covariance @ reference.root
-    cross = np.sqrt(np.linalg.eigvalsh(product).clip(min=0)).sum()
+    cross = _roots(np.linalg.eigvalsh(product)).sum()
     gap = float(((a.mean - reference.mean) ** 2).sum())
     return gap + float(np.trace(a.covariance) + np.trace(reference.covariance) - 2 * cross)
 

@@ -36,8 +36,7 @@ def test_distance_to_itself_is_zero_and_it_is_symmetric() -> None:
 def test_fewer_samples_than_features_are_no_obstacle() -> None:
     generator = np.random.default_rng(2)
     features = generator.normal(size=(4, 20))
-    # Eigenvalues that are 0 come out as some 1e-16, whose root is 1e-8, differently on each CPU.
-    assert frechet_distance(gaussian(features), gaussian(features)) == pytest.approx(0, abs=1e-5)
+    assert frechet_distance(gaussian(features), gaussian(features)) == pytest.approx(0, abs=1e-9)
 
 
 def test_statistics_are_those_of_numpy() -> None:
