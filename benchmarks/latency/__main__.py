@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from dq_deploy.console import Output, to_json
+from dq_deploy.engines.bench import bench
 from dq_deploy.engines.openvino import int8_saturates
 
 from .preparing import prepare
@@ -16,7 +17,7 @@ from .profile import kernel_times
 from .report import page
 from .startup import startup
 from .subjects import SUBJECTS, WORK
-from .timing import contenders, measure, pictures, static_pairs
+from .timing import contenders, pictures, static_pairs
 
 _HERE = Path(__file__).parent
 
@@ -64,7 +65,7 @@ def _measured(name: str, batches: list[int], runs: int, threads: int, work: Path
     large = name == "unet-86m"
     runs, batches = (max(3, runs // 4), batches[:1]) if large else (runs, batches)
     everyone = contenders(subject, made, threads, compiled=compiled and not large)
-    found = measure(everyone, batches=batches, runs=runs, progress=out.progress)
+    found = bench(everyone, batches=batches, runs=runs, progress=out.progress).to_json()
     found |= {"threads": threads, "parameters": sum(p.numel() for p in subject.module(work).parameters())}
     found["static_pairs"] = static_pairs(everyone, batches=batches, runs=2 * runs, progress=out.progress)
     found["profiles"] = {

@@ -55,11 +55,6 @@ def contenders(subject: Subject, made: Made, threads: int, *, compiled: bool) ->
     return [Contender(name=name, runner=make(), inputs=template.inputs) for name, make in makers.items()]
 
 
-def measure(everyone: Sequence[Contender], *, batches: list[int], runs: int, progress: Progress) -> dict[str, Any]:
-    """What ``bench`` says of all contenders."""
-    return bench(everyone, batches=batches, runs=runs, progress=progress).to_json()
-
-
 def static_pairs(everyone: Sequence[Contender], *, batches: list[int], runs: int, progress: Progress) -> list[dict[str, Any]]:
     """Per-timestep scales against static ones in the same graph on the same kernels, each pair alone and with more rounds."""
     by_name = {contender.name: contender for contender in everyone}
