@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from dq_deploy.engines.openvino_rewrites import rewrite
 from dq_deploy.engines.openvino_shapes import ShapedModels
 from dq_deploy.engines.runner import TIMESTEP, Array
 
@@ -70,9 +71,7 @@ class PlainOpenVino:
         def compile_for(shapes: Mapping[str, tuple[int, ...]] | None) -> Any:
             shaped = model.clone()
             shaped.reshape({name: list(shape) for name, shape in (shapes or {}).items()})
-            for step in rewrites:
-                step(shaped)
-                shaped.validate_nodes_and_infer_types()
+            rewrite(shaped, rewrites)
             return core.compile_model(shaped, "CPU", config)
 
         self._models = ShapedModels(compile_for, dynamic=True)

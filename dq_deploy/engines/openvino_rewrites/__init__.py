@@ -6,6 +6,7 @@ inputs' sizes must be known (``openvino_shapes``). What each is worth: docs/deci
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from .group_norm import group_norms_as_moments
@@ -18,10 +19,10 @@ REWRITES = (group_norms_as_moments, halves_without_concat, padding_inside_convol
 """In this order: halves are found in what the first leaves, quantizers next to their convolutions in what the third leaves."""
 
 
-def rewrite(model: Any) -> None:
-    """Apply all of them in place; none to a graph with a size that only its inputs' values decide."""
+def rewrite(model: Any, steps: Sequence[Callable[[Any], None]] = REWRITES) -> None:
+    """Apply them in place; none to a graph with a size that only its inputs' values decide."""
     if any(output.get_partial_shape().is_dynamic for node in model.get_ops() for output in node.outputs()):
         return
-    for step in REWRITES:
+    for step in steps:
         step(model)
         model.validate_nodes_and_infer_types()

@@ -46,7 +46,7 @@ class _Shapes:
     """Between [N, C, 1, ...] and the means of groups [N, G, 1]."""
 
     def __init__(self, batch: int, channels: int, groups: int, spatial: int) -> None:
-        self.groups, self.size = groups, channels // groups
+        self.size = channels // groups
         self._grouped = constant([batch, groups, self.size], np.int64)
         self._channels = constant([batch, channels] + [1] * spatial, np.int64)
         self._one = constant([1, channels] + [1] * spatial, np.int64)

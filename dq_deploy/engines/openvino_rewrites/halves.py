@@ -57,11 +57,11 @@ class _Parts:
             "Sigmoid": opset().sigmoid,
             "Convert": lambda part: opset().convert(part, node.get_element_type().get_type_name()),
         }.get(kind(value))
-        if again is None:
+        same_rank = all(len(shape_of(source)) == rank or _has_one_channel(source, rank) for source in inputs(node))
+        if again is None or not same_rank:
             return None
         parts = [source if _has_one_channel(source, rank) else self.of(source, start, stop) for source in inputs(node)]
-        same_rank = all(len(shape_of(source)) == rank or _has_one_channel(source, rank) for source in inputs(node))
-        return again(*parts).output(0) if same_rank and all(part is not None for part in parts) else None
+        return again(*parts).output(0) if all(part is not None for part in parts) else None
 
 
 def _has_one_channel(value: Any, rank: int) -> bool:
