@@ -6,6 +6,7 @@ and only the main one reads and writes the work folder and the output.
 
 from __future__ import annotations
 
+import atexit
 import json
 from collections.abc import Callable, Sequence
 from datetime import timedelta
@@ -83,7 +84,10 @@ class LaunchedProcesses(Processes):
             from accelerate import PartialState
         except ModuleNotFoundError as error:
             raise EnvironmentProblem("several processes need the package 'accelerate'", "pip install accelerate") from error
+        found = torch.distributed.is_initialized()  # by the program that calls us, which may need it after us
         state = PartialState(cpu=cpu, timeout=_TIMEOUT)
+        if not found:
+            atexit.register(_leave_group)
         self.rank, self.count, self.device = state.process_index, state.num_processes, state.device
 
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:
@@ -106,6 +110,12 @@ class LaunchedProcesses(Processes):
         size = self.spread(torch.tensor(len(text)))
         text = self.spread(text if self.is_main else torch.empty(int(size), dtype=torch.uint8))
         return json.loads(bytes(text.tolist()))
+
+
+def _leave_group() -> None:
+    """Stop the group's threads: a process that ends while they run is sometimes aborted, and its exit code with it."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def started_processes(*, cpu: bool) -> Processes:
