@@ -12,7 +12,7 @@ from dq_deploy.progress import Advance, silent
 from dq_deploy.quantization.calibration.source import Request
 from dq_deploy.quantization.calibration.trajectories import Trajectories
 from dq_deploy.quantization.config import Dilation, QuantizeConfig
-from dq_deploy.quantization.initial.initialize import AUTO_RULES, apply_rule, fit_and_judge, mean_snr, quantizer_groups
+from dq_deploy.quantization.initial.initialize import AUTO_RULES, apply_rule, best_rule, fit_and_judge, mean_snr, quantizer_groups
 from dq_deploy.quantization.pipeline import copy_with_quantizers, per_timestep_snr
 from dq_deploy.quantization.prepare import Prepared, prepare
 
@@ -42,7 +42,7 @@ class Figures(BaseModel):
 
     def auto(self) -> str:
         """The rule that auto takes."""
-        return max(AUTO_RULES, key=lambda rule: self.rules[rule].judged_db).value
+        return best_rule({rule: self.rules[rule].judged_db for rule in AUTO_RULES}).value
 
 
 @dataclass(frozen=True)

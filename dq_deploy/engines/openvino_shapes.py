@@ -99,7 +99,7 @@ class _FixedRequest:
         self._request = request
         ports = enumerate(request.model_inputs)
         self._inputs = {name: request.get_input_tensor(index).data for index, port in ports for name in port.names}
-        self._output = request.get_output_tensor(0).data
+        self._output: Array = request.get_output_tensor(0).data
 
     def infer(self, feeds: Mapping[str, Array]) -> Array:
         for name, value in feeds.items():

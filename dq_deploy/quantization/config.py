@@ -29,8 +29,8 @@ class Dilation(StrEnum):
     """How weight dilation chooses s (DilateQuant §4.1).
 
     ASYMMETRIC is the paper's rule and SYMMETRIC its form for symmetric weights; LAYERWISE takes for each layer the s within that bound with
-    the least output error; AUTO takes the one of these and NONE that serves the network best. SMOOTHQUANT is a rival's rule
-    (arXiv 2211.10438, eq. 4), kept for comparison.
+    the least output error. SMOOTHQUANT is a rival's rule (arXiv 2211.10438, eq. 4), which does not stay within the weights' range. AUTO
+    takes the one of these and NONE that serves the network best, SMOOTHQUANT only with a clear lead.
     """
 
     NONE = "none"

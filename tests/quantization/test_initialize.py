@@ -11,11 +11,11 @@ from torch.fx import GraphModule
 from dq_deploy.errors import ArtifactError
 from dq_deploy.quantization.calibration.trajectories import Trajectories
 from dq_deploy.quantization.checkpoint import named_layers, named_quantizers
-from dq_deploy.quantization.config import Dilation
+from dq_deploy.quantization.config import Dilation, QuantizeConfig
 from dq_deploy.quantization.initial import initialize as module
-from dq_deploy.quantization.initial.initialize import undilated_weights
+from dq_deploy.quantization.initial.initialize import AUTO_RULES, best_rule, initialize, undilated_weights
 from dq_deploy.quantization.layers import QuantizedWeight
-from tests.tiny import quantized_copy
+from tests.tiny import FAST, quantized_copy
 
 
 def rows_at_once(monkeypatch: pytest.MonkeyPatch, graph: GraphModule, data: Trajectories, count: int, **options: object) -> GraphModule:
@@ -74,3 +74,30 @@ def test_undilated_weights_are_those_of_the_float_model(plain_graph: GraphModule
     for call in (n for n in quantized.graph.nodes if "weight" in n.meta):
         weight = f"{call.target}.weight"
         assert torch.equal(state[weight], floats[call.meta["weight"]]) == (weight in same)
+
+
+@pytest.mark.parametrize(
+    ("lead", "chosen"),
+    [(-1.0, Dilation.LAYERWISE), (0.9, Dilation.LAYERWISE), (1.1, Dilation.SMOOTHQUANT)],
+)
+def test_smoothquants_factors_need_a_clear_lead(lead: float, chosen: Dilation) -> None:
+    dilations = {Dilation.NONE: 30.0, Dilation.SYMMETRIC: 29.0, Dilation.LAYERWISE: 30.5}
+    assert best_rule(dilations) is Dilation.LAYERWISE
+    assert best_rule({**dilations, Dilation.SMOOTHQUANT: 30.5 + lead}) is chosen
+
+
+@pytest.mark.parametrize("lead", [-1e3, 1e3])
+def test_auto_leaves_the_network_as_the_rule_it_takes_does(
+    monkeypatch: pytest.MonkeyPatch, plain_graph: GraphModule, plain_data: Trajectories, lead: float
+) -> None:
+    monkeypatch.setattr(module, "SMOOTHQUANT_LEAD_DB", lead)
+    config = QuantizeConfig.build("w4a4", **{**FAST, "dilation": "auto"})
+    found, _ = quantized_copy(plain_graph, plain_data, rule=Dilation.NONE)
+    result = initialize(plain_graph, found, plain_data, config)
+    assert list(result.tried) == [rule.value for rule in AUTO_RULES]
+    dilations = {rule: snr for rule, snr in result.tried.items() if rule != Dilation.SMOOTHQUANT}
+    assert result.rule == (max(dilations, key=lambda rule: dilations[rule]) if lead > 0 else Dilation.SMOOTHQUANT)
+    alone, _ = quantized_copy(plain_graph, plain_data, rule=Dilation.NONE)
+    initialize(plain_graph, alone, plain_data, config.model_copy(update={"dilation": Dilation(result.rule)}))
+    expected = alone.state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in found.state_dict().items())

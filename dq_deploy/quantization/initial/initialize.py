@@ -22,9 +22,11 @@ from .ranges import resolve
 
 _FIT_SEEDS, _JUDGE_SEEDS = 8, 4  # all timesteps of so many trajectories: more changed no choice, and this is all in memory at once
 _PASS_BYTES = 4 << 30  # of a pass's values: a Stable Diffusion has a gigabyte of attention scores and probabilities for each sample
-AUTO_RULES = (Dilation.NONE, Dilation.ASYMMETRIC, Dilation.SYMMETRIC, Dilation.LAYERWISE)
+AUTO_RULES = (Dilation.NONE, Dilation.ASYMMETRIC, Dilation.SYMMETRIC, Dilation.LAYERWISE, Dilation.SMOOTHQUANT)
 """What AUTO chooses from. A layer's own error is a poor judge alone: noise that later layers average out counts there like a bias that they
 hand on (docs/decisions/dilation-default.md)."""
+SMOOTHQUANT_LEAD_DB = 1.0
+"""SmoothQuant's factors leave the weights' range, and must lead by so much: a smaller lead was gone, or the other way, after training."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ def initialize(float_graph: GraphModule, quantized: GraphModule, data: Trajector
                progress: Progress = silent) -> Initialization:  # fmt: skip
     """Set every quantizer's dilation and tables.
 
-    With AUTO the rules of ``AUTO_RULES`` are tried one after the other, and the one stays whose network has the best SNR on seeds that
+    With AUTO the rules of ``AUTO_RULES`` are tried one after the other, and ``best_rule`` stays, by the network's SNR on seeds that
     nothing was fitted on. Raises ArtifactError naming value, timestep and seed where an activation is NaN or Inf.
     """
     _initialize_weight_only(quantized, config)
@@ -55,20 +57,25 @@ def initialize(float_graph: GraphModule, quantized: GraphModule, data: Trajector
         return Initialization([], Dilation.NONE.value, {})
     fit, judge = fit_and_judge(data)
     rules = AUTO_RULES if config.dilation is Dilation.AUTO else (config.dilation,)
-    tried: dict[str, float] = {}
+    tried: dict[Dilation, float] = {}
     best: tuple[Dilation, list[DilationRecord], dict[str, torch.Tensor]] | None = None
     passes = sum(len(_passes(float_graph, data, fit, config.model_copy(update={"dilation": rule}))) for rule in rules)
     with progress("initial scales", passes * sum(map(len, groups.values()))) as advance:
         for rule in rules:
             records = apply_rule(float_graph, groups, data, fit, config.model_copy(update={"dilation": rule}), advance)
             tried[rule] = mean_snr(quantized, data, judge, config.batch_size) if len(rules) > 1 else float("nan")
-            if best is None or tried[rule] > tried[best[0]]:
+            if best_rule(tried) is rule:
                 state = {} if rule is rules[-1] else {k: v.clone() for k, v in quantized.state_dict().items()}
                 best = rule, records, state
     assert best is not None
     if best[0] is not rules[-1]:
         quantized.load_state_dict(best[2])
-    return Initialization(best[1], best[0].value, tried if len(rules) > 1 else {})
+    return Initialization(best[1], best[0].value, {rule.value: snr for rule, snr in tried.items()} if len(rules) > 1 else {})
+
+
+def best_rule(tried: Mapping[Dilation, float]) -> Dilation:
+    """The rule to take of those that were tried, by the network's mean SNR in dB: the highest, SmoothQuant's only with a clear lead."""
+    return max(tried, key=lambda rule: tried[rule] - (SMOOTHQUANT_LEAD_DB if rule is Dilation.SMOOTHQUANT else 0))
 
 
 def _initialize_weight_only(quantized: GraphModule, config: QuantizeConfig) -> None:
