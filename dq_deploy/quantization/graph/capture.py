@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import operator
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -119,16 +119,29 @@ def _capture(module: nn.Module, inputs: dict[str, torch.Tensor], advance: Advanc
 
 
 def _export(wrapper: _Positional, tensors: list[torch.Tensor]) -> torch.export.ExportedProgram:
-    auto = torch.export.Dim.AUTO
     try:
-        # Without gradients: a model that turns them off for a part (checkpointing does) would become a graph with a graph in it.
-        with torch.no_grad(), _no_fused_attention():
-            return torch.export.export(wrapper, tuple(tensors), dynamic_shapes={"tensors": tuple({0: auto} for _ in tensors)}, strict=False)
+        program = _exported(wrapper, tensors, torch.export.Dim.AUTO)
     except Exception as error:
         raise ArtifactError(
             f"torch.export cannot capture {type(wrapper.module).__name__}: {type(error).__name__}: {str(error).splitlines()[0]}",
             "data-dependent control flow in the model's forward is the usual cause",
         ) from error
+    if len(_batches(program)) > 1:  # it found no reason why the inputs' batches should be one, and what joins them has sizes of its own
+        with suppress(Exception):  # what it is joined by may forbid a name for it; then it stays as it was found
+            program = _exported(wrapper, tensors, torch.export.Dim("batch"))
+    return program
+
+
+def _exported(wrapper: _Positional, tensors: list[torch.Tensor], batch: Any) -> torch.export.ExportedProgram:
+    # Without gradients: a model that turns them off for a part (checkpointing does) would become a graph with a graph in it.
+    with torch.no_grad(), _no_fused_attention():
+        return torch.export.export(wrapper, tuple(tensors), dynamic_shapes={"tensors": tuple({0: batch} for _ in tensors)}, strict=False)
+
+
+def _batches(program: torch.export.ExportedProgram) -> set[str]:
+    """Symbols of the user inputs' first dimensions."""
+    inputs = set(program.graph_signature.user_inputs)
+    return {str(n.meta["val"].shape[0]) for n in program.graph.nodes if n.op == "placeholder" and n.name in inputs}
 
 
 @contextmanager
