@@ -1,4 +1,4 @@
-"""Tiny diffusers pipelines with random weights: a class-conditional transformer, and text pipelines with a tokenizer of their own."""
+"""Tiny diffusers pipelines with random weights: a class-conditional transformer, and text pipelines with tokenizers of their own."""
 
 from __future__ import annotations
 
@@ -7,14 +7,33 @@ from typing import Any
 import torch
 from diffusers import (
     AutoencoderKL,
+    DDIMScheduler,
     DiTTransformer2DModel,
     EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
+    FluxTransformer2DModel,
+    PixArtAlphaPipeline,
+    PixArtTransformer2DModel,
     PNDMScheduler,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from tokenizers import Tokenizer
+from tokenizers.models import Unigram
+from tokenizers.pre_tokenizers import Metaspace
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    T5Config,
+    T5EncoderModel,
+    T5TokenizerFast,
+)
 
 
 def randomized(model: torch.nn.Module, std: float = 0.15) -> Any:
@@ -80,11 +99,12 @@ def tiny_conditioned_unet(**options: Any) -> Any:
     return randomized(UNet2DConditionModel(**{**config, **options}))
 
 
-def tiny_vae() -> Any:
+def tiny_vae(blocks: int = 2, **options: Any) -> Any:
+    """4 latent channels, each of 2^(blocks − 1) pixels squared."""
     torch.manual_seed(3)
     return AutoencoderKL(
-        block_out_channels=(4, 4), norm_num_groups=2, latent_channels=4, sample_size=16, down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(4,) * blocks, norm_num_groups=2, latent_channels=4, sample_size=16,
+        down_block_types=("DownEncoderBlock2D",) * blocks, up_block_types=("UpDecoderBlock2D",) * blocks, **options,
     ).eval()  # fmt: skip
 
 
@@ -121,3 +141,58 @@ def tiny_stable_diffusion_xl() -> StableDiffusionXLPipeline:
     )
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+def tiny_t5_tokenizer() -> T5TokenizerFast:
+    """One token a letter."""
+    words = ["<pad>", "</s>", "<unk>", "▁", *_LETTERS]
+    tokenizer = Tokenizer(Unigram([(word, -1.0) for word in words], unk_id=2))
+    tokenizer.pre_tokenizer = Metaspace()
+    special = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
+    return T5TokenizerFast(tokenizer_object=tokenizer, extra_ids=0, model_max_length=8, **special)
+
+
+def tiny_t5(width: int = 24) -> Any:
+    torch.manual_seed(4)
+    return randomized(T5EncoderModel(T5Config(vocab_size=32, d_model=width, d_kv=8, d_ff=16, num_layers=1, num_heads=2)), std=0.5)
+
+
+def tiny_stable_diffusion_3() -> StableDiffusion3Pipeline:
+    """SD3 with two of its three text encoders; flow matching."""
+    torch.manual_seed(5)
+    transformer = SD3Transformer2DModel(
+        sample_size=8, patch_size=2, in_channels=4, out_channels=4, num_layers=2, attention_head_dim=16, num_attention_heads=2,
+        joint_attention_dim=32, caption_projection_dim=32, pooled_projection_dim=32, pos_embed_max_size=16,
+    )  # fmt: skip
+    encoders = {name: tiny_text_encoder(projected=True) for name in ("text_encoder", "text_encoder_2")}
+    tokenizers = {name: tiny_tokenizer() for name in ("tokenizer", "tokenizer_2")}
+    return StableDiffusion3Pipeline(
+        transformer=randomized(transformer), scheduler=FlowMatchEulerDiscreteScheduler(), vae=tiny_vae(shift_factor=0.1),
+        **encoders, **tokenizers, text_encoder_3=None, tokenizer_3=None,
+    )  # fmt: skip
+
+
+def tiny_pixart() -> PixArtAlphaPipeline:
+    """PixArt-α, which draws at one of its table's sizes: 256×256 at the least, 32×32 in latents."""
+    torch.manual_seed(6)
+    transformer = PixArtTransformer2DModel(
+        num_attention_heads=2, attention_head_dim=16, in_channels=4, out_channels=8, num_layers=2, cross_attention_dim=32,
+        sample_size=32, patch_size=4, caption_channels=24, use_additional_conditions=False,
+    )  # fmt: skip
+    return PixArtAlphaPipeline(
+        transformer=randomized(transformer), scheduler=DDIMScheduler(), vae=tiny_vae(blocks=4), text_encoder=tiny_t5(),
+        tokenizer=tiny_t5_tokenizer(),
+    )  # fmt: skip
+
+
+def tiny_flux() -> FluxPipeline:
+    """FLUX.1: packed latents, positions without a batch dimension, timesteps from 0 to 1, guidance as an input."""
+    torch.manual_seed(7)
+    transformer = FluxTransformer2DModel(
+        patch_size=1, in_channels=16, num_layers=1, num_single_layers=1, attention_head_dim=16, num_attention_heads=2,
+        joint_attention_dim=24, pooled_projection_dim=16, guidance_embeds=True, axes_dims_rope=(4, 6, 6),
+    )  # fmt: skip
+    return FluxPipeline(
+        transformer=randomized(transformer), scheduler=FlowMatchEulerDiscreteScheduler(), vae=tiny_vae(shift_factor=0.1),
+        text_encoder=tiny_text_encoder(), tokenizer=tiny_tokenizer(), text_encoder_2=tiny_t5(), tokenizer_2=tiny_t5_tokenizer(),
+    )  # fmt: skip

@@ -82,7 +82,8 @@ class BitChoice(BaseModel):
 def choose_bits(source: Any, budget: str, *, preset: str = "w4a8", scheduler: Any = None, sample_shape: tuple[int, ...] | None = None,
                 conditions: dict[str, torch.Tensor] | None = None, null_conditions: dict[str, torch.Tensor] | None = None,
                 classes: str | Sequence[int] | None = None, prompts: str | Path | Sequence[str] | None = None,
-                negative_prompt: str | None = None, lora: str | Path | None = None, lora_scale: float = 1.0,
+                negative_prompt: str | None = None, height: int | None = None, width: int | None = None,
+                lora: str | Path | None = None, lora_scale: float = 1.0,
                 blocks: Sequence[str] | None = None, device: str = "cpu", progress: Progress = silent,
                 **options: Any) -> BitChoice:  # fmt: skip
     """Choose the layers of ``source`` that get 8 bits, the others keeping ``preset``'s, so that ``budget`` holds; else as ``quantize``.
@@ -95,7 +96,7 @@ def choose_bits(source: Any, budget: str, *, preset: str = "w4a8", scheduler: An
     if config.weight_bits >= RAISED:
         raise UsageError(f"the preset gives every layer {config.weight_bits} bits already", "choose --preset w4a8, w4a4 or w6a6")
     adapter = None if lora is None else Lora(Path(lora), lora_scale)
-    request = Request(conditions, null_conditions, classes, prompts, negative_prompt, adapter)
+    request = Request(conditions, null_conditions, classes, prompts, negative_prompt, adapter, height, width)
     prepared = prepare(source, config, request, scheduler=scheduler, sample_shape=sample_shape, blocks=blocks, progress=progress)
     prepared.to(find_device(device))
     patterns = list(options.get("keep") or {})  # what the user has decided is no choice

@@ -103,6 +103,7 @@ class _Shared(_Open):
     # "model_" is pydantic's own prefix.
     model_config_of_source: dict[str, Any] | None = Field(alias="model_config")
     sample_shape: list[int | str] = Field(min_length=1)
+    picture_size: dict[Literal["height", "width"], int] = Field(default_factory=dict)
     source: Origin | None
     float_layers: list[FloatLayer]
 

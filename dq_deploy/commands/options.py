@@ -47,6 +47,8 @@ def calibration_options(command: Callable[..., Any]) -> Callable[..., Any]:
             "--prompts", type=click.Path(path_type=Path), help="File of prompts to calibrate a text pipeline on: UTF-8, one on a line."
         ),
         click.option("--negative-prompt", help="What the unconditional half of a text pipeline is given."),
+        click.option("--height", type=click.IntRange(1), help="Pixels of a text pipeline's pictures.  [default: the pipeline's]"),
+        click.option("--width", type=click.IntRange(1), help="Pixels of a text pipeline's pictures.  [default: the pipeline's]"),
         click.option("--classes", metavar="LIST", help="Classes of a class-conditional model, such as 0-9,3.  [default: all]"),
         click.option("--guidance-scale", type=float, help="Classifier-free guidance; above 1 both of its halves are calibrated."),
         click.option(
@@ -61,7 +63,7 @@ def calibration_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return wrapper
 
 
-_CALIBRATION = ("prompts", "negative_prompt", "classes", "lora", "lora_scale")
+_CALIBRATION = ("prompts", "negative_prompt", "height", "width", "classes", "lora", "lora_scale")
 
 
 def asks_for_pictures(command: Callable[..., Any]) -> Callable[..., Any]:

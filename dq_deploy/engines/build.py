@@ -44,7 +44,9 @@ from .layer_report import STATEMENTS, LayerReport, build_report
 from .machine import machine_info
 
 # Carried over, so that an engine folder can be run without its bundle.
-_FROM_BUNDLE = ("component", "pipeline_class", "model_config", "sample_shape", "inputs", "output", "source", "target", "dtype", "float")
+_FROM_BUNDLE = (
+    "component", "pipeline_class", "model_config", "sample_shape", "picture_size", "inputs", "output", "source", "target", "dtype", "float",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from ..artifacts import Artifact
 from ..errors import UsageError
 from .choice import Runtime, make_runner
 from .engine_files import open_runnable
-from .runner import Runner
+from .runner import TIMESTEP, Runner
 from .watch import WatchedRunner, WatchRow
 
 Forward = Callable[[dict[str, torch.Tensor]], torch.Tensor]
@@ -134,9 +134,9 @@ def load(path: str | Path | Artifact, *, runtime: Runtime = "auto", watch: bool 
     """
     artifact = open_runnable(path)
     runner = _watched(artifact, runtime, options) if watch else make_runner(artifact, runtime=runtime, **options)
-    names = [entry["name"] for entry in artifact.manifest.details["inputs"]]
+    ranks = {entry["name"]: len(entry["shape"]) for entry in artifact.manifest.details["inputs"]}
     report = runner.report if isinstance(runner, WatchedRunner) else None
-    return DropInModel(_through(runner), names, artifact.manifest.details.get("model_config") or {}, report)
+    return DropInModel(_through(runner, ranks), list(ranks), artifact.manifest.details.get("model_config") or {}, report)
 
 
 def _watched(artifact: Artifact, runtime: Runtime, options: Mapping[str, Any]) -> WatchedRunner:
@@ -145,9 +145,15 @@ def _watched(artifact: Artifact, runtime: Runtime, options: Mapping[str, Any]) -
     return WatchedRunner(artifact, **options)
 
 
-def _through(runner: Runner) -> Forward:
+def _through(runner: Runner, ranks: Mapping[str, int]) -> Forward:
+    first = next(iter(ranks))
+
     def forward(inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         arrays = {name: _array(value) for name, value in inputs.items()}
+        for name, array in arrays.items():
+            # One for the whole batch, as FLUX's pipelines have the positions of its tokens.
+            if name != TIMESTEP and array.ndim == ranks[name] - 1:
+                arrays[name] = np.broadcast_to(array, (len(arrays[first]), *array.shape))
         return torch.from_numpy(np.ascontiguousarray(runner.run(arrays)))
 
     return forward

@@ -33,7 +33,7 @@ from .weights import storage_of
 
 TARGETS = ("tensorrt", "onnxruntime")
 _DEFAULT_DTYPE = {"tensorrt": "fp16", "onnxruntime": "fp32"}
-_CARRIED = ("component", "pipeline_class", "model_config", "sample_shape", "source", "conditions")
+_CARRIED = ("component", "pipeline_class", "model_config", "sample_shape", "source", "conditions", "picture_size")
 BF16_OPSET = 22  # 21 has no bfloat16 for Conv and InstanceNormalization; 22 adds the type and changes nothing else here
 _EXTERNAL_BYTES = 1 << 20  # smaller initializers stay in the protobuf, where tools show them
 Target = Literal["tensorrt", "onnxruntime"]
@@ -187,7 +187,7 @@ def _manifest(checkpoint: Checkpoint, model: ir.Model, sites: Sites, kind: dict[
         scheduler=parent.scheduler,
         timesteps=parent.timesteps,
         details={
-            **{key: details[key] for key in _CARRIED},
+            **{key: details[key] for key in _CARRIED if key in details},
             **kind,
             "inputs": inputs,
             "output": "out_sample",

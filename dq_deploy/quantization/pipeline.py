@@ -40,7 +40,8 @@ _REFERENCE_SEED = 1_000_000  # far from the calibration seeds
 def quantize(source: Any, output: str | Path, *, preset: str = "w8a8", scheduler: Any = None, sample_shape: tuple[int, ...] | None = None,
              conditions: dict[str, torch.Tensor] | None = None, null_conditions: dict[str, torch.Tensor] | None = None,
              classes: str | Sequence[int] | None = None, prompts: str | Path | Sequence[str] | None = None,
-             negative_prompt: str | None = None, lora: str | Path | None = None, lora_scale: float = 1.0,
+             negative_prompt: str | None = None, height: int | None = None, width: int | None = None,
+             lora: str | Path | None = None, lora_scale: float = 1.0,
              blocks: Sequence[str] | None = None, device: str = "cpu", force: bool = False, resume: bool = False,
              progress: Progress = silent, **options: Any) -> Artifact:  # fmt: skip
     """Quantize a diffusion model with DilateQuant (arXiv 2409.14307) and write the checkpoint to ``output``.
@@ -49,9 +50,10 @@ def quantize(source: Any, output: str | Path, *, preset: str = "w8a8", scheduler
     ``module(sample, timestep, **conditions)``, which needs ``scheduler`` and ``sample_shape`` (without the batch).
 
     What it is calibrated on (docs/calibration.md): a text pipeline on ``prompts`` (a list, or a file with one on a line) and the
-    ``negative_prompt``; a class-conditional diffusers model on ``classes`` (numbers, or "0-9,3"), all by default; any model on
-    ``conditions`` [P, ...], dealt to the calibration seeds in turn, and with a guidance scale on ``null_conditions`` [1 or P, ...] for the
-    unconditional half. ``lora`` is an adapter file (safetensors), fused into the weights ``lora_scale`` times.
+    ``negative_prompt``, drawing pictures of ``height`` by ``width`` pixels (by default the pipeline's own size); a class-conditional
+    diffusers model on ``classes`` (numbers, or "0-9,3"), all by default; any model on ``conditions`` [P, ...], dealt to the calibration
+    seeds in turn, and with a guidance scale on ``null_conditions`` [1 or P, ...] for the unconditional half. ``lora`` is an adapter file
+    (safetensors), fused into the weights ``lora_scale`` times.
 
     ``blocks`` are fnmatch patterns of module paths to distil as one block; by default the classes of diffusers. ``options`` are the fields
     of ``QuantizeConfig``.
@@ -73,7 +75,7 @@ def quantize(source: Any, output: str | Path, *, preset: str = "w8a8", scheduler
 
     processes.on_main(check)
     adapter = None if lora is None else Lora(Path(lora), lora_scale)
-    request = Request(conditions, null_conditions, classes, prompts, negative_prompt, adapter)
+    request = Request(conditions, null_conditions, classes, prompts, negative_prompt, adapter, height, width)
     prepared = prepare(source, config, request, scheduler=scheduler, sample_shape=sample_shape, blocks=blocks, progress=progress)
     prepared.to(processes.device or find_device(device))
     identity = {**prepared.identity(), "device": find_device(device).type, "processes": processes.count}

@@ -91,6 +91,8 @@ def prepare(source: Any, config: QuantizeConfig, request: Request, *, scheduler:
     Raises UsageError, ArtifactError or EnvironmentProblem.
     """
     loaded, details = _resolve(source, scheduler, sample_shape, request.lora)
+    if request.picture_size:
+        details["picture_size"] = request.picture_size
     model, scheduler = loaded.model, loaded.scheduler
     _check_finite(model)
     calibration = calibration_source(request, config, loaded)

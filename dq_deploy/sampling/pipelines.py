@@ -69,7 +69,8 @@ def wish(artifact: Artifact, asked: Asked) -> Wish:
     if asked.prompts is None:
         raise UsageError(no_prompts(artifact), "--prompts FILE: a prompt on each line, drawn in turn")
     negative = None if asked.negative_prompt is None else [asked.negative_prompt]
-    options = {"guidance_scale": guidance_of(artifact, asked.guidance_scale), "negative_prompt": negative}
+    size = artifact.manifest.details.get("picture_size", {})  # what the graph's shapes were made for
+    options = {"guidance_scale": guidance_of(artifact, asked.guidance_scale), "negative_prompt": negative, **size}
     return Wish("prompt", read_prompts(asked.prompts), {name: value for name, value in options.items() if value is not None})
 
 

@@ -55,7 +55,7 @@ def load_source(source: str | Path | DiffusionPipeline, *, lora: Lora | None = N
         scheduler=_load_scheduler(root, index),
         config=config,
         pipeline_class=index.pipeline_class,
-        sample_shape=_sample_shape(str(source), config),
+        sample_shape=_sample_shape(config),
     )
 
 
@@ -115,17 +115,16 @@ def _from_pipeline(pipeline: Any) -> Source:
     if not isinstance(model, torch.nn.Module) or scheduler is None:
         raise UsageError(f"a source is a path, a hub id, a built-in name or a pipeline with a unet or transformer, not a {class_name}")
     config = _config(model)
-    label = f"object:{class_name}"
     return _checked(
         name=class_name,
-        reference=label,
+        reference=f"object:{class_name}",
         model=fused_copy(model),
         pipeline=pipeline,
         component=component,
         scheduler=scheduler,
         config=config,
         pipeline_class=class_name,
-        sample_shape=_sample_shape(label, config),
+        sample_shape=_sample_shape(config),
     )
 
 
@@ -223,14 +222,12 @@ def class_of_diffusers(name: str, base: type, root: Path) -> Any:
     return found
 
 
-def _sample_shape(label: str, config: dict[str, Any]) -> tuple[int, ...]:
+def _sample_shape(config: dict[str, Any]) -> tuple[int, ...]:
+    """(C, H, W) as the configuration has it; empty where it does not (FLUX's pipelines choose the size themselves)."""
     channels, size = config.get("in_channels"), config.get("sample_size")
     sizes = [size, size] if isinstance(size, int) else size
     if not isinstance(channels, int) or not isinstance(sizes, list) or not sizes or not all(isinstance(edge, int) for edge in sizes):
-        raise ArtifactError(
-            f"{label}: the model's configuration gives no sample shape (in_channels {channels!r}, sample_size {size!r})",
-            "from Python: dq_deploy.quantize(module, ..., scheduler=scheduler, sample_shape=(C, H, W))",
-        )
+        return ()
     return (channels, *sizes)
 
 

@@ -26,6 +26,10 @@ _LOG = logging.getLogger(__name__)
 _WHOLE = "prompts need the whole pipeline: text encoders and tokenizers beside the denoiser, as `pipeline.save_pretrained(DIR)` writes"
 
 
+_LEFT_OUT = ("text_encoder_3", "tokenizer_3")
+"""Parts that a saved pipeline may lack and diffusers asks for: Stable Diffusion 3 does without its T5, which is twice its size."""
+
+
 def takes_prompts(source: Source) -> bool:
     """Whether the source's pipeline is called with a prompt. Raises EnvironmentProblem when a library that it needs is missing."""
     kind = type(source.pipeline) if source.pipeline is not None else _known_class(source.pipeline_class)
@@ -58,8 +62,10 @@ def load_whole(root: Path, **parts: Any) -> Any:
     from diffusers import DiffusionPipeline
 
     kind = class_of_diffusers(index.pipeline_class, DiffusionPipeline, root)
+    parameters = inspect.signature(kind.__init__).parameters
     needless = {name: None for name in SAFETY_PARTS if name in components}
-    flags = {"requires_safety_checker": False} if "requires_safety_checker" in inspect.signature(kind.__init__).parameters else {}
+    needless |= {name: None for name in _LEFT_OUT if name in parameters and name not in components}
+    flags = {"requires_safety_checker": False} if "requires_safety_checker" in parameters else {}
     wanted = [name for name in components if name not in needless and name not in parts]
     if any(components[name][0] == "transformers" for name in wanted):
         _require_transformers(index.pipeline_class)

@@ -13,7 +13,7 @@ from peft import LoraConfig
 
 from dq_deploy import cli
 from dq_deploy.accuracy import check
-from dq_deploy.errors import UsageError
+from dq_deploy.errors import ArtifactError, UsageError
 from dq_deploy.exporters import export
 from dq_deploy.quantization import load_checkpoint, quantize
 from tests.tiny import SHAPE, PlainUNet, scheduler, snr_db, tiny_unet
@@ -87,11 +87,14 @@ def test_a_plain_module_is_guided_with_tensors(tmp_path: Path) -> None:
         ("unconditional", {"classes": "0"}, "classes are given, and a DDPMPipeline takes none"),
         ("unconditional", {"guidance_scale": 3.0}, "a guidance scale is given, and a DDPMPipeline is unconditional"),
         ("unconditional", {"prompts": ["cat"]}, "prompts are given, and a DDPMPipeline takes none\n.*--classes"),
+        ("unconditional", {"height": 64}, "a picture size is given, and a DDPMPipeline has its own"),
+        ("sizeless", {}, r"object:DDPMPipeline: .* gives no sample shape \(in_channels 1, sample_size None\)"),
         ("classes", {"classes": "0-5"}, "no class 5: the model has classes 0 to 4"),
         ("classes", {"classes": "zero"}, "classes are numbers and ascending ranges .* not 'zero'"),
         ("classes", {"prompts": ["cat"]}, "prompts are given, and a DiTPipeline takes none"),
         ("text", {}, r"a StableDiffusionPipeline is calibrated on prompts, and none are given\nwrite typical prompts .*--prompts FILE"),
         ("text", {"negative_prompt": "ugly"}, "calibrated on prompts, and none are given"),
+        ("text", {"prompts": ["cat"], "height": 17, "width": 16}, "refuses to sample 1 prompts .* 17 and 16"),
         ("text", {"classes": "0"}, "classes are given, and a StableDiffusionPipeline takes prompts"),
         ("text", {"prompts": []}, "no prompts given"),
         ("text", {"prompts": "missing.txt"}, "cannot read the prompts in missing.txt"),
@@ -102,10 +105,11 @@ def test_a_plain_module_is_guided_with_tensors(tmp_path: Path) -> None:
 def test_what_does_not_fit_is_refused_before_anything_runs(make: str, options: dict[str, Any], message: str, tmp_path: Path) -> None:
     pipeline = {
         "unconditional": lambda: DDPMPipeline(unet=tiny_unet(), scheduler=scheduler()),
+        "sizeless": lambda: DDPMPipeline(unet=tiny_unet(sample_size=None), scheduler=scheduler()),
         "classes": dit_pipeline,
         "text": tiny_stable_diffusion,
     }[make]()
-    with pytest.raises(UsageError, match=message):
+    with pytest.raises((UsageError, ArtifactError), match=message):
         quantize(pipeline, tmp_path / "out", **{**FAST, **options})
     assert not list(tmp_path.iterdir())
 

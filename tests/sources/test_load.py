@@ -314,9 +314,9 @@ def test_scheduler_missing_from_the_folder(pipeline_dir: Path) -> None:
 
 
 def test_no_sample_size(pipeline_dir: Path) -> None:
+    # FLUX's models say none, and their pipelines choose one. Whoever needs it says so (tests/quantization/test_calibration_source.py).
     edit_json(pipeline_dir / "unet/config.json", sample_size=None)
-    with pytest.raises(ArtifactError, match=r"gives no sample shape \(in_channels 3, sample_size None\)"):
-        load_source(pipeline_dir)
+    assert load_source(pipeline_dir).sample_shape == ()
 
 
 def test_without_diffusers(monkeypatch: pytest.MonkeyPatch) -> None:

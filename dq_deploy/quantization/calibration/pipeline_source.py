@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -61,12 +61,12 @@ class PipelineSource:
     halves: int = 1
 
     @classmethod
-    def prepare(cls, pipeline: Any, component: str, prompts: list[str], negative_prompt: str | None,
-                config: QuantizeConfig) -> PipelineSource:  # fmt: skip
+    def prepare(cls, pipeline: Any, component: str, prompts: list[str], negative_prompt: str | None, config: QuantizeConfig,
+                picture_size: Mapping[str, int] | None = None) -> PipelineSource:  # fmt: skip
         """Check what the pipeline takes, and run it up to its denoiser's first call. Raises UsageError where it refuses."""
         pipeline = copy.copy(pipeline)
         pipeline.register_modules(scheduler=schedules.sampling_scheduler(pipeline.scheduler, config.sampler))
-        wanted = {"guidance_scale": config.guidance_scale, "negative_prompt": negative_prompt}
+        wanted = {"guidance_scale": config.guidance_scale, "negative_prompt": negative_prompt, **(picture_size or {})}
         options = {name: value for name, value in wanted.items() if value is not None}
         parameters = inspect.signature(type(pipeline).__call__).parameters
         for name in [*options, "generator", "num_inference_steps", "output_type"]:

@@ -18,6 +18,8 @@ from ...errors import UsageError
 from .trajectories import Conditions, check_finite
 
 _NESTED = "added_cond_kwargs"  # the one argument of diffusers models that is a dict of tensors
+UNBATCHED = ("img_ids", "txt_ids")
+"""Positions of FLUX's tokens [L, 3]: one for the whole batch. The model takes them with a batch dimension too, and a graph has them so."""
 
 
 @dataclass(frozen=True)
@@ -100,13 +102,20 @@ def read_call(model: nn.Module, named: Mapping[str, Any]) -> Call:
         default = parameters[name].default if name in parameters else None
         if name in (first, "timestep", "return_dict", _NESTED) or value is None or _nothing(value, default):
             continue
-        if not isinstance(value, torch.Tensor) or value.dim() == 0 or len(value) not in (1, len(sample)):
-            raise UsageError(
-                f"the pipeline calls its {type(model).__name__} with {name} = {_shown(value)}, which is no tensor with a batch dimension",
-                "such a model cannot be calibrated through its pipeline",
-            )
-        conditions[name] = _kept(value.expand(len(sample), *value.shape[1:]))
+        if not isinstance(value, torch.Tensor):
+            raise _no_condition(model, name, value)
+        rows = value[None] if name in UNBATCHED and value.dim() == 2 else value
+        if rows.dim() == 0 or len(rows) not in (1, len(sample)):
+            raise _no_condition(model, name, value)
+        conditions[name] = _kept(rows.expand(len(sample), *rows.shape[1:]))
     return Call(moments.pop(), _kept(sample), conditions)
+
+
+def _no_condition(model: nn.Module, name: str, value: Any) -> UsageError:
+    return UsageError(
+        f"the pipeline calls its {type(model).__name__} with {name} = {_shown(value)}, which is no tensor with a batch dimension",
+        "such a model cannot be calibrated through its pipeline",
+    )
 
 
 def streams(calls: Sequence[Call]) -> list[Stream]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from ...errors import UsageError
+from ...errors import ArtifactError, UsageError
 from ...progress import Progress
 from ...sources import Lora, Source, takes_prompts, text_pipeline
 from ..config import QuantizeConfig
@@ -26,6 +26,13 @@ class Request:
     prompts: str | Path | Sequence[str] | None = None
     negative_prompt: str | None = None
     lora: Lora | None = None
+    height: int | None = None
+    width: int | None = None
+
+    @property
+    def picture_size(self) -> dict[str, int]:
+        """What was asked of a text pipeline's pictures, in pixels, as arguments of its call."""
+        return {name: size for name, size in (("height", self.height), ("width", self.width)) if size is not None}
 
 
 class CalibrationSource(Protocol):
@@ -76,6 +83,8 @@ def calibration_source(request: Request, config: QuantizeConfig, source: Source)
     guided = config.guidance_scale is not None and config.guidance_scale > 1
     if request.null_conditions is not None and not (request.conditions and guided):
         raise UsageError("null_conditions= are for guidance", "give conditions= and a guidance_scale above 1 with them")
+    if request.picture_size and (request.conditions or not takes_prompts(source)):
+        raise UsageError(f"a picture size is given, and {_named(source)} has its own", "leave --height and --width to text pipelines")
     if request.conditions:
         return _from_tensors(request, config, source)
     if takes_prompts(source):
@@ -86,12 +95,12 @@ def calibration_source(request: Request, config: QuantizeConfig, source: Source)
     if space is not None:
         chosen = space.choose(request.classes)
         null = space.null_conditions() if guided else None
-        return LoopSource(source.scheduler, source.sample_shape, config, space.conditions(chosen), null, chosen)
+        return LoopSource(source.scheduler, _shape(source), config, space.conditions(chosen), null, chosen)
     if request.classes is not None:
         raise UsageError(f"classes are given, and {_named(source)} takes none", "leave the classes out")
     if config.guidance_scale is not None:
         raise UsageError(f"a guidance scale is given, and {_named(source)} is unconditional", "leave the guidance scale out")
-    return LoopSource(source.scheduler, source.sample_shape, config)
+    return LoopSource(source.scheduler, _shape(source), config)
 
 
 def _from_tensors(request: Request, config: QuantizeConfig, source: Source) -> LoopSource:
@@ -102,7 +111,7 @@ def _from_tensors(request: Request, config: QuantizeConfig, source: Source) -> L
     empty = [name for name, value in given.items() if value.dim() == 0 or len(value) == 0]
     if empty:
         raise UsageError(f"no values for the condition {', '.join(empty)}", "a condition is a tensor [P, ...] of P ≥ 1 values")
-    return LoopSource(source.scheduler, source.sample_shape, config, request.conditions, request.null_conditions)
+    return LoopSource(source.scheduler, _shape(source), config, request.conditions, request.null_conditions)
 
 
 def _from_prompts(request: Request, config: QuantizeConfig, source: Source) -> PipelineSource:
@@ -114,7 +123,17 @@ def _from_prompts(request: Request, config: QuantizeConfig, source: Source) -> P
             "write typical prompts into a file, one on a line, and give it: --prompts FILE (from Python: prompts=[...])",
         )
     prompts = read_prompts(request.prompts)
-    return PipelineSource.prepare(text_pipeline(source), source.component, prompts, request.negative_prompt, config)
+    return PipelineSource.prepare(text_pipeline(source), source.component, prompts, request.negative_prompt, config, request.picture_size)
+
+
+def _shape(source: Source) -> tuple[int, ...]:
+    if not source.sample_shape:
+        found = ", ".join(f"{name} {source.config.get(name)!r}" for name in ("in_channels", "sample_size"))
+        raise ArtifactError(
+            f"{source.reference}: the model's configuration gives no sample shape ({found})",
+            "from Python: dq_deploy.quantize(module, ..., scheduler=scheduler, sample_shape=(C, H, W))",
+        )
+    return source.sample_shape
 
 
 def _named(source: Source) -> str:

@@ -58,7 +58,8 @@ class Budget:
 def estimate(source: Any, *, preset: str = "w8a8", scheduler: Any = None, sample_shape: tuple[int, ...] | None = None,
              conditions: dict[str, torch.Tensor] | None = None, null_conditions: dict[str, torch.Tensor] | None = None,
              classes: str | Sequence[int] | None = None, prompts: str | Path | Sequence[str] | None = None,
-             negative_prompt: str | None = None, lora: str | Path | None = None, lora_scale: float = 1.0,
+             negative_prompt: str | None = None, height: int | None = None, width: int | None = None,
+             lora: str | Path | None = None, lora_scale: float = 1.0,
              blocks: Sequence[str] | None = None, device: str = "cpu", **options: Any) -> Budget:  # fmt: skip
     """Plan what ``quantize`` would do with these arguments, and measure a few passes to say what it would take.
 
@@ -66,7 +67,7 @@ def estimate(source: Any, *, preset: str = "w8a8", scheduler: Any = None, sample
     """
     config = QuantizeConfig.build(preset, **options)
     adapter = None if lora is None else Lora(Path(lora), lora_scale)
-    request = Request(conditions, null_conditions, classes, prompts, negative_prompt, adapter)
+    request = Request(conditions, null_conditions, classes, prompts, negative_prompt, adapter, height, width)
     where = find_device(device)
     prepared = prepare(source, config, request, scheduler=scheduler, sample_shape=sample_shape, blocks=blocks)
     prepared.to(where)
