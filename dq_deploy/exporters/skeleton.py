@@ -61,14 +61,16 @@ def to_onnx(model: GraphModule, inputs: dict[str, torch.Tensor], float_layers: d
     Raises ArtifactError when the exporter does.
     """
     graph_module = _with_placeholders(model, float_layers)
-    dynamic = tuple({0: torch.export.Dim("batch", min=1)} for _ in inputs)
+    examples, dynamic = tuple(inputs.values()), tuple({0: torch.export.Dim("batch", min=1)} for _ in inputs)
     # It warns of torchvision's operators, which no model here has, on every start.
     logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings(), quick_rewrites():
             warnings.simplefilter("ignore")
+            # Here and not in the exporter, which would find out too late that all inputs have one batch.
+            exported = torch.export.export(graph_module, examples, dynamic_shapes=dynamic, strict=False)
             program = torch.onnx.export(
-                graph_module, tuple(inputs.values()), dynamo=True, opset_version=OPSET, input_names=list(inputs),
+                exported, examples, dynamo=True, opset_version=OPSET, input_names=list(inputs),
                 output_names=["out_sample"], dynamic_shapes=dynamic, verbose=False, optimize=True,
             )  # fmt: skip
     except Exception as error:
