@@ -13,6 +13,7 @@ from dq_deploy.quantization.config import INTEGER_PRESETS
 
 from .code_hash import peers_sha256, quantization_sha256
 from .comparison import ModelResults, Row
+from .confirmed import SameCode, same_code
 from .methods import METHODS, method
 from .results import CellResult, read_all, write_text
 from .settings import FLOAT, model_name
@@ -30,7 +31,8 @@ def write_report(results: Path, output: Path, pictures: Sequence[str] = ()) -> N
     """Write the table and the summary of a results folder. ``pictures`` are paths relative to ``output``'s folder."""
     cells = read_all(results)
     models = list(dict.fromkeys(model_name(r.cell.model) for r in cells))
-    parts = [_INTRO, *(_model(model, cells, pictures) for model in models), _environment(cells)]
+    same = same_code(results)
+    parts = [_INTRO, *(_model(model, cells, pictures, same) for model in models), _environment(cells)]
     write_text(output / RESULTS, "\n\n".join(parts))
     write_text(output / SUMMARY, json.dumps(to_json(summary(cells)), indent=1, ensure_ascii=False))
 
@@ -53,7 +55,7 @@ def _summary_row(row: Row) -> dict[str, Any]:
     return {**row.result.cell.model_dump(), "measured": row.result.measured, "cost": cost.model_dump() if cost else None, **figures}
 
 
-def _model(model: str, cells: Sequence[CellResult], pictures: Sequence[str]) -> str:
+def _model(model: str, cells: Sequence[CellResult], pictures: Sequence[str], same: SameCode) -> str:
     results = ModelResults(model, cells)
     settings = results.settings
     seeds = sorted({r.cell.seed for r in cells if model_name(r.cell.model) == model and r.cell.method != FLOAT})
@@ -67,7 +69,7 @@ def _model(model: str, cells: Sequence[CellResult], pictures: Sequence[str]) -> 
     spread = seeds_table([ModelResults(model, cells, seed) for seed in seeds])
     parts += ["### Calibration seeds", spread] if spread else []
     parts += [f"![{Path(name).stem}]({name})" for name in pictures if Path(name).name.startswith(model)]
-    parts += [_state(results)]
+    parts += [_state(results, same)]
     return "\n\n".join(parts)
 
 
@@ -81,10 +83,10 @@ def _budget(s: dict[str, Any]) -> str:
     )
 
 
-def _state(results: ModelResults) -> str:
-    """Cells that are missing, and cells that other code or settings than today's made."""
+def _state(results: ModelResults, same: SameCode) -> str:
+    """Cells that are missing, and cells that other code (if it may measure something else) or other settings than today's made."""
     missing = [f"{p} {m.name}" for p in INTEGER_PRESETS for m in METHODS if p in m.presets and results.cell(p, m.name) is None]
-    stale = [f"{preset} {name}" for (preset, name), cell in results.cells.items() if cell.code_sha256 != _code(name)]
+    stale = [f"{preset} {name}" for (preset, name), cell in results.cells.items() if not same(cell.code_sha256, _code(name))]
     mixed = [f"{preset} {name}" for (preset, name), cell in results.cells.items() if cell.settings != results.settings]
     lines = [f"Missing cells: {', '.join(missing) or 'none'}."]
     lines += [f"Measured with other code than that beside this file: {', '.join(sorted(stale))}."] if stale else []

@@ -5,7 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from benchmarks.accuracy import report
+from benchmarks.accuracy.code_hash import quantization_sha256
 from benchmarks.accuracy.comparison import ModelResults
+from benchmarks.accuracy.confirmed import Confirmation, SameCode
 from benchmarks.accuracy.identity import identity
 from benchmarks.accuracy.results import CellResult, GridFigures, HeadlineFigures, RivalFigures
 from benchmarks.accuracy.settings import FLOAT, Cell, Settings
@@ -125,3 +128,10 @@ def test_seeds_are_summarized() -> None:
     assert "| W4A4, DilateQuant | 2 |" in text
     assert "min-max" not in text
     assert seeds_table([model(*results, seed=0)]) is None
+
+
+def test_cells_of_code_that_was_confirmed_are_not_called_old() -> None:
+    found = model(result("dilatequant", 22).model_copy(update={"code_sha256": "before"}))
+    assert "Measured with other code than that beside this file: w4a4 dilatequant." in report._state(found, SameCode())
+    confirmed = Confirmation(old="before", new=quantization_sha256(), measured="2026-01-01", cells=())
+    assert "other code" not in report._state(found, SameCode([confirmed]))
