@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 from torch.fx import GraphModule
 
+from dq_deploy.accuracy import check
 from dq_deploy.errors import ArtifactError
+from dq_deploy.exporters import export
 from dq_deploy.quantization.calibration.trajectories import Trajectories
 from dq_deploy.quantization.checkpoint import named_layers, named_quantizers
 from dq_deploy.quantization.config import Dilation, QuantizeConfig
 from dq_deploy.quantization.initial import initialize as module
 from dq_deploy.quantization.initial.initialize import AUTO_RULES, best_rule, initialize, undilated_weights
-from dq_deploy.quantization.layers import QuantizedWeight
-from tests.tiny import FAST, quantized_copy
+from dq_deploy.quantization.layers import ActivationQuantizer, QuantizedWeight
+from tests.tiny import FAST, make_checkpoint, quantized_copy
 
 
 def rows_at_once(monkeypatch: pytest.MonkeyPatch, graph: GraphModule, data: Trajectories, count: int, **options: object) -> GraphModule:
@@ -101,3 +105,42 @@ def test_auto_leaves_the_network_as_the_rule_it_takes_does(
     initialize(plain_graph, alone, plain_data, config.model_copy(update={"dilation": Dilation(result.rule)}))
     expected = alone.state_dict()
     assert all(torch.equal(value, expected[name]) for name, value in found.state_dict().items())
+
+
+class Spread(nn.Module):
+    """Attention over 1,024 tokens, between which it hardly chooses; ``sharp`` lets it."""
+
+    def __init__(self, sharp: float) -> None:
+        super().__init__()
+        self.conv, self.sharp = nn.Conv2d(1, 8, 3, padding=1), sharp
+        self.qkv, self.out, self.last = nn.Linear(8, 24), nn.Linear(8, 8), nn.Conv2d(8, 1, 3, padding=1)
+
+    def forward(self, sample: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+        hidden = self.conv(sample) + timestep[:, None, None, None] / 1000
+        query, key, value = self.qkv(hidden.flatten(2).transpose(1, 2)).chunk(3, dim=-1)
+        attended = torch.softmax(self.sharp * query @ key.transpose(1, 2), dim=-1) @ value
+        return self.last(self.out(attended).transpose(1, 2).unflatten(2, sample.shape[2:]))
+
+
+@pytest.mark.parametrize(("sharp", "halvings", "least_snr"), [(0.3, 6, 35), (30.0, 0, 5)])
+def test_probabilities_that_are_spread_over_many_tokens_keep_their_codes(
+    tmp_path: Path, sharp: float, halvings: int, least_snr: float
+) -> None:
+    torch.manual_seed(0)
+    made = make_checkpoint(Spread(sharp), tmp_path / "spread", shape=(1, 32, 32), dilation="none", iterations=0)
+    (quantizer,) = [q for _, q in named_quantizers(made.model) if q.fixed]
+    assert quantizer.scale_table().tolist() == pytest.approx([2.0**-halvings / 255] * quantizer.table_rows)
+    assert set(quantizer.zero_point_table().tolist()) == {-128}
+    assert min(made.details["snr_db"]["after_distillation"]) > least_snr  # over [0, 1] the first one has 7 dB
+    for target in ("tensorrt", "onnxruntime"):
+        bundle = export(tmp_path / "spread", tmp_path / target, target=target, dtype="fp32")
+        assert check(bundle, tmp_path / "spread")
+
+
+def test_the_range_of_probabilities_holds_what_was_seen_and_more() -> None:
+    for peak in (1e-9, 1e-4, 0.01, 0.04, 0.12, 0.125, 0.5, 1.0):
+        quantizer = ActivationQuantizer(torch.tensor([1.0, 2.0]), 8, symmetric=False, axis=0, channels=1, fixed=True)
+        module.set_probability_range(quantizer, peak)
+        (scale,) = set(quantizer.scale_table().tolist())
+        assert 255 * scale >= min(1.5 * peak, 1) * (1 - 1e-6)
+        assert 255 * scale <= (max(3 * peak, 2.0**-20) if peak < 1 / 8 else 1) * (1 + 1e-6)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
 import torch
@@ -16,11 +18,13 @@ from ..config import Dilation, InitialRange, QuantizeConfig
 from ..graph.insertion import decode, float_name
 from ..graph.shapes import live_bytes
 from ..layers import ActivationQuantizer, QuantizedWeight
+from ..numerics import code_range
 from ..weight_only import WeightOnly
 from .group_setter import DilationRecord, Group, GroupSetter
 from .ranges import resolve
 
 _FIT_SEEDS, _JUDGE_SEEDS = 8, 4  # all timesteps of so many trajectories: more changed no choice, and this is all in memory at once
+_SPREAD, _LEAST_RANGE = 1 / 8, 2.0**-20  # of attention probabilities: the peak that leaves [0, 1] as it is, and the narrowest range
 _PASS_BYTES = 4 << 30  # of a pass's values: a Stable Diffusion has a gigabyte of attention scores and probabilities for each sample
 AUTO_RULES = (Dilation.NONE, Dilation.ASYMMETRIC, Dilation.SYMMETRIC, Dilation.LAYERWISE, Dilation.SMOOTHQUANT)
 """What AUTO chooses from. A layer's own error is a poor judge alone: noise that later layers average out counts there like a bias that they
@@ -126,13 +130,29 @@ def apply_rule(float_graph: GraphModule, groups: Mapping[str, list[Group]], data
                 advance: Any) -> list[DilationRecord]:  # fmt: skip
     """One rule, in one pass or several."""
     records: list[DilationRecord] = []
+    peaks: dict[str, float] = {}
     for rows in _passes(float_graph, data, fit, config):
         part = replace(data, timesteps=data.timesteps[rows], samples=data.samples[rows], outputs=data.outputs[rows])
         samples, timestep, conditions = part.flat(fit)
-        runner = _Initializer(float_graph, groups, rows, timestep.to(_device(float_graph)), config, advance)
+        runner = _Initializer(float_graph, groups, rows, timestep.to(_device(float_graph)), config, advance, peaks)
         runner.run(*arguments(float_graph, samples, timestep, conditions))
         records += runner.records
+    for group in chain.from_iterable(groups.values()):
+        if group.quantizer.fixed:
+            set_probability_range(group.quantizer, peaks[group.name])
     return records
+
+
+def set_probability_range(quantizer: ActivationQuantizer, peak: float) -> None:
+    """Quantize attention probabilities over [0, 2⁻ᵏ] where none that was seen exceeds ``peak``, far below 1.
+
+    Spread over thousands of tokens, all of them are less than half a step of [0, 1] and would become 0. Peaks of 1/8 and more leave
+    [0, 1] as it is; else a third of the range is left for what was not seen (docs/attention.md has figures).
+    """
+    halvings = 0 if peak >= _SPREAD else math.floor(-math.log2(max(1.5 * peak, _LEAST_RANGE)))
+    qmin, qmax = code_range(quantizer.bits)
+    rows = quantizer.table_rows
+    quantizer.set_tables(torch.full((rows,), 2.0**-halvings / (qmax - qmin)), torch.full((rows,), float(qmin)))
 
 
 def _passes(float_graph: GraphModule, data: Trajectories, fit: slice, config: QuantizeConfig) -> list[slice]:
@@ -194,8 +214,9 @@ class _Initializer(Interpreter):
     """Runs the float graph, and sets the quantizers of each value when the value has been computed."""
 
     def __init__(self, module: GraphModule, groups: Mapping[str, list[Group]], rows: slice, timestep: torch.Tensor,
-                 config: QuantizeConfig, advance: Any) -> None:  # fmt: skip
+                 config: QuantizeConfig, advance: Any, peaks: dict[str, float]) -> None:  # fmt: skip
         super().__init__(module)
+        self.peaks = peaks
         self.groups, self.rows, self.timestep, self.config, self.advance = groups, rows, timestep, config, advance
         self.records: list[DilationRecord] = []
 
@@ -203,7 +224,9 @@ class _Initializer(Interpreter):
         value = super().run_node(n)
         for group in self.groups.get(n.name, []):
             self._check(n.name, value)
-            if not group.quantizer.fixed:
+            if group.quantizer.fixed:
+                self.peaks[group.name] = max(self.peaks.get(group.name, 0.0), float(value.max()))
+            else:
                 record = GroupSetter(group, value, self.timestep, self.rows, self.config).run()
                 self.records += [record] if record else []
             self.advance(1, group.name)
