@@ -6,6 +6,7 @@ exactly as an integer engine does. No module remembers a timestep: it is an argu
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -57,13 +58,12 @@ class ActivationQuantizer(nn.Module):
         """Set the tables, or some ``rows`` of them, from scale [T] > 0 and zero_point [T]; [1] each when static."""
         self.log_scale[rows] = scale.double().log().float().reshape(-1, 1)
         self.zero_point[rows] = zero_point.reshape(-1, 1)
-        if self.fixed:  # a constant such as 1/255, which exp(log(...)) would not give back exactly
-            self.frozen_scale = scale.float().clone()
 
     @torch.no_grad()
     def scale_table(self) -> torch.Tensor:
         """Scales [T], fp32."""
-        scale = self.log_scale[:, 0].exp() if self.frozen_scale is None else self.frozen_scale
+        scale = self._constant()
+        scale = self.log_scale[:, 0].exp() if scale is None else scale
         return scale.expand(self.table_rows).clone()
 
     @torch.no_grad()
@@ -71,6 +71,19 @@ class ActivationQuantizer(nn.Module):
         """Zero-points [T], int8."""
         qmin, qmax = numerics.code_range(self.bits)
         return self.zero_point[:, 0].round().clamp(qmin, qmax).to(torch.int8).expand(self.table_rows).clone()
+
+    @torch.no_grad()
+    def _constant(self) -> torch.Tensor | None:
+        """Scales that no training moves [T]: frozen ones, and of a fixed quantizer 2⁻ᵏ of its range [0, 1] in 2ᵇ − 1 steps.
+
+        The latter's logarithm is rounded to that: exp(log(1/255)) is not 1/255.
+        """
+        if self.frozen_scale is not None or not self.fixed:
+            return self.frozen_scale
+        steps = 2**self.bits - 1
+        exponent = (self.log_scale[:, 0].double() / math.log(2) + math.log2(steps)).round()
+        scale: torch.Tensor = (torch.exp2(exponent) / steps).float()
+        return scale
 
     def freeze(self) -> None:
         """Fix the tables to exactly what a checkpoint stores."""
@@ -84,8 +97,9 @@ class ActivationQuantizer(nn.Module):
         index = numerics.select_rows(timestep, self.boundaries)
         index = torch.zeros_like(index) if self.static else index
         zero_point = F.embedding(index, self.zero_point)[:, 0]
-        if self.frozen_scale is not None:
-            return self.frozen_scale[index], zero_point
+        scale = self._constant()
+        if scale is not None:
+            return scale[index], zero_point
         return F.embedding(index, self.log_scale)[:, 0].exp(), zero_point
 
     def forward(self, x: torch.Tensor, timestep: torch.Tensor) -> Quantized:

@@ -137,6 +137,17 @@ def test_probabilities_that_are_spread_over_many_tokens_keep_their_codes(
         assert check(bundle, tmp_path / "spread")
 
 
+def test_a_run_that_goes_on_has_the_range_of_probabilities_again(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    made = make_checkpoint(Spread(0.3), tmp_path / "spread", shape=(1, 32, 32), dilation="none", iterations=0)
+    (quantizer,) = [q for _, q in named_quantizers(made.model) if q.fixed]
+    fresh = ActivationQuantizer(made.timesteps, 8, symmetric=False, axis=0, channels=1, fixed=True)
+    module.set_probability_range(fresh, 1.0)
+    fresh.log_scale.data.copy_(quantizer.log_scale)  # as the stages of a work folder are loaded
+    assert torch.equal(fresh.scale_table(), quantizer.scale_table())
+    assert fresh.scale_table()[0] == torch.tensor(2.0**-6 / 255)
+
+
 def test_the_range_of_probabilities_holds_what_was_seen_and_more() -> None:
     for peak in (1e-9, 1e-4, 0.01, 0.04, 0.12, 0.125, 0.5, 1.0):
         quantizer = ActivationQuantizer(torch.tensor([1.0, 2.0]), 8, symmetric=False, axis=0, channels=1, fixed=True)

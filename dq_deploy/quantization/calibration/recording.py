@@ -19,7 +19,7 @@ from .trajectories import Conditions, check_finite
 
 _NESTED = "added_cond_kwargs"  # the one argument of diffusers models that is a dict of tensors
 UNBATCHED = ("img_ids", "txt_ids")
-"""Positions of FLUX's tokens [L, 3]: one for the whole batch. The model takes them with a batch dimension too, and a graph has them so."""
+"""Positions of FLUX's tokens [L, 3]: one for the whole batch. A graph has them with a batch dimension, and gives its model the first."""
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from torch.fx import Graph, GraphModule, Node
 
 from ...errors import ArtifactError, UsageError
 from ...progress import Advance, Progress, silent
+from ..calibration.recording import UNBATCHED
 from .edit import set_tensor
 from .rewrites import clean, normalize
 
@@ -48,6 +49,7 @@ class _Positional(nn.Module):
             output = self.module(first, rest[0], **dict(zip(self.names[2:], rest[1:], strict=True)))
         else:
             named: dict[str, Any] = dict(zip(self.names[1:], rest, strict=True))
+            named |= {name: named[name][0] for name in UNBATCHED if name in named and named[name].dim() == 3}
             if self.nested:
                 named[_NESTED] = {name: named.pop(name) for name in sorted(self.nested)}
             output = self.module(first, **named)
