@@ -93,7 +93,7 @@ class _OpenRequest:
 
 
 class _FixedRequest:
-    """An inference request whose inputs' and output's memory is known: copying there costs a tenth of what handing over arrays does."""
+    """An inference request whose inputs' and output's memory is known: copying there saves the 0.1 to 0.2 ms of handing over arrays."""
 
     def __init__(self, request: Any) -> None:
         self._request = request
