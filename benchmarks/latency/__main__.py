@@ -11,9 +11,11 @@ import click
 from dq_deploy.console import Output, to_json
 from dq_deploy.engines.bench import bench
 from dq_deploy.engines.openvino import int8_saturates
+from dq_deploy.quantization import load_checkpoint
 
 from .preparing import prepare
 from .profile import kernel_times
+from .quality import trajectory_snr
 from .report import page
 from .startup import startup
 from .subjects import SUBJECTS, WORK
@@ -67,6 +69,7 @@ def _measured(name: str, batches: list[int], runs: int, threads: int, work: Path
     everyone = contenders(subject, made, threads, compiled=compiled and not large)
     found = bench(everyone, batches=batches, runs=runs, progress=out.progress).to_json()
     found |= {"threads": threads, "parameters": sum(p.numel() for p in subject.module(work).parameters())}
+    found["snr"] = trajectory_snr(everyone, load_checkpoint(made.checkpoint))
     found["static_pairs"] = static_pairs(everyone, batches=batches, runs=2 * runs, progress=out.progress)
     found["profiles"] = {
         "float": kernel_times(made.bundle("float"), everyone[0], threads=threads, integer=True, ours=False),

@@ -18,17 +18,19 @@ from dq_deploy.quantization import Checkpoint, load_checkpoint
 
 from .subjects import Subject
 
-# Speed depends on shapes, bits and which tables there are, not on the values: the cheapest calibration will do.
+HELD_OUT = 2
+"""Trajectories of the checkpoint's reference that nobody is calibrated on: the last ones."""
+_CALIBRATION_SEEDS = 4
+# Speed depends on shapes, bits and which tables there are, not on the values: nothing is dilated or trained.
 _CHEAP: dict[str, Any] = {
     "iterations": 0,
     "dilation": "none",
-    "calibration_samples": 2,
-    "reference_samples": 1,
+    "calibration_samples": _CALIBRATION_SEEDS,
+    "reference_samples": _CALIBRATION_SEEDS + HELD_OUT,
     "batch_size": 2,
-    "steps": 4,
+    "steps": 10,
     "max_float_share": 0.05,
 }
-_CALIBRATION_BATCHES = 4
 
 
 @dataclass(frozen=True)
@@ -99,15 +101,16 @@ def _prepare_peers(subject: Subject, made: Made) -> None:
     onnx.save(onnx.load(made.float_onnx), folder / FLOAT_ONNX)
     checkpoint = load_checkpoint(made.checkpoint)
     names = checkpoint.details["inputs"]
-    quantize_onnxruntime(folder, names, _batches(checkpoint, timestep_shape=(1,)))
-    quantize_nncf(folder, names, _batches(checkpoint, timestep_shape=(1,)), transformer=subject.transformer)
+    quantize_onnxruntime(folder, names, _calibration(checkpoint))
+    quantize_nncf(folder, names, _calibration(checkpoint), transformer=subject.transformer)
 
 
-def _batches(checkpoint: Checkpoint, timestep_shape: tuple[int, ...]) -> Iterator[dict[str, np.ndarray[Any, Any]]]:
-    """What our own calibration saw of one seed: each timestep's input."""
+def _calibration(checkpoint: Checkpoint) -> Iterator[dict[str, np.ndarray[Any, Any]]]:
+    """As many trajectories of the same timesteps as our own calibration saw, one sample at a time; their seeds are others than its."""
     reference = checkpoint.reference()
     names = checkpoint.details["inputs"]
-    for timestep, samples in list(zip(reference.timesteps, reference.samples, strict=True))[:_CALIBRATION_BATCHES]:
-        values = {name: value.numpy() for name, value in reference.conditions.items()}
-        values |= {names[0]: samples.numpy(), "timestep": np.full(timestep_shape, float(timestep), np.float32)}
-        yield {name: values[name] for name in names}
+    for timestep, samples in zip(reference.timesteps, reference.samples, strict=True):
+        for seed in range(_CALIBRATION_SEEDS):
+            values = {name: value[seed : seed + 1].numpy() for name, value in reference.conditions.items()}
+            values |= {names[0]: samples[seed : seed + 1].numpy(), "timestep": np.full(1, float(timestep), np.float32)}
+            yield {name: values[name] for name in names}
