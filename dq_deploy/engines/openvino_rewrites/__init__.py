@@ -12,10 +12,20 @@ from typing import Any
 from .group_norm import group_norms_as_moments
 from .halves import halves_without_concat
 from .padding import padding_inside_convolutions
+from .products import products_at_once
 from .rounding import rounding_once
 from .tables import rows_at_once
+from .tokens import pixels_by_convolutions
 
-REWRITES = (group_norms_as_moments, halves_without_concat, padding_inside_convolutions, rounding_once, rows_at_once)
+REWRITES = (
+    group_norms_as_moments,
+    halves_without_concat,
+    padding_inside_convolutions,
+    products_at_once,
+    pixels_by_convolutions,
+    rounding_once,
+    rows_at_once,
+)
 """In this order: halves are found in what the first leaves, quantizers next to their convolutions in what the third leaves."""
 
 

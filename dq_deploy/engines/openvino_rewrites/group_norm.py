@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from .graph import channel_parts, constant, inputs, of_type, opset, replace, shape_of
+from .graph import channel_parts, constant, inputs, kind, of_type, opset, replace, shape_of
 
 
 def group_norms_as_moments(model: Any) -> None:
@@ -22,11 +22,13 @@ def group_norms_as_moments(model: Any) -> None:
 
 def _normalized(node: Any) -> Any:
     ops = opset()
-    sample, weight, bias = (_fp32(value) for value in inputs(node))
+    source, weight, bias = inputs(node)
+    picture = _picture(source)
+    sample, weight, bias = _fp32(picture), _fp32(weight), _fp32(bias)
     groups, epsilon = node.get_attributes()["num_groups"], node.get_attributes()["epsilon"]
     batch, channels, *spatial = shape_of(sample)
     shape = _Shapes(batch, channels, groups, len(spatial))
-    parts = [_fp32(part) for part in channel_parts(node.input_value(0))] or [sample]  # each has moments of its own
+    parts = [_fp32(part) for part in channel_parts(picture)] or [sample]  # each has moments of its own
     sizes = [shape_of(part)[1] for part in parts]
     axes = constant(range(2, 2 + len(spatial)), np.int64)
 
@@ -38,8 +40,16 @@ def _normalized(node: Any) -> Any:
     factor = ops.multiply(shape.per_channel(ops.divide(constant(1), deviation)), shape.as_channels(weight))
     pieces = zip(centred, _cut(factor.output(0), sizes), _cut(shape.as_channels(bias), sizes), strict=True)
     result = _joined([ops.add(ops.multiply(part, f), b) for part, f, b in pieces])
+    if picture is not source:
+        result = ops.reshape(result, constant(shape_of(source), np.int64), False).output(0)
     wanted = node.get_element_type().get_type_name()
     return result if wanted == "f32" else ops.convert(result, wanted).output(0)
+
+
+def _picture(sample: Any) -> Any:
+    """What is normalized, with its pixels not in a row yet if it was a picture: the groups are the same."""
+    before = sample.get_node().input_value(0) if kind(sample) == "Reshape" else sample
+    return before if shape_of(before)[:2] == shape_of(sample)[:2] else sample
 
 
 class _Shapes:
