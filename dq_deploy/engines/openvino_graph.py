@@ -58,7 +58,8 @@ class _Node:
         self.kind = info["layerType"]
         self.primitive = info["primitiveType"]
         self.order = int(info["execOrder"])
-        self.layers = [self.name, *filter(None, info["originalLayersNames"].split(","))]
+        # A product of several layers (openvino_rewrites.products) is called by all their names.
+        self.layers = [self.name, *filter(None, f"{self.name},{info['originalLayersNames']}".split(","))]
         sources = [port.get_source_output() for port in op.inputs()]
         self.sources: list[str] = [source.get_node().get_friendly_name() for source in sources]
         self.inputs = [_port(source) for source in sources]

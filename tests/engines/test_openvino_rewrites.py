@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,8 +14,10 @@ from dq_deploy.engines.openvino_rewrites import rewrite
 from dq_deploy.engines.openvino_rewrites.group_norm import group_norms_as_moments
 from dq_deploy.engines.openvino_rewrites.halves import halves_without_concat
 from dq_deploy.engines.openvino_rewrites.padding import padding_inside_convolutions
+from dq_deploy.engines.openvino_rewrites.products import products_at_once
 from dq_deploy.engines.openvino_rewrites.rounding import rounding_once
 from dq_deploy.engines.openvino_rewrites.tables import rows_at_once
+from dq_deploy.engines.openvino_rewrites.tokens import pixels_by_convolutions
 from dq_deploy.engines.statistics import snr_db
 from tests.engines.graphs import ROWS, Graph
 from tests.flow import Flow
@@ -67,21 +69,47 @@ def group_norm(graph: Graph, x: str, channels: int) -> str:
     return graph.node("GroupNormalization", [x, *parameters], "norm", num_groups=4, epsilon=1e-5)
 
 
-def asymmetric(graph: Graph, x: str, name: str, pads: list[int], *, table: Array = ZERO_POINTS) -> tuple[str, str, str]:
+def asymmetric(graph: Graph, x: str, name: str, pads: Sequence[int] = (), *, table: Array = ZERO_POINTS,
+               rank: int = 4) -> tuple[str, str, str]:  # fmt: skip
     """An asymmetric quantizer as the exporter writes it: the codes, s_t and z_t."""
-    scale = graph.node("Unsqueeze", [row(graph, f"{name}.scale", ROWS), axes(graph)], f"{name}/scale")
+    others = axes(graph, rank)
+    scale = graph.node("Unsqueeze", [row(graph, f"{name}.scale", ROWS), others], f"{name}/scale")
     inverse = graph.node("Reciprocal", [row(graph, f"{name}.scale", ROWS)], f"{name}/Reciprocal")
-    inverse = graph.node("Unsqueeze", [inverse, axes(graph)], f"{name}/inverse_scale")
-    zero = [graph.node("Unsqueeze", [row(graph, f"{name}.zero", table), axes(graph)], f"{name}/zero{i}") for i in range(2)]
+    inverse = graph.node("Unsqueeze", [inverse, others], f"{name}/inverse_scale")
+    zero = [graph.node("Unsqueeze", [row(graph, f"{name}.zero", table), others], f"{name}/zero{i}") for i in range(2)]
     if any(pads):
-        x = graph.node("Pad", [x, graph.constant(f"{name}.pads", np.array(pads))], f"{name}/Pad")
+        x = graph.node("Pad", [x, graph.constant(f"{name}.pads", np.array(list(pads)))], f"{name}/Pad")
     x = graph.node("Mul", [x, inverse], f"{name}/Mul")
     x = graph.node("Add", [graph.node("Round", [x], f"{name}/Round"), zero[0]], f"{name}/Add")
     return graph.unit_qdq(x, name), scale, zero[1]
 
 
-def axes(graph: Graph) -> str:
-    return graph.constant("axes", np.array([1, 2, 3]))
+def linear(graph: Graph, quantized: tuple[str, str, str], name: str, outputs: int, *, bias: bool = True) -> str:
+    """A linear layer on tokens as the exporter writes it: (codes · W − z · Σ W) · s + bias."""
+    codes, scale, zero = quantized
+    weight = graph.weight(name, (4, outputs), 1)
+    integers, scales = (onnx.numpy_helper.to_array(graph.constants[f"{name}.weight.{part}"]) for part in ("codes", "scale"))
+    sums = graph.constant(f"{name}.sums", integers.sum(axis=0, dtype=np.float32) * scales)
+    y = graph.node("MatMul", [codes, weight], f"{name}/MatMul")
+    y = graph.node("Sub", [y, graph.node("Mul", [zero, sums], f"{name}/zero_point_sum")], f"{name}/Sub")
+    y = graph.node("Mul", [y, scale], f"{name}/Mul")
+    shift = graph.constant(f"{name}.bias", graph.random.normal(size=outputs).astype(np.float32))
+    return graph.node("Add", [y, shift], f"{name}/Add") if bias else y
+
+
+def as_tokens(graph: Graph, x: str) -> str:
+    return graph.node(
+        "Transpose", [graph.node("Reshape", [x, graph.constant("flat", np.array([0, 0, -1]))], "flat")], "tokens", perm=[0, 2, 1]
+    )
+
+
+def as_picture(graph: Graph, x: str, sizes: list[int]) -> str:
+    back = graph.node("Transpose", [x], "channels_first", perm=[0, 2, 1])
+    return graph.node("Reshape", [back, graph.constant("picture", np.array(sizes))], "picture")
+
+
+def axes(graph: Graph, rank: int = 4) -> str:
+    return graph.constant(f"axes{rank}", np.arange(1, rank))
 
 
 def row(graph: Graph, name: str, table: Array) -> str:
@@ -250,6 +278,71 @@ def test_rows_gathered_at_once_are_the_same_rows() -> None:
         x = graph.node("Mul", [graph.node("Sub", [codes, zero], f"s{number}"), scale], f"m{number}")
     expected, found, kinds = before_and_after(graph.model(x, 4, [3, 4, 7, 6]), noise(3, 4, 7, 6), rows_at_once)
     assert kinds.count("Gather") == 1
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_products_of_the_same_codes_are_one() -> None:
+    graph = Graph()
+    quantized = asymmetric(graph, "sample", "shared", rank=3)
+    parts = [linear(graph, quantized, "q", 3), linear(graph, quantized, "k", 5), linear(graph, quantized, "v", 2, bias=False)]
+    other = linear(graph, asymmetric(graph, "sample", "alone", table=ZERO_POINTS + 1, rank=3), "other", 4)
+    both = graph.node("Concat", [*parts, other], "both", axis=2)
+    expected, found, kinds = before_and_after(graph.model(both, 3, [3, 6, 4]), noise(3, 6, 4), products_at_once)
+    assert kinds.count("MatMul") == 2
+    assert kinds.count("VariadicSplit") == 1
+    np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("case", ["another table", "a factor for each token", "another operation"])
+def test_products_share_no_more_than_what_follows_all_of_them(case: str) -> None:
+    graph = Graph()
+    codes, scale, zero = asymmetric(graph, "sample", "shared", rank=3)
+    first = linear(graph, (codes, scale, zero), "q", 3)
+    _, other, _ = asymmetric(graph, "sample", "other", table=ZERO_POINTS + 1, rank=3)
+    other = graph.node("Mul", [other, graph.constant("two", np.float32(2))], "twice") if case == "another table" else scale
+    second = linear(graph, (codes, other, zero), "k", 3)
+    (rescale,) = (node for node in graph.nodes if node.name == "k/Mul")
+    if case == "a factor for each token":
+        rescale.input[1] = graph.constant("factors", np.linspace(0.5, 1, 6, dtype=np.float32).reshape(6, 1))
+    if case == "another operation":
+        rescale.op_type = "Div"
+    both = graph.node("Concat", [first, second], "both", axis=2)
+    expected, found, kinds = before_and_after(graph.model(both, 3, [3, 6, 4]), noise(3, 6, 4), products_at_once)
+    assert kinds.count("MatMul") == 1
+    np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-6)
+
+
+def test_layers_on_pixels_are_convolutions() -> None:
+    graph = Graph()
+    tokens = as_tokens(graph, "sample")
+    quantized = asymmetric(graph, tokens, "shared", rank=3)
+    parts = [linear(graph, quantized, "q", 4), linear(graph, quantized, "k", 4)]
+    attended = graph.node("Softmax", [graph.node("Add", parts, "both")], "softmax", axis=1)
+    last = linear(graph, asymmetric(graph, attended, "attended", rank=3), "out", 8)
+    picture = graph.node("Relu", [as_picture(graph, last, [3, 8, 5, 6])], "relu")
+    model = graph.model(picture, 4, [3, 4, 5, 6])
+    expected, found, kinds = before_and_after(model, noise(3, 4, 5, 6), products_at_once, pixels_by_convolutions)
+    assert kinds.count("Convolution") == 2
+    assert "MatMul" not in kinds
+    np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("case", ["tokens read twice", "a scale for each token", "a residual of tokens"])
+def test_layers_on_pixels_that_are_not_ours_stay(case: str) -> None:
+    graph = Graph()
+    tokens = as_tokens(graph, "sample")
+    codes, scale, zero = asymmetric(graph, tokens, "x", rank=3)
+    y = linear(graph, (codes, scale, zero), "y", 4)
+    if case == "tokens read twice":
+        y = graph.node("Add", [graph.node("Softmax", [y], "softmax"), tokens], "both")
+    if case == "a scale for each token":
+        (scaled,) = (node for node in graph.nodes if node.name == "x/Mul")
+        scaled.input[1] = graph.constant("factors", np.linspace(5, 10, 30, dtype=np.float32).reshape(30, 1))
+    if case == "a residual of tokens":
+        y = graph.node("Add", [y, tokens], "both")
+    picture = as_picture(graph, graph.node("Relu", [y], "relu"), [3, 4, 5, 6])
+    expected, found, kinds = before_and_after(graph.model(picture, 4, [3, 4, 5, 6]), noise(3, 4, 5, 6), pixels_by_convolutions)
+    assert "Convolution" not in kinds
     np.testing.assert_array_equal(found, expected)
 
 

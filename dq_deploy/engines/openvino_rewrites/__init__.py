@@ -26,7 +26,8 @@ REWRITES = (
     rounding_once,
     rows_at_once,
 )
-"""In this order: halves are found in what the first leaves, quantizers next to their convolutions in what the third leaves."""
+"""In this order: halves are found in what the first leaves, layers on pixels where those that share their codes are one, and quantizers
+beside their convolutions in what all before leave."""
 
 
 def rewrite(model: Any, steps: Sequence[Callable[[Any], None]] = REWRITES) -> None:

@@ -49,7 +49,7 @@ def _normalized(node: Any) -> Any:
 def _picture(sample: Any) -> Any:
     """What is normalized, with its pixels not in a row yet if it was a picture: the groups are the same."""
     before = sample.get_node().input_value(0) if kind(sample) == "Reshape" else sample
-    return before if shape_of(before)[:2] == shape_of(sample)[:2] else sample
+    return before if len(shape_of(before)) > 2 and shape_of(before)[:2] == shape_of(sample)[:2] else sample
 
 
 class _Shapes:

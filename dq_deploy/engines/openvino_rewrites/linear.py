@@ -16,7 +16,7 @@ Shaper = Callable[[Any], Any]
 
 @dataclass(frozen=True)
 class Step:
-    """``− z · Σ W``, ``· s`` or ``+ bias``: the operation, a timestep's row [N, 1, ...] and constants of the output channels, or one of both."""
+    """``− z · Σ W``, ``· s`` or ``+ bias``: the operation, and a timestep's row [N, 1, ...], constants of the output channels, or both."""
 
     node: Any
     row: Any
@@ -73,6 +73,12 @@ def joined(linears: Sequence[Linear]) -> Linear:
     return Linear(first.product, codes, np.concatenate([linear.scale for linear in linears]), tuple(steps))
 
 
+def is_row(value: Any, rank: int) -> bool:
+    """Whether every sample of a value of this rank meets one number: [N, 1, ...] of that rank, or a single one."""
+    shape = shape_of(value)
+    return set(shape[1:]) <= {1} and (len(shape) == rank or set(shape) <= {1})
+
+
 def weight_of(linear: Linear, arranged: Callable[[Array], Array]) -> Any:
     """The weights as a value, ``arranged`` from [in, out] and, for the scales, from [1, out]."""
     dtype = _dtype(linear.product)
@@ -115,32 +121,33 @@ def _codes(weight: Any) -> tuple[Array, Array] | None:
 def _steps(value: Any, width: int) -> Iterator[Step]:
     for node in only_chain(value, _STEPS):
         others = [operand for operand in inputs(node) if not same(operand, value)]
-        found = _factors(others[0], width) if len(others) == 1 and same(node.input_value(0), value) else None
+        found = _factors(others[0], width, len(shape_of(value))) if len(others) == 1 and same(node.input_value(0), value) else None
         if found is None:
             return
         yield Step(node, *found)
         value = node.output(0)
 
 
-def _factors(value: Any, width: int) -> tuple[Any, Array | None] | None:
+def _factors(value: Any, width: int, rank: int) -> tuple[Any, Array | None] | None:
     """A row and constants whose product the value is, one of which may be missing; None if it is anything else."""
-    array = array_of(value)
-    if array is not None:
-        return (None, np.broadcast_to(array.ravel(), (width,))) if array.size in (1, width) and array.shape[-1:] in ((), (array.size,)) else None
-    if _is_row(value):
+    constants = _channels(value, width)
+    if constants is not None:
+        return None, constants
+    if is_row(value, rank):
         return value, None
     if kind(value) != "Multiply":
         return None
     one, other = inputs(value.get_node())
-    row, constants = (one, array_of(other)) if array_of(other) is not None else (other, array_of(one))
-    if constants is None or not _is_row(row) or constants.size not in (1, width):
+    row, constants = (one, _channels(other, width)) if is_row(one, rank) else (other, _channels(one, width))
+    return None if constants is None or not is_row(row, rank) else (row, constants)
+
+
+def _channels(value: Any, width: int) -> Array | None:
+    """Constants [width] of the last axis, or one number for all of it."""
+    array = array_of(value)
+    if array is None or array.size not in (1, width) or array.shape[-1:] not in ((), (array.size,)):
         return None
-    return row, np.broadcast_to(constants.ravel(), (width,))
-
-
-def _is_row(value: Any) -> bool:
-    """[N, 1, ...]."""
-    return set(shape_of(value)[1:]) == {1}
+    return np.broadcast_to(array.ravel(), (width,))
 
 
 def _same_row(one: Any, other: Any) -> bool:
