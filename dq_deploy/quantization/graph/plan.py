@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,10 +75,11 @@ def make_plan(graph_module: GraphModule, config: QuantizeConfig) -> Plan:
     plan = Plan(layers, config.temporal, config.zero_points, config.softmax_bits)
     if plan.float_share > config.max_float_share:
         worst = sorted(plan.left_float, key=lambda x: -x.macs)[:5]
+        enough = min(1.0, math.ceil(plan.float_share * 100) / 100)
         listing = "; ".join(f"{x.name} ({x.float_reason})" for x in worst)
         raise UsageError(
             f"{plan.float_share:.1%} of the multiply-accumulates would stay in float, more than {config.max_float_share:.1%}: {listing}",
-            "quantize those layers, or raise max_float_share",
+            f'quantize those layers, or allow it: {{"max_float_share": {enough:g}}} in the file of --config',
         )
     return plan
 
