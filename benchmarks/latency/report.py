@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from .timing import BASELINE, PICTURE_STEPS, PICTURES
+from .timing import PICTURE_STEPS, PICTURES
 
 _UNETS = ("unet", "unet-6m", "unet-86m")
 _NNCF = "OpenVINO, NNCF static INT8"
@@ -63,20 +63,14 @@ def _model(name: str, result: dict[str, Any]) -> str:
 def _targets(results: Results) -> list[str]:
     lines = []
     for name in (n for n in _UNETS if n in results):
-        rows = {(row["contender"], row["batch"]): row for row in results[name]["rows"]}
+        speeds = {(row["contender"], row["batch"]): 1 / row["ratio"] for row in results[name]["rows"]}
         for batch, wanted in ((1, 2.2), (8, 2.5)):
-            if (BASELINE, batch) in rows:
-                best = max((ours for ours in _OURS if (ours, batch) in rows), key=lambda ours: 1 / rows[ours, batch]["ratio"])
-                speed = 1 / rows[best, batch]["ratio"]
-                lines.append(
-                    f"- {name}, batch {batch}: ≥ {wanted} × ONNX Runtime in float: {_verdict(speed >= wanted)}, {speed:.2f} ({best})."
-                )
-                nncf = speed * rows[_NNCF, batch]["ratio"]
-                snr, theirs = (results[name]["snr"][who]["median"] for who in (best, _NNCF))
-                lines.append(
-                    f"- {name}, batch {batch}: ≥ 1.2 × NNCF at better quality: {_verdict(nncf >= 1.2 and snr > theirs)}, {nncf:.2f} × at "
-                    f"{snr:.1f} dB against {theirs:.1f} dB."
-                )
+            ours = {who: speeds[who, batch] for who in _OURS if (who, batch) in speeds}
+            if ours:
+                best = max(ours, key=ours.__getitem__)
+                met = _verdict(ours[best] >= wanted)
+                lines.append(f"- {name}, batch {batch}: ≥ {wanted} × ONNX Runtime in float: {met}, {ours[best]:.2f} ({best}).")
+                lines.append(f"- {name}, batch {batch}: " + _against_nncf(ours, speeds[_NNCF, batch], results[name]["snr"]))
     for name, result in results.items():
         lines += [
             f"- {name}, batch {pair['batch']}: per-timestep over static scales ({pair['kernels']}): {_verdict(pair['high'] < 1.05)}, "
@@ -95,6 +89,17 @@ def _targets(results: Results) -> list[str]:
             best = max(row["speed"] for row in pictures["rows"] if row["name"] != "PyTorch eager")
             lines.append(f"- {name}: pictures per second ≥ 3 × PyTorch eager: {_verdict(best >= 3)}, {best:.2f} ×.")
     return lines
+
+
+def _against_nncf(ours: Mapping[str, float], theirs: float, snr: Mapping[str, dict[str, float]]) -> str:
+    """The fastest of ours that is better than NNCF, or the fastest of all if none is."""
+    better = {who: speed for who, speed in ours.items() if snr[who]["median"] > snr[_NNCF]["median"]}
+    best = max(better or ours, key=ours.__getitem__)
+    ratio = ours[best] / theirs
+    return (
+        f"≥ 1.2 × NNCF at better quality: {_verdict(bool(better) and ratio >= 1.2)}, {ratio:.2f} × at {snr[best]['median']:.1f} dB "
+        f"against {snr[_NNCF]['median']:.1f} dB ({best})."
+    )
 
 
 def _verdict(met: bool) -> str:

@@ -11,7 +11,6 @@ import numpy as np
 from .graph import Array, array_of, constant, inputs, kind, only_chain, opset, same, shape_of, unwrapped
 
 _STEPS = ("Subtract", "Multiply", "Add")
-Shaper = Callable[[Any], Any]
 
 
 @dataclass(frozen=True)
@@ -86,7 +85,7 @@ def weight_of(linear: Linear, arranged: Callable[[Array], Array]) -> Any:
     return opset().multiply(codes, constant(arranged(linear.scale[None]), dtype)).output(0)
 
 
-def followed(value: Any, linear: Linear, row: Shaper, channels: Callable[[Array], Array]) -> Any:
+def followed(value: Any, linear: Linear, row: Callable[[Any], Any], channels: Callable[[Array], Array]) -> Any:
     """``value`` after the layer's steps, ``row`` and ``channels`` ([out]) giving their operands the rank of ``value``."""
     ops = opset()
     for step in linear.steps:

@@ -9,22 +9,20 @@ from typing import Any
 
 import numpy as np
 
-from .graph import constant, of_type, opset, same
+from .graph import constant, of_type, opset
 from .linear import Linear, followed, joined, linear_of, weight_of
 
 
 def products_at_once(model: Any) -> None:
     """See the module."""
-    groups: list[list[Linear]] = []
-    for linear in filter(None, map(linear_of, of_type(model, "MatMul"))):
-        group = next((group for group in groups if same(group[0].product.input_value(0), linear.product.input_value(0))), None)
-        if group is None:
-            groups.append([linear])
-        else:
-            group.append(linear)
-    for group in groups:
-        if len(group) > 1:
-            _compute_together(group)
+    groups: dict[tuple[str, int], list[Any]] = {}
+    for node in of_type(model, "MatMul"):
+        source = node.input_value(0)
+        groups.setdefault((source.get_node().get_name(), source.get_index()), []).append(node)
+    for nodes in groups.values():
+        linears = list(filter(None, map(linear_of, nodes))) if len(nodes) > 1 else []
+        if len(linears) > 1:
+            _compute_together(linears)
 
 
 def _compute_together(linears: list[Linear]) -> None:
