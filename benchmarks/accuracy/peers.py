@@ -1,7 +1,8 @@
 """Outside tools at W8A8, as their own documentation uses them: ONNX Runtime's ``quantize_static`` and NNCF's ``quantize``.
 
-Both see the trajectories that the other methods are calibrated on, both leave the first layer in float as the other methods do, and both
-are judged by what their graphs say: QDQ and FakeQuantize nodes computed in float, since the INT8 kernels of a CPU without VNNI saturate.
+Both see the trajectories that the other methods are calibrated on, and both leave the first layer in float as the other methods do. ONNX
+Runtime's is judged by what its graph says, QDQ nodes computed in float; NNCF's by OpenVINO's INT8 kernels, on a CPU where they are exact:
+in float OpenVINO computes something else from it (docs/accuracy.md).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import numpy as np
 import onnx
 import torch
 
+from dq_deploy.engines.openvino import int8_saturates
 from dq_deploy.errors import EnvironmentProblem
 
 from .drawing import Array, Denoiser, Trace
@@ -137,9 +139,11 @@ def _phases(model: Any) -> list[str]:
 
 
 def nncf_denoiser(folder: Path, names: list[str]) -> Denoiser:
-    """``quantized.xml`` on OpenVINO's CPU plugin in float32, low-precision kernels off."""
+    """``quantized.xml`` as a user runs it: INT8 kernels, float32 for the rest. Raises EnvironmentProblem where those kernels saturate."""
     openvino = _import("openvino")
-    config = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": torch.get_num_threads(), "LP_TRANSFORMS_MODE": "NO"}
+    if int8_saturates():
+        raise EnvironmentProblem("the INT8 kernels of this CPU saturate: it has no VNNI", "measure NNCF on a CPU that has it")
+    config = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
     compiled = openvino.Core().compile_model(folder / NNCF_XML, "CPU", config)
     return _named(lambda values: compiled(values)[0], names)
 
