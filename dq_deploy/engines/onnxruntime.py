@@ -14,12 +14,15 @@ from ..artifacts.reading import read_onnx
 from ..errors import ArtifactError, DqDeployError, EnvironmentProblem, ResourceError, UsageError
 from .runner import Array, GraphRunner, InputSpec, graph_file
 
+_EXACT = "session.x64quantprecision"
 # Why each of them is set:
 SESSION_CONFIG = {
     # MLAS multiplies u8 × s8 with vpmaddubsw on x86 CPUs that have AVX2 or AVX512 but no VNNI; its 16-bit sums saturate and the result of
     # an 8-bit layer is wrong, by up to all of it (the shipped UNet at W8A8: 24 dB instead of 43). This option takes u8 × u8 there, which is
     # exact, and changes nothing on other CPUs. It cannot load a graph whose layers share a weight or a weight's zero-point.
-    "session.x64quantprecision": "1",
+    _EXACT: "1",
+    # Products of weights in blocks compute in fp32, as their graph says; by default they quantize the activations, which is no faster.
+    "session.qdq_matmulnbits_accuracy_level": "1",
     # A MatMul and its bias would become a float Gemm before the integer fusions see them.
     "optimization.disable_specified_optimizers": "MatMulAddFusion",
     # Worker threads that go on spinning after a run take the cores from whatever is timed next.
@@ -58,7 +61,8 @@ class OnnxRuntimeRunner(GraphRunner):
         if providers[0] not in ort.get_available_providers():
             raise _missing_provider(providers[0], ort.get_available_providers())
         self._file = file = graph_file(source)
-        self._session = _open(ort, file, list(providers), _session_options(ort, optimized, threads))
+        config = _session_config(file)
+        self._session = _open(ort, file, list(providers), _session_options(ort, optimized, threads, config))
         if self._session.get_providers()[0] != providers[0]:
             raise _missing_provider(providers[0], self._session.get_providers())
         self._output = self._session.get_outputs()[0].name
@@ -70,7 +74,7 @@ class OnnxRuntimeRunner(GraphRunner):
             "provider": providers[0],
             "optimized": optimized,
             "threads": threads or "default",
-            "session_config": dict(SESSION_CONFIG),
+            "session_config": config,
         }
 
     def _infer(self, feeds: dict[str, Array]) -> Array:
@@ -87,7 +91,7 @@ def optimized_operators(file: Path, *, threads: int | None = None) -> list[str]:
     Raises EnvironmentProblem (onnxruntime is missing) and ArtifactError (a graph that it does not load).
     """
     ort = _import()
-    options = _session_options(ort, optimized=True, threads=threads)
+    options = _session_options(ort, optimized=True, threads=threads, config=_session_config(file))
     with tempfile.TemporaryDirectory(prefix="dq-deploy-optimized-") as folder:
         options.optimized_model_filepath = str(Path(folder) / "model.onnx")
         _open(ort, file, ["CPUExecutionProvider"], options)
@@ -108,7 +112,14 @@ def _missing_provider(wanted: str, found: Sequence[str]) -> EnvironmentProblem:
     return EnvironmentProblem(f"onnxruntime does not use provider {wanted} here; it has {', '.join(found)}", hint)
 
 
-def _session_options(ort: Any, optimized: bool, threads: int | None) -> Any:
+def _session_config(file: Path) -> dict[str, str]:
+    """``SESSION_CONFIG`` as this graph takes it: exact sums refuse weights in blocks, and have nothing to do beside them."""
+    nodes = read_onnx(file).graph.node
+    blocks = any(node.op_type == "DequantizeLinear" and any(a.name == "block_size" and a.i for a in node.attribute) for node in nodes)
+    return {key: value for key, value in SESSION_CONFIG.items() if not (blocks and key == _EXACT)}
+
+
+def _session_options(ort: Any, optimized: bool, threads: int | None, config: dict[str, str]) -> Any:
     options = ort.SessionOptions()
     levels = ort.GraphOptimizationLevel
     options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimized else levels.ORT_DISABLE_ALL
@@ -117,7 +128,7 @@ def _session_options(ort: Any, optimized: bool, threads: int | None) -> Any:
         if threads < 1:
             raise UsageError(f"threads is {threads}, and at least 1 is needed")
         options.intra_op_num_threads = threads
-    for key, value in SESSION_CONFIG.items():
+    for key, value in config.items():
         options.add_session_config_entry(key, value)
     return options
 

@@ -133,8 +133,11 @@ def int8_serves(without_vnni: bool) -> bool:
 
 
 def _without_integer_kernels(openvino: Any) -> dict[str, str]:
-    """The setting that computes quantized layers in float. OpenVINO does not document it, so that it works is tried out first."""
-    config = {"LP_TRANSFORMS_MODE": "NO"}
+    """The settings that compute quantized layers in float. OpenVINO does not document the first, so that it works is tried out.
+
+    Without the second a float product of INT8 weights quantizes its activations once more, in groups of 32.
+    """
+    config = {"LP_TRANSFORMS_MODE": "NO", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}
     if int8_saturates() and _saturates(config):
         raise EnvironmentProblem(
             f"OpenVINO {openvino.__version__} has only INT8 kernels that saturate on this CPU, and no way around them",

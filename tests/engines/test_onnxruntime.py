@@ -11,7 +11,7 @@ import onnxruntime
 import pytest
 
 from dq_deploy.artifacts import Artifact
-from dq_deploy.engines.onnxruntime import OnnxRuntimeRunner, _session_options
+from dq_deploy.engines.onnxruntime import SESSION_CONFIG, OnnxRuntimeRunner, _session_options
 from dq_deploy.errors import EnvironmentProblem, UsageError
 
 # Integer layers as an `onnxruntime` bundle has them, scales looked up at run time: a Conv whose output is quantized, a MatMul with a bias.
@@ -35,6 +35,12 @@ CONV = """scale_out_row = Gather(table_out, row)
     out_sample = DequantizeLinear(conv_q, scale_out, zero)"""
 MATMUL = """product = MatMul(dq, weight)
     out_sample = Add(product, bias)"""
+BLOCKS = """<ir_version: 10, opset_import: ["": 21]>
+blocks (float[batch, 64] sample) => (float[batch, 16] out_sample)
+{
+    weight = DequantizeLinear<axis=0, block_size=32>(codes, scales)
+    out_sample = MatMul(sample, weight)
+}"""
 SHAPES = {"conv": ((64, 4, 4), (32, 4, 4), (32, 64, 3, 3)), "matmul": ((16, 64), (16, 32), (64, 32))}
 
 
@@ -54,7 +60,7 @@ def integer_layer(kind: str, file: Path) -> tuple[Path, np.ndarray]:
 @pytest.mark.parametrize(("kind", "fused"), [("conv", "QLinearConv"), ("matmul", "MatMulIntegerToFloat")])
 def test_fused_integer_layers_do_not_saturate(kind: str, fused: str, tmp_path: Path) -> None:
     file, sample = integer_layer(kind, tmp_path / "layer.onnx")
-    options = _session_options(onnxruntime, True, None)
+    options = _session_options(onnxruntime, True, None, SESSION_CONFIG)
     options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
     onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
     assert fused in {node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node}
@@ -62,6 +68,19 @@ def test_fused_integer_layers_do_not_saturate(kind: str, fused: str, tmp_path: P
     inputs = {"sample": sample, "timestep": 0}
     exact = OnnxRuntimeRunner(file, optimized=False).run(inputs)
     np.testing.assert_allclose(OnnxRuntimeRunner(file).run(inputs), exact, rtol=1e-5)
+
+
+def test_eight_bit_weights_in_blocks_run(tmp_path: Path) -> None:
+    """The last layer of a model whose other weights are blocks of 4 bits."""
+    model = onnx.parser.parse_model(BLOCKS)
+    codes = np.random.default_rng(0).integers(-127, 128, (64, 16)).astype(np.int8)
+    scales = np.random.default_rng(1).uniform(0.01, 0.02, (2, 16)).astype(np.float32)
+    model.graph.initializer.extend([onnx.numpy_helper.from_array(codes, "codes"), onnx.numpy_helper.from_array(scales, "scales")])
+    onnx.save(model, tmp_path / "blocks.onnx")
+    sample = np.random.default_rng(2).standard_normal((3, 64)).astype(np.float32)
+    runner = OnnxRuntimeRunner(tmp_path / "blocks.onnx")
+    np.testing.assert_allclose(runner.run({"sample": sample}), sample @ (codes * scales.repeat(32, axis=0)), rtol=1e-4, atol=1e-4)
+    assert "session.x64quantprecision" not in runner.details["session_config"]
 
 
 def test_details_say_what_ran(tiny_bundle: Artifact) -> None:

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import onnx
 import openvino
 import pytest
 
@@ -15,6 +16,7 @@ from dq_deploy.engines.engine_files import int8_without_vnni
 from dq_deploy.engines.openvino import OpenVinoRunner, int8_saturates, int8_serves
 from dq_deploy.errors import EnvironmentProblem
 from tests.bundles import write_graph
+from tests.engines.graphs import Graph
 from tests.flow import Flow, altered_manifest
 
 # An integer layer as a `tensorrt` bundle has it: Q/DQ of scale 1, the multipliers outside.
@@ -42,6 +44,19 @@ def test_saturation_is_reported_and_float_kernels_are_exact(tmp_path: Path) -> N
     agrees = np.allclose(integer.run({"sample": sample}), exact, rtol=1e-3)
     assert integer.details["int8_saturates"] == int8_saturates()
     assert agrees or int8_saturates()
+
+
+def test_float_kernels_do_not_quantize_activations_once_more(tmp_path: Path) -> None:
+    graph, random = Graph(), np.random.default_rng(0)
+    model = graph.model(graph.linear("sample", "layer", 128, 64), 3, ["batch", "tokens", 128])
+    onnx.save(model, tmp_path / "layer.onnx")
+    # Within a group of 32, codes of very different sizes: one scale for all of them would lose the small ones.
+    codes = random.integers(-127, 128, (2, 16, 128)) // np.array([1, 40] * 64)
+    sample = (codes * 0.01).astype(np.float32)
+    weight, scale, bias = (onnx.numpy_helper.to_array(graph.constants[f"layer.{n}"]) for n in ("weight.codes", "weight.scale", "bias"))
+    exact = codes @ weight.astype(np.float64) * scale * 0.01 + bias
+    found = OpenVinoRunner(tmp_path / "layer.onnx", integer=False).run({"sample": sample, "timestep": np.float32(0)})
+    np.testing.assert_allclose(found, exact, atol=1e-5 * np.abs(exact).max())
 
 
 def test_the_default_is_exact_everywhere(tmp_path: Path) -> None:
