@@ -9,6 +9,7 @@ import re
 import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -24,6 +25,7 @@ _OTHER_PROGRAMS = ("accelerate", "hf", "pip", "python", "torchrun", "trtexec")
 
 # What a page names → what the tests have. Folders that a command before has written keep their names.
 SOURCES = ("path/to/pipeline", "builtin:fashion-mnist-unet")
+_STANDS_FOR = {"path/to/dit": "builtin:fashion-mnist-dit", "40dB": "30dB"}  # a tiny model of random weights has no 40
 # Options that make a command of a page take seconds; they come last, and of an option given twice click takes the last one.
 FASTER = {
     "quantize": "--steps 4 --calibration-samples 4 --iterations 0 --dilation none --config {small}",
@@ -95,7 +97,18 @@ def inline_commands(page: str) -> Iterator[list[str]]:
 def mapped(arguments: list[str], pipeline: Path, small: Path) -> list[str]:
     """A page's command as the tests run it."""
     faster = FASTER.get(arguments[0], "").format(small=small)
-    return [str(pipeline) if word in SOURCES else word for word in arguments] + faster.split()
+    words = [str(pipeline) if word in SOURCES else _STANDS_FOR.get(word, word) for word in arguments]
+    reachable = ["--min-snr", "1"] if "--min-snr" in words else []
+    return words + faster.split() + reachable
+
+
+def beside(arguments: list[str]) -> list[str]:
+    """A command whose output goes to another name if there is one of its name already."""
+    if "-o" not in arguments:
+        return arguments
+    at = arguments.index("-o") + 1
+    free = (name for number in count() if not Path(name := f"{number or ''}{arguments[at]}").exists())
+    return [*arguments[:at], next(free), *arguments[at + 1 :]]
 
 
 def mapped_python(text: str, pipeline: Path) -> str:

@@ -1,8 +1,12 @@
-"""The README and the quickstart, run: every command and all Python, in the order of the page, on a tiny model (``documented.SOURCES``)."""
+"""The documentation, run on a tiny model (``documented.SOURCES``): the commands of the pages in their order, and all Python of two of them.
+
+What a page says is not run (``<!-- not run: REASON -->``) is parsed (test_commands.py).
+"""
 
 from __future__ import annotations
 
 import json
+import shutil
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -12,7 +16,9 @@ from diffusers import DDPMPipeline
 from PIL import Image
 
 from dq_deploy.cli import cli, run
-from tests.docs.documented import SHELL, SMALL, Fence, fences, mapped, mapped_python, our_arguments, shell_lines
+from tests.docs.documented import PAGES, SHELL, SMALL, Fence, beside, fences, mapped, mapped_python, our_arguments, shell_lines
+from tests.flow import Flow
+from tests.tiny_pipelines import tiny_stable_diffusion
 
 # What a page's command needs beside torch: where it is not installed, the command is parsed only (test_commands.py).
 _NEEDS = {"build-engine": "tensorrt_rtx", "layers": "tensorrt_rtx"}
@@ -30,8 +36,8 @@ class Runner:
         words = mapped(arguments, self.pipeline, self.small)
         if not find_spec(_NEEDS.get(words[0], "torch")):
             return
-        if words[0] == "report" and not Path("engine").exists():
-            words.remove("engine")
+        if words[0] == "report":  # its engines are there if they could be built
+            words = [word for word in words if not word.endswith("engine") or Path(word).exists()]
         # Options as click has understood them: one that a page spells out and the tests overrule makes no other command.
         key = f"{words[0]} {sorted(cli.commands[words[0]].make_context(words[0], words[1:]).params.items())}"
         if key not in self.done:
@@ -68,6 +74,26 @@ def test_a_page(page: str, runner: Runner, monkeypatch: pytest.MonkeyPatch) -> N
     else:
         assert Image.open("picture.png").size == (8, 8)
         assert "<html" in Path("report.html").read_text()[:200]
+
+
+_OTHERS = ("choosing-bits", "deploy-tensorrt", "hub", "large-models", "report", "troubleshooting", "weight-only", "your-own-model")
+
+
+@pytest.mark.parametrize("page", [f"docs/{name}.md" for name in _OTHERS])
+def test_a_page_for_who_has_artefacts(page: str, tmp_path: Path, flow: Flow, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What such a page makes itself goes beside what is there: it begins where it likes."""
+    monkeypatch.chdir(tmp_path)
+    for name, path in {"checkpoint": flow.checkpoint, "bundle": flow.bundles["tensorrt"], "float-bundle": flow.bundles["float"]}.items():
+        shutil.copytree(path, name)
+    if "path/to/text-pipeline" in PAGES[page].read_text():
+        tiny_stable_diffusion().save_pretrained("path/to/text-pipeline")
+        Path("prompts.txt").write_text("a cat\na dog\n")
+    runner = Runner(tmp_path, flow.pipeline)
+    for fence in fences(page):
+        if fence.language in SHELL and not fence.not_run:
+            for arguments in filter(None, map(our_arguments, shell_lines(fence))):
+                if arguments[0] != "doctor":
+                    runner.command(beside(arguments))
 
 
 def test_a_module_of_your_own(runner: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
