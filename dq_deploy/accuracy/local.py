@@ -26,9 +26,12 @@ MAX_CODE_STEP = 1
 MAX_CODE_SHARE = 1e-4
 """A last-bit difference in fp32 flips codes near a tie: at most one step on at most 0.01% of the elements (or on one element)."""
 MAX_OUTPUT_ERROR = 1e-5
-"""Largest output difference relative to the output's largest element, on the engine's own codes."""
+"""Largest output difference on the engine's own codes, relative to the output's largest element or, if that is larger, to what the
+zero-points' correction takes off it: sums of shifted codes are as large as both, and are rounded at their own size."""
 MAX_FLOAT_ERROR = {"fp32": MAX_OUTPUT_ERROR, "fp16": 2e-3, "bf16": 1.6e-2}
 """The same where activations stay float, by their type: two roundings of the input and two of the output."""
+_Operands = dict[tuple[str, tuple[int, ...]], Quantized]
+"""By quantizer, and how its emission is padded."""
 _UINT8_OFFSET = 128
 _NUMPY = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 
@@ -160,7 +163,8 @@ def _compare(checkpoint: Checkpoint, details: dict[str, Any], records: Records, 
     peaks = dict.fromkeys(rows, 0.0)
     layers = checkpoint.layers
     readers = {name: [x["name"] for x in details["layers"] if name in x["quantizers"]] for name in records.quantizers}
-    operands: dict[tuple[str, tuple[int, ...]], Quantized] = {}
+    operands: _Operands = {}
+    shifts: _Operands = {}
     for site in details["quantizers"]:
         known = records.quantizers[site["name"]]
         codes = torch.from_numpy(values[site["codes"]].astype(np.float32))
@@ -175,8 +179,11 @@ def _compare(checkpoint: Checkpoint, details: dict[str, Any], records: Records, 
             worst = _severity(mismatches / max(1.0, MAX_CODE_SHARE * elements), step, 0.0)
             seen.code_step = _worse(seen.code_step, step)
             peaks[layer] = max(peaks[layer], worst)
-        inner = _cropped(codes, site["pads"]) - per_row(known.zero_point, codes)
+        zero_point = per_row(known.zero_point, codes)
+        inner = _cropped(codes, site["pads"]) - zero_point
         operands[site["name"], tuple(site["pads"])] = Quantized(inner, known.scale)
+        if bool(zero_point.any()):
+            shifts[site["name"], tuple(site["pads"])] = Quantized(zero_point.expand_as(inner), known.scale)
     for entry in details["layers"]:
         got = torch.from_numpy(values[entry["output"]]).float()
         name = entry["name"]
@@ -185,16 +192,27 @@ def _compare(checkpoint: Checkpoint, details: dict[str, Any], records: Records, 
         row = rows[name]
         if got.shape != expected.shape:
             raise ArtifactError(f"layer '{name}' gives {tuple(got.shape)} in the graph and {tuple(expected.shape)} in the reference")
-        error = float((got - expected).abs().max() / expected.abs().max().clamp(min=1e-30))
+        difference, largest = float((got - expected).abs().max()), max(float(expected.abs().max()), 1e-30)
+        if difference > row.allowed_error * largest and "input" not in entry:
+            largest = max(largest, _taken_off(layers[name], entry["quantizers"], operands, shifts))
+        error = difference / largest
         row.output_error = _worse(row.output_error, error)
         row.output_elements += got.numel()
         peaks[name] = max(peaks[name], _severity(0.0, 0.0, error / row.allowed_error))
     return peaks
 
 
-def _operand(operands: dict[tuple[str, tuple[int, ...]], Quantized], name: str) -> Quantized:
+def _operand(operands: _Operands, name: str) -> Quantized:
     """Any emission of the quantizer: they differ in padding only, which is cropped."""
     return next(value for (candidate, _), value in operands.items() if candidate == name)
+
+
+def _taken_off(layer: torch.nn.Module, quantizers: list[str], operands: _Operands, shifts: _Operands) -> float:
+    """The largest that a layer makes of its zero-points instead of its activations; 0 without any."""
+    shifted = {name for name, _ in shifts}
+    if not shifted.intersection(quantizers):
+        return 0.0
+    return float(layer(*(_operand(shifts if name in shifted else operands, name) for name in quantizers)).abs().max())
 
 
 def _padded(known: QuantizerRecord, pads: list[int]) -> torch.Tensor:

@@ -8,13 +8,17 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import numpy_helper
 
 from dq_deploy.accuracy import CheckResult, check
+from dq_deploy.accuracy.local import _taken_off
 from dq_deploy.artifacts import Artifact
 from dq_deploy.engines.build import build_engine
 from dq_deploy.engines.openvino import OpenVinoRunner
 from dq_deploy.errors import AccuracyGateError, ArtifactError, EnvironmentProblem, UsageError
+from dq_deploy.quantization import load_checkpoint
+from dq_deploy.quantization.layers import Quantized
 from tests.flow import STEPS, Flow, altered, altered_manifest
 
 TARGETS = ["tensorrt", "onnxruntime"]
@@ -303,3 +307,15 @@ def test_a_bundle_is_compared_on_other_engines_too(flow: Flow) -> None:
         check(flow.bundles["tensorrt"], flow.checkpoint, engines=["onnxruntime-cuda"])
     with pytest.raises(UsageError, match=r"is a bundle, and tensorrt-rtx runs engines(?s:.*)build-engine"):
         check(flow.bundles["tensorrt"], flow.checkpoint, engines=["tensorrt-rtx"])
+
+
+def test_a_layer_is_judged_beside_what_its_zero_point_takes_off(flow: Flow) -> None:
+    """A network of trained weights has sums that nearly cancel: fp32 rounds them at the size that they had."""
+    layer = load_checkpoint(flow.checkpoint).layers["time_embedding.linear_2"]
+    codes, scale = layer.frozen
+    assert layer.bias is not None
+    shift = Quantized(torch.full((1, codes.shape[1]), -100.0), torch.tensor([0.01]))
+    by_hand = -100.0 * 0.01 * codes.double().sum(dim=1) * scale.double() + layer.bias.double()
+    with torch.no_grad():
+        assert _taken_off(layer, ["x"], {}, {("x", ()): shift}) == pytest.approx(float(by_hand.abs().max()), rel=1e-5)
+        assert _taken_off(layer, ["x"], {("x", ()): shift}, {}) == 0.0
