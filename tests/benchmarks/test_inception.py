@@ -20,6 +20,16 @@ def test_resizing_aligns_the_top_left_corners() -> None:
     assert torch.allclose(inception._resize(torch.full((2, 3, 8, 8), 7.0)), torch.tensor(7.0))
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")  # the network comes as TorchScript
+def test_openvino_computes_the_features() -> None:
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 5, 7), torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten()).eval()
+    scripted = torch.jit.script(network)
+    for count in (inception._BATCH, 3):
+        pictures = torch.randn(count, 3, 299, 299)
+        assert torch.allclose(inception._on_openvino(scripted)(pictures), network(pictures), atol=1e-5)
+
+
 def test_another_file_is_not_loaded(tmp_path: Path) -> None:
     file = tmp_path / "default_1.pt"
     file.write_bytes(b"a program")
