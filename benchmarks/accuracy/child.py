@@ -18,13 +18,13 @@ from dq_deploy.progress import Progress
 
 from . import measuring, quantizing
 from .confirmed import same_code
-from .denoisers import denoiser, integer_denoiser
+from .denoisers import OUTSIDE_RUNTIMES, denoiser, integer_denoiser
 from .identity import Identity, differences, identity
 from .measuring import Bench
 from .methods import method
 from .models import Reference, load_reference
 from .results import CellResult, Cost, read_result, write_result
-from .settings import FLOAT, Cell, DrawnBy, Settings, Tier
+from .settings import FLOAT, Cell, DrawnBy, Family, Settings, Tier
 from .workspace import Workspace
 
 INTERRUPTED = 130
@@ -58,7 +58,7 @@ def run(task: Task, progress: Progress) -> CellResult:
     workspace = Workspace(task.work, task.cell.model, reference.source.sha256)
     found = read_result(task.cell.result_file(task.results))
     kept = found if found and not differences(found, wanted, same_code(task.results)) else None
-    result = kept or _new(task, wanted)
+    result = kept or _new(task, wanted, reference.family)
     if task.cell.method == FLOAT:
         result = _float(task, reference, workspace, result, progress)
     else:
@@ -67,9 +67,10 @@ def run(task: Task, progress: Progress) -> CellResult:
     return result
 
 
-def _new(task: Task, wanted: Identity) -> CellResult:
+def _new(task: Task, wanted: Identity, family: Family) -> CellResult:
     return CellResult(
         cell=task.cell,
+        family=family,
         measured=datetime.now(UTC).strftime("%Y-%m-%d"),
         model_sha256=wanted.model_sha256,
         code_sha256=wanted.code_sha256,
@@ -119,13 +120,13 @@ def _method(task: Task, reference: Reference, workspace: Workspace, wanted: Iden
     if task.tier == "grid":
         update["grid"] = measuring.measure_grid(bench, quantized, folder, progress)
     else:
-        pictures = folder
-        if task.drawn_by == "openvino":
+        pictures, drawn_by = folder, OUTSIDE_RUNTIMES.get(chosen.tool, task.drawn_by)
+        if chosen.tool == "dq-deploy" and drawn_by == "openvino":
             pictures = folder / "openvino"
-            quantized = integer_denoiser(chosen, folder, threads=task.threads)
+            quantized = integer_denoiser(folder, threads=task.threads)
         measure = measuring.measure_rival if task.tier == "rival" else measuring.measure_headline
         figures = measure(bench, quantized, pictures, progress)
-        update[task.tier] = figures.model_copy(update={"drawn_by": task.drawn_by})
+        update[task.tier] = figures.model_copy(update={"drawn_by": drawn_by})
     return result.model_copy(update=update)
 
 

@@ -17,7 +17,7 @@ from dq_deploy.accuracy.sample_metrics import snr_by_timestep
 from .identity import Identity
 from .methods import BY_NAME, DILATEQUANT, representative
 from .results import CellResult
-from .settings import FLOAT, Settings, model_name
+from .settings import FLOAT, Family, Settings, model_name
 
 Array = np.ndarray[Any, Any]
 
@@ -59,10 +59,19 @@ class ModelResults:
         every = [r.settings for r in self.cells.values()] or ([self.float.settings] if self.float else [])
         return max(every, key=every.count) if every else Settings()
 
+    @property
+    def family(self) -> Family:
+        """Which layers the model has, as its float cell says."""
+        return self.float.family if self.float else "unet"
+
+    def representative(self, preset: str, method: str) -> str:
+        """The method whose cell stands for a method."""
+        return representative(method, preset, self.settings, family=self.family)
+
     def cell(self, preset: str, method: str) -> CellResult | None:
         """The cell that stands for a method: its own, or that of the method with the same configuration."""
         if method in BY_NAME and (preset, method) not in self.cells:
-            method = representative(method, preset, self.settings)
+            method = self.representative(preset, method)
         return self.cells.get((preset, method))
 
     def row(self, preset: str, method: str) -> Row | None:

@@ -8,15 +8,18 @@ import torch
 
 import dq_deploy
 from dq_deploy.engines.openvino import OpenVinoRunner, int8_saturates
-from dq_deploy.errors import EnvironmentProblem, UsageError
+from dq_deploy.errors import EnvironmentProblem
 from dq_deploy.quantization.checkpoint import load_checkpoint
 
 from .drawing import Denoiser
-from .methods import Method
+from .methods import Method, Tool
 from .models import Reference
 from .peers import nncf_denoiser, onnxruntime_denoiser
+from .settings import DrawnBy
 
 CHECKPOINT = "checkpoint"
+OUTSIDE_RUNTIMES: dict[Tool, DrawnBy] = {"onnxruntime": "torch", "nncf": "openvino"}
+"""Where an outside tool's model runs, whatever was asked for: as a simulation in float, or on INT8 kernels."""
 
 
 def denoiser(method: Method, reference: Reference, folder: Path, device: str) -> Denoiser:
@@ -28,13 +31,11 @@ def denoiser(method: Method, reference: Reference, folder: Path, device: str) ->
     return _checkpoint(folder / CHECKPOINT, device)
 
 
-def integer_denoiser(method: Method, folder: Path, *, threads: int) -> Denoiser:
+def integer_denoiser(folder: Path, *, threads: int) -> Denoiser:
     """The checkpoint of a cell's folder as a user deploys it: exported, and run by OpenVINO on INT8 kernels.
 
-    Raises UsageError for another tool's model, EnvironmentProblem on a CPU whose INT8 kernels saturate.
+    Raises EnvironmentProblem on a CPU whose INT8 kernels saturate.
     """
-    if method.tool != "dq-deploy":
-        raise UsageError(f"{method.label} is no checkpoint that could be exported", "draw it by torch")
     if int8_saturates():
         raise EnvironmentProblem("the INT8 kernels of this CPU saturate: it has no VNNI", "draw by torch")
     bundle = folder / "bundle"

@@ -10,9 +10,9 @@ from dq_deploy.quantization.config import QuantizeConfig
 
 from .code_hash import peers_sha256, quantization_sha256
 from .confirmed import SameCode
-from .methods import Family, canonical, method
+from .methods import canonical, method
 from .results import CellResult
-from .settings import FLOAT, Cell, Settings, Tier
+from .settings import FLOAT, Cell, Family, Settings, Tier
 
 State = Literal["missing", "done", "stale"]
 OTHER_CODE = "other code"

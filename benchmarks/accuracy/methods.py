@@ -10,11 +10,10 @@ from dq_deploy.errors import UsageError
 from dq_deploy.quantization.config import INTEGER_PRESETS, InitialRange, QuantizeConfig
 from dq_deploy.quantization.initial.ranges import resolve
 
-from .settings import Settings
+from .settings import Family, Settings
 
 Training = Literal["none", "block", "end-to-end"]
 Tool = Literal["dq-deploy", "onnxruntime", "nncf"]
-Family = Literal["unet", "transformer"]
 
 DILATEQUANT = "dilatequant"
 QUEST_LAYERS: dict[Family, tuple[str, ...]] = {

@@ -14,7 +14,7 @@ from dq_deploy.quantization.calibration.classes import CLASS_INPUT, class_space
 from dq_deploy.quantization.graph.capture import input_names
 from dq_deploy.sources import Source, load_source
 
-from .methods import Family
+from .settings import Family
 
 Dataset = Literal["fashion-mnist"]
 DATASETS: dict[str, Dataset] = {"builtin:fashion-mnist-unet": "fashion-mnist", "builtin:fashion-mnist-dit": "fashion-mnist"}

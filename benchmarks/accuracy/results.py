@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from dq_deploy.errors import ArtifactError, UsageError
 
-from .settings import Cell, DrawnBy, Settings, Tier
+from .settings import Cell, DrawnBy, Family, Settings, Tier
 
 SCHEMA_VERSION = 1
 
@@ -84,6 +84,7 @@ class CellResult(_Strict):
 
     schema_version: int = SCHEMA_VERSION
     cell: Cell
+    family: Family = "unet"
     measured: str
     model_sha256: str
     code_sha256: str

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 Tier = Literal["grid", "rival", "headline"]
 TIERS: tuple[Tier, ...] = ("grid", "rival", "headline")
+Family = Literal["unet", "transformer"]
 DrawnBy = Literal["torch", "openvino"]
 """What runs a quantized model for the pictures of rivals and headlines: the simulation, or INT8 kernels on the exported graph."""
 FLOAT = "float"

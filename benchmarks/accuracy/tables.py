@@ -8,7 +8,7 @@ from dq_deploy.accuracy.bootstrap import Interval
 from dq_deploy.console import duration
 
 from .comparison import ModelResults, Row
-from .methods import COMPONENTS, DILATEQUANT, DILATIONS, METHODS, method, representative
+from .methods import COMPONENTS, DILATEQUANT, DILATIONS, METHODS, method
 from .results import CellResult, HeadlineFigures, RivalFigures
 
 MISSING = "…"
@@ -41,7 +41,7 @@ def difference(found: Interval | None, digits: int = 2, *, more_is_better: bool 
 
 def preset_table(results: ModelResults, preset: str) -> str:
     """Every method at a preset, DilateQuant first and the others by their PSNR."""
-    names = list(dict.fromkeys(representative(m.name, preset, results.settings) for m in METHODS if preset in m.presets))
+    names = list(dict.fromkeys(results.representative(preset, m.name) for m in METHODS if preset in m.presets))
     rows = {name: results.row(preset, name) for name in names}
     if not any(rows.values()):
         return "Not measured yet."

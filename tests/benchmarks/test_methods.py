@@ -6,6 +6,7 @@ from itertools import product
 
 import pytest
 
+from benchmarks.accuracy.denoisers import OUTSIDE_RUNTIMES
 from benchmarks.accuracy.methods import BY_NAME, COMPONENTS, DILATEQUANT, DILATIONS, METHODS, canonical, method, representative
 from benchmarks.accuracy.settings import Settings
 from dq_deploy.artifacts import sha256_json
@@ -24,6 +25,10 @@ def test_every_method_is_a_valid_configuration_and_no_two_are_the_same(preset: s
     assert len({hashes[name] for name in names}) == len(names) == len(set(hashes.values()))
     # "Nothing" is min–max at the bits where the default range is min–max, and a transformer has no skips to be joint or split.
     assert set(hashes) - set(names) <= ({"base"} if family == "unet" else {"base", "joint"})
+
+
+def test_every_outside_tool_has_a_runtime_of_its_own() -> None:
+    assert OUTSIDE_RUNTIMES.keys() == {m.tool for m in METHODS} - {"dq-deploy"}
 
 
 def test_a_double_is_run_once() -> None:

@@ -85,6 +85,14 @@ def test_a_double_is_shown_in_both_tables() -> None:
     assert "| nothing |" in preset_table(model(result("wd")), "w4a4")
 
 
+def test_a_transformer_has_no_skip_that_could_be_joint() -> None:
+    cells = [result(FLOAT), result("dilatequant")]
+    assert "| DilateQuant, joint skips | …" in preset_table(model(*cells), "w4a4")
+    transformer = model(cells[0].model_copy(update={"family": "transformer"}), cells[1])
+    assert "joint" not in preset_table(transformer, "w4a4")
+    assert transformer.cell("w4a4", "joint") is cells[1]
+
+
 def test_dilations_are_compared_with_the_default() -> None:
     text = dilations_table(model(result("dilatequant", 22), result("asymmetric", 21)), ["w4a4"])
     assert "| the paper's (asymmetric) | 2" in text
