@@ -176,7 +176,7 @@ def test_pictures_of_the_integer_engine_are_those_of_the_simulation(measured: li
 
 def test_report(measured: list[CellResult], folders: Folders, tmp_path: Path) -> None:
     pictures = draw_all(models_of(measured), folders.work, tmp_path)
-    assert [Path(p).name for p in pictures] == ["pipeline-samples-w4a4.png", "pipeline-snr-w4a4.png"]
+    assert [Path(p).name for p in pictures] == ["pipeline-psnr.png", "pipeline-samples-w4a4.png", "pipeline-snr-w4a4.png"]
     write_report(folders.results, tmp_path, pictures)
     text = (tmp_path / "RESULTS.md").read_text()
     assert "## pipeline" in text
