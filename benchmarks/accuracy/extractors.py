@@ -7,12 +7,15 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
+from dq_deploy.progress import Progress
+
 from .drawing import Array
 from .models import Dataset
 from .workspace import load_array, locked, save_array
 
 REAL_SPLIT: Literal["test"] = "test"
 """The real pictures of every Fréchet distance: those that neither the generators nor the classifier were trained on."""
+_PART = 256
 
 
 class Extractor(Protocol):
@@ -51,12 +54,22 @@ def real_pictures(dataset: Dataset, data: Path, size: int) -> Array:
     return load_images(data, REAL_SPLIT, size).numpy().astype(np.float32) / 255
 
 
-def real_features(extractor: Extractor, dataset: Dataset, data: Path, size: int, cache: Path) -> Array:
+def features(extractor: Extractor, pictures: Array, progress: Progress) -> Array:
+    """Features [n, d] of pictures, part by part: Inception takes minutes."""
+    parts = []
+    with progress(f"features, {extractor.name}", len(pictures)) as advance:
+        for start in range(0, len(pictures), _PART):
+            parts.append(extractor(pictures[start : start + _PART]))
+            advance(len(parts[-1]))
+    return np.concatenate(parts)
+
+
+def real_features(extractor: Extractor, dataset: Dataset, data: Path, size: int, cache: Path, progress: Progress) -> Array:
     """Features [n, d] of the real pictures, computed once for each extractor."""
     file = cache / f"{dataset}-{REAL_SPLIT}-{size}-{type(extractor).__name__.lower()}.npy"
     with locked(file):
         found = load_array(file)
         if found is None:
-            found = extractor(real_pictures(dataset, data, size))
+            found = features(extractor, real_pictures(dataset, data, size), progress)
             save_array(file, found)
     return found

@@ -18,7 +18,7 @@ from dq_deploy.progress import Progress
 
 from . import inception
 from .drawing import Array, Denoiser, Drawing, Trace
-from .extractors import REAL_SPLIT, Classifier, Extractor, real_features
+from .extractors import REAL_SPLIT, Classifier, Extractor, features, real_features
 from .models import DATASETS, Reference
 from .results import GridFigures, HeadlineFigures, RivalFigures, rounded
 from .settings import Settings
@@ -66,12 +66,12 @@ class Bench:
         dataset = DATASETS.get(self.reference.source.reference)
         return Classifier(dataset) if dataset else None
 
-    def real(self, extractor: Extractor) -> Array:
+    def real(self, extractor: Extractor, progress: Progress) -> Array:
         """Features of the real pictures. Raises UsageError for a model whose data the harness does not know."""
         dataset = DATASETS.get(self.reference.source.reference)
         if dataset is None:
             raise UsageError(f"what {self.reference.source.reference} was trained on is not known here", "measure its grid tier only")
-        return real_features(extractor, dataset, self.data, self.reference.source.sample_shape[-1], self.workspace.shared)
+        return real_features(extractor, dataset, self.data, self.reference.source.sample_shape[-1], self.workspace.shared, progress)
 
 
 def measure_float(bench: Bench, progress: Progress) -> GridFigures:
@@ -127,15 +127,15 @@ def measure_rival(bench: Bench, denoiser: Denoiser, folder: Path, progress: Prog
     count, extractor = bench.settings.rival_samples, bench.classifier()
     if extractor is None:
         raise UsageError(f"there is no classifier for the data of {bench.reference.source.reference}", "measure its grid tier only")
-    real = gaussian(bench.real(extractor))
-    features = extractor(bench.pictures(denoiser, folder, count, progress))
+    real = gaussian(bench.real(extractor, progress))
+    found = features(extractor, bench.pictures(denoiser, folder, count, progress), progress)
     return RivalFigures(
         samples=count,
         wall_s=_since(started),
         extractor=extractor.name,
         reference=f"{real.count} {REAL_SPLIT} pictures",
-        frechet=round(frechet_distance(gaussian(features), real), 5),
-        replicates=rounded(frechet_replicates(features, real, replicates=bench.settings.frechet_replicates), 5),
+        frechet=round(frechet_distance(gaussian(found), real), 5),
+        replicates=rounded(frechet_replicates(found, real, replicates=bench.settings.frechet_replicates), 5),
     )
 
 
@@ -145,17 +145,17 @@ def measure_headline(bench: Bench, denoiser: Denoiser, folder: Path, progress: P
     count = bench.settings.headline_samples
     pictures = bench.pictures(denoiser, folder, count, progress)
     extractor = inception.Inception(inception.fetch(bench.workspace.shared), bench.device)
-    features = extractor(pictures)
-    real = bench.real(extractor)  # last: another cell may be at it
+    found = features(extractor, pictures, progress)
+    real = bench.real(extractor, progress)  # last: another cell may be at it
     fitted = gaussian(real)
     return HeadlineFigures(
         samples=count,
         wall_s=_since(started),
         extractor=extractor.name,
         reference=f"{len(real)} {REAL_SPLIT} pictures",
-        fid=round(frechet_distance(gaussian(features), fitted), 4),
-        fid_replicates=rounded(frechet_replicates(features, fitted, replicates=bench.settings.inception_replicates), 6),
-        kid=rounded(kernel_distances(features, real, subsets=_KID_SUBSETS, size=_KID_SIZE), 5),
+        fid=round(frechet_distance(gaussian(found), fitted), 4),
+        fid_replicates=rounded(frechet_replicates(found, fitted, replicates=bench.settings.inception_replicates), 6),
+        kid=rounded(kernel_distances(found, real, subsets=_KID_SUBSETS, size=_KID_SIZE), 5),
         kid_size=min(_KID_SIZE, count, len(real)),
     )
 

@@ -32,7 +32,7 @@ _TRAINING_STEP = 5.5
 _INITIALIZE = 8.0
 _INITIALIZE_AUTO = 40.0  # the error-aware dilation tries its rules by the whole network
 _START_S = 6.0
-_INCEPTION_S = 0.25
+_INCEPTION_S = 0.15
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks.accuracy import extractors
 from benchmarks.accuracy.drawing import Array
 from benchmarks.accuracy.extractors import Classifier, real_features, real_pictures
+from dq_deploy.progress import silent
 
 
 @pytest.fixture
@@ -40,7 +42,8 @@ def test_the_classifier_sees_levels_of_an_image_file() -> None:
     assert not np.allclose(features, extractor(1 - pictures))
 
 
-def test_real_features_are_computed_once(data: Path, tmp_path: Path) -> None:
+def test_real_features_are_computed_once_and_part_by_part(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(extractors, "_PART", 5)
     calls = []
 
     class Counting:
@@ -50,7 +53,8 @@ def test_real_features_are_computed_once(data: Path, tmp_path: Path) -> None:
             calls.append(len(pictures))
             return pictures.mean(axis=(2, 3))
 
-    first = real_features(Counting(), "fashion-mnist", data, 32, tmp_path)
-    again = real_features(Counting(), "fashion-mnist", data, 32, tmp_path)
+    first = real_features(Counting(), "fashion-mnist", data, 32, tmp_path, silent)
+    again = real_features(Counting(), "fashion-mnist", data, 32, tmp_path, silent)
     assert np.array_equal(first, again)
-    assert calls == [12]
+    assert np.array_equal(first, Counting()(real_pictures("fashion-mnist", data, 32)))
+    assert calls == [5, 5, 2, 12]
