@@ -1,32 +1,25 @@
-"""The alternative to the nearest row: scale and zero-point between two calibrated timesteps."""
+"""Fewer rows between the calibrated ones than a loaded checkpoint has, down to none."""
 
 from __future__ import annotations
-
-from functools import partial
 
 import torch
 
 from dq_deploy.quantization import numerics
 from dq_deploy.quantization.layers import ActivationQuantizer
+from dq_deploy.quantization.output_bias import OutputBias
 
 
-def interpolated(quantizer: ActivationQuantizer, timesteps: torch.Tensor, timestep: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Scale and zero-point [N] of a frozen quantizer: linear in the timestep, the scale by its logarithm, the zero-point then rounded.
-
-    ``timesteps`` [T] ascend; beyond them the outermost row is taken.
-    """
-    qmin, qmax = numerics.code_range(quantizer.bits)
-    t = timestep.reshape(-1).float().clamp(float(timesteps[0]), float(timesteps[-1]))
-    upper = torch.searchsorted(timesteps, t).clamp(1, len(timesteps) - 1)
-    low, high = timesteps[upper - 1], timesteps[upper]
-    share = (t - low) / (high - low)
-    log_scale, zero_point = quantizer.scale_table().log(), quantizer.zero_point_table().float()
-    scale = torch.lerp(log_scale[upper - 1], log_scale[upper], share).exp()
-    return scale, torch.lerp(zero_point[upper - 1], zero_point[upper], share).round().clamp(qmin, qmax)
-
-
-def interpolate_rows(model: torch.nn.Module, timesteps: torch.Tensor) -> None:
-    """Make every quantizer of a frozen model interpolate. In place."""
+def halve_rows(model: torch.nn.Module, rows: torch.Tensor) -> torch.Tensor:
+    """Leave every other row of each table of a loaded model, and of ``rows`` [R], their timesteps, which are returned. In place."""
+    left = rows[::2]
     for module in model.modules():
-        if isinstance(module, ActivationQuantizer) and not module.fixed:
-            module.rows = partial(interpolated, module, timesteps)  # type: ignore[method-assign]
+        if isinstance(module, ActivationQuantizer):
+            module.frozen_scale = module.scale_table()[::2]
+            module.zero_point.data = module.zero_point.data[::2]
+            module.table_rows = len(left)
+        elif isinstance(module, OutputBias):
+            module.table = module.table[::2]
+        else:
+            continue
+        module.boundaries = numerics.midpoints(left)
+    return left

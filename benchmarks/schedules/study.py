@@ -1,4 +1,4 @@
-"""One preset and calibration seed: SNR and pictures under several schedules, by nearest and by interpolated row."""
+"""One preset and calibration seed: SNR and pictures under several schedules, with rows between the calibrated ones and without."""
 
 from __future__ import annotations
 
@@ -20,12 +20,15 @@ from dq_deploy.quantization.calibration import schedules
 from dq_deploy.quantization.calibration.trajectories import Trajectories, collect_trajectories, seeded_noise
 from dq_deploy.quantization.config import Sampler
 from dq_deploy.quantization.pipeline import per_timestep_snr
+from dq_deploy.quantization.rows import PARTS
 from dq_deploy.sources import load_source
 
-from .rows import interpolate_rows
+from .rows import halve_rows
 
 Model = Callable[..., torch.Tensor]
-NEAREST, INTERPOLATED, OWN = "nearest", "interpolated", "own tables"
+WAYS = tuple(f"{PARTS >> halvings}" for halvings in range(PARTS.bit_length()))
+"""Parts that the gaps between calibrated timesteps are divided into; 1: no rows but the calibrated ones."""
+OWN = "own tables"
 _SNR_SEEDS = range(2_000_000, 2_000_008)
 _PICTURE_SEEDS = range(3_000_000, 3_000_016)
 _BATCH = 16
@@ -33,7 +36,7 @@ _PEAK_DB = 100.0
 
 
 class Figures(BaseModel):
-    """One way to choose rows under one schedule: SNR [T] in dB by ascending timestep, and PSNR [n] of final pictures."""
+    """Tables under one schedule: SNR [T] in dB by ascending timestep, and PSNR [n] of final pictures."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -43,7 +46,7 @@ class Figures(BaseModel):
 
 
 class Cell(BaseModel):
-    """One preset and calibration seed: schedule → way → figures."""
+    """One preset and calibration seed: schedule → number of parts, or own tables → figures."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -107,11 +110,10 @@ class Study:
     def measure(self, preset: str, seed: int, *, own: bool, advance: Advance) -> Cell:
         """Quantize once for DDIM, and with ``own`` once more for each schedule itself, and judge under each schedule."""
         cell = Cell(preset=preset, seed=seed, schedules={s.name: {} for s in self.schedules})
-        model, timesteps = self._quantized(preset, seed, Schedule("", self.loaded.scheduler, self.steps, Sampler.DDIM))
+        model, rows = self._quantized(preset, seed, Schedule("", self.loaded.scheduler, self.steps, Sampler.DDIM))
         advance(1, "quantized")
-        for way in (NEAREST, INTERPOLATED):
-            if way == INTERPOLATED:
-                interpolate_rows(model, timesteps)
+        for way in WAYS:
+            rows = halve_rows(model, rows) if way != WAYS[0] else rows
             for schedule in self.schedules:
                 cell.schedules[schedule.name][way] = self._judge(model, schedule)
                 advance(1, f"{way}, {schedule.name}")
@@ -129,7 +131,7 @@ class Study:
                 dilation="none", reference_samples=1, batch_size=_BATCH,
             )  # fmt: skip
             loaded = load_checkpoint(artifact.path)
-        return loaded.model, loaded.timesteps
+        return loaded.model, loaded.rows
 
     @torch.inference_mode()
     def _judge(self, model: torch.nn.Module, schedule: Schedule) -> Figures:

@@ -94,14 +94,20 @@ def _table(artifact: Artifact, name: str, arrays: dict[str, np.ndarray], timeste
     if zero_point.dtype == np.uint8:
         zero_point = zero_point.astype(np.int16) - _UINT8_OFFSET
     rows = len(timesteps)
-    for what, array in (("scale", scale), ("zero-point", zero_point)):
-        if array.size not in (1, rows):
+    found = [_calibrated(array.reshape(-1), rows) for array in (scale, zero_point)]
+    for what, array, calibrated in zip(("scale", "zero-point"), (scale, zero_point), found, strict=True):
+        if calibrated is None:
             raise ArtifactError(f"{artifact.path}: quantizer '{name}' has {array.size} {what} rows for {rows} timesteps")
-    return ScaleTable(
-        timesteps=timesteps,
-        scales=np.broadcast_to(scale.reshape(-1), rows).astype(float).tolist(),
-        zero_points=np.broadcast_to(zero_point.reshape(-1), rows).astype(int).tolist(),
-    )
+    scales, zero_points = (np.broadcast_to(calibrated, rows) for calibrated in found if calibrated is not None)
+    return ScaleTable(timesteps=timesteps, scales=scales.astype(float).tolist(), zero_points=zero_points.astype(int).tolist())
+
+
+def _calibrated(table: np.ndarray, rows: int) -> np.ndarray | None:
+    """The rows of the calibrated timesteps; a bundle has as many interpolated ones between each two. None where the number does not fit."""
+    if table.size == 1:
+        return table
+    gaps = max(rows - 1, 1)
+    return table[:: (table.size - 1) // gaps] if table.size >= rows and (table.size - 1) % gaps == 0 else None
 
 
 def _checkpoint_arrays(artifact: Artifact, names: list[str]) -> dict[str, np.ndarray]:

@@ -98,9 +98,9 @@ def _integer_graph(checkpoint: Checkpoint, target: Target, *, int4: bool) -> tup
     writer: TensorRTTarget | OnnxRuntimeTarget
     if target == "onnxruntime":
         _one_timestep(model.graph, timestep)
-        writer = OnnxRuntimeTarget(model.graph, timestep, checkpoint.timesteps, static=static)
+        writer = OnnxRuntimeTarget(model.graph, timestep, checkpoint.rows, static=static)
     else:
-        writer = TensorRTTarget(model.graph, timestep, checkpoint.timesteps, int4=int4, static=static)
+        writer = TensorRTTarget(model.graph, timestep, checkpoint.rows, int4=int4, static=static)
     correction = output_bias(checkpoint.model)
     return model, lower(model, writer, checkpoint.layers, checkpoint.quantizers, correction=correction, int4=int4)
 

@@ -33,6 +33,7 @@ from .layers import ActivationQuantizer, QuantizedConv2d, QuantizedLinear, Quant
 from .output_bias import TARGET as OUTPUT_BIAS
 from .output_bias import OutputBias, attach, output_bias
 from .packing import PACKED_BITS, pack_int4, unpack_int4
+from .rows import between, between_scales, parts
 from .weight_only import WeightOnly, WeightOnlyConv2d, WeightOnlyLinear
 
 _WEIGHTED: dict[str, Callable[..., QuantizedWeight]] = {
@@ -53,6 +54,7 @@ class Checkpoint:
     artifact: Artifact
     model: GraphModule
     timesteps: torch.Tensor  # [T] ascending
+    rows: torch.Tensor  # [R] ascending: timesteps of the tables' rows in use, the calibrated ones among them
 
     @property
     def details(self) -> dict[str, Any]:
@@ -169,29 +171,33 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     description = read_json(artifact.file(GRAPH), "the graph of a checkpoint")
     try:
         timesteps = torch.tensor(artifact.manifest.timesteps, dtype=torch.float32)
-        model = _rebuild(description, tensors, timesteps)
+        # Static tables say the same at every timestep.
+        gaps = parts(len(timesteps)) if (artifact.manifest.quantization or {}).get("temporal", True) else 1
+        model = _rebuild(description, tensors, timesteps, gaps)
     except (KeyError, ValueError, TypeError, RuntimeError, AttributeError) as error:
         raise ArtifactError(f"{path}: the graph and the tensors do not fit ({type(error).__name__}: {error})") from None
-    return Checkpoint(artifact, model, timesteps)
+    return Checkpoint(artifact, model, timesteps, between(timesteps, gaps).float())
 
 
-def _rebuild(description: dict[str, Any], tensors: dict[str, torch.Tensor], timesteps: torch.Tensor) -> GraphModule:
-    root = nn.Module()
+def _rebuild(description: dict[str, Any], tensors: dict[str, torch.Tensor], timesteps: torch.Tensor, gaps: int) -> GraphModule:
+    """The quantized graph; ``gaps`` is the number of parts that the tables' gaps are divided into."""
+    root, rows = nn.Module(), between(timesteps, gaps).float()
     root.add_module("layers", nn.Module())
     root.add_module("quantizers", nn.Module())
     for name, config in description["layers"].items():
         root.get_submodule("layers").add_module(encode(name), _layer(name, dict(config), tensors))
     for name, config in description["quantizers"].items():
-        quantizer = ActivationQuantizer(timesteps, **config)
+        quantizer = ActivationQuantizer(rows, **config)
         check_quantizer(name, tensors, len(timesteps), quantizer.bits, channels=len(quantizer.dilation))
         quantizer.dilation.copy_(tensors[f"{name}.dilation"])
-        quantizer.set_tables(tensors[f"{name}.scale"], tensors[f"{name}.zero_point"].float())
+        scale = between_scales(tensors[f"{name}.scale"], gaps)
+        quantizer.set_tables(scale, between(tensors[f"{name}.zero_point"], gaps).round().float())
         quantizer.freeze()
-        quantizer.frozen_scale = tensors[f"{name}.scale"]
+        quantizer.frozen_scale = scale
         root.get_submodule("quantizers").add_module(encode(name), quantizer)
     if (config := description.get("output_bias")) is not None:  # without: a checkpoint from before there was one
         check_output_bias(_BIAS_TABLE, tensors, len(timesteps))
-        attach(root, OutputBias(tensors[_BIAS_TABLE], timesteps, **config))
+        attach(root, OutputBias(between(tensors[_BIAS_TABLE], gaps).float(), rows, **config))
     graph = load_graph(description["nodes"])
     for node in graph.nodes:
         if node.op == "get_attr":

@@ -54,6 +54,14 @@ def subnormal_scale(view: View) -> Iterator[Hit]:
     yield from _scales(view, "subnormal", lambda scale, tiny: (scale != 0) & (np.abs(scale) < tiny))
 
 
+def _timesteps(view: View, rows: int) -> Array | None:
+    """Timesteps of a table's rows: calibrated ones, and between each two as many as there are rows for; None if that does not fit."""
+    gaps = len(view.timesteps) - 1
+    if gaps < 1 or rows <= gaps or (rows - 1) % gaps:
+        return None
+    return np.interp(np.linspace(0, gaps, rows), np.arange(gaps + 1), view.timesteps)
+
+
 def _scales(view: View, what: str, bad: Callable[[Array, float], Array]) -> Iterator[Hit]:
     constants = ((node, view.array(node.inputs[1]), view.dtype(node.inputs[1]), "scale") for node in view.quantizers)
     tables = ((node, table, dtype, "table of scales") for node, table, dtype in view.scale_tables())
@@ -64,8 +72,8 @@ def _scales(view: View, what: str, bad: Callable[[Array, float], Array]) -> Iter
         where = np.flatnonzero(bad(scale, _SMALLEST_NORMAL.get(dtype or ir.DataType.FLOAT, 0.0)))
         if not len(where):
             continue
-        steps = view.timesteps if kind == "table of scales" and len(view.timesteps) == scale.size else None
-        rows = (f"[{i}]{f' (timestep {steps[i]:g})' if steps else ''} = {scale[i]:g}" for i in where[:_SHOWN])
+        steps = _timesteps(view, scale.size) if kind == "table of scales" else None
+        rows = (f"[{i}]{'' if steps is None else f' (timestep {steps[i]:g})'} = {scale[i]:g}" for i in where[:_SHOWN])
         shown = ", ".join(rows) + (" …" if len(where) > _SHOWN else "")
         values = {
             "count": len(where),

@@ -52,7 +52,7 @@ class Product:
 class View:
     """A graph as the rules see it, read from ``file``, in whose folder external data may lie.
 
-    ``layers`` are the known module paths, ``timesteps`` those of the rows of every table, as far as they are known; ``listed`` are the
+    ``layers`` are the known module paths, ``timesteps`` the calibrated ones, as far as they are known; ``listed`` are the
     files whose hashes were compared, None where there is no manifest.
     """
 
