@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from dq_deploy.errors import ArtifactError
 from dq_deploy.quantization.checkpoint import Checkpoint, integer_tensors, load_checkpoint, named_quantizers
 from dq_deploy.quantization.layers import QuantizedWeight
+from dq_deploy.quantization.output_bias import TARGET as OUTPUT_BIAS
 from dq_deploy.quantization.rows import parts
 from tests.tiny import SHAPE, PlainUNet, change_tensors, make_checkpoint, resealed
 
@@ -50,7 +51,7 @@ def test_loading_gives_back_the_same_integers_and_outputs(bits: tuple[int, int],
     (frozen,) = kept
     before, after = integer_tensors(frozen), integer_tensors(loaded.model)
     assert before.keys() == after.keys()
-    tables = {f"{name}.{part}" for name in loaded.quantizers for part in ("scale", "zero_point")}
+    tables = {f"{name}.{part}" for name in loaded.quantizers for part in ("scale", "zero_point")} | {f"{OUTPUT_BIAS}.table"}
     stored = {name: tensor[:: parts(len(loaded.timesteps))] if name in tables else tensor for name, tensor in after.items()}
     assert all(torch.equal(before[name], stored[name]) and before[name].dtype == stored[name].dtype for name in before)
     x, t = torch.randn(5, *SHAPE), torch.tensor([0.0, 250.0, 500.0, 750.0, 999.0])
