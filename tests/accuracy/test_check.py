@@ -19,6 +19,7 @@ from dq_deploy.engines.openvino import OpenVinoRunner
 from dq_deploy.errors import AccuracyGateError, ArtifactError, EnvironmentProblem, UsageError
 from dq_deploy.quantization import load_checkpoint
 from dq_deploy.quantization.layers import Quantized
+from dq_deploy.quantization.rows import parts
 from tests.flow import STEPS, Flow, altered, altered_manifest
 
 TARGETS = ["tensorrt", "onnxruntime"]
@@ -112,7 +113,7 @@ def test_fails_on_a_shifted_table_of_an_attention_product(flow: Flow, tmp_path: 
 @pytest.mark.parametrize("row", [0, STEPS - 1])
 def test_fails_on_one_zero_point_off_by_one(flow: Flow, tmp_path: Path, target: str, row: int) -> None:
     bundle = flow.bundle(target)
-    result = judged(flow, edited(bundle, tmp_path / "b", f"{CONV}.input.zero_point", one_off(row)))
+    result = judged(flow, edited(bundle, tmp_path / "b", f"{CONV}.input.zero_point", one_off(row * parts(STEPS))))
     assert not result
     assert local_failures(result) == {CONV}
     assert result.worst_layer is not None

@@ -67,11 +67,11 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
 def test_the_model_has_them_all(checkpoint: Checkpoint) -> None:
     quantizers = checkpoint.quantizers
     for name in ("zero.input", "embed.input"):
-        assert quantizers[name].scale_table().tolist() == [1, 1]
-        assert quantizers[name].zero_point_table().tolist() == [0, 0]
+        assert set(quantizers[name].scale_table().tolist()) == {1}
+        assert set(quantizers[name].zero_point_table().tolist()) == {0}
     late, shift = quantizers["late.input"].scale_table(), quantizers["late.input"].zero_point_table()
     assert shift[0] == 0
-    assert late[1] <= late[0] <= 2 * late[1]  # it saw zeros only, and is ready for what the other timestep sees
+    assert late[-1] <= late[0] <= 2 * late[-1]  # it saw zeros only, and is ready for what the other timestep sees
     assert set(checkpoint.layers["pruned"].frozen[1].tolist()) == {1}  # type: ignore[union-attr, index]
 
 

@@ -141,7 +141,7 @@ def test_a_run_that_goes_on_has_the_range_of_probabilities_again(tmp_path: Path)
     torch.manual_seed(0)
     made = make_checkpoint(Spread(0.3), tmp_path / "spread", shape=(1, 32, 32), dilation="none", iterations=0)
     (quantizer,) = [q for _, q in named_quantizers(made.model) if q.fixed]
-    fresh = ActivationQuantizer(made.timesteps, 8, symmetric=False, axis=0, channels=1, fixed=True)
+    fresh = ActivationQuantizer(made.rows, 8, symmetric=False, axis=0, channels=1, fixed=True)
     module.set_probability_range(fresh, 1.0)
     fresh.log_scale.data.copy_(quantizer.log_scale)  # as the stages of a work folder are loaded
     assert torch.equal(fresh.scale_table(), quantizer.scale_table())
