@@ -22,6 +22,7 @@ from .bisect import Bisection
 from .bisect import bisect as find_where
 from .end_to_end import MAX_SNR_DIFFERENCE_DB, TimestepParity, end_to_end
 from .local import MAX_CODE_SHARE, MAX_CODE_STEP, MAX_OUTPUT_ERROR, LayerParity, local_parity
+from .rows_between import row_failures
 
 
 class EngineParity(BaseModel):
@@ -107,8 +108,9 @@ def check(
     for name, runner in runners.items():
         if runner.details.get("precision", "f32") != "f32":  # OpenVINO's hint for what is not INT8
             allowed[name] = max(allowed[name], MAX_SNR_DIFFERENCE_DB["bf16"])
-    layers = []
+    layers, tables = [], []
     if opened.manifest.kind == "bundle":
+        tables = row_failures(opened, loaded)
         layers = local_parity(opened, loaded, reference, progress=progress)
         runners[_AS_WRITTEN] = OnnxRuntimeRunner(opened, optimized=False)
         if optimized:
@@ -124,7 +126,7 @@ def check(
     compared = [EngineParity(engine=name, details=runners[name].details, timesteps=rows[name]) for name in allowed]
     result = CheckResult(
         bundle=str(opened.path), target=details["target"], dtype=details["dtype"], layers=layers, timesteps=timesteps, engines=compared,
-        failures=_failures(opened, layers, timesteps, compared, loaded),
+        failures=[*_failures(opened, layers, timesteps, compared, loaded), *tables],
     )  # fmt: skip
     if bisect:
         result.bisection = find_where(opened, loaded, result, min_snr=min_snr, threads=threads, progress=progress)

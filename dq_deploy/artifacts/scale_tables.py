@@ -55,6 +55,15 @@ def read_tables(artifact: Artifact) -> dict[str, ScaleTable]:
 
     Raises UsageError (an engine, which has its tables inside) and ArtifactError (a table that is missing or does not fit the timesteps).
     """
+    timesteps = artifact.manifest.timesteps
+    return {name: _table(artifact, name, rows, timesteps) for name, rows in read_rows(artifact).items()}
+
+
+def read_rows(artifact: Artifact) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Scales and zero-points by quantizer, every row that there is: [T], interpolated ones between them in a bundle, or one for all [1].
+
+    Raises as ``read_tables`` does.
+    """
     kind, details = artifact.manifest.kind, artifact.manifest.details
     if kind == "engine":
         raise UsageError(
@@ -64,8 +73,7 @@ def read_tables(artifact: Artifact) -> dict[str, ScaleTable]:
     if not names:
         return {}
     arrays = _checkpoint_arrays(artifact, names) if kind == "checkpoint" else _bundle_arrays(artifact, names)
-    timesteps = artifact.manifest.timesteps
-    return {name: _table(artifact, name, arrays, timesteps) for name in names}
+    return {name: _rows(artifact, name, arrays) for name in names}
 
 
 def select_tables(artifact: Artifact, tables: Mapping[str, ScaleTable], pattern: str) -> dict[str, ScaleTable]:
@@ -84,7 +92,7 @@ def select_tables(artifact: Artifact, tables: Mapping[str, ScaleTable], pattern:
     return chosen
 
 
-def _table(artifact: Artifact, name: str, arrays: dict[str, np.ndarray], timesteps: list[float]) -> ScaleTable:
+def _rows(artifact: Artifact, name: str, arrays: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     scale, zero_point = arrays.get(f"{name}.scale"), arrays.get(f"{name}.zero_point", np.zeros(()))
     if scale is None:
         inverse = arrays.get(f"{name}.inverse_scale")
@@ -93,12 +101,17 @@ def _table(artifact: Artifact, name: str, arrays: dict[str, np.ndarray], timeste
         scale = np.float32(1) / inverse  # a constant that only its inverse is left of
     if zero_point.dtype == np.uint8:
         zero_point = zero_point.astype(np.int16) - _UINT8_OFFSET
-    rows = len(timesteps)
-    found = [_calibrated(array.reshape(-1), rows) for array in (scale, zero_point)]
-    for what, array, calibrated in zip(("scale", "zero-point"), (scale, zero_point), found, strict=True):
+    return scale.reshape(-1), zero_point.reshape(-1)
+
+
+def _table(artifact: Artifact, name: str, rows: tuple[np.ndarray, np.ndarray], timesteps: list[float]) -> ScaleTable:
+    found = []
+    for what, array in zip(("scale", "zero-point"), rows, strict=True):
+        calibrated = _calibrated(array, len(timesteps))
         if calibrated is None:
-            raise ArtifactError(f"{artifact.path}: quantizer '{name}' has {array.size} {what} rows for {rows} timesteps")
-    scales, zero_points = (np.broadcast_to(calibrated, rows) for calibrated in found if calibrated is not None)
+            raise ArtifactError(f"{artifact.path}: quantizer '{name}' has {array.size} {what} rows for {len(timesteps)} timesteps")
+        found.append(np.broadcast_to(calibrated, len(timesteps)))
+    scales, zero_points = found
     return ScaleTable(timesteps=timesteps, scales=scales.astype(float).tolist(), zero_points=zero_points.astype(int).tolist())
 
 

@@ -122,6 +122,19 @@ def test_fails_on_one_zero_point_off_by_one(flow: Flow, tmp_path: Path, target: 
 
 
 @pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("table", ["scale", "zero_point"])
+def test_fails_on_a_row_between_the_calibrated_ones(flow: Flow, tmp_path: Path, target: str, table: str) -> None:
+    def edit(values: np.ndarray) -> np.ndarray:
+        values[1] = values[1] * 2 if table == "scale" else values[1] + 1
+        return values
+
+    result = judged(flow, edited(flow.bundle(target), tmp_path / "b", f"{CONV}.input.{table}", edit))
+    assert not result
+    (failure,) = result.failures
+    assert failure.startswith(f"table {CONV}.input: 1 of")
+
+
+@pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("layer", [CONV, LINEAR])
 def test_fails_on_a_dropped_bias(flow: Flow, tmp_path: Path, target: str, layer: str) -> None:
     result = judged(flow, edited(flow.bundle(target), tmp_path / "b", f"{layer}.bias", np.zeros_like))
