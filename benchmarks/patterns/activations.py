@@ -14,6 +14,7 @@ from .sketch import (
     FLOAT16,
     KERNEL,
     SCALES,
+    SIZE,
     SQUARE,
     TOKENS,
     WIDTH,
@@ -42,6 +43,24 @@ def matmul_bfloat16() -> onnx.ModelProto:
     weight = s.cast(s.float_weight("layer.weight", *SQUARE), BFLOAT16, "layer/WeightToBF16")
     y = s.op("MatMul", s.cast(s.sample, BFLOAT16, "layer/ToBF16"), weight, name="layer/MatMul")
     return s.model(s.cast(y, FLOAT, "layer/FromBF16"))
+
+
+def fourier_transform() -> onnx.ModelProto:
+    """A DFT and its real part, as FreeU's filter has them; no integers."""
+    s = images()
+    pair = s.op("Unsqueeze", s.sample, s.constant("layer.axis", np.array([-1])), name="layer/Unsqueeze")
+    length, axis = s.constant("layer.length", np.array(SIZE)), s.constant("layer.along", np.array(2))
+    parts = s.op("DFT", pair, length, axis, name="layer/DFT")
+    return s.model(s.op("ReduceSum", parts, s.constant("layer.last", np.array([-1])), name="layer/Sum", keepdims=0))
+
+
+def boolean_where() -> onnx.ModelProto:
+    """Where between two booleans, as ``masked_fill`` on a mask gives it; no integers."""
+    s = images()
+    zero = s.constant("layer.zero", np.float32(0))
+    above = s.op("Greater", s.sample, zero, name="layer/Greater")
+    chosen = s.op("Where", above, s.op("Not", above, name="layer/Not"), above, name="layer/Where")
+    return s.model(s.cast(chosen, FLOAT, "layer/ToFloat"))
 
 
 def conv_per_timestep(dilated: bool = False) -> onnx.ModelProto:

@@ -213,6 +213,7 @@ _WEIGHTS = (
         ("int4-opset",),
         valid=False,
     ),
+    Pattern("fourier-transform", "DFT", a.fourier_transform, ("no-such-operator",)),
     Pattern("opset-10", "Conv, per-channel DQ, opset 10", partial(a.conv_static, 10), ("invalid-onnx",), valid=False),
 )
 _ONNXRUNTIME = tuple(
@@ -232,6 +233,7 @@ _ONNXRUNTIME = tuple(
             ("convolution-bias",),
         ),
         ("matmul-bfloat16", "MatMul in bfloat16", a.matmul_bfloat16, ("bfloat16",)),
+        ("boolean-where", "Where between booleans", a.boolean_where, ("boolean-where",)),
         ("matmul-gathered-uint8", "MatMul, uint8, gathered scales", partial(g.matmul_gathered, unsigned=True, bias=False), ()),
         ("matmul-gathered-bias", "MatMul and bias, uint8, gathered scales", partial(g.matmul_gathered, unsigned=True, bias=True), ()),
         ("matmul-gathered-int8", "MatMul, int8, gathered scales", partial(g.matmul_gathered, unsigned=False, bias=False), ()),

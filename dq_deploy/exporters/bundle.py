@@ -4,11 +4,14 @@ Manifest ``details``: ``target``, ``dtype``, ``float``, ``attention`` ("int8", "
 ``layers`` (name, op, macs, output value, quantizers, weight_storage; input value where activations stay float), ``float_layers``,
 ``quantizers`` (name, input value, codes value, pads, code_type), and from the checkpoint ``component``, ``pipeline_class``,
 ``model_config``, ``sample_shape``, ``source``,
-``conditions``.
+``conditions`` and ``call`` (how the network is called, where that is not each input under its own name). ``kept_fp32``, of an fp16
+bundle: the parts of the float network that fp16 cannot hold (after which layer, how many values, the largest of them on the reference
+samples, constants).
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,19 +24,22 @@ from ..errors import ArtifactError, UsageError
 from ..progress import Progress, silent
 from ..quantization.checkpoint import Checkpoint, load_checkpoint
 from ..quantization.output_bias import output_bias
+from ..quantization.running.ambient import default_torch
 from ..quantization.weight_only import WeightOnly
 from .attention import ATTENTION, Attention, float_attention
+from .float16 import around_constants, describe, float_values, too_large
 from .float_source import FloatModel, load_float
 from .lowering import Sites, lower
 from .onnxruntime_target import OnnxRuntimeTarget
 from .precision import DTYPES, lower_precision
+from .ranges import largest_values
 from .skeleton import to_onnx
 from .tensorrt_target import TensorRTTarget
 from .weights import storage_of
 
 TARGETS = ("tensorrt", "onnxruntime")
 _DEFAULT_DTYPE = {"tensorrt": "fp16", "onnxruntime": "fp32"}
-_CARRIED = ("component", "pipeline_class", "model_config", "sample_shape", "source", "conditions", "picture_size")
+_CARRIED = ("component", "pipeline_class", "model_config", "sample_shape", "source", "conditions", "picture_size", "call")
 BF16_OPSET = 22  # 21 has no bfloat16 for Conv and InstanceNormalization; 22 adds the type and changes nothing else here
 _EXTERNAL_BYTES = 1 << 20  # smaller initializers stay in the protobuf, where tools show them
 Target = Literal["tensorrt", "onnxruntime"]
@@ -41,6 +47,7 @@ WEIGHT_STORAGE = ("auto", "int8")
 WeightStorage = Literal["auto", "int8"]
 
 
+@default_torch()
 def export(checkpoint: str | Path | Artifact, output: str | Path, *, target: Target, dtype: str | None = None,
            weight_storage: WeightStorage = "auto", attention: Attention = "int8", float: bool = False,  # noqa: A002
            force: bool = False, progress: Progress = silent) -> Artifact:  # fmt: skip
@@ -63,8 +70,8 @@ def export(checkpoint: str | Path | Artifact, output: str | Path, *, target: Tar
         raise UsageError(f"unknown weight storage '{weight_storage}'", f"storages: {', '.join(WEIGHT_STORAGE)}")
     if attention not in ATTENTION:
         raise UsageError(f"unknown attention '{attention}'", f"choices: {', '.join(ATTENTION)}")
-    check_output(Path(output), force=force)
     path = checkpoint.path if isinstance(checkpoint, Artifact) else checkpoint
+    check_output(Path(output), force=force, source=Path(path))
     with progress("export", 10) as advance:  # tenths of what a large model takes
         loaded = load_checkpoint(path)
         weight_only = _weight_only(loaded)
@@ -75,12 +82,14 @@ def export(checkpoint: str | Path | Artifact, output: str | Path, *, target: Tar
         advance(1, "capturing")
         model, sites = _float_graph(load_float(loaded)) if float else _integer_graph(loaded, target, int4=int4)
         advance(7, "lowering")
-        _finish(model, dtype)
+        _tidy(model)
+        wide, kept = _without_fp16(model, loaded) if dtype == "fp16" else (set(), [])
+        _finish(model, dtype, wide)
         manifest = _manifest(
             loaded,
             model,
             sites,
-            {"target": target, "dtype": dtype, "float": float, "attention": attention},
+            {"target": target, "dtype": dtype, "float": float, "attention": attention, **({"kept_fp32": kept} if kept else {})},
             int4=int4,
         )
         advance(1, "writing")
@@ -131,14 +140,24 @@ def _float_graph(source: FloatModel) -> tuple[ir.Model, Sites]:
     return model, Sites()
 
 
-def _finish(model: ir.Model, dtype: str) -> None:
-    graph = model.graph
-    for value in graph.inputs:
+def _tidy(model: ir.Model) -> None:
+    for value in model.graph.inputs:
         if value.shape and not isinstance(value.shape[0], int):  # the timestep of the onnxruntime target stays [1]
             value.shape = ir.Shape(["batch", *value.shape[1:]])
     model.opset_imports.pop("dq_deploy", None)
     passes.RemoveUnusedNodesPass()(model)
-    lower_precision(model, DTYPES[dtype])
+
+
+def _without_fp16(model: ir.Model, checkpoint: Checkpoint) -> tuple[set[ir.Value], list[dict[str, Any]]]:
+    """The values that fp16 cannot hold, which stay fp32; and the manifest's account of them."""
+    largest = largest_values(model, float_values(model.graph), checkpoint, write_model)
+    wide = too_large(largest) | around_constants(model.graph)
+    return wide, [part.model_dump() for part in describe(model.graph, wide, largest)]
+
+
+def _finish(model: ir.Model, dtype: str, wide: Collection[ir.Value] = ()) -> None:
+    graph = model.graph
+    lower_precision(model, DTYPES[dtype], wide)
     if dtype == "bf16":
         model.opset_imports[""] = BF16_OPSET
     for node in graph:

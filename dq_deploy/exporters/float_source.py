@@ -9,6 +9,7 @@ import torch
 from torch.fx import GraphModule
 
 from ..errors import ArtifactError, UsageError
+from ..quantization.calling import CallForm
 from ..quantization.graph.capture import capture
 from ..quantization.graph.products import find_layers
 
@@ -35,9 +36,11 @@ def load_float(checkpoint: Checkpoint) -> FloatModel:
     source = checkpoint.details["source"]
     if not source:
         raise UsageError("this checkpoint was made from a module in memory: the float model cannot be loaded again")
-    loaded = reload_source(source)
+    loaded = reload_source(source, checkpoint.artifact.path)
     if loaded.sha256 != source["sha256"]:
         raise ArtifactError(f"the weights of {source['reference']} are not those that the checkpoint was made from")
     examples = checkpoint.examples()
-    graph = capture(loaded.model, examples)
+    call = checkpoint.details.get("call") or {}
+    form = CallForm.of_record(call["arguments"]) if call.get("arguments") else None
+    graph = capture(loaded.model, examples, form=form)
     return FloatModel(graph, examples, {layer.node.name: layer.name for layer in find_layers(graph)})

@@ -1,10 +1,13 @@
 """Turning what is not quantized into fp16 or bf16, with the scale arithmetic left in fp32 and casts at its borders.
 
 A float value is low precision from where the sample enters (or an integer layer leaves) onwards; what depends on the timestep alone
-stays fp32 until it meets such a value, because 999 sin/cos angles do not survive in half precision.
+stays fp32 until it meets such a value, because 999 sin/cos angles do not survive in half precision. So do nodes that read or give a value
+which half precision cannot hold (``float16``).
 """
 
 from __future__ import annotations
+
+from collections.abc import Collection
 
 import numpy as np
 import onnx_ir as ir
@@ -17,11 +20,11 @@ _FLOAT = ir.DataType.FLOAT
 _TABLE_ELEMENTS = 1024
 
 
-def lower_precision(model: ir.Model, dtype: ir.DataType) -> None:
-    """Convert in place. Graph inputs and outputs stay fp32."""
+def lower_precision(model: ir.Model, dtype: ir.DataType, wide: Collection[ir.Value] = ()) -> None:
+    """Convert in place. Graph inputs and outputs stay fp32, and so do the values ``wide`` and the nodes that read them."""
     if dtype == _FLOAT:
         return
-    converter = _Converter(model.graph, dtype)
+    converter = _Converter(model.graph, dtype, wide)
     for value in model.graph.inputs:
         if value.name != "timestep" and value.dtype == _FLOAT:
             converter.low.add(value)  # fp32 itself; consumers that are not scale arithmetic read its cast
@@ -33,18 +36,16 @@ def lower_precision(model: ir.Model, dtype: ir.DataType) -> None:
 class _Converter:
     """``low`` holds the values that float consumers must read in low precision."""
 
-    def __init__(self, graph: ir.Graph, dtype: ir.DataType) -> None:
-        self.graph, self.dtype = graph, dtype
+    def __init__(self, graph: ir.Graph, dtype: ir.DataType, wide: Collection[ir.Value]) -> None:
+        self.graph, self.dtype, self.wide = graph, dtype, set(wide)
         self.low: set[ir.Value] = set()
         self._casts: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}
         self._low_of: dict[ir.Value, ir.Value] = {}  # what was cast back to fp32, before that
 
     def visit(self, node: ir.Node) -> None:
         if FP32_MARK in node.metadata_props:
-            typed = node.metadata_props[FP32_MARK] == AS_WRITTEN
-            for index, value in enumerate(node.inputs):
-                if value is not None and value.dtype == self.dtype and not typed:
-                    node.replace_input_with(index, self._cast(value, _FLOAT))
+            if node.metadata_props[FP32_MARK] != AS_WRITTEN:
+                self._read_as_fp32(node)
             if any(FP32_MARK not in user.metadata_props for user, _ in node.outputs[0].uses()):
                 self.low.add(node.outputs[0])
             return
@@ -54,6 +55,10 @@ class _Converter:
             return
         if node.op_type in _SAME_TYPE_EXEMPT or not any(v in self.low for _, v in floats):
             return
+        if any(value in self.wide for value in (*node.inputs, *node.outputs)):
+            self._read_as_fp32(node)
+            self.low.update(output for output in node.outputs if output.dtype in (_FLOAT, None))
+            return
         for index, value in floats:
             if node.op_type == "Resize" and index in (1, 2):
                 continue  # region and scales are fp32 by definition
@@ -62,6 +67,11 @@ class _Converter:
             if output.dtype in (_FLOAT, None):
                 output.type = ir.TensorType(self.dtype)
                 self.low.add(output)
+
+    def _read_as_fp32(self, node: ir.Node) -> None:
+        for index, value in enumerate(node.inputs):
+            if value is not None and value.dtype == self.dtype:
+                node.replace_input_with(index, self._cast(value, _FLOAT))
 
     def _convert(self, value: ir.Value) -> ir.Value:
         value = self._low_of.get(value, value)

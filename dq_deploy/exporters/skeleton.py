@@ -7,6 +7,7 @@ and weights never pass through the exporter at all.
 from __future__ import annotations
 
 import logging
+import re
 import warnings
 from typing import Any
 
@@ -14,15 +15,16 @@ import onnx_ir as ir
 import torch
 from torch.fx import GraphModule, Node
 
-from ..errors import ArtifactError
+from ..errors import ArtifactError, raise_if_out_of_memory
 from ..quantization.graph.edit import aten
 from ..quantization.graph.insertion import conv_geometry, decode
 from ..quantization.layers import QuantizedConv2d, QuantizedLinear
 from ..quantization.output_bias import OutputBias
 from ..quantization.weight_only import WeightOnlyLinear
-from .quick_rewrites import quick_rewrites
+from .simplify import simplify
 
 DOMAIN = "dq_deploy"
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 OPSET = 21  # the lowest with INT4, and the highest that every runtime here reads
 
 
@@ -65,18 +67,34 @@ def to_onnx(model: GraphModule, inputs: dict[str, torch.Tensor], float_layers: d
     # It warns of torchvision's operators, which no model here has, on every start.
     logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings(), quick_rewrites():
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             # Here and not in the exporter, which would find out too late that all inputs have one batch.
             exported = torch.export.export(graph_module, examples, dynamic_shapes=dynamic, strict=False)
             program = torch.onnx.export(
                 exported, examples, dynamo=True, opset_version=OPSET, input_names=list(inputs),
-                output_names=["out_sample"], dynamic_shapes=dynamic, verbose=False, optimize=True,
+                output_names=["out_sample"], dynamic_shapes=dynamic, verbose=False, optimize=False,
             )  # fmt: skip
     except Exception as error:
-        raise ArtifactError(f"the ONNX exporter failed: {type(error).__name__}: {str(error).splitlines()[0]}") from error
+        raise_if_out_of_memory(error)
+        raise ArtifactError(f"the ONNX exporter failed: {explain(error)}") from error
     assert program is not None
+    simplify(program.model)
     return program.model
+
+
+def explain(error: BaseException) -> str:
+    """An exporter's error in full, without colours and without the traceback that it quotes; and the errors that caused it."""
+    lines: list[str] = []
+    current: BaseException | None = error
+    seen: set[int] = set()
+    while current is not None and id(current) not in seen:
+        seen.add(id(current))
+        text = _COLOURS.sub("", str(current)).partition("(Refer to the full stack trace above")[0].partition("Traceback (most recent")[0]
+        if not any(text.strip() in line for line in lines):
+            lines.append(f"{type(current).__name__}: {text.strip()}")
+        current = current.__cause__ or (None if current.__suppress_context__ else current.__context__)
+    return "\ncaused by ".join(lines)
 
 
 def _with_placeholders(model: GraphModule, float_layers: dict[str, str]) -> GraphModule:
@@ -92,10 +110,20 @@ def _with_placeholders(model: GraphModule, float_layers: dict[str, str]) -> Grap
             graph.output(args[0])
         else:
             copies[node] = graph.node_copy(node, lambda n: copies[n])
+            if node.target == aten.clamp.default:
+                _bounds_of_one_kind(copies[node])
         if node.op != "output":
             copies[node].meta = {"path": node.meta.get("path", "")}
     graph.eliminate_dead_code()
     return GraphModule(model, graph)
+
+
+def _bounds_of_one_kind(node: Node) -> None:
+    """``x.clamp(0, 0.5)`` as ``x.clamp(0.0, 0.5)``: the exporter's promotion of types fails on one integer and one float."""
+    bounds = [*node.args[1:], *node.kwargs.values()]
+    if any(isinstance(bound, float) for bound in bounds):
+        node.args = (node.args[0], *(float(b) if isinstance(b, int) else b for b in node.args[1:]))
+        node.kwargs = {name: float(b) if isinstance(b, int) else b for name, b in node.kwargs.items()}
 
 
 def _integer_placeholder(model: GraphModule, graph: torch.fx.Graph, node: Node, args: Any) -> Node:

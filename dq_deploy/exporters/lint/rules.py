@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import file_rules, int4_rules, onnxruntime_rules, product_rules, scale_rules
+from . import file_rules, int4_rules, onnxruntime_rules, operator_rules, product_rules, scale_rules
 from .rule import Rule
 
 __all__ = ["RULES", "Rule"]
@@ -22,6 +22,13 @@ RULES = (
         _TENSORRT,
     ),
     Rule("code-type", scale_rules.code_type, "use int8 codes, with an int8 zero-point of 0", _TENSORRT),
+    Rule(
+        "no-such-operator",
+        operator_rules.not_in_tensorrt,
+        "switch off what needs it (FreeU needs a DFT), write it in other operators, or run the graph on ONNX Runtime",
+        _TENSORRT,
+    ),
+    Rule("boolean-where", operator_rules.boolean_where, "write it with And, Or and Not", _ONNXRUNTIME),
     Rule("zero-scale", scale_rules.zero_scale, _CALIBRATE, _BOTH),
     Rule("negative-scale", scale_rules.negative_scale, _CALIBRATE, _BOTH),
     Rule("non-finite-scale", scale_rules.non_finite_scale, _CALIBRATE, _BOTH),

@@ -24,6 +24,7 @@ MOVES = ("Transpose", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity", 
 BYTE_CODES = (ir.DataType.INT8, ir.DataType.UINT8)
 NIBBLE_CODES = (ir.DataType.INT4, ir.DataType.UINT4)
 FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE)
+_COMPARISONS = ("Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "And", "Or", "Xor", "Not", "IsNaN", "IsInf")
 # Scales and zero-points are folded through the few nodes that exporters put behind them; whole weights never are.
 _FOLDED_ELEMENTS = 1 << 20
 
@@ -191,6 +192,10 @@ class View:
             return self.dtype(node.inputs[1])
         if node.op_type == "Cast":
             return ir.DataType(node.attributes.get_int("to", 0))
+        if node.op_type in _COMPARISONS:
+            return ir.DataType.BOOL
+        if node.op_type == "Where":
+            return self.dtype(node.inputs[1])
         return self.dtype(node.inputs[0]) if node.inputs else None
 
     def scale_tables(self) -> Iterator[tuple[ir.Node, Array, ir.DataType | None]]:

@@ -1,0 +1,89 @@
+"""How large the values of an exported graph are: it is run as it is written on the checkpoint's own reference samples.
+
+What is measured is what half precision would have to hold, operators' inner steps among it, which PyTorch's graph does not show.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from ..errors import EnvironmentProblem
+from ..quantization.checkpoint import Checkpoint
+
+_TIMESTEPS = 5  # evenly among the calibrated ones, first and last included
+Array = np.ndarray[Any, Any]
+
+
+def largest_values(model: ir.Model, values: Mapping[ir.Value, bool], checkpoint: Checkpoint,
+                   write: Callable[[ir.Model, Path], None]) -> dict[ir.Value, float]:  # fmt: skip
+    """Largest |v| of every value on the reference's first seed at five of its timesteps; NaN counts as infinity.
+
+    ``values`` says of each whether only a softmax reads it: then a row's largest entry counts, as the others may be masked. ``write``
+    saves a model; ``model`` is left as it was.
+
+    Raises EnvironmentProblem without ONNX Runtime.
+    """
+    try:
+        import onnxruntime as ort
+    except ImportError:
+        raise EnvironmentProblem(
+            "onnxruntime is not installed: an fp16 export runs the graph, to find the values that fp16 cannot hold",
+            'pip install "dq-deploy[cpu]", or export with --dtype fp32 or --dtype bf16',
+        ) from None
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.log_severity_level = 3
+    with tempfile.TemporaryDirectory(prefix="dq-deploy-ranges-") as folder:
+        file = Path(folder) / "model.onnx"
+        before, nodes, outputs = list(model.graph.outputs), *_probes(values)
+        try:
+            model.graph.extend(nodes)
+            model.graph.outputs[:] = outputs
+            write(model, file)
+        finally:
+            model.graph.outputs[:] = before
+            model.graph.remove(reversed(nodes), safe=True)
+        session = ort.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+        found = [np.abs(np.array(session.run(None, feeds), dtype=np.float64)) for feeds in _feeds(checkpoint, session)]
+    largest = np.max(np.nan_to_num(np.stack(found), nan=np.inf), axis=0)
+    return dict(zip(values, largest.tolist(), strict=True))
+
+
+def _probes(values: Mapping[ir.Value, bool]) -> tuple[list[ir.Node], list[ir.Value]]:
+    """Nodes that give each value's largest magnitude, as a scalar."""
+    nodes, outputs = [], []
+    for index, (value, row) in enumerate(values.items()):
+        parts = []
+        measured = value
+        if row:
+            axes = ir.node("Constant", [], {"value_ints": [-1]})
+            parts += [axes, ir.node("ReduceMax", [value, axes.outputs[0]], {"keepdims": 0})]
+            measured = parts[-1].outputs[0]
+        parts.append(ir.node("Abs", [measured]))
+        parts.append(ir.node("ReduceMax", [parts[-1].outputs[0]], {"keepdims": 0}))
+        for number, node in enumerate(parts):
+            node.name = node.outputs[0].name = f"dq_deploy.range_{index}_{number}"
+            node.outputs[0].type = ir.TensorType(ir.DataType.INT64 if node.op_type == "Constant" else ir.DataType.FLOAT)
+        parts[-1].outputs[0].shape = ir.Shape([])
+        nodes += parts
+        outputs.append(parts[-1].outputs[0])
+    return nodes, outputs
+
+
+def _feeds(checkpoint: Checkpoint, session: Any) -> list[dict[str, Array]]:
+    reference, names = checkpoint.reference(), checkpoint.details["inputs"]
+    first = slice(reference.per_seed)
+    wanted = {spec.name: spec for spec in session.get_inputs()}
+    feeds = []
+    for index in sorted({int(i) for i in np.linspace(0, len(reference.timesteps) - 1, _TIMESTEPS)}):
+        samples = reference.samples[index, first]
+        steps = reference.timesteps[index].float().repeat(1 if wanted.get("timestep") and wanted["timestep"].shape == [1] else len(samples))
+        inputs = {names[0]: samples, "timestep": steps, **{name: value[first] for name, value in reference.conditions.items()}}
+        feeds.append({name: value.numpy() for name, value in inputs.items() if name in wanted})
+    return feeds
