@@ -27,7 +27,7 @@ class Conditioning:
         return self.labels[number % len(self.labels)]
 
     def applied(self, model: DropInModel, numbers: range) -> DropInModel:
-        """The model as DDIMPipeline calls it: the labels of these pictures given, guided, and without the variance that some predict."""
+        """The model as a loop without classes calls it: the labels of these pictures given, and guided."""
         labels = torch.tensor([self.label(number) for number in numbers])
         null = None if self.null is None else torch.full_like(labels, self.null)
 
@@ -35,11 +35,11 @@ class Conditioning:
             sample, timestep = inputs["sample"], inputs["timestep"]
             if null is None or self.guidance_scale is None:
                 output: torch.Tensor = model(sample, timestep, class_labels=labels).sample
-                return output[:, : sample.shape[1]]
+                return output
             halves = model(torch.cat([sample, sample]), timestep, class_labels=torch.cat([labels, null])).sample
-            conditional, unconditional = halves[:, : sample.shape[1]].chunk(2)
-            guided: torch.Tensor = unconditional + self.guidance_scale * (conditional - unconditional)
-            return guided
+            (conditional, unconditional), channels = halves.chunk(2), sample.shape[1]
+            guided = unconditional[:, :channels] + self.guidance_scale * (conditional[:, :channels] - unconditional[:, :channels])
+            return torch.cat([guided, conditional[:, channels:]], dim=1)  # some predict a variance too
 
         return DropInModel(forward, ("sample", "timestep"), model.config)
 

@@ -64,12 +64,12 @@ def draw(
 ) -> Pictures:
     """Draw ``n`` pictures with a bundle, a checkpoint or an engine, and with the float model.
 
-    A model that works on pixels is drawn with by DDIM. One that takes prompts, or works on latents, is put into the pipeline that it came
-    from, with the scheduler that it was calibrated with. Each picture has a seed of its own, made of ``seed`` and its number, so it does
-    not depend on ``batch_size`` (of models of pixels; the others draw one at a time). ``steps`` defaults to those of the calibration.
-    Prompts (a list, or a file with one on a line) and ``classes`` of a class-conditional model (numbers, or "0-9,3"; all by default) are
-    drawn in turn, with the ``guidance_scale`` that the model was calibrated with by default. A checkpoint runs in PyTorch; ``runtime`` is
-    for bundles. ``watch`` counts NaN and saturated codes of a bundle by timestep (engines/watch.py).
+    The scheduler is the one that the model was calibrated with. A model that works on pixels is drawn with in the loop of the calibration;
+    one that takes prompts, or works on latents, is put into the pipeline that it came from. Each picture has a seed of its own, made of
+    ``seed`` and its number, so it does not depend on ``batch_size`` (of models of pixels; the others draw one at a time). ``steps`` are the
+    calibration's by default. Prompts (a list, or a file with one on a line) and ``classes`` of a class-conditional model (numbers, or
+    "0-9,3"; all by default) are drawn in turn, with the ``guidance_scale`` that the model was calibrated with by default. A checkpoint runs
+    in PyTorch; ``runtime`` is for bundles. ``watch`` counts NaN and saturated codes of a bundle by timestep (engines/watch.py).
 
     Raises UsageError (settings, no prompts, a class that there is not, a pipeline that cannot be read again or refuses), ArtifactError (a
     damaged artefact, a float model other than the one quantized) and EnvironmentProblem (a missing runtime).

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 
@@ -11,6 +10,7 @@ from ..artifacts import Artifact
 from ..engines.choice import Runtime, best_runtime
 from ..engines.dropin import DropInModel, load
 from ..errors import ArtifactError, UsageError
+from ..quantization.calling import TIMESTEP, CallForm, packed
 from ..sources import Source, reload_source
 from .classes import input_names
 
@@ -28,7 +28,8 @@ def quantized_model(artifact: Artifact, runtime: Runtime, *, watch: bool) -> tup
         return load(artifact, runtime=runtime), best_runtime(artifact) if runtime == "auto" else runtime
     from ..quantization.checkpoint import load_checkpoint
 
-    return _wrapped(load_checkpoint(artifact.path).model, artifact), "pytorch"
+    model = load_checkpoint(artifact.path).model
+    return _wrapped(lambda inputs: model(*inputs.values()), artifact), "pytorch"
 
 
 def float_source(artifact: Artifact, hint: str | None = None) -> Source:
@@ -40,7 +41,7 @@ def float_source(artifact: Artifact, hint: str | None = None) -> Source:
     origin = artifact.manifest.details.get("source") or {}
     if not origin.get("reference") or origin["reference"].startswith(IN_MEMORY):
         raise UsageError(f"{artifact.path} was made from a model in memory, so there is no float model to compare with", hint)
-    source = reload_source(origin)
+    source = reload_source(origin, artifact.path)
     if source.sha256 != origin["sha256"]:
         raise ArtifactError(f"{origin['reference']} has other weights now than when {artifact.path} was made from it", hint)
     return source
@@ -48,19 +49,21 @@ def float_source(artifact: Artifact, hint: str | None = None) -> Source:
 
 def float_model(artifact: Artifact) -> DropInModel:
     """The model of ``float_source`` as what a pipeline expects. Raises as that does."""
-    return _wrapped(float_source(artifact, "sample without the comparison: --no-compare-float").model, artifact)
+    model = float_source(artifact, "sample without the comparison: --no-compare-float").model
+    arguments = (artifact.manifest.details.get("call") or {}).get("arguments")
+    form = CallForm.of_record(arguments) if arguments else CallForm.plain(model, input_names(artifact))
+    return _wrapped(lambda inputs: packed(form.call(model, inputs), rows=form.rows), artifact)
 
 
-def _wrapped(model: Callable[..., Any], artifact: Artifact) -> DropInModel:
-    """Any ``model(sample, timestep, **conditions)`` as what a pipeline expects, its sizes taken from the artefact."""
+def _wrapped(model: Callable[[dict[str, torch.Tensor]], torch.Tensor], artifact: Artifact) -> DropInModel:
+    """A model of inputs by name as what a pipeline expects, its sizes taken from the artefact."""
     details = artifact.manifest.details
     shape, names = details["sample_shape"], input_names(artifact)
     sizes = {"in_channels": shape[0], "sample_size": tuple(shape[1:])} if len(shape) == 3 else {}
 
     def forward(inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-        sample, timestep, *conditions = (inputs[name] for name in names)
-        output = model(sample, timestep.float().expand(len(sample)), **dict(zip(names[2:], conditions, strict=True)))
-        return output if isinstance(output, torch.Tensor) else output[0]
+        timestep = inputs[TIMESTEP].float().expand(len(inputs[names[0]]))
+        return model({name: inputs[name] for name in names} | {TIMESTEP: timestep})
 
     own = {name: value for name, value in (details.get("model_config") or {}).items() if value is not None or name not in sizes}
-    return DropInModel(forward, names, {**sizes, **own})
+    return DropInModel(forward, names, {**sizes, **own}, call=details.get("call"))

@@ -15,11 +15,11 @@ from ..artifacts import Artifact
 from ..errors import UsageError
 from ..quantization.calibration.classes import CLASS_INPUT
 from ..quantization.calibration.pipeline_source import read_prompts
-from ..quantization.calibration.schedules import sampling_scheduler
-from ..quantization.config import Sampler
+from ..quantization.calibration.walk import own_noise
 from ..report.grid import Images
 from ..sources import Source, text_pipeline
 from .classes import conditioning_of, guidance_of, input_names
+from .schedulers import calibrated_scheduler, calibrated_steps
 from .seeds import generators
 
 Prompts = str | Path | Sequence[str]
@@ -122,15 +122,22 @@ class PipelineDrawing:
     def _picture(self, pipeline: Any, number: int) -> Images:
         asked = self.wish.of(number)
         generator = generators(self.seed, range(number, number + 1))
+        own_noise(pipeline.scheduler, [own.initial_seed() for own in generator])
         try:
-            images: Images = pipeline(**asked, generator=generator, num_inference_steps=self.steps, output_type="np").images
-        except (ValueError, TypeError, IndexError, NotImplementedError) as error:
+            drawn = pipeline(**asked, generator=generator, num_inference_steps=self.steps, output_type="np")
+        except (ValueError, TypeError, NotImplementedError, AttributeError, LookupError) as error:
             reason = " ".join(str(error).split())[:300]
             name = type(pipeline).__name__
             raise UsageError(
                 f"the {name} refuses to draw in {self.steps} steps: {reason}", "try it in diffusers first, with the same arguments"
             ) from error
-        return images
+        return drawn.images if "images" in drawn else film_strip(np.asarray(drawn.frames))
+
+
+def film_strip(frames: Images) -> Images:
+    """Videos [n, F, H, W, C] as pictures [n, H, F·W, C], the frames side by side."""
+    n, count, height, width, channels = frames.shape
+    return frames.transpose(0, 2, 1, 3, 4).reshape(n, height, count * width, channels)
 
 
 def pipeline_drawing(artifact: Artifact, source: Source, n: int, seed: int, steps: int | None, wanted: Wish) -> PipelineDrawing:
@@ -142,15 +149,13 @@ def pipeline_drawing(artifact: Artifact, source: Source, n: int, seed: int, step
     taken = inspect.signature(type(pipeline).__call__).parameters
     if foreign := [name.replace("_", " ") for name in wanted.of(0) if name not in taken]:
         raise UsageError(f"a {type(pipeline).__name__} takes no {' and no '.join(foreign)}", "leave that out")
-    quantization = artifact.manifest.quantization or {}
-    sampler = Sampler(quantization.get("sampler", Sampler.DDIM))
-    pipeline.register_modules(scheduler=sampling_scheduler(pipeline.scheduler, sampler))
-    steps = quantization.get("steps", len(artifact.manifest.timesteps)) if steps is None else steps
+    pipeline.register_modules(scheduler=calibrated_scheduler(artifact))
+    steps = calibrated_steps(artifact) if steps is None else steps
     return PipelineDrawing(pipeline, source.component, n, seed, steps, wanted)
 
 
 def needs_pipeline(artifact: Artifact) -> str | None:
-    """Why DDIM over pixels does not draw what a denoiser does; None where it does."""
+    """Why the project's own loop over pixels does not draw what a denoiser does; None where it does."""
     if others := conditions(artifact):
         return f"takes {', '.join(others)}"
     shape = artifact.manifest.details["sample_shape"]

@@ -1,19 +1,22 @@
-"""Drawing with models that work on pixels: diffusers' own DDIM pipeline around any of them, with or without classes."""
+"""Drawing with models that work on pixels: the loop and the scheduler of the calibration, with or without classes."""
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from diffusers import DDIMPipeline, DDIMScheduler
+import torch
 
 from ..artifacts import Artifact
 from ..engines.dropin import DropInModel
-from ..errors import ArtifactError, UsageError
-from ..quantization.calibration.schedules import ddim_scheduler
+from ..errors import UsageError
+from ..quantization.calibration.view import View, view_of
+from ..quantization.calibration.walk import Walk
 from ..report.grid import Images
 from .classes import Conditioning
+from .schedulers import calibrated_scheduler, calibrated_steps
 from .seeds import generators
 
 
@@ -21,7 +24,9 @@ from .seeds import generators
 class PixelDrawing:
     """Everything that must be the same for two models whose pictures are compared."""
 
-    scheduler: DDIMScheduler
+    scheduler: Any
+    view: View
+    shape: tuple[int, ...]
     n: int
     seed: int
     steps: int
@@ -49,29 +54,28 @@ class PixelDrawing:
         batches = [range(start, min(start + self.batch_size, self.n)) for start in range(0, self.n, self.batch_size)]
         return np.concatenate([self._batch(model, numbers) for numbers in batches])
 
+    @torch.no_grad()
     def _batch(self, model: DropInModel, numbers: range) -> Images:
-        unet = model if self.conditioning is None else self.conditioning.applied(model, numbers)
-        pipe: Any = DDIMPipeline(unet=unet, scheduler=self.scheduler)
-        pipe.set_progress_bar_config(disable=True)
-        images: Images = pipe(
-            len(numbers), generator=generators(self.seed, numbers), num_inference_steps=self.steps, output_type="np"
-        ).images  # fmt: skip
+        denoiser = model if self.conditioning is None else self.conditioning.applied(model, numbers)
+        walk = Walk(copy.deepcopy(self.scheduler), self.steps, generators(self.seed, numbers), self.view)
+        x = walk.noise(self.shape)
+        for position, timestep in enumerate(walk.timesteps):
+            x = walk.step(position, denoiser(walk.input(position, x), torch.tensor(timestep)).sample, x)
+        images: Images = (x / 2 + 0.5).clamp(0, 1).movedim(1, -1).numpy()
         return images
 
 
 def pixel_drawing(artifact: Artifact, n: int, seed: int, steps: int | None, batch_size: int,
                   conditioning: Conditioning | None) -> PixelDrawing:  # fmt: skip
-    """DDIM over the calibrated noise schedule, in as many steps as there are calibrated timesteps unless ``steps`` says otherwise.
+    """The calibration's scheduler, in as many steps as it took there unless ``steps`` says otherwise.
 
-    Raises UsageError for more steps than the schedule has, and for an engine whose batch is too small.
+    Raises UsageError for steps that the scheduler refuses, and for an engine whose batch is too small; else as ``calibrated_scheduler``.
     """
-    if not artifact.manifest.scheduler or not artifact.manifest.timesteps:
-        raise ArtifactError(f"{artifact.path}: the manifest has no scheduler or no calibrated timesteps, and sampling needs both")
-    scheduler = ddim_scheduler(artifact.manifest.scheduler["config"])
-    steps, most = len(artifact.manifest.timesteps) if steps is None else steps, scheduler.config.num_train_timesteps
-    if steps > most:
-        raise UsageError(f"steps is {steps}, and 1 to {most} are possible")
-    return PixelDrawing(scheduler, n, seed, steps, _fitting(artifact, batch_size, conditioning), conditioning)
+    scheduler, shape = calibrated_scheduler(artifact), tuple(artifact.manifest.details["sample_shape"])
+    steps = calibrated_steps(artifact) if steps is None else steps
+    Walk(copy.deepcopy(scheduler), steps, [])
+    view = view_of((artifact.manifest.details.get("model_config") or {}).get("_class_name"))
+    return PixelDrawing(scheduler, view, shape, n, seed, steps, _fitting(artifact, batch_size, conditioning), conditioning)
 
 
 def _fitting(artifact: Artifact, batch_size: int, conditioning: Conditioning | None) -> int:

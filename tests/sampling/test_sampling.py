@@ -92,7 +92,7 @@ def test_an_existing_output_needs_force(tiny_bundle: Artifact, tmp_path: Path) -
     ("options", "message"),
     [
         ({"n": 0, "steps": 0}, "n is 0, and at least 1 is needed; steps is 0, and at least 1 is needed"),
-        ({"steps": 1001}, "steps is 1001"),
+        ({"steps": 1001}, "the scheduler refuses 1001 steps: .* cannot be larger .*\nchoose fewer --steps"),
         ({"batch_size": 0}, "batch size is 0"),
     ],
 )
@@ -116,6 +116,7 @@ def test_float_model_must_be_the_one_quantized(tiny_bundle: Artifact, pipeline_d
         next(pipe.unet.parameters()).add_(1e-3)
     pipe.save_pretrained(tmp_path / "other")
     source = {**tiny_bundle.manifest.details["source"], "reference": str(tmp_path / "other")}
+    source = {name: value for name, value in source.items() if name not in ("absolute", "relative")}
     with pytest.raises(
         ArtifactError, match="other has other weights now than when .* was made from it\nsample without .*--no-compare-float"
     ):

@@ -5,19 +5,26 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ...artifacts import sha256_json
-from ...errors import UsageError
+from ...errors import UsageError, raise_if_out_of_memory
 from ...progress import Progress
+from ..calling import CallForm, described
 from ..config import QuantizeConfig
-from . import schedules
-from .recording import Call, FirstCallError, by_seed, check_call, recording, streams
+from .choice import Choice, choose, kept
+from .picture_size import PICTURE_SIZE, SIZE_HINT, check_size, speaks_of_size
+from .recording import Call, FirstCallError, batch_of, by_seed, check_call, first_call, read_call, recording, streams
 from .trajectories import Conditions, Model, Trajectories, assemble, turns
+from .walk import own_noise
+
+_PICTURES = ("image", "images", "mask_image", "control_image", "last_image", "video", "mask", "control_video", "initial_audio_waveforms")
+"""What pipelines are conditioned on beside a prompt."""
 
 
 def read_prompts(prompts: str | Path | Sequence[str]) -> list[str]:
@@ -53,33 +60,76 @@ class PipelineSource:
 
     pipeline: Any
     component: str
+    choice: Choice
     prompts: list[str]
     config: QuantizeConfig
     options: dict[str, Any]
     shape: tuple[int, ...] = ()
     examples: Conditions = field(default_factory=dict)
     halves: int = 1
+    form: CallForm | None = None
 
     @classmethod
     def prepare(cls, pipeline: Any, component: str, prompts: list[str], negative_prompt: str | None, config: QuantizeConfig,
                 picture_size: Mapping[str, int] | None = None) -> PipelineSource:  # fmt: skip
         """Check what the pipeline takes, and run it up to its denoiser's first call. Raises UsageError where it refuses."""
-        pipeline = copy.copy(pipeline)
-        pipeline.register_modules(scheduler=schedules.sampling_scheduler(pipeline.scheduler, config.sampler))
         wanted = {"guidance_scale": config.guidance_scale, "negative_prompt": negative_prompt, **(picture_size or {})}
         options = {name: value for name, value in wanted.items() if value is not None}
         parameters = inspect.signature(type(pipeline).__call__).parameters
         for name in [*options, "generator", "num_inference_steps", "output_type"]:
             if name not in parameters:
                 raise UsageError(f"a {type(pipeline).__name__} takes no {name.replace('_', ' ')}")
-        source = cls(pipeline, component, prompts, config, options)
+        own, choice = pipeline.scheduler, choose(pipeline.scheduler, config.sampler)
         try:
-            with recording(source.model, lambda _: None, only_first=True):
-                source._run(prompts[:1], [config.seed])
+            return cls(_with_scheduler(pipeline, choice), component, choice, prompts, config, options)._prepared()
+        except UsageError as error:
+            if type(choice.scheduler) is type(own):
+                raise
+            # Some pipelines ask of their scheduler what DDIM does not have (LCM's: a number of original steps).
+            choice = kept(own, f"the pipeline refuses DDIM: {error.message}")
+            return cls(_with_scheduler(pipeline, choice), component, choice, prompts, config, options)._prepared()
+
+    def _prepared(self) -> PipelineSource:
+        """With what is known at the denoiser's first call."""
+        arguments, form, count = self._form()
+        call = read_call(self.model, arguments, form)
+        shape = tuple(call.sample.shape[1:])
+        check_size(self.pipeline, self.component, shape, {name: self.options[name] for name in PICTURE_SIZE if name in self.options})
+        return replace(self, shape=shape, examples=call.conditions, halves=len(call.sample) // count, form=form)
+
+    def _form(self) -> tuple[dict[str, Any], CallForm, int]:
+        """Arguments of the denoiser's first call, the form of its calls, and how many prompts they were made for.
+
+        One prompt tells most; where a tensor may have one entry for the whole batch or several for each sample, two tell.
+        """
+        arguments = self._first_call(1)
+        found = described(self.model, arguments, batch=batch_of(arguments))
+        if not found.unsettled:
+            return arguments, found.form, 1
+        more = self._first_call(2)
+        settled = described(self.model, more, batch=batch_of(more), before=(found.unsettled, batch_of(arguments)))
+        return more, settled.form, 2
+
+    def _first_call(self, count: int) -> dict[str, Any]:
+        prompts = (self.prompts * count)[:1] * count
+        try:
+            with first_call(self.model):
+                self._run(prompts, [self.config.seed] * count)
         except FirstCallError as first:
-            call = first.call
-            return cls(pipeline, component, prompts, config, options, tuple(call.sample.shape[1:]), call.conditions, len(call.sample))
-        raise UsageError(f"a {type(pipeline).__name__} ran without calling its {component}")
+            return first.arguments
+        raise UsageError(f"a {type(self.pipeline).__name__} ran without calling its {self.component}")
+
+    def try_out(self, model: Model) -> None:  # noqa: ARG002  as below
+        """The pipeline's own first step, up to the call of its denoiser that follows."""
+        timesteps: list[float] = []
+
+        def on_call(call: Call) -> None:
+            timesteps.append(call.timestep)
+            if call.timestep != timesteps[0]:
+                raise _EnoughError
+
+        with suppress(_EnoughError), torch.no_grad(), recording(self.model, on_call, self.form):
+            self._run(self.prompts[:1], [self.config.seed])
 
     @property
     def model(self) -> torch.nn.Module:
@@ -118,7 +168,7 @@ class PipelineSource:
                 advance(1)
             calls.append(call)
 
-        with recording(self.model, on_call):
+        with recording(self.model, on_call, self.form):
             self._run(prompts, seeds)
         found = streams(calls)
         count = len(seeds)
@@ -130,17 +180,43 @@ class PipelineSource:
 
     def _run(self, prompts: list[str], seeds: Sequence[int]) -> None:
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        own_noise(self.pipeline.scheduler, seeds)
         options = {k: [v] * len(prompts) if k == "negative_prompt" else v for k, v in self.options.items()}
         try:
             self.pipeline(
                 prompt=list(prompts), num_inference_steps=self.config.steps, generator=generators, output_type="latent", **options
             )  # fmt: skip
-        except (ValueError, TypeError, NotImplementedError) as error:
+        except (ValueError, TypeError, RuntimeError, AssertionError, AttributeError, LookupError) as error:
+            raise_if_out_of_memory(error)
             reason = " ".join(str(error).split())[:300]
+            reason = reason if isinstance(error, ValueError) else f"{type(error).__name__}: {reason}"
             raise UsageError(
                 f"the {type(self.pipeline).__name__} refuses to sample {len(prompts)} prompts in {self.config.steps} steps: {reason}",
-                "try it in diffusers first: pipeline(prompt=[...], generator=[...], num_inference_steps=..., output_type='latent')",
+                self._way_on(reason),
             ) from error
+
+    def _way_on(self, reason: str) -> str:
+        """What to do where the pipeline refuses."""
+        taken = inspect.signature(type(self.pipeline).__call__).parameters
+        if speaks_of_size(reason) and any(name in taken for name in PICTURE_SIZE):
+            return SIZE_HINT
+        if others := [name for name in taken if name in _PICTURES]:
+            return (
+                f"it takes {', '.join(others)} too, which text-to-image pipelines do without: quantize its {self.component} as a module, "
+                f"dq_deploy.quantize(pipeline.{self.component}, ..., scheduler=..., sample_shape=(C, H, W), conditions={{...}})"
+            )
+        return "try it in diffusers first: pipeline(prompt=[...], generator=[...], num_inference_steps=..., output_type='latent')"
+
+
+class _EnoughError(Exception):
+    """Ends a pipeline's run when its first step is taken."""
+
+
+def _with_scheduler(pipeline: Any, choice: Choice) -> Any:
+    """A copy of the pipeline with the scheduler of the calibration."""
+    pipeline = copy.copy(pipeline)
+    pipeline.register_modules(scheduler=choice.scheduler)
+    return pipeline
 
 
 def _output(call: Call) -> torch.Tensor:

@@ -8,18 +8,19 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._pytree import tree_map_only
 
 from ...errors import UsageError
+from ..calling import RETURN_DICT, SHARED_RANK, TIMESTEP, CallForm, described, packed, shown
 from .trajectories import Conditions, check_finite
 
-_NESTED = "added_cond_kwargs"  # the one argument of diffusers models that is a dict of tensors
-UNBATCHED = ("img_ids", "txt_ids")
-"""Positions of FLUX's tokens [L, 3]: one for the whole batch. A graph has them with a batch dimension, and gives its model the first."""
+UNBATCHED = tuple(SHARED_RANK)
+"""Positions of FLUX's tokens: in artefacts that do not say how their network is called, these are one for the whole batch."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class Call:
     timestep: float
     sample: torch.Tensor
     conditions: Conditions
+    form: CallForm
     output: torch.Tensor | None = None
 
 
@@ -45,16 +47,32 @@ class Stream:
 
 
 class FirstCallError(Exception):
-    """Ends a pipeline's run at its denoiser's first call, which ``call`` describes."""
+    """Ends a pipeline's run at its denoiser's first call, with ``arguments`` by parameter."""
 
-    def __init__(self, call: Call) -> None:
+    def __init__(self, arguments: dict[str, Any]) -> None:
         super().__init__()
-        self.call = call
+        self.arguments = arguments
 
 
 @contextmanager
-def recording(model: nn.Module, on_call: Callable[[Call], None], *, only_first: bool = False) -> Iterator[None]:
-    """Report every call of ``model``; ``only_first`` raises FirstCallError instead of computing anything.
+def first_call(model: nn.Module) -> Iterator[None]:
+    """Raise FirstCallError where ``model`` is called, instead of computing anything."""
+    names = list(inspect.signature(model.forward).parameters)
+
+    def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:  # noqa: ARG001  a hook's arguments
+        named = {**dict(zip(names, args, strict=False)), **kwargs}
+        raise FirstCallError({names[0]: named[names[0]], **named})
+
+    handle = model.register_forward_pre_hook(before, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def recording(model: nn.Module, on_call: Callable[[Call], None], form: CallForm | None = None) -> Iterator[None]:
+    """Report every call of ``model``, which is called as ``form`` says; without it as its first call is.
 
     The model computes in its own type on its own device, and what it returns is in the caller's, so a float32 model can serve a pipeline
     whose other parts are in half precision.
@@ -64,21 +82,17 @@ def recording(model: nn.Module, on_call: Callable[[Call], None], *, only_first: 
     pending: list[tuple[Call, torch.Tensor]] = []
 
     def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        nonlocal form
         named = {**dict(zip(names, args, strict=False)), **kwargs}
-        call = read_call(module, named)
-        if only_first:
-            raise FirstCallError(call)
-        pending.append((call, named[names[0]]))
-        return (), _moved(named, parameter)
+        sample = named[names[0]]
+        form = form or described(module, named, batch=len(sample)).form
+        pending.append((read_call(module, named, form), sample if isinstance(sample, torch.Tensor) else sample[0]))
+        return (), tree_map_only(torch.Tensor, lambda value: _placed(value, parameter), named)
 
     def after(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> Any:  # noqa: ARG001  a hook's arguments
         call, like = pending.pop()
-        tensor = result if isinstance(result, torch.Tensor) else result[0]
-        on_call(Call(call.timestep, call.sample, call.conditions, _kept(tensor)))
-        if tensor.dtype == like.dtype and tensor.device == like.device:
-            return result
-        tensor = tensor.to(like.device, like.dtype)
-        return tensor if isinstance(result, torch.Tensor) else (tensor,) if isinstance(result, tuple) else type(result)(sample=tensor)
+        on_call(replace(call, output=_kept(packed(result, rows=call.form.rows))))
+        return tree_map_only(torch.Tensor, lambda value: value.to(like.device, like.dtype) if value.is_floating_point() else value, result)
 
     handles = [model.register_forward_pre_hook(before, with_kwargs=True), model.register_forward_hook(after, with_kwargs=True)]
     try:
@@ -88,34 +102,37 @@ def recording(model: nn.Module, on_call: Callable[[Call], None], *, only_first: 
             handle.remove()
 
 
-def read_call(model: nn.Module, named: Mapping[str, Any]) -> Call:
-    """A call's inputs by name. Raises UsageError for one that a graph of tensors with a batch dimension cannot have."""
-    parameters = inspect.signature(model.forward).parameters
-    first = next(iter(parameters))
-    sample = named[first]
-    timestep = named["timestep"]
-    moments = {float(t) for t in torch.as_tensor(timestep).float().flatten()}
+def batch_of(arguments: Mapping[str, Any]) -> int:
+    """The batch of a call with these arguments, the first of which is the sample."""
+    return len(next(iter(arguments.values())))
+
+
+def read_call(model: nn.Module, named: Mapping[str, Any], form: CallForm) -> Call:
+    """A call's inputs as the graph of ``form`` has them.
+
+    Raises UsageError for one of another form, and for several timesteps in one batch.
+    """
+    given = {name: value for name, value in named.items() if not (name == RETURN_DICT or value is None)}
+    first = form.parameters[0]
+    try:
+        conditions = form.bind((), given, None)
+    except UsageError as error:
+        raise UsageError(
+            f"the pipeline calls its {type(model).__name__} in different ways: {error.message}",
+            "switch off what changes on the way, and choose prompts that it pads to one length",
+        ) from error
+    sample = conditions.pop(first)
+    moments = {float(t) for t in torch.as_tensor(conditions.pop(TIMESTEP)).float().flatten()}
     if len(moments) != 1:
         raise UsageError(f"the pipeline mixes the timesteps {sorted(moments)} in one batch, and one is needed for each row of a table")
-    conditions: Conditions = {}
-    for name, value in {**named, **(named.get(_NESTED) or {})}.items():
-        default = parameters[name].default if name in parameters else None
-        if name in (first, "timestep", "return_dict", _NESTED) or value is None or _nothing(value, default):
-            continue
-        if not isinstance(value, torch.Tensor):
-            raise _no_condition(model, name, value)
-        rows = value[None] if name in UNBATCHED and value.dim() == 2 else value
-        if rows.dim() == 0 or len(rows) not in (1, len(sample)):
-            raise _no_condition(model, name, value)
-        conditions[name] = _kept(rows.expand(len(sample), *rows.shape[1:]))
-    return Call(moments.pop(), _kept(sample), conditions)
-
-
-def _no_condition(model: nn.Module, name: str, value: Any) -> UsageError:
-    return UsageError(
-        f"the pipeline calls its {type(model).__name__} with {name} = {_shown(value)}, which is no tensor with a batch dimension",
-        "such a model cannot be calibrated through its pipeline",
-    )
+    size = len(sample)
+    bad = [name for name, value in conditions.items() if not isinstance(value, torch.Tensor) or value.dim() == 0 or len(value) != size]
+    if bad:
+        raise UsageError(
+            f"the pipeline calls its {type(model).__name__} with {bad[0]} = {shown(conditions[bad[0]])} for a batch of {size}",
+            "choose prompts that it pads to one length, and pictures of one size",
+        )
+    return Call(moments.pop(), _kept(sample), {name: _kept(value) for name, value in conditions.items()}, form)
 
 
 def streams(calls: Sequence[Call]) -> list[Stream]:
@@ -153,13 +170,7 @@ def check_call(call: Call, seeds: Sequence[int]) -> None:
     check_finite(by_seed([call.output], len(seeds)), call.timestep, seeds, len(call.sample) // len(seeds))
 
 
-def _moved(named: Mapping[str, Any], like: torch.Tensor) -> dict[str, Any]:
-    return {name: _moved(value, like) if isinstance(value, Mapping) else _placed(value, like) for name, value in named.items()}
-
-
-def _placed(value: Any, like: torch.Tensor) -> Any:
-    if not isinstance(value, torch.Tensor):
-        return value
+def _placed(value: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     return value.to(like.device, like.dtype if value.is_floating_point() else value.dtype)
 
 
@@ -168,14 +179,5 @@ def _kept(value: torch.Tensor) -> torch.Tensor:
     return value.detach().to("cpu", torch.float32 if value.is_floating_point() else value.dtype, copy=True).contiguous()
 
 
-def _nothing(value: Any, default: Any) -> bool:
-    """An option at its default, or an empty collection."""
-    return not isinstance(value, torch.Tensor) and (value is default or value == default or (not value and hasattr(value, "__len__")))
-
-
 def _differs(a: torch.Tensor | None, b: torch.Tensor) -> bool:
     return a is None or a.shape != b.shape or not torch.equal(a, b)
-
-
-def _shown(value: Any) -> str:
-    return f"a tensor {list(value.shape)}" if isinstance(value, torch.Tensor) else repr(value)[:80]

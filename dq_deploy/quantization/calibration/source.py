@@ -2,37 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
+
 from ...errors import ArtifactError, UsageError
 from ...progress import Progress
 from ...sources import Lora, Source, takes_prompts, text_pipeline
+from ..calling import CallForm, from_conditions
 from ..config import QuantizeConfig
+from .choice import Choice, choose
 from .classes import class_space
+from .picture_size import PICTURE_SIZE
 from .pipeline_source import PipelineSource, read_prompts
 from .trajectories import Conditions, Model, Trajectories, collect_trajectories
+from .view import AS_IT_IS, View, view_of
+from .walk import Walk, try_out
 
 
 @dataclass(frozen=True)
 class Request:
     """What the user asked the calibration to be conditioned on; None is "not given"."""
 
-    conditions: Conditions | None = None
-    null_conditions: Conditions | None = None
+    conditions: Mapping[str, Any] | None = None  # of tensors [P, ...] and constants, in any structure
+    null_conditions: Mapping[str, Any] | None = None
     classes: str | Sequence[int] | None = None
     prompts: str | Path | Sequence[str] | None = None
     negative_prompt: str | None = None
     lora: Lora | None = None
     height: int | None = None
     width: int | None = None
+    frames: int | None = None
 
     @property
     def picture_size(self) -> dict[str, int]:
-        """What was asked of a text pipeline's pictures, in pixels, as arguments of its call."""
-        return {name: size for name, size in (("height", self.height), ("width", self.width)) if size is not None}
+        """What was asked of a text pipeline's pictures, in pixels, and of its videos, in frames, as arguments of its call."""
+        given = zip(PICTURE_SIZE, (self.height, self.width, self.frames), strict=True)
+        return {name: size for name, size in given if size is not None}
 
 
 class CalibrationSource(Protocol):
@@ -44,8 +53,18 @@ class CalibrationSource(Protocol):
     @property
     def examples(self) -> Conditions: ...  # noqa: D102
 
+    @property
+    def form(self) -> CallForm | None:
+        """How the model is called with them; None: each under its own name."""
+
     def collect(self, model: Model, seeds: range, progress: Progress, part: slice = slice(None)) -> Trajectories:
         """Trajectories of the float model from these seeds, or ``part`` of them as it would be among all."""
+
+    @property
+    def choice(self) -> Choice: ...  # noqa: D102
+
+    def try_out(self, model: Model) -> None:
+        """Take first steps with the float model, so that what cannot be sampled is refused before the run. Raises UsageError."""
 
     def record(self) -> dict[str, Any]:
         """What the manifest says about it."""
@@ -61,18 +80,44 @@ class LoopSource:
     examples: Conditions = field(default_factory=dict)
     null_conditions: Conditions | None = None
     classes: list[int] | None = None
+    view: View = AS_IT_IS
+    form: CallForm | None = None
+
+    def __post_init__(self) -> None:
+        self._walk()  # a scheduler that is none for this loop is refused here
+
+    @property
+    def choice(self) -> Choice:
+        """As the protocol says."""
+        return choose(self.scheduler, self.config.sampler)
+
+    def _walk(self) -> Walk:
+        return Walk(self.choice.scheduler, self.config.steps, [torch.Generator().manual_seed(self.config.seed)], self.view)
+
+    def try_out(self, model: Model) -> None:
+        """All steps of one sample, with the model's output for the first."""
+        walk = self._walk()
+        x = walk.noise(self.shape)
+        with torch.no_grad():
+            output = model(walk.input(0, x), torch.tensor(walk.timesteps[:1]), **{k: v[:1] for k, v in self.examples.items()})
+        try_out(walk, output, x)
 
     def collect(self, model: Model, seeds: range, progress: Progress, part: slice = slice(None)) -> Trajectories:
         """As the protocol says."""
         return collect_trajectories(
             model, self.scheduler, steps=self.config.steps, seeds=seeds, shape=self.shape, conditions=self.examples,
             null_conditions=self.null_conditions, guidance_scale=self.config.guidance_scale, sampler=self.config.sampler,
-            batch_size=self.config.batch_size, part=part, progress=progress,
+            batch_size=self.config.batch_size, part=part, view=self.view, progress=progress,
         )  # fmt: skip
 
     def record(self) -> dict[str, Any]:
         """As the protocol says."""
-        return {"from": "loop", "classes": self.classes, "guidance_scale": self.config.guidance_scale}
+        return {
+            "from": "loop",
+            "classes": self.classes,
+            "guidance_scale": self.config.guidance_scale,
+            "scheduler": type(self.choice.scheduler).__name__,
+        }
 
 
 def calibration_source(request: Request, config: QuantizeConfig, source: Source) -> CalibrationSource:
@@ -84,7 +129,9 @@ def calibration_source(request: Request, config: QuantizeConfig, source: Source)
     if request.null_conditions is not None and not (request.conditions and guided):
         raise UsageError("null_conditions= are for guidance", "give conditions= and a guidance_scale above 1 with them")
     if request.picture_size and (request.conditions or not takes_prompts(source)):
-        raise UsageError(f"a picture size is given, and {_named(source)} has its own", "leave --height and --width to text pipelines")
+        raise UsageError(
+            f"a picture size is given, and {_named(source)} has its own", "leave --height, --width and --frames to text pipelines"
+        )
     if request.conditions:
         return _from_tensors(request, config, source)
     if takes_prompts(source):
@@ -95,23 +142,34 @@ def calibration_source(request: Request, config: QuantizeConfig, source: Source)
     if space is not None:
         chosen = space.choose(request.classes)
         null = space.null_conditions() if guided else None
-        return LoopSource(source.scheduler, _shape(source), config, space.conditions(chosen), null, chosen)
+        return LoopSource(source.scheduler, _shape(source), config, space.conditions(chosen), null, chosen, _view(source))
     if request.classes is not None:
         raise UsageError(f"classes are given, and {_named(source)} takes none", "leave the classes out")
     if config.guidance_scale is not None:
         raise UsageError(f"a guidance scale is given, and {_named(source)} is unconditional", "leave the guidance scale out")
-    return LoopSource(source.scheduler, _shape(source), config)
+    return LoopSource(source.scheduler, _shape(source), config, view=_view(source))
 
 
 def _from_tensors(request: Request, config: QuantizeConfig, source: Source) -> LoopSource:
     assert request.conditions is not None
     if request.classes is not None or request.prompts is not None or request.negative_prompt is not None:
         raise UsageError("give conditions=, or prompts or classes, not both")
-    given = {**request.conditions, **(request.null_conditions or {})}
-    empty = [name for name, value in given.items() if value.dim() == 0 or len(value) == 0]
+    form, conditions = from_conditions(source.model, request.conditions)
+    null = None
+    if request.null_conditions is not None:
+        null_form, null = from_conditions(source.model, request.null_conditions)
+        if null_form != form:
+            raise UsageError(
+                "null_conditions= are not built as conditions= are",
+                "give both the same names, structure and constants; only the tensors' values may differ",
+            )
+    empty = [name for given in (conditions, null or {}) for name, value in given.items() if value.dim() == 0 or len(value) == 0]
     if empty:
-        raise UsageError(f"no values for the condition {', '.join(empty)}", "a condition is a tensor [P, ...] of P ≥ 1 values")
-    return LoopSource(source.scheduler, _shape(source), config, request.conditions, request.null_conditions)
+        raise UsageError(
+            f"no values for the condition {', '.join(empty)}",
+            "a condition is a tensor [P, ...] of P ≥ 1 values; dq_deploy.whole_batch(tensor) is one without a batch dimension",
+        )
+    return LoopSource(source.scheduler, _shape(source), config, conditions, null, form=form, view=_view(source))
 
 
 def _from_prompts(request: Request, config: QuantizeConfig, source: Source) -> PipelineSource:
@@ -124,6 +182,10 @@ def _from_prompts(request: Request, config: QuantizeConfig, source: Source) -> P
         )
     prompts = read_prompts(request.prompts)
     return PipelineSource.prepare(text_pipeline(source), source.component, prompts, request.negative_prompt, config, request.picture_size)
+
+
+def _view(source: Source) -> View:
+    return view_of(source.config.get("_class_name"))
 
 
 def _shape(source: Source) -> tuple[int, ...]:

@@ -12,6 +12,9 @@ from ...errors import ArtifactError, UsageError
 from ...progress import Progress, silent
 from ..config import Sampler
 from . import schedules
+from .choice import choose
+from .view import AS_IT_IS, View
+from .walk import Walk
 
 Model = Callable[..., torch.Tensor]
 Conditions = dict[str, torch.Tensor]
@@ -70,39 +73,36 @@ def assemble(timesteps: Sequence[float], samples: list[torch.Tensor], outputs: l
 def collect_trajectories(model: Model, scheduler: Any, *, steps: int, seeds: range, shape: tuple[int, ...],
                          conditions: Conditions | None = None, null_conditions: Conditions | None = None,
                          guidance_scale: float | None = None, sampler: Sampler = Sampler.DDIM, batch_size: int = 32,
-                         part: slice = slice(None), progress: Progress = silent) -> Trajectories:  # fmt: skip
+                         part: slice = slice(None), view: View = AS_IT_IS, progress: Progress = silent) -> Trajectories:  # fmt: skip
     """Sample with ``steps`` steps from each seed and keep every input and output of the model.
 
     ``conditions`` [P, ...] are dealt to the seeds (see ``deal``). With a ``guidance_scale`` g > 1 the model also sees each input with
     ``null_conditions`` [1 or P, ...], and the trajectory follows null + g · (conditional − null) (Ho & Salimans, arXiv 2207.12598, eq. 6).
-    A scheduler that draws noise takes it from the seed's own generator. ``part`` of the seeds may be sampled alone, as it would be with the
-    others.
+    The scheduler is ``choice.choose``'s; one that draws noise takes it from the seed's own generator. ``part`` of the seeds may be sampled
+    alone, as it would be with the others. ``view`` is the network's of the schedule.
 
-    Raises UsageError when the scheduler refuses the steps or guidance has no null conditions, ArtifactError when the model's output has
-    NaN or Inf (naming the timestep and the seed).
+    Raises UsageError when the scheduler is none for this loop (``Walk``) or guidance has no null conditions, ArtifactError when the model's
+    output has NaN or Inf (naming the timestep and the seed).
     """
     if len(seeds) == 0:
         raise UsageError("no samples to calibrate on", "choose --calibration-samples of 2 or more")
-    scheduler = schedules.sampling_scheduler(scheduler, sampler)
-    visited = schedules.start(scheduler, steps)
     dealt, per_seed = _halves(conditions or {}, null_conditions, guidance_scale, len(seeds))
     dealt, seeds = {k: v.unflatten(0, (-1, per_seed))[part].flatten(0, 1) for k, v in dealt.items()}, seeds[part]
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-    options = schedules.step_options(scheduler, generators)
-    x = torch.stack([torch.randn(shape, generator=generator) for generator in generators])
-    x = x * getattr(scheduler, "init_noise_sigma", 1.0)
+    walk = Walk(choose(scheduler, sampler).scheduler, steps, generators, view)
+    x = walk.noise(shape)
     samples, outputs = [], []
-    with progress("calibration trajectories", len(visited)) as advance:
-        for t, timestep in zip(scheduler.timesteps, visited, strict=True):
-            model_input = schedules.scaled(scheduler, x, t).repeat_interleave(per_seed, dim=0)
-            output = _batched(model, model_input, timestep, dealt, batch_size)
+    with progress("calibration trajectories", len(walk.timesteps)) as advance:
+        for position, timestep in enumerate(walk.timesteps):
+            model_input = walk.input(position, x).repeat_interleave(per_seed, dim=0)
+            output = batched(model, model_input, timestep, dealt, batch_size)
             check_finite(output, timestep, seeds, per_seed)
             samples.append(model_input)
             outputs.append(output)
             prediction = _guided(output, guidance_scale, x.shape[1]) if per_seed == 2 else output
-            x = scheduler.step(_for_step(prediction, x, scheduler), t, x, **options).prev_sample
+            x = walk.step(position, prediction, x)
             advance(1)
-    return assemble(visited, samples, outputs, dealt, per_seed)
+    return assemble(walk.timesteps, samples, outputs, dealt, per_seed)
 
 
 def _halves(conditions: Conditions, null: Conditions | None, guidance_scale: float | None, count: int) -> tuple[Conditions, int]:
@@ -119,7 +119,8 @@ def _halves(conditions: Conditions, null: Conditions | None, guidance_scale: flo
     return {name: pair.flatten(0, 1) for name, pair in pairs.items()}, 2
 
 
-def _batched(model: Model, x: torch.Tensor, timestep: float, conditions: Mapping[str, torch.Tensor], batch_size: int) -> torch.Tensor:
+def batched(model: Model, x: torch.Tensor, timestep: float, conditions: Mapping[str, torch.Tensor], batch_size: int) -> torch.Tensor:
+    """The model's outputs for samples x [n, ...] at one timestep, a batch at a time."""
     parts = [slice(i, i + batch_size) for i in range(0, len(x), batch_size)]
     return torch.cat([model(x[p], torch.full((len(x[p]),), timestep), **{k: v[p] for k, v in conditions.items()}) for p in parts])
 
@@ -130,16 +131,6 @@ def _guided(output: torch.Tensor, guidance_scale: float | None, channels: int) -
     conditional, null = output.unflatten(0, (-1, 2)).unbind(dim=1)
     guided = null[:, :channels] + guidance_scale * (conditional[:, :channels] - null[:, :channels])
     return torch.cat([guided, conditional[:, channels:]], dim=1)
-
-
-def _for_step(prediction: torch.Tensor, x: torch.Tensor, scheduler: Any) -> torch.Tensor:
-    """A model that also predicts the variance gives twice the channels, and only DDPM with a learned variance can use the second half."""
-    from diffusers import DDPMScheduler
-
-    variance = scheduler.config.get("variance_type")  # DDIM keeps DDPM's, and does not know what it means
-    learned = isinstance(scheduler, DDPMScheduler) and variance in ("learned", "learned_range")
-    doubled = prediction.shape[1] == 2 * x.shape[1]
-    return prediction[:, : x.shape[1]] if doubled and not learned else prediction
 
 
 def check_finite(output: torch.Tensor, timestep: float, seeds: Sequence[int], per_seed: int = 1) -> None:

@@ -1,0 +1,126 @@
+"""Sizes that were asked of a pipeline, and what it draws; pipelines that need more than a prompt."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AnimateDiffPipeline, DDIMScheduler, StableDiffusionImg2ImgPipeline, UNetMotionModel
+
+from dq_deploy.errors import UsageError
+from dq_deploy.quantization.calibration.picture_size import check_size
+from dq_deploy.quantization.calibration.pipeline_source import PipelineSource
+from dq_deploy.quantization.config import QuantizeConfig, Sampler
+from dq_deploy.sampling.pipelines import film_strip
+from tests.tiny_pipelines import (
+    randomized,
+    tiny_flux,
+    tiny_kontext,
+    tiny_pixart,
+    tiny_stable_diffusion,
+    tiny_stable_diffusion_3,
+    tiny_text_encoder,
+    tiny_tokenizer,
+    tiny_vae,
+    tiny_wan,
+)
+
+
+def prepared(pipeline: Any, component: str = "transformer", **size: int) -> PipelineSource:
+    pipeline.set_progress_bar_config(disable=True)
+    config = QuantizeConfig.build("w8a8", steps=2, sampler=Sampler.PIPELINE, calibration_samples=2, iterations=0)
+    return PipelineSource.prepare(pipeline, component, ["a cat", "two dogs"], None, config, size)
+
+
+@pytest.mark.parametrize(
+    ("make", "size", "shape"),
+    [
+        (tiny_flux, {"height": 16, "width": 24}, (24, 16)),
+        (tiny_flux, {"height": 17, "width": 25}, (24, 16)),  # it rounds
+        (tiny_stable_diffusion_3, {"height": 16, "width": 24}, (4, 8, 12)),
+        (tiny_pixart, {"height": 256, "width": 256}, (4, 32, 32)),
+        (tiny_wan, {"height": 16, "width": 32, "num_frames": 5}, (4, 3, 8, 16)),
+        (tiny_wan, {"height": 16, "width": 32, "num_frames": 6}, (4, 4, 8, 16)),
+    ],
+)
+def test_a_size_that_a_pipeline_draws_at(make: Any, size: dict[str, int], shape: tuple[int, ...]) -> None:
+    source = prepared(make(), **size)
+    assert source.shape == shape
+    assert {name: source.record()[name] for name in size} == size
+
+
+@pytest.mark.parametrize(
+    ("make", "size", "message"),
+    [
+        (
+            tiny_kontext,
+            {"height": 16, "width": 16},
+            (
+                "the FluxKontextPipeline was asked for height 16, width 16, and calls its transformer with 65,536 tokens, where 16 are "
+                "that size: it draws at sizes of its own\nleave --height and --width out"
+            ),
+        ),
+        (
+            tiny_pixart,
+            {"height": 300, "width": 300},
+            (
+                r"asked for height 300, width 300, and calls its transformer with latents \[4, 32, 32\] for 256×256 pixels: it draws at "
+                "sizes of its own\n--height 256 --width 256 is one of them; or leave --height and --width out"
+            ),
+        ),
+        (
+            tiny_stable_diffusion_3,
+            {"height": 17, "width": 16},
+            "refuses to sample 1 prompts in 2 steps: `height` and `width` have to be divisible by 4 .*\n--height and --width set the size",
+        ),
+        (tiny_wan, {"height": 17, "width": 16}, "`height` and `width` have to be divisible by 16 .*\n--height and --width .* --frames"),
+        (tiny_flux, {"num_frames": 5}, "a FluxPipeline takes no num frames"),
+    ],
+)
+def test_a_size_that_it_does_not_draw_at(make: Any, size: dict[str, int], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        prepared(make(), **size)
+
+
+def test_frames_that_a_pipeline_ignores() -> None:
+    class Video:
+        vae_scale_factor_spatial, vae_scale_factor_temporal = 8, 4
+
+    check_size(Video(), "transformer", (16, 5, 8, 8), {"height": 64, "width": 64, "num_frames": 17})
+    check_size(Video(), "transformer", (5, 16, 8, 8), {"num_frames": 20})
+    with pytest.raises(UsageError, match=r"asked for 81 frames, .* with latents \[16, 5, 8, 8\], where 21 frames of latents are that many"):
+        check_size(Video(), "transformer", (16, 5, 8, 8), {"num_frames": 81})
+
+
+def test_text_for_every_frame_is_told_from_text_for_the_batch() -> None:
+    torch.manual_seed(9)
+    unet = UNetMotionModel(
+        sample_size=8, down_block_types=("CrossAttnDownBlockMotion",), up_block_types=("CrossAttnUpBlockMotion",), block_out_channels=(8,),
+        layers_per_block=1, norm_num_groups=4, cross_attention_dim=16, num_attention_heads=2, motion_num_attention_heads=2,
+    )  # fmt: skip
+    pipeline = AnimateDiffPipeline(
+        vae=tiny_vae(), text_encoder=tiny_text_encoder(), tokenizer=tiny_tokenizer(), unet=randomized(unet), motion_adapter=None,
+        scheduler=DDIMScheduler(),
+    )  # fmt: skip
+    source = prepared(pipeline, "unet", height=16, width=16, num_frames=3)
+    assert source.shape == (4, 3, 8, 8)
+    assert source.form is not None
+    assert source.form.arguments == {"encoder_hidden_states": {"input": "encoder_hidden_states", "stacked": 3}}
+    assert source.examples["encoder_hidden_states"].shape == (4, 3, 8, 16)
+    assert source.halves == 2
+
+
+def test_a_pipeline_that_needs_a_picture_names_the_module_route() -> None:
+    parts = {name: part for name, part in tiny_stable_diffusion().components.items() if name != "image_encoder"}
+    pipeline = StableDiffusionImg2ImgPipeline(**parts, requires_safety_checker=False)
+    with pytest.raises(UsageError, match=r"Img2ImgPipeline refuses .*\nit takes image too, .* dq_deploy.quantize\(pipeline.unet, "):
+        prepared(pipeline, "unet")
+
+
+def test_the_frames_of_a_video_stand_side_by_side() -> None:
+    frames = np.arange(2 * 3 * 4 * 5 * 1, dtype=np.float32).reshape(2, 3, 4, 5, 1)
+    strip = film_strip(frames)
+    assert strip.shape == (2, 4, 15, 1)
+    np.testing.assert_array_equal(strip[1, :, 5:10], frames[1, 1])
