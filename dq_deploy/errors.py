@@ -6,6 +6,10 @@ Any other exception that reaches the command line is a bug of ours and ends with
 
 from __future__ import annotations
 
+import errno
+import re
+from collections.abc import Iterator
+
 
 class DqDeployError(Exception):
     """Base of every error that a user can cause or mend."""
@@ -55,3 +59,53 @@ class PerformanceGateError(DqDeployError):
     """The performance gate failed."""
 
     exit_code = 7
+
+
+_NO_MEMORY = ("not enough memory", "out of memory", "can't allocate memory", "cannot allocate memory", "bad_alloc", "bad allocation",
+              "failed to allocate memory", "unable to allocate", "unable to mmap")  # fmt: skip
+_ASKED = re.compile(r"(?:allocate|allocate memory for requested buffer of size) ([\d.]+) ?(bytes|[KMGT]iB)?")
+_UNITS = ("KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
+
+
+def causes(error: BaseException) -> Iterator[BaseException]:
+    """The error and what caused it: lazy importers wrap a missing package in errors of their own."""
+    current: BaseException | None = error
+    while current is not None:
+        yield current
+        current = current.__cause__
+
+
+def out_of_memory(error: BaseException, doing: str = "") -> ResourceError | None:
+    """The ResourceError that an error is, or was caused by, saying how much was asked for while ``doing`` what; None for any other error.
+
+    Allocators have no class of error in common: torch's for the CPU raises RuntimeError, and so do OpenVINO and ONNX Runtime.
+    """
+    for cause in causes(error):
+        if isinstance(cause, ResourceError):
+            return cause
+        if isinstance(cause, DqDeployError):  # in our own words; what it was made from comes next
+            continue
+        text = " ".join(str(cause).split())
+        short = isinstance(cause, OSError) and cause.errno == errno.ENOMEM
+        if short or isinstance(cause, MemoryError) or any(words in text.lower() for words in _NO_MEMORY):
+            told = f"out of memory{' while ' if doing else ''}{doing}: {_asked(text) or text or type(cause).__name__}"
+            return ResourceError(told, "a machine with more memory, or a smaller model" if doing else "a smaller --batch-size needs less")
+    return None
+
+
+def raise_if_out_of_memory(error: BaseException, doing: str = "") -> None:
+    """For every place that takes an error for something else: raises ResourceError where memory ran out while ``doing`` what."""
+    found = out_of_memory(error, doing)
+    if found is not None:
+        raise found from (None if found in causes(error) else error)
+
+
+def _asked(text: str) -> str:
+    """An allocator's message with what it was asked for in front, in words; nothing where it does not say."""
+    found = _ASKED.search(text)
+    if found is None:
+        return ""
+    number, unit = float(found[1].rstrip(".")), found[2] or "bytes"
+    size = number * (1 if unit == "bytes" else 1024 ** (_UNITS.index(unit) + 1))
+    power = min(len(_UNITS), (int(max(size, 1)).bit_length() - 1) // 10)
+    return f"{size / 1024**power:.4g} {_UNITS[power - 1] if power else 'bytes'} were asked for ({text})"

@@ -23,12 +23,12 @@ from torch.fx import GraphModule
 from ..artifacts import Artifact, open_artifact
 from ..artifacts.reading import read_json, read_tensors
 from ..artifacts.writing import write_tensors, write_text
-from ..errors import ArtifactError
+from ..errors import ArtifactError, raise_if_out_of_memory
 from .calibration.trajectories import Trajectories
 from .graph.edit import set_tensor
 from .graph.graph_json import dump_graph, load_graph
 from .graph.insertion import decode, encode
-from .integrity import check_output_bias, check_quantizer, check_weight
+from .integrity import check_output_bias, check_quantizer, check_weight, not_finite
 from .layers import ActivationQuantizer, QuantizedConv2d, QuantizedLinear, QuantizedMatmul, QuantizedWeight
 from .output_bias import TARGET as OUTPUT_BIAS
 from .output_bias import OutputBias, attach, output_bias
@@ -165,16 +165,18 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     """
     artifact = open_artifact(path, "checkpoint")
     tensors = read_tensors(artifact.file(MODEL))
-    bad = [n for n, t in tensors.items() if t.is_floating_point() and not torch.isfinite(t).all()]
-    if bad:
-        raise ArtifactError(f"{path}: NaN or Inf in {', '.join(bad[:5])}")
     description = read_json(artifact.file(GRAPH), "the graph of a checkpoint")
     try:
+        constants = {str(node["target"]) for node in description["nodes"] if node["op"] == "get_attr"}
+        bad = [name for name, tensor in tensors.items() if not_finite(tensor, mask=name in constants)]
+        if bad:
+            raise ArtifactError(f"{path}: NaN or Inf in {', '.join(bad[:5])}")
         timesteps = torch.tensor(artifact.manifest.timesteps, dtype=torch.float32)
         # Static tables say the same at every timestep.
         gaps = parts(len(timesteps)) if (artifact.manifest.quantization or {}).get("temporal", True) else 1
         model = _rebuild(description, tensors, timesteps, gaps)
     except (KeyError, ValueError, TypeError, RuntimeError, AttributeError) as error:
+        raise_if_out_of_memory(error)
         raise ArtifactError(f"{path}: the graph and the tensors do not fit ({type(error).__name__}: {error})") from None
     return Checkpoint(artifact, model, timesteps, between(timesteps, gaps).float())
 

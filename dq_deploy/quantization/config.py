@@ -65,7 +65,7 @@ class Distillation(StrEnum):
 
 
 class Sampler(StrEnum):
-    """Scheduler of the calibration trajectories: DDIM over the pipeline's noise schedule, or the pipeline's own scheduler."""
+    """Scheduler of the calibration trajectories: DDIM where it can stand in (choice.py), or the pipeline's own scheduler."""
 
     DDIM = "ddim"
     PIPELINE = "pipeline"
@@ -95,7 +95,7 @@ class QuantizeConfig(BaseModel):
     """Bits of attention probabilities, whatever ``activation_bits`` are: of 64 tokens' nearly all are below half a step of 4 bits, and the
     INT8 product that reads them costs the same."""
     steps: int = Field(default=20, ge=1, le=1000)
-    """T: DDIM steps of the calibration trajectories, and rows of every scale table."""
+    """T: steps of the calibration trajectories, and rows of every scale table."""
     dilation: Dilation = Dilation.AUTO
     dilation_relaxation: float = Field(default=0.0, ge=0, le=1)
     """r: dilation may let an output channel's weight range grow by this share where the measured output error falls."""

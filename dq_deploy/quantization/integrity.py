@@ -10,6 +10,14 @@ from .numerics import code_range
 _TINY = torch.finfo(torch.float32).tiny
 
 
+def not_finite(tensor: torch.Tensor, *, mask: bool) -> bool:
+    """Whether a tensor has NaN or infinity in it; ``mask``: it may be one, which says with minus infinity what attention passes over."""
+    if not tensor.is_floating_point():
+        return False
+    fine = torch.isfinite(tensor) | torch.isneginf(tensor) if mask else torch.isfinite(tensor)
+    return not bool(fine.all())
+
+
 def check_quantizer(name: str, tensors: dict[str, torch.Tensor], rows: int, bits: int, *, channels: int) -> None:
     """Tables of ``rows`` scales > 0 and int8 zero-points in range, and a dilation > 0 per channel."""
     _check_scale(f"{name}.scale", tensors[f"{name}.scale"], [rows], "calibrated timesteps")

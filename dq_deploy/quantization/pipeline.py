@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from copy import deepcopy
 from dataclasses import asdict, replace
@@ -15,6 +15,7 @@ from torch.fx import GraphModule
 from ..artifacts import Artifact, Manifest, check_output, create_artifact, sha256_json
 from ..progress import Progress, silent
 from ..sources import Lora
+from .calibration.choice import changed
 from .calibration.schedules import plain_config
 from .calibration.source import Request
 from .calibration.trajectories import Model, Trajectories
@@ -29,18 +30,21 @@ from .graph.plan import Plan
 from .initial.initialize import Initialization, initialize, undilated_weights
 from .output_bias import insert_output_bias, mean_error
 from .prepare import Prepared, prepare
+from .running.ambient import default_torch
 from .running.device import exact_products, find_device, move
 from .running.processes import SharedWork, started_processes
 from .running.stages import load_state, pack_trajectories, unpack_trajectories
 from .running.work_folder import Stage, check_no_run, work_folder
+from .snr import snr_db
 
 _REFERENCE_SEED = 1_000_000  # far from the calibration seeds
 
 
+@default_torch()
 def quantize(source: Any, output: str | Path, *, preset: str = "w8a8", scheduler: Any = None, sample_shape: tuple[int, ...] | None = None,
-             conditions: dict[str, torch.Tensor] | None = None, null_conditions: dict[str, torch.Tensor] | None = None,
+             conditions: Mapping[str, Any] | None = None, null_conditions: Mapping[str, Any] | None = None,
              classes: str | Sequence[int] | None = None, prompts: str | Path | Sequence[str] | None = None,
-             negative_prompt: str | None = None, height: int | None = None, width: int | None = None,
+             negative_prompt: str | None = None, height: int | None = None, width: int | None = None, frames: int | None = None,
              lora: str | Path | None = None, lora_scale: float = 1.0,
              blocks: Sequence[str] | None = None, device: str = "cpu", force: bool = False, resume: bool = False,
              progress: Progress = silent, **options: Any) -> Artifact:  # fmt: skip
@@ -50,10 +54,11 @@ def quantize(source: Any, output: str | Path, *, preset: str = "w8a8", scheduler
     ``module(sample, timestep, **conditions)``, which needs ``scheduler`` and ``sample_shape`` (without the batch).
 
     What it is calibrated on (docs/calibration.md): a text pipeline on ``prompts`` (a list, or a file with one on a line) and the
-    ``negative_prompt``, drawing pictures of ``height`` by ``width`` pixels (by default the pipeline's own size); a class-conditional
-    diffusers model on ``classes`` (numbers, or "0-9,3"), all by default; any model on ``conditions`` [P, ...], dealt to the calibration
-    seeds in turn, and with a guidance scale on ``null_conditions`` [1 or P, ...] for the unconditional half. ``lora`` is an adapter file
-    (safetensors), fused into the weights ``lora_scale`` times.
+    ``negative_prompt``, drawing pictures of ``height`` by ``width`` pixels, or videos of ``frames`` of these (by default the pipeline's
+    own size); a class-conditional diffusers model on ``classes`` (numbers, or "0-9,3"), all by default; any model on ``conditions``
+    [P, ...], dealt to the calibration seeds in turn, and with a guidance scale on ``null_conditions`` [1 or P, ...] for the unconditional
+    half. A condition is a tensor, or a tuple, list or dictionary of tensors as the module takes them; numbers, text and truth values
+    among them are fixed in the graph. ``lora`` is an adapter file (safetensors), fused into the weights ``lora_scale`` times.
 
     ``blocks`` are fnmatch patterns of module paths to distil as one block; by default the classes of diffusers. ``options`` are the fields
     of ``QuantizeConfig``.
@@ -75,7 +80,7 @@ def quantize(source: Any, output: str | Path, *, preset: str = "w8a8", scheduler
 
     processes.on_main(check)
     adapter = None if lora is None else Lora(Path(lora), lora_scale)
-    request = Request(conditions, null_conditions, classes, prompts, negative_prompt, adapter, height, width)
+    request = Request(conditions, null_conditions, classes, prompts, negative_prompt, adapter, height, width, frames)
     prepared = prepare(source, config, request, scheduler=scheduler, sample_shape=sample_shape, blocks=blocks, progress=progress)
     prepared.to(processes.device or find_device(device))
     identity = {**prepared.identity(), "device": find_device(device).type, "processes": processes.count}
@@ -155,7 +160,7 @@ def _output_bias(prepared: Prepared, quantized: GraphModule, data: Trajectories,
                  progress: Progress) -> torch.Tensor | None:  # fmt: skip
     """Mean error of the output at each timestep [T, C]; None where it is not to be taken off. The main process measures it for all."""
     config = prepared.config
-    if not config.corrects_output:
+    if not config.corrects_output or prepared.float_graph.meta["output"].several:  # side by side they have no channels
         return None
 
     def make() -> Stage:
@@ -186,8 +191,7 @@ def per_timestep_snr(model: Model, reference: Trajectories, progress: Progress =
         for row, timestep in enumerate(reference.timesteps):
             samples, expected = reference.samples[row], reference.outputs[row]
             got = model(samples, timestep.repeat(len(samples)), **reference.conditions)
-            noise = (got - expected).double().pow(2).sum().clamp(min=1e-30)
-            result.append(round(float(10 * torch.log10(expected.double().pow(2).sum() / noise)), 4))
+            result.append(round(snr_db(expected, got), 4))
             advance()
     return result
 
@@ -195,7 +199,8 @@ def per_timestep_snr(model: Model, reference: Trajectories, progress: Progress =
 def _manifest(prepared: Prepared, data: Trajectories, initial: Initialization, records: list[BlockRecord],
               folded: dict[str, list[str]]) -> Manifest:  # fmt: skip
     config, details, scheduler, plan = prepared.config, prepared.details, prepared.scheduler, prepared.plan
-    scheduler_config = plain_config(scheduler)
+    scheduler_config, ran = plain_config(scheduler), prepared.calibration.choice
+    altered = changed(ran.scheduler, config.steps)
     members: dict[str, list[str]] = {}
     for layer in plan.quantized:
         for quantizer in layer.quantizers:
@@ -204,7 +209,13 @@ def _manifest(prepared: Prepared, data: Trajectories, initial: Initialization, r
         kind="checkpoint",
         model=details["model"],
         quantization=config.model_dump(mode="json"),
-        scheduler={"class": type(scheduler).__name__, "config": scheduler_config, "sha256": sha256_json(scheduler_config)},
+        scheduler={
+            "class": type(scheduler).__name__,
+            "config": scheduler_config,
+            "sha256": sha256_json(scheduler_config),
+            "calibrated_with": ran.record(),
+            **({"changed": altered} if altered else {}),
+        },
         timesteps=data.timesteps.tolist(),
         details={
             **{k: v for k, v in details.items() if k != "model"},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,17 +16,20 @@ from ..artifacts import sha256_json
 from ..artifacts.manifest import tool_versions
 from ..errors import ArtifactError, UsageError
 from ..progress import Progress, silent
-from ..sources import Lora, Source, load_source, module_source
+from ..sources import Lora, Source, copied, load_source, module_source
+from .calibration.noise_source import without_steps
 from .calibration.pipeline_source import PipelineSource
 from .calibration.schedules import plain_config
 from .calibration.source import CalibrationSource, Request, calibration_source
 from .calibration.trajectories import Model
+from .calling import CallForm, call_record
 from .config import QuantizeConfig, SkipHalves
 from .distillation.trained import check_patterns
 from .graph.blocks import assign_blocks
-from .graph.capture import capture, input_names
+from .graph.capture import capture, check_alone, input_names
 from .graph.plan import Plan, make_plan
 from .graph.skip_halves import arrange_skip_halves
+from .integrity import not_finite
 from .running.device import move
 
 
@@ -79,6 +83,7 @@ class Prepared:
             "sample_shape": list(self.shape),
             "conditions": _digest(self.calibration.examples),
             "calibration": self.calibration.record(),
+            "call": self.details.get("call"),
             "blocks": self.blocks,
             **{f"version of {name}": versions.get(name) for name in ("dq-deploy", "torch", "diffusers")},
         }
@@ -93,22 +98,31 @@ def prepare(source: Any, config: QuantizeConfig, request: Request, *, scheduler:
     loaded, details = _resolve(source, scheduler, sample_shape, request.lora)
     if request.picture_size:
         details["picture_size"] = request.picture_size
+    loaded = replace(loaded, model=_trainable(loaded.model))
     model, scheduler = loaded.model, loaded.scheduler
     _check_finite(model)
     calibration = calibration_source(request, config, loaded)
     shape, conditions = calibration.shape, calibration.examples
-    names = input_names(model, list(conditions))
+    form = calibration.form or CallForm.plain(model, list(conditions))
+    names = input_names(model, list(conditions), form)
     examples = {"timestep": torch.tensor([1.0, 2.0]), **{k: v[torch.arange(2) % len(v)] for k, v in conditions.items()}}
     generator = torch.Generator().manual_seed(0)
     examples[names[0]] = torch.randn(2, *shape, generator=generator)
-    float_graph = capture(model, {name: examples[name] for name in names}, progress)
+    float_graph = capture(model, {name: examples[name] for name in names}, progress, form=form)
+    check_alone(float_graph)
+    if (record := call_record(form, float_graph.meta["output"], names, type(model).__name__)) is not None:
+        details["call"] = record
+    if float_graph.meta["output"].several:
+        calibration = without_steps(calibration, model)
     # Two ranges are a matter of activations; where these stay float, one product reads both.
     halves = arrange_skip_halves(float_graph, SkipHalves.JOINT if config.weight_only else config.skip_halves)
     plan = make_plan(float_graph, config)
     check_patterns(config.train, [layer.name for layer in plan.quantized])
     assign_blocks(float_graph, plan, blocks)
     chosen = list(blocks) if blocks is not None else None
-    return Prepared(config, details, scheduler, shape, names, calibration, float_graph, plan, chosen, halves)
+    prepared = Prepared(config, details, scheduler, shape, names, calibration, float_graph, plan, chosen, halves)
+    calibration.try_out(prepared.call(float_graph))
+    return prepared
 
 
 def _resolve(source: Any, scheduler: Any, sample_shape: tuple[int, ...] | None, lora: Lora | None) -> tuple[Source, dict[str, Any]]:
@@ -121,7 +135,8 @@ def _resolve(source: Any, scheduler: Any, sample_shape: tuple[int, ...] | None, 
         loaded = module_source(source, scheduler, tuple(sample_shape))
         return loaded, {"model": loaded.name, "component": None, "source": None, "model_config": loaded.config, "pipeline_class": None}
     loaded = load_source(source, lora=lora)
-    loaded = replace(loaded, scheduler=scheduler or loaded.scheduler, sample_shape=tuple(sample_shape or loaded.sample_shape))
+    chosen = loaded.scheduler if scheduler is None else copied(scheduler)
+    loaded = replace(loaded, scheduler=chosen, sample_shape=tuple(sample_shape or loaded.sample_shape))
     details = {
         "model": loaded.name,
         "component": loaded.component,
@@ -132,12 +147,18 @@ def _resolve(source: Any, scheduler: Any, sample_shape: tuple[int, ...] | None, 
     return loaded, details
 
 
+def _trainable(model: nn.Module) -> nn.Module:
+    """A copy of a model whose tensors were made in ``torch.inference_mode``, which autograd and torch.export refuse; any other as it is."""
+    return deepcopy(model) if any(tensor.is_inference() for tensor in (*model.parameters(), *model.buffers())) else model
+
+
 def _device(graph: GraphModule) -> torch.device:
     return next(graph.buffers()).device
 
 
 def _check_finite(model: nn.Module) -> None:
-    bad = [name for name, tensor in model.state_dict().items() if tensor.is_floating_point() and not torch.isfinite(tensor).all()]
+    buffers = {name for name, _ in model.named_buffers(remove_duplicate=False)}
+    bad = [name for name, tensor in model.state_dict().items() if not_finite(tensor, mask=name in buffers)]
     if bad:
         raise ArtifactError(f"NaN or Inf in {len(bad)} weight tensor(s): {', '.join(bad[:5])}")
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 from torch.fx import GraphModule
 
 from dq_deploy.errors import UsageError
@@ -12,7 +13,7 @@ from dq_deploy.quantization.calibration.trajectories import Trajectories
 from dq_deploy.quantization.distillation.cache import ValueCache
 from dq_deploy.quantization.distillation.chain import Chain
 from dq_deploy.quantization.graph.blocks import assign_blocks, split_blocks
-from tests.tiny import planned, quantized_copy, snr_db, trajectories
+from tests.tiny import captured, planned, quantized_copy, snr_db, trajectories
 
 
 def last_value(graph: GraphModule, data: Trajectories, folder: Path) -> torch.Tensor:
@@ -63,3 +64,54 @@ def test_patterns_name_the_blocks_of_other_models(plain_graph: GraphModule) -> N
     assert embed.name == "embed"
     with pytest.raises(UsageError, match="'nowhere'"):
         assign_blocks(graph, planned(graph), ["embed", "nowhere"])
+
+
+class Frames(nn.Module):
+    """Two frames a sample [N, 2, 4, 8, 8], which lie in the batch; ``apart``: the first frames of all samples before the second ones."""
+
+    def __init__(self, *, apart: bool = False) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.apart = apart
+        self.first, self.second, self.last = nn.Conv2d(4, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 4, 3, padding=1)
+        self.between = nn.Linear(8, 8)
+
+    def forward(self, x: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+        frames = (x.transpose(0, 1) if self.apart else x).flatten(0, 1)
+        frames = self.second(self.first(frames).relu()).unflatten(0, (2, -1) if self.apart else (-1, 2))
+        frames = frames.transpose(0, 1) if self.apart else frames
+        pooled = frames.mean((1, 3, 4)) + timestep[:, None] / 1000  # over the frames too
+        frames = frames + self.between(pooled)[:, None, :, None, None]
+        return self.last(frames.flatten(0, 1)).reshape(x.shape)
+
+
+def framed(*, apart: bool) -> GraphModule:
+    graph = captured(Frames(apart=apart), (2, 4, 8, 8))
+    assign_blocks(graph, planned(graph, max_float_share=1.0))
+    return graph
+
+
+def test_frames_in_the_batch_go_with_their_sample(tmp_path: Path) -> None:
+    graph = framed(apart=False)
+    samples, timestep = torch.randn(5, 2, 4, 8, 8, generator=torch.Generator().manual_seed(0)), torch.linspace(0, 999, 5)
+    chain = Chain(split_blocks(graph), ValueCache(tmp_path), timestep, 2)
+    chain.values.write("x", 0, samples)
+    lengths = set()
+    some = torch.tensor([4, 1])
+    for block in chain.blocks:
+        chain.run(block)
+        lengths |= {len(value) for value in block.module(*chain.inputs(block, some))}
+    assert lengths == {2, 4}
+    with torch.no_grad():
+        got = chain.read(chain.blocks[-1].outputs[-1], some)
+        torch.testing.assert_close(got, graph(samples, timestep)[some])
+
+
+def test_frames_that_lie_apart_are_refused(tmp_path: Path) -> None:
+    graph = framed(apart=True)
+    chain = Chain(split_blocks(graph), ValueCache(tmp_path), torch.zeros(5), 3)
+    chain.values.write("x", 0, torch.randn(5, 2, 4, 8, 8, generator=torch.Generator().manual_seed(0)))
+    with pytest.raises(UsageError, match=r"3 samples have 6 rows.*do not lie together") as refusal:
+        for block in chain.blocks:
+            chain.run(block)
+    assert '{"iterations": 0}' in str(refusal.value.hint)

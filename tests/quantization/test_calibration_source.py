@@ -34,7 +34,16 @@ def test_a_class_conditional_model_by_default_sees_every_class(tmp_path: Path) -
     artifact = quantize(pipeline, tmp_path / "out", sampler="pipeline", **{**FAST, "calibration_samples": 5})
     assert artifact.manifest.scheduler is not None
     assert artifact.manifest.scheduler["class"] == "DPMSolverMultistepScheduler"
-    assert artifact.manifest.details["calibration"] == {"from": "loop", "classes": [0, 1, 2, 3, 4], "guidance_scale": None}
+    assert artifact.manifest.scheduler["calibrated_with"] == {
+        "class": "DPMSolverMultistepScheduler",
+        "why": "as asked for: --sampler pipeline",
+    }
+    assert artifact.manifest.details["calibration"] == {
+        "from": "loop",
+        "classes": [0, 1, 2, 3, 4],
+        "guidance_scale": None,
+        "scheduler": "DPMSolverMultistepScheduler",
+    }
     assert artifact.manifest.details["conditions"] == {"class_labels": {"dtype": "int64", "shape": []}}
     assert artifact.manifest.details["samples_per_seed"] == 1
     reference = load_checkpoint(artifact.path).reference()

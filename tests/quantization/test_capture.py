@@ -1,16 +1,20 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.fx import GraphModule
 
-from dq_deploy.errors import ArtifactError, UsageError
-from dq_deploy.quantization.graph.capture import capture, input_names
+from dq_deploy.accuracy import check
+from dq_deploy.errors import ArtifactError, ResourceError, UsageError
+from dq_deploy.exporters import export
+from dq_deploy.quantization.graph.capture import capture, check_alone, input_names
 from dq_deploy.quantization.graph.edit import aten
-from tests.tiny import SHAPE, PlainUNet, captured, tiny_unet
+from tests.tiny import SHAPE, PlainUNet, captured, make_checkpoint, planned, tiny_unet
 
 
 def targets(graph: GraphModule) -> list[str]:
@@ -61,10 +65,273 @@ class NotFinite(nn.Module):
         return torch.log(-x.abs() - t[:, None, None, None] ** 2)
 
 
-@pytest.mark.parametrize(("model", "text"), [(DataDependent(), "DataDependent"), (FixedBatch(), "batch"), (NotFinite(), "NaN")])
-def test_what_cannot_be_captured_is_an_artifact_error(model: nn.Module, text: str) -> None:
-    with pytest.raises(ArtifactError, match=text):
+class Random(nn.Module):
+    def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return x * t[:, None, None, None] + torch.randn_like(x)
+
+
+class RandomOutside(nn.Module):
+    def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return x * t[:, None, None, None] + float(np.random.default_rng().random())
+
+
+class OtherType(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 1, 1)
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return self.conv(x.half()) + t[:, None, None, None]
+
+
+class Demanding(nn.Module):
+    def forward(self, x: torch.Tensor, t: torch.Tensor, text: torch.Tensor | None = None) -> torch.Tensor:
+        if text is None:
+            raise ValueError("this model needs a text")
+        return x * t[:, None, None, None]
+
+
+class Sized(nn.Module):
+    """One convolution for each sample."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 1, 1)
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        x = torch.cat([self.conv(part) for part in x.split(1)])
+        return x * t[:, None, None, None]
+
+
+@pytest.mark.parametrize(
+    ("model", "texts"),
+    [
+        (DataDependent(), ["cannot capture DataDependent: GuardOnDataDependentSymNode", "depends on values of its inputs", "> 0 else x"]),
+        (FixedBatch(), ["runs at batch 2, and not at batches 1 and 3: RuntimeError: shape", "in forward: return x.reshape(2, -1)"]),
+        (NotFinite(), ["NaN"]),
+        (Random(), ["draws random numbers in its forward (aten.randn_like.default) at File", "torch.randn_like(x)", "as a condition"]),
+        (RandomOutside(), ["gives another output every time for the same input"]),
+        (OtherType(), ["OtherType does not run on x [2, 1, 8, 8], timestep [2]: RuntimeError: Input type", "return self.conv(x.half())"]),
+        (Demanding(), ["Demanding does not run on x [2, 1, 8, 8], timestep [2]: ValueError: this model needs a text", "raise ValueError"]),
+        (Sized(), ["the graph, and not the model, is bound to the batch", "for part in x.split(1)", "take sizes from x.shape"]),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_what_cannot_be_captured_is_an_artifact_error_that_names_the_cause_and_the_models_line(
+    model: nn.Module, texts: list[str], capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(ArtifactError) as caught:
         captured(model)
+    assert all(text in str(caught.value) for text in texts)
+    assert "usual cause" not in str(caught.value)
+    assert "def forward" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["type", "float", "training"])
+def test_a_submodule_that_a_method_hides_is_named(name: str) -> None:
+    model = OtherType()
+    model._modules[name] = nn.Conv2d(1, 1, 1)
+    with pytest.raises(ArtifactError, match=f"has '{name}' as a part, and a method or attribute of that name hides it from torch.export"):
+        captured(model)
+
+
+class Called(nn.Module):
+    """A convolution and a norm in a submodule of any name."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.name, inner = name, nn.Sequential()
+        inner._modules[name] = nn.Conv2d(1, 4, 1)
+        self._modules[name] = nn.ModuleDict({"conv": inner, name: nn.GroupNorm(2, 4), "last": nn.Conv2d(4, 1, 1)})
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        parts = self._modules[self.name]
+        assert isinstance(parts, nn.ModuleDict)
+        return parts["last"](parts[self.name](parts["conv"](x))) * t[:, None, None, None]
+
+
+@pytest.mark.parametrize("name", ["graph", "code", "meta", "recompile", "in", "class", "forward_", "self"])
+def test_submodules_may_be_called_what_a_graph_or_pythons_grammar_has_a_use_for(name: str, tmp_path: Path) -> None:
+    model = Called(name)
+    graph = captured(model)
+    x, t = torch.randn(3, *SHAPE), torch.arange(3.0)
+    torch.testing.assert_close(graph(x, t), model(x, t))
+    if name in ("graph", "in"):
+        checkpoint = make_checkpoint(model, tmp_path / "checkpoint", max_float_share=1.0)
+        assert [layer["name"] for layer in checkpoint.details["layers"]] == [f"{name}.last"]
+
+
+class ByLength(nn.Module):
+    """The batch as a number of Python, in every way that torch.export takes for a constant."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind, self.conv, self.last = kind, nn.Conv2d(1, 4, 3, padding=1), nn.Conv2d(4, 1, 1)
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return self.last(self.middle(x, t / 1000 + 1))
+
+    def middle(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        n, h = len(x), self.conv(x)
+        if self.kind == "reshape":
+            return h * t.reshape(n, 1, 1, 1)
+        if self.kind == "multiple":
+            return h.reshape(n * 2, 2, 8, 8).softmax(1).reshape(int(x.shape[0]), 4, 8, 8) * t.reshape(n, 1, 1, 1)
+        if self.kind == "constant":
+            return h * t.reshape(-1, 1, 1, 1) + torch.tensor([[0.5, 2.0]] * n).sum(dim=1).reshape(-1, 1, 1, 1)
+        if self.kind == "rows":
+            return h * t.reshape(-1, 1, 1, 1) + torch.zeros(len(x), 1, 8, 1) + torch.arange(n + 1)[:1].sum()
+        return h * t.repeat_interleave(4).reshape(n, 4, 1, 1) * torch.ones([n] * 1)[:, None, None, None]
+
+
+@pytest.mark.parametrize("kind", ["reshape", "multiple", "constant", "rows", "list"])
+def test_a_batch_that_became_a_number_is_a_symbol_again(kind: str) -> None:
+    model = ByLength(kind).eval()
+    graph = captured(model)
+    for batch in (1, 2, 3, 7):
+        x, t = torch.randn(batch, *SHAPE), torch.rand(batch)
+        torch.testing.assert_close(graph(x, t), model(x, t), rtol=1e-4, atol=1e-5)
+    assert not any(isinstance(n.meta["val"].shape[0], int) for n in graph.graph.nodes if n.op == "placeholder")
+    assert [layer.name for layer in planned(graph, keep={"@first": 8}, max_float_share=1.0).quantized] == ["conv", "last"]
+
+
+class ByNumber(nn.Module):
+    """What takes no symbols: numpy's functions (EDM2's and Cosmos's norms), and sets."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind, self.conv = kind, nn.Conv2d(1, 1, 3, padding=1)
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        h = self.conv(x) * t[:, None, None, None]
+        if self.kind == "numpy":
+            norm = torch.linalg.vector_norm(h, dim=(1, 2, 3), keepdim=True)
+            return h / torch.add(1e-4, norm, alpha=np.sqrt(norm.numel() / h.numel()))
+        return h * len({len(x), h.shape[0]})
+
+
+@pytest.mark.parametrize("kind", ["numpy", "set"])
+def test_numbers_that_no_symbol_can_stand_for_are_found_at_two_batches(kind: str) -> None:
+    model = ByNumber(kind).eval()
+    graph = captured(model)
+    for batch in (1, 2, 5):
+        x, t = torch.randn(batch, *SHAPE), torch.rand(batch)
+        torch.testing.assert_close(graph(x, t), model(x, t), rtol=1e-4, atol=1e-5)
+
+
+def test_a_network_whose_batch_became_a_number_goes_the_whole_way(tmp_path: Path) -> None:
+    checkpoint = make_checkpoint(ByLength("multiple"), tmp_path / "checkpoint", max_float_share=1.0)
+    bundle = export(tmp_path / "checkpoint", tmp_path / "bundle", target="tensorrt", dtype="fp32")
+    assert check(bundle, checkpoint.artifact.path)
+
+
+class Autocast(nn.Module):
+    """The middle under autocast; ``bf16`` mixes types that only autocast brings together."""
+
+    def __init__(self, *settings: Any, enabled: bool = True, bf16: bool = False) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.settings, self.enabled, self.bf16 = settings, enabled, bf16
+        self.first, self.middle, self.last = nn.Conv2d(1, 4, 3, padding=1), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 1, 3, padding=1)
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        h = self.first(x) + t[:, None, None, None]
+        with torch.autocast(*self.settings, enabled=self.enabled):
+            h = self.middle(h.bfloat16() if self.bf16 else h).sigmoid()
+        return self.last(h.float())
+
+
+SETTINGS = [("cpu", torch.bfloat16, True), ("cpu", torch.bfloat16, False), ("cuda", torch.float16, True), ("cuda", torch.float32, False)]
+
+
+@pytest.mark.parametrize(("device", "dtype", "enabled"), SETTINGS)
+@pytest.mark.filterwarnings("ignore")
+def test_what_a_model_does_under_autocast_is_captured_in_float32(device: str, dtype: torch.dtype, enabled: bool) -> None:
+    model = Autocast(device, dtype, enabled=enabled).eval()
+    plain = Autocast("cpu", torch.bfloat16, enabled=False).eval()
+    graph = captured(model)
+    assert all(not str(target).startswith("higher_order") and "_to_copy" not in target for target in targets(graph))
+    x, t = torch.randn(3, *SHAPE), torch.arange(3.0)
+    torch.testing.assert_close(graph(x, t), plain(x, t), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(graph(x, t), model(x, t), rtol=2e-2, atol=2e-2)
+    assert len(planned(graph, max_float_share=1.0).quantized) == 2
+
+
+def test_types_that_only_autocast_brings_together_are_cast_by_the_graph(tmp_path: Path) -> None:
+    model = Autocast("cpu", torch.bfloat16, bf16=True).eval()
+    graph = captured(model)
+    x, t = torch.randn(3, *SHAPE), torch.arange(3.0)
+    torch.testing.assert_close(graph(x, t), model(x, t), rtol=1e-5, atol=1e-6)
+    assert next(n for n in graph.graph.nodes if n.op == "call_function" and n.meta["path"] == "middle").meta["stack"]
+    checkpoint = make_checkpoint(model, tmp_path / "checkpoint", max_float_share=1.0)  # integers beside bfloat16
+    assert [layer["name"] for layer in checkpoint.details["layers"]] == ["middle", "last"]
+    assert min(checkpoint.details["snr_db"]["after_distillation"]) > 25
+
+
+class Gradients(nn.Module):
+    """Parts with and without gradients, as checkpointing and frozen encoders have them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(1, 4, 3, padding=1), nn.Conv2d(4, 1, 3, padding=1)
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        with torch.set_grad_enabled(True):
+            h = self.first(x) * t[:, None, None, None]
+        with torch.enable_grad():
+            h = h.relu()
+        with torch.no_grad():
+            return self.last(h)
+
+
+class Inference(Gradients):
+    @torch.inference_mode()
+    def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return self.last((self.first(x) * t[:, None, None, None]).relu())
+
+
+@pytest.mark.parametrize("kind", [Gradients, Inference])
+def test_parts_with_and_without_gradients_are_parts_of_the_graph(kind: type[nn.Module]) -> None:
+    model = kind()
+    graph = captured(model)
+    x, t = torch.randn(3, *SHAPE), torch.arange(3.0)
+    torch.testing.assert_close(graph(x, t), model(x, t), rtol=1e-5, atol=1e-6)
+    assert {n.meta["path"] for n in graph.graph.nodes if n.target == aten.conv2d.default} == {"first", "last"}
+
+
+def settings() -> Any:
+    return torch.autocast("cpu", torch.bfloat16), torch.inference_mode(), torch.no_grad()
+
+
+@pytest.mark.parametrize("index", range(3), ids=["autocast", "inference_mode", "no_grad"])
+def test_what_the_caller_set_does_not_reach_the_checkpoint(index: int, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"iterations": 2, "steps": 2, "max_float_share": 1.0}
+    make_checkpoint(PlainUNet(), tmp_path / "plain", **options)
+    with settings()[index]:
+        make_checkpoint(PlainUNet(), tmp_path / "set", **options)
+    assert (tmp_path / "set" / "model.safetensors").read_bytes() == (tmp_path / "plain" / "model.safetensors").read_bytes()
+
+
+def test_a_default_of_float64_does_not_reach_the_checkpoint(tmp_path: Path) -> None:
+    model, options = PlainUNet(), {"steps": 2, "max_float_share": 1.0}
+    make_checkpoint(model, tmp_path / "plain", **options)
+    torch.set_default_dtype(torch.float64)
+    try:
+        make_checkpoint(model, tmp_path / "set", **options)
+        assert torch.get_default_dtype() is torch.float64
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert (tmp_path / "set" / "model.safetensors").read_bytes() == (tmp_path / "plain" / "model.safetensors").read_bytes()
+
+
+def test_out_of_memory_is_not_a_model_that_does_not_run() -> None:
+    class Hungry(nn.Module):
+        def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+            return x * t[:, None, None, None] + torch.zeros(10**14)[0]
+
+    with pytest.raises(ResourceError, match="out of memory: 363.8 TiB were asked for"):
+        captured(Hungry())
 
 
 class Several(nn.Module):
@@ -161,6 +428,21 @@ def test_attention_is_two_products_and_a_softmax(mask: str) -> None:
     torch.testing.assert_close(graph(x, t), model(x, t), rtol=1e-4, atol=1e-5)
 
 
+def test_a_condition_on_a_larger_batch_is_found() -> None:
+    class ByBatch(nn.Module):
+        def __init__(self, sign: int) -> None:
+            super().__init__()
+            self.sign = sign
+
+        def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+            return (self.sign * x if x.shape[0] > 8 else x) + t[:, None, None, None]
+
+    inputs = {"x": torch.randn(2, *SHAPE), "timestep": torch.zeros(2)}
+    capture(ByBatch(1), inputs)
+    with pytest.raises(ArtifactError, match="something else for batches above 8, and a graph has one branch"):
+        capture(ByBatch(-1), inputs)
+
+
 def test_the_parameters_keep_their_names(plain_graph: GraphModule) -> None:
     buffers = dict(plain_graph.named_buffers())
     for name, tensor in PlainUNet().state_dict().items():
@@ -172,7 +454,7 @@ def test_a_condition_on_the_batch_size_is_found() -> None:
         def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
             return (x if x.shape[0] == 2 else x * 3) + t[:, None, None, None]
 
-    with pytest.raises(ArtifactError, match="batch"):
+    with pytest.raises(ArtifactError, match=r"the graph, and not the model, is bound to the batch(?s:.*)if x.shape\[0\] == 2 else x \* 3"):
         capture(ByBatch(), {"x": torch.randn(2, *SHAPE), "timestep": torch.zeros(2)})
 
 
@@ -202,3 +484,25 @@ class Inner(nn.Module):
 def test_control_flow_inside_the_graph_is_an_artifact_error() -> None:
     with pytest.raises(ArtifactError, match="control flow"):
         captured(Inner())
+
+
+class InCompany(nn.Module):
+    """Divides by a deviation: of the whole batch, or of each sample."""
+
+    def __init__(self, dims: tuple[int, ...] | None) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.dims, self.conv = dims, nn.Conv2d(1, 4, 3, padding=1)
+        self.out = nn.Conv2d(4, 1, 1)
+
+    def forward(self, x: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+        h = self.conv(x) * (1 + timestep[:, None, None, None])
+        return self.out(h / (h.std() if self.dims is None else h.std(dim=self.dims, keepdim=True)))
+
+
+def test_a_network_that_mixes_the_samples_of_a_batch_is_refused() -> None:
+    captured(InCompany((1, 2, 3)))
+    with pytest.raises(
+        ArtifactError, match=r"mixes the samples of a batch: .* alone and beside two others differs by .*\ntake statistics over"
+    ):
+        check_alone(captured(InCompany(None)))

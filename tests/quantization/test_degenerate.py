@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from dq_deploy.accuracy import check
+from dq_deploy.decibels import CEILING_DB, FLOOR_DB, ratio_db
 from dq_deploy.exporters import export
 from dq_deploy.quantization import numerics
 from dq_deploy.quantization.checkpoint import Checkpoint
+from dq_deploy.quantization.snr import snr_db as snr
 from tests.tiny import SHAPE, make_checkpoint, snr_db
 
 
@@ -97,3 +100,76 @@ def test_a_zero_activation_has_code_zero(bits: int) -> None:
     scale, zero_point = numerics.affine_parameters(torch.zeros(2), torch.tensor([0.0, 1.0]), bits, symmetric=False)
     assert (float(scale[0]), float(zero_point[0])) == (1, 0)
     assert float(zero_point[1]) == -(2 ** (bits - 1))
+
+
+class Zero(nn.Module):
+    """A transformer as it is before training: what is added to a block's input, and the output, is zero."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.patch, self.gate, self.time = nn.Linear(4, 16), nn.Linear(16, 16), nn.Linear(1, 16)
+        self.mlp, self.final = nn.Linear(16, 16), nn.Linear(16, 4)
+        for layer in (self.gate, self.final):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        h = self.patch(x.reshape(-1, 16, 4))
+        c = F.silu(self.time(t[:, None] / 1000))
+        h = h + self.gate(c)[:, None] * self.mlp(F.gelu(h))
+        return self.final(h).reshape(x.shape)
+
+
+@pytest.mark.parametrize("options", [{}, {"iterations": 2}, {"dilation": "auto"}, {"weight_bits": 4, "activation_bits": 16}], ids=str)
+def test_a_network_whose_output_is_zero_has_a_defined_snr(options: dict[str, Any], tmp_path: Path) -> None:
+    made = make_checkpoint(Zero(), tmp_path / "checkpoint", **{**QUICK, "max_float_share": 1.0, **options})
+    assert set(made.details["snr_db"]["after_distillation"]) <= {CEILING_DB, FLOOR_DB}
+    json.dumps(made.details, allow_nan=False)
+    x, t = torch.randn(4, *SHAPE), torch.tensor([0.0, 500.0, 0.0, 500.0])
+    assert float(made.model(x, t).abs().max()) < 1e-6
+    if not options:
+        bundle = export(made.artifact, tmp_path / "bundle", target="tensorrt", dtype="fp32")
+        result = check(bundle, made.artifact)
+        assert result
+        json.dumps(result.model_dump(mode="json"), allow_nan=False)
+
+
+def test_ratios_are_numbers_at_both_ends() -> None:
+    assert [ratio_db(*powers) for powers in ((1, 0), (0, 0), (0, 1e-20), (1, 0.01), (1e-300, 1e300), (1, 1e-30))] == [
+        CEILING_DB, CEILING_DB, FLOOR_DB, pytest.approx(20.0), FLOOR_DB, CEILING_DB,
+    ]  # fmt: skip
+    assert all(math.isnan(ratio_db(*powers)) for powers in ((1, math.inf), (1, math.nan), (math.inf, 1)))
+    zero, one = torch.zeros(2, 3), torch.ones(2, 3)
+    assert [snr(zero, zero), snr(zero, one), snr(one, one)] == [CEILING_DB, FLOOR_DB, CEILING_DB]
+    assert math.isnan(snr(zero[:0], zero[:0]))
+
+
+class Causal(nn.Module):
+    """Attention that looks back alone, with minus infinity in its mask: by torch's flag, by a buffer, by a tensor made on the way."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.way = way
+        self.first, self.middle, self.last = nn.Conv2d(1, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 1, 3, padding=1)
+        if way == "a buffer":
+            self.register_buffer("mask", torch.full((64, 64), -math.inf).triu(1))
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        h = self.middle(torch.relu(self.first(x)) + t[:, None, None, None] * 1e-3)
+        tokens = h.flatten(2).transpose(1, 2)
+        if self.way == "is_causal":
+            attended = F.scaled_dot_product_attention(tokens, tokens, tokens, is_causal=True)
+        else:
+            scores = tokens @ tokens.transpose(1, 2)
+            scores = scores + self.mask if self.way == "a buffer" else torch.where(scores < -1, torch.tensor(-math.inf), scores)
+            attended = torch.softmax(scores, dim=-1) @ tokens
+        return self.last(attended.transpose(1, 2).reshape(h.shape))
+
+
+@pytest.mark.parametrize("way", ["is_causal", "a buffer", "a constant"])
+def test_a_mask_of_minus_infinity_goes_the_whole_way(way: str, tmp_path: Path) -> None:
+    checkpoint = make_checkpoint(Causal(way), tmp_path / "c", steps=2, max_float_share=1)
+    result = check(export(checkpoint.artifact, tmp_path / "b", target="tensorrt"), checkpoint.artifact)
+    assert result, result.failures

@@ -17,9 +17,10 @@ from dq_deploy.quantization.calibration.trajectories import Trajectories
 from dq_deploy.quantization.checkpoint import named_layers, named_quantizers
 from dq_deploy.quantization.config import Dilation, QuantizeConfig
 from dq_deploy.quantization.initial import initialize as module
+from dq_deploy.quantization.initial.group_setter import float_output
 from dq_deploy.quantization.initial.initialize import AUTO_RULES, best_rule, initialize, undilated_weights
 from dq_deploy.quantization.layers import ActivationQuantizer, QuantizedWeight
-from tests.tiny import FAST, make_checkpoint, quantized_copy
+from tests.tiny import FAST, captured, make_checkpoint, quantized_copy, trajectories
 
 
 def rows_at_once(monkeypatch: pytest.MonkeyPatch, graph: GraphModule, data: Trajectories, count: int, **options: object) -> GraphModule:
@@ -105,6 +106,54 @@ def test_auto_leaves_the_network_as_the_rule_it_takes_does(
     initialize(plain_graph, alone, plain_data, config.model_copy(update={"dilation": Dilation(result.rule)}))
     expected = alone.state_dict()
     assert all(torch.equal(value, expected[name]) for name, value in found.state_dict().items())
+
+
+class Grouped(nn.Module):
+    """What a ConvNeXt block or a UNet of EDM does: a norm's output read by convolutions in C, in 4 and in no groups."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(3)
+        self.first, self.norm = nn.Conv2d(1, 16, 3, padding=1), nn.GroupNorm(4, 16)
+        self.depthwise, self.grouped = nn.Conv2d(16, 16, 7, padding=3, groups=16), nn.Conv2d(16, 8, 3, padding=1, groups=4)
+        self.mix, self.out = nn.Conv2d(16, 16, 1), nn.Conv2d(8, 16, 1)
+        self.residual, self.last = nn.Conv2d(16, 16, 1), nn.Conv2d(16, 1, 3, padding=1)
+        for layer in (self.residual, self.grouped, self.mix):  # input channels of very different norms, which dilation lives off
+            layer.weight.data *= torch.logspace(0, -1.5, layer.weight.shape[1])[:, None, None]
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        h = self.norm(self.first(x) + t[:, None, None, None] / 1000)
+        h = self.mix(self.depthwise(h)) + self.residual(h) + self.out(torch.relu(self.grouped(h)))
+        return self.last(h)
+
+
+@pytest.mark.parametrize("rule", [rule for rule in AUTO_RULES if rule is not Dilation.NONE])
+def test_dilation_of_what_grouped_and_ordinary_convolutions_read_leaves_the_float_network_as_it_is(rule: Dilation) -> None:
+    graph = captured(Grouped())
+    data = trajectories(graph)
+    quantized, plan = quantized_copy(graph, data, rule=rule, preset="w4a8")
+    assert plan.quantized
+    groups = module.quantizer_groups(quantized, graph)
+    shared = [g for part in groups.values() for g in part if len({layer.groups for layer in g.layers.values()}) == 3]  # type: ignore[union-attr]
+    assert len(shared) == 1
+    dilated = 0
+    for group in (g for part in groups.values() for g in part):
+        s, weights = group.quantizer.dilation, group.weights
+        dilated += bool((s != 1).any())
+        x = torch.randn(2, len(s), 8, 8)
+        for name, layer in group.layers.items():
+            plain, other = float_output(layer, weights[name], x), float_output(layer, layer.weight, x / s.reshape(1, -1, 1, 1))
+            torch.testing.assert_close(other, plain, rtol=1e-4, atol=1e-5)
+            if rule is not Dilation.SMOOTHQUANT:
+                assert bool((layer.weight.abs().flatten(1).amax(1) <= weights[name].abs().flatten(1).amax(1) * (1 + 1e-6)).all())
+    assert dilated
+
+
+def test_a_network_of_grouped_convolutions_goes_the_whole_way(tmp_path: Path) -> None:
+    checkpoint = make_checkpoint(Grouped(), tmp_path / "checkpoint", dilation="symmetric")
+    assert min(checkpoint.details["snr_db"]["after_distillation"]) > 25
+    bundle = export(tmp_path / "checkpoint", tmp_path / "bundle", target="tensorrt", dtype="fp32")
+    assert check(bundle, tmp_path / "checkpoint")
 
 
 class Spread(nn.Module):

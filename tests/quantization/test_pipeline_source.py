@@ -15,10 +15,12 @@ from diffusers import (
     EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
     HeunDiscreteScheduler,
+    LatentConsistencyModelPipeline,
+    LCMScheduler,
     StableDiffusionPipeline,
 )
 
-from dq_deploy.errors import ArtifactError, UsageError
+from dq_deploy.errors import ArtifactError, ResourceError, UsageError
 from dq_deploy.progress import silent
 from dq_deploy.quantization.calibration.pipeline_source import PipelineSource, read_prompts
 from dq_deploy.quantization.calibration.trajectories import Trajectories
@@ -162,7 +164,7 @@ def test_a_pipeline_in_half_precision_is_calibrated_in_float32() -> None:
 
 
 class Sequential(DiffusionPipeline):
-    """Guides by two calls at each step; ``switch`` changes the prompt half-way, ``mixed`` mixes timesteps, ``loose`` gives a list."""
+    """Guides by two calls at each step; ``switch`` changes the prompt half-way, ``mixed`` mixes timesteps, ``loose`` gives an object."""
 
     model_cpu_offload_seq = "unet"
 
@@ -186,7 +188,8 @@ class Sequential(DiffusionPipeline):
                 texts = texts + 1
             inputs = torch.cat([x, x[:1]]) if self.trouble == "uneven" and len(x) > 1 else x
             moment = torch.arange(len(x)) if self.trouble == "mixed" else t
-            options = {"attention_mask": [1]} if self.trouble == "loose" else {}
+            options = {"cross_attention_kwargs": {"extra": object()}} if self.trouble == "loose" else {}
+            options = {"cross_attention_kwargs": {"scale": 0.5}} if self.trouble == "uneven options" else options
             states = torch.cat([texts, texts[:1]]) if len(inputs) > len(texts) else texts
             conditional = self.unet(inputs, moment, states, **options, return_dict=False)[0][: len(x)]
             null = self.unet(x, t, encoder_hidden_states=torch.zeros_like(texts)).sample
@@ -216,7 +219,14 @@ def test_halves_in_separate_calls() -> None:
             "the pipeline changes encoder_hidden_states while it samples, and conditions must stay as they are\nswitch off guidance",
         ),
         ("mixed", r"the pipeline mixes the timesteps \[0.0, 1.0\] in one batch"),
-        ("loose", r"calls its UNet2DConditionModel with attention_mask = \[1\], which is no tensor with a batch dimension"),
+        (
+            "loose",
+            "UNet2DConditionModel is called with cross_attention_kwargs.extra = <object .*>, which is neither tensors nor numbers and text",
+        ),
+        (
+            "uneven options",
+            "its UNet2DConditionModel in different ways: this model is called with cross_attention_kwargs, which is missing\nswitch off",
+        ),
         ("uneven", "the pipeline calls its model with 3 samples for 2 prompts"),
         ("refuse", "the Sequential refuses to sample 1 prompts in 4 steps: these prompts are too long\ntry it in diffusers first"),
         ("idle", "a Sequential ran without calling its unet"),
@@ -294,3 +304,79 @@ def test_bad_prompts(tmp_path: Path) -> None:
         read_prompts([])
     with pytest.raises(UsageError, match="a prompt is text, not 3"):
         read_prompts(["a", 3])  # type: ignore[list-item]
+
+
+def consistency_pipeline() -> LatentConsistencyModelPipeline:
+    own = tiny_stable_diffusion(time_cond_proj_dim=8)
+    parts = {name: getattr(own, name) for name in ("vae", "text_encoder", "tokenizer", "unet", "safety_checker", "feature_extractor")}
+    pipeline = LatentConsistencyModelPipeline(**parts, scheduler=LCMScheduler(), requires_safety_checker=False)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def test_a_pipeline_that_ddim_cannot_serve_keeps_its_scheduler() -> None:
+    pipeline = consistency_pipeline()
+    source = prepare(pipeline, guidance_scale=3.0)
+    assert source.choice.record()["class"] == source.record()["scheduler"] == "LCMScheduler"
+    assert source.choice.why.startswith("the pipeline refuses DDIM: the LatentConsistencyModelPipeline refuses to sample 1 prompts")
+    assert "original_inference_steps" in source.choice.why
+    source.try_out(_no_model)
+    seen: list[torch.Tensor] = []
+    handle = pipeline.unet.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    pipeline("dog", num_inference_steps=4, guidance_scale=3.0, generator=torch.Generator().manual_seed(1), output_type="latent")
+    handle.remove()
+    data = source.collect(_no_model, range(3), silent)
+    assert data.timesteps.tolist() == [259.0, 499.0, 759.0, 999.0]
+    for row, expected in enumerate(reversed(seen)):
+        torch.testing.assert_close(data.samples[row, 1:2], expected, rtol=1e-3, atol=1e-3)
+    assert set(data.conditions) == {"encoder_hidden_states", "timestep_cond"}
+
+
+def test_a_flow_solver_stays_in_its_pipeline() -> None:
+    """Sana's and Wan's kind: DPM-Solver over flow matching, whose class DDIM could replace where it predicts noise."""
+    scheduler = DPMSolverMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0)
+    pipeline = tiny_stable_diffusion(scheduler)
+    source = prepare(pipeline)
+    assert source.choice.record() == {
+        "class": "DPMSolverMultistepScheduler",
+        "why": "its prediction type is 'flow_prediction', and DDIM knows epsilon, sample, v_prediction",
+    }
+    data = source.collect(_no_model, range(2), silent)
+    scheduler.set_timesteps(4)
+    assert data.timesteps.tolist() == sorted(scheduler.timesteps.tolist())
+    assert_consistent(data, pipeline.unet)
+
+
+class Stuck(DDIMScheduler):
+    """Fails after the first call of the network."""
+
+    def step(self, *_: Any, **__: Any) -> Any:
+        raise KeyError("sigma")
+
+
+def test_the_pipelines_first_step_is_tried() -> None:
+    source = prepare(tiny_stable_diffusion(Stuck()), sampler="pipeline")
+    with pytest.raises(UsageError, match="the StableDiffusionPipeline refuses to sample 1 prompts in 4 steps: KeyError: 'sigma'"):
+        source.try_out(_no_model)
+
+
+@pytest.mark.parametrize(
+    ("error", "expected", "told"),
+    [
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), UsageError, "refuses to sample .* RuntimeError: mat1 and mat2 shapes"),
+        (
+            RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 4096 bytes."),
+            ResourceError,
+            "4 KiB were asked for",
+        ),
+    ],
+    ids=["a shape", "memory"],
+)
+def test_what_a_pipeline_ends_in_is_told(error: Exception, expected: type[Exception], told: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def step(*_: Any, **__: Any) -> Any:
+        raise error
+
+    monkeypatch.setattr(Stuck, "step", step)
+    source = prepare(tiny_stable_diffusion(Stuck()), sampler="pipeline")
+    with pytest.raises(expected, match=told):
+        source.try_out(_no_model)

@@ -90,6 +90,96 @@ def test_patches_cut_and_put_together_hide_neither_the_first_layer_nor_the_last(
     assert {layer.name: layer.weight_bits for layer in plan.quantized} == {"between": 4, "out": 8}
 
 
+class Prepared(Base):
+    """What comes before the first layers: ``prepare`` gives what they read, from the sample, the time [N, 1, 1, 1] and a condition."""
+
+    def __init__(self, channels: int, size: int = 8) -> None:
+        super().__init__()
+        self.size, self.stem = size, nn.Conv2d(channels, 8, 3, padding=1)
+        self.shortcut, self.time = nn.Conv2d(channels, 8, 1), nn.Linear(4, 8)
+        self.hint, self.second, self.third = nn.Conv2d(1, 1, 3, padding=1), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 1)
+
+    def prepare(self, x: torch.Tensor, t: torch.Tensor, hint: torch.Tensor) -> torch.Tensor:
+        raise NotImplementedError
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor, hint: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        t = t[:, None, None, None] / 1000
+        angles = torch.cat([t.flatten(1).sin(), t.flatten(1).cos(), torch.ones_like(x)[:, 0, :1, 0], t.expand_as(x)[:, 0, :1, 0]], dim=1)
+        y = self.prepare(x, t, hint)
+        h = F.silu(self.stem(y) + self.time(angles)[:, :, None, None])
+        h = self.second(h) + h.mean() * x + self.third(h + x)  # the sample added to what a product made of it
+        return self.last(F.interpolate(h + self.shortcut(y), size=x.shape[2:]))
+
+
+class Concatenated(Prepared):
+    def prepare(self, x: torch.Tensor, t: torch.Tensor, hint: torch.Tensor) -> torch.Tensor:  # noqa: ARG002
+        return torch.cat([x, self.hint(hint), torch.zeros_like(x)], dim=1)
+
+
+class Scaled(Prepared):
+    def prepare(self, x: torch.Tensor, t: torch.Tensor, hint: torch.Tensor) -> torch.Tensor:
+        return self.hint(hint) + x * (1 + t**2) ** -0.5 - 0.5
+
+
+class Enlarged(Prepared):
+    def prepare(self, x: torch.Tensor, t: torch.Tensor, hint: torch.Tensor) -> torch.Tensor:  # noqa: ARG002
+        return F.group_norm(F.pad(x, (0, 0, 0, 0, 0, 1)) + self.hint(hint), 1).clamp(-3, 3)
+
+
+class Unshuffled(Prepared):
+    def prepare(self, x: torch.Tensor, t: torch.Tensor, hint: torch.Tensor) -> torch.Tensor:  # noqa: ARG002
+        return F.interpolate(F.pixel_unshuffle(x + self.hint(hint), 2), scale_factor=2)
+
+
+class Fourier(Prepared):
+    def prepare(self, x: torch.Tensor, t: torch.Tensor, hint: torch.Tensor) -> torch.Tensor:  # noqa: ARG002
+        angles = torch.cat([x * 8, x * 16, hint.mean() + self.hint(hint)], dim=1)
+        return torch.cat([x, angles.sin(), angles.cos()], dim=1)
+
+
+@pytest.mark.parametrize(
+    "model", [Concatenated(3), Scaled(1), Enlarged(2), Unshuffled(4), Fourier(7)], ids=lambda model: type(model).__name__
+)
+def test_the_first_layers_are_those_that_see_the_sample_before_a_product_has_mixed_it(model: nn.Module) -> None:
+    plan = planned(captured(model, hint=torch.randn(2, 1, 8, 8)), max_float_share=1.0)
+    first = {layer.name.split("#")[0] for layer in plan.left_float}
+    assert first == {"stem", "shortcut"}
+    assert {"hint", "time", "second", "third", "last"} <= {layer.name for layer in plan.quantized}
+
+
+@pytest.mark.parametrize("cast", [torch.Tensor.type_as, lambda angles, x: angles.to(x)], ids=["type_as", "to"])
+def test_what_takes_only_its_type_from_the_sample_is_no_first_layer(cast: Any) -> None:
+    """As the adaptive norms of Z-Image have it."""
+
+    class Adapted(Base):
+        def __init__(self) -> None:
+            super().__init__()
+            self.time = nn.Linear(4, 8)
+
+        def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+            angles = cast((t[:, None] * torch.arange(4)).sin(), x)
+            return self.last(self.first(x) * self.time(angles)[:, :, None, None])
+
+    plan = planned(captured(Adapted()), max_float_share=1.0)
+    assert [layer.name for layer in plan.left_float] == ["first"]
+    assert [layer.name for layer in plan.quantized] == ["time", "last"]
+
+
+class Unread(Base):
+    """No product reads the sample, and none gives the output."""
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return x * self.last(self.first(t[:, None, None, None] + torch.zeros_like(x)))
+
+
+def test_a_first_or_last_layer_that_is_not_there_is_named_when_something_is_asked_of_it() -> None:
+    graph = captured(Unread())
+    assert len(planned(graph).quantized) == 2
+    with pytest.raises(UsageError, match="no layer matches '@first', '@last'") as caught:
+        planned(graph, keep={"@first": 8, "@last": "float"})
+    assert "@first and @last are those that read the sample as it is, and whose output is the model's" in str(caught.value)
+
+
 def test_keep_patterns_choose_bits_or_float(plain_graph: GraphModule) -> None:
     _, plan = rewritten(plain_graph, keep={"embed.*": 6, "grouped": "float", "@first": 8}, max_float_share=0.5)
     assert [(layer.name, layer.float_reason) for layer in plan.left_float] == [("grouped", "keep grouped=float")]

@@ -180,6 +180,29 @@ class TimeEmbedding(Cat):
         return self.last(self.first(x) + emb[:, :, None, None])
 
 
+class SelfConditioned(Cat):
+    """Zeros beside the sample, and what the first layer made of both beside the end: a split layer's output in a concatenation."""
+
+    def __init__(self, *, zeros: bool) -> None:
+        super().__init__()
+        self.zeros, self.first = zeros, nn.Conv2d(2, 8, 3, padding=1)
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        x = self.first(torch.cat((torch.zeros_like(x) if self.zeros else x.abs(), x), dim=1))
+        r = x.clone()
+        return self.last(self.target(torch.cat((self.other(F.silu(x + t[:, None, None, None] / 1000)), r), dim=1)))
+
+
+@pytest.mark.parametrize("zeros", [True, False])
+def test_a_split_layers_output_may_be_half_of_another_layers_input(zeros: bool) -> None:
+    plain = captured(SelfConditioned(zeros=zeros))
+    graph, entry = split(plain)
+    graph.graph.lint()
+    assert [row["layer"] for row in entry["split"]] == ["target"] if zeros else ["first", "target"]
+    x, t = torch.randn(3, *SHAPE), torch.tensor([0.0, 500.0, 999.0])
+    torch.testing.assert_close(graph(x, t), plain(x, t), rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("model", [Cat, Modulated, Tokens, Last])
 def test_what_is_split(model: type[Cat]) -> None:
     plain = captured(model())

@@ -12,7 +12,7 @@ from ...progress import Advance
 from ..config import QuantizeConfig
 from ..graph.blocks import Block
 from ..running.processes import Processes, reduce_gradients
-from .chain import Chain
+from .chain import Chain, by_sample
 from .optimizers import cosine
 from .trained import TrainedParts
 
@@ -88,7 +88,7 @@ class BlockTrainer:
         place = self.share.place(own)
         outputs = self.block.module(*self.student.inputs(self.block, place))
         for name, weight, output in zip(self.block.outputs, self.weights, outputs, strict=True):
-            error = (output.float() - self.teacher.read(name, place)).pow(2).flatten(1).mean(dim=1)  # [B]
+            error = (by_sample(output.float(), len(own)) - self.teacher.read(name, place)).pow(2).flatten(1).mean(dim=1)  # [B]
             total = total + (error * weight[own].to(total.device)).sum()
         return total / (len(index) * len(self.block.outputs))
 

@@ -6,9 +6,14 @@ from collections.abc import Sequence
 
 import torch
 
-from ...errors import ArtifactError
+from ...errors import ArtifactError, UsageError
 from ..graph.blocks import Block
 from .cache import Values
+
+
+def by_sample(value: torch.Tensor, samples: int) -> torch.Tensor:
+    """A value [samples · k, ...], where frames or windows lie in the batch, as [samples, k, ...]; one with a row a sample as it is."""
+    return value if len(value) == samples else value.unflatten(0, (samples, -1))
 
 
 class Chain:
@@ -18,13 +23,15 @@ class Chain:
                  device: torch.device | str = "cpu") -> None:  # fmt: skip
         self.blocks, self.values = list(blocks), values
         self.timestep, self.batch_size, self.device = timestep, batch_size, torch.device(device)
+        self.grouped: set[str] = set()  # values that have several rows a sample
 
     def inputs(self, block: Block, index: torch.Tensor) -> list[torch.Tensor]:
         """The block's arguments for the samples ``index``, on the chain's device."""
-        return [self.timestep[index].to(self.device), *(self.read(name, index) for name in block.inputs)]
+        values = ((name, self.read(name, index)) for name in block.inputs)
+        return [self.timestep[index].to(self.device), *(v.flatten(0, 1) if name in self.grouped else v for name, v in values)]
 
     def read(self, name: str, index: torch.Tensor) -> torch.Tensor:
-        """A value of the samples ``index``, on the chain's device."""
+        """A value of the samples ``index``, on the chain's device, as ``by_sample`` gives it."""
         return self.values.read(name, index).to(self.device)
 
     @torch.no_grad()
@@ -32,12 +39,35 @@ class Chain:
         """Run one block over all samples and store its outputs.
 
         ``check`` names the model in the ArtifactError that NaN or Inf in an output raises; empty means no check.
+        Raises UsageError where an output has several rows a sample, and they do not lie together.
         """
         for index in torch.arange(len(self.timestep)).split(self.batch_size):
-            for name, value in zip(block.outputs, block.module(*self.inputs(block, index)), strict=True):
+            outputs = dict(zip(block.outputs, block.module(*self.inputs(block, index)), strict=True))
+            if not index[0]:
+                self._group(block, outputs, len(index))
+            for name, value in outputs.items():
                 if check:
                     self._check(check, block, name, value, index)
-                self.values.write(name, int(index[0]), value)
+                self.values.write(name, int(index[0]), by_sample(value, len(index)))
+
+    def _group(self, block: Block, outputs: dict[str, torch.Tensor], samples: int) -> None:
+        """Remember which outputs of the first ``samples`` have several rows a sample.
+
+        They are stored by sample, so those of one must lie together: alone it gives the first of them, but for a code that fell otherwise.
+        """
+        grouped = {name: value.float() for name, value in outputs.items() if len(value) != samples}
+        self.grouped |= grouped.keys()
+        if not grouped or samples == 1:
+            return
+        alone = dict(zip(block.outputs, block.module(*self.inputs(block, torch.zeros(1, dtype=torch.int64))), strict=True))
+        for name, value in grouped.items():
+            one = alone[name].float()
+            if len(value) != samples * len(one) or (value[: len(one)] - one).abs().max() > 0.1 * one.abs().max():
+                raise UsageError(
+                    f"block {block.name} leaves '{name}' behind, in which {samples} samples have {len(value)} rows, and those of one "
+                    "sample do not lie together: the next block cannot be given some of the samples",
+                    'train the network as one block ({"distillation": "end-to-end"}), or do not train it ({"iterations": 0})',
+                )
 
     def _check(self, model: str, block: Block, name: str, value: torch.Tensor, index: torch.Tensor) -> None:
         if value.is_floating_point() and not torch.isfinite(value).all():

@@ -7,160 +7,194 @@ consumers of one tensor are the users of one node, and attention is two matrix p
 from __future__ import annotations
 
 import inspect
+import keyword
 import operator
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Sequence
+from copy import deepcopy
 from typing import Any
 
 import torch
 from torch import nn
 from torch.fx import Graph, GraphModule, Node
 
-from ...errors import ArtifactError, UsageError
+from ...errors import ArtifactError, DqDeployError, UsageError, raise_if_out_of_memory
 from ...progress import Advance, Progress, silent
-from ..calibration.recording import UNBATCHED
-from .edit import set_tensor
+from ..calling import TIMESTEP, CallForm, OutputForm, output_form, packed, whole_batch_forward
+from ..running.ambient import default_torch, without_autocast
+from .edit import aten, bind, set_tensor
+from .exporting import NoSymbolError, check_names, exported, exported_as_is, names_that_are_keywords, source_line, told
+from .fixed_batch import freed
 from .rewrites import clean, normalize
+from .rewrites.attention import ATTENTION
 
 _PREFIX = "module."
-_NESTED = "added_cond_kwargs"
+_RESERVED = frozenset(dir(GraphModule(nn.Module(), Graph())))
 _BATCHES = (1, 3)  # that model and graph are compared at, captured at 2: their samples are the steps of the progress,
+_LARGE = 32  # batches above are not tried: diffusers' upsamplers have a branch at 64, for memory, which changes no value
 _EXPORT_STEPS = 4  # and torch.export counts as so many
 
 
 class _Positional(nn.Module):
-    """Calls ``module`` with named inputs given by position, and returns the output tensor itself."""
+    """Calls ``module`` with named inputs given by position, and returns the output as one tensor."""
 
-    def __init__(self, module: nn.Module, names: Sequence[str]) -> None:
+    def __init__(self, module: nn.Module, names: Sequence[str], form: CallForm) -> None:
         super().__init__()
         self.module = module
         self.names = list(names)
+        self.form = form
         self.whole_timesteps = False
-        parameters = inspect.signature(module.forward).parameters
-        # Inputs that diffusers hands over in a dict (SDXL's text_embeds and time_ids).
-        self.nested = {name for name in self.names[1:] if name and name not in parameters} if _NESTED in parameters else set()
+        self.returns: OutputForm | None = None  # what ``checked`` saw
 
     def forward(self, *tensors: torch.Tensor) -> torch.Tensor:
-        first, *rest = tensors
+        if self.form.rows:
+            named = self._named(*tensors)
+            constants = {name: tree["constant"] for name, tree in self.form.arguments.items() if "constant" in tree}
+            whole = whole_batch_forward(self.module, named, {**self.form.defaults, **constants})
+            if whole is not None:
+                return whole
+        return packed(self._own(*tensors), rows=self.form.rows)
+
+    def checked(self, *tensors: torch.Tensor) -> torch.Tensor:
+        """The output, after a look at what the module itself returns. Raises ArtifactError for what is no output."""
+        output = self._own(*tensors)
+        self.returns = output_form(output, self.module, len(tensors[0]), rows=self.form.rows)
+        return packed(output, rows=self.form.rows)
+
+    def _named(self, *tensors: torch.Tensor) -> dict[str, torch.Tensor]:
+        named = dict(zip(self.names, tensors, strict=True))
         if self.whole_timesteps:
-            at = self.names.index("timestep") - 1 if "timestep" in self.names else 0
-            rest[at] = rest[at].round().long()
-        if self.names[1] == "":  # the module's own parameter has another name: pass the timestep by position
-            output = self.module(first, rest[0], **dict(zip(self.names[2:], rest[1:], strict=True)))
-        else:
-            named: dict[str, Any] = dict(zip(self.names[1:], rest, strict=True))
-            named |= {name: named[name][0] for name in UNBATCHED if name in named and named[name].dim() == 3}
-            if self.nested:
-                named[_NESTED] = {name: named.pop(name) for name in sorted(self.nested)}
-            output = self.module(first, **named)
-        return output if isinstance(output, torch.Tensor) else output[0]
+            named[TIMESTEP] = named[TIMESTEP].round().long()
+        return named
+
+    def _own(self, *tensors: torch.Tensor) -> Any:
+        return self.form.call(self.module, self._named(*tensors))
 
 
-def input_names(module: nn.Module, conditions: Sequence[str] = ()) -> list[str]:
+def input_names(module: nn.Module, conditions: Sequence[str] = (), form: CallForm | None = None) -> list[str]:
     """Graph input names, in the order of the module's forward: its first parameter, ``timestep``, and the given conditions.
 
-    Raises UsageError when a condition is no parameter of the forward.
+    Raises UsageError when a condition is no parameter of the forward and no part of one in ``form``, and when one is missing.
     """
     parameters = list(inspect.signature(module.forward).parameters.values())
-    positional = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    if len(positional) < 2:
-        raise UsageError(f"{type(module).__name__}.forward takes {positional}: a diffusion model takes (sample, timestep, ...)")
-    takes_any = _NESTED in positional or any(p.kind == p.VAR_KEYWORD for p in parameters)
+    form = form or CallForm.plain(module, conditions)
+    takes_any = any(p.kind == p.VAR_KEYWORD for p in parameters)
     known = [p.name for p in parameters]
-    unknown = [c for c in conditions if c not in known and not takes_any]
+    unknown = [c for c in conditions if c not in known and c not in form.inside and not takes_any]
     if unknown:
         raise UsageError(f"{type(module).__name__}.forward takes no {', '.join(unknown)}; it takes {', '.join(known)}")
-    timestep = "timestep" if "timestep" in positional else positional[1]
-    order = {name: index for index, name in enumerate(known)}
-    rest = sorted([timestep, *conditions], key=lambda name: order.get(name, len(order)))
-    names = [positional[0], *rest]
-    return ["timestep" if name == timestep else name for name in names]
+    given = {*conditions, *form.arguments, form.timestep, known[0]}
+    named = [p for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    if missing := [p.name for p in named if p.name not in given]:
+        raise UsageError(
+            f"{type(module).__name__}.forward needs {', '.join(missing)}, and no such condition is given",
+            "from Python: dq_deploy.quantize(module, ..., scheduler=scheduler, sample_shape=(C, H, W), conditions={...})",
+        )
+    return form.order(module, conditions)
 
 
-def capture(module: nn.Module, inputs: dict[str, torch.Tensor], progress: Progress = silent) -> GraphModule:
+def capture(
+    module: nn.Module, inputs: dict[str, torch.Tensor], progress: Progress = silent, *, form: CallForm | None = None
+) -> GraphModule:
     """Capture ``module`` as a GraphModule whose placeholders are named as ``inputs``; every input's first dimension is the batch.
 
-    ``inputs`` are example tensors in the forward's order (see ``input_names``), batch 2. The result holds the module's own parameters
-    under their own names, and its nodes carry the module path in ``meta["path"]`` and the module class in ``meta["class"]``.
+    ``inputs`` are example tensors in the forward's order (see ``input_names``), batch 2, and ``form`` is how the module is called with
+    them, where that is not each under its own name. The result holds the module's own parameters
+    under their own names, and its nodes carry the module path in ``meta["path"]`` and the module class in ``meta["class"]``. Its own
+    ``meta["output"]`` is the ``OutputForm``: several tensors are side by side in the graph's one output.
 
     Raises ArtifactError when the model cannot be captured or the captured graph is not the model (compared at batches 1 and 3).
     """
-    with progress("capturing the model", 2 * sum(_BATCHES) + _EXPORT_STEPS) as advance:
-        return _capture(module.eval(), inputs, advance)
+    check_names(module)
+    if any(tensor.is_inference() for tensor in module.state_dict().values()):  # made in inference mode: torch.export takes no such tensors
+        with torch.inference_mode(mode=False):
+            module = deepcopy(module)
+    with progress("capturing the model", 2 * sum(_BATCHES) + _EXPORT_STEPS) as advance, default_torch(), names_that_are_keywords():
+        return _capture(module.eval(), inputs, form or CallForm.plain(module, list(inputs)), advance)
 
 
-def _capture(module: nn.Module, inputs: dict[str, torch.Tensor], advance: Advance) -> GraphModule:
-    parameters = inspect.signature(module.forward).parameters
+def _capture(module: nn.Module, inputs: dict[str, torch.Tensor], form: CallForm, advance: Advance) -> GraphModule:
     names = list(inputs)
-    call_names = ["" if name == "timestep" and "timestep" not in parameters else name for name in names]
-    wrapper = _Positional(module, call_names)
+    wrapper = _Positional(module, names, form)
     tensors = list(inputs.values())
-    expected, problem = _expected(wrapper, tensors)
-    advance(sum(_BATCHES), "exporting")
-    graph_module = _functional(_export(wrapper, tensors)).module()
-    assert isinstance(graph_module, GraphModule)
-    _name_nodes(graph_module, names)
+    with without_autocast() as entered:
+        expected, problem = _expected(wrapper, tensors)
+        if problem is None:
+            return _compared(wrapper, names, tensors, expected, advance)
+    if entered:  # types that only autocast brings together
+        expected, problem = _expected(wrapper, tensors)
     if problem is not None:
-        raise _fixed_batch(problem) from problem
+        raise _does_not_run(wrapper, names, tensors, problem) from problem
+    return _compared(wrapper, names, tensors, expected, advance)
+
+
+def _compared(wrapper: _Positional, names: list[str], tensors: list[torch.Tensor], expected: dict[int, torch.Tensor],
+              advance: Advance) -> GraphModule:  # fmt: skip
+    """The model's graph, which gives what was ``expected`` at every batch."""
+    advance(sum(_BATCHES), "exporting")
+    try:
+        raw = exported(wrapper, tensors)
+        graph_module = _normalized(wrapper, raw, names, tensors, expected)
+        _check_beyond(wrapper, graph_module, tensors, raw.meta.get("largest_batch", _LARGE))
+    except (_BoundToBatch, NoSymbolError) as first:
+        try:
+            small, large = (exported_as_is(wrapper, _resized(tensors, len(tensors[0]) + more)) for more in (0, 1))
+        except ArtifactError as second:  # sizes that are numbers do not help it
+            raise (first if isinstance(first, NoSymbolError) else second) from second
+        try:
+            graph_module = _normalized(wrapper, freed(small, large, tensors), names, tensors, expected)
+        except (_BoundToBatch, RuntimeError, AssertionError, TypeError, ValueError, IndexError, AttributeError) as error:
+            raise_if_out_of_memory(error)
+            raise ArtifactError(
+                f"the graph, and not the model, is bound to the batch that it was captured at, and what binds it was not found: {error}"
+            ) from error
+    advance(_EXPORT_STEPS + sum(_BATCHES), "compared")
+    graph_module.meta["output"] = wrapper.returns
+    graph_module.meta["in_company"] = _in_company(expected)
+    return graph_module
+
+
+class _BoundToBatch(Exception):
+    """A captured graph does not do at other batches what the model does."""
+
+
+def _normalized(wrapper: _Positional, graph_module: GraphModule, names: list[str], tensors: list[torch.Tensor],
+                expected: dict[int, torch.Tensor]) -> GraphModule:  # fmt: skip
+    """A captured graph in the planner's words, compared with the model. Raises _BoundToBatch and ArtifactError."""
+    _name_nodes(graph_module, names)
     clean(graph_module)
+    _refuse_chance(graph_module)
     graph_module = _rehome(graph_module)
     with torch.no_grad():
         try:
             normalize(graph_module, tensors)
-            advance(_EXPORT_STEPS, "comparing")
-            got = {batch: graph_module(*_resized(tensors, batch)) for batch in expected}
+            got = {batch: graph_module.forward(*_resized(tensors, batch)) for batch in expected}
         except (RuntimeError, AssertionError, IndexError) as error:
-            raise _fixed_batch(error) from error
-    for batch, output in expected.items():
-        if output.shape != got[batch].shape or not torch.allclose(output, got[batch], rtol=1e-3, atol=1e-4 * float(output.abs().max())):
-            raise ArtifactError(
-                f"the captured graph differs from the model at batch {batch}", "the forward's control flow depends on the batch size"
-            )
-    advance(sum(_BATCHES), "compared")
+            raise_if_out_of_memory(error)
+            raise _BoundToBatch(f"{type(error).__name__}: {str(error).splitlines()[0]}") from error
+        different = [batch for batch, output in expected.items() if not _equal(output, got[batch])]
+        if different:
+            own = wrapper(*tensors)
+            if not _equal(own, wrapper(*tensors)):
+                raise ArtifactError("the model gives another output every time for the same input", "a graph gives the same one always")
+            if not _equal(own, graph_module(*tensors)):
+                raise ArtifactError("the captured graph does not compute what the model does, and why is not known", "please report it")
+            raise _BoundToBatch(f"it gives other values than the model at batch {different[0]}")
     return graph_module
 
 
-def _export(wrapper: _Positional, tensors: list[torch.Tensor]) -> torch.export.ExportedProgram:
-    try:
-        program = _exported(wrapper, tensors, torch.export.Dim.AUTO)
-    except Exception as error:
-        raise ArtifactError(
-            f"torch.export cannot capture {type(wrapper.module).__name__}: {type(error).__name__}: {str(error).splitlines()[0]}",
-            "data-dependent control flow in the model's forward is the usual cause",
-        ) from error
-    if len(_batches(program)) > 1:  # it found no reason why the inputs' batches should be one, and what joins them has sizes of its own
-        with suppress(Exception):  # what it is joined by may forbid a name for it; then it stays as it was found
-            program = _exported(wrapper, tensors, torch.export.Dim("batch"))
-    return program
+def _equal(output: torch.Tensor, got: torch.Tensor) -> bool:
+    return output.shape == got.shape and torch.allclose(output, got, rtol=1e-3, atol=1e-4 * float(output.abs().max()))
 
 
-def _exported(wrapper: _Positional, tensors: list[torch.Tensor], batch: Any) -> torch.export.ExportedProgram:
-    # Without gradients: a model that turns them off for a part (checkpointing does) would become a graph with a graph in it.
-    with torch.no_grad(), _no_fused_attention():
-        return torch.export.export(wrapper, tuple(tensors), dynamic_shapes={"tensors": tuple({0: batch} for _ in tensors)}, strict=False)
-
-
-def _batches(program: torch.export.ExportedProgram) -> set[str]:
-    """Symbols of the user inputs' first dimensions."""
-    inputs = set(program.graph_signature.user_inputs)
-    return {str(n.meta["val"].shape[0]) for n in program.graph.nodes if n.op == "placeholder" and n.name in inputs}
-
-
-@contextmanager
-def _no_fused_attention() -> Iterator[None]:
-    """Without the fused operators that ``nn.MultiheadAttention`` and ``nn.TransformerEncoderLayer`` are in evaluation mode."""
-    before = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(before)
-
-
-def _functional(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
-    """Without operators that change their operands in place (``h += x``, ``SiLU(inplace=True)``): no node may depend on the order."""
-    changes = any(getattr(getattr(n.target, "_schema", None), "is_mutable", False) for n in program.graph.nodes)
-    return program.run_decompositions({}) if changes else program
+def _refuse_chance(graph_module: GraphModule) -> None:
+    """Raises ArtifactError for a graph that draws random numbers."""
+    for node in graph_module.graph.nodes:
+        certain = node.target == aten.scaled_dot_product_attention.default and not bind(node, ATTENTION).get("dropout_p")
+        if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()) and not certain:
+            raise ArtifactError(
+                f"the model draws random numbers in its forward ({node.target}){source_line(node)}",
+                "a graph gives the same output for the same input: hand the noise over as a condition, or leave it out in evaluation mode",
+            )
 
 
 def _resized(tensors: Iterable[torch.Tensor], batch: int) -> list[torch.Tensor]:
@@ -178,8 +212,11 @@ def _expected(wrapper: _Positional, tensors: list[torch.Tensor]) -> tuple[dict[i
     problem: Exception | None = None
     for wrapper.whole_timesteps in (False, True):
         try:
-            found = {batch: wrapper(*_resized(tensors, batch)) for batch in _BATCHES}
-        except (RuntimeError, AssertionError, IndexError, TypeError) as error:
+            found = {batch: wrapper.checked(*_resized(tensors, batch)) for batch in _BATCHES}
+        except DqDeployError:
+            raise
+        except Exception as error:  # noqa: BLE001  a model may raise anything; it is told in _does_not_run
+            raise_if_out_of_memory(error)
             problem = problem or error
             continue
         if not all(bool(torch.isfinite(output).all()) for output in found.values()):
@@ -189,9 +226,47 @@ def _expected(wrapper: _Positional, tensors: list[torch.Tensor]) -> tuple[dict[i
     return {}, problem
 
 
-def _fixed_batch(error: Exception) -> ArtifactError:
-    reason = f"{type(error).__name__}: {str(error).splitlines()[0]}"
-    return ArtifactError(f"the model does not run at batches 1 and 3, after batch 2 was captured ({reason})")
+@torch.no_grad()
+def _check_beyond(wrapper: _Positional, graph_module: GraphModule, tensors: list[torch.Tensor], largest: int) -> None:
+    """Raise ArtifactError where the model has another branch for batches above ``largest``, as far as it is small enough to be tried."""
+    if largest >= _LARGE:
+        return
+    inputs = _resized(tensors, largest + 1)
+    if not _equal(wrapper(*inputs), graph_module.forward(*inputs)):
+        raise ArtifactError(
+            f"the model computes something else for batches above {largest}, and a graph has one branch",
+            "let the forward do the same at every batch",
+        )
+
+
+def _in_company(found: dict[int, torch.Tensor]) -> tuple[float, float]:
+    """How much a sample's output differs alone and beside two others, and its largest value."""
+    alone, together = found[1][:1], found[3][:1]
+    return float((alone - together).abs().max()), float(alone.abs().max())
+
+
+def check_alone(graph_module: GraphModule) -> None:
+    """Raise ArtifactError where a sample's output is another one in company: runners part a batch by timesteps, pipelines stack halves."""
+    difference, largest = graph_module.meta["in_company"]
+    if difference > 1e-3 * max(largest, 1e-6):
+        raise ArtifactError(
+            "the model mixes the samples of a batch: "
+            f"the output for one sample alone and beside two others differs by {difference:.2g} of {largest:.2g}",
+            "take statistics over a sample's own values (x.std(dim=(1, 2, 3), keepdim=True), not x.std())",
+        )
+
+
+def _does_not_run(wrapper: _Positional, names: list[str], tensors: list[torch.Tensor], error: Exception) -> ArtifactError:
+    """The error for a model that fails on its own, with the batches that it fails at."""
+    name = type(wrapper.module).__name__
+    try:
+        with torch.no_grad():
+            wrapper(*tensors)
+    except Exception as own:  # noqa: BLE001  whatever it is, it is told
+        raise_if_out_of_memory(own)
+        shapes = ", ".join(f"{key} {list(t.shape)}" for key, t in zip(names, tensors, strict=True))
+        return ArtifactError(f"{name} does not run on {shapes}: {told(own)}")
+    return ArtifactError(f"{name} runs at batch {len(tensors[0])}, and not at batches {' and '.join(map(str, _BATCHES))}: {told(error)}")
 
 
 def _name_nodes(graph_module: GraphModule, names: list[str]) -> None:
@@ -200,7 +275,7 @@ def _name_nodes(graph_module: GraphModule, names: list[str]) -> None:
     for node, name in zip(placeholders, names, strict=True):
         value = node.meta.get("val")
         if isinstance(value, torch.Tensor) and isinstance(value.shape[0], int):
-            raise ArtifactError(f"the model fixes the batch size of input '{name}' at {value.shape[0]}")
+            raise _BoundToBatch(f"it fixes the batch size of input '{name}' at {value.shape[0]}")
         node._rename(name)
         node.target = name
     for node in graph_module.graph.nodes:
@@ -215,6 +290,7 @@ def _rehome(graph_module: GraphModule) -> GraphModule:
     root = nn.Module()
     graph = Graph()
     copies: dict[Node, Node] = {}
+    names: dict[str, str] = {}
     for node in graph_module.graph.nodes:
         if node.op == "output":
             value = node.args[0]
@@ -224,7 +300,21 @@ def _rehome(graph_module: GraphModule) -> GraphModule:
         if node.op == "get_attr":
             tensor = operator.attrgetter(str(node.target))(graph_module)
             if not isinstance(tensor, torch.Tensor):
-                raise ArtifactError(f"the captured model has control flow in it ({node.target}), which no integer graph can hold")
-            copy.target = str(node.target).removeprefix(_PREFIX)
+                raise ArtifactError(
+                    f"the captured model has control flow in it ({node.target}), which no integer graph can hold{_first_reader(node)}"
+                )
+            copy.target = names.setdefault(str(node.target), _free_name(str(node.target).removeprefix(_PREFIX), set(names.values())))
             set_tensor(root, copy.target, tensor.detach())
     return GraphModule(root, graph)
+
+
+def _first_reader(node: Node) -> str:
+    return source_line(min(node.users)) if node.users else ""
+
+
+def _free_name(name: str, taken: set[str]) -> str:
+    """A tensor's name without parts that a GraphModule has an attribute of, or that Python's grammar has a use for."""
+    parts = [part + "_" if part in _RESERVED or keyword.iskeyword(part) else part for part in name.split(".")]
+    while ".".join(parts) in taken:
+        parts[-1] += "_"
+    return ".".join(parts)

@@ -11,12 +11,14 @@ from torch.fx import GraphModule, Node
 from ...errors import UsageError
 from ..config import FIRST, FLOAT_BITS, LAST, QuantizeConfig
 from ..weight_only import block_length
+from .dataflow import unmixed
 from .moves import MOVES
 from .products import Layer, find_layers
 from .shapes import static_shape
 from .skip_halves import name_matches, whole_name
 
 _BLURRED = "reads the model's input, which 8 bits would blur by more than the noise of the last step"
+_KEEP = QuantizeConfig().keep
 
 
 @dataclass
@@ -63,15 +65,18 @@ def make_plan(graph_module: GraphModule, config: QuantizeConfig) -> Plan:
         layer.weight_bits, layer.activation_bits = config.weight_bits, config.activation_bits
         if layer.weight_only:
             _weight_only(layer, config)
+    sample = unmixed(graph_module, inputs[0], {layer.node for layer in layers})
     for pattern, value in config.keep.items():
-        hits = [x for x in layers if _matches(pattern, x, inputs[0], output)]
-        if not hits and pattern not in (FIRST, LAST):
+        hits = [x for x in layers if _matches(pattern, x, sample, output)]
+        if not hits and _KEEP.get(pattern) != value:  # the defaults say what becomes of such a layer where there is one
             unmatched.append(pattern)
         for layer in hits:
             _keep(layer, pattern, value)
     if unmatched:
         names = ", ".join(layer.name for layer in layers[:8])
-        raise UsageError(f"no layer matches {', '.join(map(repr, unmatched))}", f"layers are named like: {names}, …")
+        meaning = f"; {FIRST} and {LAST} are those that read the sample as it is, and whose output is the model's"
+        roles = meaning if {FIRST, LAST} & set(unmatched) else ""
+        raise UsageError(f"no layer matches {', '.join(map(repr, unmatched))}", f"layers are named like: {names}, …{roles}")
     plan = Plan(layers, config.temporal, config.zero_points, config.softmax_bits)
     if plan.float_share > config.max_float_share:
         worst = sorted(plan.left_float, key=lambda x: -x.macs)[:5]
@@ -84,9 +89,9 @@ def make_plan(graph_module: GraphModule, config: QuantizeConfig) -> Plan:
     return plan
 
 
-def _matches(pattern: str, layer: Layer, first_input: Node, output: Any) -> bool:
+def _matches(pattern: str, layer: Layer, sample: set[Node], output: Any) -> bool:
     if pattern == FIRST:
-        return layer.op != "matmul" and _unmoved(layer.node.args[0]) is first_input
+        return any(x in sample for x in layer.node.all_input_nodes)
     if pattern == LAST:
         last = _unmoved(output)
         halves = last.all_input_nodes if whole_name(layer.name) != layer.name else []  # whose sum the output is
@@ -104,11 +109,7 @@ def _unmoved(value: Any) -> Any:
 def _keep(layer: Layer, pattern: str, value: int | str) -> None:
     if value == "float":
         blurred = pattern == FIRST and not layer.weight_only
-        reason = (
-            "reads the model's input, which 8 bits would blur by more than the noise of the last step"
-            if blurred
-            else f"keep {pattern}=float"
-        )
+        reason = _BLURRED if blurred else f"keep {pattern}=float"
         layer.kept = layer.kept or not layer.float_reason
         layer.float_reason = layer.float_reason or reason
     else:

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
-import torch
 from torch.fx import GraphModule, Node
 
 from ..config import SkipHalves
+from .dataflow import derived
 from .edit import Editor, aten, drop_unused_tensors
 from .moves import MOVES, origins
 from .shapes import static_shape
@@ -40,7 +40,7 @@ class _Reader:
     node: Node
     axis: int
     channels: list[int]
-    direct: list[Node] = field(default_factory=list)  # the halves themselves, where nothing lies between
+    direct: bool = False  # nothing lies between the concatenation and the layer
     reason: str | None = None
 
 
@@ -75,10 +75,8 @@ def name_matches(layer: str, pattern: str) -> bool:
 
 
 def _readers(graph_module: GraphModule) -> Iterator[_Reader]:
-    from_sample = {next(n for n in graph_module.graph.nodes if n.op == "placeholder")}
+    from_sample = derived(graph_module, next(n for n in graph_module.graph.nodes if n.op == "placeholder"))
     for node in graph_module.graph.nodes:
-        if any(source in from_sample for source in node.all_input_nodes) and not isinstance(node.meta.get("val"), torch.SymInt):
-            from_sample.add(node)  # by its values; the batch size, which shapes the timesteps, says nothing of them
         if node.target not in (aten.conv2d.default, aten.linear.default):
             continue
         x, weight = node.args[:2]
@@ -92,7 +90,7 @@ def _readers(graph_module: GraphModule) -> Iterator[_Reader]:
             continue
         groups = node.args[6] if node.target == aten.conv2d.default and len(node.args) > 6 else 1
         reason = f"a convolution in {groups} groups" if groups != 1 else f"{len(parts)} parts" if len(parts) != 2 else None
-        yield _Reader(node, axis, channels, list(parts) if cat is x else [], reason)
+        yield _Reader(node, axis, channels, cat is x, reason)
 
 
 def _dimension(cat: Node) -> int:
@@ -148,10 +146,11 @@ def _split(emit: Editor, reader: _Reader) -> None:
     x, weight = node.args[:2]
     assert isinstance(x, Node)
     assert isinstance(weight, Node)
-    halves = reader.direct or [
-        emit(aten.slice.Tensor, x, reader.axis, 0, first),
-        emit(aten.slice.Tensor, x, reader.axis, first, first + second),
-    ]
+    halves: Any
+    if reader.direct:  # the concatenation's parts as they are now: an earlier split may have put a sum in the place of one
+        halves = x.args[0]
+    else:
+        halves = [emit(aten.slice.Tensor, x, reader.axis, 0, first), emit(aten.slice.Tensor, x, reader.axis, first, first + second)]
     parts = emit.graph_module.get_buffer(str(weight.target)).split([first, second], dim=1)
     bias = node.args[2] if len(node.args) > 2 else node.kwargs.get("bias")
     products = []

@@ -89,11 +89,9 @@ class GroupSetter:
         """The rule's bound [C] and the vectors to try; a fixed rule has itself, last, and "none" to compare with."""
         weights = list(self.weights.values())
         ones = torch.ones_like(self.quantizer.dilation)
-        bound = asymmetric_bound(weights) if rule is Dilation.ASYMMETRIC else symmetric_bound(weights)
+        bound = (asymmetric_bound if rule is Dilation.ASYMMETRIC else symmetric_bound)(weights, len(ones))
         if rule is Dilation.NONE:
             return bound, {"none": ones}
-        if len(bound) != len(ones):  # a grouped convolution: its input channels do not all meet every output
-            return ones, {"none": ones}
         statistics = self._statistics()
         if rule is Dilation.LAYERWISE:
             return bound, candidates(bound, statistics, self.config.dilation_relaxation)

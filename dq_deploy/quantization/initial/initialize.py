@@ -6,11 +6,13 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import chain
+from statistics import fmean
 from typing import Any
 
 import torch
 from torch.fx import GraphModule, Interpreter, Node
 
+from ...decibels import FLOOR_DB, ratio_db
 from ...errors import ArtifactError
 from ...progress import Progress, silent
 from ..calibration.trajectories import Trajectories
@@ -109,8 +111,9 @@ def mean_snr(quantized: GraphModule, data: Trajectories, judge: slice, batch_siz
         noise.append((got - expected[part]).flatten(1).double().pow(2).sum(dim=1))
     rows = len(data.timesteps)
     power = expected.flatten(1).double().pow(2).sum(dim=1)
-    ratio = power.reshape(rows, -1).sum(dim=1) / torch.cat(noise).reshape(rows, -1).sum(dim=1).clamp(min=1e-30)
-    return round(float(10 * ratio.log10().mean()), 4)
+    noises = torch.cat(noise).reshape(rows, -1).sum(dim=1).tolist()
+    found = [ratio_db(signal, error) for signal, error in zip(power.reshape(rows, -1).sum(dim=1).tolist(), noises, strict=True)]
+    return round(fmean(FLOOR_DB if math.isnan(snr) else snr for snr in found), 4)
 
 
 def arguments(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from ..graph.shapes import value_bytes
 from ..initial.initialize import rows_in_a_pass
 from ..pipeline import copy_with_quantizers
 from ..prepare import Prepared, prepare
+from .ambient import default_torch
 from .device import find_device, move
 from .probe import Probe
 
@@ -55,10 +56,11 @@ class Budget:
     seconds: dict[str, float]
 
 
+@default_torch()
 def estimate(source: Any, *, preset: str = "w8a8", scheduler: Any = None, sample_shape: tuple[int, ...] | None = None,
-             conditions: dict[str, torch.Tensor] | None = None, null_conditions: dict[str, torch.Tensor] | None = None,
+             conditions: Mapping[str, Any] | None = None, null_conditions: Mapping[str, Any] | None = None,
              classes: str | Sequence[int] | None = None, prompts: str | Path | Sequence[str] | None = None,
-             negative_prompt: str | None = None, height: int | None = None, width: int | None = None,
+             negative_prompt: str | None = None, height: int | None = None, width: int | None = None, frames: int | None = None,
              lora: str | Path | None = None, lora_scale: float = 1.0,
              blocks: Sequence[str] | None = None, device: str = "cpu", **options: Any) -> Budget:  # fmt: skip
     """Plan what ``quantize`` would do with these arguments, and measure a few passes to say what it would take.
@@ -67,7 +69,7 @@ def estimate(source: Any, *, preset: str = "w8a8", scheduler: Any = None, sample
     """
     config = QuantizeConfig.build(preset, **options)
     adapter = None if lora is None else Lora(Path(lora), lora_scale)
-    request = Request(conditions, null_conditions, classes, prompts, negative_prompt, adapter, height, width)
+    request = Request(conditions, null_conditions, classes, prompts, negative_prompt, adapter, height, width, frames)
     where = find_device(device)
     prepared = prepare(source, config, request, scheduler=scheduler, sample_shape=sample_shape, blocks=blocks)
     prepared.to(where)

@@ -130,6 +130,7 @@ class Probe:
             values.write(name, 0, value)
         timestep = torch.full((self.batch,), 500.0)
         teacher, student = (Chain(b, values, timestep, self.batch, self.prepared.device) for b in (float_blocks, blocks))
+        student.grouped = teacher.grouped  # one set of values for both
         measured: dict[int, StepCost] = {}
         for index, (float_block, block) in enumerate(zip(float_blocks, blocks, strict=True)):
             teacher.run(float_block)

@@ -111,6 +111,12 @@ def computed_weight(m: Words, x: torch.Tensor) -> torch.Tensor:
     return F.linear(F.conv1d(x, kernel).transpose(1, 2), standard.T, m.vector * 2)
 
 
+def one_number_for_both_axes(m: Words, x: torch.Tensor) -> torch.Tensor:
+    kernel = m.matrix.reshape(C, C, 3, 1).repeat(1, 1, 1, 3)
+    x = F.conv2d(x.reshape(-1, C, 4, 4), kernel, padding=(1,), dilation=[1])
+    return F.conv_transpose2d(x, kernel[:, :, :2, :2].tile(1, 1, 2, 2), stride=(2,), padding=(1,))
+
+
 SPOKEN: dict[str, tuple[Callable[[Words, torch.Tensor], torch.Tensor], list[str]]] = {
     "tokens @ parameter": (lambda m, x: x.transpose(1, 2) @ m.matrix, ["linear"]),
     "parameter @ tokens": (lambda m, x: m.tokens @ x.transpose(1, 2), ["linear"]),
@@ -137,6 +143,7 @@ SPOKEN: dict[str, tuple[Callable[[Words, torch.Tensor], torch.Tensor], list[str]
     "two dimensions of keys": (two_dimensions_of_keys, ["matmul", "matmul"]),
     "causal and grouped attention": (masked, ["matmul"] * 4),
     "conv1d": (lambda m, x: m.conv(m.same(x)), ["conv2d", "conv2d"]),
+    "convolutions with one number for both axes": (one_number_for_both_axes, ["conv2d", "conv2d"]),
     "transposed convolutions": (
         lambda m, x: torch.cat([up(x.reshape(-1, C, 4, 4)).flatten(2) for up in m.ups], dim=2), ["conv2d"] * 5,
     ),
@@ -209,8 +216,42 @@ class Probe(torch.fx.Interpreter):
         return value
 
 
+@pytest.mark.parametrize("say", [
+    lambda _, x: x.squeeze(1) + 1,
+    lambda _, x: x[:, :, None].squeeze((1, 2)) + 1,
+    lambda _, x: x.unsqueeze(0).squeeze((0, 3)) + 1,
+])  # fmt: skip
+def test_what_is_not_of_size_one_is_not_squeezed(say: Any) -> None:
+    """PyTorch leaves it alone, and ONNX's Squeeze would refuse it."""
+    model, graph = spoken(say)
+    x, t = torch.randn(3, C, T), torch.zeros(3)
+    torch.testing.assert_close(graph(x, t), model(x, t))
+    for node in graph.graph.nodes:
+        if "squeeze" in str(node.target) and "unsqueeze" not in str(node.target):
+            dims = node.args[1] if isinstance(node.args[1], list | tuple) else [node.args[1]]
+            assert all(node.args[0].meta["val"].shape[dim] == 1 for dim in dims)
+
+
+@pytest.mark.parametrize("cast", [
+    torch.Tensor.type_as, lambda h, x: h.to(x), lambda h, x: h.to(x.dtype), lambda h, _: h.float(), lambda h, _: h.contiguous(),
+])  # fmt: skip
+def test_a_cast_to_the_type_that_a_value_has_computes_nothing(cast: Any) -> None:
+    model, graph = spoken(lambda _, x: x + cast(x.mean(-1, keepdim=True), x))
+    x, t = torch.randn(3, C, T), torch.linspace(0, 999, 3)
+    torch.testing.assert_close(graph(x, t), model(x, t))
+    assert not [
+        n.target for n in graph.graph.nodes if str(n.target).startswith(("aten.to.", "aten.type_as", "aten._to_copy", "aten.contig"))
+    ]
+
+
+def test_a_cast_to_another_type_stays() -> None:
+    model, graph = spoken(lambda _, x: x + x.mean(-1, keepdim=True).to(torch.float16).type_as(x))
+    x, t = torch.randn(3, C, T), torch.linspace(0, 999, 3)
+    assert torch.equal(graph(x, t), model(x, t))
+
+
 def test_a_layout_that_cannot_be_had_leaves_the_product_in_float() -> None:
-    _, graph = spoken(lambda _, x: x.mean(-1).T @ x.mean(-1))  # summed over the samples
+    _, graph = spoken(lambda _, x: x + (x.mean(-1).T @ x.mean(-1)).sum())  # summed over the samples
     (layer,) = find_layers(graph)
     assert "not the batch" in str(layer.float_reason)
 

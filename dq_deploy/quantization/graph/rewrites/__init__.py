@@ -14,21 +14,25 @@ from torch.fx import GraphModule
 from ..edit import drop_unused_tensors
 from .attention import decompose_attention
 from .clean import clean
+from .complex import real_numbers
 from .constants import fold_weights
 from .einsum import lower_einsums
 from .layout import batch_first
 from .products import spell_products
 from .transposed import spell_transposed
+from .types import widen_products
 
 __all__ = ["clean", "normalize"]
 
 
 def normalize(graph_module: GraphModule, inputs: Sequence[torch.Tensor]) -> None:
     """Run every pass in order, in place. ``inputs`` are two samples, in the order of the graph's inputs, that differ."""
+    real_numbers(graph_module)
     decompose_attention(graph_module)
     lower_einsums(graph_module)
     spell_products(graph_module)
     spell_transposed(graph_module)
+    widen_products(graph_module)
     fold_weights(graph_module)
     clean(graph_module)
     with torch.no_grad():

@@ -9,14 +9,14 @@ from torch.fx import GraphModule, Node
 
 from ..edit import Editor, aten, bind
 
-_ARGUMENTS = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal", "scale", "enable_gqa")
+ATTENTION = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal", "scale", "enable_gqa")
 
 
 def decompose_attention(graph_module: GraphModule) -> None:
     """Replace scaled_dot_product_attention by softmax(q·kᵀ·scale + mask)·v, with q [..., L, E], k [..., S, E], v [..., S, Ev]."""
     for node in list(graph_module.graph.nodes):
         if node.target == aten.scaled_dot_product_attention.default:
-            _decompose(Editor(graph_module, node), bind(node, _ARGUMENTS))
+            _decompose(Editor(graph_module, node), bind(node, ATTENTION))
     graph_module.graph.eliminate_dead_code()
     graph_module.recompile()
 

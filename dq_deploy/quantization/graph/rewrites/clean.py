@@ -13,9 +13,11 @@ from ..edit import aten, batch_size, multiple_of_batch
 _END = 2**63 - 1
 _CHECKS = ("assert", "_guards_fn")
 _CASTS = (
-    aten.to.dtype, aten.to.device, aten.to.dtype_layout, aten._to_copy.default, aten.contiguous.default, aten.clone.default,
+    aten.to.dtype, aten.to.device, aten.to.dtype_layout, aten.to.other, aten.type_as.default, aten._to_copy.default,
+    aten.contiguous.default, aten.clone.default,
 )  # fmt: skip
 _NOTHING = (aten.detach.default, aten.alias.default, aten.lift_fresh_copy.default)
+_SQUEEZES = (aten.squeeze.dim, aten.squeeze.dims, aten.squeeze.default)
 _REGROUPS = (aten.reshape.default, aten.flatten.using_ints, aten.unflatten.int, aten.unsqueeze.default, aten.squeeze.dim)
 
 
@@ -26,9 +28,7 @@ def clean(graph_module: GraphModule) -> None:
     one quantizer. Views become reshapes, because what made their input contiguous goes.
     """
     graph = graph_module.graph
-    for node in reversed(list(graph.nodes)):
-        if node.op in ("call_module", "call_function") and any(word in str(node.target) for word in _CHECKS):
-            graph.erase_node(node)
+    drop_checks(graph)
     for node in list(graph.nodes):
         if node.target in (aten.view.default, aten._unsafe_view.default):
             node.target = aten.reshape.default
@@ -39,10 +39,19 @@ def clean(graph_module: GraphModule) -> None:
             graph.erase_node(node)
         elif node.target == aten.conv2d.padding:
             _number_padding(node)
+        elif node.target == aten.squeeze.dims:
+            _squeeze_ones(node)
     _sizes_from_first_input(graph_module)
     _merge_equal(graph)
     graph.eliminate_dead_code()
     graph_module.recompile()
+
+
+def drop_checks(graph: Graph) -> None:
+    """Remove guards and asserts, in place."""
+    for node in reversed(list(graph.nodes)):
+        if node.op in ("call_module", "call_function") and any(word in str(node.target) for word in _CHECKS):
+            graph.erase_node(node)
 
 
 def _sizes_from_first_input(graph_module: GraphModule) -> None:
@@ -90,6 +99,8 @@ def _is_noop(node: Node) -> bool:
         return node.args[2] is False
     if node.target in _NOTHING:
         return True
+    if node.target in _SQUEEZES:  # PyTorch leaves a dimension of another size than 1 alone, and ONNX refuses it
+        return isinstance(before, torch.Tensor) and isinstance(after, torch.Tensor) and before.dim() == after.dim()
     if node.target == aten.reshape.default:
         return isinstance(before, torch.Tensor) and isinstance(after, torch.Tensor) and str(before.shape) == str(after.shape)
     if node.target in (aten.div.Tensor, aten.mul.Tensor):
@@ -98,6 +109,14 @@ def _is_noop(node: Node) -> bool:
         start, end, step = [*node.args[2:], None, None, 1][:3] if len(node.args) < 5 else node.args[2:5]
         return (start in (None, 0)) and (end in (None, _END)) and step in (None, 1)
     return False
+
+
+def _squeeze_ones(node: Node) -> None:
+    """Of several dimensions those whose size is 1."""
+    source, dims = node.args
+    assert isinstance(source, Node)
+    assert isinstance(dims, list | tuple)
+    node.args = (source, [dim for dim in dims if source.meta["val"].shape[dim] == 1])
 
 
 def _number_padding(node: Node) -> None:

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch.fx import GraphModule, Node, map_arg
 
+from ..dataflow import OF_ANY_VALUE
 from ..edit import Editor, aten
 
-_OF_ANY_VALUE = (aten.new_zeros.default, aten.new_ones.default, aten.new_full.default, aten.zeros_like.default, aten.ones_like.default)
 _LAYERS = (aten.conv2d.default, aten.conv2d.padding, aten.linear.default)
 
 
@@ -24,7 +24,7 @@ def is_constant(node: Node) -> bool:
         seen.add(current)
         if current.op != "call_function" or "rand" in str(current.target) or "dropout" in str(current.target):
             return False
-        if current.target not in _OF_ANY_VALUE:
+        if current.target not in OF_ANY_VALUE:
             waiting += current.all_input_nodes
         elif not all(isinstance(size, int) for size in current.meta["val"].shape):
             return False
@@ -40,23 +40,24 @@ def fold_weights(graph_module: GraphModule) -> None:
             value = node.args[position] if len(node.args) > position else None
             if isinstance(value, Node) and value.op != "get_attr" and is_constant(value):
                 name = f"{node.meta.get('path') or node.name}.{kind}_folded"
-                folded = Editor(graph_module, node).constant(name, _evaluate(graph_module, value, {}))
+                folded = Editor(graph_module, node).constant(name, evaluate(graph_module, value, {}))
                 node.update_arg(position, folded)
     graph_module.graph.eliminate_dead_code()
     graph_module.recompile()
 
 
 @torch.no_grad()
-def _evaluate(graph_module: GraphModule, node: Node, known: dict[Node, Any]) -> Any:
+def evaluate(graph_module: GraphModule, node: Node, known: dict[Node, Any]) -> Any:
+    """The value of a node that depends on parameters alone; ``known`` are those of other nodes, and gets what is computed on the way."""
     if node in known:
         return known[node]
     if node.op == "get_attr":
         return graph_module.get_buffer(str(node.target))
-    if node.target in _OF_ANY_VALUE:  # of the first argument only the type and maybe the shape count
+    if node.target in OF_ANY_VALUE:  # of the first argument only the type and maybe the shape count
         like = node.all_input_nodes[0]
         shape = like.meta["val"].shape if "like" in str(node.target) else [0]
         known = {**known, like: torch.zeros(shape, dtype=like.meta["val"].dtype)}
-    args, kwargs = map_arg((node.args, node.kwargs), lambda n: _evaluate(graph_module, n, known))
+    args, kwargs = map_arg((node.args, node.kwargs), lambda n: evaluate(graph_module, n, known))
     value = node.target(*args, **kwargs)  # type: ignore[operator]
     known[node] = value.contiguous() if isinstance(value, torch.Tensor) else value
     return known[node]

@@ -3,6 +3,7 @@
 1. ``mm`` and ``bmm`` are matmul; ``addmm`` and ``baddbmm`` are matmul, scale and add.
 2. A 1-d convolution is a 2-d one on images of width 1, whatever its kernel.
 3. A matmul with a matrix of parameters on either side is a linear layer.
+4. Stride, padding and dilation of a convolution have a number for each axis (torch takes one in a list for all of them).
 """
 
 from __future__ import annotations
@@ -17,12 +18,21 @@ from .constants import is_constant
 
 def spell_products(graph_module: GraphModule) -> None:
     """Rewrite every product of the graph by the rules above, in place."""
+    for node in graph_module.graph.nodes:
+        if node.target in _CONVOLUTIONS:
+            node.args = (*node.args[:3], *(_for_each_axis(a, node) for a in node.args[3:]))
+            node.kwargs = {key: _for_each_axis(a, node) for key, a in node.kwargs.items()}
     for rules in (_FIRST, _SECOND):
         for node in list(graph_module.graph.nodes):
             if node.op == "call_function" and node.target in rules:
                 rules[node.target](Editor(graph_module, node), node)
     graph_module.graph.eliminate_dead_code()
     graph_module.recompile()
+
+
+def _for_each_axis(value: Any, node: Node) -> Any:
+    axes = node.meta["val"].dim() - 2
+    return [*value] * axes if isinstance(value, list | tuple) and len(value) == 1 else value
 
 
 def _matmul(emit: Editor, node: Node) -> None:
@@ -71,4 +81,8 @@ _FIRST: dict[Any, Any] = {
     aten.conv1d.default: _conv1d,
     aten.conv1d.padding: _conv1d,
 }
+_CONVOLUTIONS = (
+    aten.conv2d.default, aten.conv2d.padding, aten.conv3d.default, aten.conv3d.padding, aten.conv_transpose2d.input,
+    aten.conv_transpose3d.input,
+)  # fmt: skip
 _SECOND: dict[Any, Any] = {aten.matmul.default: _with_parameters}
