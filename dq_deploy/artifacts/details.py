@@ -6,9 +6,9 @@ Those of an engine are in ``engines/engine_files.py``. More keys than these are 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from .manifest import Manifest
 from .reading.plain import as_record
@@ -74,6 +74,63 @@ class Condition(_Open):
     shape: list[int]
 
 
+class _Tree(BaseModel):
+    """One of its fields that say what it is, and no others."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    kinds: ClassVar[tuple[str, ...]] = ("rows", "list", "tuple", "dict")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_kind(cls, value: Any) -> Any:
+        found = [kind for kind in cls.kinds if isinstance(value, dict) and kind in value]
+        if len(found) != 1:
+            raise ValueError(f"it must have one of {', '.join(cls.kinds)}")
+        return value
+
+
+class ArgumentTree(_Tree):
+    """The structure of an argument: an input of the graph, a constant, or a collection of these."""
+
+    kinds: ClassVar[tuple[str, ...]] = ("input", "constant", "rows", "list", "tuple", "dict")
+    input: str | None = None
+    shared: int | None = Field(default=None, ge=0)
+    stacked: int | None = Field(default=None, ge=1)
+    constant: bool | int | float | str | None = None
+    rows: ArgumentTree | None = None
+    in_list: list[ArgumentTree] = Field(default_factory=list, alias="list")
+    in_tuple: list[ArgumentTree] = Field(default_factory=list, alias="tuple")
+    in_dict: list[tuple[int | str, ArgumentTree]] = Field(default_factory=list, alias="dict")
+
+
+class OutputTree(_Tree):
+    """The structure of an output: a tensor's shape without the batch, or a collection of these; ``class`` is one of diffusers."""
+
+    kinds: ClassVar[tuple[str, ...]] = ("tensor", "rows", "list", "tuple", "dict")
+    tensor: list[int] | None = None
+    rows: OutputTree | None = None
+    in_list: list[OutputTree] = Field(default_factory=list, alias="list")
+    in_tuple: list[OutputTree] = Field(default_factory=list, alias="tuple")
+    in_dict: list[tuple[int | str, OutputTree]] = Field(default_factory=list, alias="dict")
+    kind: str | None = Field(default=None, alias="class")
+
+
+class CallArguments(_Open):
+    """Arguments of the network: what may be given by position, and the structure and constants of those that are no plain tensor."""
+
+    parameters: list[str] = Field(min_length=1)
+    timestep: str
+    arguments: dict[str, ArgumentTree]
+    defaults: dict[str, Any]
+
+
+class NetworkCall(_Open):
+    """How a network is called; a part that is None needs no word (quantization/calling has the details)."""
+
+    arguments: CallArguments | None
+    output: OutputTree | None
+
+
 class GraphInput(_Open):
     """An input of a graph; a dimension is a size or the name of a dynamic one."""
 
@@ -82,11 +139,26 @@ class GraphInput(_Open):
     shape: list[int | str]
 
 
-class Origin(_Open):
-    """Where the float model came from, and the hash of its weights."""
+class Place(_Open):
+    """Where a source lies that is the user's own: ``absolute`` (``~`` for the home folder), and as seen from the artefact."""
+
+    absolute: str | None = None
+    relative: str | None = None
+    sha256: str
+
+
+class Adapter(Place):
+    """A LoRA file that was fused into the weights."""
+
+    path: str
+    scale: float
+
+
+class Origin(Place):
+    """Where the float model came from, as the user typed it, and the hash of its weights."""
 
     reference: str
-    sha256: str
+    lora: Adapter | None = None
 
 
 class BlockLoss(_Open):
@@ -103,7 +175,8 @@ class _Shared(_Open):
     # "model_" is pydantic's own prefix.
     model_config_of_source: dict[str, Any] | None = Field(alias="model_config")
     sample_shape: list[int | str] = Field(min_length=1)
-    picture_size: dict[Literal["height", "width"], int] = Field(default_factory=dict)
+    picture_size: dict[Literal["height", "width", "num_frames"], int] = Field(default_factory=dict)
+    call: NetworkCall | None = None
     source: Origin | None
     float_layers: list[FloatLayer]
 

@@ -13,7 +13,8 @@ from pathlib import Path
 from ..errors import ArtifactError, UsageError
 from .details import check_details
 from .manifest import MANIFEST_NAME, FileEntry, Kind, Manifest, Parent, parse_manifest, sha256_file, tool_versions
-from .reading import check_safetensors
+from .origin import place_relative
+from .reading import check_safetensors, refuse_stand_in
 from .reading.paths import REMAKE, file_problem, name_problem, shown
 from .writing import held, put_in_place, remove_abandoned, set_mode, sync, write_text
 
@@ -24,6 +25,10 @@ class Artifact:
 
     path: Path
     manifest: Manifest
+
+    def __repr__(self) -> str:
+        """One line, where a manifest has pages."""
+        return f"<{self.manifest.kind} of {self.manifest.model!r} in {str(self.path)!r}>"
 
     @property
     def as_parent(self) -> Parent:
@@ -40,13 +45,17 @@ class Artifact:
         return self.path / name
 
 
-def check_output(path: Path, *, force: bool = False) -> None:
+def check_output(path: Path, *, force: bool = False, source: Path | None = None) -> None:
     """Refuse an output path that cannot be written to, before any long step.
 
-    Raises UsageError when the path exists and ``force`` is off, or when it exists and carries no manifest of ours.
+    Raises UsageError when the path exists and ``force`` is off, or when it exists and carries no manifest of ours; when it is the artefact
+    ``source`` that the output is made from, or a folder around it; and for a path that is no text in this system's encoding.
     """
+    _check_text(path)
+    if source is not None and path.exists() and path.resolve() in (source.resolve(), *source.resolve().parents):
+        raise UsageError(f"output {path} is what it would be made from, {source}, or holds it", "choose another output")
     if not path.exists() and not path.is_symlink():
-        parent = next(p for p in path.absolute().parents if p.exists())
+        parent = next(p for p in path.absolute().parents if os.path.lexists(p))  # a link that leads nowhere is no folder either
         if not parent.is_dir() or not os.access(parent, os.W_OK):
             raise UsageError(f"cannot create {path}: {parent} is not a writable folder")
         return
@@ -55,6 +64,15 @@ def check_output(path: Path, *, force: bool = False) -> None:
     if not (path / MANIFEST_NAME).is_file():
         raise UsageError(f"output {path} exists and is no artefact of dq-deploy (it has no {MANIFEST_NAME}), so --force will not delete it")
     read_manifest(path)
+
+
+def _check_text(path: Path) -> None:
+    """Refuse a path of other bytes: the libraries that read and write graphs and tensors take none."""
+    try:
+        str(path.absolute()).encode()
+    except UnicodeEncodeError:
+        hint = "give another path; if this one is UTF-8, set PYTHONUTF8=1"
+        raise UsageError(f"the path {str(path)!a} is no text in this system's encoding", hint) from None
 
 
 def read_manifest(path: Path) -> Manifest:
@@ -79,6 +97,7 @@ def open_artifact(path: str | Path, kind: Kind | tuple[Kind, ...]) -> Artifact:
     escaping file, a manifest without the ``details`` of its kind, tensors that do not fit their header).
     """
     path = Path(path)
+    _check_text(path)
     manifest = read_manifest(path)
     kinds = (kind,) if isinstance(kind, str) else kind
     if manifest.kind not in kinds:
@@ -98,6 +117,7 @@ def _verify(root: Path, name: str, entry: FileEntry) -> str | None:
         return f"{shown(name)} {problem}"
     path = root / name
     if path.stat().st_size != entry.size:
+        refuse_stand_in(path)
         return f"'{name}' has {path.stat().st_size} bytes, not {entry.size}"
     if sha256_file(path) != entry.sha256:
         return f"'{name}' has another sha256"
@@ -113,14 +133,18 @@ def create_artifact(path: str | Path, manifest: Manifest, *, force: bool = False
     """
     path = Path(path)
     check_output(path, force=force)
-    path.absolute().parent.mkdir(parents=True, exist_ok=True)
     prefix = f".{path.name}.partial-"
-    remove_abandoned(path.absolute().parent, prefix)
-    work = Path(tempfile.mkdtemp(prefix=prefix, dir=path.absolute().parent))
+    try:
+        path.absolute().parent.mkdir(parents=True, exist_ok=True)
+        remove_abandoned(path.absolute().parent, prefix)
+        work = Path(tempfile.mkdtemp(prefix=prefix, dir=path.absolute().parent))
+    except (FileNotFoundError, FileExistsError, NotADirectoryError) as error:  # what looks like a folder, and is none that takes files
+        raise UsageError(f"cannot create {path}: {error.strerror}", "choose another output") from error
     try:
         with held(work):
             yield work
         manifest.tools = tool_versions()
+        place_relative(manifest.details, path)
         names = sorted(p.relative_to(work).as_posix() for p in work.rglob("*") if p.is_file())
         manifest.files = {name: FileEntry(sha256=sha256_file(work / name), size=(work / name).stat().st_size) for name in names}
         for name in names:

@@ -46,9 +46,10 @@ class Parent(BaseModel):
 class Manifest(BaseModel):
     """Contents of ``manifest.json``. It holds no clock time, so equal inputs give an equal file.
 
-    ``quantization`` are the bits and the method's options (the whole ``QuantizeConfig``), ``scheduler`` the diffusers scheduler's
-    configuration with its sha256, ``timesteps`` the calibrated ones in ascending order, ``details`` what only this kind of artefact has
-    (documented where it is written: ``quantization/checkpoint.py``, ``exporters/bundle.py``, ``engines/build.py``, ``engines/triton.py``).
+    ``quantization`` are the bits and the method's options (the whole ``QuantizeConfig``), ``scheduler`` the source's scheduler with its
+    configuration, that one's sha256 and the scheduler that the calibration ran with, ``timesteps`` the calibrated ones in ascending order,
+    ``details`` what only this kind of artefact has (documented where it is written: ``quantization/checkpoint.py``,
+    ``exporters/bundle.py``, ``engines/build.py``, ``engines/triton.py``).
     """
 
     model_config = ConfigDict(extra="forbid")

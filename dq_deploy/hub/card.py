@@ -18,6 +18,8 @@ from PIL import Image
 from pydantic import ValidationError
 
 from ..artifacts import Artifact
+from ..artifacts.layer_bits import bits_in_words, bits_label, bits_worth_saying
+from ..artifacts.origin import source_name
 from ..artifacts.reading import read_json
 from ..errors import ArtifactError, UsageError
 from ..report.data import Pictures, ReportData, SnrSeries
@@ -60,12 +62,14 @@ def model_card(artifact: Artifact, report: ReportData | None = None, *, repo_id:
         loader=PackageLoader("dq_deploy.hub"), autoescape=False, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True  # noqa: S701  Markdown; what comes from outside goes through `cell`
     )  # fmt: skip
     environment.filters["cell"] = _cell
+    environment.filters["number"] = "{:g}".format  # flow matching's timesteps may run from 0 to 1
     manifest = artifact.manifest
     body = environment.get_template("card.md.j2").render(
-        bits=_bits(manifest.quantization),
+        bits=bits_in_words(manifest),
+        bits_rows=bits_worth_saying(manifest),
         manifest=manifest,
         details=manifest.details,
-        source=(manifest.details.get("source") or {}).get("reference"),
+        source=source_name(source) if (source := manifest.details.get("source")) else None,
         repo_id=repo_id or _NOT_KNOWN,
         report=report,
         table=_snr_table(report.snr) if report else [],
@@ -96,9 +100,10 @@ def _decoded(addresses: Sequence[str]) -> np.ndarray[Any, Any]:
 
 def _metadata(artifact: Artifact, report: ReportData | None, license_id: str | None) -> ModelCardData:
     manifest = artifact.manifest
-    reference = (manifest.details.get("source") or {}).get("reference") or ""
+    source = manifest.details.get("source") or {}
+    reference = source.get("reference") or ""
     base, _, _ = reference.partition("@")
-    bits = _bits(manifest.quantization)
+    bits = bits_label(manifest)
     tags = ["dq-deploy", "diffusion", "quantized", "dilatequant", manifest.kind, bits.lower() if bits else "float"]
     tags += [manifest.details["backend"]] if "backend" in manifest.details else []
     tags += ["onnx"] if manifest.kind == "bundle" else []
@@ -106,8 +111,8 @@ def _metadata(artifact: Artifact, report: ReportData | None, license_id: str | N
         license=license_id,
         library_name="dq-deploy",
         # A folder's name may look like an id; only what is no path here is taken for one.
-        base_model=base if REPO_ID.fullmatch(base) and not Path(reference).exists() else None,
-        pipeline_tag="text-to-image" if _TEXT in _inputs(manifest.details) else "unconditional-image-generation",
+        base_model=base if REPO_ID.fullmatch(base) and "absolute" not in source and not Path(reference).exists() else None,
+        pipeline_tag=_task(manifest.details),
         tags=tags,
         model_name=manifest.model,
         eval_results=_results(report) if report else None,
@@ -116,6 +121,13 @@ def _metadata(artifact: Artifact, report: ReportData | None, license_id: str | N
 
 def _inputs(details: dict[str, Any]) -> list[str]:
     return [entry["name"] if isinstance(entry, dict) else entry for entry in details["inputs"]]
+
+
+def _task(details: dict[str, Any]) -> str:
+    """What the hub calls a model like this."""
+    if _TEXT not in _inputs(details):
+        return "unconditional-image-generation"
+    return "text-to-video" if "num_frames" in details.get("picture_size", {}) else "text-to-image"
 
 
 def _results(report: ReportData) -> list[EvalResult] | None:
@@ -147,11 +159,6 @@ def _median(series: Sequence[SnrSeries]) -> float | None:
 def _psnr(report: ReportData | None) -> float | None:
     psnr = report.pictures.psnr_db if report and report.pictures else None
     return mean(psnr) if psnr else None
-
-
-def _bits(quantization: dict[str, Any] | None) -> str | None:
-    """As people write it: W8A8; None for a float baseline."""
-    return f"W{quantization['weight_bits']}A{quantization['activation_bits']}" if quantization else None
 
 
 def _snr_table(series: Sequence[SnrSeries]) -> list[list[str]]:

@@ -10,6 +10,7 @@ from ..engines.choice import Runtime
 from ..engines.dropin import DropInModel
 from ..engines.dropin import load as load_local
 from ..errors import EnvironmentProblem, UsageError
+from ..sources.hub_access import download_error, from_hub
 from .repo_id import REPO_ID
 
 
@@ -18,8 +19,9 @@ def load(path: str | Path | Artifact, *, runtime: Runtime = "auto", revision: st
 
     ``path`` is a folder, an opened artefact, or the id of a hub repository (owner/name, at ``revision``), which is downloaded into the
     hub's cache; from there only bundles are loaded, since an engine is code. ``runtime`` "auto" is what an engine was built for, and for a
-    bundle the faster of those that are installed and exact here (``choice.best_runtime``). ``options`` go to its runner (``providers``,
-    ``optimized``, ``threads``; for OpenVINO ``precision``, ``threads``, ``integer``).
+    bundle the faster of those that are installed and exact here (``choice.best_runtime``). ``options`` go to its runner: ``providers``,
+    ``optimized``, ``threads``; for OpenVINO ``precision``, ``threads``, ``integer``; for all ``nonfinite``: "refuse" samples with NaN or
+    infinity, or "propagate" them. ``watch=True`` counts those, and codes at an end of their range, by timestep (``model.watched()``).
 
     Raises UsageError (no such path or repository, unknown runtime), ArtifactError (neither of the two, a changed file, another runtime than
     the engine's) and EnvironmentProblem (the runtime is not installed, or is no match for the engine).
@@ -51,14 +53,11 @@ def download(repo_id: str, revision: str | None = None) -> Artifact:
 def _fetch(repo_id: str, revision: str | None, files: list[str]) -> Path:
     try:
         from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import HfHubHTTPError, HFValidationError
     except ImportError as error:
         raise EnvironmentProblem(f"the hub repository '{repo_id}' needs huggingface_hub: {error}", "pip install huggingface_hub") from None
     try:
         return Path(snapshot_download(repo_id, revision=revision, allow_patterns=files, library_name="dq-deploy"))
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UsageError(
-            f"no such path: {repo_id}; nor can it be had from the hub, or from the hub's cache on this machine: {reason}",
-            "check the spelling; a private repository needs `hf auth login`",
-        ) from None
+    except Exception as error:
+        if not from_hub(error):
+            raise
+        raise download_error(error, repo_id, "repository") from None

@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
 
 from ..artifacts import MANIFEST_NAME, open_artifact
-from ..errors import EnvironmentProblem
+from ..sources.hub_access import from_hub, push_error
 from .card import CARD_NAME, PICTURE_NAME, model_card, read_report, sample_grid
 from .repo_id import check_repo_id
 
@@ -67,7 +66,7 @@ def push(path: str | Path, repo_id: str, *, report: str | Path | None = None, li
 def _explained(repo_id: str) -> Iterator[None]:
     try:
         yield
-    except (HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OSError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        hint = "log in with a token that may write: hf auth login; see what would be uploaded: --dry-run"
-        raise EnvironmentProblem(f"{repo_id} was not pushed: {reason}", hint) from None
+    except Exception as error:
+        if not from_hub(error):
+            raise
+        raise push_error(error, repo_id) from None

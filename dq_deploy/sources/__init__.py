@@ -3,6 +3,7 @@
 from .load import load_source, module_source, reload_source, source_from_module
 from .lora import Lora
 from .pickles import allow_pickles
+from .plain_copy import copied
 from .resolve import builtin_names, builtin_path
 from .source import Source, weights_sha256
 from .text_pipeline import takes_prompts, text_pipeline
@@ -13,6 +14,7 @@ __all__ = [
     "allow_pickles",
     "builtin_names",
     "builtin_path",
+    "copied",
     "load_source",
     "module_source",
     "reload_source",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import logging
 from collections.abc import Mapping
@@ -13,19 +12,21 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..artifacts import sha256_file
-from ..artifacts.reading import check_safetensors
-from ..errors import ArtifactError, EnvironmentProblem, UsageError
-from .lora import Lora, check_lora, fused_copy, has_adapters, load_lora
-from .pickles import as_safetensors, pickles_allowed
+from ..artifacts.origin import absolute_place, places
+from ..errors import ArtifactError, EnvironmentProblem, UsageError, raise_if_out_of_memory
+from .lora import Lora, check_lora, fused_copy, load_lora
+from .pickles import PICKLES, pickled_files, pickles_allowed
 from .pipeline_index import WEIGHTS_SUFFIX, Component, PipelineIndex, read_pipeline_index
-from .resolve import resolve
+from .plain_copy import copied
+from .recognize import other_weights
+from .resolve import local_folder, resolve
 from .source import Source, check_finite, weights_sha256
+from .weights import readable, weight_files
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
 _LOG = logging.getLogger(__name__)
-_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
 def load_source(source: str | Path | DiffusionPipeline, *, lora: Lora | None = None) -> Source:
@@ -56,13 +57,37 @@ def load_source(source: str | Path | DiffusionPipeline, *, lora: Lora | None = N
         config=config,
         pipeline_class=index.pipeline_class,
         sample_shape=_sample_shape(config),
+        place=local_folder(source),
     )
 
 
-def reload_source(origin: Mapping[str, Any]) -> Source:
-    """The source that a manifest's ``origin`` names, with the LoRA file that was fused then. Raises as ``load_source`` does."""
-    lora = origin.get("lora")
-    return load_source(origin["reference"], lora=Lora(Path(lora["path"]), lora["scale"]) if lora else None)
+def reload_source(origin: Mapping[str, Any], artifact: Path) -> Source:
+    """The source that the ``origin`` in an artefact's manifest names, with the LoRA file that was fused then.
+
+    It is looked for as seen from the artefact, and where it was; of two, the one that has the same weights is taken. Raises as
+    ``load_source`` does, naming the artefact.
+    """
+    adapter = origin.get("lora")
+    file = _found(adapter, adapter["path"], artifact)[0] if adapter else None
+    lora = Lora(Path(file), adapter["scale"]) if adapter and file is not None else None
+    for place in _found(origin, origin["reference"], artifact):
+        try:
+            loaded = load_source(place, lora=lora)
+        except UsageError as error:
+            raise UsageError(f"{artifact} was made from '{origin['reference']}': {error.message}", error.hint) from error
+        if loaded.sha256 == origin["sha256"]:
+            break
+    return loaded
+
+
+def _found(entry: Mapping[str, Any], typed: str, artifact: Path) -> list[str | Path]:
+    """Where it lies now; what was typed where that is no path. Raises UsageError when it lies nowhere."""
+    wanted = places(entry, artifact)
+    found: list[str | Path] = [place for place in wanted if place.exists()]
+    if wanted and not found:
+        looked = " and ".join(map(str, wanted))
+        raise UsageError(f"{artifact} was made from '{typed}', which is not there any more: no such path: {looked}", "put it back there")
+    return found or [typed]
 
 
 def source_from_module(module: torch.nn.Module, *, scheduler: Any, sample_shape: tuple[int, ...], name: str | None = None) -> Source:
@@ -73,13 +98,15 @@ def source_from_module(module: torch.nn.Module, *, scheduler: Any, sample_shape:
     """
     if not sample_shape or any(not isinstance(size, int) or size < 1 for size in sample_shape):
         raise UsageError(f"sample_shape must be positive whole numbers without the batch, such as (1, 32, 32); it is {sample_shape!r}")
-    class_name = type(module).__qualname__
+    _check_no_drop_in(module)
+    model = fused_copy(module)
+    class_name = type(model).__qualname__
     return _checked(
         name=name or class_name,
         reference=f"object:{class_name}",
-        model=copy.deepcopy(module),
+        model=model,
         component="module",
-        scheduler=scheduler,
+        scheduler=copied(scheduler),
         config={"_class_name": class_name},
         pipeline_class="",
         sample_shape=tuple(sample_shape),
@@ -87,13 +114,22 @@ def source_from_module(module: torch.nn.Module, *, scheduler: Any, sample_shape:
 
 
 def module_source(module: torch.nn.Module, scheduler: Any, sample_shape: tuple[int, ...]) -> Source:
-    """A source around a module itself, uncopied and without a pipeline; one of diffusers keeps its configuration. Adapters are fused."""
-    config = _config(module) if hasattr(module, "to_json_string") else {}
-    module = fused_copy(module) if has_adapters(module) else module.float().eval()
+    """A source around a copy of a module, without a pipeline; one of diffusers keeps its configuration. Adapters are fused."""
+    _check_no_drop_in(module)
+    model = fused_copy(module)
+    config = _config(model) if hasattr(model, "to_json_string") else {}
+    name, own = type(model).__name__, copied(scheduler)
     return Source(
-        name=type(module).__name__, reference="", model=module, component="module", scheduler=scheduler, config=config, pipeline_class="",
+        name=name, reference="", model=model, component="module", scheduler=own, config=config, pipeline_class="",
         sample_shape=sample_shape, sha256="",
     )  # fmt: skip
+
+
+def _check_no_drop_in(model: Any) -> None:
+    """Raise UsageError for a drop-in (engines/dropin.py): its weights are inside an engine."""
+    if getattr(model, "is_drop_in", False):
+        what = getattr(model.origin, "path", "an engine")
+        raise UsageError(f"the model to quantize is a drop-in that runs {what}: it has no weights", "give the float model it was made from")
 
 
 def _with_lora(source: str | Path, lora: Lora) -> Source:
@@ -103,8 +139,13 @@ def _with_lora(source: str | Path, lora: Lora) -> Source:
     name, root = resolve(source, whole=True)
     pipeline = load_whole(root)
     load_lora(pipeline, lora)
-    record = {"path": str(lora.path), "scale": lora.scale, "sha256": sha256_file(lora.path)}
-    return replace(_from_pipeline(pipeline), name=name, reference=str(source), lora=record)
+    record = {
+        "path": str(lora.path),
+        "absolute": absolute_place(lora.path),
+        "scale": lora.scale,
+        "sha256": sha256_file(lora.path),
+    }
+    return replace(_from_pipeline(pipeline), name=name, reference=str(source), lora=record, place=local_folder(source))
 
 
 def _from_pipeline(pipeline: Any) -> Source:
@@ -114,14 +155,16 @@ def _from_pipeline(pipeline: Any) -> Source:
     scheduler = getattr(pipeline, "scheduler", None)
     if not isinstance(model, torch.nn.Module) or scheduler is None:
         raise UsageError(f"a source is a path, a hub id, a built-in name or a pipeline with a unet or transformer, not a {class_name}")
+    _check_no_drop_in(model)
+    model = fused_copy(model)
     config = _config(model)
     return _checked(
         name=class_name,
         reference=f"object:{class_name}",
-        model=fused_copy(model),
+        model=model,
         pipeline=pipeline,
         component=component,
-        scheduler=scheduler,
+        scheduler=copied(scheduler),
         config=config,
         pipeline_class=class_name,
         sample_shape=_sample_shape(config),
@@ -136,46 +179,42 @@ def _config(model: Any) -> dict[str, Any]:
 
 
 def _checked(*, reference: str, model: torch.nn.Module, **fields: Any) -> Source:
-    # Module.to itself: the one that diffusers puts over it warns of every change of type.
-    model = torch.nn.Module.to(model, "cpu", torch.float32).eval()
     state = model.state_dict()
     check_finite(reference, state)
     return Source(reference=reference, model=model, sha256=weights_sha256(state), **fields)
 
 
 def _load_model(root: Path, index: PipelineIndex) -> Any:
-    with as_safetensors(root, [index.component]) as readable:
-        return _load_safetensors(readable, index)
+    _check_weights(root / index.component)
+    with readable(root, [index.component]) as folder:
+        return _load_safetensors(folder, index, shown=root / index.component)
 
 
-def _load_safetensors(root: Path, index: PipelineIndex) -> Any:
+def _load_safetensors(root: Path, index: PipelineIndex, shown: Path) -> Any:
     from diffusers import ModelMixin
 
-    folder = root / index.component
-    _check_weights(folder)
-    # Only "x.fp16.safetensors" there: diffusers calls the middle part a variant, and finds it only by name.
-    names = {path.name for path in folder.glob(f"*{WEIGHTS_SUFFIX}*")}
-    variant = "fp16" if names and all(".fp16." in name for name in names) else None
+    kind = class_of_diffusers(index.model_class, ModelMixin, root)
+    # Parts that stay in float32 whatever the type (Wan, Cosmos): all do here, and diffusers takes no low_cpu_mem_usage=False with them.
+    plain: Any = type(kind.__name__, (kind,), {"_keep_in_fp32_modules": None}) if kind._keep_in_fp32_modules is not None else kind
     try:
-        model, report = class_of_diffusers(index.model_class, ModelMixin, root).from_pretrained(
+        model, report = plain.from_pretrained(
             root,
             subfolder=index.component,
             use_safetensors=True,
-            variant=variant,
             torch_dtype=torch.float32,
             low_cpu_mem_usage=False,
             local_files_only=True,
             output_loading_info=True,
         )
-    except MemoryError:
-        raise
     except Exception as error:  # diffusers raises a dozen kinds for a damaged file or a configuration that does not fit
-        _LOG.debug("loading %s failed", folder, exc_info=True)
-        raise ArtifactError(f"cannot load the {index.model_class} in {folder}: {summarized(error)}") from error
+        raise_if_out_of_memory(error, f"loading the {index.model_class} in {shown}")
+        _LOG.debug("loading %s failed", shown, exc_info=True)
+        raise ArtifactError(f"cannot load the {index.model_class} in {shown}: {summarized(error)}") from error
     # diffusers only warns of these, and goes on with random weights.
     problems = [f"{kind.replace('_', ' ')}: {', '.join(map(str, report[kind][:5]))}" for kind in _MISFITS if report.get(kind)]
     if problems:
-        raise ArtifactError(f"the weights in {folder} do not fit its config.json: {'; '.join(problems)}")
+        raise ArtifactError(f"the weights in {shown} do not fit its config.json: {'; '.join(problems)}")
+    model.__class__ = kind
     return model
 
 
@@ -183,19 +222,23 @@ _MISFITS = ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs")
 
 
 def _check_weights(folder: Path) -> None:
-    """Refuse weights that are pickled only, and safetensors that are none."""
+    """Refuse a part without safetensors: what is pickled, what is another framework's, and what is not there."""
     if not folder.is_dir():
         raise ArtifactError(f"{folder.parent} is no complete diffusers pipeline: it has no folder '{folder.name}'")
-    if weights := sorted(folder.glob(f"*{WEIGHTS_SUFFIX}")):
-        for path in weights:
-            check_safetensors(path)
+    if weight_files(folder):
         return
-    pickled = sorted(path.name for path in folder.iterdir() if path.suffix in _PICKLES)
-    if pickled:
+    pickled = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLES)
+    if pickled and not (pickles_allowed() and pickled_files(folder)):
         raise ArtifactError(
             f"{folder} has only pickled weights ({', '.join(pickled)}), which can run code when loaded: refused",
             "--allow-pickle (in Python: with dq_deploy.allow_pickles()) reads .bin files as plain tensors, and runs nothing in them; or "
             "write safetensors with diffusers: `pipeline.save_pretrained(DIR)`",
+        )
+    if pickled:
+        return
+    if others := other_weights(folder):
+        raise ArtifactError(
+            f"{folder} has no weights of PyTorch (*{WEIGHTS_SUFFIX}), only {others}", "give the pipeline that it was made from"
         )
     hint = None if pickles_allowed() else "an older pipeline may have pickled ones: --allow-pickle reads them as plain tensors"
     raise ArtifactError(f"{folder} has no weights (*{WEIGHTS_SUFFIX})", hint)
@@ -208,6 +251,7 @@ def _load_scheduler(root: Path, index: PipelineIndex) -> Any:
     try:
         return scheduler_class.from_pretrained(root, subfolder="scheduler", local_files_only=True)
     except Exception as error:  # as above
+        raise_if_out_of_memory(error, f"loading the {index.scheduler_class} in {root / 'scheduler'}")
         raise ArtifactError(f"cannot load the {index.scheduler_class} in {root / 'scheduler'}: {summarized(error)}") from error
 
 

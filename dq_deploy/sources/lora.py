@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,8 @@ from typing import Any
 import torch
 
 from ..artifacts.reading import check_safetensors
-from ..errors import ArtifactError, EnvironmentProblem, UsageError
+from ..errors import ArtifactError, EnvironmentProblem, UsageError, raise_if_out_of_memory
+from .plain_copy import plain_copy
 
 _TOLERANCE = 1e-4  # of the layer's largest output: float32 adds up in another order
 
@@ -24,13 +24,15 @@ class Lora:
 
 
 def fused_copy(model: torch.nn.Module) -> torch.nn.Module:
-    """A float32 copy of ``model`` on the CPU without adapters, the active ones added into its weights with their scales.
+    """A plain float32 copy of ``model`` on the CPU (``plain_copy``) without adapters, the active ones added into its weights.
 
     Every layer is compared with what it was. Raises UsageError for an adapter that is no plain change of a weight.
     """
-    copied = torch.nn.Module.to(copy.deepcopy(model), "cpu", torch.float32).eval()
+    copied = plain_copy(model)
     layers = _adapted(copied)
     for name, layer in layers:
+        for tensor in layer.parameters():
+            tensor.data = tensor.data.clone()  # merging writes to them, and the copy shares the caller's
         parent, _, leaf = name.rpartition(".")
         setattr(copied.get_submodule(parent), leaf, _fused(name, layer))
     if layers:
@@ -66,6 +68,7 @@ def load_lora(pipeline: Any, lora: Lora) -> None:
         pipeline.load_lora_weights(str(lora.path.parent), weight_name=lora.path.name, adapter_name="lora", local_files_only=True)
         pipeline.set_adapters(["lora"], [lora.scale])
     except Exception as error:  # diffusers, peft and safetensors raise a dozen kinds for a file that does not fit
+        raise_if_out_of_memory(error, f"loading the LoRA {lora.path}")
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise ArtifactError(f"cannot load the LoRA {lora.path} into a {type(pipeline).__name__}: {reason}") from error
 
@@ -98,6 +101,7 @@ def _fused(name: str, layer: Any) -> torch.nn.Module:
         if active:
             layer.merge(safe_merge=False)
     except (RuntimeError, ValueError, NotImplementedError) as error:
+        raise_if_out_of_memory(error)
         raise UsageError(f"{kind} cannot be fused: {' '.join(str(error).split())}", hint) from error
     fused: torch.nn.Module = layer.get_base_layer()
     got = fused(x)

@@ -15,6 +15,7 @@ from ..artifacts.writing import write_tensors
 from ..errors import ArtifactError
 from .pipeline_index import WEIGHTS_SUFFIX
 
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 PICKLED_WEIGHTS = "*pytorch_model*.bin"
 # As diffusers and transformers name them; of several copies the one in full precision is read.
 _NAME = re.compile(r"(?P<stem>diffusion_pytorch_model|pytorch_model)(?P<half>\.fp16)?(-\d{5}-of-(?P<shards>\d{5}))?\.bin")
@@ -49,7 +50,7 @@ def as_safetensors(root: Path, parts: Sequence[str]) -> Iterator[Path]:
     Raises ArtifactError when a pickle is no state dict, or a shard is missing.
     """
     warn = _WARN.get()
-    pickled = {part: files for part in parts if (files := _pickled(root / part))} if warn else {}
+    pickled = {part: files for part in parts if (files := pickled_files(root / part))} if warn else {}
     if not warn or not pickled:
         yield root
         return
@@ -64,7 +65,7 @@ def as_safetensors(root: Path, parts: Sequence[str]) -> Iterator[Path]:
         yield folder
 
 
-def _pickled(folder: Path) -> list[Path]:
+def pickled_files(folder: Path) -> list[Path]:
     """The pickles that hold a part's weights; none where it has safetensors."""
     if not folder.is_dir() or any(folder.glob(f"*{WEIGHTS_SUFFIX}")):
         return []

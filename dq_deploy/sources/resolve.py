@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from ..errors import ArtifactError, EnvironmentProblem, UsageError
+from ..errors import EnvironmentProblem, UsageError
+from .hub_access import download_error, from_hub
 from .pickles import PICKLED_WEIGHTS, pickles_allowed
-from .pipeline_index import WEIGHTS_SUFFIX, read_components, read_pipeline_index
+from .pipeline_index import INDEX_NAME, WEIGHTS_SUFFIX, read_components, read_pipeline_index
+from .recognize import file_error, folder_error
 
 BUILTIN_PREFIX = "builtin:"
 SAFETY_PARTS = ("safety_checker", "feature_extractor", "image_encoder")
@@ -37,6 +39,12 @@ def _known() -> str:
     return ", ".join(BUILTIN_PREFIX + name for name in builtin_names())
 
 
+def local_folder(source: str | Path) -> Path | None:
+    """The user's own folder that ``source`` stands for; None for a built-in name and a hub id."""
+    path = Path(source).expanduser()
+    return None if str(source).startswith(BUILTIN_PREFIX) or not path.is_dir() else path
+
+
 def resolve(source: str | Path, *, whole: bool = False) -> tuple[str, Path]:
     """Name of the model and the pipeline folder that ``source`` stands for; a hub id is downloaded, or found in the hub's cache.
 
@@ -49,9 +57,11 @@ def resolve(source: str | Path, *, whole: bool = False) -> tuple[str, Path]:
         return name, builtin_path(name)
     path = Path(source).expanduser()
     if path.is_dir():
+        if not (path / INDEX_NAME).is_file():
+            raise folder_error(path)
         return path.resolve().name, path
     if path.exists():
-        raise ArtifactError(f"{source} is a file, not a diffusers pipeline folder", "give the folder that holds model_index.json")
+        raise file_error(path)
     match = _HUB_ID.fullmatch(text) if isinstance(source, str) else None
     if match is None:
         raise UsageError(f"no such path: {source}", f"give a diffusers pipeline folder, a hub id (owner/name), or a built-in: {_known()}")
@@ -62,19 +72,16 @@ def _download(hub_id: str, revision: str | None, *, whole: bool) -> Path:
     """Fetch the index, the denoiser and the scheduler of a hub pipeline, or all its parts: safetensors, JSON and vocabularies, no code."""
     try:
         from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import HfHubHTTPError, HFValidationError
     except ImportError as error:
         raise EnvironmentProblem(f"the hub model '{hub_id}' needs huggingface_hub: {error}", "pip install huggingface_hub") from None
 
     def fetch(patterns: list[str], ignore: list[str] | None = None) -> Path:
         try:
             return Path(snapshot_download(hub_id, revision=revision, allow_patterns=patterns, ignore_patterns=ignore))
-        except (HfHubHTTPError, HFValidationError, OSError) as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise UsageError(
-                f"no such path: {hub_id}; nor can it be had from the hub, or from the hub's cache on this machine: {reason}",
-                "check the spelling; a private model needs `hf auth login`, and without a network only a model already in the cache works",
-            ) from None
+        except Exception as error:
+            if not from_hub(error):
+                raise
+            raise download_error(error, hub_id, "model") from None
 
     root = fetch(["model_index.json"])
     index = read_pipeline_index(root)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from ..artifacts.origin import absolute_place
 from ..errors import ArtifactError
 from .pipeline_index import Component
 
@@ -23,7 +25,8 @@ class Source:
     ``reference`` is what the user typed, ``config`` the model's configuration as plain JSON with ``_class_name``, ``sample_shape`` the
     shape of one sample without the batch, ``sha256`` the hash of the weights (see `weights_sha256`). ``component`` is the pipeline's
     attribute that holds the model; "module" means a bare ``nn.Module``, which has no pipeline: ``pipeline_class`` is then "".
-    ``pipeline`` is the whole pipeline where it is at hand, ``lora`` what a manifest says of the adapter file fused into the weights.
+    ``pipeline`` is the whole pipeline where it is at hand, ``lora`` what a manifest says of the adapter file fused into the weights, and
+    ``place`` the folder that it was loaded from where that is the user's own.
     """
 
     name: str
@@ -37,11 +40,13 @@ class Source:
     sha256: str
     pipeline: Any = field(default=None, compare=False, repr=False)
     lora: dict[str, Any] | None = None
+    place: Path | None = None
 
     @property
     def origin(self) -> dict[str, Any]:
         """What a manifest says of where the weights came from."""
-        return {"reference": self.reference, "sha256": self.sha256} | ({"lora": self.lora} if self.lora else {})
+        place = {"absolute": absolute_place(self.place)} if self.place else {}
+        return {"reference": self.reference, "sha256": self.sha256} | place | ({"lora": self.lora} if self.lora else {})
 
 
 def weights_sha256(state: Mapping[str, torch.Tensor]) -> str:

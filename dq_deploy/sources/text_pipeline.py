@@ -14,13 +14,13 @@ from typing import Any
 
 import torch
 
-from ..artifacts.reading import check_safetensors
-from ..errors import ArtifactError, EnvironmentProblem
+from ..errors import ArtifactError, EnvironmentProblem, raise_if_out_of_memory
 from .load import class_of_diffusers, summarized
-from .pickles import as_safetensors
-from .pipeline_index import WEIGHTS_SUFFIX, read_components, read_pipeline_index
+from .pipeline_index import read_components, read_pipeline_index
+from .plain_copy import is_quantized, plain_copy
 from .resolve import SAFETY_PARTS, resolve
 from .source import Source
+from .weights import readable
 
 _LOG = logging.getLogger(__name__)
 _WHOLE = "prompts need the whole pipeline: text encoders and tokenizers beside the denoiser, as `pipeline.save_pretrained(DIR)` writes"
@@ -46,13 +46,23 @@ def text_pipeline(source: Source) -> Any:
     EnvironmentProblem without transformers.
     """
     if source.pipeline is not None:
-        pipeline = copy.copy(source.pipeline)
-        pipeline.register_modules(**{source.component: source.model, "scheduler": source.scheduler})
+        pipeline = _own(source.pipeline, **{source.component: source.model, "scheduler": source.scheduler})
     else:
         _, root = resolve(source.reference, whole=True)
         pipeline = load_whole(root, **{source.component: source.model, "scheduler": source.scheduler})
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+def _own(pipeline: Any, **parts: Any) -> Any:
+    """A pipeline of our own with ``parts``, and with plain copies of the other models that share their weights with the caller's."""
+    own = copy.copy(pipeline)
+    for name, part in pipeline.components.items():
+        if name not in parts and isinstance(part, torch.nn.Module) and not is_quantized(part):
+            parts[name] = plain_copy(part, None)
+    own.register_modules(**parts)
+    own._all_hooks = []  # diffusers would offload anew what it finds there, after each call
+    return own
 
 
 def load_whole(root: Path, **parts: Any) -> Any:
@@ -70,18 +80,14 @@ def load_whole(root: Path, **parts: Any) -> Any:
     if any(components[name][0] == "transformers" for name in wanted):
         _require_transformers(index.pipeline_class)
     _check_parts(root, {name: components[name] for name in wanted})
-    with as_safetensors(root, wanted) as readable:
-        for weights in sorted(path for name in wanted for path in (readable / name).glob(f"*{WEIGHTS_SUFFIX}")):
-            check_safetensors(weights)
+    with readable(root, wanted) as folder:
         try:
             with _no_progress_bars():
                 pipeline = kind.from_pretrained(
-                    readable, **parts, **needless, **flags, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False,
-                    variant=_variant(readable, wanted),
+                    folder, **parts, **needless, **flags, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False,
                 )  # fmt: skip
-        except MemoryError:
-            raise
         except Exception as error:  # diffusers and transformers raise a dozen kinds for a damaged or missing part
+            raise_if_out_of_memory(error, f"loading the {index.pipeline_class} in {root}")
             _LOG.debug("loading %s failed", root, exc_info=True)
             raise ArtifactError(
                 f"cannot load the {index.pipeline_class} in {root}: {summarized(error)}",
@@ -123,15 +129,6 @@ def _check_parts(root: Path, components: dict[str, tuple[str, str]]) -> None:
     missing = [name for name in components if not (root / name).is_dir()]
     if missing:
         raise ArtifactError(f"{root} has no folder {', '.join(missing)}", "prompts need the whole pipeline, not the denoiser alone")
-
-
-def _variant(root: Path, names: list[str]) -> str | None:
-    """fp16 where a part has no other weights; diffusers then takes the plain files of all other parts."""
-    for name in names:
-        files = {path.name for path in (root / name).glob(f"*{WEIGHTS_SUFFIX}")}
-        if files and all(".fp16." in file for file in files):
-            return "fp16"
-    return None
 
 
 def _known_class(name: str) -> Any:

@@ -8,7 +8,7 @@ from pathlib import Path
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dq_deploy.artifacts import Manifest
+from dq_deploy.artifacts import Artifact, Manifest
 from dq_deploy.artifacts.manifest import FileEntry, parse_manifest
 
 FINITE = st.floats(allow_nan=False, allow_infinity=False)
@@ -36,3 +36,8 @@ def test_round_trip(tmp_path: Path, details: dict[str, object], timesteps: list[
     assert found == manifest
     assert found.to_json() == manifest.to_json()
     assert json.loads(manifest.to_json())["timesteps"] == timesteps
+
+
+def test_an_artefact_prints_as_one_line(tmp_path: Path) -> None:
+    manifest = Manifest(kind="checkpoint", model="a\nb", details={"layers": ["x"] * 100})
+    assert repr(Artifact(tmp_path / "c", manifest)) == f"<checkpoint of 'a\\nb' in '{tmp_path / 'c'}'>"

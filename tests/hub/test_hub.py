@@ -107,6 +107,19 @@ def test_without_a_token_nothing_is_pushed(hub: LocalHub, flow: Flow, monkeypatc
     assert hub.repositories == {}
 
 
+@pytest.mark.parametrize("offline", [True, False], ids=["switched off", "no network"])
+def test_without_a_network_nothing_is_pushed_or_loaded(
+    hub: LocalHub, flow: Flow, monkeypatch: pytest.MonkeyPatch, cli: Cli, offline: bool
+) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", offline)
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
+    ended = cli("push", flow.bundles["onnxruntime"], "someone/tiny")
+    assert_refused(ended, 4, "someone/tiny was not pushed: ", "hint: check the network")
+    with pytest.raises(EnvironmentProblem, match="as a repository of the hub it is not in the cache .*, and the hub cannot be reached"):
+        dq_deploy.load("someone/tiny")
+    assert hub.requests == []
+
+
 def test_a_dry_run_contacts_nobody(hub: LocalHub, flow: Flow, cli: Cli, report: Path) -> None:
     ended = cli("push", flow.bundles["onnxruntime"], "someone/tiny", "--dry-run", "--report", report, "--format", "json")
     assert ended.code == 0, ended.err
@@ -159,6 +172,42 @@ def test_a_name_is_no_markup_in_a_card(flow: Flow, tmp_path: Path) -> None:
     assert ModelCard(card).data.model_name == name, "a string of the metadata, and no more"
     assert "<img" not in ModelCard(card).text
     assert "\n# a\\|b &lt;img src=x&gt; # c \\`d\\` \\[e\\](f), W8A8\n" in card
+
+
+def test_a_card_names_timesteps_that_are_shares(flow: Flow, tmp_path: Path) -> None:
+    card = model_card(altered_manifest(flow.bundle("onnxruntime"), tmp_path / "b", timesteps=[-0.25, 0.5, 999.0]))
+    assert "| calibrated timesteps | -0.25, 0.5, 999 |" in card
+
+
+def test_the_card_of_a_module_names_no_pipeline(flow: Flow, tmp_path: Path) -> None:
+    bundle = flow.bundle("onnxruntime")
+    assert 'pipe.unet = dq_deploy.load("OWNER/NAME")' in model_card(bundle)
+    card = model_card(altered_manifest(bundle, tmp_path / "b", details={**bundle.manifest.details, "component": None}))
+    assert '\nimport dq_deploy\n\nmodel = dq_deploy.load("OWNER/NAME")' in card
+    assert "pipe." not in card
+
+
+def test_a_model_of_videos_is_tagged_as_one(flow: Flow, tmp_path: Path) -> None:
+    details = flow.bundle("onnxruntime").manifest.details
+    text = {**details["inputs"][0], "name": "encoder_hidden_states"}
+    for size, tag in (({"height": 16}, "text-to-image"), ({"height": 16, "num_frames": 5}, "text-to-video")):
+        changed = {**details, "inputs": [*details["inputs"], text], "picture_size": size}
+        card = ModelCard(model_card(altered_manifest(flow.bundle("onnxruntime"), tmp_path / tag, details=changed)))
+        assert card.data.to_dict()["pipeline_tag"] == tag
+
+
+def test_a_card_says_what_part_of_the_work_has_other_bits_than_the_preset(flow: Flow, tmp_path: Path) -> None:
+    bundle = flow.bundle("tensorrt")
+    layers = [{**layer, "weight_bits": 4 if layer.get("weight_bits") else None} for layer in bundle.manifest.details["layers"]]
+    heaviest = max((layer for layer in layers if layer["weight_bits"]), key=lambda layer: layer["macs"])
+    heaviest["weight_bits"] = 8
+    share = heaviest["macs"] / sum(layer["macs"] for layer in layers if layer["weight_bits"])
+    details = {**bundle.manifest.details, "layers": layers}
+    card = ModelCard(model_card(altered_manifest(bundle, tmp_path / "b", details=details)))
+    first, second = ("W8A8", "W4A8") if share > 0.5 else ("W4A8", "W8A8")
+    assert f", {first}, {min(share, 1 - share):.0%} at {second}\n" in card.text
+    assert f"| weights, {100 * share:.0f} % of the multiply-accumulates | 8 bits |" in card.text
+    assert first.lower() in (card.data.tags or [])
 
 
 def test_the_card_lies_beside_the_artefacts_files(flow: Flow, report: Path, cli: Cli, tmp_path: Path) -> None:

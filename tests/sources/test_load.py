@@ -202,8 +202,18 @@ def test_hub_id_that_cannot_be_had(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    message = "no such path: someone/nothing; as a model of the hub it is not in the cache on this machine, and the hub cannot be reached"
+    with pytest.raises(EnvironmentProblem, match=message):
+        load_source("someone/nothing")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "someone").mkdir()  # then it was meant as a path
     with pytest.raises(UsageError, match="no such path: someone/nothing; nor can it be had from the hub"):
         load_source("someone/nothing")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", "/dev/null/cache")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_TOKEN_PATH", "/dev/null/token")
+    with pytest.raises(EnvironmentProblem, match=r"the hub's cache on this machine cannot be used: .*\nset HF_HOME to a folder"):
+        load_source("other/nothing")
 
 
 def test_folder_that_is_no_pipeline(tmp_path: Path) -> None:
@@ -212,7 +222,7 @@ def test_folder_that_is_no_pipeline(tmp_path: Path) -> None:
 
 
 def test_file_instead_of_a_folder(saved: Path) -> None:
-    with pytest.raises(ArtifactError, match="is a file, not a diffusers pipeline folder"):
+    with pytest.raises(ArtifactError, match="model_index.json is a file of the pipeline in .*/tiny\ngive the folder: .*/tiny"):
         load_source(saved / "model_index.json")
 
 

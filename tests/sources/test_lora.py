@@ -147,7 +147,7 @@ def test_a_lora_file(saved: Path) -> None:
     expected, _ = pipeline.encode_prompt("cat", torch.device("cpu"), 1, False)
     torch.testing.assert_close(texts, expected)
     # What the manifest says is enough to load the very same weights again.
-    again = reload_source(source.origin)
+    again = reload_source(source.origin, saved)
     assert again.sha256 == source.sha256 != load_source(saved / "pipeline").sha256
     assert source.origin["lora"]["scale"] == 0.5
 

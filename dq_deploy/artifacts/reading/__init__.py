@@ -10,8 +10,8 @@ Lint keeps everything else away from the files (``banned-api`` in ``pyproject.to
 from .onnx_files import check_external_data, check_onnx, check_structure, data_problem, read_ir, read_onnx, without_links
 from .paths import path_inside
 from .pickled_files import read_pickled_tensors
-from .plain import as_record, read_bytes, read_json, read_record
-from .safetensors_files import check_safetensors, read_arrays, read_tensors
+from .plain import as_record, read_bytes, read_json, read_record, refuse_stand_in
+from .safetensors_files import check_safetensors, read_arrays, read_tensors, tensor_shapes
 
 __all__ = [
     "as_record",
@@ -29,5 +29,7 @@ __all__ = [
     "read_pickled_tensors",
     "read_record",
     "read_tensors",
+    "refuse_stand_in",
+    "tensor_shapes",
     "without_links",
 ]

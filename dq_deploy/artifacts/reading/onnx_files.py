@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...errors import ArtifactError
 from .paths import REMAKE, file_problem, in_hub_cache, name_problem, shown
-from .plain import read_bytes
+from .plain import read_bytes, refuse_stand_in
 
 if TYPE_CHECKING:
     import onnx
@@ -35,6 +35,7 @@ def read_onnx(path: Path) -> onnx.ModelProto:
     from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
     content = read_bytes(path, limit=PROTOBUF_LIMIT, hint=_EXPORT_AGAIN)
+    refuse_stand_in(path)
     model = onnx.ModelProto()
     try:
         model.ParseFromString(content)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ...errors import ArtifactError
+from ...errors import ArtifactError, raise_if_out_of_memory
 from .plain import regular_file
 
 if TYPE_CHECKING:
@@ -21,9 +21,8 @@ def read_pickled_tensors(path: Path) -> dict[str, torch.Tensor]:
     regular_file(path)
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)  # noqa: TID251  the door
-    except MemoryError:
-        raise
     except Exception as error:  # the unpickler raises a dozen kinds, with advice that nobody should follow
+        raise_if_out_of_memory(error)
         asked = re.search(r"GLOBAL (\S+)", str(error))
         reason = f"it asks for {asked[1]}" if asked else type(error).__name__
         raise ArtifactError(f"{path} holds more than plain tensors, or is damaged; nothing in it was run ({reason})") from error

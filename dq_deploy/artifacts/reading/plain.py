@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import stat
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,6 +15,7 @@ from ...errors import ArtifactError
 
 # Of a manifest or a layer report: those of a network with 4,000 layers have some megabytes.
 JSON_LIMIT = 256 << 20
+_LONGEST_POINTER = 1024  # bytes, as Git LFS specifies
 Record = TypeVar("Record", bound=BaseModel)
 
 
@@ -38,12 +40,30 @@ def regular_file(path: Path, *, hint: str | None = None) -> int:
     return found.st_size
 
 
+def refuse_stand_in(path: Path) -> None:
+    """Raise ArtifactError for what stands in a file's place: the pointer that Git LFS leaves, or a web page that came for a download.
+
+    A file that is missing or may not be read is the caller's to judge: OSError.
+    """
+    with path.open("rb") as stream:
+        head = stream.read(_LONGEST_POINTER)
+    if head.startswith(b"version https://git-lfs.github.com/spec/"):
+        size = re.search(rb"^size (\d+)$", head, re.MULTILINE)
+        of = f" of {int(size[1])} bytes" if size else ""
+        raise ArtifactError(f"{path} is a Git LFS pointer to a file{of}, and not that file", "fetch it: git lfs pull")
+    if head.lstrip()[:15].lower().startswith((b"<!doctype html", b"<html")):
+        raise ArtifactError(
+            f"{path} is a web page, and not the file that its name promises", "download the file itself, logged in if need be"
+        )
+
+
 def read_json(path: Path, what: str, *, hint: str | None = None) -> Any:
     """The JSON value in a file: UTF-8, no key twice, no NaN or infinity. Raises ArtifactError saying what is wrong with which file."""
     content = read_bytes(path, limit=JSON_LIMIT, hint=hint)
     try:
         return parse_json(content)
     except ValueError as error:
+        refuse_stand_in(path)
         raise ArtifactError(f"{path} is not {what}: {error}", hint) from None
 
 

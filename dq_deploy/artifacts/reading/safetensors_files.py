@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...errors import ArtifactError
 from .paths import REMAKE
-from .plain import parse_json
+from .plain import parse_json, refuse_stand_in
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,17 +33,12 @@ def check_safetensors(path: Path) -> dict[str, str]:
     Raises ArtifactError: oversized or truncated header, duplicate keys, an unknown dtype, a shape that does not fit its bytes, overlaps,
     holes, missing or trailing bytes.
     """
-    try:
-        with path.open("rb") as stream:
-            size = path.stat().st_size
-            length = int.from_bytes(stream.read(8), "little")
-            if size < 8 or length > min(HEADER_LIMIT, size - 8):
-                raise ValueError(f"its header claims {length} bytes, and the file has {size}")
-            header = parse_json(stream.read(length))
-        _check_header(header, size - 8 - length)
-        return _metadata(header)
-    except ValueError as error:
-        raise ArtifactError(f"{path}: not a valid safetensors file ({error})", REMAKE) from None
+    return _metadata(_checked_header(path))
+
+
+def tensor_shapes(path: Path) -> dict[str, list[int]]:
+    """Name and shape of every tensor, from the header. Raises ArtifactError as ``check_safetensors`` does."""
+    return {name: entry["shape"] for name, entry in _checked_header(path).items() if name != "__metadata__"}
 
 
 def read_arrays(path: Path, names: Iterable[str]) -> dict[str, np.ndarray[Any, Any]]:
@@ -69,6 +64,23 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
         return load_file(path)
     except (SafetensorError, OSError, KeyError) as error:  # the last one: a dtype that torch has not
         raise ArtifactError(f"{path}: not a valid safetensors file ({error})", REMAKE) from None
+
+
+def _checked_header(path: Path) -> Mapping[str, Any]:
+    refuse_stand_in(path)
+    try:
+        with path.open("rb") as stream:
+            size = path.stat().st_size
+            length = int.from_bytes(stream.read(8), "little")
+            if size < 8 or length > min(HEADER_LIMIT, size - 8):
+                raise ValueError(f"its header claims {length} bytes, and the file has {size}")
+            header = parse_json(stream.read(length))
+        _check_header(header, size - 8 - length)
+        _metadata(header)
+    except ValueError as error:
+        raise ArtifactError(f"{path}: not a valid safetensors file ({error})", REMAKE) from None
+    assert isinstance(header, Mapping)
+    return header
 
 
 def _check_header(header: Any, size: int) -> None:

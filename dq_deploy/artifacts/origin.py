@@ -1,0 +1,60 @@
+"""Where an artefact's source lies: what a manifest keeps so that later stages find it from any folder, and after a move."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+_HUB_LIKE = 2  # parts of OWNER/NAME
+
+
+def absolute_place(path: Path) -> str:
+    """The absolute path, with ``~`` for the home folder: whoever reads a published manifest need not learn whose it was."""
+    absolute = _absolute(path)
+    try:
+        return (Path("~") / absolute.relative_to(Path.home().resolve())).as_posix()
+    except (ValueError, RuntimeError):  # not below it; there is none
+        return str(absolute)
+
+
+def place_relative(details: dict[str, Any], artifact: Path) -> None:
+    """Note in a manifest's ``details`` where its source and the LoRA in it lie, as seen from the folder ``artifact`` of the manifest."""
+    source = details.get("source")
+    if not isinstance(source, dict):
+        return
+    source = _placed(source, artifact)
+    if isinstance(source.get("lora"), dict):
+        source["lora"] = _placed(source["lora"], artifact)
+    details["source"] = source
+
+
+def places(entry: Mapping[str, Any], artifact: Path) -> list[Path]:
+    """Where a source or a LoRA should lie: first as seen from the artefact, then where it was; empty for what is no path."""
+    if not entry.get("absolute"):
+        return []
+    found = [Path(os.path.normpath(_absolute(artifact) / entry["relative"]))] if entry.get("relative") else []
+    return list(dict.fromkeys([*found, Path(entry["absolute"]).expanduser()]))
+
+
+def source_name(source: Mapping[str, Any]) -> str:
+    """What to call a source before others: a hub id or a built-in name as it is, of a path the last folder alone."""
+    reference = str(source["reference"])
+    if source.get("absolute"):
+        return Path(source["absolute"]).name
+    is_path = Path(reference).is_absolute() or reference.startswith((".", "~")) or len(Path(reference).parts) > _HUB_LIKE
+    return Path(reference).name if is_path else reference
+
+
+def _placed(entry: Mapping[str, Any], artifact: Path) -> dict[str, Any]:
+    if not entry.get("absolute"):
+        return dict(entry)
+    place = Path(entry["absolute"]).expanduser()
+    return {**entry, "relative": Path(os.path.relpath(place, _absolute(artifact))).as_posix()}
+
+
+def _absolute(path: Path) -> Path:
+    """Without links above it; a link of its own is kept, whose name says what it is."""
+    absolute = path.expanduser().absolute()
+    return absolute.parent.resolve() / absolute.name
