@@ -10,8 +10,10 @@ An engine folder of TensorRT holds ``model.smXY.engine`` and ``layers.smXY.json`
     profile                 input name → [min, opt, max] shapes
     batch, sizes            [min, opt, max] of the batch, and of every other dynamic dimension by its name
     output_spec             the output's name, dtype and shape
+    rows                    input → how many rows the table has that it selects from, where it does (row_tables.py)
     options                 those of BuildOptions that were asked for
     lint_allowed            rule of the lint → how often the graph breaks it: errors that the user let pass
+    layer_bits              bits of the layers and the share of the multiply-accumulates that have them (artifacts/layer_bits.py)
     bundle                  where the bundle was: with the rest, all that it takes to build the engine again
     checkpoint_sha256       the manifest's hash of the checkpoint that the bundle was exported from: what the engine can be checked against
     built_on                OpenVINO alone: the CPU whose kernels the report shows, and whether its INT8 kernels saturate
@@ -29,6 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from ..artifacts import Artifact, Manifest, check_output, create_artifact, open_artifact
+from ..artifacts.layer_bits import layer_bits
 from ..artifacts.reading import read_record, without_links
 from ..artifacts.writing import write_text
 from ..errors import ArtifactError, EnvironmentProblem, UsageError
@@ -42,10 +45,12 @@ from .engine_files import int8_without_vnni
 from .layer_dump import parse_dump
 from .layer_report import STATEMENTS, LayerReport, build_report
 from .machine import machine_info
+from .row_tables import rows_in_onnx
 
 # Carried over, so that an engine folder can be run without its bundle.
 _FROM_BUNDLE = (
-    "component", "pipeline_class", "model_config", "sample_shape", "picture_size", "inputs", "output", "source", "target", "dtype", "float",
+    "component", "pipeline_class", "model_config", "sample_shape", "picture_size", "call", "inputs", "output", "source", "target", "dtype",
+    "float",
 )  # fmt: skip
 
 
@@ -95,14 +100,14 @@ def build_engine(
     allow = check_allowed(allow, "tensorrt")
     capabilities = check_capabilities(known, compute_capabilities)
     profile = input_profile(source.manifest.details["inputs"], batch, sizes or {})
-    check_output(Path(output), force=force)
+    check_output(Path(output), force=force, source=source.path)
     graph = check_graph(source)
     allowed = lint(source, target="tensorrt").enforce(allow)
     for line in consequences(allow, allowed):
         warn(line)
     job = _Job(source, known, profile, asked, timeout_s, allowed)
     manifest = _manifest(job, {"batch": list(batch), "sizes": {name: list(values) for name, values in (sizes or {}).items()}})
-    manifest.details["output_spec"] = output_spec(graph)
+    manifest.details |= {"output_spec": output_spec(graph), "rows": rows_in_onnx(graph)}
     title = f"building with {known}"
     with create_artifact(output, manifest, force=force) as folder, (progress or silent)(title, len(capabilities)) as advance:
         for capability in capabilities:
@@ -144,6 +149,7 @@ def _manifest(job: _Job, shapes: Mapping[str, Any]) -> Manifest:
         "checkpoint_sha256": origin.parent.manifest_sha256 if origin.parent else None,
         "options": job.options.asked(),
         "lint_allowed": job.allowed,
+        "layer_bits": layer_bits(origin),
         **shapes,
     }
     if job.backend == "openvino":

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from ..artifacts import Artifact
+from ..artifacts.layer_bits import integer_activations, share_of_work
 from ..errors import UsageError
 from .engine_files import details_of
 from .runner import GraphRunner, Runner
@@ -72,12 +73,16 @@ def make_runner(artifact: Artifact, *, runtime: Runtime = "auto", **options: Any
         raise UsageError(f"unknown runtime '{runtime}'", "choose auto, onnxruntime or openvino")
     if artifact.manifest.kind == "engine":
         return _engine_runner(artifact, runtime, options)
-    if (_chosen(artifact, options) if runtime == "auto" else runtime) == "onnxruntime":
-        from .onnxruntime import OnnxRuntimeRunner
+    chosen = _chosen(artifact, options) if runtime == "auto" else runtime
+    from .onnxruntime import OnnxRuntimeRunner
 
+    if chosen == "onnxruntime":
         return OnnxRuntimeRunner(artifact, **options)
     from .openvino import OpenVinoRunner
 
+    if runtime == "auto":
+        shared = {name: value for name, value in options.items() if name not in _OWN_OPTIONS["openvino"]}
+        options = {"otherwise": lambda: OnnxRuntimeRunner(artifact, **shared), **options}
     return OpenVinoRunner(artifact, **options)
 
 
@@ -92,11 +97,13 @@ def _chosen(bundle: Artifact, options: Mapping[str, Any]) -> Literal["onnxruntim
 def best_runtime(bundle: Artifact) -> Literal["onnxruntime", "openvino"]:
     """The faster of the installed engines for a bundle on a CPU; either computes what its integers mean.
 
-    OpenVINO where it is installed, for integer graphs of target ``tensorrt``: with INT8 kernels where these are exact on this CPU, else in
-    float (docs/engines.md has the measurements). ONNX Runtime for everything else: float graphs, scales as graph values.
+    OpenVINO where it is installed, for graphs of target ``tensorrt`` whose products are integers, by half of the multiply-accumulates or
+    more: with INT8 kernels where these are exact on this CPU, else in float (docs/engines.md has the measurements). ONNX Runtime for
+    everything else: float graphs, weights alone, scales as graph values.
     """
-    quantization = bundle.manifest.quantization or {}
-    integer = bundle.manifest.details.get("target") == "tensorrt" and quantization.get("activation_bits", 16) <= 8
+    details = bundle.manifest.details
+    products = [*details["layers"], *details["float_layers"]]
+    integer = details.get("target") == "tensorrt" and share_of_work(products, integer_activations) >= 1 / 2
     return "openvino" if integer and find_spec("openvino") is not None else "onnxruntime"
 
 

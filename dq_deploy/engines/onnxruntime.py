@@ -11,7 +11,9 @@ import numpy as np
 
 from ..artifacts import Artifact
 from ..artifacts.reading import read_onnx
-from ..errors import ArtifactError, DqDeployError, EnvironmentProblem, ResourceError, UsageError
+from ..errors import ArtifactError, DqDeployError, EnvironmentProblem, ResourceError, UsageError, out_of_memory
+from .finite import Nonfinite, checked
+from .row_tables import rows_in_onnx
 from .runner import Array, GraphRunner, InputSpec, graph_file
 
 _EXACT = "session.x64quantprecision"
@@ -28,7 +30,7 @@ SESSION_CONFIG = {
     # Worker threads that go on spinning after a run take the cores from whatever is timed next.
     "session.force_spinning_stop": "1",
 }
-_DTYPES = {
+DTYPES = {
     "tensor(float)": np.float32,
     "tensor(float16)": np.float16,
     "tensor(double)": np.float64,
@@ -42,7 +44,8 @@ class OnnxRuntimeRunner(GraphRunner):
     """A bundle (folder or opened artefact) or an ONNX file in an onnxruntime session.
 
     ``providers``: in order of preference; the first must be the one in use. ``optimized`` off runs the graph node by node as it is
-    written, which is what parity is judged on. ``threads`` None leaves the number to onnxruntime. May be run by several threads at once.
+    written, which is what parity is judged on. ``threads`` None leaves the number to onnxruntime. ``nonfinite`` is what becomes of samples
+    with NaN or infinity (finite.py). May be run by several threads at once.
 
     Raises EnvironmentProblem (onnxruntime or the provider is missing) and ArtifactError (a graph that it does not load).
     """
@@ -54,20 +57,24 @@ class OnnxRuntimeRunner(GraphRunner):
         providers: Sequence[str] = ("CPUExecutionProvider",),
         optimized: bool = True,
         threads: int | None = None,
+        nonfinite: Nonfinite = "refuse",
     ) -> None:
+        self.nonfinite = checked(nonfinite)
         ort = _import()
         if not providers:
             raise UsageError("no onnxruntime provider was given")
         if providers[0] not in ort.get_available_providers():
             raise _missing_provider(providers[0], ort.get_available_providers())
         self._file = file = graph_file(source)
-        config = _session_config(file)
+        model = read_onnx(file)
+        config = _session_config(model)
+        rows = rows_in_onnx(model)
         self._session = _open(ort, file, list(providers), _session_options(ort, optimized, threads, config))
         if self._session.get_providers()[0] != providers[0]:
             raise _missing_provider(providers[0], self._session.get_providers())
         self._output = self._session.get_outputs()[0].name
         self.name = "onnxruntime"
-        self.specs = tuple(_spec(value, file) for value in self._session.get_inputs())
+        self.specs = tuple(_spec(value, file, rows.get(value.name)) for value in self._session.get_inputs())
         self.details: dict[str, Any] = {
             "engine": self.name,
             "version": ort.__version__,
@@ -91,7 +98,7 @@ def optimized_operators(file: Path, *, threads: int | None = None) -> list[str]:
     Raises EnvironmentProblem (onnxruntime is missing) and ArtifactError (a graph that it does not load).
     """
     ort = _import()
-    options = _session_options(ort, optimized=True, threads=threads, config=_session_config(file))
+    options = _session_options(ort, optimized=True, threads=threads, config=_session_config(read_onnx(file)))
     with tempfile.TemporaryDirectory(prefix="dq-deploy-optimized-") as folder:
         options.optimized_model_filepath = str(Path(folder) / "model.onnx")
         _open(ort, file, ["CPUExecutionProvider"], options)
@@ -112,9 +119,9 @@ def _missing_provider(wanted: str, found: Sequence[str]) -> EnvironmentProblem:
     return EnvironmentProblem(f"onnxruntime does not use provider {wanted} here; it has {', '.join(found)}", hint)
 
 
-def _session_config(file: Path) -> dict[str, str]:
+def _session_config(model: Any) -> dict[str, str]:
     """``SESSION_CONFIG`` as this graph takes it: exact sums refuse weights in blocks, and have nothing to do beside them."""
-    nodes = read_onnx(file).graph.node
+    nodes = model.graph.node
     blocks = any(node.op_type == "DequantizeLinear" and any(a.name == "block_size" and a.i for a in node.attribute) for node in nodes)
     return {key: value for key, value in SESSION_CONFIG.items() if not (blocks and key == _EXACT)}
 
@@ -143,12 +150,13 @@ def _open(ort: Any, file: Path, providers: list[str], options: Any) -> Any:
 def _failure(what: str, file: Path, error: Exception) -> DqDeployError:
     """One of our errors from onnxruntime's: its first line, since what follows is a C++ stack."""
     reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-    if isinstance(error, MemoryError) or "allocate memory" in reason or "bad_alloc" in reason:
-        return ResourceError(f"out of memory: onnxruntime cannot {what} {file}: {reason}", "try a smaller batch")
+    if memory := out_of_memory(error):
+        return ResourceError(f"onnxruntime cannot {what} {file}: {memory.message}", "try a smaller batch")
     return ArtifactError(f"onnxruntime cannot {what} {file}: {reason}")
 
 
-def _spec(value: Any, file: Path) -> InputSpec:
-    if value.type not in _DTYPES:
+def _spec(value: Any, file: Path, rows: int | None) -> InputSpec:
+    if value.type not in DTYPES:
         raise ArtifactError(f"{file}: input '{value.name}' is a {value.type}, which no diffusion model takes")
-    return InputSpec(value.name, tuple(size if isinstance(size, int) else None for size in value.shape), np.dtype(_DTYPES[value.type]))
+    shape = tuple(size if isinstance(size, int) else None for size in value.shape)
+    return InputSpec(value.name, shape, np.dtype(DTYPES[value.type]), rows=rows)

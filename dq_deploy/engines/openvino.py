@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
@@ -14,11 +15,14 @@ import numpy as np
 
 from ..artifacts import Artifact
 from ..artifacts.reading import check_structure, without_links
-from ..errors import ArtifactError, EnvironmentProblem, UsageError
+from ..errors import ArtifactError, EnvironmentProblem, UsageError, raise_if_out_of_memory
 from .engine_files import check_backend_is, check_version, int8_without_vnni, open_runnable
+from .finite import Nonfinite, checked
 from .openvino_graph import PRODUCTS, product_precision
+from .openvino_ladder import REWRITTEN, Shapes, Way, compile_somehow
 from .openvino_rewrites import rewrite
 from .openvino_shapes import ShapedModels, shapes_for
+from .row_tables import rows_in_openvino
 from .runner import Array, GraphRunner, InputSpec, graph_file
 
 Precision = Literal["f32", "bf16", "f16"]
@@ -46,10 +50,12 @@ class OpenVinoRunner(GraphRunner):
 
     ``precision`` is that of what is not INT8 (``INFERENCE_PRECISION_HINT``); None leaves the choice to OpenVINO, which takes bf16 where
     the CPU has it. ``integer`` says whether quantized layers run on INT8 kernels; None is as the engine was built, or else takes them
-    where they serve on this CPU (see ``int8_serves``). In float they are slow and exact.
+    where they serve on this CPU (see ``int8_serves``). In float they are slow and exact. ``nonfinite`` is what becomes of samples with NaN
+    or infinity (finite.py).
 
-    Each of the first few shapes that it is run at is compiled when it comes, which takes seconds (``ShapedModels``). May be run by several
-    threads at once.
+    Each of the first few shapes that it is run at is compiled when it comes, which takes seconds (``ShapedModels``). A graph that OpenVINO
+    refuses is tried in other ways (openvino_ladder.py), each said once, as a warning, and the one taken in ``details["compiled"]``; where
+    it refuses all, ``otherwise`` makes the runner that is used instead. May be run by several threads at once.
 
     Raises EnvironmentProblem (OpenVINO is missing or older than the engine, or the CPU has not that precision) and ArtifactError (a graph
     that it does not load).
@@ -62,7 +68,10 @@ class OpenVinoRunner(GraphRunner):
         precision: Precision | None = "f32",
         threads: int | None = None,
         integer: bool | None = None,
+        nonfinite: Nonfinite = "refuse",
+        otherwise: Callable[[], GraphRunner] | None = None,
     ) -> None:
+        self.nonfinite = checked(nonfinite)
         openvino = import_openvino()
         if threads is not None and threads < 1:
             raise UsageError(f"threads is {threads}, and at least 1 is needed")
@@ -72,15 +81,27 @@ class OpenVinoRunner(GraphRunner):
         config = _configuration(openvino, precision, threads, integer)
         with _plain_file(source, file) as plain:
             model = read_graph(openvino, plain)
+            rows = rows_in_openvino(model)
             size = sum(path.stat().st_size for path in plain.parent.glob(f"{plain.stem}*"))
 
-        def compile_for(shapes: Mapping[str, Sequence[int]] | None) -> Any:
-            try:
+        def compile_for(shapes: Shapes | None) -> Any:
+            def compile_as(way: Way) -> Any:
+                chosen = config if way.integer else _configuration(openvino, precision, threads, integer=False)
                 with _kept_signal_stack():
-                    return _compile(openvino, model.clone() if shapes else model, config, shapes)
+                    return _compile(openvino, model, chosen, shapes, way)
+
+            try:
+                compiled, way = compile_somehow(
+                    compile_as, integer=integer, openable=bool(shapes), refused=lambda way, why: self._tell(f"{way.name}: {why}")
+                )
             except RuntimeError as error:
                 raise self._failure(error) from error
+            if way is not REWRITTEN:
+                self.details.setdefault("compiled", []).append({"shapes": {k: list(v) for k, v in (shapes or {}).items()}, "way": way.name})
+            return compiled
 
+        self._otherwise, self._told = otherwise, set[str]()
+        self._instead: GraphRunner | None = None
         self._models = ShapedModels(compile_for, dynamic=model.is_dynamic(), most=shapes_for(size))
         used, used_threads = _in_use(openvino, config)
         if precision and used != precision:
@@ -88,7 +109,7 @@ class OpenVinoRunner(GraphRunner):
                 f"OpenVINO computes in {_NAMES.get(used, used)} on this CPU, not in {_NAMES.get(precision, precision)} as asked"
             )
         self.name = "openvino"
-        self.specs = tuple(_spec(port, file) for port in model.inputs)
+        self.specs = tuple(_spec(port, file, rows.get(port.any_name)) for port in model.inputs)
         self.details: dict[str, Any] = {
             "engine": self.name,
             "version": openvino.__version__,
@@ -109,12 +130,27 @@ class OpenVinoRunner(GraphRunner):
         return [(op, _stated_precision(primitive, stated)) for op, primitive, stated in found if op in PRODUCTS]
 
     def _infer(self, feeds: dict[str, Array]) -> Array:
+        if self._instead is not None:
+            return self._instead._infer(feeds)
         try:
             return self._models.infer(feeds)
         except RuntimeError as error:
             raise self._failure(error) from error
+        except ArtifactError as error:  # it compiles in no way
+            if self._otherwise is None:
+                raise
+            self._instead = self._otherwise()
+            self._tell(f"{error}; {self._instead.name} runs it instead")
+            self.name, self.details = self._instead.name, {**self._instead.details, "instead_of": "openvino"}
+            return self._instead._infer(feeds)
+
+    def _tell(self, what: str) -> None:
+        if what not in self._told:
+            self._told.add(what)
+            warnings.warn(f"OpenVINO refuses {self._file} {what}", RuntimeWarning, stacklevel=2)
 
     def _failure(self, error: RuntimeError) -> ArtifactError:
+        raise_if_out_of_memory(error)
         return ArtifactError(f"OpenVINO cannot run {self._file}: {_cause(error)}")
 
 
@@ -181,7 +217,12 @@ def compile_for_cpu(openvino: Any, file: Path, *, integer: bool, shapes: Mapping
     Raises ArtifactError when OpenVINO does not load it.
     """
     try:
-        return _compile(openvino, read_graph(openvino, file), _configuration(openvino, "f32", None, integer), shapes)
+        model = read_graph(openvino, file)
+
+        def compile_as(way: Way) -> Any:
+            return _compile(openvino, model, _configuration(openvino, "f32", None, integer and way.integer), shapes, way)
+
+        return compile_somehow(compile_as, integer=integer, openable=bool(shapes), refused=lambda *_: None)[0]
     except RuntimeError as error:
         raise refusal(openvino, file, error) from error
 
@@ -193,10 +234,11 @@ def _configuration(openvino: Any, precision: Precision | None, threads: int | No
     return config | ({} if integer else _without_integer_kernels(openvino))
 
 
-def _compile(openvino: Any, model: Any, config: Mapping[str, Any], shapes: Mapping[str, Sequence[int]] | None) -> Any:
-    if shapes:
+def _compile(openvino: Any, model: Any, config: Mapping[str, Any], shapes: Shapes | None, way: Way) -> Any:
+    model = model.clone()  # which keeps the weights: they are not copied
+    if shapes and way.fixed:
         model.reshape({name: list(shape) for name, shape in shapes.items()})
-    if not model.is_dynamic():
+    if way.rewritten and not model.is_dynamic():
         rewrite(model)
     return openvino.Core().compile_model(model, "CPU", dict(config))
 
@@ -213,6 +255,7 @@ def _in_use(openvino: Any, config: Mapping[str, Any]) -> tuple[str, int]:
 
 def refusal(openvino: Any, file: Path, error: RuntimeError) -> ArtifactError:
     """The error for a graph that OpenVINO does not take, in its own words."""
+    raise_if_out_of_memory(error)
     return ArtifactError(f"OpenVINO {openvino.__version__} cannot load {file}: {_cause(error)}")
 
 
@@ -288,7 +331,7 @@ def _kept_signal_stack() -> Iterator[None]:
             sigaltstack(ctypes.byref(before), None)
 
 
-def _spec(port: Any, file: Path) -> InputSpec:
+def _spec(port: Any, file: Path, rows: int | None) -> InputSpec:
     dtype = port.get_element_type().get_type_name()
     if dtype not in _DTYPES:
         raise ArtifactError(f"{file}: input '{port.any_name}' is a {dtype}, which no diffusion model takes")
@@ -296,4 +339,4 @@ def _spec(port: Any, file: Path) -> InputSpec:
     shape = tuple(None if size.is_dynamic else size.get_length() for size in sizes)
     bounded = all(size.get_max_length() > 0 for size in sizes)
     limits = tuple((size.get_min_length(), size.get_max_length()) for size in sizes) if bounded else ()
-    return InputSpec(port.any_name, shape, np.dtype(_DTYPES[dtype]), limits)
+    return InputSpec(port.any_name, shape, np.dtype(_DTYPES[dtype]), limits, rows)

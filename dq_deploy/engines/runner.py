@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from ..artifacts import Artifact, open_artifact
 from ..artifacts.reading import check_onnx
 from ..errors import ArtifactError, UsageError
+from .finite import Nonfinite, spoiled
 
 TIMESTEP = "timestep"
 MODEL_FILE = "model.onnx"
@@ -47,12 +48,14 @@ class InputSpec:
     """One graph input. A dimension that the caller chooses (batch, height, tokens) is None.
 
     ``limits`` has the (smallest, largest) size of each dimension where an engine was built for a range; empty: any size will do.
+    ``rows``: how many rows the table has that the values select from (classes, say); None: they select none, or it is not known.
     """
 
     name: str
     shape: tuple[int | None, ...]
     dtype: np.dtype[Any]
     limits: tuple[tuple[int, int], ...] = ()
+    rows: int | None = None
 
     @property
     def batched(self) -> bool:
@@ -61,11 +64,15 @@ class InputSpec:
 
 
 class GraphRunner(ABC):
-    """A loaded ONNX graph. Subclasses fill ``name``, ``details`` and ``specs`` and run one batch that already fits."""
+    """A loaded ONNX graph. Subclasses fill ``name``, ``details`` and ``specs`` and run one batch that already fits.
+
+    ``nonfinite`` says what becomes of samples with NaN or infinity (finite.py).
+    """
 
     name: str
     details: dict[str, Any]
     specs: tuple[InputSpec, ...]
+    nonfinite: Nonfinite = "refuse"
 
     @abstractmethod
     def _infer(self, feeds: dict[str, Array]) -> Array:
@@ -77,9 +84,16 @@ class GraphRunner(ABC):
         A graph whose ``timestep`` is [1] takes one table row at a time: a batch that mixes timesteps is split by their values, run in
         parts and put together in the caller's order.
 
-        Raises UsageError naming every input that does not fit.
+        Raises UsageError naming every input that does not fit, or that has values which are not finite.
         """
         feeds = bind_inputs(self.specs, inputs)
+        lost = spoiled(self.specs, feeds, self.nonfinite)
+        output = self._infer_in_parts(feeds)
+        if lost is not None:
+            output[lost] = np.nan
+        return output
+
+    def _infer_in_parts(self, feeds: dict[str, Array]) -> Array:
         parts = list(_parts_by_timestep(self.specs, feeds))
         if len(parts) == 1:
             return self._infer(parts[0][1])
@@ -111,15 +125,21 @@ def graph_file(source: str | Path | Artifact) -> Path:
 def bind_inputs(specs: Sequence[InputSpec], inputs: Mapping[str, Array]) -> dict[str, Array]:
     """The caller's inputs in the graph's dtypes, ``timestep`` as [N] even where the graph takes [1].
 
-    Raises UsageError naming all missing, unknown and misshapen inputs together.
+    Raises UsageError naming all missing, unknown and misshapen inputs together, and those whose values another type would change.
     """
     names = [spec.name for spec in specs]
     problems = [f"input '{name}' is missing" for name in names if name not in inputs]
     problems += [f"the graph has no input '{name}' (it has {', '.join(names)})" for name in inputs if name not in names]
     if problems:
         raise UsageError("; ".join(problems))
-    arrays = {spec.name: np.ascontiguousarray(inputs[spec.name], dtype=spec.dtype) for spec in specs if spec.name != TIMESTEP}
+    given = {spec.name: _as_array(spec.name, inputs[spec.name]) for spec in specs if spec.name != TIMESTEP}
+    problems = [problem for spec in specs if spec.name != TIMESTEP for problem in _type_problems(spec, given[spec.name])]
+    if problems:
+        raise UsageError("; ".join(problems))
+    with np.errstate(over="ignore"):  # what float16 cannot hold becomes infinity, which finite.py finds
+        arrays = {spec.name: np.ascontiguousarray(given[spec.name], dtype=spec.dtype) for spec in specs if spec.name != TIMESTEP}
     problems = [problem for spec in specs if spec.name != TIMESTEP for problem in _shape_problems(spec, arrays[spec.name])]
+    problems += [problem for spec in specs if spec.name != TIMESTEP for problem in _row_problems(spec, arrays[spec.name])]
     batches = {spec.name: len(arrays[spec.name]) for spec in specs if spec.name in arrays and spec.batched and arrays[spec.name].ndim}
     if len(set(batches.values())) > 1:
         problems.append("the inputs' batches differ: " + ", ".join(f"{name} has {size}" for name, size in batches.items()))
@@ -129,6 +149,36 @@ def bind_inputs(specs: Sequence[InputSpec], inputs: Mapping[str, Array]) -> dict
         if spec.name == TIMESTEP:
             arrays[TIMESTEP] = _bind_timestep(spec, inputs[TIMESTEP], next(iter(batches.values()), None))
     return arrays
+
+
+def _as_array(name: str, value: Array) -> Array:
+    try:
+        return np.asarray(value)
+    except (ValueError, TypeError, RuntimeError) as error:  # lists of different lengths, tensors of torch that numpy cannot show
+        raise UsageError(f"input '{name}' is no array: {error}") from None
+
+
+def _type_problems(spec: InputSpec, array: Array) -> Iterator[str]:
+    """Why the graph's type is no type for these values: a cast would change them, or a float model would not take them."""
+    floating = array.dtype.kind == "f" or array.dtype.name == "bfloat16"  # numpy itself has none
+    if not floating and array.dtype.kind not in "biu":
+        yield f"input '{spec.name}' has dtype {array.dtype}, and the graph takes {spec.dtype}"
+    elif spec.dtype.kind == "f":
+        if not floating:
+            yield f"input '{spec.name}' has dtype {array.dtype}, and the graph takes {spec.dtype}: convert it if that is what it means"
+    elif array.dtype != spec.dtype:
+        with np.errstate(invalid="ignore"):
+            changed = np.flatnonzero((array.astype(spec.dtype) != array).reshape(-1))
+        if changed.size:
+            yield f"input '{spec.name}' has {array.reshape(-1)[changed[0]]} in it, which is no {spec.dtype}, and the graph takes that"
+
+
+def _row_problems(spec: InputSpec, array: Array) -> Iterator[str]:
+    """Indices of rows that a table has not: engines take others in their place, or zeros."""
+    if spec.rows is not None and array.size:
+        outside = np.flatnonzero((array.reshape(-1) < 0) | (array.reshape(-1) >= spec.rows))
+        if outside.size:
+            yield f"input '{spec.name}' is {array.reshape(-1)[outside[0]]}, and the graph has rows 0 to {spec.rows - 1} for it"
 
 
 def _shape_problems(spec: InputSpec, array: Array) -> Iterator[str]:
@@ -146,7 +196,7 @@ def _shape_problems(spec: InputSpec, array: Array) -> Iterator[str]:
 
 def _bind_timestep(spec: InputSpec, value: Array, batch: int | None) -> Array:
     """``value`` (a scalar, [1] or [N]) as [N]."""
-    steps = np.asarray(value)
+    steps = _as_array(TIMESTEP, value)
     if steps.dtype.kind not in "iuf":
         raise UsageError(f"input 'timestep' has dtype {steps.dtype}, and a number is needed")
     steps = steps.astype(spec.dtype)

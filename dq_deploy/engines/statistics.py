@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..decibels import ratio_db
+
 Floats = NDArray[np.floating[Any]]
 _RESAMPLES = 2000
 _CONFIDENCE = 95.0
@@ -42,4 +44,4 @@ def paired_ratio(times: Floats, baseline: Floats, seed: int = 0) -> Ratio:
 def snr_db(reference: Floats, value: Floats) -> float | None:
     """Signal-to-noise ratio of ``value`` against ``reference`` in dB; None when they are equal."""
     noise = float(np.sum((value.astype(np.float64) - reference) ** 2))
-    return None if noise == 0 else float(10 * np.log10(np.sum(reference.astype(np.float64) ** 2) / noise))
+    return None if noise == 0 else ratio_db(float(np.sum(reference.astype(np.float64) ** 2)), noise)

@@ -17,11 +17,12 @@ import torch
 
 from ..artifacts import Artifact
 from ..artifacts.reading import read_record
-from ..errors import ArtifactError, EnvironmentProblem, ResourceError
+from ..errors import ArtifactError, EnvironmentProblem, ResourceError, raise_if_out_of_memory
 from .build_plan import check_backend
 from .cuda_device import CudaDevice
 from .cuda_driver import gpu_compute_capability
 from .engine_files import EngineDetails, check_backend_is, check_version, entry_for, open_runnable, rebuild_hint, verified_bytes
+from .finite import Nonfinite, checked
 from .layer_report import LayerReport
 from .roofline import Peaks, Work, work_of
 from .runner import Array, GraphRunner, InputSpec, bind_inputs
@@ -46,11 +47,21 @@ class _Binding:
 class TensorRtRunner(GraphRunner):
     """An engine folder (or opened artefact) on the first GPU. ``cuda_graphs`` replays each set of shapes as one CUDA graph.
 
+    ``nonfinite`` is what becomes of samples with NaN or infinity (finite.py).
+
     Raises ArtifactError (a changed file, an engine of another backend, one that does not load), EnvironmentProblem (TensorRT or a GPU is
     missing, or is not what the engine was built for; with the command that builds it again) and ResourceError (GPU memory).
     """
 
-    def __init__(self, source: str | Path | Artifact, *, cuda_graphs: bool = False, device: CudaDevice | None = None) -> None:
+    def __init__(
+        self,
+        source: str | Path | Artifact,
+        *,
+        cuda_graphs: bool = False,
+        device: CudaDevice | None = None,
+        nonfinite: Nonfinite = "refuse",
+    ) -> None:
+        self.nonfinite = checked(nonfinite)
         self._artifact = engine = open_runnable(source)
         details = check_backend_is(engine, "tensorrt", "tensorrt-rtx")
         check_backend(details.backend)
@@ -71,7 +82,7 @@ class TensorRtRunner(GraphRunner):
         modes = {name: self._engine.get_tensor_mode(name) for name in names}
         self._inputs = [name for name in names if modes[name] == trt.TensorIOMode.INPUT]
         self._outputs = [name for name in names if modes[name] == trt.TensorIOMode.OUTPUT]
-        self.specs = tuple(self._spec(name) for name in self._inputs)
+        self.specs = tuple(self._spec(name, details.rows.get(name)) for name in self._inputs)
         self.details: dict[str, Any] = {
             "engine": self.name,
             "version": details.version,
@@ -176,19 +187,20 @@ class TensorRtRunner(GraphRunner):
     def _dtype(self, name: str) -> torch.dtype:
         return _TORCH[self._engine.get_tensor_dtype(name).name]
 
-    def _spec(self, name: str) -> InputSpec:
+    def _spec(self, name: str, rows: int | None) -> InputSpec:
         dtype = self._engine.get_tensor_dtype(name).name
         if dtype not in _NUMPY:
             raise ArtifactError(f"{self._artifact.path}: input '{name}' is {dtype}, which no diffusion model takes")
         smallest, _, largest = self._engine.get_tensor_profile_shape(name, 0)
         shape = tuple(None if size < 0 else int(size) for size in self._engine.get_tensor_shape(name))
-        return InputSpec(name, shape, np.dtype(_NUMPY[dtype]), tuple(zip(smallest, largest, strict=True)))
+        return InputSpec(name, shape, np.dtype(_NUMPY[dtype]), tuple(zip(smallest, largest, strict=True)), rows)
 
 
 def _capability(engine: Artifact) -> str:
     try:
         major, minor = gpu_compute_capability()
     except (OSError, RuntimeError) as error:
+        raise_if_out_of_memory(error)
         raise EnvironmentProblem(
             f"{engine.path} is an engine for an NVIDIA GPU, and none can be used here: {error}",
             "use the bundle it was built from (onnxruntime and OpenVINO run that), or build an engine with --backend openvino",

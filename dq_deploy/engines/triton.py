@@ -60,7 +60,7 @@ def triton_repository(
     for which Triton has no backend).
     """
     artifact = open_runnable(source)
-    check_output(Path(output), force=force)
+    check_output(Path(output), force=force, source=artifact.path)
     _check_numbers(instances, max_batch_size, queue_delay_us)
     asked = _Asked(check_name(name or artifact.path.resolve().name), max_batch_size, queue_delay_us, instances, device)
     config, files = _engine_model(artifact, asked) if artifact.manifest.kind == "engine" else _bundle_model(artifact, asked)

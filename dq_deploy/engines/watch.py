@@ -1,8 +1,10 @@
-"""A bundle that is watched while it runs: NaN in its output, and how many of its codes are at an end of their range, by timestep.
+"""A bundle that is watched while it runs: NaN in its output and before its quantizers, and codes at an end of their range, by timestep.
 
 What a quantizer clips is at the end of its range, so a table that no longer fits what the network sees (another schedule, other prompts,
 a fine-tuned adapter) shows as a share that grows. It is an upper bound on what was clipped: a value that falls on the last code is at the
 end too, a ReLU's zeros are, and an attention's that are rounded to 0.
+
+A quantizer makes a code of anything, and a NaN of before it is gone behind it: so its input is looked at, and not the output alone.
 """
 
 from __future__ import annotations
@@ -15,18 +17,21 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from ..artifacts import Artifact
-from ..artifacts.reading import read_ir
+from ..artifacts.reading import read_ir, read_onnx
 from ..errors import ArtifactError, EnvironmentProblem, UsageError
+from .finite import Nonfinite, checked, spoiled
+from .onnxruntime import DTYPES
+from .row_tables import rows_in_onnx
 from .runner import TIMESTEP, Array, InputSpec, bind_inputs
 
 _UINT8_OFFSET = 128
-_FLOATS = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 _MOST_BYTES = 1 << 31
 
 
 class WatchRow(BaseModel):
     """One timestep that was run: samples, the share of output elements that are NaN or infinite, the share of codes at an end of their
-    range over all quantizers, and the quantizer with the most such codes.
+    range over all quantizers, and the quantizer with the most such codes. ``not_finite_inputs`` counts NaN and infinity at the quantizers'
+    inputs, and ``first_not_finite`` is the first quantizer of the graph that has any.
     """  # noqa: D205
 
     model_config = ConfigDict(extra="forbid")
@@ -36,6 +41,18 @@ class WatchRow(BaseModel):
     at_end_share: float
     worst_quantizer: str | None
     worst_share: float
+    not_finite_inputs: int = 0
+    first_not_finite: str | None = None
+
+
+@dataclass(frozen=True)
+class _Site:
+    """A quantizer: the values that it reads and gives, and the ends of the range of its codes."""
+
+    name: str
+    input: str
+    codes: str
+    ends: tuple[int, int]
 
 
 @dataclass
@@ -45,10 +62,13 @@ class _Counts:
     not_finite: int = 0
     codes: dict[str, int] = field(default_factory=dict)
     at_end: dict[str, int] = field(default_factory=dict)
+    not_finite_inputs: dict[str, int] = field(default_factory=dict)
 
 
 class WatchedRunner:
     """A quantized bundle in onnxruntime whose codes are outputs too. Slower than without: nothing is fused, and every code is looked at.
+
+    ``nonfinite`` is what becomes of samples with NaN or infinity (finite.py). Here they propagate by default: who watches looks for them.
 
     Raises UsageError (a float bundle, which has no codes), ArtifactError (a graph without the values that its manifest names, or too large
     to be handed over in memory) and EnvironmentProblem (no onnxruntime).
@@ -56,25 +76,26 @@ class WatchedRunner:
 
     name = "onnxruntime"
 
-    def __init__(self, bundle: Artifact, *, threads: int | None = None) -> None:
+    def __init__(self, bundle: Artifact, *, threads: int | None = None, nonfinite: Nonfinite = "propagate") -> None:
+        self._nonfinite = checked(nonfinite)
         details = bundle.manifest.details
         if bundle.manifest.kind != "bundle" or not details["quantizers"]:
             raise UsageError(f"{bundle.path} has no quantizers to watch", "give a quantized bundle, which onnxruntime runs")
         bits = {name: layer["activation_bits"] for layer in details["layers"] for name in layer["quantizers"]}
         self._sites = [
-            (q["name"], q["codes"], _ends(bits.get(q["name"]) or 8, unsigned=q["code_type"] == "UINT8")) for q in details["quantizers"]
+            _Site(q["name"], q["input"], q["codes"], _ends(bits.get(q["name"]) or 8, unsigned=q["code_type"] == "UINT8"))
+            for q in details["quantizers"]
         ]
-        self._session = _session(bundle, list(dict.fromkeys(codes for _, codes, _ in self._sites)), threads)
-        self.specs = tuple(
-            InputSpec(v.name, tuple(size if isinstance(size, int) else None for size in v.shape), np.dtype(_FLOATS.get(v.type, np.int64)))
-            for v in self._session.get_inputs()
-        )
+        self._session = _session(bundle, list(dict.fromkeys(value for site in self._sites for value in (site.codes, site.input))), threads)
+        rows = rows_in_onnx(read_onnx(bundle.file("model.onnx")))
+        self.specs = tuple(_spec(value, rows.get(value.name)) for value in self._session.get_inputs())
         self._counts: dict[float, _Counts] = {}
         self.details: dict[str, Any] = {"engine": self.name, "provider": "CPUExecutionProvider", "optimized": False, "watched": True}
 
     def run(self, inputs: Mapping[str, Array]) -> Array:
         """Run one batch, a timestep at a time (see ``Runner.run``)."""
         feeds = bind_inputs(self.specs, inputs)
+        lost = spoiled(self.specs, feeds, self._nonfinite)
         steps = feeds[TIMESTEP]
         one = next(spec.shape for spec in self.specs if spec.name == TIMESTEP) == (1,)
         batched = {spec.name for spec in self.specs if spec.batched} | {TIMESTEP}
@@ -86,6 +107,8 @@ class WatchedRunner:
             whole = np.empty((len(steps), *output.shape[1:]), output.dtype) if whole is None else whole
             whole[rows] = output
         assert whole is not None
+        if lost is not None:
+            whole[lost] = np.nan
         return whole
 
     def report(self) -> list[WatchRow]:
@@ -100,11 +123,22 @@ class WatchedRunner:
         counts.samples += len(output)
         counts.outputs += output.size
         counts.not_finite += int((~np.isfinite(output)).sum())
-        for quantizer, codes, (low, high) in self._sites:
-            array = values[codes]
-            counts.codes[quantizer] = counts.codes.get(quantizer, 0) + array.size
-            counts.at_end[quantizer] = counts.at_end.get(quantizer, 0) + int(((array <= low) | (array >= high)).sum())
+        values |= feeds  # a quantizer may read an input of the graph itself
+        for site in self._sites:
+            array, (low, high) = values[site.codes], site.ends
+            _add(counts.codes, site.name, array.size)
+            _add(counts.at_end, site.name, int(((array <= low) | (array >= high)).sum()))
+            _add(counts.not_finite_inputs, site.name, int((~np.isfinite(values[site.input])).sum()))
         return output
+
+
+def _add(counts: dict[str, int], name: str, more: int) -> None:
+    counts[name] = counts.get(name, 0) + more
+
+
+def _spec(value: Any, rows: int | None) -> InputSpec:
+    shape = tuple(size if isinstance(size, int) else None for size in value.shape)
+    return InputSpec(value.name, shape, np.dtype(DTYPES[value.type]), rows=rows)
 
 
 def _ends(bits: int, *, unsigned: bool) -> tuple[int, int]:
@@ -123,6 +157,8 @@ def _row(timestep: float, counts: _Counts) -> WatchRow:
         at_end_share=sum(counts.at_end.values()) / max(sum(counts.codes.values()), 1),
         worst_quantizer=worst,
         worst_share=shares[worst] if worst else 0.0,
+        not_finite_inputs=sum(counts.not_finite_inputs.values()),
+        first_not_finite=next((name for name, count in counts.not_finite_inputs.items() if count), None),
     )
 
 
@@ -136,9 +172,10 @@ def _session(bundle: Artifact, wanted: list[str], threads: int | None) -> Any:
         raise EnvironmentProblem("onnxruntime is not installed", 'pip install "dq-deploy[cpu]"') from None
     model = read_ir(bundle.file("model.onnx"), listed=bundle.manifest.files)
     values = {str(value.name): value for node in model.graph for value in node.outputs}
-    if missing := [name for name in wanted if name not in values]:
+    inputs = {str(value.name) for value in model.graph.inputs}
+    if missing := [name for name in wanted if name not in values and name not in inputs]:
         raise ArtifactError(f"{bundle.path}: the graph has no value {', '.join(missing[:5])}, which its manifest names", "export it again")
-    model.graph.outputs.extend(values[name] for name in wanted)
+    model.graph.outputs.extend(values[name] for name in wanted if name in values)
     ir.external_data.load_to_model(model)
     content = ir.to_proto(model)
     if content.ByteSize() >= _MOST_BYTES:

@@ -9,14 +9,42 @@ import pytest
 from dq_deploy.artifacts import Artifact
 from dq_deploy.engines import choice, openvino
 from dq_deploy.engines.choice import best_runtime, make_runner
+from dq_deploy.engines.engine_files import int8_without_vnni
 from tests.flow import Flow, altered_manifest
 
 
-def with_bits(flow: Flow, path: Path, weights: int, activations: int) -> Artifact:
+def with_bits(flow: Flow, path: Path, weights: int, activations: int, *, wide: float = 0.0) -> Artifact:
+    """The tensorrt bundle as if its layers had these bits, and the heaviest ones, up to a share ``wide`` of the work, 8 and 8.
+
+    The preset stays W8A8: nothing is to be read from it.
+    """
     bundle = flow.bundle("tensorrt")
-    return altered_manifest(
-        bundle, path, quantization={**(bundle.manifest.quantization or {}), "weight_bits": weights, "activation_bits": activations}
-    )
+    layers = [dict(layer) for layer in bundle.manifest.details["layers"]]
+    left = wide * sum(layer["macs"] for layer in layers)
+    for layer in sorted(layers, key=lambda layer: layer["macs"]):
+        left -= layer["macs"]
+        w, a = (8, 8) if left >= 0 else (weights, activations)
+        layer.update({"activation_bits": a} | ({"weight_bits": w} if layer.get("weight_bits") else {}))
+    return altered_manifest(bundle, path, details={**bundle.manifest.details, "layers": layers})
+
+
+@pytest.mark.parametrize(
+    ("weights", "activations", "wide", "serves"),
+    [(8, 8, 0, False), (7, 8, 0, False), (6, 6, 0, True), (4, 8, 0, True), (4, 8, 0.3, False), (4, 8, 0.001, True), (4, 16, 0, False)],
+)
+def test_without_vnni_int8_is_for_layers_with_narrow_weights(flow: Flow, tmp_path: Path, weights: int, activations: int, wide: float,
+                                                             serves: bool) -> None:  # fmt: skip
+    """W4A8 whose layers were raised to 8 bits by a budget is no W4A8 for kernels that saturate."""
+    assert int8_without_vnni(with_bits(flow, tmp_path / "bundle", weights, activations, wide=wide)) is serves
+
+
+def test_layers_left_in_float_count_as_float(flow: Flow, tmp_path: Path) -> None:
+    bundle = with_bits(flow, tmp_path / "bundle", 8, 8)
+    work = sum(layer["macs"] for layer in bundle.manifest.details["layers"])
+    for share, expected in ((0.5, "openvino"), (2.0, "onnxruntime")):
+        floats = [{"name": "x", "op": "conv2d", "macs": round(share * work), "reason": "kept"}]
+        changed = altered_manifest(bundle, tmp_path / str(share), details={**bundle.manifest.details, "float_layers": floats})
+        assert best_runtime(changed) == expected
 
 
 @pytest.mark.parametrize(

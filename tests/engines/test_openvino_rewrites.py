@@ -7,15 +7,18 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import openvino
 import pytest
 
 from dq_deploy.engines.openvino_rewrites import rewrite
+from dq_deploy.engines.openvino_rewrites.chains import gelus_apart
 from dq_deploy.engines.openvino_rewrites.group_norm import group_norms_as_moments
 from dq_deploy.engines.openvino_rewrites.halves import halves_without_concat
 from dq_deploy.engines.openvino_rewrites.padding import padding_inside_convolutions
 from dq_deploy.engines.openvino_rewrites.products import products_at_once
 from dq_deploy.engines.openvino_rewrites.rounding import rounding_once
+from dq_deploy.engines.openvino_rewrites.splits import convolutions_in_parts
 from dq_deploy.engines.openvino_rewrites.tables import rows_at_once
 from dq_deploy.engines.openvino_rewrites.tokens import pixels_by_convolutions
 from dq_deploy.engines.statistics import snr_db
@@ -42,7 +45,7 @@ def fixed(graph: Any, batch: int, sample: tuple[int, ...]) -> Any:
 
 
 def computed(graph: Any, sample: Array) -> Array:
-    compiled = openvino.Core().compile_model(graph, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    compiled = openvino.Core().compile_model(graph, "CPU", {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1})
     feeds = {"sample": sample, "timestep": TIMESTEPS[: len(sample)]}
     return np.array(compiled({port.any_name: feeds[port.any_name] for port in graph.inputs})[0])
 
@@ -84,10 +87,10 @@ def asymmetric(graph: Graph, x: str, name: str, pads: Sequence[int] = (), *, tab
     return graph.unit_qdq(x, name), scale, zero[1]
 
 
-def linear(graph: Graph, quantized: tuple[str, str, str], name: str, outputs: int, *, bias: bool = True) -> str:
+def linear(graph: Graph, quantized: tuple[str, str, str], name: str, outputs: int, *, inputs: int = 4, bias: bool = True) -> str:
     """A linear layer on tokens as the exporter writes it: (codes · W − z · Σ W) · s + bias."""
     codes, scale, zero = quantized
-    weight = graph.weight(name, (4, outputs), 1)
+    weight = graph.weight(name, (inputs, outputs), 1)
     integers, scales = (onnx.numpy_helper.to_array(graph.constants[f"{name}.weight.{part}"]) for part in ("codes", "scale"))
     sums = graph.constant(f"{name}.sums", integers.sum(axis=0, dtype=np.float32) * scales)
     y = graph.node("MatMul", [codes, weight], f"{name}/MatMul")
@@ -362,4 +365,63 @@ def test_a_graph_with_a_size_that_values_decide_is_left_alone() -> None:
     model = graph.model(graph.node("Add", [group_norm(graph, "sample", 8), count], "both"), 4, [3, 8, 6, 5])
     expected, found, kinds = before_and_after(model, noise(3, 8, 6, 5), rewrite)
     assert "GroupNormalization" in kinds
+    np.testing.assert_array_equal(found, expected)
+
+
+def two_linears(middle: Callable[[Graph, str], str]) -> onnx.ModelProto:
+    """Two quantized layers on vectors with ``middle`` between them, as a timestep's embedding has them."""
+    graph = Graph()
+    wide = linear(graph, asymmetric(graph, "sample", "a", rank=2), "first", 192, inputs=48)
+    return graph.model(linear(graph, asymmetric(graph, middle(graph, wide), "b", rank=2), "second", 192, inputs=192), 2, ["batch", 48])
+
+
+def gelu(graph: Graph, x: str) -> str:
+    half = graph.node("Cast", [x], "half", to=onnx.TensorProto.FLOAT16)
+    return graph.node("Cast", [graph.node("Gelu", [half], "gelu")], "whole", to=onnx.TensorProto.FLOAT)
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_a_gelu_between_two_layers_compiles_and_computes_the_same(batch: int) -> None:
+    sample = noise(batch, 48)
+    model = two_linears(gelu)
+    apart = read(model, sample)
+    rewrite(apart, (gelus_apart,))
+    alone = [node.get_type_name() for node in apart.get_ordered_ops()].count("Reshape")
+    assert alone - [node.get_type_name() for node in read(model, sample).get_ordered_ops()].count("Reshape") == (2 if batch == 1 else 0)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), disabled_optimizers=["GeluFusion"])
+    (expected,) = session.run(None, {"sample": sample, "timestep": TIMESTEPS[:batch]})
+    np.testing.assert_allclose(computed(apart, sample), expected, rtol=2e-3, atol=2e-3)
+
+
+def pictures_in_parts(sizes: Sequence[int], *, steps: bool = True, pixels: int = 6) -> tuple[onnx.ModelProto, Array]:
+    """A quantized convolution whose output is split along its channels; the parts have different uses."""
+    graph = Graph()
+    y = convolution(graph, "sample", PADS, channels=sum(sizes)) if steps else "sample"
+    if steps:
+        y = graph.node("Cast", [graph.node("Cast", [y], "to_half", to=onnx.TensorProto.FLOAT16)], "to_single", to=onnx.TensorProto.FLOAT)
+    node = onnx.helper.make_node("Split", [y, graph.constant("sizes", np.array(sizes))], [f"part{i}" for i in range(len(sizes))], axis=1)
+    graph.nodes.append(node)
+    means = [
+        graph.node("ReduceMean", [f"part{i}", graph.constant("channels", np.array([1]))], f"mean{i}", keepdims=1) for i in range(len(sizes))
+    ]
+    total = means[0]
+    for i, mean in enumerate(means[1:]):
+        total = graph.node("Sub", [graph.node("Mul", [total, graph.constant("two", np.float32(2))], f"double{i}"), mean], f"sum{i}")
+    sample = noise(3, sum(sizes) if not steps else 4, pixels, pixels)
+    return graph.model(total, 4, ["batch", *sample.shape[1:]]), sample
+
+
+@pytest.mark.parametrize("sizes", [(4, 4, 4), (2, 6), (1, 3)], ids=str)
+def test_a_convolution_that_is_split_becomes_one_for_each_part(sizes: tuple[int, ...]) -> None:
+    model, sample = pictures_in_parts(sizes)
+    expected, found, kinds = before_and_after(model, sample, convolutions_in_parts)
+    assert kinds.count("Convolution") == len(sizes)
+    assert not {"Split", "VariadicSplit"} & set(kinds)
+    np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-6)
+
+
+def test_what_no_convolution_makes_stays_split() -> None:
+    model, sample = pictures_in_parts((2, 2), steps=False)
+    expected, found, kinds = before_and_after(model, sample, convolutions_in_parts)
+    assert {"Split", "VariadicSplit"} & set(kinds)
     np.testing.assert_array_equal(found, expected)

@@ -72,6 +72,21 @@ def test_runs_mixed_timesteps_of_every_batch(trt: FakeTensorRT, fixed: Artifact,
     assert (runner.name, runner.details["provider"], runner.details["compute_capability"]) == ("tensorrt", "a GPU that is none", "8.9")
 
 
+def test_what_is_not_finite_never_reaches_the_gpu(trt: FakeTensorRT, fixed: Artifact, tmp_path: Path) -> None:
+    inputs = noise(3)
+    inputs["sample"][1, 2, 3, 4] = np.nan
+    engine = engine_of(fixed, tmp_path / "engine", rows={"timestep": 7})
+    runner = TensorRtRunner(engine, device=HostDevice())  # type: ignore[arg-type]
+    assert {spec.name: spec.rows for spec in runner.specs} == {"sample": None, "timestep": 7}
+    with pytest.raises(UsageError, match=r"input 'sample' has 1 value that is not finite in float32, the first nan at \[1, 2, 3, 4\]"):
+        runner.run(inputs)
+    assert "execute on stream 7" not in trt.calls
+    runner = TensorRtRunner(engine, device=HostDevice(), nonfinite="propagate")  # type: ignore[arg-type]
+    assert trt.engine is not None
+    trt.engine.session.nonfinite = "propagate"
+    assert [np.isnan(output).all() for output in runner.run(inputs)] == [False, True, False]
+
+
 def test_what_cannot_be_captured_runs_without_a_graph_and_says_so(trt: FakeTensorRT, fixed: Artifact, tmp_path: Path) -> None:
     device = HostDevice(capturable=False)
     runner = TensorRtRunner(engine_of(fixed, tmp_path / "engine"), cuda_graphs=True, device=device)  # type: ignore[arg-type]

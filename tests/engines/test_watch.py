@@ -72,6 +72,39 @@ def test_nan_is_found_at_its_timestep(golden: Artifact, tmp_path: Path) -> None:
     assert last.not_finite_share == 0
 
 
+def test_nan_before_a_quantizer_is_counted_though_it_gives_a_code(golden: Artifact, tmp_path: Path) -> None:
+    """A bias that is NaN in one of its channels: the next quantizer makes a code of it, and the output is finite."""
+
+    def spoil(model: onnx.ModelProto) -> None:
+        (tensor,) = (t for t in model.graph.initializer if t.name == "up.bias")
+        bias = numpy_helper.to_array(tensor).copy()
+        bias.reshape(-1)[0] = np.nan
+        tensor.CopyFrom(numpy_helper.from_array(bias, tensor.name))
+
+    watched, spoiled = load(golden, watch=True), load(altered(golden, tmp_path / "b", spoil), watch=True)
+    for model in (watched, spoiled):
+        model(*batch())
+    assert all((row.not_finite_inputs, row.first_not_finite) == (0, None) for row in watched.watched())
+    for row in spoiled.watched():
+        assert row.not_finite_share == 0
+        assert row.not_finite_inputs == row.samples * 8 * 8
+        assert row.first_not_finite == "last.input"
+
+
+def test_a_sample_with_nan_is_counted_at_its_timestep_and_gives_nan(golden: Artifact) -> None:
+    sample, steps = batch()
+    sample[1, 0, 3, 3] = torch.nan
+    model = load(golden, watch=True)
+    output = model(sample, steps).sample
+    assert output[1].isnan().all()
+    assert output[[0, 2, 3]].isfinite().all()
+    assert [row.not_finite_inputs > 0 for row in model.watched()] == [False, False, True]
+    with pytest.raises(UsageError, match=r"input 'x' has 1 value that is not finite in float32, the first nan at \[1, 0, 3, 3\]"):
+        load(golden)(sample, steps)
+    with pytest.raises(UsageError, match="1 value that is not finite"):
+        load(golden, watch=True, nonfinite="refuse")(sample, steps)
+
+
 def test_what_cannot_be_watched(flow: Flow, golden: Artifact) -> None:
     with pytest.raises(UsageError, match="has no quantizers to watch"):
         load(flow.bundles["float"], watch=True)

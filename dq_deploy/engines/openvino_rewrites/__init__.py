@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from .chains import gelus_apart
 from .group_norm import group_norms_as_moments
 from .halves import halves_without_concat
 from .padding import padding_inside_convolutions
 from .products import products_at_once
 from .rounding import rounding_once
+from .splits import convolutions_in_parts
 from .tables import rows_at_once
 from .tokens import pixels_by_convolutions
 
@@ -23,8 +25,10 @@ REWRITES = (
     padding_inside_convolutions,
     products_at_once,
     pixels_by_convolutions,
+    convolutions_in_parts,
     rounding_once,
     rows_at_once,
+    gelus_apart,
 )
 """In this order: halves are found in what the first leaves, layers on pixels where those that share their codes are one, and quantizers
 beside their convolutions in what all before leave."""
