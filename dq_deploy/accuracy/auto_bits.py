@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -25,6 +25,7 @@ from ..quantization.config import QuantizeConfig
 from ..quantization.graph.products import Layer
 from ..quantization.graph.skip_halves import name_matches
 from ..quantization.prepare import prepare
+from ..quantization.running.ambient import default_torch
 from ..quantization.running.device import exact_products, find_device
 from ..sources import Lora
 from .sensitivity import Bits, Sensitivity, measure_sensitivities
@@ -79,10 +80,11 @@ class BitChoice(BaseModel):
     snr_db_highest: float
 
 
+@default_torch()
 def choose_bits(source: Any, budget: str, *, preset: str = "w4a8", scheduler: Any = None, sample_shape: tuple[int, ...] | None = None,
-                conditions: dict[str, torch.Tensor] | None = None, null_conditions: dict[str, torch.Tensor] | None = None,
+                conditions: Mapping[str, Any] | None = None, null_conditions: Mapping[str, Any] | None = None,
                 classes: str | Sequence[int] | None = None, prompts: str | Path | Sequence[str] | None = None,
-                negative_prompt: str | None = None, height: int | None = None, width: int | None = None,
+                negative_prompt: str | None = None, height: int | None = None, width: int | None = None, frames: int | None = None,
                 lora: str | Path | None = None, lora_scale: float = 1.0,
                 blocks: Sequence[str] | None = None, device: str = "cpu", progress: Progress = silent,
                 **options: Any) -> BitChoice:  # fmt: skip
@@ -96,7 +98,7 @@ def choose_bits(source: Any, budget: str, *, preset: str = "w4a8", scheduler: An
     if config.weight_bits >= RAISED:
         raise UsageError(f"the preset gives every layer {config.weight_bits} bits already", "choose --preset w4a8, w4a4 or w6a6")
     adapter = None if lora is None else Lora(Path(lora), lora_scale)
-    request = Request(conditions, null_conditions, classes, prompts, negative_prompt, adapter, height, width)
+    request = Request(conditions, null_conditions, classes, prompts, negative_prompt, adapter, height, width, frames)
     prepared = prepare(source, config, request, scheduler=scheduler, sample_shape=sample_shape, blocks=blocks, progress=progress)
     prepared.to(find_device(device))
     patterns = list(options.get("keep") or {})  # what the user has decided is no choice

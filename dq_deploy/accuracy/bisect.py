@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from ..artifacts import Artifact
 from ..engines.choice import file_runner
@@ -19,6 +19,7 @@ from ..quantization.checkpoint import Checkpoint
 from .divergence import Divergence, first_divergence
 from .end_to_end import TimestepParity
 from .error_sources import ErrorSources, error_sources
+from .regions import RegionParity
 
 if TYPE_CHECKING:
     from .check import CheckResult
@@ -27,10 +28,13 @@ if TYPE_CHECKING:
 class Bisection(BaseModel):
     """``divergences``: one for each of what was compared that failed. ``sources`` are of the worst timestep.
 
+    ``nodes``: the float parts that are wrong, each with the node of the PyTorch forward that the graph does not compute.
+
     ``sources`` is None, with the reason in ``no_sources``, where there is no float model to compare with.
     """
 
     divergences: list[Divergence]
+    nodes: list[RegionParity] = Field(default_factory=list)
     sources: ErrorSources | None = None
     no_sources: str | None = None
 
@@ -52,11 +56,14 @@ def bisect(bundle: Artifact, checkpoint: Checkpoint, result: CheckResult, *, min
 
         if found := first_divergence(bundle, checkpoint, name, list(rows), run, progress):
             divergences.append(found)
+    nodes = [row for row in result.regions if not row.passed]
     worst = min(result.timesteps, key=lambda row: row.snr_reference_db)
     try:
-        return Bisection(divergences=divergences, sources=error_sources(checkpoint, worst.timestep, min_snr=min_snr, progress=progress))
+        return Bisection(
+            divergences=divergences, nodes=nodes, sources=error_sources(checkpoint, worst.timestep, min_snr=min_snr, progress=progress)
+        )
     except (UsageError, ArtifactError) as error:
-        return Bisection(divergences=divergences, no_sources=error.message)
+        return Bisection(divergences=divergences, nodes=nodes, no_sources=error.message)
 
 
 def _run_on(runner: GraphRunner, feeds: Mapping[str, Any]) -> torch.Tensor:

@@ -18,10 +18,12 @@ from ..errors import AccuracyGateError, ArtifactError, EnvironmentProblem, Usage
 from ..exporters.attention import float_attention
 from ..progress import Progress, silent
 from ..quantization.checkpoint import Checkpoint, load_checkpoint
+from ..quantization.running.ambient import default_torch
 from .bisect import Bisection
 from .bisect import bisect as find_where
 from .end_to_end import MAX_SNR_DIFFERENCE_DB, TimestepParity, end_to_end
-from .local import MAX_CODE_SHARE, MAX_CODE_STEP, MAX_OUTPUT_ERROR, LayerParity, local_parity
+from .local import MAX_CODE_STEP, LayerParity, local_parity
+from .regions import RegionParity, region_parity
 from .rows_between import row_failures
 
 
@@ -46,6 +48,7 @@ class CheckResult(BaseModel):
     layers: list[LayerParity]
     timesteps: list[TimestepParity]
     engines: list[EngineParity] = Field(default_factory=list)
+    regions: list[RegionParity] = Field(default_factory=list)
     failures: list[str]
     bisection: Bisection | None = None
 
@@ -71,6 +74,7 @@ class CheckResult(BaseModel):
             raise AccuracyGateError(f"{self.bundle} fails the check:\n{shown}{more}")
 
 
+@default_torch()
 def check(
     artifact: str | Path | Artifact,
     checkpoint: str | Path | Artifact,
@@ -108,10 +112,11 @@ def check(
     for name, runner in runners.items():
         if runner.details.get("precision", "f32") != "f32":  # OpenVINO's hint for what is not INT8
             allowed[name] = max(allowed[name], MAX_SNR_DIFFERENCE_DB["bf16"])
-    layers, tables = [], []
+    layers, tables, regions = [], [], []
     if opened.manifest.kind == "bundle":
         tables = row_failures(opened, loaded)
         layers = local_parity(opened, loaded, reference, progress=progress)
+        regions = region_parity(opened, loaded, reference)
         runners[_AS_WRITTEN] = OnnxRuntimeRunner(opened, optimized=False)
         if optimized:
             runners[_OPTIMIZED] = OnnxRuntimeRunner(opened)
@@ -126,7 +131,7 @@ def check(
     compared = [EngineParity(engine=name, details=runners[name].details, timesteps=rows[name]) for name in allowed]
     result = CheckResult(
         bundle=str(opened.path), target=details["target"], dtype=details["dtype"], layers=layers, timesteps=timesteps, engines=compared,
-        failures=[*_failures(opened, layers, timesteps, compared, loaded), *tables],
+        regions=regions, failures=[*_failures(opened, layers, timesteps, compared, loaded), *_regions(regions), *tables],
     )  # fmt: skip
     if bisect:
         result.bisection = find_where(opened, loaded, result, min_snr=min_snr, threads=threads, progress=progress)
@@ -170,9 +175,9 @@ def _failures(artifact: Artifact, layers: list[LayerParity], timesteps: list[Tim
         if row.passed:
             continue
         failures.append(
-            f"layer {row.layer}, worst at timestep {row.worst_timestep:g}: codes differ on {row.code_share:.3%} by up to {row.code_step:g} "
-            f"(allowed {MAX_CODE_SHARE:.2%}, {MAX_CODE_STEP}), output by {row.output_error:.1e} (allowed {MAX_OUTPUT_ERROR:.0e}); "
-            f"{row.code_elements} codes and {row.output_elements} outputs compared"
+            f"layer {row.layer}, worst at timestep {row.worst_timestep:g}: {row.code_mismatches} of {row.code_elements} codes differ by up "
+            f"to {row.code_step:g} (allowed {row.allowed_mismatches}, {MAX_CODE_STEP}), output by {row.output_error:.1e} (allowed "
+            f"{row.allowed_error:.0e}); {row.output_elements} outputs compared"
         )
     compared = {"": timesteps} if artifact.manifest.kind == "bundle" else {}
     for at, rows in (compared | {f"{engine.engine}, ": engine.timesteps for engine in engines}).items():
@@ -188,10 +193,21 @@ def _failures(artifact: Artifact, layers: list[LayerParity], timesteps: list[Tim
     return failures
 
 
+def _regions(rows: list[RegionParity]) -> list[str]:
+    failures = []
+    for row in rows:
+        if row.passed:
+            continue
+        where = "the output" if row.value == "out_sample" else row.value
+        missing = f"; the graph does not compute {row.node}" if row.node else ""
+        failures.append(f"float part before {where}, fed {row.inputs}: {row.error:.1e} times what rounding allows{missing}")
+    return failures
+
+
 def _why(step: TimestepParity) -> str:
     if not step.alike:
         return (
             f"SNR {step.snr_bundle_db:.2f} dB, and the PyTorch forward has {step.snr_reference_db:.2f} dB "
-            f"(allowed difference {step.allowed_db} dB)"
+            f"(allowed difference {step.allowed_db:.2f} dB over {step.samples} samples)"
         )
     return f"SNR {step.snr_bundle_db:.2f} dB, and {step.min_snr_db:g} dB are asked for"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,15 +13,21 @@ from ..engines.runner import Runner
 from ..progress import Progress, silent
 from ..quantization.calibration.trajectories import Trajectories
 from ..quantization.checkpoint import Checkpoint
+from ..quantization.snr import snr_db
+from .parity_spread import NoisePowers, chance_db, noise_powers, standard_error_db
 
 MAX_SNR_DIFFERENCE_DB = {"fp32": 0.5, "fp16": 3.0, "bf16": 3.0}
-"""By the type of what is not quantized. Half precision adds an error of its own, which is reported; only a gross one is judged."""
-_CEILING_DB = 150.0  # what two equal tensors get, so that JSON needs no infinity
+"""By the type of what is not quantized. Half precision adds an error of its own, which is reported; only a gross one is judged.
+To these comes what chance makes of the samples at hand (parity_spread.py)."""
 Model = Callable[[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]], torch.Tensor]
 
 
 class TimestepParity(BaseModel):
-    """One timestep: SNR in dB against the float model, and the bundle's relative error (RMS) against both others."""
+    """One timestep: SNR in dB against the float model, and the bundle's relative error (RMS) against both others.
+
+    ``allowed_db`` is how far the two SNRs may be apart; ``standard_error_db`` is that of their difference, over ``samples`` of noise
+    (None: not known).
+    """
 
     timestep: float
     snr_reference_db: float
@@ -30,6 +36,8 @@ class TimestepParity(BaseModel):
     error_reference: float
     snr_optimized_db: float | None = None
     allowed_db: float = MAX_SNR_DIFFERENCE_DB["fp32"]
+    standard_error_db: float | None = None
+    samples: int = 0
     min_snr_db: float | None = None
 
     @property
@@ -53,16 +61,6 @@ class TimestepParity(BaseModel):
         return self.alike and self.close
 
 
-def snr_db(expected: torch.Tensor, got: torch.Tensor) -> float:
-    """10·log10(‖expected‖² / ‖got − expected‖²); NaN where there is nothing to compare."""
-    if not expected.numel():
-        return float("nan")
-    noise = float((got.double() - expected.double()).pow(2).sum())
-    if noise == 0:
-        return _CEILING_DB
-    return float(10 * np.log10(float(expected.double().pow(2).sum()) / noise)) if np.isfinite(noise) else float("nan")
-
-
 def relative_error(expected: torch.Tensor, got: torch.Tensor) -> float:
     """‖got − expected‖ / ‖expected‖."""
     return float((got.double() - expected.double()).norm() / expected.double().norm().clamp(min=1e-30))
@@ -71,9 +69,13 @@ def relative_error(expected: torch.Tensor, got: torch.Tensor) -> float:
 @torch.no_grad()
 def end_to_end(runners: Mapping[str, Runner], checkpoint: Checkpoint, reference: Trajectories, allowed_db: Mapping[str, float],
                *, largest: int | None = None, progress: Progress = silent) -> dict[str, list[TimestepParity]]:  # fmt: skip
-    """Compare each runner at every calibrated timestep over all reference samples, ``largest`` at a time where an engine takes no more."""
+    """Compare each runner at every calibrated timestep over all reference samples, ``largest`` at a time where an engine takes no more.
+
+    ``allowed_db`` by runner are the bounds without chance, which is added to them.
+    """
     names = checkpoint.details["inputs"]
     rows: dict[str, list[TimestepParity]] = {name: [] for name in runners}
+    noises: dict[str, list[NoisePowers]] = {name: [] for name in runners}
     with progress("end to end", len(reference.timesteps)) as advance:
         for index, timestep in enumerate(reference.timesteps):
             samples, expected = reference.samples[index], reference.outputs[index]
@@ -82,6 +84,7 @@ def end_to_end(runners: Mapping[str, Runner], checkpoint: Checkpoint, reference:
             feeds = {name: value.numpy() for name, value in inputs.items()}
             for name, runner in runners.items():
                 got = _in_parts(runner, feeds, len(samples), largest)
+                noises[name].append(noise_powers(expected, ours, got, reference.per_seed))
                 rows[name].append(
                     TimestepParity(
                         timestep=float(timestep),
@@ -93,7 +96,17 @@ def end_to_end(runners: Mapping[str, Runner], checkpoint: Checkpoint, reference:
                     )
                 )
             advance(1, f"timestep {float(timestep):g}")
+    for name, compared in rows.items():
+        _allow_for_chance(compared, noises[name])
     return rows
+
+
+def _allow_for_chance(rows: Sequence[TimestepParity], noises: Sequence[NoisePowers]) -> None:
+    error = standard_error_db(noises)
+    for row, noise in zip(rows, noises, strict=True):
+        row.samples = len(noise.reference)
+        row.standard_error_db = error
+        row.allowed_db += chance_db(error, row.samples)
 
 
 def _in_parts(runner: Runner, feeds: Mapping[str, np.ndarray[Any, Any]], count: int, largest: int | None) -> torch.Tensor:

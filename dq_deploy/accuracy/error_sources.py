@@ -12,7 +12,7 @@ from ..progress import Progress, silent
 from ..quantization.checkpoint import Checkpoint
 from ..quantization.config import QuantizeConfig
 from ..quantization.graph.products import Layer, find_layers
-from .end_to_end import snr_db
+from ..quantization.snr import snr_db
 from .layer_error import float_graph, inputs_at, layer_errors
 from .sensitivity import Bits, Sensitivity, sensitivities
 
