@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .hub.load import load
     from .hub.push import push
     from .quantization import estimate, quantize
+    from .quantization.calling import stacked, whole_batch
     from .report.make import write_report
     from .sampling import sample
     from .sources import allow_pickles
@@ -40,7 +41,9 @@ _HOMES = {
     "push": "hub.push",
     "quantize": "quantization",
     "sample": "sampling",
+    "stacked": "quantization.calling",
     "triton_repository": "engines.triton",
+    "whole_batch": "quantization.calling",
     "write_report": "report.make",
 }
 
@@ -61,7 +64,9 @@ __all__ = [
     "push",
     "quantize",
     "sample",
+    "stacked",
     "triton_repository",
+    "whole_batch",
     "write_report",
 ]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 import traceback
@@ -11,20 +10,32 @@ import click
 
 from .commands import COMMANDS
 from .commands.errors import known_error, one_line
-from .console import Output
-from .errors import UsageError
+from .console import Output, give_up, prepare_streams
+from .errors import ResourceError, UsageError
 from .versions import DISTRIBUTION, installed_version
 
 _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 _INTERRUPTED = 130
-_BROKEN_PIPE = 141
 
 
 def main() -> None:
     """Entry point of ``dq-deploy``: runs a command and turns what it raises into a message and an exit code."""
+    prepare_streams()
     # A job that is told to stop cleans up as one that is interrupted does.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    sys.exit(run(sys.argv[1:]))
+    sys.exit(_flushed(run(sys.argv[1:])))
+
+
+def _flushed(code: int) -> int:
+    """The exit code, once all that was printed has gone out: Python itself would end with another where a full disk has not taken it."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        give_up(sys.stdout)
+        if code == 0:
+            Output().error(ResourceError(f"stdout could not be written: {error.strerror}"))
+            return ResourceError.exit_code
+    return code
 
 
 def run(arguments: list[str]) -> int:
@@ -43,10 +54,6 @@ def run(arguments: list[str]) -> int:
     except (KeyboardInterrupt, click.Abort):
         output.warn("interrupted; nothing half-written is left")
         return _INTERRUPTED
-    except BrokenPipeError:
-        # Whoever read the output has what was wanted. Python would complain once more when it flushes the closed pipe at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return _BROKEN_PIPE
     except Exception as error:  # noqa: BLE001  the one place where everything ends
         known = known_error(error)
         if known is not None:

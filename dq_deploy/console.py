@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import math
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -65,7 +67,11 @@ class Output:
         if self._has_data:
             raise RuntimeError("a command writes one JSON object, and this one has written its own already")
         self._has_data = True
-        self._stdout.file.write(json.dumps(to_json(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+        found = to_json(value)
+        text = json.dumps(found, indent=2, ensure_ascii=False, allow_nan=False)
+        if not _encodable(text, self._stdout.encoding):  # by the terminal; or half of a pair of surrogates, by anybody
+            text = json.dumps(found, indent=2, allow_nan=False)
+        self._stdout.file.write(f"{text}\n")
         self._stdout.file.flush()
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
@@ -191,9 +197,55 @@ def to_json(value: Any) -> Any:
     raise TypeError(f"no JSON for a {type(value).__name__}")
 
 
+class _Patient(io.FileIO):
+    """A stream whose reader may leave: what is written then is lost, and the command goes on to its own end."""
+
+    def __init__(self, number: int, forgiven: type[OSError]) -> None:
+        super().__init__(number, "w", closefd=False)
+        self._forgiven = forgiven
+
+    def write(self, content: Any) -> int:
+        """As ``FileIO``, but for what is forgiven."""
+        try:
+            return super().write(content)
+        except self._forgiven:
+            return memoryview(content).nbytes
+
+
+def prepare_streams() -> None:
+    """Give the process three open streams that print every letter somehow: what its caller has closed, or set to ASCII, ends no command."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free: this one
+    # Data that a full disk has not taken are missed; a log that it has not taken must not end hours of work.
+    forgiven: tuple[type[OSError], type[OSError]] = (BrokenPipeError, OSError)
+    for number, name, errors in zip((1, 2), ("stdout", "stderr"), forgiven, strict=True):
+        before, file = getattr(sys, name), _Patient(number, errors)
+        encoding = before.encoding if before else "utf-8"
+        lines = name == "stderr" or file.isatty()
+        setattr(sys, name, io.TextIOWrapper(io.BufferedWriter(file), encoding, errors="replace", line_buffering=lines))
+
+
+def give_up(stream: TextIO) -> None:
+    """Let what could not be written go nowhere, or Python complains of it once more at its end."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
+
+
+def _encodable(text: str, encoding: str) -> bool:
+    try:
+        text.encode(encoding)
+    except (UnicodeEncodeError, LookupError):
+        return False
+    return True
+
+
 def _console(*, stderr: bool) -> Console:
     stream = sys.stderr if stderr else sys.stdout
-    return Console(stderr=stderr, width=None if stream.isatty() else _PIPE_WIDTH, highlight=False)
+    return Console(file=stream, stderr=stderr, width=None if stream.isatty() else _PIPE_WIDTH, highlight=False)
 
 
 def _line(console: Console, text: Text) -> None:

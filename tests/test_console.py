@@ -194,3 +194,12 @@ def test_to_json_takes_what_commands_have() -> None:
     }
     with pytest.raises(TypeError, match="no JSON for a object"):
         to_json(object())
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252", "utf-8"])
+def test_json_stays_json_where_a_letter_cannot_be_written(encoding: str) -> None:
+    written = io.BytesIO()
+    value = {"a": "é–ж", "path": "\udcff", "│": 1}
+    stream = io.TextIOWrapper(written, encoding)
+    Output("json", stdout=Console(file=stream)).data(value)
+    assert json.loads(written.getvalue().decode(encoding)) == value

@@ -45,9 +45,12 @@ def check(path: Path, checkpoint: Path | None, engines: tuple[Any, ...], min_snr
     A bundle is compared layer by layer and end to end, in ONNX Runtime as its graph is written, and then on every --engine end to end; an
     engine end to end where it runs, with the precision that it computes in: a fast engine that changes the pictures is found out.
 
-    Local: each layer gets the reference's recorded input; codes must be equal (one step on 0.01% at the most) and outputs within 1e-5.
+    Local: each layer gets the reference's recorded input; codes must be equal (one step on 0.01% at the most, or on 3 of a few thousand)
+    and outputs within 1e-5.
+    The float parts between layers get zeros, tiny, large and one-sided values too, so that a lost epsilon is seen.
     End to end: SNR against the float model, at every calibrated timestep, within 0.5 dB of the PyTorch quantized forward's (3 dB where
-    the float part is fp16 or bf16, which has an error of its own), and --min-snr if you give it. Exit code 6 when anything fails.
+    the float part is fp16 or bf16, which has an error of its own) and what chance makes of so few samples, and --min-snr if you give it.
+    Exit code 6 when anything fails.
 
     --bisect, for bundles, answers two questions. Where did a failed comparison go wrong: the graph is cut after layer upon layer and run
     again. And which layers make the checkpoint's own error at its worst timestep, and what would 8 bits, or float, buy there.
@@ -147,6 +150,8 @@ def show_bisection(found: Bisection, output: Output) -> None:
             "the first layer)" if row.before is None else f"{row.before:.1e} a layer before)"
         )  # fmt: skip
         output.text(f"{row.engine} goes wrong at timestep {row.timestep:g} in {where}{error}; {row.allowed:.1e} would pass")
+    for node in found.nodes:
+        output.text(f"the graph goes wrong before {node.value}, in what PyTorch computes as {node.node or 'unknown'}")
     sources = found.sources
     if sources is None:
         output.text(f"which layers make the error is not known: {found.no_sources}")

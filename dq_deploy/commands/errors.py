@@ -3,30 +3,24 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator
 
-from ..errors import DqDeployError, EnvironmentProblem, ResourceError, UsageError
+from ..errors import ArtifactError, DqDeployError, EnvironmentProblem, ResourceError, UsageError, causes, out_of_memory
 
+# What a path given by the user can end in, whichever file is opened.
+_OF_PATHS = (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.EIO, errno.ENXIO)
+_LONGEST_PATH = 200  # that an error repeats
 # Packages whose distribution has another name than their module.
 _DISTRIBUTIONS = {"PIL": "pillow", "onnx_ir": "onnx-ir", "tensorrt_rtx": "tensorrt-rtx"}
 
 
 def known_error(error: BaseException) -> DqDeployError | None:
     """The error, or what caused it, as one that a user can mend; None for a bug of ours."""
-    return next(filter(None, map(_known, _chain(error))), None)
+    return out_of_memory(error) or next(filter(None, map(_known, causes(error))), None)
 
 
 def one_line(message: str) -> str:
     """The message without its line breaks."""
     return " ".join(message.split())
-
-
-def _chain(error: BaseException) -> Iterator[BaseException]:
-    """The error and what caused it: lazy importers wrap a missing package in errors of their own."""
-    current: BaseException | None = error
-    while current is not None:
-        yield current
-        current = current.__cause__
 
 
 def _known(error: BaseException) -> DqDeployError | None:
@@ -40,8 +34,8 @@ def _known(error: BaseException) -> DqDeployError | None:
         return EnvironmentProblem(
             f"the package '{package}' cannot be loaded: {one_line(str(error))}", "reinstall it, or try another version"
         )
-    if isinstance(error, MemoryError) or "not enough memory" in str(error) or "out of memory" in str(error).lower():
-        return ResourceError(f"out of memory: {one_line(str(error))}", "a smaller --batch-size needs less")
+    if type(error).__module__.startswith("onnxruntime."):  # for every operator and type that it has no kernel for, among others
+        return ArtifactError(f"ONNX Runtime does not run the graph: {one_line(str(error))}", "it names the node, operator and type")
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return ResourceError(f"no space left on the disk: {error.filename or error}")
     if isinstance(error, OSError) and error.errno == errno.EFBIG:
@@ -50,4 +44,19 @@ def _known(error: BaseException) -> DqDeployError | None:
         return UsageError(f"a read-only disk: {error.filename or error}")
     if isinstance(error, PermissionError):
         return UsageError(f"no permission: {error.filename or error}")
+    return _of_a_path(error)
+
+
+def _of_a_path(error: BaseException) -> DqDeployError | None:
+    """As ``_known``, for what a path that the user gave can end in, whichever file is opened."""
+    if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+        return ResourceError(f"too many open files: {error.filename or error}", "see `ulimit -n`")
+    if isinstance(error, OSError) and error.errno in _OF_PATHS:
+        of = f": {str(error.filename)[:_LONGEST_PATH]}" if error.filename else ""
+        return UsageError(f"{error.strerror}{of}", "give another path")
+    if isinstance(error, UnicodeEncodeError):
+        shown = ascii(error.object[error.start : error.end])
+        return EnvironmentProblem(f"the encoding {error.encoding} of this system cannot write {shown}", "set PYTHONUTF8=1")
+    if isinstance(error, ValueError) and str(error) == "embedded null byte":
+        return UsageError("a path holds a NUL character, which none can", "give another path")
     return None

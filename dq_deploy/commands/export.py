@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -73,7 +74,7 @@ def export(
     )
     show_bundle(artifact, output)
     if not is_float:
-        output.note(f"next: dq-deploy check {destination} --checkpoint {checkpoint}")
+        output.note("next: " + shlex.join(["dq-deploy", "check", str(destination), "--checkpoint", str(checkpoint)]))
 
 
 def show_bundle(bundle: Artifact, output: Output) -> None:
@@ -86,7 +87,14 @@ def show_bundle(bundle: Artifact, output: Output) -> None:
         ("dtype", details["dtype"]),
         ("quantized layers", len(details["layers"])),
         *([("weights in INT4", f"{packed} layers")] if packed else []),
+        *([("kept in fp32", _kept(details["kept_fp32"]))] if details.get("kept_fp32") else []),
         ("size", f"{size / 1e6:.2f} MB"),
     ]
     output.table(str(bundle.path), ("", ""), rows)
     output.data({"bundle": bundle.path, "manifest": bundle.manifest.model_dump()})
+
+
+def _kept(parts: list[dict[str, Any]]) -> str:
+    """What fp16 cannot hold: how many values, the largest, and behind which layer."""
+    count, worst = sum(part["values"] for part in parts), max(parts, key=lambda part: part["largest"])
+    return f"{count} values that fp16 cannot hold, up to {worst['largest']:.1e} after {worst['after']}"

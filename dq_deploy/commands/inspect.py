@@ -45,13 +45,18 @@ def inspect(path: Path, layer: str | None, plot: Path | None, force: bool, outpu
 
 def show_artifact(artifact: Artifact, found: Mapping[str, ScaleTable], output: Output, *, in_full: bool) -> None:
     """What the manifest says, that the files are those it lists, and the scale tables: a line each, or ``in_full`` every row."""
+    from ..artifacts.layer_bits import bits_in_words
+
     manifest = artifact.manifest
     rows: list[tuple[str, object]] = [("kind", manifest.kind), ("model", manifest.model), ("schema version", manifest.schema_version)]
     rows += [("calibrated timesteps", ", ".join(f"{t:g}" for t in manifest.timesteps))]
+    if ran := (manifest.scheduler or {}).get("calibrated_with"):
+        rows += [("calibrated with", f"{ran['class']}: {ran['why']}")]
     rows += [(key, manifest.details[key]) for key in ("target", "dtype", "backend", "float_mac_share") if key in manifest.details]
     rows += [(f"lint overridden: {rule}", f"{count} errors") for rule, count in manifest.details.get("lint_allowed", {}).items()]
     if manifest.quantization:
-        rows += [("weight bits", manifest.quantization["weight_bits"]), ("activation bits", manifest.quantization["activation_bits"])]
+        rows += [("bits, by work", bits_in_words(manifest))]
+        rows += [(f"preset: {what} bits", manifest.quantization[f"{what}_bits"]) for what in ("weight", "activation")]
     rows += [(f"file {name}", f"{entry.size} bytes, sha256 verified") for name, entry in manifest.files.items()]
     rows += [(f"made with {name}", version) for name, version in manifest.tools.items()]
     output.table(str(artifact.path), ("", ""), rows)

@@ -49,12 +49,13 @@ def calibration_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--negative-prompt", help="What the unconditional half of a text pipeline is given."),
         click.option("--height", type=click.IntRange(1), help="Pixels of a text pipeline's pictures.  [default: the pipeline's]"),
         click.option("--width", type=click.IntRange(1), help="Pixels of a text pipeline's pictures.  [default: the pipeline's]"),
+        click.option("--frames", type=click.IntRange(1), help="Frames of a text pipeline's videos.  [default: the pipeline's]"),
         click.option("--classes", metavar="LIST", help="Classes of a class-conditional model, such as 0-9,3.  [default: all]"),
         click.option("--guidance-scale", type=float, help="Classifier-free guidance; above 1 both of its halves are calibrated."),
         click.option(
             "--sampler",
             type=click.Choice(["ddim", "pipeline"]),
-            help="Scheduler of the calibration: DDIM, or the pipeline's own.  [default: ddim]",
+            help="Scheduler of the calibration: DDIM where the network takes it for its own, or the pipeline's.  [default: ddim]",
         ),
         click.option("--lora", type=click.Path(path_type=Path), help="LoRA file (safetensors) to fuse into the weights."),
         click.option("--lora-scale", type=float, help="Weight of the LoRA.  [default: 1]"),
@@ -63,7 +64,7 @@ def calibration_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return wrapper
 
 
-_CALIBRATION = ("prompts", "negative_prompt", "height", "width", "classes", "lora", "lora_scale")
+_CALIBRATION = ("prompts", "negative_prompt", "height", "width", "frames", "classes", "lora", "lora_scale")
 
 
 def asks_for_pictures(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import asdict
 from pathlib import Path
 from statistics import median
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..console import Output
+from ..errors import ResourceError
 from .options import allows_pickles, calibration_options, common, force_option, output_folder, parse_keep, read_config
 
 if TYPE_CHECKING:
@@ -26,7 +28,7 @@ _SHOWN_LAYERS = 10
 @click.option("--preset", help="w8a8, w6a6, w4a8 or w4a4: bits of weights and activations; w4a16: only weights.  [default: w8a8]")
 @click.option("--weight-bits", type=int, help="2 to 8; overrides the preset.")
 @click.option("--activation-bits", type=int, help="2 to 8, or 16 to leave activations in float; overrides the preset.")
-@click.option("--steps", type=int, help="T: DDIM steps of the calibration, rows of every scale table.  [default: 20]")
+@click.option("--steps", type=int, help="T: steps of the calibration, rows of every scale table.  [default: 20]")
 @click.option("--iterations", type=int, help="Distillation steps for each block; 0 turns it off.  [default: 200]")
 @click.option(
     "--dilation",
@@ -102,12 +104,12 @@ def quantize(
         artifact = run_quantize(
             source, destination, **calibration, device=device, force=force, resume=resume, progress=output.progress, **merged
         )
-    except (KeyboardInterrupt, MemoryError, OSError, RuntimeError):
+    except (KeyboardInterrupt, MemoryError, OSError, RuntimeError, ResourceError):
         if work_path(destination).exists():
             output.warn(f"what is finished is kept in {work_path(destination)}: the same command with --resume goes on from there")
         raise
     show_checkpoint(artifact, output, choice)
-    output.note(f"next: dq-deploy export {destination} -o {destination}-tensorrt --target tensorrt")
+    output.note("next: " + shlex.join(["dq-deploy", "export", str(destination), "-o", f"{destination}-tensorrt", "--target", "tensorrt"]))
 
 
 def show_choice(choice: BitChoice, output: Output) -> None:

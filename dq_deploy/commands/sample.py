@@ -44,7 +44,7 @@ def sample(path: Path, destination: Path, count: int, seed: int, steps: int | No
     """Draw pictures with PATH (a bundle, a checkpoint or an engine) in the diffusers pipeline and write them as one grid.
 
     A model that takes prompts, or works on latents, is put into the pipeline that it came from, which is loaded for it: text encoders,
-    decoder and all. Everything else is drawn with by DDIM.
+    decoder and all. The scheduler is the calibration's.
     """
     from ..sampling import sample as run_sample
 
@@ -89,4 +89,8 @@ def show_sample(result: SampleResult, picture: Path, output: Output) -> None:
         output.table("watched", columns, seen)
         if bad := [row["timestep"] for row in result.watched if row["not_finite_share"]]:
             output.warn(f"NaN or Inf in the output at timestep {', '.join(f'{t:g}' for t in bad)}")
+        for row in result.watched:
+            if row["not_finite_inputs"]:
+                count, where = row["not_finite_inputs"], row["first_not_finite"]
+                output.warn(f"timestep {row['timestep']:g}: {count} NaN or Inf at the quantizers' inputs, first at {where}")
     output.data(result.to_json())

@@ -8,7 +8,8 @@ from typing import Any
 
 from ..accuracy.check import CheckResult, check
 from ..accuracy.layer_error import LayerErrors, layer_errors
-from ..artifacts import Artifact
+from ..artifacts import Artifact, Manifest
+from ..artifacts.layer_bits import bits_in_words, layer_bits
 from ..artifacts.scale_tables import read_tables
 from ..engines.bench import BenchResult, Contender, bench, contenders_from
 from ..errors import ArtifactError, EnvironmentProblem, UsageError
@@ -57,7 +58,7 @@ def collect(family: Family, wanted: Wanted, *, progress: Progress = silent, note
     manifest, details = family.checkpoint.manifest, checkpoint.details
     data = ReportData(
         title=manifest.model,
-        subtitle=_subtitle(manifest.quantization or {}, len(manifest.timesteps)),
+        subtitle=_subtitle(manifest),
         pictures=pictures,
         timesteps=manifest.timesteps,
         layers=_layers(family, errors),
@@ -81,11 +82,14 @@ def collect(family: Family, wanted: Wanted, *, progress: Progress = silent, note
     return data.model_copy(update={"headlines": headlines(data)})
 
 
-def _subtitle(options: dict[str, Any], steps: int) -> str:
-    activations = "float activations" if options["activation_bits"] > 8 else f"{options['activation_bits']}-bit activations"
-    tables = f"a scale for each of {steps} timesteps" if options["temporal"] else "static scales"
+def _subtitle(manifest: Manifest) -> str:
+    options, (most, *_) = manifest.quantization or {}, layer_bits(manifest)
+    activations = "float activations" if most["activation_bits"] > 8 else f"{most['activation_bits']}-bit activations"
+    others = (bits_in_words(manifest) or "").partition(", ")[2]
+    tables = f"a scale for each of {len(manifest.timesteps)} timesteps" if options["temporal"] else "static scales"
     trained = f"{options['iterations']} distillation steps a block" if options["iterations"] else "not distilled"
-    return f"{options['weight_bits']}-bit weights, {activations}, {tables}, {trained}"
+    bits = f"{most['weight_bits']}-bit weights, {activations}" + (f" ({others})" if others else "")
+    return f"{bits}, {tables}, {trained}"
 
 
 def _layer_errors(checkpoint: Checkpoint, wanted: Wanted, progress: Progress, left_out: Note) -> LayerErrors | None:
@@ -135,7 +139,7 @@ def _check_row(result: CheckResult) -> CheckRow:
         passed=bool(result),
         layers=len(result.layers),
         timesteps=len(result.timesteps),
-        allowed_db=max((row.allowed_db for row in result.timesteps), default=0.0),
+        allowed_db=round(max((row.allowed_db for row in result.timesteps), default=0.0), 2),
         largest_difference_db=max(differences, default=None),
         worst_layer=result.worst_layer.layer if result.worst_layer else None,
         failures=result.failures,

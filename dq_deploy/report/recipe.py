@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..artifacts import Artifact, Manifest
+from ..artifacts.origin import source_name
 from ..quantization.config import PRESETS, QuantizeConfig
 from .wanted import Drawing, Wanted
 
@@ -60,7 +61,7 @@ def _line(*words: str) -> str:
 
 def _source(manifest: Manifest) -> str:
     source = manifest.details["source"]
-    return str(source["reference"]) if source else "SOURCE"
+    return source_name(source) if source else "SOURCE"
 
 
 def _quantize_flags(manifest: Manifest) -> tuple[list[str], dict[str, Any]]:
@@ -92,7 +93,7 @@ def _export_flags(details: dict[str, Any]) -> list[str]:
     flags = ["--target", details["target"], "--dtype", details["dtype"]]
     if details["float"]:
         return [*flags, "--float"]
-    narrow = [layer["weight_storage"] for layer in details["layers"] if layer.get("weight_bits", 8) <= 4 and "weight_storage" in layer]
+    narrow = [layer["weight_storage"] for layer in details["layers"] if (layer.get("weight_bits") or 8) <= 4 and "weight_storage" in layer]
     if narrow and details["target"] == "tensorrt" and set(narrow) == {"int8"}:
         flags += ["--weight-storage", "int8"]
     asked = details.get("attention") == "float" and details["quantizers"]  # without quantizers nothing else was possible

@@ -41,7 +41,7 @@ def test_the_page_and_its_data(cli: Cli, flow: Flow, tmp_path: Path) -> None:
         (("--bench", "--batch", "one"), "--batch"),
         (("--bench", "--batch", "0"), "there is no bundle and no engine to time; batch size 0 is below 1"),
         (("-n", "0"), "n is 0"),
-        (("--steps", "2000"), "steps is 2000"),
+        (("--steps", "2000"), "the scheduler refuses 2000 steps"),
         (("--classes", "1"), "the model takes no classes"),
     ],
 )
