@@ -7,10 +7,12 @@ from typing import Any
 import torch
 from diffusers import (
     AutoencoderKL,
+    AutoencoderKLWan,
     DDIMScheduler,
     DiTTransformer2DModel,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
+    FluxKontextPipeline,
     FluxPipeline,
     FluxTransformer2DModel,
     PixArtAlphaPipeline,
@@ -21,6 +23,9 @@ from diffusers import (
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
+    WanPipeline,
+    WanTransformer3DModel,
+    ZImageTransformer2DModel,
 )
 from tokenizers import Tokenizer
 from tokenizers.models import Unigram
@@ -195,4 +200,37 @@ def tiny_flux() -> FluxPipeline:
     return FluxPipeline(
         transformer=randomized(transformer), scheduler=FlowMatchEulerDiscreteScheduler(), vae=tiny_vae(shift_factor=0.1),
         text_encoder=tiny_text_encoder(), tokenizer=tiny_tokenizer(), text_encoder_2=tiny_t5(), tokenizer_2=tiny_t5_tokenizer(),
+    )  # fmt: skip
+
+
+def tiny_kontext() -> FluxKontextPipeline:
+    """FLUX.1 Kontext, which draws about a million pixels whatever it is asked for."""
+    return FluxKontextPipeline(**tiny_flux().components)
+
+
+def tiny_wan() -> WanPipeline:
+    """Wan: videos, whose latents are [4, (frames + 1) / 2, H / 2, W / 2]."""
+    torch.manual_seed(8)
+    transformer = WanTransformer3DModel(
+        patch_size=(1, 2, 2), num_attention_heads=2, attention_head_dim=12, in_channels=4, out_channels=4, text_dim=16, freq_dim=32,
+        ffn_dim=32, num_layers=2, cross_attn_norm=True, qk_norm="rms_norm_across_heads", rope_max_seq_len=32,
+    )  # fmt: skip
+    vae = AutoencoderKLWan(
+        base_dim=4, z_dim=4, dim_mult=[1, 1], num_res_blocks=1, temperal_downsample=[True], latents_mean=[0.0] * 4, latents_std=[1.0] * 4,
+        scale_factor_temporal=2, scale_factor_spatial=2,
+    )  # fmt: skip
+    return WanPipeline(
+        tokenizer=tiny_t5_tokenizer(), text_encoder=tiny_t5(16), vae=vae, scheduler=FlowMatchEulerDiscreteScheduler(),
+        transformer=randomized(transformer),
+    )  # fmt: skip
+
+
+def tiny_z_image() -> Any:
+    """Z-Image's transformer, which takes its samples and texts as lists."""
+    torch.manual_seed(10)
+    return randomized(
+        ZImageTransformer2DModel(
+            all_patch_size=(2,), all_f_patch_size=(1,), in_channels=4, dim=32, n_layers=1, n_refiner_layers=1, n_heads=2, n_kv_heads=2,
+            cap_feat_dim=16, axes_dims=[4, 6, 6], axes_lens=[64, 64, 64],
+        )
     )  # fmt: skip

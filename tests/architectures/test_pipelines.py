@@ -15,7 +15,7 @@ import dq_deploy
 from dq_deploy.accuracy.sample_metrics import psnr_db
 from dq_deploy.artifacts import open_artifact
 from dq_deploy.cli import run
-from tests.tiny_pipelines import tiny_flux, tiny_pixart, tiny_stable_diffusion_3
+from tests.tiny_pipelines import tiny_flux, tiny_pixart, tiny_stable_diffusion_3, tiny_wan
 
 SIZE = {"height": 16, "width": 24}
 
@@ -33,6 +33,7 @@ FAMILIES: dict[str, tuple[Callable[[], Any], dict[str, int]]] = {
     "stable-diffusion-3": (tiny_stable_diffusion_3, SIZE),
     "pixart": (tiny_pixart, {}),
     "flux": (tiny_flux, SIZE),
+    "wan": (tiny_wan, {"height": 16, "width": 32, "num_frames": 3}),
 }
 
 
@@ -44,7 +45,7 @@ def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     make().save_pretrained(root / "pipeline")
     (root / "prompts.txt").write_text("a cat\ntwo dogs\n")
     (root / "config.json").write_text('{"max_float_share": 0.9}')  # small models are mostly first and last layer
-    asked = [f"--{name}={pixels}" for name, pixels in size.items()]
+    asked = [f"--{name.removeprefix('num_')}={pixels}" for name, pixels in size.items()]
     flags = ["--prompts", str(root / "prompts.txt"), "--config", str(root / "config.json"), "--sampler", "pipeline", *asked]
     fast = ["--steps", "3", "--calibration-samples", "2", "--iterations", "0", "--dilation", "none"]
     assert run(["quantize", str(root / "pipeline"), "-o", str(root / "checkpoint"), "-q", *flags, *fast]) == 0
@@ -60,10 +61,8 @@ def pictures(family: Family, bundle: str | None) -> np.ndarray[Any, Any]:
     if bundle:
         pipe.transformer = dq_deploy.load(family.root / bundle, runtime="onnxruntime")
     generators = [torch.Generator().manual_seed(seed) for seed in (1, 2)]
-    images: np.ndarray[Any, Any] = pipe(
-        ["a bird", "a fox"], generator=generators, num_inference_steps=3, output_type="np", **family.size
-    ).images
-    return images
+    drawn = pipe(["a bird", "a fox"], generator=generators, num_inference_steps=3, output_type="np", **family.size)
+    return drawn.images if "images" in drawn else np.concatenate(list(drawn.frames.transpose(1, 0, 2, 3, 4)), axis=1)
 
 
 def test_the_float_bundle_draws_the_pipelines_own_pictures(family: Family) -> None:
