@@ -40,6 +40,8 @@ def main(output: Path, source: str, preset: str, steps: int, samples: int, itera
         click.echo(f"it computes what the checkpoint does; worst SNR against float: {worst.snr_bundle_db:.1f} dB at t = {worst.timestep:g}")
 
         # The pipeline's own loop drives the integer graph; the schedule is the one that it was calibrated for.
+        if (ran := bundle.manifest.scheduler["calibrated_with"])["class"] != "DDIMScheduler":
+            raise click.ClickException(f"this example draws by DDIM, and the model is calibrated with a {ran['class']}: {ran['why']}")
         scheduler = DDIMScheduler.from_config(bundle.manifest.scheduler["config"])
         pipe = DDIMPipeline(unet=dq_deploy.load(bundle), scheduler=scheduler)
         pictures = pipe(16, generator=torch.Generator().manual_seed(0), num_inference_steps=steps).images

@@ -17,6 +17,7 @@ from diffusers.training_utils import EMAModel
 
 from dq_deploy.console import Output
 from dq_deploy.errors import DqDeployError, UsageError
+from dq_deploy.quantization.calibration.choice import settings
 from dq_deploy.sources import builtin_path, load_source
 from training.loop import Recipe, Settings, Stop, train
 from training.state import STATE_NAME, TrainingState, read_settings
@@ -103,7 +104,7 @@ def _network(recipe: Recipe, init: str | None, model_config: Path | None) -> _Ne
         source = load_source(init)
         if source.config["_class_name"] != recipe.class_name or source.scheduler.config.prediction_type != "epsilon":
             raise UsageError(f"{init} is no {recipe.class_name} that predicts epsilon")
-        return _Network(source.config, DDPMScheduler.from_config(source.scheduler.config), source.model.state_dict())
+        return _Network(source.config, DDPMScheduler.from_config(settings(source.scheduler)), source.model.state_dict())
     path = model_config or builtin_path(recipe.builtin) / recipe.component / "config.json"
     if not path.is_file():
         raise UsageError(f"no such file: {path}")

@@ -14,6 +14,7 @@ from diffusers import DDPMScheduler
 from dq_deploy.console import Output
 from dq_deploy.errors import DqDeployError, UsageError
 from dq_deploy.progress import Advance
+from dq_deploy.quantization.calibration.choice import settings
 from dq_deploy.quantization.calibration.classes import class_space
 from dq_deploy.sources import Source, load_source
 from training.data import CLASSES, TrainingSet, held_out_batches, load_images, load_labels
@@ -101,7 +102,7 @@ def _evaluate(reference: str, data: Path, count: int, draws: int, batch_size: in
 @torch.no_grad()
 def held_out_losses(source: Source, data: TrainingSet, *, draws: int, batch_size: int, advance: Advance) -> Losses:
     """Losses of a source over images it was not trained on, each with ``draws`` fixed noises and timesteps."""
-    scheduler = DDPMScheduler.from_config(source.scheduler.config)
+    scheduler = DDPMScheduler.from_config(settings(source.scheduler))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = source.model.to(device)
     steps = len(scheduler.alphas_cumprod)

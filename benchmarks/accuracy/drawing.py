@@ -10,7 +10,8 @@ import numpy as np
 import torch
 
 from dq_deploy.progress import Advance
-from dq_deploy.quantization.calibration.schedules import sampling_scheduler
+from dq_deploy.quantization.calibration.choice import choose
+from dq_deploy.quantization.calibration.walk import Walk
 
 Array = np.ndarray[Any, Any]
 Denoiser = Callable[..., torch.Tensor]
@@ -79,18 +80,15 @@ class Drawing:
         )  # fmt: skip
 
     def _batch(self, denoiser: Denoiser, numbers: range, trace: Trace | None) -> Array:
-        scheduler = sampling_scheduler(self.scheduler)
-        scheduler.set_timesteps(self.steps)
+        generators = [torch.Generator().manual_seed(self.first_seed + number) for number in numbers]
+        walk = Walk(choose(self.scheduler).scheduler, self.steps, generators)
         conditions = {name: value.to(self.device) for name, value in self.conditions(numbers).items()}
-        noises = [torch.randn(self.shape, generator=torch.Generator().manual_seed(self.first_seed + number)) for number in numbers]
-        x = (torch.stack(noises) * float(getattr(scheduler, "init_noise_sigma", 1.0))).to(self.device)
-        for t in scheduler.timesteps:
-            sample = scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
-            timestep = torch.full((len(x),), float(t), device=self.device)
-            output = denoiser(sample, timestep, **conditions)
+        x = walk.noise(self.shape).to(self.device)
+        for position, t in enumerate(walk.timesteps):
+            sample = walk.input(position, x)
+            output = denoiser(sample, torch.full((len(x),), t, device=self.device), **conditions)
             if trace is not None:
-                trace.add(float(t), sample, output)
-            # A model that also predicts the variance gives twice the channels; deterministic DDIM needs the first half.
-            x = scheduler.step(output[:, : x.shape[1]], t, x).prev_sample
+                trace.add(t, sample, output)
+            x = walk.step(position, output, x)
         pictures: Array = (x / 2 + 0.5).clamp(0, 1).cpu().numpy()
         return pictures

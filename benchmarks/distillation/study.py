@@ -15,9 +15,10 @@ import torch
 from torch.fx import GraphModule
 
 from dq_deploy.progress import silent
-from dq_deploy.quantization.calibration import schedules
+from dq_deploy.quantization.calibration.choice import choose
 from dq_deploy.quantization.calibration.source import Request
-from dq_deploy.quantization.calibration.trajectories import Model, Trajectories, seeded_noise
+from dq_deploy.quantization.calibration.trajectories import Model, Trajectories
+from dq_deploy.quantization.calibration.walk import Walk
 from dq_deploy.quantization.checkpoint import freeze
 from dq_deploy.quantization.config import QuantizeConfig
 from dq_deploy.quantization.distillation.distill import distill
@@ -96,12 +97,12 @@ class Study:
 
     @torch.no_grad()
     def _pictures(self, model: Model, seeds: range) -> torch.Tensor:
-        scheduler = schedules.sampling_scheduler(self.prepared.scheduler)
-        scheduler.set_timesteps(self.prepared.config.steps)
-        x: torch.Tensor = seeded_noise(self.prepared.shape, seeds) * scheduler.init_noise_sigma
-        for t in scheduler.timesteps:
-            output = torch.cat([model(part, t.float().repeat(len(part))) for part in x.split(self.prepared.config.batch_size)])
-            x = scheduler.step(output, t, x).prev_sample
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        walk = Walk(choose(self.prepared.scheduler).scheduler, self.prepared.config.steps, generators)
+        x = walk.noise(self.prepared.shape)
+        for position, t in enumerate(walk.timesteps):
+            parts = walk.input(position, x).split(self.prepared.config.batch_size)
+            x = walk.step(position, torch.cat([model(part, torch.full((len(part),), t)) for part in parts]), x)
         return x.clamp(-1, 1)
 
 

@@ -73,8 +73,9 @@ def static_pairs(everyone: Sequence[Contender], *, batches: list[int], runs: int
 
 def pictures(subject: Subject, made: Made, threads: int, progress: Progress) -> dict[str, Any]:
     """Pictures per second at T = 20 through the diffusers pipeline, eager PyTorch against the drop-in, in turns."""
-    from diffusers import DDIMPipeline, DDIMScheduler
+    from diffusers import DDIMPipeline
 
+    from dq_deploy.quantization.calibration.choice import ddim_scheduler
     from dq_deploy.sources import load_source
 
     torch.set_num_threads(threads)
@@ -82,9 +83,7 @@ def pictures(subject: Subject, made: Made, threads: int, progress: Progress) -> 
     bundles = {name: made.bundle(name) for name in ("onnxruntime", "tensorrt", "narrow")}
     models = {"PyTorch eager": source.model.eval()}
     models |= {f"ours, {name} bundle": dq_deploy.load(path, threads=threads) for name, path in bundles.items()}
-    pipes: dict[str, Any] = {
-        name: DDIMPipeline(unet=model, scheduler=DDIMScheduler.from_config(source.scheduler.config)) for name, model in models.items()
-    }
+    pipes: dict[str, Any] = {name: DDIMPipeline(unet=model, scheduler=ddim_scheduler(source.scheduler)) for name, model in models.items()}
     times: dict[str, list[float]] = {name: [] for name in pipes}
     with progress("pictures", (PICTURE_ROUNDS + 1) * len(pipes)) as advance:
         for round_ in range(PICTURE_ROUNDS + 1):  # the first warms up

@@ -16,8 +16,9 @@ from pydantic import BaseModel, ConfigDict
 
 from dq_deploy.progress import Advance
 from dq_deploy.quantization import load_checkpoint, quantize
-from dq_deploy.quantization.calibration import schedules
-from dq_deploy.quantization.calibration.trajectories import Trajectories, collect_trajectories, seeded_noise
+from dq_deploy.quantization.calibration.choice import choose, settings
+from dq_deploy.quantization.calibration.trajectories import Trajectories, collect_trajectories
+from dq_deploy.quantization.calibration.walk import Walk
 from dq_deploy.quantization.config import Sampler
 from dq_deploy.quantization.pipeline import per_timestep_snr
 from dq_deploy.quantization.rows import PARTS
@@ -80,7 +81,7 @@ class Study:
     @cached_property
     def schedules(self) -> list[Schedule]:
         """Other schedules over the same noise schedule."""
-        own, config = self.loaded.scheduler, self.loaded.scheduler.config
+        own, config = self.loaded.scheduler, settings(self.loaded.scheduler)
         return [
             Schedule("DDIM 50", own, 50, Sampler.DDIM),
             Schedule("DPM-Solver++ 15", DPMSolverMultistepScheduler.from_config(config), 15, Sampler.PIPELINE),
@@ -155,11 +156,10 @@ def pictures(model: Model, schedule: Schedule, shape: tuple[int, ...]) -> torch.
     """Final pictures [n, *shape] in [0, 1] from ``_PICTURE_SEEDS``."""
     parts = []
     for start in range(0, len(_PICTURE_SEEDS), _BATCH):
-        scheduler = schedules.sampling_scheduler(schedule.scheduler, schedule.sampler)
-        visited = schedules.start(scheduler, schedule.steps)
-        x = seeded_noise(shape, _PICTURE_SEEDS[start : start + _BATCH]) * scheduler.init_noise_sigma
-        for t, timestep in zip(scheduler.timesteps, visited, strict=True):
-            output = model(schedules.scaled(scheduler, x, t), torch.full((len(x),), timestep))
-            x = scheduler.step(output, t, x).prev_sample
+        generators = [torch.Generator().manual_seed(seed) for seed in _PICTURE_SEEDS[start : start + _BATCH]]
+        walk = Walk(choose(schedule.scheduler, schedule.sampler).scheduler, schedule.steps, generators)
+        x = walk.noise(shape)
+        for position, timestep in enumerate(walk.timesteps):
+            x = walk.step(position, model(walk.input(position, x), torch.full((len(x),), timestep)), x)
         parts.append((x / 2 + 0.5).clamp(0, 1))
     return torch.cat(parts)
