@@ -45,6 +45,8 @@ def choose(scheduler: Any, sampler: Sampler = Sampler.DDIM) -> Choice:
         return Choice(copy.deepcopy(scheduler), "as asked for: --sampler pipeline")
     if not isinstance(getattr(scheduler, "alphas_cumprod", None), torch.Tensor):
         return kept(scheduler, "the scheduler has no alphas_cumprod, the noise schedule that DDIM follows")
+    if scheduler.alphas_cumprod.is_meta:  # made under a default device of meta, which holds no values
+        scheduler = type(scheduler).from_config(scheduler.config)
     prediction = settings(scheduler).get("prediction_type")
     if prediction not in PREDICTIONS:
         return kept(scheduler, f"its prediction type is {prediction!r}, and DDIM knows {', '.join(PREDICTIONS)}")
