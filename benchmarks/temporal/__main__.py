@@ -18,7 +18,8 @@ from dq_deploy.progress import silent
 from dq_deploy.quantization.calibration.source import Request
 from dq_deploy.quantization.calibration.trajectories import Trajectories
 from dq_deploy.quantization.config import QuantizeConfig
-from dq_deploy.quantization.initial.initialize import arguments, initialize
+from dq_deploy.quantization.initial.initialize import initialize
+from dq_deploy.quantization.initial.watcher import arguments
 from dq_deploy.quantization.pipeline import copy_with_quantizers
 from dq_deploy.quantization.prepare import prepare
 

@@ -12,7 +12,8 @@ from torch.fx import GraphModule, Node, map_arg
 from ..progress import Progress, silent
 from ..quantization.config import FLOAT_BITS, InitialRange, QuantizeConfig
 from ..quantization.graph.products import Layer
-from ..quantization.initial.ranges import resolve, search_tables
+from ..quantization.initial.observation import Observation
+from ..quantization.initial.ranges import clips_weights, search_tables
 from ..quantization.numerics import clipped_weight_scale, per_row, quantize, quantize_weight, weight_scale
 from ..quantization.prepare import Prepared
 
@@ -158,11 +159,11 @@ def _rounded(layer: Layer, arguments: tuple[Any, ...], bits: Bits, config: Quant
 
 
 def _activation(x: torch.Tensor, bits: int, *, symmetric: bool, rule: InitialRange) -> torch.Tensor:
-    scale, zero_point = search_tables(x, len(x), bits, symmetric=symmetric, rule=rule)
+    scale, zero_point = search_tables(Observation.of(x, len(x)), bits, symmetric=symmetric, rule=rule)
     return quantize(x, per_row(1 / scale, x), per_row(zero_point, x), bits) * per_row(scale, x)
 
 
 def _weight(weight: torch.Tensor, bits: int, block: int) -> torch.Tensor:
     rows = weight.reshape(-1, block) if block else weight  # input channels that share a scale become a row
-    scale = (clipped_weight_scale if resolve(InitialRange.AUTO, bits) is InitialRange.MSE else weight_scale)(rows, bits)
+    scale = (clipped_weight_scale if clips_weights(InitialRange.AUTO, bits) else weight_scale)(rows, bits)
     return (quantize_weight(rows, scale, bits) * per_row(scale, rows)).reshape(weight.shape)

@@ -42,9 +42,14 @@ class Dilation(StrEnum):
 
 
 class InitialRange(StrEnum):
-    """Range that a scale starts from: AUTO takes min–max from 7 bits up, a percentile at 6, and the least squared error below."""
+    """Range that a scale starts from.
+
+    AUTO is LEAST_ERROR: of all calibration samples' values, the range with the least squared error, where clipping counts more than
+    rounding. MSE counts both alike, MINMAX clips nothing that was seen, PERCENTILE both ends.
+    """
 
     AUTO = "auto"
+    LEAST_ERROR = "least-error"
     MINMAX = "minmax"
     MSE = "mse"
     PERCENTILE = "percentile"
@@ -118,6 +123,9 @@ class QuantizeConfig(BaseModel):
     """Trajectories (seeds); an eighth of them, at least one, is held out to judge the distillation."""
     reference_samples: int = Field(default=4, ge=1)
     """Further seeds, kept in the checkpoint for ``check``; never used for calibration."""
+    final_samples: int | None = Field(default=None, ge=0)
+    """Of these, how many are sampled to the end to see what each step's error costs the final sample. None: two, or one where nothing is
+    trained and that would take a larger share of the time; 0: it is not measured."""
     sampler: Sampler = Sampler.DDIM
     guidance_scale: float | None = Field(default=None, ge=0, lt=math.inf)
     """Classifier-free guidance of the calibration trajectories; the conditional and the unconditional half are both calibrated."""
@@ -146,6 +154,12 @@ class QuantizeConfig(BaseModel):
         """Whether the output's mean error is subtracted."""
         chosen = self.iterations == 0 if self.output_bias is None else self.output_bias
         return chosen and not self.weight_only
+
+    @property
+    def sampled_to_the_end(self) -> int:
+        """``final_samples`` as they are."""
+        chosen = (2 if self.iterations else 1) if self.final_samples is None else self.final_samples
+        return min(chosen, self.reference_samples)
 
     @model_validator(mode="after")
     def _nothing_is_ignored(self) -> QuantizeConfig:

@@ -16,45 +16,44 @@ from dq_deploy.exporters import export
 from dq_deploy.quantization.calibration.trajectories import Trajectories
 from dq_deploy.quantization.checkpoint import named_layers, named_quantizers
 from dq_deploy.quantization.config import Dilation, QuantizeConfig
-from dq_deploy.quantization.initial import initialize as module
+from dq_deploy.quantization.initial import initialize as initializing
+from dq_deploy.quantization.initial import tables
 from dq_deploy.quantization.initial.group_setter import float_output
-from dq_deploy.quantization.initial.initialize import AUTO_RULES, best_rule, initialize, undilated_weights
+from dq_deploy.quantization.initial.initialize import AUTO_RULES, best_rule, initialize, quantizer_groups, undilated_weights
 from dq_deploy.quantization.layers import ActivationQuantizer, QuantizedWeight
-from tests.tiny import FAST, captured, make_checkpoint, quantized_copy, trajectories
+from tests.tiny import FAST, WHOLE, captured, make_checkpoint, quantized_copy, trajectories
 
 
-def rows_at_once(monkeypatch: pytest.MonkeyPatch, graph: GraphModule, data: Trajectories, count: int, **options: object) -> GraphModule:
-    """A quantized copy whose tables were made with room for ``count`` timesteps."""
-    row_bytes = 6 * module.live_bytes(list(graph.graph.nodes))  # six of eight seeds are fitted on
-    monkeypatch.setattr(module, "_PASS_BYTES", count * row_bytes)
-    return quantized_copy(graph, data, rule=Dilation.NONE, **options)[0]
-
-
-@pytest.mark.parametrize(("count", "passes"), [(0, 4), (1, 4), (3, 2), (4, 1)])
-def test_tables_do_not_depend_on_how_many_timesteps_memory_has_room_for(
-    monkeypatch: pytest.MonkeyPatch, plain_graph: GraphModule, plain_data: Trajectories, count: int, passes: int
+@pytest.mark.parametrize("rule", [Dilation.NONE, Dilation.SYMMETRIC])
+@pytest.mark.parametrize("temporal", [True, False])
+def test_tables_see_every_sample_and_do_not_depend_on_how_many_memory_has_room_for(
+    monkeypatch: pytest.MonkeyPatch, plain_graph: GraphModule, plain_data: Trajectories, rule: Dilation, temporal: bool
 ) -> None:
-    whole = dict(named_quantizers(quantized_copy(plain_graph, plain_data, rule=Dilation.NONE)[0]))
+    options = {"initial_range": "minmax", "temporal": temporal}
+    whole = dict(named_quantizers(quantized_copy(plain_graph, plain_data, rule=rule, **options)[0]))
     runs: list[int] = []
-    run = module._Initializer.run
-    monkeypatch.setattr(module._Initializer, "run", lambda *a: (runs.append(1), run(*a))[1])
-    found = dict(named_quantizers(rows_at_once(monkeypatch, plain_graph, plain_data, count)))
-    assert len(runs) == passes
+    observe = tables.Observer.observe
+    monkeypatch.setattr(tables.Observer, "observe", lambda *a: (runs.append(1), observe(*a))[1])
+    monkeypatch.setattr(tables, "_PASS_BYTES", 2 * tables.live_bytes(list(plain_graph.graph.nodes)))
+    found = dict(named_quantizers(quantized_copy(plain_graph, plain_data, rule=rule, **options)[0]))
+    assert len(runs) == len(plain_data.timesteps) * plain_data.samples.shape[1] / 2
     assert found.keys() == whole.keys()
     for name, quantizer in found.items():
         # Products of other batch sizes differ in the last bits.
         torch.testing.assert_close(quantizer.scale_table(), whole[name].scale_table(), rtol=1e-4, atol=0)
         assert int((quantizer.zero_point_table() - whole[name].zero_point_table()).abs().max()) <= 1
-        assert quantizer.fixed or len(set(quantizer.scale_table().tolist())) > 1
+        assert quantizer.fixed or len(set(quantizer.scale_table().tolist())) == (quantizer.table_rows if temporal else 1)
 
 
-def test_a_static_scale_needs_all_timesteps_in_one_pass(
-    monkeypatch: pytest.MonkeyPatch, plain_graph: GraphModule, plain_data: Trajectories
-) -> None:
-    whole, _ = quantized_copy(plain_graph, plain_data, rule=Dilation.NONE, temporal=False)
-    found = dict(named_quantizers(rows_at_once(monkeypatch, plain_graph, plain_data, 1, temporal=False)))
-    for name, quantizer in named_quantizers(whole):
-        assert torch.equal(found[name].scale_table(), quantizer.scale_table())
+def test_the_last_sample_widens_a_range_as_the_first_one_does(plain_graph: GraphModule, plain_data: Trajectories) -> None:
+    found = []
+    for sample in (0, -1):  # dilations are fitted to the first
+        samples = torch.zeros_like(plain_data.samples)
+        samples[:, sample] = plain_data.samples[:, 0]
+        data = replace(plain_data, samples=samples)
+        found.append(dict(named_quantizers(quantized_copy(plain_graph, data, rule=Dilation.NONE, initial_range="minmax")[0])))
+    for name, quantizer in found[0].items():
+        torch.testing.assert_close(quantizer.scale_table(), found[1][name].scale_table(), rtol=1e-4, atol=0)
 
 
 def test_nan_in_an_activation_names_it_the_timestep_and_the_seed(plain_graph: GraphModule, plain_data: Trajectories) -> None:
@@ -83,7 +82,7 @@ def test_undilated_weights_are_those_of_the_float_model(plain_graph: GraphModule
 
 @pytest.mark.parametrize(
     ("lead", "chosen"),
-    [(-1.0, Dilation.LAYERWISE), (0.9, Dilation.LAYERWISE), (1.1, Dilation.SMOOTHQUANT)],
+    [(-1.0, Dilation.LAYERWISE), (0.7, Dilation.LAYERWISE), (0.8, Dilation.SMOOTHQUANT)],
 )
 def test_smoothquants_factors_need_a_clear_lead(lead: float, chosen: Dilation) -> None:
     dilations = {Dilation.NONE: 30.0, Dilation.SYMMETRIC: 29.0, Dilation.LAYERWISE: 30.5}
@@ -95,7 +94,7 @@ def test_smoothquants_factors_need_a_clear_lead(lead: float, chosen: Dilation) -
 def test_auto_leaves_the_network_as_the_rule_it_takes_does(
     monkeypatch: pytest.MonkeyPatch, plain_graph: GraphModule, plain_data: Trajectories, lead: float
 ) -> None:
-    monkeypatch.setattr(module, "SMOOTHQUANT_LEAD_DB", lead)
+    monkeypatch.setattr(initializing, "SMOOTHQUANT_LEAD_DB", lead)
     config = QuantizeConfig.build("w4a4", **{**FAST, "dilation": "auto"})
     found, _ = quantized_copy(plain_graph, plain_data, rule=Dilation.NONE)
     result = initialize(plain_graph, found, plain_data, config)
@@ -133,7 +132,7 @@ def test_dilation_of_what_grouped_and_ordinary_convolutions_read_leaves_the_floa
     data = trajectories(graph)
     quantized, plan = quantized_copy(graph, data, rule=rule, preset="w4a8")
     assert plan.quantized
-    groups = module.quantizer_groups(quantized, graph)
+    groups = quantizer_groups(quantized, graph)
     shared = [g for part in groups.values() for g in part if len({layer.groups for layer in g.layers.values()}) == 3]  # type: ignore[union-attr]
     assert len(shared) == 1
     dilated = 0
@@ -182,7 +181,7 @@ def test_probabilities_that_are_spread_over_many_tokens_keep_their_codes(
     assert set(quantizer.zero_point_table().tolist()) == {-128}
     assert min(made.details["snr_db"]["after_distillation"]) > least_snr  # over [0, 1] the first one has 7 dB
     for target in ("tensorrt", "onnxruntime"):
-        bundle = export(tmp_path / "spread", tmp_path / target, target=target, dtype="fp32")
+        bundle = export(tmp_path / "spread", tmp_path / target, target=target, dtype="fp32", **WHOLE[target])
         assert check(bundle, tmp_path / "spread")
 
 
@@ -191,7 +190,7 @@ def test_a_run_that_goes_on_has_the_range_of_probabilities_again(tmp_path: Path)
     made = make_checkpoint(Spread(0.3), tmp_path / "spread", shape=(1, 32, 32), dilation="none", iterations=0)
     (quantizer,) = [q for _, q in named_quantizers(made.model) if q.fixed]
     fresh = ActivationQuantizer(made.rows, 8, symmetric=False, axis=0, channels=1, fixed=True)
-    module.set_probability_range(fresh, 1.0)
+    tables.set_probability_range(fresh, 1.0)
     fresh.log_scale.data.copy_(quantizer.log_scale)  # as the stages of a work folder are loaded
     assert torch.equal(fresh.scale_table(), quantizer.scale_table())
     assert fresh.scale_table()[0] == torch.tensor(2.0**-6 / 255)
@@ -200,7 +199,7 @@ def test_a_run_that_goes_on_has_the_range_of_probabilities_again(tmp_path: Path)
 def test_the_range_of_probabilities_holds_what_was_seen_and_more() -> None:
     for peak in (1e-9, 1e-4, 0.01, 0.04, 0.12, 0.125, 0.5, 1.0):
         quantizer = ActivationQuantizer(torch.tensor([1.0, 2.0]), 8, symmetric=False, axis=0, channels=1, fixed=True)
-        module.set_probability_range(quantizer, peak)
+        tables.set_probability_range(quantizer, peak)
         (scale,) = set(quantizer.scale_table().tolist())
         assert 255 * scale >= min(1.5 * peak, 1) * (1 - 1e-6)
         assert 255 * scale <= (max(3 * peak, 2.0**-20) if peak < 1 / 8 else 1) * (1 + 1e-6)

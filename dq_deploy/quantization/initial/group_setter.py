@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
 
 from .. import numerics
-from ..config import Dilation, InitialRange, QuantizeConfig
+from ..config import Dilation, QuantizeConfig
 from ..layers import ActivationQuantizer, QuantizedConv2d, QuantizedWeight
 from .dilation import LayerStatistics, asymmetric_bound, candidates, dilate, smoothquant, symmetric_bound
-from .ranges import resolve, search_tables
+from .observation import Observation
+from .ranges import clips_weights, search_tables
 
 _WORTHWHILE = 0.99  # a dilation must lower the measured error to this, or rounding's luck decides
 
@@ -41,35 +43,28 @@ class DilationRecord:
 
 
 class GroupSetter:
-    """Chooses dilation and tables for one activation x [T·m, ...] (timesteps slowest), by the rule of ``config``, which is not AUTO.
-
-    ``rows`` are those of the tables that the T timesteps belong to: all of them, or without a dilation some at a time, in order.
+    """Chooses dilation and tables for one activation x [T·m, ...] (timesteps slowest), by the rule of ``config``: not AUTO, and not NONE.
 
     Candidates for s are fitted on the first half of the seeds and judged on the other; the tables that stay are fitted on all of them.
     """
 
-    def __init__(self, group: Group, x: torch.Tensor, timestep: torch.Tensor, rows: slice, config: QuantizeConfig) -> None:
+    def __init__(self, group: Group, x: torch.Tensor, timestep: torch.Tensor, rows: int, config: QuantizeConfig) -> None:
         self.group, self.quantizer, self.config = group, group.quantizer, config
-        self.x, self.timestep, self.at, self.rows = x, timestep, rows, rows.stop - rows.start
-        self.weights = {name: _own(weight) for name, weight in group.weights.items()}
+        self.x, self.timestep, self.rows = x, timestep, rows
+        self.weights = {name: own(weight) for name, weight in group.weights.items()}
 
     def run(self) -> DilationRecord | None:
-        """Set the group's quantizer and weights; a record if there are weights to dilate, with the first rows."""
-        if self.at.start:  # the weights are set
-            self._set_tables(self.x)
-            return None
+        """Set the group's quantizer and weights; a record if there are weights to dilate."""
         ones = torch.ones_like(self.quantizer.dilation)
         self.apply(ones, self.x)
         if not self.weights:
             return None
         before = self.quantizer.scale_table()
         bound, choices = self._choices(self.config.dilation)
-        errors, best = {"none": 1.0}, "none"
-        if len(choices) > 1:
-            self._split()
-            errors = {name: self._error(s) for name, s in choices.items()}
-            best = self._best(errors)
-            self.apply(choices[best], self.x)
+        self._split()
+        errors = {name: self._error(s) for name, s in choices.items()}
+        best = self._best(errors)
+        self.apply(choices[best], self.x)
         return DilationRecord(
             quantizer=self.group.name,
             choice=best,
@@ -90,8 +85,6 @@ class GroupSetter:
         weights = list(self.weights.values())
         ones = torch.ones_like(self.quantizer.dilation)
         bound = (asymmetric_bound if rule is Dilation.ASYMMETRIC else symmetric_bound)(weights, len(ones))
-        if rule is Dilation.NONE:
-            return bound, {"none": ones}
         statistics = self._statistics()
         if rule is Dilation.LAYERWISE:
             return bound, candidates(bound, statistics, self.config.dilation_relaxation)
@@ -122,21 +115,9 @@ class GroupSetter:
 
     def apply(self, s: torch.Tensor, x: torch.Tensor) -> None:
         """Set dilation, weights and tables for ``s`` [C], the tables from ``x``."""
-        quantizer, config = self.quantizer, self.config
-        quantizer.dilation.copy_(s)
-        dilated = bool((s != 1).any())
-        for name, layer in self.group.layers.items():
-            clip = resolve(config.initial_range, layer.bits) is InitialRange.MSE
-            layer.set_weight(dilate(self.weights[name], s) if dilated else self.weights[name], clip=clip)
-        self._set_tables(x * numerics.per_channel(1 / s, x, quantizer.axis) if dilated else x)
-
-    def _set_tables(self, scaled: torch.Tensor) -> None:
-        quantizer, config = self.quantizer, self.config
-        rows = 1 if quantizer.static else self.rows
-        tables = search_tables(
-            scaled, rows, quantizer.bits, symmetric=quantizer.symmetric, rule=config.initial_range, percentile=config.percentile
-        )
-        quantizer.set_tables(*tables, rows=slice(None) if quantizer.static else self.at)
+        set_weights(self.group, self.weights, s, self.config)
+        seen = Observation.of(divided(x, self.quantizer), 1 if self.quantizer.static else self.rows)
+        set_tables(self.quantizer, seen, self.config)
 
     def _error(self, s: torch.Tensor) -> float:
         """Relative squared output error of the group's layers with real rounding, averaged over timesteps."""
@@ -150,7 +131,29 @@ class GroupSetter:
         return error
 
 
-def _own(weight: torch.Tensor) -> torch.Tensor:
+def set_weights(group: Group, weights: Mapping[str, torch.Tensor], s: torch.Tensor, config: QuantizeConfig) -> None:
+    """Set the dilation ``s`` [C] and the layers' weights, which were ``weights`` before any dilation."""
+    group.quantizer.dilation.copy_(s)
+    dilated = bool((s != 1).any())
+    for name, layer in group.layers.items():
+        clip = clips_weights(config.initial_range, layer.bits)
+        layer.set_weight(dilate(weights[name], s) if dilated else weights[name], clip=clip)
+
+
+def divided(x: torch.Tensor, quantizer: ActivationQuantizer) -> torch.Tensor:
+    """What the quantizer rounds: ``x`` without its dilation."""
+    if bool((quantizer.dilation == 1).all()):
+        return x
+    return x * numerics.per_channel(1 / quantizer.dilation, x, quantizer.axis)
+
+
+def set_tables(quantizer: ActivationQuantizer, seen: Observation, config: QuantizeConfig) -> None:
+    """Fit the quantizer's tables to what its rows saw."""
+    rule, percentile = config.initial_range, config.percentile
+    quantizer.set_tables(*search_tables(seen, quantizer.bits, symmetric=quantizer.symmetric, rule=rule, percentile=percentile))
+
+
+def own(weight: torch.Tensor) -> torch.Tensor:
     """The weight as torch itself would lay it out, copied only if it is not: BLAS sums in another order at another alignment."""
     weight = weight.detach()
     return weight if weight.dtype == torch.float32 and weight.data_ptr() % _ALIGNMENT == 0 else weight.clone().float()

@@ -1,37 +1,35 @@
-"""First values of every scale table and dilation vector, from one pass of the float model over all timesteps at once if memory allows."""
+"""First values of every dilation vector, from a few seeds at all timesteps at once, and of every scale table, from all samples."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import chain
 from statistics import fmean
 from typing import Any
 
 import torch
-from torch.fx import GraphModule, Interpreter, Node
+from torch.fx import GraphModule, Node
 
 from ...decibels import FLOOR_DB, ratio_db
-from ...errors import ArtifactError
 from ...progress import Progress, silent
 from ..calibration.trajectories import Trajectories
-from ..config import Dilation, InitialRange, QuantizeConfig
+from ..config import Dilation, QuantizeConfig
 from ..graph.insertion import decode, float_name
-from ..graph.shapes import live_bytes
 from ..layers import ActivationQuantizer, QuantizedWeight
-from ..numerics import code_range
 from ..weight_only import WeightOnly
-from .group_setter import DilationRecord, Group, GroupSetter
-from .ranges import resolve
+from .dilation import symmetric_bound
+from .group_setter import DilationRecord, Group, GroupSetter, own, set_weights
+from .ranges import clips_weights
+from .tables import fit_tables, passes, samples_in_a_pass, set_probability_range
+from .watcher import Watcher, arguments, device_of
 
-_FIT_SEEDS, _JUDGE_SEEDS = 8, 4  # all timesteps of so many trajectories: more changed no choice, and this is all in memory at once
-_SPREAD, _LEAST_RANGE = 1 / 8, 2.0**-20  # of attention probabilities: the peak that leaves [0, 1] as it is, and the narrowest range
-_PASS_BYTES = 4 << 30  # of a pass's values: a Stable Diffusion has a gigabyte of attention scores and probabilities for each sample
+_FIT_SEEDS, _JUDGE_SEEDS = 8, 4  # of dilations; all timesteps of so many trajectories are in memory at once
 AUTO_RULES = (Dilation.NONE, Dilation.ASYMMETRIC, Dilation.SYMMETRIC, Dilation.LAYERWISE, Dilation.SMOOTHQUANT)
 """What AUTO chooses from. A layer's own error is a poor judge alone: noise that later layers average out counts there like a bias that they
 hand on (docs/decisions/dilation-default.md)."""
-SMOOTHQUANT_LEAD_DB = 1.0
+SMOOTHQUANT_LEAD_DB = 0.75
 """SmoothQuant's factors leave the weights' range, and must lead by so much: a smaller lead was gone, or the other way, after training."""
 
 
@@ -52,7 +50,7 @@ class Initialization:
 @torch.no_grad()
 def initialize(float_graph: GraphModule, quantized: GraphModule, data: Trajectories, config: QuantizeConfig,
                progress: Progress = silent) -> Initialization:  # fmt: skip
-    """Set every quantizer's dilation and tables.
+    """Set every quantizer's dilation and tables, the latter from all the samples of ``data``.
 
     With AUTO the rules of ``AUTO_RULES`` are tried one after the other, and ``best_rule`` stays, by the network's SNR on seeds that
     nothing was fitted on. Raises ArtifactError naming value, timestep and seed where an activation is NaN or Inf.
@@ -61,22 +59,40 @@ def initialize(float_graph: GraphModule, quantized: GraphModule, data: Trajector
     groups = quantizer_groups(quantized, float_graph)
     if not groups:
         return Initialization([], Dilation.NONE.value, {})
-    fit, judge = fit_and_judge(data)
     rules = AUTO_RULES if config.dilation is Dilation.AUTO else (config.dilation,)
+    everything = slice(0, data.samples.shape[1])
+    count = _passes(float_graph, data, rules, config) + len(passes(float_graph, data, everything, config))
+    with progress("initial scales", count * sum(map(len, groups.values()))) as advance:
+        dilated = _dilate(float_graph, quantized, groups, data, rules, config, advance)
+        fit_tables(float_graph, groups, data, everything, config, advance)
+    return dilated
+
+
+def _dilate(float_graph: GraphModule, quantized: GraphModule, groups: Mapping[str, list[Group]], data: Trajectories,
+            rules: Sequence[Dilation], config: QuantizeConfig, advance: Any) -> Initialization:  # fmt: skip
+    """Dilations and weights by the best of ``rules``, each with tables of its own to be judged with."""
+    if list(rules) == [Dilation.NONE]:
+        return Initialization(undilated(groups, config), Dilation.NONE.value, {})
+    fit, judge = fit_and_judge(data)
     tried: dict[Dilation, float] = {}
     best: tuple[Dilation, list[DilationRecord], dict[str, torch.Tensor]] | None = None
-    passes = sum(len(_passes(float_graph, data, fit, config.model_copy(update={"dilation": rule}))) for rule in rules)
-    with progress("initial scales", passes * sum(map(len, groups.values()))) as advance:
-        for rule in rules:
-            records = apply_rule(float_graph, groups, data, fit, config.model_copy(update={"dilation": rule}), advance)
-            tried[rule] = mean_snr(quantized, data, judge, config.batch_size) if len(rules) > 1 else float("nan")
-            if best_rule(tried) is rule:
-                state = {} if rule is rules[-1] else {k: v.clone() for k, v in quantized.state_dict().items()}
-                best = rule, records, state
+    for rule in rules:
+        records = apply_rule(float_graph, groups, data, fit, config.model_copy(update={"dilation": rule}), advance)
+        tried[rule] = mean_snr(quantized, data, judge, config.batch_size) if len(rules) > 1 else float("nan")
+        if best_rule(tried) is rule:
+            state = {} if rule is rules[-1] else {k: v.clone() for k, v in quantized.state_dict().items()}
+            best = rule, records, state
     assert best is not None
     if best[0] is not rules[-1]:
         quantized.load_state_dict(best[2])
     return Initialization(best[1], best[0].value, {rule.value: snr for rule, snr in tried.items()} if len(rules) > 1 else {})
+
+
+def _passes(float_graph: GraphModule, data: Trajectories, rules: Sequence[Dilation], config: QuantizeConfig) -> int:
+    """Passes of the float model that ``_dilate`` makes."""
+    if list(rules) == [Dilation.NONE]:
+        return 0
+    return sum(len(passes(float_graph, data, fit_and_judge(data)[0], config)) if rule is Dilation.NONE else 1 for rule in rules)
 
 
 def best_rule(tried: Mapping[Dilation, float]) -> Dilation:
@@ -88,7 +104,7 @@ def _initialize_weight_only(quantized: GraphModule, config: QuantizeConfig) -> N
     """Scales of the weights whose activations stay float: no activation has a say in them."""
     for module in quantized.modules():
         if isinstance(module, WeightOnly):
-            clip = resolve(config.initial_range, module.bits) is InitialRange.MSE
+            clip = clips_weights(config.initial_range, module.bits)
             module.set_weight(module.weight.detach().clone(), clip=clip)
 
 
@@ -116,63 +132,36 @@ def mean_snr(quantized: GraphModule, data: Trajectories, judge: slice, batch_siz
     return round(fmean(FLOOR_DB if math.isnan(snr) else snr for snr in found), 4)
 
 
-def arguments(
-    graph: GraphModule, sample: torch.Tensor, timestep: torch.Tensor, conditions: Mapping[str, torch.Tensor]
-) -> list[torch.Tensor]:
-    """The inputs of a captured graph, whose first is the sample, in its order and on its device."""
-    names = [str(n.target) for n in graph.graph.nodes if n.op == "placeholder"]
-    values = {names[0]: sample, "timestep": timestep, **conditions}
-    return [values[name].to(_device(graph)) for name in names]
-
-
-def _device(graph: GraphModule) -> torch.device:
-    return next(graph.buffers()).device
-
-
 def apply_rule(float_graph: GraphModule, groups: Mapping[str, list[Group]], data: Trajectories, fit: slice, config: QuantizeConfig,
-                advance: Any) -> list[DilationRecord]:  # fmt: skip
-    """One rule, in one pass or several."""
-    records: list[DilationRecord] = []
-    peaks: dict[str, float] = {}
-    for rows in _passes(float_graph, data, fit, config):
-        part = replace(data, timesteps=data.timesteps[rows], samples=data.samples[rows], outputs=data.outputs[rows])
-        samples, timestep, conditions = part.flat(fit)
-        runner = _Initializer(float_graph, groups, rows, timestep.to(_device(float_graph)), config, advance, peaks)
-        runner.run(*arguments(float_graph, samples, timestep, conditions))
-        records += runner.records
+               advance: Any = lambda *_: None) -> list[DilationRecord]:  # fmt: skip
+    """Weights by one rule, which is not AUTO, and tables fitted to the samples ``fit``."""
+    if config.dilation is Dilation.NONE:
+        records = undilated(groups, config)
+        fit_tables(float_graph, groups, data, fit, config, advance)
+        return records
+    samples, timestep, conditions = data.flat(fit)
+    runner = _Initializer(float_graph, groups, len(data.timesteps), timestep.to(device_of(float_graph)), config, advance)
+    runner.run(*arguments(float_graph, samples, timestep, conditions))
+    return runner.records
+
+
+def undilated(groups: Mapping[str, list[Group]], config: QuantizeConfig) -> list[DilationRecord]:
+    """Set every group's weights as they are, and say what a dilation could have done."""
+    records = []
     for group in chain.from_iterable(groups.values()):
-        if group.quantizer.fixed:
-            set_probability_range(group.quantizer, peaks[group.name])
+        ones = torch.ones_like(group.quantizer.dilation)
+        weights = {name: own(weight) for name, weight in group.weights.items()}
+        set_weights(group, weights, ones, config)
+        if weights:
+            bound = symmetric_bound(list(weights.values()), len(ones))
+            records.append(DilationRecord(group.name, "none", float((bound > 1).float().mean()), 0.0, 1.0, 1.0))
     return records
 
 
-def set_probability_range(quantizer: ActivationQuantizer, peak: float) -> None:
-    """Quantize attention probabilities over [0, 2⁻ᵏ] where none that was seen exceeds ``peak``, far below 1.
-
-    Spread over thousands of tokens, all of them are less than half a step of [0, 1] and would become 0. Peaks of 1/8 and more leave
-    [0, 1] as it is; else a third of the range is left for what was not seen (docs/attention.md has figures).
-    """
-    halvings = 0 if peak >= _SPREAD else math.floor(-math.log2(max(1.5 * peak, _LEAST_RANGE)))
-    qmin, qmax = code_range(quantizer.bits)
-    rows = quantizer.table_rows
-    quantizer.set_tables(torch.full((rows,), 2.0**-halvings / (qmax - qmin)), torch.full((rows,), float(qmin)))
-
-
-def _passes(float_graph: GraphModule, data: Trajectories, fit: slice, config: QuantizeConfig) -> list[slice]:
-    """The timesteps, as rows of the tables, that go through the network together."""
-    rows = len(data.timesteps)
-    count = rows_in_a_pass(rows, (fit.stop - fit.start) * live_bytes(list(float_graph.graph.nodes)), config)
-    return [slice(start, min(rows, start + count)) for start in range(0, rows, count)]
-
-
-def rows_in_a_pass(rows: int, row_bytes: int, config: QuantizeConfig) -> int:
-    """How many of ``rows`` timesteps go through the network together, where one of them takes ``row_bytes``.
-
-    All of them, unless memory is short and a row depends on its own timestep alone: a static scale does not, nor a dilation.
-    """
-    if rows * row_bytes <= _PASS_BYTES or config.dilation is not Dilation.NONE or not config.temporal:
-        return rows
-    return max(1, _PASS_BYTES // row_bytes)
+def initialization_bytes(sample_bytes: int, fitted: int, config: QuantizeConfig) -> int:
+    """Most bytes of values that are alive at one time: a sample has ``sample_bytes``, and dilations are fitted to ``fitted`` samples."""
+    at_once = samples_in_a_pass(sample_bytes, config)
+    return sample_bytes * (at_once if config.dilation is Dilation.NONE else max(at_once, fitted * config.steps))
 
 
 def undilated_weights(quantized: GraphModule) -> set[str]:
@@ -213,30 +202,21 @@ def quantizer_groups(graph_module: GraphModule, float_graph: GraphModule | None 
     return found
 
 
-class _Initializer(Interpreter):
-    """Runs the float graph, and sets the quantizers of each value when the value has been computed."""
+class _Initializer(Watcher):
+    """Sets dilation, weights and tables of each group, from all timesteps at once."""
 
-    def __init__(self, module: GraphModule, groups: Mapping[str, list[Group]], rows: slice, timestep: torch.Tensor,
-                 config: QuantizeConfig, advance: Any, peaks: dict[str, float]) -> None:  # fmt: skip
-        super().__init__(module)
-        self.peaks = peaks
-        self.groups, self.rows, self.timestep, self.config, self.advance = groups, rows, timestep, config, advance
+    def __init__(self, module: GraphModule, groups: Mapping[str, list[Group]], rows: int, timestep: torch.Tensor,
+                 config: QuantizeConfig, advance: Any) -> None:  # fmt: skip
+        super().__init__(module, groups, advance)
+        self.rows, self.timestep, self.config = rows, timestep, config
         self.records: list[DilationRecord] = []
 
-    def run_node(self, n: Node) -> Any:
-        value = super().run_node(n)
-        for group in self.groups.get(n.name, []):
-            self._check(n.name, value)
-            if group.quantizer.fixed:
-                self.peaks[group.name] = max(self.peaks.get(group.name, 0.0), float(value.max()))
-            else:
-                record = GroupSetter(group, value, self.timestep, self.rows, self.config).run()
-                self.records += [record] if record else []
-            self.advance(1, group.name)
-        return value
+    def watch(self, group: Group, value: torch.Tensor) -> None:
+        if group.quantizer.fixed:
+            set_probability_range(group.quantizer, float(value.max()))
+            return
+        record = GroupSetter(group, value, self.timestep, self.rows, self.config).run()
+        self.records += [record] if record else []
 
-    def _check(self, name: str, value: torch.Tensor) -> None:
-        bad = (~torch.isfinite(value.flatten(1))).any(dim=1).nonzero()[:, 0]
-        if len(bad):
-            seed = int(bad[0]) % (len(value) // (self.rows.stop - self.rows.start))
-            raise ArtifactError(f"activation '{name}' has NaN or Inf at timestep {float(self.timestep[bad[0]]):g}, seed {seed}")
+    def where(self, sample: int) -> tuple[float, int]:
+        return float(self.timestep[sample]), sample % (len(self.timestep) // self.rows)

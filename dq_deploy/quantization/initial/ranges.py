@@ -6,47 +6,85 @@ import torch
 
 from .. import numerics
 from ..config import InitialRange
+from .observation import Observation
 
-_MIN_MAX_BITS, _PERCENTILE_BITS = 7, 6  # from so many bits up; docs/decisions/initial-range.md
-_SHRINK = torch.logspace(0, -2, 20, base=2)  # candidate clipping ranges, 1 … 1/4 of min–max
-_SEARCH_ELEMENTS = 2**18  # over all rows; the optimum of a one-dimensional search is known well enough from these
+CLIPPING_WEIGHT = 4.0
+"""How often a clipped value's squared error counts. Rounding errors are of either sign and later layers average them; what is clipped errs
+to one side, at the same places, step after step (docs/decisions/initial-range.md)."""
 
-
-def resolve(rule: InitialRange, bits: int) -> InitialRange:
-    """What AUTO means at ``bits``: the fewer there are, the more of a range is given up for finer steps."""
-    if rule is not InitialRange.AUTO:
-        return rule
-    if bits >= _PERCENTILE_BITS:
-        return InitialRange.MINMAX if bits >= _MIN_MAX_BITS else InitialRange.PERCENTILE
-    return InitialRange.MSE
+_CLIPPED_WEIGHT_BITS = 5  # up to so many; docs/decisions/initial-range.md
+_TOGETHER = torch.logspace(-0.25, -3, 12, base=2).tolist()  # of both ends, beside 1
+_ALONE = ([0.5, 0.6, 0.71, 0.84, 1.19, 1.41], [0.77, 0.84, 0.92, 1.09, 1.19])  # of one end, coarsely and then finely
 
 
-def search_tables(x: torch.Tensor, rows: int, bits: int, *, symmetric: bool, rule: InitialRange,
+def resolve(rule: InitialRange) -> InitialRange:
+    """What AUTO means."""
+    return InitialRange.LEAST_ERROR if rule is InitialRange.AUTO else rule
+
+
+def clips_weights(rule: InitialRange, bits: int) -> bool:
+    """Whether weights of ``bits`` bits start from the range of least squared error, and not from their whole range."""
+    return rule is InitialRange.MSE or (resolve(rule) is InitialRange.LEAST_ERROR and bits <= _CLIPPED_WEIGHT_BITS)
+
+
+def search_tables(seen: Observation, bits: int, *, symmetric: bool, rule: InitialRange,
                   percentile: float = 99.99) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
-    """Scale [rows] and zero-point [rows] for ``x`` [rows·m, ...], rows slowest.
+    """Scale [R] and zero-point [R] for what R rows saw.
 
-    MINMAX covers every value; PERCENTILE the share that lies between the two outer quantiles; MSE takes the range with the least squared
-    error among min–max shrunk by a common factor down to a quarter. A row that saw nothing but zeros covers what the nearest row that
-    saw more does, since what comes later may not be zero; its zero-point is 0, whose correction in an engine cancels exactly.
+    LEAST_ERROR takes the range with the least expected error, clipping counted ``CLIPPING_WEIGHT`` times; MSE counts it once; MINMAX
+    covers every value; PERCENTILE the share that lies between the two outer quantiles. A row that saw nothing but zeros covers what the
+    nearest row that saw more does, since what comes later may not be zero; its zero-point is 0, whose correction in an engine cancels
+    exactly.
     """
-    values = x.reshape(rows, -1).float()
-    low, high = values.amin(dim=1), values.amax(dim=1)
-    scale, zero_point = _search(values, low, high, bits, resolve(rule, bits), percentile, symmetric=symmetric)
-    seen = (low != 0) | (high != 0)
-    source, (qmin, qmax) = _nearest_seen(seen), numerics.code_range(bits)
+    scale, zero_point = numerics.affine_parameters(*_range(seen, bits, resolve(rule), percentile, symmetric), bits, symmetric=symmetric)
+    nonzero = (seen.low != 0) | (seen.high != 0)
+    source, (qmin, qmax) = _nearest_seen(nonzero), numerics.code_range(bits)
     reach = torch.maximum(zero_point - qmin, qmax - zero_point) / -qmin  # of the source's codes from its zero-point, in those from 0
-    return torch.where(seen, scale, (scale * reach)[source]), torch.where(seen, zero_point, torch.zeros_like(zero_point))
+    return torch.where(nonzero, scale, (scale * reach)[source]), torch.where(nonzero, zero_point, torch.zeros_like(zero_point))
 
 
-def _search(values: torch.Tensor, low: torch.Tensor, high: torch.Tensor, bits: int, rule: InitialRange, percentile: float, *,
-            symmetric: bool) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+def _range(seen: Observation, bits: int, rule: InitialRange, percentile: float, symmetric: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    if rule is InitialRange.MINMAX or (rule is InitialRange.PERCENTILE and percentile == 100):
+        return seen.low, seen.high
     if rule is InitialRange.PERCENTILE:
-        inner_low, inner_high = _quantiles(values, percentile / 100)
-        sparse = (inner_low == 0) & (inner_high == 0)  # nearly all zeros: the others are all there is
-        low, high = torch.where(sparse, low, inner_low), torch.where(sparse, high, inner_high)
-    if rule is InitialRange.MSE:
-        return _least_squares(_subsample(values, _SEARCH_ELEMENTS // len(values)), low, high, bits, symmetric)
-    return numerics.affine_parameters(low, high, bits, symmetric=symmetric)
+        low, high = seen.quantiles(percentile / 100)
+        sparse = (low == 0) & (high == 0)  # nearly all zeros: the others are all there is
+        return torch.where(sparse, seen.low, low), torch.where(sparse, seen.high, high)
+    return _Search(seen, bits, symmetric, CLIPPING_WEIGHT if rule is InitialRange.LEAST_ERROR else 1.0).run()
+
+
+class _Search:
+    """The range [R] of least error within what was seen: both ends shrunk alike first, then each end alone."""
+
+    def __init__(self, seen: Observation, bits: int, symmetric: bool, clipping_weight: float) -> None:
+        self.seen, self.bits, self.symmetric, self.clipping_weight = seen, bits, symmetric, clipping_weight
+        self.bins = seen.bins()
+        self.low, self.high = seen.low.clone(), seen.high.clone()
+        self.error = self._error(self.low, self.high)
+
+    def run(self) -> tuple[torch.Tensor, torch.Tensor]:
+        for factor in _TOGETHER:
+            self._offer(self.seen.low * factor, self.seen.high * factor)
+        if not self.symmetric:
+            for factors in _ALONE:
+                low, high = self.low.clone(), self.high.clone()
+                for factor in factors:
+                    self._offer(low, torch.minimum(high * factor, self.seen.high))
+                high = self.high.clone()
+                for factor in factors:
+                    self._offer(torch.maximum(low * factor, self.seen.low), high)
+        return self.low, self.high
+
+    def _offer(self, low: torch.Tensor, high: torch.Tensor) -> None:
+        error = self._error(low, high)
+        better = error < self.error
+        self.error = torch.where(better, error, self.error)
+        self.low, self.high = torch.where(better, low, self.low), torch.where(better, high, self.high)
+
+    def _error(self, low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
+        tables = numerics.affine_parameters(low, high, self.bits, symmetric=self.symmetric)
+        rounding, clipping = self.bins.error(*tables, self.bits)
+        return rounding + self.clipping_weight * clipping
 
 
 def _nearest_seen(seen: torch.Tensor) -> torch.Tensor:
@@ -56,32 +94,3 @@ def _nearest_seen(seen: torch.Tensor) -> torch.Tensor:
         return index
     known = index[seen]
     return known[(index[:, None] - known).abs().argmin(dim=1)]
-
-
-def _quantiles(values: torch.Tensor, share: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Values [rows] below and above which a (1 − share) part of each row lies; torch.quantile takes no more than 2^24 elements."""
-    count = values.shape[1]
-    rank = min(count, max(1, round(share * count)))
-    return values.kthvalue(count - rank + 1, dim=1).values, values.kthvalue(rank, dim=1).values
-
-
-def _subsample(values: torch.Tensor, count: int) -> torch.Tensor:
-    if values.shape[1] <= count:
-        return values
-    # Drawn, not strided: a stride that divides the image's width would look at one column only.
-    generator = torch.Generator().manual_seed(0)
-    return values[:, torch.randint(values.shape[1], (count,), generator=generator).to(values.device)]
-
-
-def _least_squares(values: torch.Tensor, low: torch.Tensor, high: torch.Tensor, bits: int,
-                   symmetric: bool) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
-    best_scale, best_zero = numerics.affine_parameters(low, high, bits, symmetric=symmetric)
-    best_error = torch.full_like(low, torch.inf)
-    for shrink in _SHRINK.tolist():
-        scale, zero = numerics.affine_parameters(low * shrink, high * shrink, bits, symmetric=symmetric)
-        codes = numerics.quantize(values, (1 / scale)[:, None], zero[:, None], bits)
-        error = (codes * scale[:, None] - values).pow(2).mean(dim=1)
-        better = error < best_error
-        best_error = torch.where(better, error, best_error)
-        best_scale, best_zero = torch.where(better, scale, best_scale), torch.where(better, zero, best_zero)
-    return best_scale, best_zero

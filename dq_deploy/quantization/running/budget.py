@@ -15,10 +15,11 @@ from ..calibration.pipeline_source import PipelineSource
 from ..calibration.source import Request
 from ..config import Distillation, QuantizeConfig
 from ..distillation.trained import TrainedParts, selected
+from ..final_error import calls
 from ..graph.blocks import Block, split_blocks, whole_network
 from ..graph.plan import make_plan
 from ..graph.shapes import value_bytes
-from ..initial.initialize import rows_in_a_pass
+from ..initial.initialize import initialization_bytes
 from ..pipeline import copy_with_quantizers
 from ..prepare import Prepared, prepare
 from .ambient import default_torch
@@ -98,10 +99,9 @@ def budget(prepared: Prepared) -> Budget:
         BlockBudget(block.name, block.layers, _count(part), size, round(seconds, 1))
         for block, part, size, seconds in zip(blocks, parts, sizes, spent, strict=True)
     ]
-    row_bytes = probe.live_bytes * probe.fit_seeds * per_seed
     memory = {
         "calibration data": (samples + config.steps * config.reference_samples * per_seed) * probe.sample_bytes,
-        "initialization": row_bytes * rows_in_a_pass(config.steps, row_bytes, config),
+        "initialization": initialization_bytes(probe.live_bytes, probe.fit_seeds * per_seed, config),
         "training step": max((cost.bytes for cost in costs), default=0),
     }
     memory["peak"] = memory["calibration data"] + max(memory["initialization"], memory["training step"])
@@ -116,6 +116,7 @@ def budget(prepared: Prepared) -> Budget:
         "initialization": probe.initialization_s,
         "distillation": sum(spent),
         "output bias": probe.forward_s * samples if config.corrects_output else 0.0,
+        "cost of each step": probe.forward_s * calls(config.steps) * config.sampled_to_the_end * per_seed,
     }
     times["total"] = sum(times.values())
     return Budget(

@@ -19,7 +19,8 @@ from ..distillation.trained import TrainedParts
 from ..graph.blocks import Block, split_blocks, whole_network
 from ..graph.plan import make_plan
 from ..graph.shapes import live_bytes
-from ..initial.initialize import fit_and_judge, initialize
+from ..initial.initialize import fit_and_judge, initialize, quantizer_groups
+from ..initial.tables import fit_tables
 from ..pipeline import copy_with_quantizers
 from ..prepare import Prepared
 from .device import move
@@ -88,7 +89,8 @@ class Probe:
         seeds = self.config.calibration_samples
         fit, judge = fit_and_judge(self._trajectories(1, seeds))
         self.fit_seeds = fit.stop // per_seed
-        self.initialization_s = self._initialization((fit.stop + judge.stop - judge.start) * self.config.steps)
+        dilated = (fit.stop + judge.stop - judge.start) * self.config.steps
+        self.initialization_s = self._initialization(dilated, seeds * per_seed * self.config.steps)
 
     def _inputs(self, count: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Noise and conditions for ``count`` samples."""
@@ -102,20 +104,22 @@ class Probe:
         output = self.output[:1].expand(rows, len(noise), *self.output.shape[1:])
         return Trajectories(torch.linspace(1, 999, rows), noise.expand(rows, *noise.shape), output, conditions, self.per_seed)
 
-    def _initialization(self, samples: int) -> float:
-        """Seconds of the initialization with ``samples``: a part that does not depend on them, and a part that does."""
+    def _initialization(self, dilated: int, samples: int) -> float:
+        """Seconds of the initialization: what does not depend on samples, what the ``dilated`` take, and the pass over all ``samples``."""
         slow = self.forward_s > _SLOW_S
-        points: list[tuple[int, float]] = []
+        points: list[tuple[int, float, float]] = []
         for seeds in (2, 4 if slow else 8):
             data = self._trajectories(1, seeds)
             plan = make_plan(self.prepared.float_graph, self.config)
             quantized = move(copy_with_quantizers(self.prepared.float_graph, plan, data.timesteps), self.prepared.device)
             fit, judge = fit_and_judge(data)
-            count = (fit.stop + judge.stop - judge.start) * len(data.timesteps)
-            points.append((count, timed(partial(initialize, self.prepared.float_graph, quantized, data, self.config))))
-        (few, short), (many, long) = points
+            whole = timed(partial(initialize, self.prepared.float_graph, quantized, data, self.config))
+            groups, everything = quantizer_groups(quantized, self.prepared.float_graph), slice(0, data.samples.shape[1])
+            tables = timed(partial(fit_tables, self.prepared.float_graph, groups, data, everything, self.config)) if groups else 0.0
+            points.append((fit.stop + judge.stop - judge.start, whole - tables, tables / everything.stop))
+        (few, short, _), (many, long, observed) = points
         slope = max(0.0, (long - short) / (many - few))
-        return short + slope * max(0, samples - few)
+        return short + slope * max(0, dilated - few) + observed * samples
 
     def blocks(self, blocks: Sequence[Block], parts: Sequence[TrainedParts], sizes: Sequence[int]) -> list[StepCost]:
         """Cost of every block of the quantized graph; the largest and a few others are measured."""

@@ -1,0 +1,119 @@
+"""What a table is fitted to: how far an activation's values reach in each of its rows, and how many of them lie where.
+
+A histogram whose bins are a float's sign, exponent and first mantissa bits needs no range beforehand, adds up over any number of
+samples, and resolves a tail of few values as well as the bulk: 16 bins for each power of two.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+
+from .. import numerics
+
+_MANTISSA_BITS, _FLOAT_MANTISSA_BITS, _FLOAT_BIAS = 4, 23, 127
+_LEAST, _MOST = -64, 64  # powers of two that have bins; what is smaller counts as zero, what is larger as the row's extreme
+_PER_POWER = 1 << _MANTISSA_BITS
+_BINS = (_MOST - _LEAST) * _PER_POWER  # on either side of zero
+_FIRST = (_FLOAT_BIAS + _LEAST) * _PER_POWER  # a float's bits, shifted, of the smallest bin
+_AT_ONCE = 2**16  # values whose histogram is made within the processor's cache
+_CODES = 1 << (32 - (_FLOAT_MANTISSA_BITS - _MANTISSA_BITS))  # of a float's bits, shifted
+
+
+@dataclass(frozen=True)
+class Bins:
+    """Bins of a histogram: a value ``points`` [R, B] for each, none beyond the row's extremes, ``widths`` [B] and ``counts`` [R, B]."""
+
+    points: torch.Tensor
+    widths: torch.Tensor
+    counts: torch.Tensor
+
+    def error(self, scale: torch.Tensor, zero_point: torch.Tensor, bits: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Summed squared error [R] of rounding, and of clipping, with these scales and zero-points [R].
+
+        A bin wider than a step holds every fraction of one alike, whose mean square is a twelfth of a step's.
+        """
+        step = scale[:, None]
+        codes = numerics.quantize(self.points, 1 / step, zero_point[:, None], bits)
+        squared = codes.mul_(step).sub_(self.points).square_()
+        qmin, qmax = numerics.code_range(bits)
+        low, high = (((code - zero_point) * scale)[:, None] for code in (qmin - 0.5, qmax + 0.5))
+        clipped = (self.points < low) | (self.points > high)
+        rounding = torch.where(self.widths > step, step.square() / 12, squared).masked_fill_(clipped, 0)
+        clipping = squared.masked_fill_(~clipped, 0)
+        return tuple((self.counts * part).sum(dim=1, dtype=torch.float64) for part in (rounding, clipping))  # type: ignore[return-value]
+
+
+@dataclass(frozen=True)
+class Observation:
+    """Extremes [R] and histogram [R, bins] of the values that each of R rows saw."""
+
+    low: torch.Tensor
+    high: torch.Tensor
+    counts: torch.Tensor
+
+    @classmethod
+    def nothing(cls, rows: int, device: torch.device, *, counted: bool = True) -> Observation:
+        """Of rows that have seen no value yet; of those that they will see only the extremes unless ``counted``."""
+        unseen = torch.full((rows,), torch.inf, device=device)
+        return cls(unseen, -unseen, torch.zeros(rows, 2 * _BINS + 1 if counted else 0, device=device))
+
+    @classmethod
+    def of(cls, values: torch.Tensor, rows: int) -> Observation:
+        """Of ``values`` [rows·m, ...], rows slowest."""
+        seen = cls.nothing(rows, values.device)
+        for row, part in enumerate(values.reshape(rows, -1)):
+            seen.add(part, row)
+        return seen
+
+    def add(self, values: torch.Tensor, row: int) -> None:
+        """See ``values`` of any shape in ``row`` too."""
+        values = values.detach().float().flatten()
+        self.low[row] = torch.minimum(self.low[row], values.amin())
+        self.high[row] = torch.maximum(self.high[row], values.amax())
+        if self.counts.shape[1]:
+            for part in values.split(_AT_ONCE if values.device.type == "cpu" else max(1, len(values))):
+                self.counts[row] += _histogram(part)
+
+    def bins(self) -> Bins:
+        """The bins that any row has values in."""
+        middles, widths = _bins(self.counts.device)
+        used = self.counts.any(dim=0)
+        points = middles[used].expand(len(self.low), -1).clamp(self.low[:, None], self.high[:, None])
+        return Bins(points, widths[used], self.counts[:, used])
+
+    def quantiles(self, share: float) -> tuple[torch.Tensor, torch.Tensor]:
+        """Values [R] below and above which a (1 − share) part of each row lies, to a bin."""
+        bins = self.bins()
+        below = bins.counts.cumsum(dim=1, dtype=torch.float64)
+        total, last = below[:, -1:], below.shape[1] - 1
+        low = torch.searchsorted(below, total * (1 - share) + 0.5).clamp(max=last)
+        high = torch.searchsorted(below, total * share - 0.5).clamp(max=last)
+        return bins.points.gather(1, low)[:, 0], bins.points.gather(1, high)[:, 0]
+
+
+def _histogram(values: torch.Tensor) -> torch.Tensor:
+    """How many of ``values`` [n] (fp32) are in each bin, from the most negative to the most positive."""
+    bits = values.view(torch.int32) >> (_FLOAT_MANTISSA_BITS - _MANTISSA_BITS)  # of a negative float: negative
+    counts = torch.bincount(bits.add_(_CODES // 2), minlength=_CODES).float()
+    negative, positive = counts[: _CODES // 2], counts[_CODES // 2 :]
+    sides = []
+    for side in (negative, positive):
+        inner = side[_FIRST : _FIRST + _BINS].clone()
+        inner[-1] += side[_FIRST + _BINS :].sum()
+        sides.append(inner)
+    zero = negative[:_FIRST].sum() + positive[:_FIRST].sum()
+    return torch.cat([sides[0].flip(0), zero.reshape(1), sides[1]])
+
+
+@cache
+def _bins(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Middle and width of every bin, from the most negative to the most positive."""
+    index = torch.arange(_BINS, device=device)
+    power = torch.exp2((index // _PER_POWER + _LEAST).double())
+    low, width = power * (1 + (index % _PER_POWER) / _PER_POWER), power / _PER_POWER
+    middle, zero = low + width / 2, torch.zeros(1, device=device, dtype=torch.float64)
+    middle[-1] = torch.inf  # until it is brought to the row's extreme
+    return torch.cat([-middle.flip(0), zero, middle]).float(), torch.cat([width.flip(0), zero, width]).float()

@@ -1,0 +1,58 @@
+"""Runs the float graph, and shows what quantizers read as soon as it has been computed: nothing of it need be kept."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch.fx import GraphModule, Interpreter, Node
+
+from ...errors import ArtifactError
+from .group_setter import Group
+
+
+def arguments(
+    graph: GraphModule, sample: torch.Tensor, timestep: torch.Tensor, conditions: Mapping[str, torch.Tensor]
+) -> list[torch.Tensor]:
+    """The inputs of a captured graph, whose first is the sample, in its order and on its device."""
+    names = [str(n.target) for n in graph.graph.nodes if n.op == "placeholder"]
+    values = {names[0]: sample, "timestep": timestep, **conditions}
+    return [values[name].to(device_of(graph)) for name in names]
+
+
+def device_of(graph: GraphModule) -> torch.device:
+    """Where a captured graph's weights are."""
+    return next(graph.buffers()).device
+
+
+class Watcher(Interpreter):
+    """Runs the float graph, and hands every value that a quantizer reads on as soon as it has been computed."""
+
+    def __init__(self, module: GraphModule, groups: Mapping[str, list[Group]], advance: Any) -> None:
+        super().__init__(module)
+        self.groups, self.advance = groups, advance
+
+    def run_node(self, n: Node) -> Any:
+        """As ``Interpreter`` says."""
+        value = super().run_node(n)
+        for group in self.groups.get(n.name, []):
+            self.check(n.name, value)
+            self.watch(group, value)
+            self.advance(1, group.name)
+        return value
+
+    def watch(self, group: Group, value: torch.Tensor) -> None:
+        """``group`` reads ``value``."""
+        raise NotImplementedError
+
+    def where(self, sample: int) -> tuple[float, int]:
+        """Timestep and calibration sample of a sample of the batch."""
+        raise NotImplementedError
+
+    def check(self, name: str, value: torch.Tensor) -> None:
+        """Raise ArtifactError where ``value`` is not finite."""
+        bad = (~torch.isfinite(value.flatten(1))).any(dim=1).nonzero()[:, 0]
+        if len(bad):
+            timestep, sample = self.where(int(bad[0]))
+            raise ArtifactError(f"activation '{name}' has NaN or Inf at timestep {timestep:g}, seed {sample}")
