@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -39,10 +40,16 @@ class Emitter:
         return value
 
     def constant(self, name: str, array: np.ndarray[Any, Any]) -> ir.Value:
-        """An initializer; a second request for the same name gives the same one."""
-        if name in self.graph.initializers:
-            return self.graph.initializers[name]
-        return initializer(self.graph, name, ir.tensor(np.asarray(array, order="C"), name=name))
+        """An initializer; a second request for the same one gives it again, and where the name is another one's it has a free one."""
+        array, free = np.asarray(array, order="C"), name
+        for count in itertools.count(2):
+            held = self.graph.initializers.get(free)
+            if held is None:
+                return initializer(self.graph, free, ir.tensor(array, name=free))
+            if _holds(held, array):
+                return held
+            free = f"{name}#{count}"
+        raise AssertionError
 
     def product(self, a: ir.Value, b: ir.Value, name: str) -> ir.Value:
         """Multiply: a node, or a constant where both are."""
@@ -54,6 +61,13 @@ class Emitter:
         """[N] → [N, 1, ..., 1] of the given rank."""
         axes = self.constant(f"dq_deploy.axes_1_{rank}", np.arange(1, rank, dtype=np.int64))
         return self.op("Unsqueeze", [value, axes], name=name, dtype=value.dtype or ir.DataType.FLOAT)
+
+
+def _holds(value: ir.Value, array: np.ndarray[Any, Any]) -> bool:
+    tensor = value.const_value
+    if tensor is None or tuple(tensor.shape.numpy()) != array.shape or tensor.dtype != ir.tensor(array).dtype:
+        return False
+    return tensor.tobytes() == array.tobytes()
 
 
 def initializer(graph: ir.Graph, name: str, tensor: ir.TensorProtocol) -> ir.Value:

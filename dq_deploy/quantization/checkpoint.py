@@ -11,8 +11,10 @@ Tensor names: ``<layer>.weight.codes`` int8 [O, ...] or, up to 4 bits, ``<layer>
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass
+from itertools import chain
+from itertools import count as count_from
 from pathlib import Path
 from typing import Any
 
@@ -116,21 +118,28 @@ def freeze(model: GraphModule) -> None:
 def integer_tensors(model: GraphModule) -> dict[str, torch.Tensor]:
     """Every tensor of a frozen model under its checkpoint name."""
     tensors: dict[str, torch.Tensor] = {}
+    constants = {str(n.target) for n in model.graph.nodes if n.op == "get_attr"}
     for name, layer in named_layers(model):
         if isinstance(layer, QuantizedWeight):
             assert layer.frozen is not None
             tensors[f"{name}.weight.codes"], tensors[f"{name}.weight.scale"] = layer.frozen
             if layer.bias is not None:
-                tensors[f"{name}.bias"] = layer.bias.detach()
+                tensors[_bias_name(name, constants)] = layer.bias.detach()
     for name, quantizer in named_quantizers(model):
         tensors[f"{name}.scale"] = quantizer.scale_table()
         tensors[f"{name}.zero_point"] = quantizer.zero_point_table()
         tensors[f"{name}.dilation"] = quantizer.dilation
     if correction := output_bias(model):
         tensors[_BIAS_TABLE] = correction.table
-    for target in sorted({str(n.target) for n in model.graph.nodes if n.op == "get_attr"}):
+    for target in sorted(constants):
         tensors[target] = model.get_buffer(target)
     return {name: tensor.detach().contiguous().clone() for name, tensor in tensors.items()}
+
+
+def _bias_name(layer: str, constants: Container[str]) -> str:
+    """What a layer's own bias is called: not as a constant of the graph, such as a bias that the model adds in a line of its own."""
+    names = chain([f"{layer}.bias", f"{layer}.weight.bias"], (f"{layer}.weight.bias_{count}" for count in count_from(2)))
+    return next(name for name in names if name not in constants)
 
 
 def write_checkpoint(folder: Path, model: GraphModule, reference: Trajectories) -> None:
@@ -184,10 +193,11 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
 def _rebuild(description: dict[str, Any], tensors: dict[str, torch.Tensor], timesteps: torch.Tensor, gaps: int) -> GraphModule:
     """The quantized graph; ``gaps`` is the number of parts that the tables' gaps are divided into."""
     root, rows = nn.Module(), between(timesteps, gaps).float()
+    constants = {str(node["target"]) for node in description["nodes"] if node["op"] == "get_attr"}
     root.add_module("layers", nn.Module())
     root.add_module("quantizers", nn.Module())
     for name, config in description["layers"].items():
-        root.get_submodule("layers").add_module(encode(name), _layer(name, dict(config), tensors))
+        root.get_submodule("layers").add_module(encode(name), _layer(name, dict(config), tensors, _bias_name(name, constants)))
     for name, config in description["quantizers"].items():
         quantizer = ActivationQuantizer(rows, **config)
         check_quantizer(name, tensors, len(timesteps), quantizer.bits, channels=len(quantizer.dilation))
@@ -209,15 +219,15 @@ def _rebuild(description: dict[str, Any], tensors: dict[str, torch.Tensor], time
     return GraphModule(root, graph)
 
 
-def _layer(name: str, config: dict[str, Any], tensors: dict[str, torch.Tensor]) -> Layer:
+def _layer(name: str, config: dict[str, Any], tensors: dict[str, torch.Tensor], bias: str) -> Layer:
     op = config.pop("op")
     if op == "matmul":
         return QuantizedMatmul()
     if shape := config.pop("shape", None):  # without: a layer of more bits, or a checkpoint from before codes were packed
         tensors[f"{name}.weight.codes"] = unpack_int4(tensors.pop(f"{name}.weight.packed_codes"), shape)
-    check_weight(name, tensors, config["bits"], block=config.get("block"))
+    check_weight(name, tensors, config["bits"], bias=bias, block=config.get("block"))
     codes, scale = tensors[f"{name}.weight.codes"], tensors[f"{name}.weight.scale"]
     # The float weight only says how many rows there are: it is dropped in the next line, and a large model's would take gigabytes to make.
-    layer = _WEIGHTED[op](torch.zeros(len(codes), config.get("block") or 1), tensors.get(f"{name}.bias"), **config)
+    layer = _WEIGHTED[op](torch.zeros(len(codes), config.get("block") or 1), tensors.get(bias), **config)
     layer.set_frozen(codes, scale)
     return layer  # type: ignore[return-value]  # one of those in _WEIGHTED

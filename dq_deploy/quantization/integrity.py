@@ -27,8 +27,8 @@ def check_quantizer(name: str, tensors: dict[str, torch.Tensor], rows: int, bits
     _check_scale(f"{name}.dilation", tensors[f"{name}.dilation"], [channels], "channels")
 
 
-def check_weight(name: str, tensors: dict[str, torch.Tensor], bits: int, *, block: int | None = None) -> None:
-    """Codes [O, ...] int8 within the bits, a scale > 0 and, if there is one, a bias per output channel.
+def check_weight(name: str, tensors: dict[str, torch.Tensor], bits: int, *, bias: str, block: int | None = None) -> None:
+    """Codes [O, ...] int8 within the bits, a scale > 0 and, if there is a tensor of the name ``bias``, a bias per output channel.
 
     With a ``block`` (0: the whole row) the scales are [O, B], one for each block of input channels.
     """
@@ -40,9 +40,9 @@ def check_weight(name: str, tensors: dict[str, torch.Tensor], bits: int, *, bloc
             raise ArtifactError(f"'{name}' has blocks of {block} input channels, and its weight is {list(codes.shape)}")
         expected = [len(codes), codes.shape[1] // block if block else 1]
     _check_scale(f"{name}.weight.scale", scale, expected, "output channels" if block is None else "blocks")
-    bias = tensors.get(f"{name}.bias")
-    if bias is not None and (bias.shape != codes.shape[:1] or bias.dtype != torch.float32):
-        raise ArtifactError(f"'{name}.bias' is {bias.dtype} {tuple(bias.shape)}, and the layer has {len(codes)} output channels")
+    added = tensors.get(bias)
+    if added is not None and (added.shape != codes.shape[:1] or added.dtype != torch.float32):
+        raise ArtifactError(f"'{bias}' is {added.dtype} {tuple(added.shape)}, and the layer has {len(codes)} output channels")
 
 
 def check_output_bias(name: str, tensors: dict[str, torch.Tensor], rows: int) -> None:
