@@ -10,12 +10,14 @@ from typing import Any
 from pydantic import BaseModel, Field
 
 from ..artifacts import Artifact, open_artifact
+from ..artifacts.final_error import FinalError
 from ..engines.choice import Engine, engines_of, runner_on
 from ..engines.engine_files import details_of
 from ..engines.onnxruntime import OnnxRuntimeRunner
 from ..engines.runner import Runner
 from ..errors import AccuracyGateError, ArtifactError, EnvironmentProblem, UsageError
 from ..exporters.attention import float_attention
+from ..exporters.convolutions import float_convolutions
 from ..progress import Progress, silent
 from ..quantization.checkpoint import Checkpoint, load_checkpoint
 from ..quantization.running.ambient import default_torch
@@ -39,7 +41,9 @@ class CheckResult(BaseModel):
     """The verdict and everything it rests on. Truthy when it passed.
 
     ``layers`` and ``timesteps`` are a bundle's, in onnxruntime as the graph is written; they are empty for a built engine, whose layers are
-    fused. ``engines`` are those that were compared besides, or the engine itself.
+    fused. ``engines`` are those that were compared besides, or the engine itself. ``final_error`` and ``clipped`` (by quantizer, the share
+    of held-out values at each timestep that its codes cannot say) are the checkpoint's, as measured when it was made; nothing is judged by
+    them.
     """
 
     bundle: str
@@ -51,6 +55,8 @@ class CheckResult(BaseModel):
     regions: list[RegionParity] = Field(default_factory=list)
     failures: list[str]
     bisection: Bisection | None = None
+    final_error: FinalError | None = None
+    clipped: dict[str, list[float]] = Field(default_factory=dict)
 
     def __bool__(self) -> bool:
         return not self.failures
@@ -106,6 +112,8 @@ def check(
     details = opened.manifest.details
     if details.get("attention") == "float":
         loaded = float_attention(loaded)
+    if details.get("float_convolutions"):
+        loaded = float_convolutions(loaded, details["float_convolutions"])
     reference = loaded.reference()
     runners: dict[str, Runner] = {name: runner_on(opened, name, threads=threads) for name in _engines(opened, engines)}
     allowed = dict.fromkeys(runners, MAX_SNR_DIFFERENCE_DB[details["dtype"]])
@@ -132,6 +140,7 @@ def check(
     result = CheckResult(
         bundle=str(opened.path), target=details["target"], dtype=details["dtype"], layers=layers, timesteps=timesteps, engines=compared,
         regions=regions, failures=[*_failures(opened, layers, timesteps, compared, loaded), *_regions(regions), *tables],
+        final_error=loaded.details.get("final_error"), clipped=loaded.details.get("clipped", {}),
     )  # fmt: skip
     if bisect:
         result.bisection = find_where(opened, loaded, result, min_snr=min_snr, threads=threads, progress=progress)

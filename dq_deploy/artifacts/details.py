@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from .final_error import FinalError
 from .manifest import Manifest
 from .reading.plain import as_record
 
@@ -191,6 +192,9 @@ class CheckpointDetails(_Shared):
     quantizers: list[QuantizerEntry]
     float_mac_share: float = Field(ge=0, le=1)
     snr_db: dict[str, list[float]]
+    # Without these two: a checkpoint from before they were measured.
+    final_error: FinalError | None = None
+    clipped: dict[str, list[float]] = Field(default_factory=dict)
     distillation: list[BlockLoss]
     dilation: list[dict[str, Any]]
 
@@ -202,6 +206,8 @@ class BundleDetails(_Shared):
     dtype: Literal["fp32", "fp16", "bf16"]
     float: bool
     attention: Literal["int8", "float"] = "int8"
+    convolutions: Literal["auto", "integer", "float"] | None = None
+    float_convolutions: list[str] = Field(default_factory=list)
     inputs: list[GraphInput] = Field(min_length=1)
     output: str
     layers: list[LoweredLayer]

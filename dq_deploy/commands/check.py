@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from ..accuracy.bisect import Bisection
     from ..accuracy.end_to_end import TimestepParity
     from ..accuracy.error_sources import LayerSource
+    from ..artifacts.final_error import StepCost
     from ..exporters.lint import LintResult
 
 _SHOWN_LAYERS = 5
@@ -51,6 +52,9 @@ def check(path: Path, checkpoint: Path | None, engines: tuple[Any, ...], min_snr
     End to end: SNR against the float model, at every calibrated timestep, within 0.5 dB of the PyTorch quantized forward's (3 dB where
     the float part is fp16 or bf16, which has an error of its own) and what chance makes of so few samples, and --min-snr if you give it.
     Exit code 6 when anything fails.
+
+    Which step matters is another question than which is wrong, and nothing is judged by it: a table has what each step's error costs the
+    final sample, as measured when the checkpoint was made (docs/accuracy.md).
 
     --bisect, for bundles, answers two questions. Where did a failed comparison go wrong: the graph is cut after layer upon layer and run
     again. And which layers make the checkpoint's own error at its worst timestep, and what would 8 bits, or float, buy there.
@@ -125,6 +129,8 @@ def show_check(result: CheckResult, output: Output, lint: LintResult | None = No
     if worst:
         output.table(title, ("layer", "codes differ", "by", "output error", "timestep", ""), layer_rows)
     layer, timestep = result.worst_layer, result.worst_timestep
+    if result.final_error:
+        show_final_error(result, output)
     if result.bisection:
         show_bisection(result.bisection, output)
     verdict = "passed" if result else f"FAILED ({len(result.failures)} findings)"
@@ -140,6 +146,34 @@ def show_check(result: CheckResult, output: Output, lint: LintResult | None = No
             **({} if lint is None else {"lint": _lint_json(lint)}),
         }
     )
+
+
+def show_final_error(result: CheckResult, output: Output) -> None:
+    """What each step's error costs the final sample, beside what it is, and where values are clipped."""
+    from ..artifacts.final_error import most_clipped
+
+    found = result.final_error
+    assert found is not None
+    rows = result.timesteps or next((engine.timesteps for engine in result.engines), [])
+    snr = {row.timestep: row.snr_reference_db for row in rows}
+    if found.steps:
+        title = f"cost to the final sample (seeds: {found.seeds}, in PyTorch): {_db(found.all_db)} dB with every step quantized"
+        columns = ("timestep", "SNR dB", "share of the error", "final dB, only it quantized", "all but it quantized")
+        output.table(title, columns, [_cost_row(step, snr) for step in found.steps])
+    else:
+        output.text(f"cost of each step to the final sample: {found.summary}")
+    if result.clipped:
+        output.text(f"clipped on held-out samples: {most_clipped(result.clipped, list(snr))}")
+
+
+def _cost_row(step: StepCost, snr: Mapping[float, float]) -> tuple[str, ...]:
+    own = min((snr[t] for t in step.timesteps if t in snr), default=None)
+    share = "" if step.share is None else f"{step.share:.1%}"
+    return step.span, _db(own), share, _db(step.only_db), _db(step.without_db)
+
+
+def _db(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
 
 
 def show_bisection(found: Bisection, output: Output) -> None:

@@ -45,6 +45,7 @@ def inspect(path: Path, layer: str | None, plot: Path | None, force: bool, outpu
 
 def show_artifact(artifact: Artifact, found: Mapping[str, ScaleTable], output: Output, *, in_full: bool) -> None:
     """What the manifest says, that the files are those it lists, and the scale tables: a line each, or ``in_full`` every row."""
+    from ..artifacts.final_error import FinalError, most_clipped
     from ..artifacts.layer_bits import bits_in_words
 
     manifest = artifact.manifest
@@ -54,6 +55,10 @@ def show_artifact(artifact: Artifact, found: Mapping[str, ScaleTable], output: O
         rows += [("calibrated with", f"{ran['class']}: {ran['why']}")]
     rows += [(key, manifest.details[key]) for key in ("target", "dtype", "backend", "float_mac_share") if key in manifest.details]
     rows += [(f"lint overridden: {rule}", f"{count} errors") for rule, count in manifest.details.get("lint_allowed", {}).items()]
+    if found_error := manifest.details.get("final_error"):
+        rows += [("SNR of the final sample", FinalError(**found_error).summary)]
+    if (clipped := manifest.details.get("clipped")) is not None:
+        rows += [("clipped on held-out samples", most_clipped(clipped, manifest.timesteps))]
     if manifest.quantization:
         rows += [("bits, by work", bits_in_words(manifest))]
         rows += [(f"preset: {what} bits", manifest.quantization[f"{what}_bits"]) for what in ("weight", "activation")]

@@ -127,6 +127,9 @@ def show_choice(choice: BitChoice, output: Output) -> None:
 
 def show_checkpoint(checkpoint: Artifact, output: Output, choice: BitChoice | None = None) -> None:
     """What was quantized, and what it cost."""
+    from ..artifacts.final_error import FinalError
+    from ..artifacts.held_out import parted
+
     details = checkpoint.manifest.details
     blocks = details["distillation"]
     rows = [
@@ -142,7 +145,10 @@ def show_checkpoint(checkpoint: Artifact, output: Output, choice: BitChoice | No
         ]
     else:
         rows.append(("SNR against the float model", _span(snr["after_distillation"])))
+    rows.append(("SNR of the final sample", FinalError(**details["final_error"]).summary))
     output.table(str(checkpoint.path), ("", ""), rows)
+    if apart := parted(snr, checkpoint.manifest.timesteps):
+        output.warn(apart.message(checkpoint.manifest.quantization or {}))
     output.data({"checkpoint": checkpoint.path, "manifest": checkpoint.manifest.model_dump(), **_choice_json(choice)})
 
 

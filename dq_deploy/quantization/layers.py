@@ -7,7 +7,8 @@ exactly as an integer engine does. No module remembers a timestep: it is an argu
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
@@ -122,6 +123,14 @@ class QuantizedWeight(nn.Module):
         self.log_scale = nn.Parameter(numerics.weight_scale(self.weight.detach(), bits).log())
         self.bias = nn.Parameter(bias.detach().clone().float()) if bias is not None else None
         self.frozen: tuple[torch.Tensor, torch.Tensor] | None = None  # codes int8, scale [O]
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Self:
+        """Frozen codes follow the module to another device too."""
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if self.frozen is not None:
+            codes, scale = self.frozen
+            self.frozen = fn(codes), fn(scale)
+        return self
 
     @torch.no_grad()
     def set_weight(self, weight: torch.Tensor, *, clip: bool = False) -> None:

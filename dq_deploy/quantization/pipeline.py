@@ -13,16 +13,19 @@ import torch
 from torch.fx import GraphModule
 
 from ..artifacts import Artifact, Manifest, check_output, create_artifact, sha256_json
+from ..artifacts.final_error import FinalError
 from ..progress import Progress, silent
 from ..sources import Lora
 from .calibration.choice import changed
 from .calibration.schedules import plain_config
 from .calibration.source import Request
-from .calibration.trajectories import Model, Trajectories
+from .calibration.trajectories import Answer, Model, Trajectories
 from .checkpoint import freeze, write_checkpoint
+from .clipping import counting
 from .config import QuantizeConfig
 from .distillation.block_trainer import BlockRecord
 from .distillation.distill import distill
+from .final_error import final_error
 from .graph.edit import set_tensor
 from .graph.fold import fold_dilations
 from .graph.insertion import insert_quantizers
@@ -31,7 +34,7 @@ from .initial.initialize import Initialization, initialize, undilated_weights
 from .output_bias import insert_output_bias, mean_error
 from .prepare import Prepared, prepare
 from .running.ambient import default_torch
-from .running.device import exact_products, find_device, move
+from .running.device import exact_products, find_device, move, placed
 from .running.processes import SharedWork, started_processes
 from .running.stages import load_state, pack_trajectories, unpack_trajectories
 from .running.work_folder import Stage, check_no_run, work_folder
@@ -100,8 +103,8 @@ def quantize(source: Any, output: str | Path, *, preset: str = "w8a8", scheduler
 def _quantize(prepared: Prepared, work: SharedWork, progress: Progress) -> tuple[GraphModule, Trajectories, Manifest]:
     """The long steps: the frozen model, the reference data and the manifest. What ``work`` holds already is not done again."""
     config, float_graph, plan = prepared.config, prepared.float_graph, prepared.plan
-    data = _collect(prepared, "calibration", config.seed, config.calibration_samples, work, progress)
-    reference = _collect(prepared, "reference", _REFERENCE_SEED + config.seed, config.reference_samples, work, progress)
+    data = _collect(prepared, "calibration", range(config.seed, config.seed + config.calibration_samples), work, progress)
+    reference = _collect(prepared, "reference", _reference_seeds(config), work, progress)
     quantized = move(copy_with_quantizers(float_graph, plan, data.timesteps), prepared.device)
     initial = _initialized(prepared, quantized, data, work, progress)
     records = []
@@ -117,18 +120,25 @@ def _quantize(prepared: Prepared, work: SharedWork, progress: Progress) -> tuple
     folded = fold_dilations(quantized)
     if bias is not None:
         insert_output_bias(quantized, bias, data.timesteps)
-    changed = records or folded or bias is not None
-    after = per_timestep_snr(prepared.call(quantized), reference, progress) if changed else before
+    with counting(quantized) as clipped:
+        after = per_timestep_snr(prepared.call(quantized), reference, progress)
     manifest = _manifest(prepared, data, initial, records, folded)
-    manifest.details["snr_db"] = {"before_distillation": before, "after_distillation": after}
+    seen = per_timestep_snr(prepared.call(quantized), data.spread(config.reference_samples), progress)
+    manifest.details["snr_db"] = {"before_distillation": before, "after_distillation": after, "calibration_samples": seen}
+    manifest.details["clipped"] = clipped.shares()
+    manifest.details["final_error"] = _final_error(prepared, quantized, reference, work, progress).model_dump()
     return quantized, reference, manifest
 
 
-def _collect(prepared: Prepared, name: str, seed: int, count: int, work: SharedWork, progress: Progress) -> Trajectories:
-    """Trajectories of ``count`` seeds from ``seed`` on, each process sampling its share."""
+def _reference_seeds(config: QuantizeConfig) -> range:
+    return range(_REFERENCE_SEED + config.seed, _REFERENCE_SEED + config.seed + config.reference_samples)
+
+
+def _collect(prepared: Prepared, name: str, seeds: range, work: SharedWork, progress: Progress) -> Trajectories:
+    """Trajectories of these seeds, each process sampling its share."""
     if stage := work.load(name):
         return unpack_trajectories(stage)
-    model, seeds, processes = prepared.call(prepared.float_graph), range(seed, seed + count), work.processes
+    model, count, processes = prepared.call(prepared.float_graph), len(seeds), work.processes
     if count < processes.count:
         made = work.made(name, lambda: Stage(*pack_trajectories(prepared.calibration.collect(model, seeds, progress))))
         return unpack_trajectories(made)
@@ -168,6 +178,28 @@ def _output_bias(prepared: Prepared, quantized: GraphModule, data: Trajectories,
         return Stage({"table": mean_error(model, data, batch_size=config.batch_size, static=not config.temporal, progress=progress)}, {})
 
     return work.made("output-bias", make).tensors["table"]
+
+
+def _final_error(prepared: Prepared, quantized: GraphModule, reference: Trajectories, work: SharedWork,
+                 progress: Progress) -> FinalError:  # fmt: skip
+    """What each step costs the final sample, on the first reference seeds; the main process measures it for all."""
+    config, count = prepared.config, prepared.config.sampled_to_the_end
+    if not count:
+        return FinalError(not_measured="final_samples is 0")
+    seeds = _reference_seeds(config)
+
+    def finals(answer: Answer, runs: int) -> torch.Tensor:
+        return prepared.calibration.final_samples(answer, seeds, slice(0, count), runs, prepared.float_graph.meta["output"])
+
+    def make() -> Stage:
+        with placed(quantized, prepared.device):
+            found = final_error(
+                finals, prepared.call(prepared.float_graph), prepared.call(quantized), reference.timesteps.tolist(), seeds=count,
+                samples_per_run=count * reference.per_seed, batch_size=config.batch_size, progress=progress,
+            )  # fmt: skip
+        return Stage({}, found.model_dump())
+
+    return FinalError(**work.made("final-error", make).record)
 
 
 def copy_with_quantizers(float_graph: GraphModule, plan: Plan, timesteps: torch.Tensor) -> GraphModule:

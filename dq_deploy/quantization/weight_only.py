@@ -74,10 +74,15 @@ class WeightOnlyConv2d(QuantizedConv2d):
         """Fix the weight to integer codes, with scales that fp16 has."""
         freeze_half(self)
 
+    def unpacking(self) -> torch.Tensor:
+        """What the codes are multiplied with: [O, 1, 1, 1]."""
+        codes, scale = self.integer_weight()
+        return numerics.per_row(scale, codes)
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:  # type: ignore[override]  # float activations
         """Activation [N, C, H, W] → output [N, O, H', W'], fp32."""
-        codes, scale = self.integer_weight()
-        return F.conv2d(x, codes * numerics.per_row(scale, codes), self.bias, **self.geometry)
+        codes, _ = self.integer_weight()
+        return F.conv2d(x, codes * self.unpacking(), self.bias, **self.geometry)
 
 
 WeightOnly = WeightOnlyLinear | WeightOnlyConv2d

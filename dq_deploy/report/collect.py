@@ -9,6 +9,7 @@ from typing import Any
 from ..accuracy.check import CheckResult, check
 from ..accuracy.layer_error import LayerErrors, layer_errors
 from ..artifacts import Artifact, Manifest
+from ..artifacts.held_out import parted
 from ..artifacts.layer_bits import bits_in_words, layer_bits
 from ..artifacts.scale_tables import read_tables
 from ..engines.bench import BenchResult, Contender, bench, contenders_from
@@ -56,6 +57,8 @@ def collect(family: Family, wanted: Wanted, *, progress: Progress = silent, note
     checks = _checks(family, progress, left_out) if wanted.check else []
     latency = _latency(family, wanted.timing, progress, left_out) if wanted.timing else None
     manifest, details = family.checkpoint.manifest, checkpoint.details
+    if apart := parted(details["snr_db"], manifest.timesteps):
+        left_out(f"Held-out samples part from those calibrated on: {apart.message(manifest.quantization or {})}.")
     data = ReportData(
         title=manifest.model,
         subtitle=_subtitle(manifest),
@@ -65,7 +68,10 @@ def collect(family: Family, wanted: Wanted, *, progress: Progress = silent, note
         float_layers=[FloatLayer(**layer) for layer in details["float_layers"]],
         error_samples=errors.samples if errors else 0,
         activation_db=errors.activation_db if errors else {},
+        clipped=details.get("clipped", {}),
+        clipped_known="clipped" in details,
         tables=read_tables(family.checkpoint),
+        final_error=details.get("final_error"),
         snr=_series(details, manifest.timesteps, checks),
         checks=[_check_row(result) for result in checks],
         distillation=[BlockLoss(**{key: row[key] for key in BlockLoss.model_fields}) for row in details["distillation"]],

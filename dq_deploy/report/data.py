@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from ..artifacts.final_error import FinalError
 from ..artifacts.scale_tables import ScaleTable
 from ..engines.bench import BenchResult
 from ..errors import AccuracyGateError
@@ -179,7 +180,12 @@ class ReportData(_Part):
     """Network inputs behind each layer's figures."""
     activation_db: dict[str, list[float | None]] = Field(default_factory=dict)
     """By quantizer: SNR [T] of its codes against what it read."""
+    clipped: dict[str, list[float]] = Field(default_factory=dict)
+    """By quantizer: the share of held-out values [T] that are outside of what its codes can say; one that clips nothing is not there."""
+    clipped_known: bool = False
+    """Whether that was measured when the checkpoint was made."""
     tables: dict[str, ScaleTable] = Field(default_factory=dict)
+    final_error: FinalError | None = None
     snr: list[SnrSeries] = Field(default_factory=list)
     checks: list[CheckRow] = Field(default_factory=list)
     distillation: list[BlockLoss] = Field(default_factory=list)

@@ -24,7 +24,16 @@ def _accuracy(data: ReportData) -> list[Headline]:
     return [
         Headline(value=f"{median(value for value, _ in pairs):.1f} dB", label="SNR against the float model, median timestep"),
         Headline(value=f"{worst:.1f} dB", label=f"SNR at the worst timestep, {timestep:g}"),
+        *_final(data),
     ]
+
+
+def _final(data: ReportData) -> list[Headline]:
+    found = data.final_error
+    if found is None or found.all_db is None or found.worst is None:
+        return []
+    label = f"SNR of the final sample; timestep {found.worst.span} makes {found.worst.share or 0:.0%} of the steps' separate errors"
+    return [Headline(value=f"{found.all_db:.1f} dB", label=label)]
 
 
 def _pictures(data: ReportData) -> list[Headline]:

@@ -96,6 +96,8 @@ def _export_flags(details: dict[str, Any]) -> list[str]:
     narrow = [layer["weight_storage"] for layer in details["layers"] if (layer.get("weight_bits") or 8) <= 4 and "weight_storage" in layer]
     if narrow and details["target"] == "tensorrt" and set(narrow) == {"int8"}:
         flags += ["--weight-storage", "int8"]
+    if details.get("convolutions") in ("integer", "float"):  # "auto" is what happens without being asked
+        flags += ["--convolutions", details["convolutions"]]
     asked = details.get("attention") == "float" and details["quantizers"]  # without quantizers nothing else was possible
     return [*flags, "--attention", "float"] if asked else flags
 

@@ -13,7 +13,7 @@ from dq_deploy.artifacts.scale_tables import ScaleTable, read_tables
 from dq_deploy.errors import ArtifactError
 from dq_deploy.exporters import TARGETS, export
 from dq_deploy.quantization.checkpoint import Checkpoint
-from tests.tiny import change_tensors, resealed
+from tests.tiny import WHOLE, change_tensors, resealed
 
 QUANTIZER = "up.input"
 
@@ -29,8 +29,8 @@ def test_a_recalibrated_table_changes_its_own_initializers_and_nothing_else(
         tensors[f"{QUANTIZER}.zero_point"] = -tensors[f"{QUANTIZER}.zero_point"] // 2
 
     change_tensors(other, recalibrate)
-    before = export(plain_checkpoint.artifact, tmp_path / "before", target=target)  # type: ignore[arg-type]
-    after = export(other, tmp_path / "after", target=target)  # type: ignore[arg-type]
+    before = export(plain_checkpoint.artifact, tmp_path / "before", target=target, **WHOLE[target])  # type: ignore[arg-type]
+    after = export(other, tmp_path / "after", target=target, **WHOLE[target])  # type: ignore[arg-type]
     graphs = [onnx.load(made.path / "model.onnx").graph for made in (before, after)]
     tensors = [{i.name: i.SerializeToString() for i in graph.initializer} for graph in graphs]
     assert list(tensors[0]) == list(tensors[1])

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dq_deploy.artifacts.final_error import FinalError, StepCost
 from dq_deploy.engines.bench import BenchResult, BenchRow
 from dq_deploy.report.data import (
     ArtifactRow,
@@ -88,6 +89,15 @@ def report_data(name: str) -> ReportData:
         float_layers=[FloatLayer(name=f"third {name}", op="conv2d", macs=10, reason=f"kept {name}")],
         error_samples=4,
         activation_db={f"q1 {name}": [44.0, 45.0, 46.0], f"q2 {name}": [33.0, None, 50.0]},
+        clipped={f"q1 {name}": [0.0, 0.0123, 0.0]},
+        clipped_known=True,
+        final_error=FinalError(
+            all_db=24.5, seeds=2,
+            steps=[
+                StepCost(timesteps=[0.0], only_db=51.23, without_db=24.6, share=0.002),
+                StepCost(timesteps=[50.0, 100.0], only_db=26.54, without_db=None, share=0.998),
+            ],
+        ),
         tables={f"q1 {name}": table, f"q2 {name}": still},
         snr=[
             SnrSeries(name=f"before {name}", timesteps=T, snr_db=[11.0, 30.0, 38.0], role="before"),

@@ -42,6 +42,11 @@ def test_figures_are_the_manifests_and_the_measured_ones(written: Written, flow:
     assert [row.quantizer for row in data.dilation] == [row["quantizer"] for row in manifest.details["dilation"]]
     assert [row.name for row in data.artifacts] == ["checkpoint", "tensorrt", "onnxruntime", "float"]
     assert data.artifacts[0].manifest_sha256 == sha256_file(flow.checkpoint / "manifest.json")
+    assert data.final_error is not None
+    assert data.final_error.model_dump() == manifest.details["final_error"]
+    assert [step.timesteps for step in data.final_error.steps] == [[t] for t in data.timesteps]
+    assert [tile.value for tile in data.headlines if tile.label.startswith("SNR of the final")] == [f"{data.final_error.all_db:.1f} dB"]
+    assert data.clipped == manifest.details["clipped"]
     assert data.versions["torch"] == manifest.tools["torch"]
     assert data.latency is not None
     assert data.latency.baseline == "float · onnxruntime"
@@ -134,4 +139,7 @@ def test_a_module_in_memory_has_fewer_sections(tmp_path: Path) -> None:
     assert data.pictures.expected is None
     assert data.pictures.engine == "pytorch"
     assert notes == data.notes
-    assert [note.partition(":")[0] for note in notes] == ["No pictures of the float model", "No error of the layers' outputs"]
+    # Eight samples are too few for this network's scales.
+    assert [note.partition(":")[0] for note in notes] == [
+        "No pictures of the float model", "No error of the layers' outputs", "Held-out samples part from those calibrated on",
+    ]  # fmt: skip

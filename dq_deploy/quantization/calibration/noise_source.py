@@ -11,11 +11,11 @@ import torch
 
 from ...errors import UsageError
 from ...progress import Progress
-from ..calling import CallForm
+from ..calling import CallForm, OutputForm
 from ..config import QuantizeConfig
 from .choice import Choice, choose
 from .source import CalibrationSource, LoopSource
-from .trajectories import Conditions, Model, Trajectories, assemble, batched, check_finite, deal
+from .trajectories import Answer, Conditions, Model, Trajectories, assemble, batched, check_finite, deal
 from .view import AS_IT_IS, View
 from .walk import Walk
 
@@ -56,6 +56,10 @@ class NoiseSource:
                 outputs.append(output)
                 advance(1)
         return assemble(visited, samples, outputs, conditions, 1)
+
+    def final_samples(self, answer: Answer, seeds: range, part: slice, runs: int, output: OutputForm) -> torch.Tensor:  # noqa: ARG002
+        """Raises UsageError: there is no trajectory that ends."""
+        raise UsageError("the network predicts no step of a sample")
 
     def record(self) -> dict[str, Any]:
         """As the protocol says."""

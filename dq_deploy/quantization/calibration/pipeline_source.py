@@ -15,12 +15,13 @@ import torch
 from ...artifacts import sha256_json
 from ...errors import UsageError, raise_if_out_of_memory
 from ...progress import Progress
-from ..calling import CallForm, described
+from ..calling import CallForm, OutputForm, described
 from ..config import QuantizeConfig
 from .choice import Choice, choose, kept
 from .picture_size import PICTURE_SIZE, SIZE_HINT, check_size, speaks_of_size
 from .recording import Call, FirstCallError, batch_of, by_seed, check_call, first_call, read_call, recording, streams
-from .trajectories import Conditions, Model, Trajectories, assemble, turns
+from .standing_in import standing_in
+from .trajectories import Answer, Conditions, Model, Trajectories, assemble, turns
 from .walk import own_noise
 
 _PICTURES = ("image", "images", "mask_image", "control_image", "last_image", "video", "mask", "control_video", "initial_audio_waveforms")
@@ -149,6 +150,19 @@ class PipelineSource:
                 parts.append(self._trajectories(dealt[chosen], seeds[chosen], advance))
         return _joined(parts)
 
+    @torch.no_grad()
+    def final_samples(self, answer: Answer, seeds: range, part: slice, runs: int, output: OutputForm) -> torch.Tensor:
+        """As the protocol says: the pipeline's latents."""
+        prompts, chosen = [self.prompts[i] for i in turns(len(self.prompts), len(seeds)).tolist()][part], seeds[part]
+        with standing_in(self.model, answer, self.form, output, runs=runs, seeds=len(chosen)):
+            made = self._run(prompts * runs, [*chosen] * runs)
+        final = made[0] if isinstance(made, tuple | Mapping) or hasattr(made, "to_tuple") else made
+        final = torch.stack(final) if isinstance(final, list) and final and isinstance(final[0], torch.Tensor) else final
+        if not isinstance(final, torch.Tensor) or len(final) != runs * len(chosen):
+            raise UsageError(f"a {type(self.pipeline).__name__} gives no latents")
+        ends: torch.Tensor = final.detach().float().cpu().unflatten(0, (runs, -1))
+        return ends
+
     def record(self) -> dict[str, Any]:
         """What the manifest says: the prompts by number and hash, since they may be private."""
         return {
@@ -178,12 +192,13 @@ class PipelineSource:
         conditions = {name: by_seed([stream.conditions[name] for stream in found], count) for name in found[0].conditions}
         return assemble(visited, samples, outputs, conditions, per_seed=len(samples[0]) // count)
 
-    def _run(self, prompts: list[str], seeds: Sequence[int]) -> None:
+    def _run(self, prompts: list[str], seeds: Sequence[int]) -> Any:
+        """What the pipeline returns, its latents."""
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         own_noise(self.pipeline.scheduler, seeds)
         options = {k: [v] * len(prompts) if k == "negative_prompt" else v for k, v in self.options.items()}
         try:
-            self.pipeline(
+            return self.pipeline(
                 prompt=list(prompts), num_inference_steps=self.config.steps, generator=generators, output_type="latent", **options
             )  # fmt: skip
         except (ValueError, TypeError, RuntimeError, AssertionError, AttributeError, LookupError) as error:

@@ -12,13 +12,13 @@ import torch
 from ...errors import ArtifactError, UsageError
 from ...progress import Progress
 from ...sources import Lora, Source, takes_prompts, text_pipeline
-from ..calling import CallForm, from_conditions
+from ..calling import CallForm, OutputForm, from_conditions
 from ..config import QuantizeConfig
 from .choice import Choice, choose
 from .classes import class_space
 from .picture_size import PICTURE_SIZE
 from .pipeline_source import PipelineSource, read_prompts
-from .trajectories import Conditions, Model, Trajectories, collect_trajectories
+from .trajectories import Answer, Conditions, Model, Trajectories, collect_trajectories, final_samples
 from .view import AS_IT_IS, View, view_of
 from .walk import Walk, try_out
 
@@ -59,6 +59,12 @@ class CalibrationSource(Protocol):
 
     def collect(self, model: Model, seeds: range, progress: Progress, part: slice = slice(None)) -> Trajectories:
         """Trajectories of the float model from these seeds, or ``part`` of them as it would be among all."""
+
+    def final_samples(self, answer: Answer, seeds: range, part: slice, runs: int, output: OutputForm) -> torch.Tensor:
+        """Where ``runs`` runs of ``part`` of these seeds end [runs, n, ...], whose network gives ``answer``, in the form of ``output``.
+
+        Raises UsageError where nothing is sampled.
+        """
 
     @property
     def choice(self) -> Choice: ...  # noqa: D102
@@ -108,6 +114,14 @@ class LoopSource:
             model, self.scheduler, steps=self.config.steps, seeds=seeds, shape=self.shape, conditions=self.examples,
             null_conditions=self.null_conditions, guidance_scale=self.config.guidance_scale, sampler=self.config.sampler,
             batch_size=self.config.batch_size, part=part, view=self.view, progress=progress,
+        )  # fmt: skip
+
+    def final_samples(self, answer: Answer, seeds: range, part: slice, runs: int, output: OutputForm) -> torch.Tensor:  # noqa: ARG002  it is packed already
+        """As the protocol says."""
+        return final_samples(
+            answer, self.scheduler, runs=runs, steps=self.config.steps, seeds=seeds, shape=self.shape, conditions=self.examples,
+            null_conditions=self.null_conditions, guidance_scale=self.config.guidance_scale, sampler=self.config.sampler, part=part,
+            view=self.view,
         )  # fmt: skip
 
     def record(self) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -18,6 +18,8 @@ from .walk import Walk
 
 Model = Callable[..., torch.Tensor]
 Conditions = dict[str, torch.Tensor]
+Answer = Callable[[torch.Tensor, float, Conditions], torch.Tensor]
+"""The outputs [R, m, ...] for the inputs [R, m, ...] of R runs at one timestep; the conditions [m, ...] are the same in every run."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,14 @@ class Trajectories:
     outputs: torch.Tensor  # [T, n, ...]: the float model's output for it
     conditions: Conditions  # each [n, ...]: the same at every timestep
     per_seed: int = 1
+
+    def spread(self, count: int) -> Trajectories:
+        """Those of ``count`` seeds, evenly spaced, or all where there are fewer."""
+        seeds = self.samples.shape[1] // self.per_seed
+        index = turns(seeds, min(count, seeds))
+        chosen = (index[:, None] * self.per_seed + torch.arange(self.per_seed)).flatten()
+        conditions = {name: value[chosen] for name, value in self.conditions.items()}
+        return replace(self, samples=self.samples[:, chosen], outputs=self.outputs[:, chosen], conditions=conditions)
 
     def flat(self, samples: slice) -> tuple[torch.Tensor, torch.Tensor, Conditions]:
         """(samples [T·m, ...], timestep [T·m], conditions) of the chosen samples, timesteps slowest."""
@@ -87,22 +97,58 @@ def collect_trajectories(model: Model, scheduler: Any, *, steps: int, seeds: ran
     if len(seeds) == 0:
         raise UsageError("no samples to calibrate on", "choose --calibration-samples of 2 or more")
     dealt, per_seed = _halves(conditions or {}, null_conditions, guidance_scale, len(seeds))
-    dealt, seeds = {k: v.unflatten(0, (-1, per_seed))[part].flatten(0, 1) for k, v in dealt.items()}, seeds[part]
+    dealt, seeds = _part(dealt, per_seed, part), seeds[part]
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     walk = Walk(choose(scheduler, sampler).scheduler, steps, generators, view)
-    x = walk.noise(shape)
     samples, outputs = [], []
     with progress("calibration trajectories", len(walk.timesteps)) as advance:
-        for position, timestep in enumerate(walk.timesteps):
-            model_input = walk.input(position, x).repeat_interleave(per_seed, dim=0)
+
+        def answer(model_input: torch.Tensor, timestep: float) -> torch.Tensor:
             output = batched(model, model_input, timestep, dealt, batch_size)
             check_finite(output, timestep, seeds, per_seed)
             samples.append(model_input)
             outputs.append(output)
-            prediction = _guided(output, guidance_scale, x.shape[1]) if per_seed == 2 else output
-            x = walk.step(position, prediction, x)
             advance(1)
+            return output
+
+        _walked(walk, answer, shape, per_seed, guidance_scale)
     return assemble(walk.timesteps, samples, outputs, dealt, per_seed)
+
+
+@torch.no_grad()
+def final_samples(answer: Answer, scheduler: Any, *, runs: int, steps: int, seeds: range, shape: tuple[int, ...],
+                  conditions: Conditions | None = None, null_conditions: Conditions | None = None, guidance_scale: float | None = None,
+                  sampler: Sampler = Sampler.DDIM, part: slice = slice(None), view: View = AS_IT_IS) -> torch.Tensor:  # fmt: skip
+    """Where ``runs`` runs from the same seeds end [runs, n, ...], each step of which takes what ``answer`` gives; else as above.
+
+    They are one walk: a scheduler steps each sample by itself, and two samples of one seed draw the same noise.
+    """
+    dealt, per_seed = _halves(conditions or {}, null_conditions, guidance_scale, len(seeds))
+    dealt, seeds = _part(dealt, per_seed, part), seeds[part]
+    generators = [torch.Generator().manual_seed(seed) for _ in range(runs) for seed in seeds]
+    walk = Walk(choose(scheduler, sampler).scheduler, steps, generators, view)
+
+    def each(model_input: torch.Tensor, timestep: float) -> torch.Tensor:
+        return answer(model_input.unflatten(0, (runs, -1)), timestep, dealt).flatten(0, 1)
+
+    ends: torch.Tensor = _walked(walk, each, shape, per_seed, guidance_scale).unflatten(0, (runs, -1))
+    return ends
+
+
+def _walked(walk: Walk, answer: Callable[[torch.Tensor, float], torch.Tensor], shape: tuple[int, ...], per_seed: int,
+            guidance_scale: float | None) -> torch.Tensor:  # fmt: skip
+    """The last state of a walk whose network gives ``answer`` [S·per_seed, ...] for its input and timestep."""
+    x = walk.noise(shape)
+    for position, timestep in enumerate(walk.timesteps):
+        output = answer(walk.input(position, x).repeat_interleave(per_seed, dim=0), timestep)
+        prediction = _guided(output, guidance_scale, x.shape[1]) if per_seed == 2 else output
+        x = walk.step(position, prediction, x)
+    return x
+
+
+def _part(conditions: Conditions, per_seed: int, part: slice) -> Conditions:
+    """The conditions of some of the seeds."""
+    return {name: value.unflatten(0, (-1, per_seed))[part].flatten(0, 1) for name, value in conditions.items()}
 
 
 def _halves(conditions: Conditions, null: Conditions | None, guidance_scale: float | None, count: int) -> tuple[Conditions, int]:

@@ -44,6 +44,16 @@ def move(graph_module: GraphModule, device: torch.device | str) -> GraphModule:
 
 
 @contextmanager
+def placed(graph_module: GraphModule, device: torch.device) -> Iterator[None]:
+    """Let a graph on the CPU compute on another device for a while."""
+    move(graph_module, device)
+    try:
+        yield
+    finally:
+        move(graph_module, "cpu")
+
+
+@contextmanager
 def exact_products() -> Iterator[None]:
     """Without TF32, whose eleven bits would blur the float network that everything is measured against."""
     convolutions, products = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32

@@ -29,6 +29,14 @@ function errorColours(values) {
   return { colour: (value) => colourOf(stops, (best - value) / (best - worst || 1)), gradient: gradient(stops), low: `${decibels(best)} or more`, high: `${decibels(worst)} or less` };
 }
 
+function shareColours(values) {
+  const sorted = finite(values).sort((a, b) => a - b);
+  const most = quantile(sorted, 0.99) || sorted[sorted.length - 1] || 1;
+  const stops = ERROR_COLOURS[darkScheme.matches ? "dark" : "light"];
+  // By the square root: a share of a thousandth should be seen beside one of a tenth.
+  return { colour: (value) => colourOf(stops, Math.sqrt(Math.min(1, value / most))), gradient: gradient(stops), low: "0 %", high: `${percent(most)} or more` };
+}
+
 function signedColours(values) {
   const limit = Math.min(2, Math.max(0.5, ...finite(values).map(Math.abs))); // octaves; beyond a factor of 4 all are drawn alike
   const stops = SIGNED_COLOURS[darkScheme.matches ? "dark" : "light"];

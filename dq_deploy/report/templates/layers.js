@@ -9,6 +9,7 @@ const layerRows = data.layers.map((layer) => {
     // The worse of two operands.
     rounding: rounding.length ? data.timesteps.map((_, at) => finite(rounding.map((one) => one[at])).reduce((a, b) => Math.min(a, b), Infinity)).map((value) => (Number.isFinite(value) ? value : null)) : null,
     octaves: table ? octaves(table.scales) : null,
+    clipped: data.clipped_known && layer.quantizers.length ? data.timesteps.map((_, at) => Math.max(...layer.quantizers.map((name) => data.clipped[name]?.[at] ?? 0))) : null,
   };
 });
 
@@ -22,6 +23,7 @@ function octaves(scales) {
 const MEASURES = [
   { id: "output", title: "error of the output", colours: errorColours, describe: (value) => `output: ${decibels(value)}`, worst: (values) => Math.min(...values) },
   { id: "rounding", title: "rounding of the input", colours: errorColours, describe: (value) => `input's rounding: ${decibels(value)}`, worst: (values) => Math.min(...values) },
+  { id: "clipped", title: "clipped values", colours: shareColours, describe: (value) => `clipped on held-out samples: ${percent(value)}`, worst: (values) => -Math.max(...values) },
   { id: "octaves", title: "scale over its median", colours: signedColours, describe: (value) => (value === null ? "–" : `scale × ${figures(2 ** value, 3)} of its median`), worst: (values) => -(Math.max(...values) - Math.min(...values)) },
 ];
 
@@ -92,7 +94,7 @@ function worstCell(measure) {
   return worst;
 }
 
-function about({ layer, output, rounding }, at, onpick) {
+function about({ layer, output, rounding, clipped }, at, onpick) {
   const total = [...data.layers, ...data.float_layers].reduce((sum, one) => sum + one.macs, 0);
   const activations = layer.activation_bits > 8 ? "float" : `${layer.activation_bits}-bit`;
   const weights = layer.weight_bits === null ? "none, a product of two activations" : `${layer.weight_bits}-bit`;
@@ -101,6 +103,7 @@ function about({ layer, output, rounding }, at, onpick) {
     ["multiply-accumulates", total ? `${((100 * layer.macs) / total).toFixed(2)} %` : "–"],
     ...Object.entries(layer.precisions).map(([engine, precision]) => [engine, precision === "int8" ? "INT8" : `${precision}: ${layer.reasons[engine] ?? ""}`]),
     output && ["output against float", decibels(output[at])], rounding && ["rounding of its input", decibels(rounding[at])],
+    clipped && ["clipped on held-out samples", percent(clipped[at])],
   ].filter(Boolean);
   const children = [html("h3", null, layer.name), html("dl", null, ...facts.flatMap(([name, value]) => [html("dt", null, name), html("dd", null, value)]))];
   const lines = [output && { name: "output", values: output, colour: "s2" }, rounding && { name: "rounding", values: rounding, colour: "s1" }].filter(Boolean);

@@ -19,6 +19,7 @@ const svg = (tag, attributes, ...children) => fill(document.createElementNS(SVG,
 
 const finite = (values) => values.filter((value) => value !== null && Number.isFinite(value));
 const decibels = (value) => (value === null || value === undefined ? "–" : `${value.toFixed(1)} dB`);
+const percent = (value) => (value === null || value === undefined ? "–" : `${figures(100 * value, 2)} %`);
 const short = (name, most) => (name.length <= most ? name : `…${name.slice(name.length - most + 1)}`);
 
 function figures(value, digits = 4) {

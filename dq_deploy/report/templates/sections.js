@@ -17,6 +17,18 @@ function drawSnr(host) {
   responsive(chart, (width) => lineChart(width, { x: data.snr[0].timesteps, series, label: "timestep (sampling runs from right to left)", unit: " dB", format: (value) => value.toFixed(2), description: "SNR against the float model over timesteps" }));
 }
 
+function drawFinal(host) {
+  const at = (t, key) => data.final_error.steps.find((step) => step.timesteps.includes(t))?.[key] ?? null;
+  const series = [
+    { name: "only this step quantized", values: data.timesteps.map((t) => at(t, "only_db")), colour: "s2", marker: "solid", radius: 2.5 },
+    { name: "all but this step quantized", values: data.timesteps.map((t) => at(t, "without_db")), colour: "s1", marker: "open", line: false },
+    { name: "every step quantized", values: data.timesteps.map(() => data.final_error.all_db), colour: "s0", dashed: true },
+  ];
+  const chart = html("div", { class: "chart" });
+  host.append(legend(series), html("p", { class: "unit" }, "SNR of the final sample [dB]"), chart);
+  responsive(chart, (width) => lineChart(width, { x: data.timesteps, series, label: "timestep (sampling runs from right to left)", unit: " dB", format: (value) => value.toFixed(2), description: "SNR of the final sample by the step that is quantized" }));
+}
+
 function drawDistillation(host) {
   const rows = data.distillation.map((row) => ({ name: row.block, before: row.before, after: row.after }));
   const chart = html("div", { class: "chart" });
@@ -47,7 +59,7 @@ function drawLatency(host) {
   }
 }
 
-const PARTS = { pictures: drawPictures, snr: drawSnr, layers: drawLayers, distillation: drawDistillation, dilation: drawDilation, latency: drawLatency };
+const PARTS = { pictures: drawPictures, snr: drawSnr, final: drawFinal, layers: drawLayers, distillation: drawDistillation, dilation: drawDilation, latency: drawLatency };
 
 for (const [name, draw] of Object.entries(PARTS)) {
   const host = document.querySelector(`[data-part="${name}"]`);

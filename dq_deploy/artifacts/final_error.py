@@ -1,0 +1,67 @@
+"""What a checkpoint's manifest says of the final sample's error, and which steps make it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class StepCost(BaseModel):
+    """A step, or of many steps some neighbouring ones, and what its error costs the final sample, in dB of SNR (None: no finite number).
+
+    ``only_db``: with nothing else quantized. ``without_db``: with everything else quantized, of the dearest few. ``share``: of the error
+    powers that the steps make alone, this one's; these add up to the whole error only where errors are small and have nothing to do with
+    each other.
+    """
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    timesteps: list[float] = Field(min_length=1)
+    only_db: float | None
+    without_db: float | None = None
+    share: float | None = Field(default=None, ge=0)
+
+    @property
+    def span(self) -> str:
+        """Its timestep, or the first and last of several."""
+        low, high = self.timesteps[0], self.timesteps[-1]
+        return f"{low:g}" if low == high else f"{low:g} to {high:g}"
+
+
+class FinalError(BaseModel):
+    """SNR of the final samples against the float model's from the same seeds, with all steps quantized and by step, ascending.
+
+    ``not_measured`` says why there is nothing in it.
+    """
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    all_db: float | None = None
+    steps: list[StepCost] = Field(default_factory=list)
+    seeds: int = Field(default=0, ge=0)
+    not_measured: str | None = None
+
+    @property
+    def worst(self) -> StepCost | None:
+        """The step with the largest share; None where there is none."""
+        return max((step for step in self.steps if step.share is not None), key=lambda step: step.share or 0.0, default=None)
+
+    @property
+    def summary(self) -> str:
+        """In a line."""
+        if self.not_measured is not None:
+            return f"not measured: {self.not_measured}"
+        if self.all_db is None or self.worst is None:
+            return "no finite number"
+        share = self.worst.share or 0.0
+        without = "" if self.worst.without_db is None else f" ({self.worst.without_db:.1f} dB without)"
+        seeds = f"{self.seeds} seed" + ("s" if self.seeds != 1 else "")
+        return f"{self.all_db:.1f} dB ({seeds}); timestep {self.worst.span} makes {share:.0%} of the steps' separate errors{without}"
+
+
+def most_clipped(clipped: Mapping[str, Sequence[float]], timesteps: Sequence[float]) -> str:
+    """The largest share of held-out values that a quantizer clips, in words; ``clipped`` by quantizer and row of ``timesteps``."""
+    found = max(((share, name, t) for name, shares in clipped.items() for share, t in zip(shares, timesteps, strict=True)), default=None)
+    if found is None:
+        return "no value"
+    share, name, timestep = found
+    return f"{share:.3%} of the values of {name} at timestep {timestep:g}, at the most"

@@ -1,0 +1,54 @@
+"""Which share of the values that a quantized network sees is outside of what its codes can say."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import torch
+from torch.fx import GraphModule
+
+from . import numerics
+from .checkpoint import named_quantizers
+from .layers import ActivationQuantizer, Quantized
+
+
+class Clipped:
+    """Counts by quantizer and row of its table."""
+
+    def __init__(self) -> None:
+        self._counts: dict[str, torch.Tensor] = {}  # [2, T]: values, and those of them that were clipped
+
+    def add(self, name: str, quantizer: ActivationQuantizer, x: torch.Tensor, timestep: torch.Tensor) -> None:
+        """Count the values x [N, ...] at timesteps [N]."""
+        scale, zero_point = quantizer.rows(timestep)
+        qmin, qmax = numerics.code_range(quantizer.bits)
+        if not quantizer.fixed:
+            x = x * numerics.per_channel(1 / quantizer.dilation, x, quantizer.axis)
+        low, high = (qmin - 0.5 - zero_point) * scale, (qmax + 0.5 - zero_point) * scale
+        outside = (x < numerics.per_row(low, x)) | (x > numerics.per_row(high, x))
+        found = torch.stack([torch.full_like(timestep, x[0].numel(), dtype=torch.float64), outside.flatten(1).sum(dim=1).double()])
+        counts = self._counts.setdefault(name, torch.zeros(2, quantizer.table_rows, dtype=torch.float64))
+        counts.index_add_(1, numerics.select_rows(timestep, quantizer.boundaries).cpu(), found.cpu())
+
+    def shares(self) -> dict[str, list[float]]:
+        """By quantizer: the clipped share of its values at each row's timestep [T]; without those that clip nothing at all."""
+        found = {name: (clipped / values.clamp(min=1)).tolist() for name, (values, clipped) in self._counts.items()}
+        return {name: [round(share, 7) for share in shares] for name, shares in found.items() if any(shares)}
+
+
+@contextmanager
+def counting(model: GraphModule) -> Iterator[Clipped]:
+    """Count what the quantizers of ``model`` clip in all its calls."""
+    clipped = Clipped()
+
+    def hook(name: str) -> object:
+        def after(module: ActivationQuantizer, args: tuple[torch.Tensor, torch.Tensor], output: Quantized) -> None:  # noqa: ARG001  a hook's
+            clipped.add(name, module, *args)
+
+        return after
+
+    with ExitStack() as stack:
+        for name, quantizer in named_quantizers(model):
+            stack.callback(quantizer.register_forward_hook(hook(name)).remove)  # type: ignore[arg-type]
+        yield clipped
