@@ -56,7 +56,7 @@ def flow(flow_pipeline: Path) -> Flow:
     bundles = {
         "tensorrt": export(checkpoint, root / "tensorrt", target="tensorrt", dtype="fp32").path,
         "tensorrt-fp16": export(checkpoint, root / "tensorrt-fp16", target="tensorrt").path,
-        "onnxruntime": export(checkpoint, root / "onnxruntime", target="onnxruntime").path,
+        "onnxruntime": export(checkpoint, root / "onnxruntime", target="onnxruntime", convolutions="integer").path,
         "float": export(checkpoint, root / "float", target="tensorrt", float=True).path,
     }
     return Flow(flow_pipeline, checkpoint.path, bundles)

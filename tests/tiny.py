@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import onnxruntime
 import pytest
 import torch
@@ -18,6 +19,7 @@ from torch import nn
 from torch.fx import GraphModule
 
 from dq_deploy.artifacts import Artifact, sha256_file
+from dq_deploy.exporters.exact_sums import make_exact, saturates
 from dq_deploy.quantization.calibration.trajectories import Trajectories, collect_trajectories
 from dq_deploy.quantization.checkpoint import Checkpoint, load_checkpoint
 from dq_deploy.quantization.config import Dilation, QuantizeConfig
@@ -36,6 +38,8 @@ FAST: dict[str, Any] = {
     "max_float_share": 0.5,  # the first layer weighs more in a tiny model
 }
 SHAPE = (1, 8, 8)
+WHOLE: dict[str, dict[str, Any]] = {"tensorrt": {}, "onnxruntime": {"convolutions": "integer"}}
+"""By target: options of an export in which every layer that is quantized is an integer one, few as its channels are."""
 
 
 def scheduler() -> DDPMScheduler:
@@ -148,6 +152,11 @@ def session(bundle: Artifact | Path) -> onnxruntime.InferenceSession:
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.intra_op_num_threads = 1
     path = bundle.path / "model.onnx" if isinstance(bundle, Artifact) else bundle
+    if saturates():
+        model = ir.load(path)
+        make_exact(model)
+        ir.external_data.load_to_model(model)
+        return onnxruntime.InferenceSession(ir.to_proto(model).SerializeToString(), options, providers=["CPUExecutionProvider"])
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 

@@ -15,6 +15,7 @@ import onnx_ir.passes.common as passes
 from ..artifacts import Artifact
 from ..artifacts.reading import read_ir
 from ..errors import ArtifactError
+from ..exporters.exact_sums import make_exact, saturates
 
 Array = np.ndarray[Any, Any]
 
@@ -56,6 +57,8 @@ def build_harness(bundle: Artifact) -> tuple[bytes, list[str]]:
     used = [v for v in graph.inputs if v.uses()]
     graph.inputs[:] = used
     ir.external_data.load_to_model(model)
+    if saturates():
+        make_exact(model)
     return ir.serde.serialize_model(model).SerializeToString(), outputs
 
 

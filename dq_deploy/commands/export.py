@@ -43,6 +43,11 @@ if TYPE_CHECKING:
     show_default=True,
     help="float: leave the products of attention (q·k and P·v) unquantized.",
 )
+@click.option(
+    "--convolutions",
+    type=click.Choice(["auto", "integer", "float"]),
+    help="Of the onnxruntime target. auto: float where integers would be slower. integer: all. float: none.  [default: auto]",
+)
 @click.option("--float", "is_float", is_flag=True, help="Export the unquantized model instead, as the baseline.")
 @force_option
 @common
@@ -54,6 +59,7 @@ def export(
     dtype: str | None,
     weight_storage: Any,
     attention: Any,
+    convolutions: Any,
     is_float: bool,
     force: bool,
     output: Output,
@@ -68,6 +74,7 @@ def export(
         dtype=dtype,
         weight_storage=weight_storage,
         attention=attention,
+        convolutions=convolutions,
         float=is_float,
         force=force,
         progress=output.progress,
@@ -86,6 +93,7 @@ def show_bundle(bundle: Artifact, output: Output) -> None:
         ("target", details["target"]),
         ("dtype", details["dtype"]),
         ("quantized layers", len(details["layers"])),
+        *([("convolutions left in float", str(len(floats)))] if (floats := details.get("float_convolutions")) else []),
         *([("weights in INT4", f"{packed} layers")] if packed else []),
         *([("kept in fp32", _kept(details["kept_fp32"]))] if details.get("kept_fp32") else []),
         ("size", f"{size / 1e6:.2f} MB"),

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 
 from ..artifacts import Artifact
-from ..artifacts.reading import read_onnx
+from ..artifacts.reading import read_ir, read_onnx
 from ..errors import ArtifactError, DqDeployError, EnvironmentProblem, ResourceError, UsageError, out_of_memory
+from ..exporters.exact_sums import make_exact, saturates
 from .finite import Nonfinite, checked
 from .row_tables import rows_in_onnx
 from .runner import Array, GraphRunner, InputSpec, graph_file
@@ -19,9 +21,8 @@ from .runner import Array, GraphRunner, InputSpec, graph_file
 _EXACT = "session.x64quantprecision"
 # Why each of them is set:
 SESSION_CONFIG = {
-    # MLAS multiplies u8 × s8 with vpmaddubsw on x86 CPUs that have AVX2 or AVX512 but no VNNI; its 16-bit sums saturate and the result of
-    # an 8-bit layer is wrong, by up to all of it (the shipped UNet at W8A8: 24 dB instead of 43). This option takes u8 × u8 there, which is
-    # exact, and changes nothing on other CPUs. It cannot load a graph whose layers share a weight or a weight's zero-point.
+    # For graphs with Q/DQ around their products, where u8 × s8 saturates (exporters/exact_sums): it takes u8 × u8. Not on other CPUs: with
+    # VNNI, products then take 2 to 3.5 times as long. It cannot load a graph whose layers share a weight or a weight's zero-point.
     _EXACT: "1",
     # Products of weights in blocks compute in fp32, as their graph says; by default they quantize the activations, which is no faster.
     "session.qdq_matmulnbits_accuracy_level": "1",
@@ -120,10 +121,10 @@ def _missing_provider(wanted: str, found: Sequence[str]) -> EnvironmentProblem:
 
 
 def _session_config(model: Any) -> dict[str, str]:
-    """``SESSION_CONFIG`` as this graph takes it: exact sums refuse weights in blocks, and have nothing to do beside them."""
+    """``SESSION_CONFIG`` as this graph and CPU take it: exact sums refuse weights in blocks, and have nothing to do beside them."""
     nodes = model.graph.node
     blocks = any(node.op_type == "DequantizeLinear" and any(a.name == "block_size" and a.i for a in node.attribute) for node in nodes)
-    return {key: value for key, value in SESSION_CONFIG.items() if not (blocks and key == _EXACT)}
+    return {key: value for key, value in SESSION_CONFIG.items() if key != _EXACT or (saturates() and not blocks)}
 
 
 def _session_options(ort: Any, optimized: bool, threads: int | None, config: dict[str, str]) -> Any:
@@ -141,10 +142,23 @@ def _session_options(ort: Any, optimized: bool, threads: int | None, config: dic
 
 
 def _open(ort: Any, file: Path, providers: list[str], options: Any) -> Any:
+    exact = _exact(file, options) if saturates() else None
     try:
-        return ort.InferenceSession(str(file), options, providers=providers)
+        return ort.InferenceSession(exact or str(file), options, providers=providers)
     except Exception as error:  # onnxruntime's own exceptions have no common base below this one
         raise _failure("load", file, error) from error
+
+
+def _exact(file: Path, options: Any) -> bytes | None:
+    """The graph with products that are exact on this CPU, for a session that finds the file's data by ``options``; None: it has none."""
+    model = read_ir(file)
+    if not make_exact(model):
+        return None
+    tensors = (value.const_value for value in model.graph.initializers.values())
+    folder = next((tensor.base_dir for tensor in tensors if isinstance(tensor, ir.ExternalTensor)), file.parent)
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
+    content: bytes = ir.to_proto(model).SerializeToString()
+    return content
 
 
 def _failure(what: str, file: Path, error: Exception) -> DqDeployError:

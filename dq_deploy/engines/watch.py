@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict
 from ..artifacts import Artifact
 from ..artifacts.reading import read_ir, read_onnx
 from ..errors import ArtifactError, EnvironmentProblem, UsageError
+from ..exporters.exact_sums import make_exact, saturates
 from .finite import Nonfinite, checked, spoiled
 from .onnxruntime import DTYPES
 from .row_tables import rows_in_onnx
@@ -177,6 +178,8 @@ def _session(bundle: Artifact, wanted: list[str], threads: int | None) -> Any:
         raise ArtifactError(f"{bundle.path}: the graph has no value {', '.join(missing[:5])}, which its manifest names", "export it again")
     model.graph.outputs.extend(values[name] for name in wanted if name in values)
     ir.external_data.load_to_model(model)
+    if saturates():
+        make_exact(model)
     content = ir.to_proto(model)
     if content.ByteSize() >= _MOST_BYTES:
         raise ArtifactError(f"{bundle.path} has 2 GiB or more: it cannot be watched", "watch a smaller model of the same kind")

@@ -28,11 +28,16 @@ def float_attention(checkpoint: Checkpoint) -> Checkpoint:
     for node in list(model.graph.nodes):
         if node.op == "call_module" and isinstance(model.get_submodule(str(node.target)), QuantizedMatmul):
             _in_float(model, node)
-    model.graph.eliminate_dead_code()  # quantizers that nothing else reads
+    return rewritten(checkpoint, model, _details(checkpoint.details))
+
+
+def rewritten(checkpoint: Checkpoint, model: GraphModule, details: dict[str, Any]) -> Checkpoint:
+    """The checkpoint with another forward, without the quantizers that nothing reads in it, and with what its manifest then says."""
+    model.graph.eliminate_dead_code()
     model.delete_all_unused_submodules()
     model.recompile()
     artifact = checkpoint.artifact
-    manifest = artifact.manifest.model_copy(update={"details": _details(artifact.manifest.details)})
+    manifest = artifact.manifest.model_copy(update={"details": details})
     return replace(checkpoint, artifact=replace(artifact, manifest=manifest), model=model)
 
 

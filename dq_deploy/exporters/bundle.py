@@ -1,6 +1,7 @@
 """Checkpoint → bundle: a folder with ``model.onnx`` (and its external data) and the manifest that maps layers to graph values.
 
-Manifest ``details``: ``target``, ``dtype``, ``float``, ``attention`` ("int8", "float"), ``inputs`` (name, dtype, shape), ``output``,
+Manifest ``details``: ``target``, ``dtype``, ``float``, ``attention`` ("int8", "float"), of an onnxruntime bundle ``convolutions`` ("auto",
+"integer", "float") and ``float_convolutions`` (names of those that it left in float), ``inputs`` (name, dtype, shape), ``output``,
 ``layers`` (name, op, macs, output value, quantizers, weight_storage; input value where activations stay float), ``float_layers``,
 ``quantizers`` (name, input value, codes value, pads, code_type), and from the checkpoint ``component``, ``pipeline_class``,
 ``model_config``, ``sample_shape``, ``source``,
@@ -27,8 +28,10 @@ from ..quantization.output_bias import output_bias
 from ..quantization.running.ambient import default_torch
 from ..quantization.weight_only import WeightOnly
 from .attention import ATTENTION, Attention, float_attention
+from .convolutions import CONVOLUTIONS, Convolutions, float_convolutions, in_float
 from .float16 import around_constants, describe, float_values, too_large
 from .float_source import FloatModel, load_float
+from .group_norm import group_norms_by_instance
 from .lowering import Sites, lower
 from .onnxruntime_target import OnnxRuntimeTarget
 from .precision import DTYPES, lower_precision
@@ -49,14 +52,16 @@ WeightStorage = Literal["auto", "int8"]
 
 @default_torch()
 def export(checkpoint: str | Path | Artifact, output: str | Path, *, target: Target, dtype: str | None = None,
-           weight_storage: WeightStorage = "auto", attention: Attention = "int8", float: bool = False,  # noqa: A002
-           force: bool = False, progress: Progress = silent) -> Artifact:  # fmt: skip
+           weight_storage: WeightStorage = "auto", attention: Attention = "int8", convolutions: Convolutions | None = None,
+           float: bool = False, force: bool = False, progress: Progress = silent) -> Artifact:  # fmt: skip  # noqa: A002
     """Export a checkpoint as an ONNX bundle, opset 21 (22 for bf16), dynamic batch.
 
     ``dtype`` (fp32, fp16, bf16) is the type of what is not quantized: by default fp16 for ``tensorrt`` and fp32 for ``onnxruntime``.
     ``weight_storage``: "auto" stores weights of up to 4 bits as INT4, two to a byte, in the ``tensorrt`` target; "int8" gives every
     weight a byte, for OpenVINO, which multiplies an INT4 MatMul in float, or for fewer kernels.
     ``attention``: "float" leaves the products of attention (q·kᵀ and P·v) unquantized, in ``dtype``; docs/attention.md says when.
+    ``convolutions``, of target ``onnxruntime``: "auto" (the default) leaves those in float, activations and all, that its integer kernels
+    would make slower (docs/engines.md); "integer" leaves none, "float" all of them, for a CPU without VNNI.
     ``float`` exports the unquantized model that the checkpoint came from, as the baseline (default fp32).
 
     Raises UsageError or ArtifactError.
@@ -70,6 +75,7 @@ def export(checkpoint: str | Path | Artifact, output: str | Path, *, target: Tar
         raise UsageError(f"unknown weight storage '{weight_storage}'", f"storages: {', '.join(WEIGHT_STORAGE)}")
     if attention not in ATTENTION:
         raise UsageError(f"unknown attention '{attention}'", f"choices: {', '.join(ATTENTION)}")
+    _check_convolutions(convolutions, target)
     path = checkpoint.path if isinstance(checkpoint, Artifact) else checkpoint
     check_output(Path(output), force=force, source=Path(path))
     with progress("export", 10) as advance:  # tenths of what a large model takes
@@ -78,10 +84,16 @@ def export(checkpoint: str | Path | Artifact, output: str | Path, *, target: Tar
         attention = "float" if float or weight_only else attention  # there is nothing in integers to leave so
         if attention == "float" and not float:
             loaded = float_attention(loaded)
+        choice: dict[str, Any] = {}
+        if target == "onnxruntime" and not float and not weight_only:
+            names = in_float(loaded, convolutions or "auto")
+            loaded, choice = float_convolutions(loaded, names), {"convolutions": convolutions or "auto", "float_convolutions": names}
         int4 = weight_storage == "auto" and not float and (target == "tensorrt" or weight_only)
         advance(1, "capturing")
         model, sites = _float_graph(load_float(loaded)) if float else _integer_graph(loaded, target, int4=int4)
         advance(7, "lowering")
+        if target == "onnxruntime":
+            group_norms_by_instance(model.graph)
         _tidy(model)
         wide, kept = _without_fp16(model, loaded) if dtype == "fp16" else (set(), [])
         _finish(model, dtype, wide)
@@ -89,7 +101,7 @@ def export(checkpoint: str | Path | Artifact, output: str | Path, *, target: Tar
             loaded,
             model,
             sites,
-            {"target": target, "dtype": dtype, "float": float, "attention": attention, **({"kept_fp32": kept} if kept else {})},
+            {"target": target, "dtype": dtype, "float": float, "attention": attention, **choice, **({"kept_fp32": kept} if kept else {})},
             int4=int4,
         )
         advance(1, "writing")
@@ -97,6 +109,15 @@ def export(checkpoint: str | Path | Artifact, output: str | Path, *, target: Tar
             write_model(model, folder / "model.onnx")
         advance(1, "done")
     return Artifact(Path(output), manifest)
+
+
+def _check_convolutions(choice: Convolutions | None, target: Target) -> None:
+    if choice is None:
+        return
+    if choice not in CONVOLUTIONS:
+        raise UsageError(f"unknown choice of convolutions '{choice}'", f"choices: {', '.join(CONVOLUTIONS)}")
+    if target != "onnxruntime":
+        raise UsageError(f"convolutions '{choice}' is a choice for target onnxruntime, and the target is {target}", "leave it out")
 
 
 def _integer_graph(checkpoint: Checkpoint, target: Target, *, int4: bool) -> tuple[ir.Model, Sites]:
@@ -111,7 +132,8 @@ def _integer_graph(checkpoint: Checkpoint, target: Target, *, int4: bool) -> tup
     else:
         writer = TensorRTTarget(model.graph, timestep, checkpoint.rows, int4=int4, static=static)
     correction = output_bias(checkpoint.model)
-    return model, lower(model, writer, checkpoint.layers, checkpoint.quantizers, correction=correction, int4=int4)
+    return model, lower(model, writer, checkpoint.layers, checkpoint.quantizers, correction=correction, int4=int4,
+                        folds=target == "onnxruntime")  # fmt: skip
 
 
 def _weight_only(checkpoint: Checkpoint) -> bool:

@@ -45,8 +45,12 @@ class Target(Protocol):
     def pads_first(self, quantizer: ActivationQuantizer) -> bool:
         """Whether the padding of a convolution belongs in front of its quantizer."""
 
-    def quantize(self, emit: Emitter, x: ir.Value, quantizer: ActivationQuantizer, name: str, pads: list[int]) -> tuple[Operand, ir.Value]:
-        """Emit a quantizer of ``x``; gives the operand and the value that holds the codes."""
+    def quantize(self, emit: Emitter, x: ir.Value, quantizer: ActivationQuantizer, name: str, pads: list[int], *,
+                 right: bool) -> tuple[Operand, ir.Value]:  # fmt: skip
+        """Emit a quantizer of ``x``; gives the operand and the value that holds the codes.
+
+        ``right``: the operand is the right side of products alone.
+        """
 
     def product(self, emit: Emitter, layer: Layer, node: ir.Node, operands: list[Operand], name: str) -> ir.Value:
         """Emit an integer layer and give its output."""
@@ -56,10 +60,11 @@ class Target(Protocol):
 
 
 def lower(model: ir.Model, target: Target | None, layers: dict[str, Layer], quantizers: dict[str, ActivationQuantizer], *,
-          correction: OutputBias | None = None, int4: bool = False) -> Sites:  # fmt: skip
+          correction: OutputBias | None = None, int4: bool = False, folds: bool = False) -> Sites:  # fmt: skip
     """Replace every placeholder of ``to_onnx``, in place. Without a target all products are float ones.
 
     ``int4`` stores weights of up to 4 bits as INT4 where activations stay float; beside integer ones the target decides.
+    ``folds``: the engine computes what is constant once, when it loads the graph, but a DequantizeLinear on every run.
     """
     graph, sites = model.graph, Sites()
     emitted: dict[tuple[str, tuple[int, ...]], Operand] = {}
@@ -81,7 +86,7 @@ def lower(model: ir.Model, target: Target | None, layers: dict[str, Layer], quan
         if isinstance(layer, WeightOnly):
             assert node.inputs[0] is not None
             sites.inputs[name] = str(node.inputs[0].name)
-            output = weight_only_product(graph, layer, node, name, int4=int4)
+            output = weight_only_product(graph, layer, node, name, int4=int4, folds=folds)
             replace(node, output)
             sites.layers[name] = str(output.name)
             continue
@@ -115,7 +120,8 @@ def _operand(graph: ir.Graph, target: Target, value: ir.Value, node: ir.Node, qu
         x = producer.inputs[0]
         assert x is not None
         prefix = name + (f"#pad{'x'.join(map(str, pads))}" if key[1] else "")
-        operand, codes = target.quantize(Emitter(graph, prefix, producer), x, quantizers[name], name, list(key[1]))
+        right = all(user.op_type == "MatMul" and index == 1 for user, index in producer.outputs[0].uses())
+        operand, codes = target.quantize(Emitter(graph, prefix, producer), x, quantizers[name], name, list(key[1]), right=right)
         emitted[key] = operand
         sites.quantizers.append(
             {

@@ -13,8 +13,10 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from ..artifacts.reading import read_ir
 from ..errors import EnvironmentProblem
 from ..quantization.checkpoint import Checkpoint
+from .exact_sums import make_exact, saturates
 
 _TIMESTEPS = 5  # evenly among the calibrated ones, first and last included
 Array = np.ndarray[Any, Any]
@@ -49,10 +51,19 @@ def largest_values(model: ir.Model, values: Mapping[ir.Value, bool], checkpoint:
         finally:
             model.graph.outputs[:] = before
             model.graph.remove(reversed(nodes), safe=True)
+        if saturates():
+            _made_exact(file)
         session = ort.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
         found = [np.abs(np.array(session.run(None, feeds), dtype=np.float64)) for feeds in _feeds(checkpoint, session)]
     largest = np.max(np.nan_to_num(np.stack(found), nan=np.inf), axis=0)
     return dict(zip(values, largest.tolist(), strict=True))
+
+
+def _made_exact(file: Path) -> None:
+    model = read_ir(file)
+    if make_exact(model):
+        ir.external_data.load_to_model(model)
+        ir.save(model, file)  # noqa: TID251
 
 
 def _probes(values: Mapping[ir.Value, bool]) -> tuple[list[ir.Node], list[ir.Value]]:

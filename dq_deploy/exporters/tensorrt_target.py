@@ -69,7 +69,8 @@ class TensorRTTarget:
         """Padding must become the zero-point."""
         return not quantizer.symmetric
 
-    def quantize(self, emit: Emitter, x: ir.Value, quantizer: ActivationQuantizer, name: str, pads: list[int]) -> tuple[Operand, ir.Value]:
+    def quantize(self, emit: Emitter, x: ir.Value, quantizer: ActivationQuantizer, name: str, pads: list[int], *,
+                 right: bool) -> tuple[Operand, ir.Value]:  # noqa: ARG002  # fmt: skip
         """See the module."""
         assert x.shape is not None
         rank = len(x.shape)

@@ -86,7 +86,7 @@ def test_the_error_is_split_among_all_layers(flow: Flow, sources: ErrorSources) 
         assert row.raised_db is None  # they have 8 bits
         assert row.float_db >= sources.snr_db
         assert row.weight_bits == (None if ".matmul" in row.layer else 8)
-    assert sources.layers[-1].output_db == pytest.approx(sources.snr_db, abs=0.01)
+    assert sources.layers[-1].output_db == pytest.approx(sources.snr_db, abs=0.02)
 
 
 def test_what_a_layer_in_float_is_predicted_to_buy_is_what_it_buys(flow: Flow, sources: ErrorSources, tmp_path: Path) -> None:

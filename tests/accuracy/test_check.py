@@ -150,7 +150,8 @@ def test_fails_on_a_dropped_bias(flow: Flow, tmp_path: Path, target: str, layer:
 @pytest.mark.parametrize("target", TARGETS)
 def test_fails_on_a_weight_code_off_by_one(flow: Flow, tmp_path: Path, target: str) -> None:
     def edit(codes: np.ndarray) -> np.ndarray:
-        codes[0, 0, 1, 1] += 1 if codes[0, 0, 1, 1] < 127 else -1
+        first = (0,) * codes.ndim
+        codes[first] += 1 if codes[first] < 127 else -1
         return codes
 
     result = judged(flow, edited(flow.bundle(target), tmp_path / "b", f"{CONV}.weight.codes", edit))

@@ -17,7 +17,7 @@ from dq_deploy.accuracy.regions import region_parity
 from dq_deploy.artifacts import Artifact, open_artifact
 from dq_deploy.exporters import export
 from dq_deploy.quantization.checkpoint import Checkpoint
-from tests.tiny import make_checkpoint, resealed
+from tests.tiny import WHOLE, make_checkpoint, resealed
 
 
 class Vanishing(nn.Module):
@@ -57,7 +57,7 @@ def changed(bundle: Artifact, before: float, after: float) -> Artifact:
 
 @pytest.mark.parametrize(("target", "dtype"), [("tensorrt", "fp32"), ("tensorrt", "fp16"), ("onnxruntime", "fp32")])
 def test_a_right_bundle_passes(checkpoint: Checkpoint, target: str, dtype: str, tmp_path: Path) -> None:
-    bundle = export(checkpoint.artifact, tmp_path / "b", target=target, dtype=dtype)
+    bundle = export(checkpoint.artifact, tmp_path / "b", target=target, dtype=dtype, **WHOLE[target])
     result = check(bundle, checkpoint.artifact)
     assert result, result.failures
     assert result.regions
@@ -133,7 +133,9 @@ def cancelled(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
 
 @pytest.mark.parametrize("target", ["tensorrt", "onnxruntime"])
 def test_a_variance_that_rounding_swallows_is_no_fault(cancelled: Checkpoint, target: str, tmp_path: Path) -> None:
-    rows = region_parity(export(cancelled.artifact, tmp_path / "b", target=target, dtype="fp32"), cancelled, cancelled.reference())
+    rows = region_parity(
+        export(cancelled.artifact, tmp_path / "b", target=target, dtype="fp32", **WHOLE[target]), cancelled, cancelled.reference()
+    )
     assert rows
     assert all(row.passed for row in rows), rows
 

@@ -14,14 +14,14 @@ from dq_deploy.errors import ArtifactError, UsageError
 from dq_deploy.exporters import TARGETS, bundle, export
 from dq_deploy.quantization.checkpoint import Checkpoint
 from dq_deploy.quantization.layers import QuantizedWeight
-from tests.tiny import SHAPE, PlainUNet, make_checkpoint, run, snr_db, tiny_unet
+from tests.tiny import SHAPE, WHOLE, PlainUNet, make_checkpoint, run, snr_db, tiny_unet
 
 
 @pytest.fixture(scope="module")
 def bundles(unet_checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Artifact]:
     """fp32 bundles of the UNet with attention, for both targets."""
     folder = tmp_path_factory.mktemp("bundles")
-    return {target: export(unet_checkpoint.artifact, folder / target, target=target, dtype="fp32") for target in TARGETS}
+    return {target: export(unet_checkpoint.artifact, folder / target, target=target, dtype="fp32", **WHOLE[target]) for target in TARGETS}
 
 
 def graph_of(made: Artifact) -> onnx.GraphProto:
@@ -56,13 +56,18 @@ def test_the_tables_are_in_the_graph_by_name_with_the_checkpoints_values(
             continue
         assert np.array_equal(found[f"{name}.scale"], scale)
         if target == "onnxruntime":
-            assert np.array_equal(found[f"{name}.zero_point"].astype(np.float32) - 128, zero_point)
+            codes = found[f"{name}.zero_point"]
+            assert np.array_equal(codes.astype(np.float32) - (128 if codes.dtype == np.uint8 else 0), zero_point)
         elif not quantizer.symmetric:
             assert np.array_equal(found[f"{name}.zero_point"], zero_point)
     for name, layer in unet_checkpoint.layers.items():
         if isinstance(layer, QuantizedWeight) and layer.frozen:
             codes = layer.frozen[0].numpy()
-            assert np.array_equal(found[f"{name}.weight.codes"], codes if codes.ndim == 4 else codes.T)
+            if codes.ndim == 2:
+                codes = codes.T
+            elif target == "onnxruntime":
+                codes = codes.transpose(2, 3, 1, 0).reshape(-1, len(codes))  # of patches
+            assert np.array_equal(found[f"{name}.weight.codes"], codes)
             assert np.array_equal(found[f"{name}.weight.scale"], layer.frozen[1].numpy())
 
 
@@ -74,13 +79,14 @@ def test_every_planned_layer_is_an_integer_layer_of_the_graph(
     producers = {o: n for n in graph.node for o in n.output}
     planned = {layer["name"]: layer["op"] for layer in unet_checkpoint.details["layers"]}
     assert {layer["name"]: layer["op"] for layer in details["layers"]} == planned
+    dequantized = {o for o, n in producers.items() if n.op_type == "DequantizeLinear"}
     integer = {
-        n.name.rsplit("/", 1)[0]: "matmul" if n.op_type == "MatMul" else "conv2d"
+        n.name.rsplit("/", 1)[0]
         for n in graph.node
-        if n.op_type in ("Conv", "MatMul") and all(producers.get(i) and producers[i].op_type == "DequantizeLinear" for i in n.input[:2])
+        if n.op_type == "MatMulInteger" or (n.op_type in ("Conv", "MatMul") and dequantized.issuperset(n.input[:2]))
     }
-    assert set(integer) == set(planned)
-    products = [n for n in graph.node if n.op_type in ("Conv", "MatMul", "Gemm", "ConvTranspose", "Einsum")]
+    assert integer == set(planned)
+    products = [n for n in graph.node if n.op_type in ("Conv", "MatMul", "MatMulInteger", "Gemm", "ConvTranspose", "Einsum")]
     assert len(products) == len(planned) + len(details["float_layers"])
     values = {o for n in graph.node for o in n.output}
     assert {layer["output"] for layer in details["layers"]} <= values
@@ -120,7 +126,7 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 @pytest.mark.parametrize("target", TARGETS)
 def test_a_shallow_network_gives_what_pytorch_gives(case: Checkpoint, target: str, tmp_path: Path) -> None:
     """Padding with zero-points, strides, groups, dilated kernels, no bias, dilation s: 60 dB is what one flipped code would cost."""
-    made = export(case.artifact, tmp_path / "bundle", target=target, dtype="fp32")
+    made = export(case.artifact, tmp_path / "bundle", target=target, dtype="fp32", **WHOLE[target])
     for batch in (1, 5):
         x = torch.randn(batch, *case.details["sample_shape"], generator=torch.Generator().manual_seed(batch))
         t = torch.linspace(0, 999, batch)
@@ -141,7 +147,7 @@ def test_integer_conditions_reach_the_graph(tmp_path: Path) -> None:
     model = tiny_unet(num_class_embeds=5, add_attention=False, **one_level)
     labels = torch.arange(5)
     made = make_checkpoint(model, tmp_path / "checkpoint", conditions={"class_labels": labels})
-    bundle_ = export(made.artifact, tmp_path / "bundle", target="onnxruntime")
+    bundle_ = export(made.artifact, tmp_path / "bundle", target="onnxruntime", convolutions="integer")
     (*_, stated) = bundle_.manifest.details["inputs"]
     assert stated == {"name": "class_labels", "dtype": "int64", "shape": ["batch"]}
     x, t = torch.randn(3, *SHAPE), torch.tensor([0.0, 250.0, 750.0])
@@ -155,7 +161,7 @@ def test_integer_conditions_reach_the_graph(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_exporting_twice_gives_the_same_bytes(plain_checkpoint: Checkpoint, target: Any, tmp_path: Path) -> None:
-    one, two = (export(plain_checkpoint.artifact, tmp_path / n, target=target) for n in "ab")
+    one, two = (export(plain_checkpoint.artifact, tmp_path / n, target=target, **WHOLE[target]) for n in "ab")
     files = sorted(p.name for p in one.path.iterdir())
     assert files == sorted(p.name for p in two.path.iterdir())
     assert all((one.path / f).read_bytes() == (two.path / f).read_bytes() for f in files)

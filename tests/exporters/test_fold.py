@@ -11,7 +11,7 @@ from dq_deploy.accuracy import check
 from dq_deploy.exporters import export
 from dq_deploy.quantization.checkpoint import Checkpoint
 from tests.quantization.test_fold import CONDITIONS, tiny_dit, tiny_text_unet
-from tests.tiny import make_checkpoint
+from tests.tiny import WHOLE, make_checkpoint
 
 
 @pytest.fixture(scope="module", params=["text", "dit"])
@@ -36,7 +36,7 @@ def test_the_manifest_says_where_every_dilation_went(checkpoint: Checkpoint) -> 
 
 @pytest.mark.parametrize("target", ["tensorrt", "onnxruntime"])
 def test_the_graph_multiplies_only_for_what_could_not_be_folded(checkpoint: Checkpoint, target: str, tmp_path: Path) -> None:
-    bundle = export(checkpoint.artifact, tmp_path / "bundle", target=target, dtype="fp32")  # type: ignore[arg-type]
+    bundle = export(checkpoint.artifact, tmp_path / "bundle", target=target, dtype="fp32", **WHOLE[target])  # type: ignore[arg-type]
     nodes = onnx.load(bundle.path / "model.onnx").graph.node
     multiplied = {node.name.removesuffix("/dilate").split("#pad")[0] for node in nodes if node.name.endswith("/dilate")}
     assert multiplied == {name for name, q in checkpoint.quantizers.items() if bool((q.dilation != 1).any())}

@@ -31,10 +31,10 @@ def moved_int8(view: View) -> Iterator[Hit]:
 
 
 def shared_weight(view: View) -> Iterator[Hit]:
-    """ONNX Runtime refuses the session: with ``session.x64quantprecision``, which keeps sums exact on x86, it rewrites each weight once.
+    """ONNX Runtime refuses the session on an x86 CPU without VNNI: ``session.x64quantprecision`` keeps sums exact there.
 
-    "Attempt to replace the existing tensor". Opened: patterns ``shared-weight-zero-point`` and ``shared-weight-codes``. Without that
-    option it loads.
+    With it each weight is rewritten once: "Attempt to replace the existing tensor". Opened: patterns ``shared-weight-zero-point`` and
+    ``shared-weight-codes``. Without that option it loads.
     """
     users: dict[ir.Value, dict[ir.Node, None]] = {}
     for product, weight in int8_products(view):

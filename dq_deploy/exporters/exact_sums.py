@@ -1,0 +1,85 @@
+"""Integer products of an ``onnxruntime`` graph on CPUs whose fast instruction for them loses what exceeds 16 bits.
+
+ONNX Runtime multiplies uint8 by int8 with vpmaddubsw on x86 CPUs that have AVX2 or AVX512 but no VNNI; its 16-bit sums saturate, and the
+result of an 8-bit layer is wrong, by up to all of it (the shipped UNet at W8A8: 24 dB instead of 43). uint8 by uint8 is exact everywhere,
+and on a CPU with VNNI takes three times as long. So a graph has int8 on the right, which is made uint8 when it is loaded where that is not
+exact.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+import onnx_ir as ir
+
+from ..errors import EnvironmentProblem
+from .emitter import initializer
+
+_OFFSET = 128
+_INT8, _INT32, _UINT8 = ir.DataType.INT8, ir.DataType.INT32, ir.DataType.UINT8
+_PROBE = """<ir_version: 10, opset_import: ["": 21]>
+probe (uint8[1, 64] x) => (int32[1, 32] y) { y = MatMulInteger(x, w) }"""
+
+
+@functools.cache
+def saturates() -> bool:
+    """Whether ONNX Runtime's product of uint8 and int8 is wrong on this CPU, found by running one. Raises EnvironmentProblem without it."""
+    try:
+        import onnxruntime
+    except ImportError:
+        raise EnvironmentProblem("onnxruntime is not installed", 'pip install "dq-deploy[cpu]" (or [gpu], never both)') from None
+    import onnx
+
+    model = onnx.parser.parse_model(_PROBE)
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.full((64, 32), 127, np.int8), "w"))
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    (result,) = session.run(None, {"x": np.full((1, 64), 255, np.uint8)})
+    return bool((result != 64 * 255 * 127).any())
+
+
+def make_exact(model: ir.Model) -> bool:
+    """Give every integer product a uint8 right side, in place: the same numbers on every CPU. Says whether there was any to change."""
+    found = [node for node in model.graph if node.op_type == "MatMulInteger" and _type(node.inputs[1]) == _INT8]
+    for node in found:
+        right, *zero_point = node.inputs[1::2]
+        assert right is not None
+        node.replace_input_with(1, _raised(node, right, "right"))
+        if zero_point and zero_point[0] is not None:
+            node.replace_input_with(3, _raised(node, zero_point[0], "zero_point"))
+        else:
+            node.resize_inputs(4)
+            node.replace_input_with(3, _constant(model.graph, "dq_deploy.offset_uint8", np.array(_OFFSET, dtype=np.uint8)))
+    return bool(found)
+
+
+def _type(value: ir.Value | None) -> ir.DataType | None:
+    """Type of codes: declared, or that of the zero-point of the QuantizeLinear that they come from."""
+    if value is None or value.dtype is not None:
+        return value.dtype if value is not None else None
+    if value.const_value is not None:
+        return value.const_value.dtype
+    node = value.producer()
+    if node is None or not node.inputs:
+        return None
+    return _type(node.inputs[2] if node.op_type == "QuantizeLinear" else node.inputs[0])
+
+
+def _raised(before: ir.Node, value: ir.Value, what: str) -> ir.Value:
+    """``value`` + 128 as uint8. ONNX Runtime folds these nodes where the value is a weight."""
+    graph = before.graph
+    assert graph is not None
+    offset = _constant(graph, "dq_deploy.offset_int32", np.array(_OFFSET, dtype=np.int32))
+    for op, dtype, more in (("Cast", _INT32, []), ("Add", _INT32, [offset]), ("Cast", _UINT8, [])):
+        name = f"{before.name}/{what}/{op}_{dtype.name.lower()}"
+        to = [ir.AttrInt64("to", dtype.value)] if op == "Cast" else []
+        output = ir.Value(name=f"{name}:0", type=ir.TensorType(dtype))
+        graph.insert_before(before, ir.Node("", op, [value, *more], to, outputs=[output], name=name))
+        value = output
+    return value
+
+
+def _constant(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
+    return graph.initializers[name] if name in graph.initializers else initializer(graph, name, ir.tensor(array, name=name))
