@@ -284,6 +284,17 @@ def test_rows_gathered_at_once_are_the_same_rows() -> None:
     np.testing.assert_array_equal(found, expected)
 
 
+def test_rows_of_products_of_scales_are_gathered_with_them() -> None:
+    graph = Graph()
+    left, right = row(graph, "left", ROWS), row(graph, "right", 3 * ROWS)
+    both = graph.node("Mul", [graph.node("Mul", [left, right], "product"), graph.constant("factor", np.float32(0.125))], "scales")
+    y = graph.node("Mul", ["sample", graph.node("Unsqueeze", [both, axes(graph)], "scale")], "scaled")
+    y = graph.node("Add", [y, graph.node("Unsqueeze", [left, axes(graph)], "alone")], "added")
+    expected, found, kinds = before_and_after(graph.model(y, 4, [3, 4, 7, 6]), noise(3, 4, 7, 6), rows_at_once)
+    assert (kinds.count("Gather"), kinds.count("Multiply")) == (1, 1)
+    np.testing.assert_array_equal(found, expected)
+
+
 def test_products_of_the_same_codes_are_one() -> None:
     graph = Graph()
     quantized = asymmetric(graph, "sample", "shared", rank=3)

@@ -73,6 +73,7 @@ _FOLDED: dict[str, Any] = {
     "Multiply": np.multiply,
     "Reshape": lambda values, _: values,
     "Unsqueeze": lambda values, _: values,
+    "Broadcast": np.broadcast_to,
 }
 
 

@@ -1,7 +1,8 @@
 """The rows of all scale tables at once.
 
 The exporter gathers each table for itself and shapes the row at each reader (docs/decisions/scale-tables.md says why). OpenVINO runs each
-of these as a kernel. Here the tables that readers want at one rank lie side by side, with 1/s as a table beside s.
+of these as a kernel. Here the tables that readers want at one rank lie side by side, with 1/s and the products of two scales as tables
+beside s.
 """
 
 from __future__ import annotations
@@ -45,13 +46,27 @@ def _distinct(values: list[Any]) -> list[Any]:
 
 
 def _shaped(row: Any, table: Array) -> Iterator[tuple[Any, Array]]:
-    """The values that are a row in its readers' shape [N, 1, ...], through 1/s; and the table that each is a row of."""
+    """The values that are a row in its readers' shape [N, 1, ...], through 1/s and s · s'; and the table that each is a row of."""
     for reader in readers(row):
         operands = inputs(reader)
         if reader.get_type_name() == "Unsqueeze":
             yield reader.output(0), table
         elif reader.get_type_name() == "Divide" and same(operands[1], row) and _is_one(operands[0]):
             yield from _shaped(reader.output(0), (np.float32(1) / table).astype(np.float32))
+        elif reader.get_type_name() == "Multiply" and (factor := _beside(row, operands)) is not None:
+            yield from _shaped(reader.output(0), table * factor)
+
+
+def _beside(row: Any, operands: list[Any]) -> Array | None:
+    """What a row is multiplied by, where that is a number, or the same row of another table."""
+    others = [value for value in operands if not same(value, row)]
+    if len(others) != 1:
+        return None
+    number, gather = array_of(others[0]), row.get_node()
+    if number is not None:
+        return number.astype(np.float32) if number.size == 1 and number.ndim == 0 else None
+    alike = kind(others[0]) == "Gather" and _is_row(others[0].get_node()) and gather.get_type_name() == "Gather"
+    return _table(others[0].get_node()) if alike and same(others[0].get_node().input_value(1), gather.input_value(1)) else None
 
 
 def _is_one(value: Any) -> bool:
