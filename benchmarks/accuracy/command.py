@@ -37,6 +37,11 @@ FAILED = 1
 _DATA = Path("/usr/share/datasets/fashion-mnist")  # where Debian's dataset-fashion-mnist puts it
 _CONFIRM = "Measure the stale cells of this selection again; if every bit is as it was, all that the older code measured stands."
 _DRAWN_BY = "What runs quantized models for rivals and headlines; openvino runs the exported graph on INT8 kernels, the faster way."
+_SOURCE = (
+    "A model of your own: a pipeline folder, a hub id, or FILE.py:FUNCTION or module:FUNCTION that returns it (docs/accuracy-harness.md). "
+    "Repeatable; with --models beside those, else alone."
+)
+_OWN = Path("accuracy-results") / "results"
 _SIZES = {name: info.default for name, info in Settings.model_fields.items()}
 
 
@@ -54,10 +59,11 @@ def _sizes(command: Any) -> Any:
 
 @click.command()
 @click.option("--models", callback=_list, help="Built-in names and paths of pipelines, with commas.  [default: every built-in]")
+@click.option("--source", "sources", multiple=True, help=_SOURCE)
 @click.option("--presets", callback=_list, help="With commas.  [default: w4a4,w4a8,w6a6,w8a8]")
 @click.option("--methods", callback=_list, help=f"With commas.  [default: {','.join(BY_NAME)}]")
 @click.option("--seeds", callback=_list, default="0", show_default=True, help="Calibration seeds, with commas.")
-@click.option("--tier", "tiers", callback=_list, help="grid, rival, headline, with commas.  [default: all]")
+@click.option("--tier", "tiers", callback=_list, help="grid, rival, headline, with commas.  [default: all; grid with --source]")
 @click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Cells at a time, each in a process of its own.")
 @click.option("--threads", type=click.IntRange(1), default=None, help="CPU threads of a cell.  [default: cores / jobs]")
 @click.option("--max-minutes", type=click.FloatRange(0), default=None, help="Start no cell that is not expected to end within this time.")
@@ -66,7 +72,10 @@ def _sizes(command: Any) -> Any:
 @click.option("--confirm", "confirming", is_flag=True, help=_CONFIRM)
 @click.option("--report-only", is_flag=True, help="Only write the table.")
 @click.option(
-    "--results", type=click.Path(path_type=Path), default=HERE / "results", help="Folder of the figures.  [default: beside the code]"
+    "--results",
+    type=click.Path(path_type=Path),
+    default=None,
+    help=f"Folder of the figures.  [default: beside the code; {_OWN} with --source]",
 )
 @click.option("--output", type=click.Path(path_type=Path), default=None, help="Folder of RESULTS.md.  [default: the parent of --results]")
 @click.option(
@@ -77,10 +86,10 @@ def _sizes(command: Any) -> Any:
 @click.option("--drawn-by", type=click.Choice(["torch", "openvino"]), default="torch", show_default=True, help=_DRAWN_BY)
 @click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True)
 @_sizes
-def main(models: tuple[str, ...] | None, presets: tuple[str, ...] | None, methods: tuple[str, ...] | None, seeds: tuple[str, ...],
-         tiers: tuple[str, ...] | None, jobs: int, threads: int | None, max_minutes: float | None, dry_run: bool, rerun_stale: bool,
-         confirming: bool, report_only: bool, results: Path, output: Path | None, work: Path | None, data: Path, device: str,
-         drawn_by: DrawnBy, form: Literal["table", "json"], **sizes: Any) -> None:  # fmt: skip
+def main(models: tuple[str, ...] | None, sources: tuple[str, ...], presets: tuple[str, ...] | None, methods: tuple[str, ...] | None,
+         seeds: tuple[str, ...], tiers: tuple[str, ...] | None, jobs: int, threads: int | None, max_minutes: float | None, dry_run: bool,
+         rerun_stale: bool, confirming: bool, report_only: bool, results: Path | None, output: Path | None, work: Path | None, data: Path,
+         device: str, drawn_by: DrawnBy, form: Literal["table", "json"], **sizes: Any) -> None:  # fmt: skip
     """Quantize the same models by every method, from the same data and with the same budget, and judge them by the same metrics.
 
     Figures lie in one file a cell; what is there is not measured again, so a run may be stopped at any time and continued on another day or
@@ -89,16 +98,19 @@ def main(models: tuple[str, ...] | None, presets: tuple[str, ...] | None, method
     out = Output(form)
     started = time.monotonic()
     try:
+        results = results or (_OWN if sources else HERE / "results")
+        models = (*(models or ()), *sources) if sources else models
         folders = Folders(results.absolute(), (work or default_work()).absolute(), data.absolute())
         threads = threads or max(1, (os.cpu_count() or 1) // jobs)
         scope = replace(_scope(models, presets, methods, seeds, Settings(**sizes), folders, device, threads), drawn_by=drawn_by)
-        chosen = _tiers(tiers)
+        # What a model of the user's own was trained on is not known: there are no features to judge it by.
+        chosen = _tiers(tiers or (("grid",) if sources else None))
         target = (output or results.parent).absolute()
         if report_only:
             _report(scope, target, out)
             return
         deadline = None if max_minutes is None else started + 60 * max_minutes
-        run = _Run(scope, chosen, jobs, deadline, rerun_stale, out)
+        run = Run(scope, chosen, jobs, deadline, rerun_stale, out)
         if dry_run:
             run.announce()
             return
@@ -142,7 +154,7 @@ def _tiers(names: tuple[str, ...] | None) -> tuple[Tier, ...]:
 
 
 @dataclass
-class _Run:
+class Run:
     """One run of the command."""
 
     scope: Scope

@@ -13,6 +13,7 @@ import numpy as np
 from dq_deploy.accuracy.bootstrap import Interval, interval, mean_interval, paired_difference, replicated_difference, resamples
 from dq_deploy.accuracy.kernel_distance import subset_interval
 from dq_deploy.accuracy.sample_metrics import snr_by_timestep
+from dq_deploy.decibels import ratio_db
 
 from .identity import Identity
 from .methods import BY_NAME, DILATEQUANT, representative
@@ -24,19 +25,25 @@ Array = np.ndarray[Any, Any]
 
 @dataclass(frozen=True)
 class Row:
-    """A method at a preset; what was not measured is None. PSNR and SNR in dB."""
+    """A method at a preset; what was not measured is None. PSNR and SNR in dB; ``final`` is the SNR of where the noises end.
+
+    ``dearest``: the timestep whose error costs the final sample most, and its share of what all steps cost it alone.
+    """
 
     result: CellResult
     psnr: Interval | None = None
     psnr_difference: Interval | None = None
     snr_median: Interval | None = None
     snr: list[float] | None = None
+    final: Interval | None = None
+    final_difference: Interval | None = None
     feature: Interval | None = None
     frechet: Interval | None = None
     frechet_difference: Interval | None = None
     fid: Interval | None = None
     fid_difference: Interval | None = None
     kid: Interval | None = None
+    dearest: str | None = None
 
     @property
     def name(self) -> str:
@@ -95,9 +102,24 @@ class ModelResults:
             found["psnr_difference"] = paired_difference(grid.psnr_db, ours.grid.psnr_db)
         if grid.feature_distance:
             found["feature"] = mean_interval(grid.feature_distance)
+        if grid.cost_of_steps and (worst := grid.cost_of_steps.worst):
+            found["dearest"] = f"t = {worst.span}: {worst.share or 0:.0%}"
         power = self.float.grid.power if self.float and self.float.grid else None
         if grid.error and power and np.shape(power) == np.shape(grid.error):
             found |= _snr(np.array(power), np.array(grid.error))
+        found |= self.final(result, ours)
+        return found
+
+    def final(self, result: CellResult, other: CellResult | None) -> dict[str, Any]:
+        """SNR of where the noises end, over all of them, and its paired difference to another cell's."""
+        base = self.float.grid if self.float else None
+        errors = [cell.grid.final_error if cell and cell.grid else None for cell in (result, other)]
+        if base is None or base.final_power is None or errors[0] is None or len(errors[0]) != len(base.final_power):
+            return {}
+        value, replicates = _final_snr(base.final_power, errors[0])
+        found: dict[str, Any] = {"final": interval(value, replicates)}
+        if other is not None and other is not result and errors[1] is not None and len(errors[1]) == len(errors[0]):
+            found["final_difference"] = replicated_difference(value, replicates, *_final_snr(base.final_power, errors[1]))
         return found
 
 
@@ -107,6 +129,13 @@ def _snr(power: Array, error: Array) -> dict[str, Any]:
     medians = [float(np.median(snr_by_timestep(power[:, index], error[:, index]))) for index in drawn]
     snr = snr_by_timestep(power, error)
     return {"snr": snr.tolist(), "snr_median": interval(float(np.median(snr)), medians)}
+
+
+def _final_snr(power: list[float], error: list[float]) -> tuple[float, list[float]]:
+    """In dB, of all samples and of each resample of them; the same resamples for whoever has as many."""
+    signal, noise = np.array(power), np.array(error)
+    drawn = resamples(len(signal), 2000, 0)
+    return ratio_db(signal.sum(), noise.sum()), [ratio_db(signal[index].sum(), noise[index].sum()) for index in drawn]
 
 
 def _frechet(result: CellResult, base: CellResult | None) -> dict[str, Any]:

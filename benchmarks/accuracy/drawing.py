@@ -50,9 +50,13 @@ class Drawing:
     first_seed: int = PICTURE_SEED
     batch: int = BATCH
 
-    @torch.inference_mode()
     def pictures(self, denoiser: Denoiser, numbers: range, advance: Advance | None = None) -> Array:
         """Pictures [n, C, H, W] in [0, 1], float32, of the noises with these numbers."""
+        return as_pictures(self.samples(denoiser, numbers, advance))
+
+    @torch.inference_mode()
+    def samples(self, denoiser: Denoiser, numbers: range, advance: Advance | None = None) -> Array:
+        """Where the noises with these numbers end [n, ...], float32."""
         parts = []
         for start in range(numbers.start, numbers.stop, self.batch):
             part = range(start, min(start + self.batch, numbers.stop))
@@ -90,5 +94,11 @@ class Drawing:
             if trace is not None:
                 trace.add(t, sample, output)
             x = walk.step(position, output, x)
-        pictures: Array = (x / 2 + 0.5).clamp(0, 1).cpu().numpy()
-        return pictures
+        ended: Array = x.cpu().numpy()
+        return ended
+
+
+def as_pictures(samples: Array) -> Array:
+    """Samples in [-1, 1] as pictures in [0, 1]."""
+    pictures: Array = np.clip(samples / 2 + 0.5, 0, 1)
+    return pictures

@@ -13,18 +13,23 @@ from safetensors.torch import load_file, save_file
 from dq_deploy.accuracy.frechet import frechet_distance, frechet_replicates, gaussian
 from dq_deploy.accuracy.kernel_distance import kernel_distances
 from dq_deploy.accuracy.sample_metrics import feature_distance, psnr_db
+from dq_deploy.artifacts.final_error import FinalError
 from dq_deploy.errors import UsageError
 from dq_deploy.progress import Progress
+from dq_deploy.quantization.calibration.trajectories import Answer, Model, final_samples
+from dq_deploy.quantization.final_error import final_error
 
 from . import inception
-from .drawing import Array, Denoiser, Drawing, Trace
+from .drawing import Array, Denoiser, Drawing, Trace, as_pictures
 from .extractors import REAL_SPLIT, Classifier, Extractor, features, real_features
 from .models import DATASETS, Reference
 from .results import GridFigures, HeadlineFigures, RivalFigures, rounded
 from .settings import Settings
 from .workspace import Workspace, load_array, save_array
 
-PICTURES, TRACE = "pictures.npy", "trace.safetensors"
+SAMPLES, TRACE = "samples.npy", "trace.safetensors"
+FINAL_SEEDS = 4
+"""Each is sampled once for every step with only that step quantized, and once with all others."""
 _KID_SUBSETS, _KID_SIZE = 100, 1000
 
 
@@ -42,22 +47,26 @@ class Bench:
     def drawing(self) -> Drawing:
         """How every picture is drawn."""
         source = self.reference.source
-        return Drawing(source.scheduler, source.sample_shape, self.settings.steps, self.reference.conditions, self.device)
+        return Drawing(source.scheduler, source.sample_shape, self.settings.steps, self.reference.held_out, self.device)
 
     @property
     def float_folder(self) -> Path:
-        """The float model's pictures and trajectories."""
+        """The float model's samples and trajectories."""
         return self.workspace.float_folder(self.settings)
 
     def pictures(self, denoiser: Denoiser, folder: Path, count: int, progress: Progress) -> Array:
-        """The first ``count`` pictures [count, C, H, W] of a denoiser; those drawn before are kept in its folder."""
-        drawn = load_array(folder / PICTURES)
+        """The first ``count`` pictures [count, C, H, W] of a denoiser."""
+        return as_pictures(self.samples(denoiser, folder, count, progress))
+
+    def samples(self, denoiser: Denoiser, folder: Path, count: int, progress: Progress) -> Array:
+        """The first ``count`` samples [count, ...] of a denoiser; those drawn before are kept in its folder."""
+        drawn = load_array(folder / SAMPLES)
         have = 0 if drawn is None else len(drawn)
         if have < count:
             with progress("pictures", count - have) as advance:
-                more = self.drawing.pictures(denoiser, range(have, count), advance)
+                more = self.drawing.samples(denoiser, range(have, count), advance)
             drawn = more if drawn is None else np.concatenate([drawn, more])
-            save_array(folder / PICTURES, drawn)
+            save_array(folder / SAMPLES, drawn)
         assert drawn is not None
         return drawn[:count]
 
@@ -75,23 +84,27 @@ class Bench:
 
 
 def measure_float(bench: Bench, progress: Progress) -> GridFigures:
-    """Draw the float model's pictures and keep a few of its trajectories, for all methods to be compared with."""
+    """Draw the float model's samples and keep a few of its trajectories, for all methods to be compared with."""
     started = time.perf_counter()
     settings = bench.settings
-    bench.pictures(bench.reference, bench.float_folder, settings.grid_samples, progress)
+    samples = bench.samples(bench.reference, bench.float_folder, settings.grid_samples, progress)
     trace = bench.drawing.trace(bench.reference, range(settings.snr_samples))
     _save_trace(bench.float_folder / TRACE, trace)
     power = [_squares(output) for output in trace.outputs]
-    return GridFigures(samples=settings.grid_samples, wall_s=_since(started), timesteps=trace.timesteps, power=rounded(power, 5))
+    return GridFigures(
+        samples=settings.grid_samples, wall_s=_since(started), timesteps=trace.timesteps, power=rounded(power, 5),
+        final_power=rounded(_squares(torch.from_numpy(samples)), 5),
+    )  # fmt: skip
 
 
 def measure_grid(bench: Bench, denoiser: Denoiser, folder: Path, progress: Progress) -> GridFigures:
     """Paired metrics against the float model's pictures and trajectories."""
     started = time.perf_counter()
     count = bench.settings.grid_samples
-    expected = _float_pictures(bench, count)
+    wanted = _float_samples(bench, count)
     trace = _load_trace(bench.float_folder / TRACE)
-    pictures = bench.pictures(denoiser, folder, count, progress)
+    samples = bench.samples(denoiser, folder, count, progress)
+    expected, pictures = as_pictures(wanted), as_pictures(samples)
     extractor = bench.classifier()
     distance = None if extractor is None else feature_distance(extractor(expected), extractor(pictures))
     return GridFigures(
@@ -102,7 +115,33 @@ def measure_grid(bench: Bench, denoiser: Denoiser, folder: Path, progress: Progr
         feature_distance=None if distance is None else rounded(distance, 4),
         timesteps=trace.timesteps,
         error=rounded(output_errors(bench, denoiser, trace), 5),
+        final_error=rounded(_squares(torch.from_numpy(samples - wanted)), 5),
+        cost_of_steps=cost_of_steps(bench, denoiser, trace.timesteps, progress),
     )
+
+
+@torch.inference_mode()
+def cost_of_steps(bench: Bench, denoiser: Denoiser, timesteps: list[float], progress: Progress) -> FinalError:
+    """What each step's error costs the final sample, of the first pictures' noises."""
+    drawing, seeds = bench.drawing, range(bench.drawing.first_seed, bench.drawing.first_seed + FINAL_SEEDS)
+
+    def placed(model: Denoiser) -> Model:
+        def call(sample: torch.Tensor, timestep: torch.Tensor, **conditions: torch.Tensor) -> torch.Tensor:
+            given = {name: value.to(bench.device) for name, value in conditions.items()}
+            return model(sample.to(bench.device), timestep.to(bench.device), **given).cpu()
+
+        return call
+
+    def finals(answer: Answer, runs: int) -> torch.Tensor:
+        return final_samples(
+            answer, drawing.scheduler, runs=runs, steps=drawing.steps, seeds=seeds, shape=drawing.shape,
+            conditions=bench.reference.conditions(range(FINAL_SEEDS)),
+        )  # fmt: skip
+
+    return final_error(
+        finals, placed(bench.reference), placed(denoiser), timesteps, seeds=FINAL_SEEDS, samples_per_run=FINAL_SEEDS,
+        batch_size=drawing.batch, progress=progress,
+    )  # fmt: skip
 
 
 @torch.inference_mode()
@@ -113,7 +152,7 @@ def output_errors(bench: Bench, denoiser: Denoiser, trace: Trace) -> list[list[f
         parts = []
         for start in range(0, len(samples), bench.drawing.batch):
             part = range(start, min(start + bench.drawing.batch, len(samples)))
-            conditions = {name: value.to(bench.device) for name, value in bench.reference.conditions(part).items()}
+            conditions = {name: value.to(bench.device) for name, value in bench.reference.held_out(part).items()}
             sample = samples[part.start : part.stop].to(bench.device)
             output = denoiser(sample, torch.full((len(part),), timestep, device=bench.device), **conditions)
             parts.append(output.cpu() - outputs[part.start : part.stop])
@@ -160,11 +199,11 @@ def measure_headline(bench: Bench, denoiser: Denoiser, folder: Path, progress: P
     )
 
 
-def _float_pictures(bench: Bench, count: int) -> Array:
-    pictures = load_array(bench.float_folder / PICTURES)
-    if pictures is None or len(pictures) < count:
+def _float_samples(bench: Bench, count: int) -> Array:
+    samples = load_array(bench.float_folder / SAMPLES)
+    if samples is None or len(samples) < count:
         raise UsageError(f"the float model has not drawn {count} pictures yet", "measure the cell 'float' first")
-    return pictures[:count]
+    return samples[:count]
 
 
 def _save_trace(file: Path, trace: Trace) -> None:

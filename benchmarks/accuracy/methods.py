@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from dq_deploy.errors import UsageError
-from dq_deploy.quantization.config import INTEGER_PRESETS, InitialRange, QuantizeConfig
+from dq_deploy.quantization.config import INTEGER_PRESETS, QuantizeConfig
 from dq_deploy.quantization.initial.ranges import resolve
 
 from .settings import Family, Settings
@@ -91,6 +91,8 @@ METHODS: tuple[Method, ...] = (
     Method("wd-tpq", "WD + TPQ", "DilateQuant without training", {}),
     Method("untrained", "WD + TPQ + output bias", "`dq-deploy quantize --iterations 0`: the output's mean error is taken off too",
            {"output_bias": True}),
+    Method("untrained-static", "WD + output bias, static", "`dq-deploy quantize --iterations 0` with `temporal: false`",
+           {"temporal": False, "output_bias": True}, presets=("w8a8",)),
     Method("wd-bkd", "WD + BKD", "DilateQuant with one scale for all timesteps", {"temporal": False}, "block"),
     Method("tpq-bkd", "TPQ + BKD", "DilateQuant without dilation", _TEMPORAL, "block"),
     Method("asymmetric", "DilateQuant, the paper's dilation", "dilation by the paper's rule for asymmetric weights",
@@ -135,10 +137,7 @@ def method(name: str) -> Method:
 def canonical(config: QuantizeConfig, family: Family) -> dict[str, Any]:
     """A configuration as JSON, without what cannot matter in it: two methods with one canonical form are one cell."""
     values = config.model_dump(mode="json")
-    rule = resolve(InitialRange(config.initial_range), config.activation_bits)
-    kept = [bits for bits in config.keep.values() if bits != "float"]
-    if all(resolve(InitialRange(config.initial_range), bits) is rule for bits in kept if isinstance(bits, int)):
-        values["initial_range"] = rule.value
+    values["initial_range"] = resolve(config.initial_range).value
     values["output_bias"] = True if config.corrects_output else None  # as cells say that were measured before there was one
     defaults = QuantizeConfig().model_dump(mode="json")
     unused = [] if values["initial_range"] == "percentile" else ["percentile"]

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import inspect
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
 
 import torch
 
+from dq_deploy.artifacts import sha256_json
 from dq_deploy.errors import UsageError
 from dq_deploy.quantization.calibration.classes import CLASS_INPUT, class_space
+from dq_deploy.quantization.calibration.schedules import plain_config
+from dq_deploy.quantization.calling import TIMESTEP, CallForm, timestep_of
 from dq_deploy.quantization.graph.capture import input_names
-from dq_deploy.sources import Source, load_source
+from dq_deploy.sources import Source, load_source, source_from_module, weights_sha256
 
+from .made import is_function, make
 from .settings import Family
 
 Dataset = Literal["fashion-mnist"]
@@ -23,47 +28,91 @@ DATASETS: dict[str, Dataset] = {"builtin:fashion-mnist-unet": "fashion-mnist", "
 
 @dataclass(frozen=True)
 class Reference:
-    """A float model. Class-conditional ones are drawn without guidance, classes dealt evenly: sample i gets class i mod their number.
+    """A float model. Conditions are dealt evenly: sample i gets value i mod P.
 
-    Guidance would extrapolate between two forwards, and so judge the quantizer by a choice of the user.
+    Guidance would extrapolate between two forwards, and so judge the quantizer by a choice of the user. ``given`` are conditions [P, ...]
+    to calibrate under and ``judged`` those of the pictures, where the source has any.
     """
 
     source: Source
+    given: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    judged: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    declared: Family | None = None
 
     @property
     def family(self) -> Family:
         """Which layer names to expect."""
-        return "transformer" if self.source.component == "transformer" else "unet"
+        return self.declared or ("transformer" if self.source.component == "transformer" else "unet")
+
+    @property
+    def _condition_names(self) -> list[str]:
+        return list(self.given) or ([CLASS_INPUT] if self.classes else [])
 
     @cached_property
     def input_names(self) -> list[str]:
-        """Names of the forward's inputs in their order: the sample's, the timestep, the class if there is one."""
-        return input_names(self.source.model, [CLASS_INPUT] if self.classes else [])
+        """Names of the forward's inputs in their order: the sample's, the timestep, the conditions if there are any."""
+        return input_names(self.source.model, self._condition_names)
+
+    @cached_property
+    def _form(self) -> CallForm:
+        return CallForm.plain(self.source.model, self._condition_names)
 
     @cached_property
     def classes(self) -> int:
-        """Number of classes, 0 for an unconditional model. Raises UsageError for a model that needs other conditions."""
+        """Number of classes of a model of diffusers, 0 for one without. Raises UsageError for a model that needs other conditions."""
         parameters = list(inspect.signature(self.source.model.forward).parameters.values())
-        needed = {p.name for p in parameters[1:] if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD} - {"timestep", CLASS_INPUT}
+        needed = {p.name for p in parameters[1:] if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD}
+        needed -= {timestep_of(self.source.model), CLASS_INPUT, *self.given}
         if needed:
             raise UsageError(
-                f"{self.source.reference} needs {', '.join(sorted(needed))}: only models that take classes or nothing are compared here"
+                f"{self.source.reference} needs {', '.join(sorted(needed))}: models that take classes or nothing are compared as they are",
+                "write a function that returns the model with its conditions: --source FILE.py:FUNCTION (docs/accuracy-harness.md)",
             )
-        space = class_space(self.source.model, self.source.config)
+        space = None if self.given else class_space(self.source.model, self.source.config)
         return space.count if space else 0
 
     def conditions(self, numbers: range) -> dict[str, torch.Tensor]:
-        """Conditions [n] of the samples with these numbers."""
-        return {CLASS_INPUT: torch.tensor([number % self.classes for number in numbers])} if self.classes else {}
+        """Conditions [n, ...] of the calibration samples with these numbers."""
+        return self._dealt(self.given, numbers)
+
+    def held_out(self, numbers: range) -> dict[str, torch.Tensor]:
+        """Conditions [n, ...] of the pictures with these numbers."""
+        return self._dealt(self.judged or self.given, numbers)
+
+    def _dealt(self, pool: Mapping[str, torch.Tensor], numbers: range) -> dict[str, torch.Tensor]:
+        if not self.given:
+            return {CLASS_INPUT: torch.tensor([number % self.classes for number in numbers])} if self.classes else {}
+        return {name: values[torch.tensor(numbers) % len(values)] for name, values in pool.items()}
 
     def __call__(self, sample: torch.Tensor, timestep: torch.Tensor, **conditions: torch.Tensor) -> torch.Tensor:
         """The float model's output."""
-        output: Any = self.source.model(sample, timestep=timestep, **conditions)
+        output: Any = self._form.call(self.source.model, {self.input_names[0]: sample, TIMESTEP: timestep, **conditions})
         return output if isinstance(output, torch.Tensor) else output[0]
+
+    def quantize_arguments(self) -> dict[str, Any]:
+        """What ``dq_deploy.quantize`` gets to quantize this model."""
+        if self.source.place is not None or not is_function(self.source.reference):
+            return {"source": self.source.reference}
+        return {
+            "source": self.source.model,
+            "scheduler": self.source.scheduler,
+            "sample_shape": self.source.sample_shape,
+            "conditions": dict(self.given) or None,
+        }
 
 
 def load_reference(model: str, device: torch.device | str = "cpu") -> Reference:
-    """Load a float model by built-in name or path. Raises as ``load_source`` does."""
-    source = load_source(model)
-    source.model.to(device)
-    return Reference(source)
+    """Load a float model by built-in name, path, hub id, or a function that makes it. Raises as ``load_source`` and ``make`` do."""
+    if is_function(model):
+        made = make(model)
+        source = source_from_module(made["model"].eval(), scheduler=made["scheduler"], sample_shape=tuple(made["sample_shape"]))
+        given, judged = made.get("conditions") or {}, made.get("held_out") or {}
+        # Figures are of all of it: a function may give the same weights with another scheduler tomorrow, where a folder is one thing.
+        values = {f"{kind}.{name}": v for kind, pool in (("given", given), ("judged", judged)) for name, v in pool.items()}
+        drawn = [type(source.scheduler).__name__, plain_config(source.scheduler), list(source.sample_shape), weights_sha256(values)]
+        identified = replace(source, reference=model, sha256=sha256_json([source.sha256, *drawn]))
+        reference = Reference(identified, given, judged, made.get("family"))
+    else:
+        reference = Reference(load_source(model))
+    reference.source.model.to(device)
+    return reference

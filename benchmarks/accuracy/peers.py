@@ -64,10 +64,17 @@ def feeds(trace: Trace, conditions: dict[str, torch.Tensor], names: list[str], b
             yield {name: values[name] for name in names}
 
 
-def _first_convolution(file: Path, sample: str) -> list[str]:
-    """Names of the nodes that multiply the model's input."""
+def first_products(file: Path, sample: str) -> list[str]:
+    """Names of the products that see the model's input before another product has: through a concatenation, a scaling or a shift."""
     graph = onnx.load(file, load_external_data=False).graph
-    return [node.name for node in graph.node if sample in node.input and node.op_type in _PRODUCTS]
+    reached, found = {sample}, []
+    for node in graph.node:  # sorted: what a node reads comes before it
+        if reached.intersection(node.input):
+            if node.op_type in _PRODUCTS:
+                found.append(node.name)
+            elif node.op_type != "Shape":
+                reached.update(node.output)
+    return found
 
 
 def quantize_onnxruntime(folder: Path, names: list[str], batches: Iterator[dict[str, Array]]) -> None:
@@ -86,7 +93,7 @@ def quantize_onnxruntime(folder: Path, names: list[str], batches: Iterator[dict[
     quant_pre_process(str(folder / FLOAT_ONNX), str(prepared), skip_symbolic_shape=True)
     quantize_static(
         prepared, folder / ORT_ONNX, Reader(), quant_format=QuantFormat.QDQ, per_channel=True, activation_type=QuantType.QUInt8,
-        weight_type=QuantType.QInt8, op_types_to_quantize=_PRODUCTS, nodes_to_exclude=_first_convolution(prepared, names[0]),
+        weight_type=QuantType.QInt8, op_types_to_quantize=_PRODUCTS, nodes_to_exclude=first_products(prepared, names[0]),
     )  # fmt: skip
     prepared.unlink()
 
@@ -107,12 +114,14 @@ def quantize_nncf(folder: Path, names: list[str], batches: Iterator[dict[str, Ar
 
     Two things are told to it that are not its defaults, since with those it knows one timestep from another badly (docs/accuracy.md): the
     sines and cosines of the timestep stay in float, as they do in every other method, and a range covers what all samples have; by default
-    it is the mean of each sample's extremes, which samples of other timesteps exceed.
+    it is the mean of each sample's extremes, which samples of other timesteps exceed. Constants are folded first: a product whose weight is
+    computed (weight standardization) would stay in float.
     """
     nncf, openvino = _import("nncf"), _import("openvino")
     data = list(batches)
     model = openvino.Core().read_model(folder / FLOAT_ONNX)
-    first = _first_convolution(folder / FLOAT_ONNX, names[0])
+    first = first_products(folder / FLOAT_ONNX, names[0])
+    _fold_constants(model)
     operations = [op.get_friendly_name() for op in model.get_ordered_ops()]
     kept = [n for n in operations if n in first or n.removesuffix("/WithoutBiases") in first] + _phases(model)
     ranges = importlib.import_module("nncf.quantization.range_estimator").RangeEstimatorParametersSet.MINMAX
@@ -123,6 +132,13 @@ def quantize_nncf(folder: Path, names: list[str], batches: Iterator[dict[str, Ar
         ignored_scope=nncf.IgnoredScope(names=kept),
     )  # fmt: skip
     openvino.save_model(quantized, folder / NNCF_XML, compress_to_fp16=False)
+
+
+def _fold_constants(model: Any) -> None:
+    passes = importlib.import_module("openvino.passes")
+    manager = passes.Manager()
+    manager.register_pass(passes.ConstantFolding())
+    manager.run_passes(model)
 
 
 def _phases(model: Any) -> list[str]:

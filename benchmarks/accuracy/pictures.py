@@ -13,7 +13,8 @@ from dq_deploy.quantization.config import INTEGER_PRESETS
 
 from .charts import own_rows, psnr_chart, save, snr_chart
 from .comparison import ModelResults, identity_of
-from .measuring import PICTURES
+from .drawing import as_pictures
+from .measuring import SAMPLES
 from .methods import method
 from .settings import model_name
 from .workspace import Array, Workspace, load_array
@@ -36,13 +37,13 @@ def _samples(results: ModelResults, work: Path, file: Path) -> None:
     if results.float is None:
         return
     base = Workspace(work, results.float.cell.model, results.float.model_sha256)
-    panels = [("float", load_array(base.float_folder(results.settings) / PICTURES))]
+    panels = [("float", load_array(base.float_folder(results.settings) / SAMPLES))]
     for row in own_rows(results, PRESET):
         folder = base.cell_folder(row.result.cell, identity_of(row.result).sha256)
         value = row.psnr.value if row.psnr else float("nan")
-        panels.append((f"{method(row.name).label}\n{value:.1f} dB", load_array(folder / PICTURES)))
-    drawn = [(label, pictures[:_COLUMNS]) for label, pictures in panels if pictures is not None]
-    if len(drawn) < 2:
+        panels.append((f"{method(row.name).label}\n{value:.1f} dB", load_array(folder / SAMPLES)))
+    drawn = [(label, as_pictures(samples[:_COLUMNS])) for label, samples in panels if samples is not None]
+    if len(drawn) < 2 or drawn[0][1].ndim != 4 or drawn[0][1].shape[1] not in (1, 3):  # latents are no pictures
         return
     figure = Figure(figsize=(1.9 + 0.62 * _COLUMNS, 0.66 * len(drawn)), layout="constrained")
     axes = figure.subplots(len(drawn), 1, squeeze=False)[:, 0]

@@ -17,7 +17,7 @@ from .child import Task
 from .confirmed import same_code
 from .drawing import BATCH, Drawing
 from .identity import State, identity, state
-from .measuring import PICTURES, TRACE
+from .measuring import SAMPLES, TRACE
 from .methods import BY_NAME, DILATEQUANT, METHODS, method, representative
 from .models import Reference
 from .results import CellResult, read_result
@@ -126,7 +126,7 @@ class Planner:
         workspace = Workspace(task.work, task.cell.model, reference.source.sha256)
         if task.cell.method == FLOAT and task.tier == "grid" and what == "done":
             folder = workspace.float_folder(task.settings)
-            if not ((folder / PICTURES).is_file() and (folder / TRACE).is_file()):
+            if not ((folder / SAMPLES).is_file() and (folder / TRACE).is_file()):
                 what, why = "missing", "not drawn on this machine yet"
         return Planned(task, what, why, self._estimate(task))
 
@@ -146,7 +146,7 @@ class Planner:
         inputs = settings.calibration_samples * settings.steps
         chosen = method(task.cell.method)
         initialize = _INITIALIZE_AUTO if chosen.options.get("dilation", "auto") == "auto" else _INITIALIZE
-        work = inputs + min(settings.calibration_samples, 8) * settings.steps * initialize
+        work = 2 * inputs + min(settings.calibration_samples, 8) * settings.steps * initialize
         iterations = chosen.iterations(settings)
         work += iterations * settings.batch_size * _TRAINING_STEP + (inputs * (1 + _QUANTIZED_FORWARD) if iterations else 0)
         return _START_S + forward * (work + (samples + settings.snr_samples) * settings.steps * _QUANTIZED_FORWARD)

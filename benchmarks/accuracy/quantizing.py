@@ -76,7 +76,8 @@ def _with_us(cell: Cell, method: Method, reference: Reference, settings: Setting
     options = config.model_dump(exclude={"weight_bits", "activation_bits"})
     if device != "cpu":
         options["device"] = device
-    artifact = quantize(cell.model, folder / CHECKPOINT, preset=cell.preset, force=True, progress=progress, **options)
+    arguments = reference.quantize_arguments()
+    artifact = quantize(output=folder / CHECKPOINT, preset=cell.preset, force=True, progress=progress, **arguments, **options)
     records = artifact.manifest.details["distillation"]
     return {
         "iterations": config.iterations,

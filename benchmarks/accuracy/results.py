@@ -11,6 +11,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from dq_deploy.artifacts.final_error import FinalError
 from dq_deploy.errors import ArtifactError, UsageError
 
 from .settings import Cell, DrawnBy, Family, Settings, Tier
@@ -41,6 +42,8 @@ class Cost(_Strict):
 class GridFigures(_Strict):
     """``psnr_db`` and ``feature_distance`` [n]: one number a picture. ``error`` [T, n]: summed squares of the difference to the float
     output on the float model's own trajectories; ``power`` [T, n] those of the float output (in the float model's file only).
+    ``final_error`` and ``final_power`` [n]: the same of where each noise ends.
+    ``cost_of_steps``: what each step's error costs the final sample.
     """  # noqa: D205  one definition
 
     samples: int
@@ -51,6 +54,9 @@ class GridFigures(_Strict):
     timesteps: list[float]
     error: list[list[float]] | None = None
     power: list[list[float]] | None = None
+    final_error: list[float] | None = None
+    final_power: list[float] | None = None
+    cost_of_steps: FinalError | None = None
 
 
 class RivalFigures(_Strict):

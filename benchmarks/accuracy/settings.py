@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Literal
 
@@ -66,9 +67,19 @@ class Cell(BaseModel):
         return results / model_name(self.model) / self.preset / f"{self.method}{suffix}.json"
 
 
+FUNCTION = re.compile(r"(?P<place>[^:]+\.py|[A-Za-z_][\w.]*):(?P<name>[A-Za-z_]\w*)")
+"""A source that is made by a function: ``file.py:name`` or ``module:name``."""
+
+
 def model_name(reference: str) -> str:
-    """Folder name of a model: a built-in's name, or the last part of a path."""
-    return reference.removeprefix("builtin:") if reference.startswith("builtin:") else Path(reference).resolve().name
+    """Folder name of a model: a built-in's name, the last part of a path or hub id, or what a function or its file is called."""
+    if reference.startswith("builtin:"):
+        return reference.removeprefix("builtin:")
+    if match := FUNCTION.fullmatch(reference):
+        place = match["place"]
+        stem = Path(place).stem if place.endswith(".py") else place.rpartition(".")[2]
+        return stem if match["name"] == "make" else match["name"]
+    return Path(reference).resolve().name
 
 
 def default_work() -> Path:

@@ -46,24 +46,28 @@ def preset_table(results: ModelResults, preset: str) -> str:
     if not any(rows.values()):
         return "Not measured yet."
     order = sorted(names, key=lambda name: (name != DILATEQUANT, -_psnr(rows[name])))
-    return markdown(
-        ["method", "PSNR, dB", "against DilateQuant", "SNR, dB: median step", "worst step", "feature distance", "Fréchet, classifier",
-         "against float", "wall time", "memory above the model"],
-        [_preset_row(name, rows[name]) for name in order],
-    )  # fmt: skip
+    final = any(row and row.final for row in rows.values())
+    columns = ["method", *(["final sample's SNR, dB"] if final else []), "PSNR, dB", "against DilateQuant", "SNR, dB: median step",
+               "worst step", "feature distance", "Fréchet, classifier", "against float", "wall time", "memory above the model"]  # fmt: skip
+    cells = [_preset_row(name, rows[name], final=final) for name in order]
+    if any(row and row.dearest for row in rows.values()):  # cells from before it was measured have none
+        columns.append("dearest step")
+        cells = [[*cell, (row.dearest if (row := rows[name]) else None) or MISSING] for name, cell in zip(order, cells, strict=True)]
+    return markdown(columns, cells)
 
 
 def _psnr(row: Row | None) -> float:
     return row.psnr.value if row and row.psnr else -1e9
 
 
-def _preset_row(name: str, row: Row | None) -> list[str]:
+def _preset_row(name: str, row: Row | None, *, final: bool) -> list[str]:
     label = f"**{method(name).label}**" if name == DILATEQUANT else method(name).label
     if row is None:
-        return [label, *[MISSING] * 9]
+        return [label, *[MISSING] * (10 if final else 9)]
     cost = row.result.cost
     return [
         label,
+        *([with_interval(row.final, 1)] if final else []),
         with_interval(row.psnr),
         difference(row.psnr_difference),
         with_interval(row.snr_median, 1),

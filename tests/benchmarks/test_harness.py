@@ -257,10 +257,10 @@ def test_dry_run_lists_what_is_missing_and_touches_nothing(flow_pipeline: Path, 
     code, stdout, _ = invoke(folders, *options, "--dry-run", "--format", "json")
     found = json.loads(stdout)
     assert code == 0
-    # At W8A8 "base" is min–max; NNCF has no other preset.
+    # NNCF has no other preset.
     cells = [(c["preset"], c["method"]) for c in found["cells"]]
-    assert cells == [("float", "float"), ("w4a4", "min-max"), ("w4a4", "base"), ("w8a8", "min-max"), ("w8a8", "nncf")]
-    assert found["to_measure"] == 5
+    assert cells == [("float", "float"), ("w4a4", "min-max"), ("w4a4", "base"), ("w8a8", "min-max"), ("w8a8", "base"), ("w8a8", "nncf")]
+    assert found["to_measure"] == 6
     assert found["estimate_s"] > 0
     assert list(tmp_path.iterdir()) == []
 

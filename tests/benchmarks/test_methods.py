@@ -23,8 +23,7 @@ def test_every_method_is_a_valid_configuration_and_no_two_are_the_same(preset: s
     hashes = {m.name: sha256_json(canonical(m.config(preset, SETTINGS, seed=0, family=family), family)) for m in ours}
     names = [m.name for m in ours if representative(m.name, preset, SETTINGS, family=family) == m.name]
     assert len({hashes[name] for name in names}) == len(names) == len(set(hashes.values()))
-    # "Nothing" is min–max at the bits where the default range is min–max, and a transformer has no skips to be joint or split.
-    assert set(hashes) - set(names) <= ({"base"} if family == "unet" else {"base", "joint"})
+    assert set(hashes) - set(names) <= (set() if family == "unet" else {"joint"})  # a transformer has no skips to be joint or split
 
 
 def test_every_outside_tool_has_a_runtime_of_its_own() -> None:
@@ -32,15 +31,16 @@ def test_every_outside_tool_has_a_runtime_of_its_own() -> None:
 
 
 def test_a_double_is_run_once() -> None:
-    assert representative("base", "w8a8", SETTINGS) == "min-max"
-    assert representative("base", "w4a4", SETTINGS) == "base"
+    assert representative("joint", "w8a8", SETTINGS, family="transformer") == DILATEQUANT
+    assert representative("joint", "w8a8", SETTINGS, family="unet") == "joint"
+    assert representative("base", "w8a8", SETTINGS) == "base"
     assert representative(DILATEQUANT, "w4a4", SETTINGS) == DILATEQUANT
     assert representative("nncf", "w8a8", SETTINGS) == "nncf"
 
 
 def test_without_training_the_trained_methods_are_doubles_of_the_others() -> None:
     untrained = Settings(iterations=0)
-    assert representative("q-diffusion", "w8a8", untrained) == "min-max"
+    assert representative("base", "w8a8", untrained) == "q-diffusion"
     assert representative("end-to-end", "w4a4", untrained) == representative("wd-tpq", "w4a4", untrained)
 
 

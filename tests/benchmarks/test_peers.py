@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
+import onnx
 import pytest
 
-from benchmarks.accuracy.peers import _phases
+from benchmarks.accuracy.peers import _fold_constants, _phases, first_products
 
 pytest.importorskip("openvino")
 
@@ -24,3 +27,32 @@ def test_the_timesteps_sines_and_cosines_are_what_no_weight_has_met() -> None:
     model = openvino.Model([ops.add(halved, embedded, name="sum")], [sample, timestep])
 
     assert set(_phases(model)) == {"phases", "sine", "cosine", "waves"}
+
+
+def test_the_first_products_see_the_sample_through_a_concatenation(tmp_path: Path) -> None:
+    file = tmp_path / "model.onnx"
+    text = """<ir_version: 10, opset_import: ["" : 20]>
+    whole (float[1, 1, 4, 4] x, float[1, 1, 4, 4] low, float[2, 2, 1, 1] w, float[2, 2, 1, 1] v) => (float[1, 2, 4, 4] y) {
+        both = Concat <axis = 1> (x, low)
+        first = Conv (both, w)
+        size = Shape (x)
+        same = Reshape (first, size)
+        y = Conv (same, v)
+    }"""
+    model = onnx.parser.parse_model(text)
+    for index, node in enumerate(model.graph.node):
+        node.name = f"{node.op_type}{index}"
+    onnx.save(model, file)
+    assert first_products(file, "x") == ["Conv1"]
+
+
+def test_a_weight_that_is_computed_is_a_constant_when_folded() -> None:
+    import openvino
+    from openvino import opset13 as ops
+
+    sample = ops.parameter([2, 4], np.float32, name="sample")
+    weight = ops.multiply(ops.constant(np.ones((4, 4), np.float32)), ops.constant(np.float32(0.5)))
+    model = openvino.Model([ops.matmul(sample, weight, False, False)], [sample])
+    _fold_constants(model)
+    product = next(op for op in model.get_ordered_ops() if op.get_type_name() == "MatMul")
+    assert product.input_value(1).get_node().get_type_name() == "Constant"
