@@ -18,7 +18,7 @@ from dq_deploy.exporters import export
 from dq_deploy.quantization import numerics
 from dq_deploy.quantization.checkpoint import Checkpoint
 from dq_deploy.quantization.snr import snr_db as snr
-from tests.tiny import SHAPE, make_checkpoint, snr_db
+from tests.tiny import SHAPE, WHOLE, make_checkpoint, snr_db
 
 
 class Degenerate(nn.Module):
@@ -90,7 +90,7 @@ def test_results_are_finite_and_close(options: dict[str, Any], tmp_path: Path) -
 
 @pytest.mark.parametrize("target", ["tensorrt", "onnxruntime"])
 def test_both_graphs_compute_what_the_checkpoint_does(checkpoint: Checkpoint, target: str, tmp_path: Path) -> None:
-    bundle = export(checkpoint.artifact, tmp_path / "bundle", target=target, dtype="fp32")  # type: ignore[arg-type]
+    bundle = export(checkpoint.artifact, tmp_path / "bundle", target=target, dtype="fp32", **WHOLE[target])  # type: ignore[arg-type]
     verdict = check(bundle, checkpoint.artifact, optimized=False)
     assert verdict, verdict.failures
 

@@ -17,7 +17,7 @@ from dq_deploy.quantization.checkpoint import Checkpoint, load_checkpoint
 from dq_deploy.quantization.config import QuantizeConfig
 from dq_deploy.quantization.output_bias import OutputBias, channel_axis, insert_output_bias, mean_error, output_bias
 from dq_deploy.quantization.rows import parts
-from tests.tiny import PlainUNet, change_tensors, make_checkpoint, quantized_copy, run
+from tests.tiny import WHOLE, PlainUNet, change_tensors, make_checkpoint, quantized_copy, run
 
 TABLE = "corrections.output_bias.table"
 
@@ -86,7 +86,7 @@ def test_the_checkpoint_keeps_it_and_both_targets_subtract_it(plain_checkpoint: 
     expected = torch.tensor([1.0, 2.0, 3.0, 4.0])
     for target in ("tensorrt", "onnxruntime"):
         two = [
-            run(export(source, tmp_path / f"{target}-{index}", target=target, dtype="fp32"), sample, timestep)  # type: ignore[arg-type]
+            run(export(source, tmp_path / f"{target}-{index}", target=target, dtype="fp32", **WHOLE[target]), sample, timestep)  # type: ignore[arg-type]
             for index, source in enumerate((plain_checkpoint.artifact.path, path))
         ]
         assert torch.allclose((two[0] - two[1]).mean(dim=(1, 2, 3)), expected, atol=1e-4)

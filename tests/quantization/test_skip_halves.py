@@ -20,7 +20,7 @@ from dq_deploy.quantization.distillation.trained import selected
 from dq_deploy.quantization.graph.blocks import assign_blocks, split_blocks
 from dq_deploy.quantization.graph.products import find_layers
 from dq_deploy.quantization.graph.skip_halves import arrange_skip_halves, name_matches, whole_name
-from tests.tiny import SHAPE, captured, make_checkpoint, planned, tiny_unet
+from tests.tiny import SHAPE, WHOLE, captured, make_checkpoint, planned, tiny_unet
 
 RESNETS = ["up_blocks.0.resnets.0", "up_blocks.0.resnets.1", "up_blocks.1.resnets.0", "up_blocks.1.resnets.1"]
 READERS = [f"{resnet}.{conv}" for resnet in RESNETS for conv in ("conv1", "conv_shortcut")]
@@ -268,7 +268,7 @@ def test_each_half_has_its_own_scales(checkpoint: Checkpoint) -> None:
 
 @pytest.mark.parametrize("target", ["tensorrt", "onnxruntime"])
 def test_both_graphs_compute_what_the_checkpoint_does(checkpoint: Checkpoint, target: str, tmp_path: Path) -> None:
-    bundle = export(checkpoint.artifact, tmp_path / "bundle", target=target, dtype="fp32")  # type: ignore[arg-type]
+    bundle = export(checkpoint.artifact, tmp_path / "bundle", target=target, dtype="fp32", **WHOLE[target])  # type: ignore[arg-type]
     verdict = check(bundle, checkpoint.artifact, optimized=False)
     assert verdict, verdict.failures
     assert {row.layer for row in verdict.layers} == set(checkpoint.layers)

@@ -15,7 +15,7 @@ from dq_deploy.accuracy import check
 from dq_deploy.quantization.checkpoint import Checkpoint, load_checkpoint
 from dq_deploy.quantization.graph.skip_halves import whole_name
 from tests.third_party import AdmUNet, LinearAttentionUNet
-from tests.tiny import SHAPE, scheduler, snr_db
+from tests.tiny import SHAPE, WHOLE, scheduler, snr_db
 
 MODELS: dict[str, tuple[Callable[[], nn.Module], list[str]]] = {
     "adm": (AdmUNet, ["input_blocks.*", "middle_block.*", "output_blocks.*"]),
@@ -64,7 +64,7 @@ def test_the_integer_model_is_close_to_the_float_one(made: tuple[nn.Module, Chec
 @pytest.mark.parametrize("target", ["tensorrt", "onnxruntime"])
 def test_both_graphs_compute_what_the_checkpoint_does(made: tuple[nn.Module, Checkpoint], target: str, tmp_path: Path) -> None:
     _, checkpoint = made
-    bundle = dq_deploy.export(checkpoint.artifact, tmp_path / "bundle", target=target, dtype="fp32")  # type: ignore[arg-type]
+    bundle = dq_deploy.export(checkpoint.artifact, tmp_path / "bundle", target=target, dtype="fp32", **WHOLE[target])  # type: ignore[arg-type]
     operators = {node.op_type for node in onnx.load(bundle.path / "model.onnx").graph.node}
     assert "Einsum" not in operators
     verdict = check(bundle, checkpoint.artifact, optimized=False)

@@ -13,7 +13,7 @@ from torch import nn
 from dq_deploy.errors import ArtifactError
 from dq_deploy.exporters import export
 from dq_deploy.quantization.graph.capture import capture
-from tests.tiny import make_checkpoint, run, snr_db
+from tests.tiny import WHOLE, make_checkpoint, run, snr_db
 
 HEADS, TOKENS, WIDTH = 2, 8, 8
 Rule = Callable[["Rotated", torch.Tensor], torch.Tensor]
@@ -78,7 +78,7 @@ def test_the_captured_graph_has_real_numbers_only_and_is_the_model(name: str) ->
 def test_rotary_embeddings_go_the_whole_way(target: str, tmp_path: Path) -> None:
     shape = (TOKENS, HEADS * WIDTH)
     checkpoint = make_checkpoint(Rotated(RULES["Qwen-Image's"]), tmp_path / "c", shape=shape, steps=2)
-    made = export(checkpoint.artifact, tmp_path / "b", target=target, dtype="fp32")
+    made = export(checkpoint.artifact, tmp_path / "b", target=target, dtype="fp32", **WHOLE[target])
     x, t = torch.randn(3, *shape, generator=torch.Generator().manual_seed(1)), checkpoint.timesteps[:1].repeat(3)
     with torch.no_grad():
         assert snr_db(checkpoint.model(x, t), run(made, x, t)) > 40
