@@ -93,14 +93,7 @@ def _train_step(state: TrainingState, data: TrainingSet, scheduler: Any, setting
         loss = denoising_loss(state.model, scheduler, batch, device).mean()
     if not torch.isfinite(loss):
         raise UsageError(f"the loss is {loss.item()} at step {state.step}", "lower --learning-rate and --resume from the last saved state")
-    loss.backward()
-    torch.nn.utils.clip_grad_norm_(state.model.parameters(), 1.0)
-    state.optimizer.step()
-    state.optimizer.zero_grad()
-    state.schedule.step()
-    state.ema.step(state.model.parameters())
-    state.step += 1
-    return loss.item()
+    return state.descend(loss)
 
 
 def denoising_loss(model: torch.nn.Module, scheduler: Any, batch: Batch, device: torch.device) -> torch.Tensor:

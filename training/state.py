@@ -30,6 +30,18 @@ class TrainingState:
     schedule: LRScheduler
     step: int = 0
 
+    def descend(self, loss: torch.Tensor) -> float:
+        """Take a step down the gradient of ``loss``, and the weights' moving average with it; the loss as a number."""
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.schedule.step()
+        self.ema.step(self.model.parameters())
+        self.step += 1
+        value: float = loss.item()
+        return value
+
     def save(self, folder: Path, settings: dict[str, Any]) -> None:
         """Write the state and the run's ``settings``; a kill at any moment leaves the former file or the new one."""
         ema = self.ema.state_dict()

@@ -67,16 +67,7 @@ def _step(state: TrainingState, network: Network, data: TrainingSet, scheduler: 
         conditions = {name: value[torch.randperm(len(value))] for name, value in network.inputs(_BATCH).items()}
     with torch.autocast("cpu", torch.bfloat16):
         output = state.model(noisy, times, **conditions)
-    loss = (output[:, : target.shape[1]].float() - target).square().mean()
-    loss.backward()
-    torch.nn.utils.clip_grad_norm_(state.model.parameters(), 1.0)
-    state.optimizer.step()
-    state.optimizer.zero_grad()
-    state.schedule.step()
-    state.ema.step(state.model.parameters())
-    state.step += 1
-    value: float = loss.item()
-    return value
+    return state.descend((output[:, : target.shape[1]].float() - target).square().mean())
 
 
 def noised(clean: torch.Tensor, timesteps: torch.Tensor, scheduler: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

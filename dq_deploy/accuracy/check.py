@@ -110,16 +110,10 @@ def check(
     if bisect and opened.manifest.kind == "engine":
         raise UsageError(f"{opened.path} is an engine, whose layers are fused: a bisection cuts a bundle's graph", _HOW_TO_BISECT)
     details = opened.manifest.details
-    if details.get("attention") == "float":
-        loaded = float_attention(loaded)
-    if details.get("float_convolutions"):
-        loaded = float_convolutions(loaded, details["float_convolutions"])
-    reference = loaded.reference()
+    loaded = _as_exported(loaded, details)
+    reference, bound = loaded.reference(), MAX_SNR_DIFFERENCE_DB[details["dtype"]]
     runners: dict[str, Runner] = {name: runner_on(opened, name, threads=threads) for name in _engines(opened, engines)}
-    allowed = dict.fromkeys(runners, MAX_SNR_DIFFERENCE_DB[details["dtype"]])
-    for name, runner in runners.items():
-        if runner.details.get("precision", "f32") != "f32":  # OpenVINO's hint for what is not INT8
-            allowed[name] = max(allowed[name], MAX_SNR_DIFFERENCE_DB["bf16"])
+    allowed = {name: _allowed(runner, bound) for name, runner in runners.items()}
     layers, tables, regions = [], [], []
     if opened.manifest.kind == "bundle":
         tables = row_failures(opened, loaded)
@@ -128,7 +122,6 @@ def check(
         runners[_AS_WRITTEN] = OnnxRuntimeRunner(opened, optimized=False)
         if optimized:
             runners[_OPTIMIZED] = OnnxRuntimeRunner(opened)
-    bound = MAX_SNR_DIFFERENCE_DB[details["dtype"]]
     largest = details["batch"][2] if opened.manifest.kind == "engine" else None
     rows = end_to_end(runners, loaded, reference, {_AS_WRITTEN: bound, _OPTIMIZED: bound, **allowed}, largest=largest, progress=progress)
     for row in (row for run in rows.values() for row in run):
@@ -150,6 +143,19 @@ def check(
 # Names of the two sessions that judge a bundle's graph.
 _AS_WRITTEN, _OPTIMIZED = "as written", "optimized"
 _HOW_TO_BISECT = "check the bundle that it was built from: --bisect --engine openvino (or openvino-int8)"
+
+
+def _as_exported(checkpoint: Checkpoint, details: dict[str, Any]) -> Checkpoint:
+    """The checkpoint's forward as the artefact has it: without the quantizers that its export left out."""
+    if details.get("attention") == "float":
+        checkpoint = float_attention(checkpoint)
+    names = details.get("float_convolutions")
+    return float_convolutions(checkpoint, names) if names else checkpoint
+
+
+def _allowed(runner: Runner, bound: float) -> float:
+    """Allowed difference in dB of SNR, ``bound`` by the artefact's type: OpenVINO's hint may have what is not INT8 computed in bf16."""
+    return bound if runner.details.get("precision", "f32") == "f32" else max(bound, MAX_SNR_DIFFERENCE_DB["bf16"])
 
 
 def _engines(artifact: Artifact, asked: Sequence[Engine]) -> Sequence[Engine]:

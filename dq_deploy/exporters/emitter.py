@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -42,14 +41,11 @@ class Emitter:
     def constant(self, name: str, array: np.ndarray[Any, Any]) -> ir.Value:
         """An initializer; a second request for the same one gives it again, and where the name is another one's it has a free one."""
         array, free = np.asarray(array, order="C"), name
-        for count in itertools.count(2):
-            held = self.graph.initializers.get(free)
-            if held is None:
-                return initializer(self.graph, free, ir.tensor(array, name=free))
+        while (held := self.graph.initializers.get(free)) is not None:
             if _holds(held, array):
                 return held
-            free = f"{name}#{count}"
-        raise AssertionError
+            free += "#"
+        return initializer(self.graph, free, ir.tensor(array, name=free))
 
     def product(self, a: ir.Value, b: ir.Value, name: str) -> ir.Value:
         """Multiply: a node, or a constant where both are."""

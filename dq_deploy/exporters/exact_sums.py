@@ -14,7 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from ..errors import EnvironmentProblem
-from .emitter import initializer
+from .emitter import Emitter
 
 _OFFSET = 128
 _INT8, _INT32, _UINT8 = ir.DataType.INT8, ir.DataType.INT32, ir.DataType.UINT8
@@ -44,14 +44,15 @@ def make_exact(model: ir.Model) -> bool:
     """Give every integer product a uint8 right side, in place: the same numbers on every CPU. Says whether there was any to change."""
     found = [node for node in model.graph if node.op_type == "MatMulInteger" and _type(node.inputs[1]) == _INT8]
     for node in found:
+        emit = Emitter(model.graph, str(node.name), node, fp32=False)
         right, *zero_point = node.inputs[1::2]
         assert right is not None
-        node.replace_input_with(1, _raised(node, right, "right"))
+        node.replace_input_with(1, _raised(emit, right, "right"))
         if zero_point and zero_point[0] is not None:
-            node.replace_input_with(3, _raised(node, zero_point[0], "zero_point"))
+            node.replace_input_with(3, _raised(emit, zero_point[0], "zero_point"))
         else:
             node.resize_inputs(4)
-            node.replace_input_with(3, _constant(model.graph, "dq_deploy.offset_uint8", np.array(_OFFSET, dtype=np.uint8)))
+            node.replace_input_with(3, emit.constant("dq_deploy.offset_uint8", np.array(_OFFSET, dtype=np.uint8)))
     return bool(found)
 
 
@@ -67,19 +68,9 @@ def _type(value: ir.Value | None) -> ir.DataType | None:
     return _type(node.inputs[2] if node.op_type == "QuantizeLinear" else node.inputs[0])
 
 
-def _raised(before: ir.Node, value: ir.Value, what: str) -> ir.Value:
+def _raised(emit: Emitter, value: ir.Value, what: str) -> ir.Value:
     """``value`` + 128 as uint8. ONNX Runtime folds these nodes where the value is a weight."""
-    graph = before.graph
-    assert graph is not None
-    offset = _constant(graph, "dq_deploy.offset_int32", np.array(_OFFSET, dtype=np.int32))
-    for op, dtype, more in (("Cast", _INT32, []), ("Add", _INT32, [offset]), ("Cast", _UINT8, [])):
-        name = f"{before.name}/{what}/{op}_{dtype.name.lower()}"
-        to = [ir.AttrInt64("to", dtype.value)] if op == "Cast" else []
-        output = ir.Value(name=f"{name}:0", type=ir.TensorType(dtype))
-        graph.insert_before(before, ir.Node("", op, [value, *more], to, outputs=[output], name=name))
-        value = output
-    return value
-
-
-def _constant(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
-    return graph.initializers[name] if name in graph.initializers else initializer(graph, name, ir.tensor(array, name=name))
+    wide = emit.op("Cast", [value], name=f"{what}/Cast_int32", dtype=_INT32, to=_INT32.value)
+    offset = emit.constant("dq_deploy.offset_int32", np.array(_OFFSET, dtype=np.int32))
+    raised = emit.op("Add", [wide, offset], name=f"{what}/Add_int32", dtype=_INT32)
+    return emit.op("Cast", [raised], name=f"{what}/Cast_uint8", dtype=_UINT8, to=_UINT8.value)

@@ -13,8 +13,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass
-from itertools import chain
-from itertools import count as count_from
 from pathlib import Path
 from typing import Any
 
@@ -138,8 +136,10 @@ def integer_tensors(model: GraphModule) -> dict[str, torch.Tensor]:
 
 def _bias_name(layer: str, constants: Container[str]) -> str:
     """What a layer's own bias is called: not as a constant of the graph, such as a bias that the model adds in a line of its own."""
-    names = chain([f"{layer}.bias", f"{layer}.weight.bias"], (f"{layer}.weight.bias_{count}" for count in count_from(2)))
-    return next(name for name in names if name not in constants)
+    name = f"{layer}.bias"
+    while name in constants:
+        name = f"{name.removesuffix('bias')}weight.bias"
+    return name
 
 
 def write_checkpoint(folder: Path, model: GraphModule, reference: Trajectories) -> None:

@@ -23,8 +23,7 @@ class Clipped:
         """Count the values x [N, ...] at timesteps [N]."""
         scale, zero_point = quantizer.rows(timestep)
         qmin, qmax = numerics.code_range(quantizer.bits)
-        if not quantizer.fixed:
-            x = x * numerics.per_channel(1 / quantizer.dilation, x, quantizer.axis)
+        x = quantizer.divided(x)
         low, high = (qmin - 0.5 - zero_point) * scale, (qmax + 0.5 - zero_point) * scale
         outside = (x < numerics.per_row(low, x)) | (x > numerics.per_row(high, x))
         found = torch.stack([torch.full_like(timestep, x[0].numel(), dtype=torch.float64), outside.flatten(1).sum(dim=1).double()])

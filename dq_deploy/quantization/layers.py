@@ -103,12 +103,17 @@ class ActivationQuantizer(nn.Module):
             return scale[index], zero_point
         return F.embedding(index, self.log_scale)[:, 0].exp(), zero_point
 
+    def divided(self, x: torch.Tensor) -> torch.Tensor:
+        """What is rounded of x [N, ...]: x over its dilation."""
+        # Where the dilation is 1 (folded, or never there), multiplying by it would only cost time; on a GPU, so would asking.
+        if self.fixed or (self.dilation.device.type == "cpu" and bool((self.dilation == 1).all())):
+            return x
+        return x * numerics.per_channel(1 / self.dilation, x, self.axis)
+
     def forward(self, x: torch.Tensor, timestep: torch.Tensor) -> Quantized:
         """Quantize x [N, ...], each sample with the row of its timestep [N]."""
         scale, zero_point = self.rows(timestep)
-        # Where the dilation is 1 (folded, or never there), multiplying by it would only cost time; on a GPU, so would asking.
-        if not (self.fixed or (self.dilation.device.type == "cpu" and bool((self.dilation == 1).all()))):
-            x = x * numerics.per_channel(1 / self.dilation, x, self.axis)
+        x = self.divided(x)
         codes = numerics.quantize(x, numerics.per_row(1 / scale, x), numerics.per_row(zero_point, x), self.bits)
         return Quantized(codes, scale)
 

@@ -115,13 +115,16 @@ def _quantize(prepared: Prepared, work: SharedWork, progress: Progress) -> tuple
         freeze(move(quantized, "cpu"))
     else:  # frozen first: the same codes, and they are not made anew in every pass
         freeze(move(quantized, "cpu"))
-        before = per_timestep_snr(prepared.call(quantized), reference, progress)
+        with counting(quantized) as clipped:
+            before = per_timestep_snr(prepared.call(quantized), reference, progress)
         bias = _output_bias(prepared, quantized, data, work, progress)
     folded = fold_dilations(quantized)
     if bias is not None:
         insert_output_bias(quantized, bias, data.timesteps)
-    with counting(quantized) as clipped:
-        after = per_timestep_snr(prepared.call(quantized), reference, progress)
+    after = before
+    if config.iterations or folded or bias is not None:
+        with counting(quantized) as clipped:
+            after = per_timestep_snr(prepared.call(quantized), reference, progress)
     manifest = _manifest(prepared, data, initial, records, folded)
     seen = per_timestep_snr(prepared.call(quantized), data.spread(config.reference_samples), progress)
     manifest.details["snr_db"] = {"before_distillation": before, "after_distillation": after, "calibration_samples": seen}

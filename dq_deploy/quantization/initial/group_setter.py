@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 
 import torch
 
-from .. import numerics
 from ..config import Dilation, QuantizeConfig
 from ..layers import ActivationQuantizer, QuantizedConv2d, QuantizedWeight
 from .dilation import LayerStatistics, asymmetric_bound, candidates, dilate, smoothquant, symmetric_bound
@@ -116,7 +115,7 @@ class GroupSetter:
     def apply(self, s: torch.Tensor, x: torch.Tensor) -> None:
         """Set dilation, weights and tables for ``s`` [C], the tables from ``x``."""
         set_weights(self.group, self.weights, s, self.config)
-        seen = Observation.of(divided(x, self.quantizer), 1 if self.quantizer.static else self.rows)
+        seen = Observation.of(self.quantizer.divided(x), 1 if self.quantizer.static else self.rows)
         set_tables(self.quantizer, seen, self.config)
 
     def _error(self, s: torch.Tensor) -> float:
@@ -138,13 +137,6 @@ def set_weights(group: Group, weights: Mapping[str, torch.Tensor], s: torch.Tens
     for name, layer in group.layers.items():
         clip = clips_weights(config.initial_range, layer.bits)
         layer.set_weight(dilate(weights[name], s) if dilated else weights[name], clip=clip)
-
-
-def divided(x: torch.Tensor, quantizer: ActivationQuantizer) -> torch.Tensor:
-    """What the quantizer rounds: ``x`` without its dilation."""
-    if bool((quantizer.dilation == 1).all()):
-        return x
-    return x * numerics.per_channel(1 / quantizer.dilation, x, quantizer.axis)
 
 
 def set_tables(quantizer: ActivationQuantizer, seen: Observation, config: QuantizeConfig) -> None:

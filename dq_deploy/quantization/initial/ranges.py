@@ -9,8 +9,7 @@ from ..config import InitialRange
 from .observation import Observation
 
 CLIPPING_WEIGHT = 4.0
-"""How often a clipped value's squared error counts. Rounding errors are of either sign and later layers average them; what is clipped errs
-to one side, at the same places, step after step (docs/decisions/initial-range.md)."""
+"""How often a clipped value's squared error counts: by measurement (docs/decisions/initial-range.md)."""
 
 _CLIPPED_WEIGHT_BITS = 5  # up to so many; docs/decisions/initial-range.md
 _TOGETHER = torch.logspace(-0.25, -3, 12, base=2).tolist()  # of both ends, beside 1

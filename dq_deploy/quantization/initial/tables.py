@@ -15,7 +15,7 @@ from ..config import QuantizeConfig
 from ..graph.shapes import live_bytes
 from ..layers import ActivationQuantizer
 from ..numerics import code_range
-from .group_setter import Group, divided, set_tables
+from .group_setter import Group, set_tables
 from .observation import Observation
 from .watcher import Watcher, arguments, device_of
 
@@ -85,7 +85,7 @@ class Observer(Watcher):
     def watch(self, group: Group, value: torch.Tensor) -> None:
         """Remember what of ``value`` a table is fitted to."""
         seen = self.seen[group.name]
-        seen.add(value if group.quantizer.fixed else divided(value, group.quantizer), self.row if len(seen.low) > 1 else 0)
+        seen.add(group.quantizer.divided(value), self.row if len(seen.low) > 1 else 0)
 
     def where(self, sample: int) -> tuple[float, int]:
         """As ``Watcher`` says."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
@@ -26,7 +27,7 @@ def device_of(graph: GraphModule) -> torch.device:
     return next(graph.buffers()).device
 
 
-class Watcher(Interpreter):
+class Watcher(Interpreter, ABC):
     """Runs the float graph, and hands every value that a quantizer reads on as soon as it has been computed."""
 
     def __init__(self, module: GraphModule, groups: Mapping[str, list[Group]], advance: Any) -> None:
@@ -42,13 +43,13 @@ class Watcher(Interpreter):
             self.advance(1, group.name)
         return value
 
+    @abstractmethod
     def watch(self, group: Group, value: torch.Tensor) -> None:
         """``group`` reads ``value``."""
-        raise NotImplementedError
 
+    @abstractmethod
     def where(self, sample: int) -> tuple[float, int]:
         """Timestep and calibration sample of a sample of the batch."""
-        raise NotImplementedError
 
     def check(self, name: str, value: torch.Tensor) -> None:
         """Raise ArtifactError where ``value`` is not finite."""
