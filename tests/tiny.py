@@ -105,6 +105,11 @@ def captured(model: nn.Module, shape: tuple[int, ...] = SHAPE, **conditions: tor
     return capture(model, {name: examples[name] for name in names})
 
 
+def targets(graph: GraphModule) -> list[str]:
+    """Operators that a captured graph calls, in order."""
+    return [str(n.target) for n in graph.graph.nodes if n.op == "call_function"]
+
+
 def planned(graph: GraphModule, **options: Any) -> Plan:
     return make_plan(graph, QuantizeConfig.build(**{**FAST, **options}))
 

@@ -56,7 +56,7 @@ def test_what_each_step_costs_the_final_sample_is_said(cli: Cli, tmp_path: Path,
         assert f"{step['only_db']:.2f}" in table
     assert "clipped on held-out samples: " in table
     seen = cli("inspect", flow.checkpoint).out
-    assert f"{found['all_db']:.1f} dB; timestep " in seen
+    assert f"{found['all_db']:.1f} dB (1 seed); timestep " in seen
     assert "at the most" in seen
     before = {name: value for name, value in details.items() if name not in ("final_error", "clipped")}
     older = altered_manifest(checkpoint, tmp_path / "older", details=before)

@@ -14,11 +14,7 @@ from dq_deploy.errors import ArtifactError, ResourceError, UsageError
 from dq_deploy.exporters import export
 from dq_deploy.quantization.graph.capture import capture, check_alone, input_names
 from dq_deploy.quantization.graph.edit import aten
-from tests.tiny import SHAPE, PlainUNet, captured, make_checkpoint, planned, tiny_unet
-
-
-def targets(graph: GraphModule) -> list[str]:
-    return [str(n.target) for n in graph.graph.nodes if n.op == "call_function"]
+from tests.tiny import SHAPE, PlainUNet, captured, make_checkpoint, planned, targets, tiny_unet
 
 
 @pytest.mark.parametrize("batch", [1, 2, 5])
@@ -226,105 +222,6 @@ def test_a_network_whose_batch_became_a_number_goes_the_whole_way(tmp_path: Path
     assert check(bundle, checkpoint.artifact.path)
 
 
-class Autocast(nn.Module):
-    """The middle under autocast; ``bf16`` mixes types that only autocast brings together."""
-
-    def __init__(self, *settings: Any, enabled: bool = True, bf16: bool = False) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.settings, self.enabled, self.bf16 = settings, enabled, bf16
-        self.first, self.middle, self.last = nn.Conv2d(1, 4, 3, padding=1), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 1, 3, padding=1)
-
-    def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        h = self.first(x) + t[:, None, None, None]
-        with torch.autocast(*self.settings, enabled=self.enabled):
-            h = self.middle(h.bfloat16() if self.bf16 else h).sigmoid()
-        return self.last(h.float())
-
-
-SETTINGS = [("cpu", torch.bfloat16, True), ("cpu", torch.bfloat16, False), ("cuda", torch.float16, True), ("cuda", torch.float32, False)]
-
-
-@pytest.mark.parametrize(("device", "dtype", "enabled"), SETTINGS)
-@pytest.mark.filterwarnings("ignore")
-def test_what_a_model_does_under_autocast_is_captured_in_float32(device: str, dtype: torch.dtype, enabled: bool) -> None:
-    model = Autocast(device, dtype, enabled=enabled).eval()
-    plain = Autocast("cpu", torch.bfloat16, enabled=False).eval()
-    graph = captured(model)
-    assert all(not str(target).startswith("higher_order") and "_to_copy" not in target for target in targets(graph))
-    x, t = torch.randn(3, *SHAPE), torch.arange(3.0)
-    torch.testing.assert_close(graph(x, t), plain(x, t), rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(graph(x, t), model(x, t), rtol=2e-2, atol=2e-2)
-    assert len(planned(graph, max_float_share=1.0).quantized) == 2
-
-
-def test_types_that_only_autocast_brings_together_are_cast_by_the_graph(tmp_path: Path) -> None:
-    model = Autocast("cpu", torch.bfloat16, bf16=True).eval()
-    graph = captured(model)
-    x, t = torch.randn(3, *SHAPE), torch.arange(3.0)
-    torch.testing.assert_close(graph(x, t), model(x, t), rtol=1e-5, atol=1e-6)
-    assert next(n for n in graph.graph.nodes if n.op == "call_function" and n.meta["path"] == "middle").meta["stack"]
-    checkpoint = make_checkpoint(model, tmp_path / "checkpoint", max_float_share=1.0)  # integers beside bfloat16
-    assert [layer["name"] for layer in checkpoint.details["layers"]] == ["middle", "last"]
-    assert min(checkpoint.details["snr_db"]["after_distillation"]) > 25
-
-
-class Gradients(nn.Module):
-    """Parts with and without gradients, as checkpointing and frozen encoders have them."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.last = nn.Conv2d(1, 4, 3, padding=1), nn.Conv2d(4, 1, 3, padding=1)
-
-    def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        with torch.set_grad_enabled(True):
-            h = self.first(x) * t[:, None, None, None]
-        with torch.enable_grad():
-            h = h.relu()
-        with torch.no_grad():
-            return self.last(h)
-
-
-class Inference(Gradients):
-    @torch.inference_mode()
-    def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        return self.last((self.first(x) * t[:, None, None, None]).relu())
-
-
-@pytest.mark.parametrize("kind", [Gradients, Inference])
-def test_parts_with_and_without_gradients_are_parts_of_the_graph(kind: type[nn.Module]) -> None:
-    model = kind()
-    graph = captured(model)
-    x, t = torch.randn(3, *SHAPE), torch.arange(3.0)
-    torch.testing.assert_close(graph(x, t), model(x, t), rtol=1e-5, atol=1e-6)
-    assert {n.meta["path"] for n in graph.graph.nodes if n.target == aten.conv2d.default} == {"first", "last"}
-
-
-def settings() -> Any:
-    return torch.autocast("cpu", torch.bfloat16), torch.inference_mode(), torch.no_grad()
-
-
-@pytest.mark.parametrize("index", range(3), ids=["autocast", "inference_mode", "no_grad"])
-def test_what_the_caller_set_does_not_reach_the_checkpoint(index: int, tmp_path: Path) -> None:
-    options: dict[str, Any] = {"iterations": 2, "steps": 2, "max_float_share": 1.0}
-    make_checkpoint(PlainUNet(), tmp_path / "plain", **options)
-    with settings()[index]:
-        make_checkpoint(PlainUNet(), tmp_path / "set", **options)
-    assert (tmp_path / "set" / "model.safetensors").read_bytes() == (tmp_path / "plain" / "model.safetensors").read_bytes()
-
-
-def test_a_default_of_float64_does_not_reach_the_checkpoint(tmp_path: Path) -> None:
-    model, options = PlainUNet(), {"steps": 2, "max_float_share": 1.0}
-    make_checkpoint(model, tmp_path / "plain", **options)
-    torch.set_default_dtype(torch.float64)
-    try:
-        make_checkpoint(model, tmp_path / "set", **options)
-        assert torch.get_default_dtype() is torch.float64
-    finally:
-        torch.set_default_dtype(torch.float32)
-    assert (tmp_path / "set" / "model.safetensors").read_bytes() == (tmp_path / "plain" / "model.safetensors").read_bytes()
-
-
 def test_out_of_memory_is_not_a_model_that_does_not_run() -> None:
     class Hungry(nn.Module):
         def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
@@ -358,74 +255,6 @@ def test_inputs_keep_the_forwards_names_and_order() -> None:
 def test_an_unknown_condition_is_a_usage_error(model: nn.Module, conditions: list[str], text: str) -> None:
     with pytest.raises(UsageError, match=text):
         input_names(model, conditions)
-
-
-class Padded(nn.Module):
-    def __init__(self, padding: Any, kernel: int, dilation: int = 1) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(1, 1, kernel, padding=padding, dilation=dilation)
-
-    def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        return self.conv(x) + t[:, None, None, None]
-
-
-@pytest.mark.parametrize(("padding", "kernel", "target"), [("same", 3, "aten.conv2d.default"), ("valid", 2, "aten.conv2d.default"),
-                                                           ("same", 2, "aten.conv2d.padding"), (1, 3, "aten.conv2d.default")])  # fmt: skip
-def test_padding_by_name_becomes_numbers_where_both_sides_get_as_much(padding: Any, kernel: int, target: str) -> None:
-    model = Padded(padding, kernel, dilation=1 if kernel == 2 else 2)
-    graph = captured(model)
-    assert target in targets(graph)
-    x = torch.randn(2, *SHAPE)
-    torch.testing.assert_close(graph(x, torch.zeros(2)), model(x, torch.zeros(2)))
-
-
-class Einsum(nn.Module):
-    def __init__(self, equation: str, count: int) -> None:
-        super().__init__()
-        self.equation, self.count = equation, count
-
-    def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        return torch.einsum(self.equation, *[x] * self.count) + t.reshape(-1, *[1] * (len(self.equation.split("->")[1].split()) - 1))
-
-
-@pytest.mark.parametrize(
-    ("equation", "count", "target"),
-    [
-        ("n c h w -> n w c h", 1, "aten.permute.default"),
-        ("n c h h -> n c h", 1, "aten.einsum.default"),
-    ],
-    ids=["permutation", "diagonal"],
-)
-def test_an_einsum_that_only_permutes_is_a_permutation(equation: str, count: int, target: str) -> None:
-    model = Einsum(equation, count)
-    graph = captured(model)
-    assert [t for t in targets(graph) if "permute" in t or "einsum" in t] == [target]
-    x, t = torch.randn(3, *SHAPE), torch.zeros(3)
-    torch.testing.assert_close(graph(x, t), model(x, t))
-
-
-class Attention(nn.Module):
-    def __init__(self, mask: str) -> None:
-        super().__init__()
-        self.mask = mask
-
-    def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        y = x + t[:, None, None, None]
-        if self.mask == "bool":
-            return nn.functional.scaled_dot_product_attention(y, y, x, attn_mask=(y[..., :1] > -1) | (y > 0))
-        if self.mask == "float":
-            return nn.functional.scaled_dot_product_attention(y, y, x, attn_mask=y * 0.5, scale=0.3)
-        return nn.functional.scaled_dot_product_attention(y, y, x, is_causal=self.mask == "causal")
-
-
-@pytest.mark.parametrize("mask", ["none", "bool", "float", "causal"])
-def test_attention_is_two_products_and_a_softmax(mask: str) -> None:
-    model = Attention(mask)
-    graph = captured(model)
-    found = targets(graph)
-    assert found.count("aten.matmul.default") == 2
-    x, t = torch.randn(3, *SHAPE), torch.tensor([0.0, 0.5, 1.0])
-    torch.testing.assert_close(graph(x, t), model(x, t), rtol=1e-4, atol=1e-5)
 
 
 def test_a_condition_on_a_larger_batch_is_found() -> None:

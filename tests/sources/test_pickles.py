@@ -4,37 +4,22 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import warnings
 from pathlib import Path
 
 import huggingface_hub
 import pytest
 import torch
-from diffusers import DDPMPipeline
 from safetensors.torch import load_file
 
 from dq_deploy.errors import ArtifactError
 from dq_deploy.sources import allow_pickles, load_source, text_pipeline
 from tests.command_line import Cli, assert_refused
-from tests.flow import OPTIONS, small_unet
+from tests.flow import OPTIONS
 from tests.sources.test_load import make_hub_cache
-from tests.tiny import scheduler
 from tests.tiny_pipelines import tiny_stable_diffusion
 
 UNET = Path("unet/diffusion_pytorch_model.safetensors")
-
-
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("saved") / "pipeline"
-    DDPMPipeline(small_unet(), scheduler()).save_pretrained(path)
-    return path
-
-
-@pytest.fixture
-def folder(saved: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(saved, tmp_path / "pipeline"))
 
 
 def pickled(folder: Path, safe: Path = UNET, name: str = "diffusion_pytorch_model.bin") -> Path:

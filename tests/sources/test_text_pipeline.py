@@ -27,11 +27,6 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture
-def folder(saved: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(saved, tmp_path / "pipeline"))
-
-
 def edit_index(folder: Path, **changes: object) -> None:
     path = folder / "model_index.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -20,23 +19,10 @@ from dq_deploy.errors import ArtifactError, ResourceError
 from dq_deploy.sources import load_source, text_pipeline, weights_sha256
 from tests.flow import small_unet
 from tests.sources.test_load import edit_json, make_hub_cache
-from tests.tiny import scheduler
 from tests.tiny_pipelines import tiny_conditioned_unet, tiny_stable_diffusion
 
 STEM = "diffusion_pytorch_model"
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:" + "0" * 64 + "\nsize 3438167540\n"
-
-
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("saved") / "pipeline"
-    DDPMPipeline(small_unet(), scheduler()).save_pretrained(path)
-    return path
-
-
-@pytest.fixture
-def folder(saved: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(saved, tmp_path / "pipeline"))
 
 
 def taken(folder: Path, part: str = "unet", stem: str = STEM) -> dict[str, torch.Tensor]:
