@@ -1,0 +1,105 @@
+"""Number formats: what the numbers of a tensor are, and what they take to store.
+
+Add one with ``register_format``; plans, quantizers, weights and checkpoints then take it as they take INT8. An integer format needs no
+more. What is no integer also needs its rounding in ``quantization/numerics.py`` (``quantize``, ``quantize_weight``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from math import prod
+from typing import Any
+
+
+class Kind(StrEnum):
+    """What a code stands for: itself, a floating-point number, or an entry of a codebook."""
+
+    INTEGER = "integer"
+    FLOAT = "float"
+    CODEBOOK = "codebook"
+
+
+@dataclass(frozen=True)
+class NumberFormat:
+    """A kind of number: ``bits`` of information each, from ``lowest`` to ``largest``.
+
+    ``torch_dtype`` and ``onnx_type`` name the types that hold it, in PyTorch and, as a stored constant, in ONNX. A value takes
+    ``container_bits`` of storage, two or more share a byte where these are less than 8.
+    """
+
+    name: str
+    bits: int
+    kind: Kind
+    lowest: float
+    largest: float
+    torch_dtype: str
+    onnx_type: str
+    container_bits: int
+
+    @property
+    def integer(self) -> bool:
+        """Whether codes are integers that are multiplied as such."""
+        return self.kind is Kind.INTEGER
+
+    @property
+    def packed(self) -> bool:
+        """Whether several values share a byte of storage."""
+        return self.container_bits < 8
+
+    def code_range(self, *, narrow: bool = False) -> tuple[float, float]:
+        """Smallest and largest code; ``narrow`` (weights) drops what is below minus the largest, to be symmetric."""
+        return (-self.largest if narrow else self.lowest), self.largest
+
+    def storage_bytes(self, shape: Sequence[int]) -> int:
+        """Bytes that a tensor of ``shape`` takes in a file or an engine."""
+        return -(-prod(shape) * self.container_bits // 8)
+
+    def record(self) -> dict[str, Any]:
+        """The format as a checkpoint's graph names it: the codes of schema 1 by their bits, others by their name."""
+        return {"bits": self.bits} if CODES.get(self.bits) is self else {"format": self.name}
+
+
+FORMATS: dict[str, NumberFormat] = {}
+"""Every format by its name."""
+
+
+def register_format(added: NumberFormat) -> NumberFormat:
+    """Make a format known by its name. Raises ValueError where another has it."""
+    known = FORMATS.setdefault(added.name, added)
+    if known != added:
+        raise ValueError(f"another number format is called {added.name}")
+    return known
+
+
+def _integer(bits: int) -> NumberFormat:
+    # Engines have containers of 4 and of 8 bits: what is between runs, and is stored, in the next wider one.
+    container = 4 if bits <= 4 else 8
+    largest = 2 ** (bits - 1) - 1
+    return register_format(NumberFormat(f"INT{bits}", bits, Kind.INTEGER, -largest - 1, largest, "int8", f"INT{container}", container))
+
+
+def _float(name: str, bits: int, largest: float, dtype: str, onnx_type: str) -> NumberFormat:
+    return register_format(NumberFormat(name, bits, Kind.FLOAT, -largest, largest, dtype, onnx_type, bits))
+
+
+INT2, INT3, INT4, INT5, INT6, INT7, INT8 = (_integer(bits) for bits in range(2, 9))
+FP32 = _float("FP32", 32, (2 - 2.0**-23) * 2.0**127, "float32", "FLOAT")
+FP16 = _float("FP16", 16, 65504.0, "float16", "FLOAT16")
+BF16 = _float("BF16", 16, (2 - 2.0**-7) * 2.0**127, "bfloat16", "BFLOAT16")
+CODES = {found.bits: found for found in (INT2, INT3, INT4, INT5, INT6, INT7, INT8)}
+"""Integer codes by their bits: what schema 1 knows."""
+
+
+def of_bits(bits: int) -> NumberFormat:
+    """What ``bits`` mean on the command line and in a manifest of schema 1: integer codes of 2 to 8 bits, or float activations (16).
+
+    Which float type the latter have is chosen at export. Raises KeyError for another number.
+    """
+    return FP16 if bits == FP16.bits else CODES[bits]
+
+
+def recorded(entry: Mapping[str, Any]) -> NumberFormat:
+    """The format of codes that an entry of a checkpoint's graph has; the inverse of ``NumberFormat.record``. Raises KeyError."""
+    return FORMATS[entry["format"]] if "format" in entry else CODES[entry["bits"]]

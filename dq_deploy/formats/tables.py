@@ -1,0 +1,20 @@
+"""Names and layout of what a checkpoint and a graph hold of a quantizer, a layer and a correction.
+
+``<quantizer>.scale`` fp32 [T] and ``<quantizer>.zero_point`` int8 [T] are tables with a row for each calibrated timestep, ascending; in a
+bundle with interpolated rows between these, or one element where all rows are the same, and zero-points as floats or as uint8. Of a scale
+that is constant a graph may have ``<quantizer>.inverse_scale`` [] instead. ``<correction>.table`` [T, C] is taken off the output.
+"""
+
+from __future__ import annotations
+
+SCALE, ZERO_POINT, INVERSE_SCALE, TABLE = "scale", "zero_point", "inverse_scale", "table"
+DILATION = "dilation"
+"""``<quantizer>.dilation`` [C]: what its channels are divided by first."""
+CODES, PACKED_CODES, WEIGHT_SCALE, BIAS = "weight.codes", "weight.packed_codes", "weight.scale", "bias"
+"""Of a layer: codes [O, ...], or these packed, their scales [O] or [O, B], and a bias [O]."""
+
+BOUNDARIES, ROW = "dq_deploy.boundaries", "dq_deploy.row"
+"""In a graph: the midpoints [R − 1] between the timesteps of a table's rows, and the row(s) that they select."""
+
+UINT8_OFFSET = 128
+"""From an int8 code to the uint8 code of the same number."""
