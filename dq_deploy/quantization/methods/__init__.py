@@ -1,0 +1,13 @@
+"""Named methods, ``quantize --method NAME``: one file each.
+
+To add one: write a file with a ``Method`` in it, and put that into ``METHODS``. The command line, the documentation and the accuracy
+harness read the list.
+"""
+
+from .dilatequant import DILATEQUANT
+from .method import Method
+from .quest import QUEST, QUEST_PAPER
+
+METHODS: dict[str, Method] = {method.name: method for method in (DILATEQUANT, QUEST, QUEST_PAPER)}
+
+__all__ = ["DILATEQUANT", "METHODS", "QUEST", "QUEST_PAPER", "Method"]
