@@ -2,8 +2,8 @@
 
 from .checkpoint import Checkpoint, load_checkpoint
 from .config import QuantizeConfig
+from .estimate.budget import Budget, estimate
 from .pipeline import quantize
-from .running.budget import Budget, estimate
 from .running.work_folder import work_path
 
 __all__ = ["Budget", "Checkpoint", "QuantizeConfig", "estimate", "load_checkpoint", "quantize", "work_path"]

@@ -2,16 +2,16 @@
 
 Files: ``model.safetensors`` (codes int8, scales, tables, dilation, biases, float leftovers), ``graph.json`` (the forward as ATen nodes and
 integer layers), ``reference.safetensors`` (held-out inputs and the float model's outputs), ``manifest.json``.
-Tensor names: ``<layer>.weight.codes`` int8 [O, ...] or, up to 4 bits, ``<layer>.weight.packed_codes`` uint8 (two a byte, see ``packing``;
-``shape`` of the layer in ``graph.json`` is [O, ...]); ``<layer>.weight.scale`` [O], or [O, B] for B blocks of input channels (see
-``weight_only``); ``<layer>.bias`` [O]; ``<quantizer>.scale`` [T], ``<quantizer>.zero_point`` int8 [T], ``<quantizer>.dilation`` [C];
+Tensor names: ``<layer>.weight.codes`` int8 [O, ...] or, up to 4 bits, ``<layer>.weight.packed_codes`` uint8 (two a byte, see
+``weights/packing``; ``shape`` of the layer in ``graph.json`` is [O, ...]); ``<layer>.weight.scale`` [O], or [O, B] for B blocks of input
+channels (see ``weights/blocked``); ``<layer>.bias`` [O]; ``<quantizer>.scale`` [T], ``.zero_point`` int8 [T] and ``.dilation`` [C];
 ``corrections.output_bias.table`` [T, C], which the output is less of; float leftovers under their parameter names.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,45 +21,40 @@ from torch import nn
 from torch.fx import GraphModule
 
 from ..artifacts import Artifact, open_artifact
+from ..artifacts.details import CheckpointDetails
 from ..artifacts.reading import read_json, read_tensors
 from ..artifacts.writing import write_tensors, write_text
 from ..errors import ArtifactError, raise_if_out_of_memory
+from ..formats.tables import BIAS, TABLE
 from .calibration.trajectories import Trajectories
 from .graph.edit import set_tensor
 from .graph.graph_json import dump_graph, load_graph
 from .graph.insertion import decode, encode
-from .integrity import check_output_bias, check_quantizer, check_weight, not_finite
-from .layers import ActivationQuantizer, QuantizedConv2d, QuantizedLinear, QuantizedMatmul, QuantizedWeight
+from .integrity import check_output_bias, not_finite
 from .output_bias import TARGET as OUTPUT_BIAS
 from .output_bias import OutputBias, attach, output_bias
-from .packing import PACKED_BITS, pack_int4, unpack_int4
-from .rows import between, between_scales, parts
-from .weight_only import WeightOnly, WeightOnlyConv2d, WeightOnlyLinear
+from .quantizers import ActivationQuantizer, kind_of
+from .rows import between, parts
+from .weights import LAYERS, QuantizedMatmul, QuantizedWeight
 
-_WEIGHTED: dict[str, Callable[..., QuantizedWeight]] = {
-    "conv2d": QuantizedConv2d,
-    "linear": QuantizedLinear,
-    "weight-only-conv2d": WeightOnlyConv2d,
-    "weight-only-linear": WeightOnlyLinear,
-}
-_BIAS_TABLE = f"{OUTPUT_BIAS}.table"
+_BIAS_TABLE = f"{OUTPUT_BIAS}.{TABLE}"
 MODEL, GRAPH, REFERENCE = "model.safetensors", "graph.json", "reference.safetensors"
-Layer = QuantizedConv2d | QuantizedLinear | QuantizedMatmul | WeightOnly
+Layer = QuantizedWeight | QuantizedMatmul
 
 
 @dataclass(frozen=True)
 class Checkpoint:
     """A loaded checkpoint. ``model(sample, timestep, ...)`` is the PyTorch reference forward, with everything frozen."""
 
-    artifact: Artifact
+    artifact: Artifact[CheckpointDetails]
     model: GraphModule
     timesteps: torch.Tensor  # [T] ascending
     rows: torch.Tensor  # [R] ascending: timesteps of the tables' rows in use, the calibrated ones among them
 
     @property
-    def details(self) -> dict[str, Any]:
-        """The manifest's details."""
-        return self.artifact.manifest.details
+    def details(self) -> CheckpointDetails:
+        """What its manifest says of it."""
+        return self.artifact.details
 
     @property
     def layers(self) -> dict[str, Layer]:
@@ -74,21 +69,21 @@ class Checkpoint:
     def examples(self) -> dict[str, torch.Tensor]:
         """Example inputs of batch 2 in the graph's order; only their shapes and types matter."""
         found = {}
-        for index, name in enumerate(self.details["inputs"]):
+        for index, name in enumerate(self.details.inputs):
             if name == "timestep":
                 found[name] = torch.tensor([1.0, 2.0])
             elif index == 0:
-                found[name] = torch.zeros(2, *self.details["sample_shape"])
+                found[name] = torch.zeros(2, *self.details.sample_shape)
             else:
-                condition = self.details["conditions"][name]
-                found[name] = torch.zeros(2, *condition["shape"], dtype=getattr(torch, condition["dtype"]))
+                condition = self.details.conditions[name]
+                found[name] = torch.zeros(2, *condition.shape, dtype=getattr(torch, condition.dtype))
         return found
 
     def reference(self) -> Trajectories:
         """The held-out trajectories that the checkpoint carries."""
         tensors = read_tensors(self.artifact.file(REFERENCE))
         conditions = {k.removeprefix("conditions."): v for k, v in tensors.items() if k.startswith("conditions.")}
-        return Trajectories(tensors["timesteps"], tensors["inputs"], tensors["outputs.float"], conditions, self.details["samples_per_seed"])
+        return Trajectories(tensors["timesteps"], tensors["inputs"], tensors["outputs.float"], conditions, self.details.samples_per_seed)
 
 
 def named_layers(model: nn.Module) -> Iterator[tuple[str, Layer]]:
@@ -118,15 +113,10 @@ def integer_tensors(model: GraphModule) -> dict[str, torch.Tensor]:
     tensors: dict[str, torch.Tensor] = {}
     constants = {str(n.target) for n in model.graph.nodes if n.op == "get_attr"}
     for name, layer in named_layers(model):
-        if isinstance(layer, QuantizedWeight):
-            assert layer.frozen is not None
-            tensors[f"{name}.weight.codes"], tensors[f"{name}.weight.scale"] = layer.frozen
-            if layer.bias is not None:
-                tensors[_bias_name(name, constants)] = layer.bias.detach()
+        for part, tensor in layer.tensors().items():
+            tensors[_bias_name(name, constants) if part == BIAS else f"{name}.{part}"] = tensor
     for name, quantizer in named_quantizers(model):
-        tensors[f"{name}.scale"] = quantizer.scale_table()
-        tensors[f"{name}.zero_point"] = quantizer.zero_point_table()
-        tensors[f"{name}.dilation"] = quantizer.dilation
+        tensors |= {f"{name}.{part}": tensor for part, tensor in quantizer.tensors().items()}
     if correction := output_bias(model):
         tensors[_BIAS_TABLE] = correction.table
     for target in sorted(constants):
@@ -136,9 +126,9 @@ def integer_tensors(model: GraphModule) -> dict[str, torch.Tensor]:
 
 def _bias_name(layer: str, constants: Container[str]) -> str:
     """What a layer's own bias is called: not as a constant of the graph, such as a bias that the model adds in a line of its own."""
-    name = f"{layer}.bias"
+    name = f"{layer}.{BIAS}"
     while name in constants:
-        name = f"{name.removesuffix('bias')}weight.bias"
+        name = f"{name.removesuffix(BIAS)}weight.{BIAS}"
     return name
 
 
@@ -146,25 +136,14 @@ def write_checkpoint(folder: Path, model: GraphModule, reference: Trajectories) 
     """Write a frozen model and its reference data into a folder (the manifest is the caller's)."""
     configs = {name: layer.config() for name, layer in named_layers(model)}
     quantizers = {name: quantizer.config() for name, quantizer in named_quantizers(model)}
-    tensors = _packed(integer_tensors(model), configs)
     graph = {"nodes": dump_graph(model.graph), "layers": configs, "quantizers": quantizers}
     if correction := output_bias(model):
         graph["output_bias"] = correction.config()
     write_text(folder / GRAPH, json.dumps(graph, indent=1, sort_keys=True, allow_nan=False) + "\n")
-    write_tensors(folder / MODEL, tensors)
+    write_tensors(folder / MODEL, integer_tensors(model))
     data = {"timesteps": reference.timesteps, "inputs": reference.samples, "outputs.float": reference.outputs}
     data |= {f"conditions.{k}": v for k, v in reference.conditions.items()}
     write_tensors(folder / REFERENCE, {k: v.contiguous().clone() for k, v in data.items()})
-
-
-def _packed(tensors: dict[str, torch.Tensor], configs: dict[str, dict[str, Any]]) -> dict[str, torch.Tensor]:
-    """The tensors with codes of up to 4 bits two to a byte; their shapes go into the layers' configurations."""
-    for name, config in configs.items():
-        if config.get("bits", PACKED_BITS + 1) <= PACKED_BITS:
-            codes = tensors.pop(f"{name}.weight.codes")
-            config["shape"] = list(codes.shape)
-            tensors[f"{name}.weight.packed_codes"] = pack_int4(codes)
-    return tensors
 
 
 def load_checkpoint(path: str | Path) -> Checkpoint:
@@ -197,15 +176,10 @@ def _rebuild(description: dict[str, Any], tensors: dict[str, torch.Tensor], time
     root.add_module("layers", nn.Module())
     root.add_module("quantizers", nn.Module())
     for name, config in description["layers"].items():
-        root.get_submodule("layers").add_module(encode(name), _layer(name, dict(config), tensors, _bias_name(name, constants)))
+        layer = LAYERS[config["op"]].from_tensors(name, config, tensors, _bias_name(name, constants))
+        root.get_submodule("layers").add_module(encode(name), layer)
     for name, config in description["quantizers"].items():
-        quantizer = ActivationQuantizer(rows, **config)
-        check_quantizer(name, tensors, len(timesteps), quantizer.bits, channels=len(quantizer.dilation))
-        quantizer.dilation.copy_(tensors[f"{name}.dilation"])
-        scale = between_scales(tensors[f"{name}.scale"], gaps)
-        quantizer.set_tables(scale, between(tensors[f"{name}.zero_point"], gaps).round().float())
-        quantizer.freeze()
-        quantizer.frozen_scale = scale
+        quantizer = kind_of(config).from_tensors(name, config, tensors, timesteps, gaps)
         root.get_submodule("quantizers").add_module(encode(name), quantizer)
     if (config := description.get("output_bias")) is not None:  # without: a checkpoint from before there was one
         check_output_bias(_BIAS_TABLE, tensors, len(timesteps))
@@ -217,17 +191,3 @@ def _rebuild(description: dict[str, Any], tensors: dict[str, torch.Tensor], time
         if node.op == "call_module" and str(node.target).startswith("quantizers."):
             node.meta["quantizer"] = decode(str(node.target))
     return GraphModule(root, graph)
-
-
-def _layer(name: str, config: dict[str, Any], tensors: dict[str, torch.Tensor], bias: str) -> Layer:
-    op = config.pop("op")
-    if op == "matmul":
-        return QuantizedMatmul()
-    if shape := config.pop("shape", None):  # without: a layer of more bits, or a checkpoint from before codes were packed
-        tensors[f"{name}.weight.codes"] = unpack_int4(tensors.pop(f"{name}.weight.packed_codes"), shape)
-    check_weight(name, tensors, config["bits"], bias=bias, block=config.get("block"))
-    codes, scale = tensors[f"{name}.weight.codes"], tensors[f"{name}.weight.scale"]
-    # The float weight only says how many rows there are: it is dropped in the next line, and a large model's would take gigabytes to make.
-    layer = _WEIGHTED[op](torch.zeros(len(codes), config.get("block") or 1), tensors.get(bias), **config)
-    layer.set_frozen(codes, scale)
-    return layer  # type: ignore[return-value]  # one of those in _WEIGHTED

@@ -10,7 +10,7 @@ from torch.fx import GraphModule
 
 from . import numerics
 from .checkpoint import named_quantizers
-from .layers import ActivationQuantizer, Quantized
+from .quantizers import ActivationQuantizer, Quantized
 
 
 class Clipped:
@@ -21,9 +21,9 @@ class Clipped:
 
     def add(self, name: str, quantizer: ActivationQuantizer, x: torch.Tensor, timestep: torch.Tensor) -> None:
         """Count the values x [N, ...] at timesteps [N]."""
-        scale, zero_point = quantizer.rows(timestep)
-        qmin, qmax = numerics.code_range(quantizer.bits)
         x = quantizer.divided(x)
+        scale, zero_point = quantizer.scales(x, timestep)
+        qmin, qmax = quantizer.format.code_range()
         low, high = (qmin - 0.5 - zero_point) * scale, (qmax + 0.5 - zero_point) * scale
         outside = (x < numerics.per_row(low, x)) | (x > numerics.per_row(high, x))
         found = torch.stack([torch.full_like(timestep, x[0].numel(), dtype=torch.float64), outside.flatten(1).sum(dim=1).double()])

@@ -9,14 +9,13 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from ..errors import UsageError
+from ..formats import of_bits
+from .methods import DILATEQUANT, METHODS
 
-FLOAT_BITS = 16
-"""Activation bits that mean: activations stay float, and only weights are quantized."""
+PRESETS: dict[str, tuple[int, int]] = {"w8a8": (8, 8), "w6a6": (6, 6), "w4a8": (4, 8), "w4a4": (4, 4), "w4a16": (4, 16)}
+"""Name → (weight bits, activation bits), as ``formats.of_bits`` understands them."""
 
-PRESETS: dict[str, tuple[int, int]] = {"w8a8": (8, 8), "w6a6": (6, 6), "w4a8": (4, 8), "w4a4": (4, 4), "w4a16": (4, FLOAT_BITS)}
-"""Name → (weight bits, activation bits)."""
-
-INTEGER_PRESETS = tuple(name for name, (_, bits) in PRESETS.items() if bits < FLOAT_BITS)
+INTEGER_PRESETS = tuple(name for name, (_, bits) in PRESETS.items() if of_bits(bits).integer)
 """The presets whose products are of integers."""
 
 _OF_ACTIVATIONS = ("softmax_bits", "dilation_relaxation", "temporal", "zero_points", "output_bias", "skip_halves")
@@ -90,6 +89,8 @@ class QuantizeConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    method: str = DILATEQUANT.name
+    """The published method whose options were filled in (methods/)."""
     weight_bits: Bits = 8
     activation_bits: Bits | Literal[16] = 8
     """16: activations stay float (fp16 in an engine), only weights are quantized, and there are no tables."""
@@ -147,7 +148,7 @@ class QuantizeConfig(BaseModel):
     @property
     def weight_only(self) -> bool:
         """Whether activations stay float."""
-        return self.activation_bits == FLOAT_BITS
+        return not of_bits(self.activation_bits).integer
 
     @property
     def corrects_output(self) -> bool:
@@ -176,7 +177,7 @@ class QuantizeConfig(BaseModel):
 
     @classmethod
     def build(cls, preset: str = "w8a8", **options: Any) -> QuantizeConfig:
-        """A preset's configuration with ``options`` (None = not given) on top.
+        """A preset's configuration with what the ``method`` among ``options`` fills in, and ``options`` (None = not given) on top.
 
         Raises UsageError naming every unknown key and bad value at once.
         """
@@ -184,6 +185,10 @@ class QuantizeConfig(BaseModel):
             raise UsageError(f"unknown preset '{preset}'", f"presets: {', '.join(PRESETS)}; or set --weight-bits and --activation-bits")
         weight_bits, activation_bits = PRESETS[preset]
         given = {key: value for key, value in options.items() if value is not None}
+        method = given.get("method", DILATEQUANT.name)
+        if method not in METHODS:
+            raise UsageError(f"unknown method '{method}'", f"methods: {', '.join(METHODS)}")
+        given = {**METHODS[method].options, **given}
         if "keep" in given:
             given["keep"] = {**cls().keep, **given["keep"]}
         try:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 
 from ..errors import ArtifactError
-from .numerics import code_range
+from ..formats import NumberFormat, recorded
+from ..formats.tables import CODES, DILATION, SCALE, WEIGHT_SCALE, ZERO_POINT
 
 _TINY = torch.finfo(torch.float32).tiny
 
@@ -18,48 +22,56 @@ def not_finite(tensor: torch.Tensor, *, mask: bool) -> bool:
     return not bool(fine.all())
 
 
-def check_quantizer(name: str, tensors: dict[str, torch.Tensor], rows: int, bits: int, *, channels: int) -> None:
+def read_format(name: str, entry: Mapping[str, Any]) -> NumberFormat:
+    """The number format of a quantizer's or a layer's codes, from its entry in the graph."""
+    try:
+        return recorded(entry)
+    except KeyError:
+        said = f"format {entry['format']}, which is not known here" if "format" in entry else f"{entry.get('bits')} bits; 2 to 8 are known"
+        raise ArtifactError(f"'{name}' has {said}") from None
+
+
+def check_quantizer(name: str, tensors: Mapping[str, torch.Tensor], rows: int, fmt: NumberFormat, *, channels: int) -> None:
     """Tables of ``rows`` scales > 0 and int8 zero-points in range, and a dilation > 0 per channel."""
-    _check_scale(f"{name}.scale", tensors[f"{name}.scale"], [rows], "calibrated timesteps")
-    _check_codes(f"{name}.zero_point", tensors[f"{name}.zero_point"], bits, narrow=False)
-    if tensors[f"{name}.zero_point"].shape != (rows,):
-        raise ArtifactError(f"table '{name}.zero_point' has not one row for each of {rows} calibrated timesteps")
-    _check_scale(f"{name}.dilation", tensors[f"{name}.dilation"], [channels], "channels")
+    scale, zero_point, dilation = (f"{name}.{part}" for part in (SCALE, ZERO_POINT, DILATION))
+    _check_scale(scale, tensors[scale], [rows], "calibrated timesteps")
+    _check_codes(zero_point, tensors[zero_point], fmt, narrow=False)
+    if tensors[zero_point].shape != (rows,):
+        raise ArtifactError(f"table '{zero_point}' has not one row for each of {rows} calibrated timesteps")
+    _check_scale(dilation, tensors[dilation], [channels], "channels")
 
 
-def check_weight(name: str, tensors: dict[str, torch.Tensor], bits: int, *, bias: str, block: int | None = None) -> None:
+def check_weight(name: str, tensors: Mapping[str, torch.Tensor], fmt: NumberFormat, *, bias: str, block: int | None = None) -> None:
     """Codes [O, ...] int8 within the bits, a scale > 0 and, if there is a tensor of the name ``bias``, a bias per output channel.
 
     With a ``block`` (0: the whole row) the scales are [O, B], one for each block of input channels.
     """
-    codes = tensors[f"{name}.weight.codes"]
-    _check_codes(f"{name}.weight.codes", codes, bits, narrow=True)
-    scale, expected = tensors[f"{name}.weight.scale"], [len(codes)]
+    codes, scale = tensors[f"{name}.{CODES}"], tensors[f"{name}.{WEIGHT_SCALE}"]
+    _check_codes(f"{name}.{CODES}", codes, fmt, narrow=True)
+    expected = [len(codes)]
     if block is not None:
         if codes.dim() != 2 or block < 0 or codes.shape[1] % (block or 1):
             raise ArtifactError(f"'{name}' has blocks of {block} input channels, and its weight is {list(codes.shape)}")
         expected = [len(codes), codes.shape[1] // block if block else 1]
-    _check_scale(f"{name}.weight.scale", scale, expected, "output channels" if block is None else "blocks")
+    _check_scale(f"{name}.{WEIGHT_SCALE}", scale, expected, "output channels" if block is None else "blocks")
     added = tensors.get(bias)
     if added is not None and (added.shape != codes.shape[:1] or added.dtype != torch.float32):
         raise ArtifactError(f"'{bias}' is {added.dtype} {tuple(added.shape)}, and the layer has {len(codes)} output channels")
 
 
-def check_output_bias(name: str, tensors: dict[str, torch.Tensor], rows: int) -> None:
+def check_output_bias(name: str, tensors: Mapping[str, torch.Tensor], rows: int) -> None:
     """A table [T, C] of ``rows`` rows."""
     table = tensors[name]
     if table.dtype != torch.float32 or table.dim() != 2 or len(table) != rows or not table.shape[1]:
         raise ArtifactError(f"table '{name}' is {table.dtype} {tuple(table.shape)}, not one row for each of {rows} calibrated timesteps")
 
 
-def _check_codes(name: str, codes: torch.Tensor, bits: int, *, narrow: bool) -> None:
-    if not 2 <= bits <= 8:
-        raise ArtifactError(f"'{name}' has {bits} bits; 2 to 8 are known")
-    low, high = code_range(bits, narrow=narrow)
-    if codes.dtype != torch.int8 or codes.dim() == 0 or not codes.numel():
-        raise ArtifactError(f"'{name}' is {codes.dtype} {tuple(codes.shape)}, not a table of int8 codes")
+def _check_codes(name: str, codes: torch.Tensor, fmt: NumberFormat, *, narrow: bool) -> None:
+    low, high = fmt.code_range(narrow=narrow)
+    if codes.dtype != getattr(torch, fmt.torch_dtype) or codes.dim() == 0 or not codes.numel():
+        raise ArtifactError(f"'{name}' is {codes.dtype} {tuple(codes.shape)}, not a table of {fmt.torch_dtype} codes")
     if int(codes.min()) < low or int(codes.max()) > high:
-        raise ArtifactError(f"'{name}' has codes from {int(codes.min())} to {int(codes.max())}; {bits} bits reach from {low} to {high}")
+        raise ArtifactError(f"'{name}' has codes from {int(codes.min())} to {int(codes.max())}; {fmt.bits} bits reach from {low} to {high}")
 
 
 def _check_scale(name: str, scale: torch.Tensor, shape: list[int], what: str) -> None:

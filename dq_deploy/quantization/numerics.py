@@ -9,12 +9,10 @@ from collections.abc import Sequence
 
 import torch
 
+from ..formats import NumberFormat
 from .straight_through import QuantizeActivation, QuantizeWeight
 
-
-def code_range(bits: int, *, narrow: bool = False) -> tuple[int, int]:
-    """Smallest and largest code of ``bits`` bits, signed; ``narrow`` (weights) drops the most negative one to be symmetric."""
-    return -(2 ** (bits - 1)) + int(narrow), 2 ** (bits - 1) - 1
+_HALF = torch.finfo(torch.float16)
 
 
 def midpoints(timesteps: torch.Tensor | Sequence[float]) -> torch.Tensor:
@@ -31,12 +29,12 @@ def select_rows(timestep: torch.Tensor, boundaries: torch.Tensor) -> torch.Tenso
     return (timestep.reshape(-1, 1).float() > boundaries).sum(dim=1)
 
 
-def quantize(x: torch.Tensor, inverse_scale: torch.Tensor, zero_point: torch.Tensor, bits: int) -> torch.Tensor:
-    """Codes of ``x`` minus their zero-point, as floats: clip(round(x / s) + z) − z. All arguments broadcast.
+def quantize(x: torch.Tensor, inverse_scale: torch.Tensor, zero_point: torch.Tensor, fmt: NumberFormat) -> torch.Tensor:
+    """Codes of ``x`` in a format, minus their zero-point, as floats: clip(round(x / s) + z) − z. All tensors broadcast.
 
     Differentiable in x, the scale and the zero-point (STE for both roundings; a clipped element passes no gradient to x).
     """
-    qmin, qmax = code_range(bits)
+    qmin, qmax = fmt.code_range()
     if torch.is_grad_enabled() and (x.requires_grad or inverse_scale.requires_grad or zero_point.requires_grad):
         codes: torch.Tensor = QuantizeActivation.apply(x, inverse_scale, zero_point, qmin, qmax)  # type: ignore[no-untyped-call]
         return codes
@@ -45,9 +43,9 @@ def quantize(x: torch.Tensor, inverse_scale: torch.Tensor, zero_point: torch.Ten
     return (x * inverse_scale).round_().add_(z).clamp_(qmin, qmax).sub_(z)
 
 
-def quantize_weight(weight: torch.Tensor, scale: torch.Tensor, bits: int) -> torch.Tensor:
+def quantize_weight(weight: torch.Tensor, scale: torch.Tensor, fmt: NumberFormat) -> torch.Tensor:
     """Codes of a weight [O, ...] with a scale [O] for each output channel, as floats; differentiable in both, as ``quantize`` is."""
-    qmin, qmax = code_range(bits, narrow=True)
+    qmin, qmax = fmt.code_range(narrow=True)
     shaped = per_row(scale, weight)
     if torch.is_grad_enabled() and (weight.requires_grad or scale.requires_grad):
         codes: torch.Tensor = QuantizeWeight.apply(weight, shaped, qmin, qmax)  # type: ignore[no-untyped-call]
@@ -55,13 +53,13 @@ def quantize_weight(weight: torch.Tensor, scale: torch.Tensor, bits: int) -> tor
     return torch.clamp(torch.round(weight / shaped), qmin, qmax)
 
 
-def affine_parameters(low: torch.Tensor, high: torch.Tensor, bits: int, *, symmetric: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """Scale and zero-point that cover [low, high] (widened to contain 0) with 2^bits codes.
+def affine_parameters(low: torch.Tensor, high: torch.Tensor, fmt: NumberFormat, *, symmetric: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scale and zero-point that cover [low, high] (widened to contain 0) with all codes of a format.
 
     A range too small to divide by (a constant-zero activation) gets scale 1 and zero-point 0: its codes are 0, and so is what an engine
     makes of them, without a correction that cancels only almost.
     """
-    qmin, qmax = code_range(bits)
+    qmin, qmax = fmt.code_range()
     low, high = low.clamp(max=0).float(), high.clamp(min=0).float()
     scale = torch.maximum(-low, high) / qmax if symmetric else (high - low) / (qmax - qmin)
     nothing = scale < torch.finfo(torch.float32).tiny * 1e6
@@ -70,18 +68,18 @@ def affine_parameters(low: torch.Tensor, high: torch.Tensor, bits: int, *, symme
     return scale, torch.where(nothing, torch.zeros_like(zero_point), zero_point)
 
 
-def weight_scale(weight: torch.Tensor, bits: int) -> torch.Tensor:
+def weight_scale(weight: torch.Tensor, fmt: NumberFormat) -> torch.Tensor:
     """Symmetric per-output-channel scale [O] of a weight [O, ...]; an all-zero channel gets scale 1."""
     absmax = weight.flatten(1).abs().amax(dim=1).float()
-    scale = absmax / code_range(bits, narrow=True)[1]
+    scale = absmax / fmt.code_range(narrow=True)[1]
     return torch.where(scale < torch.finfo(torch.float32).tiny * 1e6, torch.ones_like(scale), scale)
 
 
-def clipped_weight_scale(weight: torch.Tensor, bits: int) -> torch.Tensor:
+def clipped_weight_scale(weight: torch.Tensor, fmt: NumberFormat) -> torch.Tensor:
     """As ``weight_scale``, with each channel's range shrunk, by half at most, to the least squared error of its rounded weights."""
     flat = weight.flatten(1).float()
-    largest = weight_scale(weight, bits)
-    qmax = code_range(bits, narrow=True)[1]
+    largest = weight_scale(weight, fmt)
+    qmax = fmt.code_range(narrow=True)[1]
     best, best_error = largest, torch.full_like(largest, torch.inf)
     for shrink in torch.linspace(1.0, 0.5, 21).tolist():
         scale = (largest * shrink)[:, None]
@@ -91,9 +89,17 @@ def clipped_weight_scale(weight: torch.Tensor, bits: int) -> torch.Tensor:
     return best
 
 
+def half_precision(scale: torch.Tensor) -> torch.Tensor:
+    """Scales as fp32 that fp16 has exactly: the nearest, but none that is subnormal there.
+
+    A graph in fp16 then holds the very weights of the checkpoint.
+    """
+    return scale.clamp(_HALF.smallest_normal, _HALF.max).half().float()
+
+
 def per_row(values: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """[N] → [N, 1, ..., 1] with as many dimensions as ``like``."""
-    return values.reshape(-1, *[1] * (like.dim() - 1))
+    """[N] → [N, 1, ..., 1] with as many dimensions as ``like``; what has as many already stays as it is."""
+    return values if values.dim() == like.dim() else values.reshape(-1, *[1] * (like.dim() - 1))
 
 
 def per_channel(values: torch.Tensor, like: torch.Tensor, axis: int) -> torch.Tensor:

@@ -13,9 +13,10 @@ import torch
 from torch.fx import GraphModule
 
 from ..artifacts import Artifact, Manifest, check_output, create_artifact, sha256_json
+from ..artifacts.details import CheckpointDetails
 from ..artifacts.final_error import FinalError
+from ..decibels import snr_db
 from ..progress import Progress, silent
-from ..sources import Lora
 from .calibration.choice import changed
 from .calibration.schedules import plain_config
 from .calibration.source import Request
@@ -38,7 +39,6 @@ from .running.device import exact_products, find_device, move, placed
 from .running.processes import SharedWork, started_processes
 from .running.stages import load_state, pack_trajectories, unpack_trajectories
 from .running.work_folder import Stage, check_no_run, work_folder
-from .snr import snr_db
 
 _REFERENCE_SEED = 1_000_000  # far from the calibration seeds
 
@@ -50,7 +50,7 @@ def quantize(source: Any, output: str | Path, *, preset: str = "w8a8", scheduler
              negative_prompt: str | None = None, height: int | None = None, width: int | None = None, frames: int | None = None,
              lora: str | Path | None = None, lora_scale: float = 1.0,
              blocks: Sequence[str] | None = None, device: str = "cpu", force: bool = False, resume: bool = False,
-             progress: Progress = silent, **options: Any) -> Artifact:  # fmt: skip
+             progress: Progress = silent, **options: Any) -> Artifact[CheckpointDetails]:  # fmt: skip
     """Quantize a diffusion model with DilateQuant (arXiv 2409.14307) and write the checkpoint to ``output``.
 
     ``source`` is a path, a hub id, a built-in name or a diffusers pipeline; or any ``nn.Module`` called as
@@ -82,9 +82,9 @@ def quantize(source: Any, output: str | Path, *, preset: str = "w8a8", scheduler
         check_no_run(output, resume=resume, force=force)
 
     processes.on_main(check)
-    adapter = None if lora is None else Lora(Path(lora), lora_scale)
-    request = Request(conditions, null_conditions, classes, prompts, negative_prompt, adapter, height, width, frames)
-    prepared = prepare(source, config, request, scheduler=scheduler, sample_shape=sample_shape, blocks=blocks, progress=progress)
+    request = Request(scheduler, sample_shape, blocks, conditions, null_conditions, classes, prompts, negative_prompt, lora, lora_scale,
+                      height, width, frames)  # fmt: skip
+    prepared = prepare(source, config, request, progress)
     prepared.to(processes.device or find_device(device))
     identity = {**prepared.identity(), "device": find_device(device).type, "processes": processes.count}
     with ExitStack() as stack:

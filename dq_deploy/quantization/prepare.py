@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,7 +15,7 @@ from ..artifacts import sha256_json
 from ..artifacts.manifest import tool_versions
 from ..errors import ArtifactError, UsageError
 from ..progress import Progress, silent
-from ..sources import Lora, Source, copied, load_source, module_source
+from ..sources import Source, copied, load_source, module_source
 from .calibration.noise_source import without_steps
 from .calibration.pipeline_source import PipelineSource
 from .calibration.schedules import plain_config
@@ -28,6 +27,7 @@ from .distillation.trained import check_patterns
 from .graph.blocks import assign_blocks
 from .graph.capture import capture, check_alone, input_names
 from .graph.plan import Plan, make_plan
+from .graph.roles import assign_roles
 from .graph.skip_halves import arrange_skip_halves
 from .integrity import not_finite
 from .running.device import move
@@ -89,13 +89,12 @@ class Prepared:
         }
 
 
-def prepare(source: Any, config: QuantizeConfig, request: Request, *, scheduler: Any = None, sample_shape: tuple[int, ...] | None = None,
-            blocks: Sequence[str] | None = None, progress: Progress = silent) -> Prepared:  # fmt: skip
-    """Load and capture a source, and plan its quantization; arguments as in ``quantize``.
+def prepare(source: Any, config: QuantizeConfig, request: Request, progress: Progress = silent) -> Prepared:
+    """Load and capture a source, and plan its quantization.
 
     Raises UsageError, ArtifactError or EnvironmentProblem.
     """
-    loaded, details = _resolve(source, scheduler, sample_shape, request.lora)
+    loaded, details = _resolve(source, request)
     if request.picture_size:
         details["picture_size"] = request.picture_size
     loaded = replace(loaded, model=_trainable(loaded.model))
@@ -117,16 +116,18 @@ def prepare(source: Any, config: QuantizeConfig, request: Request, *, scheduler:
     # Two ranges are a matter of activations; where these stay float, one product reads both.
     halves = arrange_skip_halves(float_graph, SkipHalves.JOINT if config.weight_only else config.skip_halves)
     plan = make_plan(float_graph, config)
-    check_patterns(config.train, [layer.name for layer in plan.quantized])
-    assign_blocks(float_graph, plan, blocks)
-    chosen = list(blocks) if blocks is not None else None
+    assign_roles(float_graph, plan.layers)
+    check_patterns(config.train, {layer.name: layer.node.meta["roles"] for layer in plan.quantized})
+    assign_blocks(float_graph, plan, request.blocks)
+    chosen = list(request.blocks) if request.blocks is not None else None
     prepared = Prepared(config, details, scheduler, shape, names, calibration, float_graph, plan, chosen, halves)
     calibration.try_out(prepared.call(float_graph))
     return prepared
 
 
-def _resolve(source: Any, scheduler: Any, sample_shape: tuple[int, ...] | None, lora: Lora | None) -> tuple[Source, dict[str, Any]]:
+def _resolve(source: Any, request: Request) -> tuple[Source, dict[str, Any]]:
     """The loaded source, with the scheduler and sample shape that were asked for, and what the manifest says about it."""
+    scheduler, sample_shape, lora = request.scheduler, request.sample_shape, request.adapter
     if isinstance(source, nn.Module):
         if scheduler is None or sample_shape is None:
             raise UsageError("a plain nn.Module needs scheduler= and sample_shape= (without the batch)")

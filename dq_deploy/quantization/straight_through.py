@@ -19,7 +19,7 @@ class QuantizeActivation(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, inverse_scale: torch.Tensor, zero_point: torch.Tensor, qmin: int, qmax: int) -> torch.Tensor:
+    def forward(ctx: Any, x: torch.Tensor, inverse_scale: torch.Tensor, zero_point: torch.Tensor, qmin: float, qmax: float) -> torch.Tensor:
         """Codes minus the zero-point, shaped as ``x``."""
         z = torch.round(zero_point)
         rounded = (x * inverse_scale).round_()
@@ -52,7 +52,7 @@ class QuantizeWeight(torch.autograd.Function):
     """y = clamp(round(w / s), qmin, qmax), s broadcast over w: ∂y/∂w = 1/s and ∂y/∂s = −w/s² where nothing is clipped."""
 
     @staticmethod
-    def forward(ctx: Any, weight: torch.Tensor, scale: torch.Tensor, qmin: int, qmax: int) -> torch.Tensor:
+    def forward(ctx: Any, weight: torch.Tensor, scale: torch.Tensor, qmin: float, qmax: float) -> torch.Tensor:
         """Codes, shaped as ``weight``."""
         rounded = (weight / scale).round_()
         codes = rounded.clamp(qmin, qmax)

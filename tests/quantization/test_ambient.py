@@ -52,8 +52,8 @@ def test_types_that_only_autocast_brings_together_are_cast_by_the_graph(tmp_path
     torch.testing.assert_close(graph(x, t), model(x, t), rtol=1e-5, atol=1e-6)
     assert next(n for n in graph.graph.nodes if n.op == "call_function" and n.meta["path"] == "middle").meta["stack"]
     checkpoint = make_checkpoint(model, tmp_path / "checkpoint", max_float_share=1.0)  # integers beside bfloat16
-    assert [layer["name"] for layer in checkpoint.details["layers"]] == ["middle", "last"]
-    assert min(checkpoint.details["snr_db"]["after_distillation"]) > 25
+    assert [layer.name for layer in checkpoint.details.layers] == ["middle", "last"]
+    assert min(checkpoint.details.snr_db["after_distillation"]) > 25
 
 
 class Gradients(nn.Module):

@@ -11,7 +11,7 @@ from dq_deploy.cli import run
 from dq_deploy.errors import UsageError
 from dq_deploy.quantization.config import QuantizeConfig
 from dq_deploy.quantization.distillation.block_trainer import EVALUATE_EVERY
-from dq_deploy.quantization.running.probe import MemoryValues, StepCost
+from dq_deploy.quantization.estimate.probe import MemoryValues, StepCost
 from tests.flow import snapshot
 from tests.tiny import FAST, SHAPE, PlainUNet, scheduler
 
@@ -75,7 +75,8 @@ def test_the_command_writes_nothing(
     flags = ["--steps", "2", "--calibration-samples", "2", "--iterations", "5", "--dry-run"]
     assert run(["quantize", str(flow_pipeline), "-o", str(tmp_path / "out"), *flags, "--format", "json"]) == 0
     budget = json.loads(capfd.readouterr().out)
-    assert set(budget["seconds"]) == {"calibration", "initialization", "distillation", "output bias", "total"}
+    stages = {"calibration", "initialization", "distillation", "output bias", "cost of each step", "total"}
+    assert set(budget["seconds"]) == stages
     assert run(["quantize", str(flow_pipeline), "-o", str(tmp_path / "out"), *flags]) == 0
     text = capfd.readouterr().out
     for word in ("mid_block.resnets.0", "trained parameters", "conv_in", "memory: peak", "disk: peak", "time: total"):

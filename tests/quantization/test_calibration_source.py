@@ -142,7 +142,7 @@ def test_a_text_pipeline_from_the_command_line(stable_diffusion: Path, tmp_path:
     ]  # fmt: skip
     assert cli.run(command) == 0, capsys.readouterr().err
     checkpoint = load_checkpoint(tmp_path / "out")
-    record = checkpoint.details["calibration"]
+    record = checkpoint.artifact.manifest.details["calibration"]
     assert {**record, "prompts": record["prompts"]["count"]} == {
         "from": "pipeline",
         "prompts": 2,
@@ -151,10 +151,10 @@ def test_a_text_pipeline_from_the_command_line(stable_diffusion: Path, tmp_path:
         "guidance_scale": 5.0,
         "negative_prompt": "ugly",
     }
-    assert checkpoint.details["inputs"] == ["sample", "timestep", "encoder_hidden_states"]
+    assert checkpoint.details.inputs == ["sample", "timestep", "encoder_hidden_states"]
     assert checkpoint.timesteps.tolist() == [1, 334, 667]
     assert checkpoint.reference().per_seed == 2
-    assert min(checkpoint.details["snr_db"]["after_distillation"]) > 10
+    assert min(checkpoint.details.snr_db["after_distillation"]) > 10
 
 
 def test_flags_that_need_another(stable_diffusion: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -168,7 +168,7 @@ def test_xl_all_the_way(tmp_path: Path) -> None:
     """Size conditions arrive in a dict, and the unconditional half's text is all zeros."""
     artifact = quantize(tiny_stable_diffusion_xl(), tmp_path / "out", prompts=["a cat", "dog"], **FAST)
     checkpoint = load_checkpoint(artifact.path)
-    assert checkpoint.details["inputs"] == ["sample", "timestep", "encoder_hidden_states", "text_embeds", "time_ids"]
+    assert checkpoint.details.inputs == ["sample", "timestep", "encoder_hidden_states", "text_embeds", "time_ids"]
     assert not checkpoint.reference().conditions["encoder_hidden_states"][0].any()
     result = check(export(artifact, tmp_path / "tensorrt", target="tensorrt", dtype="fp32"), artifact)
     assert result, result.failures

@@ -155,7 +155,7 @@ def test_submodules_may_be_called_what_a_graph_or_pythons_grammar_has_a_use_for(
     torch.testing.assert_close(graph(x, t), model(x, t))
     if name in ("graph", "in"):
         checkpoint = make_checkpoint(model, tmp_path / "checkpoint", max_float_share=1.0)
-        assert [layer["name"] for layer in checkpoint.details["layers"]] == [f"{name}.last"]
+        assert [layer.name for layer in checkpoint.details.layers] == [f"{name}.last"]
 
 
 class ByLength(nn.Module):

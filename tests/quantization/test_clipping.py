@@ -5,15 +5,16 @@ from __future__ import annotations
 import pytest
 import torch
 
+from dq_deploy.formats import of_bits
 from dq_deploy.quantization.checkpoint import Checkpoint
 from dq_deploy.quantization.clipping import Clipped, counting
-from dq_deploy.quantization.layers import ActivationQuantizer
+from dq_deploy.quantization.quantizers import TableQuantizer
 
 T = torch.tensor([0.0, 10.0])
 
 
-def quantizer(**options: object) -> ActivationQuantizer:
-    made = ActivationQuantizer(T, 8, **{"symmetric": False, "axis": 1, "channels": 2, **options})  # type: ignore[arg-type]
+def quantizer(**options: object) -> TableQuantizer:
+    made = TableQuantizer(T, of_bits(8), **{"symmetric": False, "axis": 1, "channels": 2, **options})  # type: ignore[arg-type]
     made.set_tables(torch.tensor([1.0, 0.5]), torch.tensor([0.0, -28.0]))
     return made
 
@@ -43,7 +44,7 @@ def test_one_that_clips_nothing_is_not_there() -> None:
 
 
 def test_the_hooks_of_a_count_are_gone_afterwards_and_change_nothing(plain_checkpoint: Checkpoint) -> None:
-    reference, names = plain_checkpoint.reference(), plain_checkpoint.details["inputs"]
+    reference, names = plain_checkpoint.reference(), plain_checkpoint.details.inputs
     inputs = {names[0]: reference.samples[0] * 3, "timestep": reference.timesteps[0].repeat(reference.samples.shape[1])}
     before = plain_checkpoint.model(*[inputs[name] for name in names])
     with counting(plain_checkpoint.model) as found:
@@ -57,7 +58,7 @@ def test_the_hooks_of_a_count_are_gone_afterwards_and_change_nothing(plain_check
 
 
 def test_a_checkpoint_has_the_shares_of_its_held_out_samples(plain_checkpoint: Checkpoint) -> None:
-    reference, names = plain_checkpoint.reference(), plain_checkpoint.details["inputs"]
+    reference, names = plain_checkpoint.reference(), plain_checkpoint.details.inputs
     with counting(plain_checkpoint.model) as found:
         for row, timestep in enumerate(reference.timesteps):
             inputs = {names[0]: reference.samples[row], "timestep": timestep.repeat(reference.samples.shape[1])}
@@ -65,7 +66,7 @@ def test_a_checkpoint_has_the_shares_of_its_held_out_samples(plain_checkpoint: C
     rows = {float(t): index for index, t in enumerate(plain_checkpoint.rows)}
     calibrated = [rows[float(t)] for t in plain_checkpoint.timesteps]
     again = {name: [shares[index] for index in calibrated] for name, shares in found.shares().items()}
-    stored = plain_checkpoint.details["clipped"]
+    stored = plain_checkpoint.details.clipped
     assert stored.keys() == again.keys()
     for name, shares in stored.items():
         assert shares == pytest.approx(again[name], abs=2e-3)  # values at an edge fall either way

@@ -14,10 +14,11 @@ from torch import nn
 
 from dq_deploy.accuracy import check
 from dq_deploy.decibels import CEILING_DB, FLOOR_DB, ratio_db
+from dq_deploy.decibels import snr_db as snr
 from dq_deploy.exporters import export
+from dq_deploy.formats import of_bits
 from dq_deploy.quantization import numerics
 from dq_deploy.quantization.checkpoint import Checkpoint
-from dq_deploy.quantization.snr import snr_db as snr
 from tests.tiny import SHAPE, WHOLE, make_checkpoint, snr_db
 
 
@@ -85,7 +86,7 @@ def test_results_are_finite_and_close(options: dict[str, Any], tmp_path: Path) -
     x, t = torch.randn(4, *SHAPE), torch.tensor([0.0, 500.0, 0.0, 500.0])
     with torch.no_grad():
         assert snr_db(Degenerate()(x, t), made.model(x, t)) > (10 if "weight_bits" in options else 25)
-    json.dumps(made.details, allow_nan=False)
+    json.dumps(made.artifact.manifest.details, allow_nan=False)
 
 
 @pytest.mark.parametrize("target", ["tensorrt", "onnxruntime"])
@@ -97,7 +98,7 @@ def test_both_graphs_compute_what_the_checkpoint_does(checkpoint: Checkpoint, ta
 
 @pytest.mark.parametrize("bits", [2, 8])
 def test_a_zero_activation_has_code_zero(bits: int) -> None:
-    scale, zero_point = numerics.affine_parameters(torch.zeros(2), torch.tensor([0.0, 1.0]), bits, symmetric=False)
+    scale, zero_point = numerics.affine_parameters(torch.zeros(2), torch.tensor([0.0, 1.0]), of_bits(bits), symmetric=False)
     assert (float(scale[0]), float(zero_point[0])) == (1, 0)
     assert float(zero_point[1]) == -(2 ** (bits - 1))
 
@@ -124,8 +125,8 @@ class Zero(nn.Module):
 @pytest.mark.parametrize("options", [{}, {"iterations": 2}, {"dilation": "auto"}, {"weight_bits": 4, "activation_bits": 16}], ids=str)
 def test_a_network_whose_output_is_zero_has_a_defined_snr(options: dict[str, Any], tmp_path: Path) -> None:
     made = make_checkpoint(Zero(), tmp_path / "checkpoint", **{**QUICK, "max_float_share": 1.0, **options})
-    assert set(made.details["snr_db"]["after_distillation"]) <= {CEILING_DB, FLOOR_DB}
-    json.dumps(made.details, allow_nan=False)
+    assert set(made.details.snr_db["after_distillation"]) <= {CEILING_DB, FLOOR_DB}
+    json.dumps(made.artifact.manifest.details, allow_nan=False)
     x, t = torch.randn(4, *SHAPE), torch.tensor([0.0, 500.0, 0.0, 500.0])
     assert float(made.model(x, t).abs().max()) < 1e-6
     if not options:

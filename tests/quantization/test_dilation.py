@@ -7,6 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dq_deploy.formats import of_bits
 from dq_deploy.quantization.initial.dilation import (
     MAX_DILATION,
     LayerStatistics,
@@ -110,7 +111,7 @@ def test_all_consumers_of_a_tensor_bound_its_dilation() -> None:
 
 def statistics(channel_range: torch.Tensor, weight: torch.Tensor, step: float = 0.01) -> LayerStatistics:
     power = channel_range.pow(2) / 4
-    return LayerStatistics(channel_range, power, torch.full((len(channel_range),), step), [weight], [weight_scale(weight, 4)])
+    return LayerStatistics(channel_range, power, torch.full((len(channel_range),), step), [weight], [weight_scale(weight, of_bits(4))])
 
 
 def test_candidates_stay_within_one_and_the_bound() -> None:

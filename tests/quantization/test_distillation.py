@@ -14,7 +14,7 @@ from dq_deploy.quantization.checkpoint import named_quantizers
 from dq_deploy.quantization.config import QuantizeConfig
 from dq_deploy.quantization.distillation.block_trainer import BlockRecord
 from dq_deploy.quantization.distillation.distill import distill, split_samples
-from dq_deploy.quantization.layers import ActivationQuantizer
+from dq_deploy.quantization.quantizers import TableQuantizer
 from tests.tiny import FAST, quantized_copy
 
 
@@ -173,8 +173,9 @@ def test_nan_in_the_quantized_chain_names_the_block(graph: GraphModule, plain_da
 def test_tables_of_one_row_are_trained(graph: GraphModule, plain_data: Trajectories, tmp_path: Path) -> None:
     quantized, _ = quantized_copy(graph, plain_data, preset="w4a4")
     for name, quantizer in list(named_quantizers(quantized)):
-        if not quantizer.fixed:
-            one = ActivationQuantizer(torch.tensor([500.0]), **quantizer.config())
+        if isinstance(quantizer, TableQuantizer) and not quantizer.fixed:
+            options = {"symmetric": quantizer.symmetric, "axis": quantizer.axis, "channels": len(quantizer.dilation)}
+            one = TableQuantizer(torch.tensor([500.0]), quantizer.format, **options)
             one.set_tables(quantizer.scale_table().amax(dim=0, keepdim=True), quantizer.zero_point_table()[:1].float())
             one.dilation.copy_(quantizer.dilation)
             quantized.set_submodule(f"quantizers.{name.replace('.', '/')}", one)

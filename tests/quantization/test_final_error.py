@@ -18,6 +18,7 @@ from diffusers import (
     PNDMScheduler,
 )
 
+from dq_deploy.decibels import snr_db
 from dq_deploy.errors import UsageError
 from dq_deploy.quantization.calibration.noise_source import NoiseSource
 from dq_deploy.quantization.calibration.pipeline_source import PipelineSource
@@ -26,7 +27,6 @@ from dq_deploy.quantization.calling import OutputForm
 from dq_deploy.quantization.checkpoint import Checkpoint
 from dq_deploy.quantization.config import QuantizeConfig, Sampler
 from dq_deploy.quantization.final_error import MOST_PARTS, MOST_WITHOUT, calls, final_error
-from dq_deploy.quantization.snr import snr_db
 from tests.tiny_pipelines import tiny_stable_diffusion
 
 SHAPE = (1, 4, 4)
@@ -244,9 +244,8 @@ class _NoLatents:
 
 
 def test_a_checkpoint_says_which_step_makes_the_error(unet_checkpoint: Checkpoint) -> None:
-    from dq_deploy.artifacts.final_error import FinalError
-
-    found = FinalError(**unet_checkpoint.details["final_error"])
+    found = unet_checkpoint.details.final_error
+    assert found is not None
     assert found.seeds == 1  # nothing was trained
     assert [step.timesteps for step in found.steps] == [[t] for t in unet_checkpoint.artifact.manifest.timesteps]
     assert sum(step.share or 0 for step in found.steps) == pytest.approx(1, abs=1e-5)

@@ -15,7 +15,8 @@ from dq_deploy.quantization.checkpoint import freeze, named_layers, named_quanti
 from dq_deploy.quantization.config import Dilation
 from dq_deploy.quantization.graph.fold import fold_dilations
 from dq_deploy.quantization.initial.initialize import quantizer_groups
-from dq_deploy.quantization.layers import Quantized, QuantizedWeight
+from dq_deploy.quantization.quantizers import Quantized
+from dq_deploy.quantization.weights import QuantizedWeight
 from tests.tiny import SHAPE, captured, quantized_copy, scheduler, snr_db
 
 

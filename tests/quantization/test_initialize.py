@@ -13,14 +13,16 @@ from torch.fx import GraphModule
 from dq_deploy.accuracy import check
 from dq_deploy.errors import ArtifactError
 from dq_deploy.exporters import export
+from dq_deploy.formats import of_bits
 from dq_deploy.quantization.calibration.trajectories import Trajectories
 from dq_deploy.quantization.checkpoint import named_layers, named_quantizers
 from dq_deploy.quantization.config import Dilation, QuantizeConfig
 from dq_deploy.quantization.initial import initialize as initializing
 from dq_deploy.quantization.initial import tables
-from dq_deploy.quantization.initial.group_setter import float_output
 from dq_deploy.quantization.initial.initialize import AUTO_RULES, best_rule, initialize, quantizer_groups, undilated_weights
-from dq_deploy.quantization.layers import ActivationQuantizer, QuantizedWeight
+from dq_deploy.quantization.quantizers import ProbabilityQuantizer
+from dq_deploy.quantization.quantizers.observation import Observation
+from dq_deploy.quantization.weights import QuantizedWeight
 from tests.tiny import FAST, WHOLE, captured, make_checkpoint, quantized_copy, trajectories
 
 
@@ -141,7 +143,7 @@ def test_dilation_of_what_grouped_and_ordinary_convolutions_read_leaves_the_floa
         dilated += bool((s != 1).any())
         x = torch.randn(2, len(s), 8, 8)
         for name, layer in group.layers.items():
-            plain, other = float_output(layer, weights[name], x), float_output(layer, layer.weight, x / s.reshape(1, -1, 1, 1))
+            plain, other = layer.float_product(x, weights[name]), layer.float_product(x / s.reshape(1, -1, 1, 1), layer.weight)
             torch.testing.assert_close(other, plain, rtol=1e-4, atol=1e-5)
             if rule is not Dilation.SMOOTHQUANT:
                 assert bool((layer.weight.abs().flatten(1).amax(1) <= weights[name].abs().flatten(1).amax(1) * (1 + 1e-6)).all())
@@ -150,7 +152,7 @@ def test_dilation_of_what_grouped_and_ordinary_convolutions_read_leaves_the_floa
 
 def test_a_network_of_grouped_convolutions_goes_the_whole_way(tmp_path: Path) -> None:
     checkpoint = make_checkpoint(Grouped(), tmp_path / "checkpoint", dilation="symmetric")
-    assert min(checkpoint.details["snr_db"]["after_distillation"]) > 25
+    assert min(checkpoint.details.snr_db["after_distillation"]) > 25
     bundle = export(tmp_path / "checkpoint", tmp_path / "bundle", target="tensorrt", dtype="fp32")
     assert check(bundle, tmp_path / "checkpoint")
 
@@ -179,7 +181,7 @@ def test_probabilities_that_are_spread_over_many_tokens_keep_their_codes(
     (quantizer,) = [q for _, q in named_quantizers(made.model) if q.fixed]
     assert quantizer.scale_table().tolist() == pytest.approx([2.0**-halvings / 255] * quantizer.table_rows)
     assert set(quantizer.zero_point_table().tolist()) == {-128}
-    assert min(made.details["snr_db"]["after_distillation"]) > least_snr  # over [0, 1] the first one has 7 dB
+    assert min(made.details.snr_db["after_distillation"]) > least_snr  # over [0, 1] the first one has 7 dB
     for target in ("tensorrt", "onnxruntime"):
         bundle = export(tmp_path / "spread", tmp_path / target, target=target, dtype="fp32", **WHOLE[target])
         assert check(bundle, tmp_path / "spread")
@@ -189,8 +191,8 @@ def test_a_run_that_goes_on_has_the_range_of_probabilities_again(tmp_path: Path)
     torch.manual_seed(0)
     made = make_checkpoint(Spread(0.3), tmp_path / "spread", shape=(1, 32, 32), dilation="none", iterations=0)
     (quantizer,) = [q for _, q in named_quantizers(made.model) if q.fixed]
-    fresh = ActivationQuantizer(made.rows, 8, symmetric=False, axis=0, channels=1, fixed=True)
-    tables.set_probability_range(fresh, 1.0)
+    assert isinstance(quantizer, ProbabilityQuantizer)
+    fresh = ProbabilityQuantizer(made.rows, of_bits(8), symmetric=False, axis=0, channels=1)
     fresh.log_scale.data.copy_(quantizer.log_scale)  # as the stages of a work folder are loaded
     assert torch.equal(fresh.scale_table(), quantizer.scale_table())
     assert fresh.scale_table()[0] == torch.tensor(2.0**-6 / 255)
@@ -198,8 +200,8 @@ def test_a_run_that_goes_on_has_the_range_of_probabilities_again(tmp_path: Path)
 
 def test_the_range_of_probabilities_holds_what_was_seen_and_more() -> None:
     for peak in (1e-9, 1e-4, 0.01, 0.04, 0.12, 0.125, 0.5, 1.0):
-        quantizer = ActivationQuantizer(torch.tensor([1.0, 2.0]), 8, symmetric=False, axis=0, channels=1, fixed=True)
-        tables.set_probability_range(quantizer, peak)
+        quantizer = ProbabilityQuantizer(torch.tensor([1.0, 2.0]), of_bits(8), symmetric=False, axis=0, channels=1)
+        quantizer.calibrate(Observation.of(torch.tensor([[0.0, peak]] * 2), 2, counted=False), QuantizeConfig())
         (scale,) = set(quantizer.scale_table().tolist())
         assert 255 * scale >= min(1.5 * peak, 1) * (1 - 1e-6)
         assert 255 * scale <= (max(3 * peak, 2.0**-20) if peak < 1 / 8 else 1) * (1 + 1e-6)

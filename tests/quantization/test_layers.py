@@ -6,15 +6,17 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dq_deploy.formats import of_bits
 from dq_deploy.quantization import numerics
 from dq_deploy.quantization.distillation.optimizers import TableAdam
-from dq_deploy.quantization.layers import ActivationQuantizer, QuantizedConv2d, QuantizedLinear, QuantizedMatmul, QuantizedWeight
+from dq_deploy.quantization.quantizers import TableQuantizer
+from dq_deploy.quantization.weights import QuantizedConv2d, QuantizedLinear, QuantizedMatmul, QuantizedWeight
 
 TIMESTEPS = torch.tensor([0.0, 100.0, 200.0, 300.0])
 
 
-def quantizer(bits: int = 8, *, symmetric: bool = False, channels: int = 3, axis: int = 1) -> ActivationQuantizer:
-    made = ActivationQuantizer(TIMESTEPS, bits, symmetric=symmetric, axis=axis, channels=channels)
+def quantizer(bits: int = 8, *, symmetric: bool = False, channels: int = 3, axis: int = 1) -> TableQuantizer:
+    made = TableQuantizer(TIMESTEPS, of_bits(bits), symmetric=symmetric, axis=axis, channels=channels)
     qmin = -(2 ** (bits - 1))
     made.set_tables(
         torch.tensor([0.01, 0.02, 0.04, 0.08]) * 2 ** (8 - bits), torch.zeros(4) if symmetric else torch.tensor([0.0, 1, -1, qmin])
@@ -90,7 +92,7 @@ CONVS = [
 @pytest.mark.parametrize("bias", [True, False])
 def test_an_integer_convolution_is_the_convolution_of_the_dequantized(geometry: dict, bias: bool) -> None:
     weight = torch.randn(8, 4 // geometry["groups"], 3, 3)
-    layer = QuantizedConv2d(weight, torch.randn(8) if bias else None, 8, **geometry)
+    layer = QuantizedConv2d(weight, torch.randn(8) if bias else None, of_bits(8), **geometry)
     made = quantizer(channels=4)
     x, t = torch.randn(4, 4, 9, 7), TIMESTEPS
     codes, scale = layer.integer_weight()
@@ -102,7 +104,7 @@ def test_an_integer_convolution_is_the_convolution_of_the_dequantized(geometry: 
 @pytest.mark.parametrize("shape", [(4, 6), (4, 5, 6), (4, 2, 3, 6)])
 @pytest.mark.parametrize("bias", [True, False])
 def test_an_integer_linear_layer_takes_any_rank(shape: tuple[int, ...], bias: bool) -> None:
-    layer = QuantizedLinear(torch.randn(3, 6), torch.randn(3) if bias else None, 8)
+    layer = QuantizedLinear(torch.randn(3, 6), torch.randn(3) if bias else None, of_bits(8))
     a = quantizer(channels=6, axis=-1)(torch.randn(shape), TIMESTEPS)
     codes, scale = layer.integer_weight()
     dequantized = a.codes * a.scale.reshape(-1, *[1] * (len(shape) - 1))
@@ -118,7 +120,7 @@ def test_a_product_of_two_activations_scales_by_both() -> None:
 
 @pytest.mark.parametrize("bits", [2, 4, 8])
 def test_freezing_changes_no_output(bits: int) -> None:
-    layer: QuantizedWeight = QuantizedLinear(torch.randn(3, 6), torch.randn(3), bits)
+    layer: QuantizedWeight = QuantizedLinear(torch.randn(3, 6), torch.randn(3), of_bits(bits))
     made = quantizer(bits, channels=6, axis=-1)
     x = torch.randn(4, 6)
     before = layer(made(x, TIMESTEPS))

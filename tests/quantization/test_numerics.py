@@ -6,6 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dq_deploy.formats import of_bits
 from dq_deploy.quantization import numerics
 
 BITS = st.integers(2, 8)
@@ -15,9 +16,9 @@ BITS = st.integers(2, 8)
 def test_error_is_at_most_half_a_step_inside_the_range(bits: int, symmetric: bool, seed: int, spread: float, offset: float) -> None:
     generator = torch.Generator().manual_seed(seed)
     x = (torch.randn(200, generator=generator) + offset) * spread
-    scale, zero_point = numerics.affine_parameters(x.min(), x.max(), bits, symmetric=symmetric)
-    qmin, qmax = numerics.code_range(bits)
-    codes = numerics.quantize(x, 1 / scale, zero_point, bits)
+    scale, zero_point = numerics.affine_parameters(x.min(), x.max(), of_bits(bits), symmetric=symmetric)
+    qmin, qmax = of_bits(bits).code_range()
+    codes = numerics.quantize(x, 1 / scale, zero_point, of_bits(bits))
     assert torch.equal(codes, codes.round())
     assert bool((codes + zero_point >= qmin).all())
     assert bool((codes + zero_point <= qmax).all())
@@ -31,14 +32,14 @@ def test_error_is_at_most_half_a_step_inside_the_range(bits: int, symmetric: boo
 @given(bits=BITS, symmetric=st.booleans(), low=st.floats(-1e4, 1e4, width=32), width=st.floats(0, 1e4, width=32))
 def test_the_range_is_covered_and_zero_is_exact(bits: int, symmetric: bool, low: float, width: float) -> None:
     ends = torch.tensor([low, low + width])
-    scale, zero_point = numerics.affine_parameters(ends[0], ends[1], bits, symmetric=symmetric)
-    qmin, qmax = numerics.code_range(bits)
+    scale, zero_point = numerics.affine_parameters(ends[0], ends[1], of_bits(bits), symmetric=symmetric)
+    qmin, qmax = of_bits(bits).code_range()
     assert float(scale) > 0
     assert qmin <= float(zero_point) <= qmax
     assert float(zero_point) == round(float(zero_point))
     assert not symmetric or float(zero_point) == 0
-    assert float(numerics.quantize(torch.zeros(()), 1 / scale, zero_point, bits)) == 0
-    error = (numerics.quantize(ends, 1 / scale, zero_point, bits) * scale - ends).abs()
+    assert float(numerics.quantize(torch.zeros(()), 1 / scale, zero_point, of_bits(bits))) == 0
+    error = (numerics.quantize(ends, 1 / scale, zero_point, of_bits(bits)) * scale - ends).abs()
     assert bool((error <= scale * 1.001).all())  # the zero-point's own rounding may push an end out by half a step
 
 
@@ -46,7 +47,7 @@ def test_the_range_is_covered_and_zero_is_exact(bits: int, symmetric: bool, low:
 def test_a_weight_scale_reaches_the_largest_code_and_no_further(bits: int) -> None:
     weight = torch.randn(5, 7, generator=torch.Generator().manual_seed(bits))
     weight[3] = 0
-    scale = numerics.weight_scale(weight, bits)
+    scale = numerics.weight_scale(weight, of_bits(bits))
     codes = (weight / scale[:, None]).round()
     largest = codes.abs().amax(dim=1)
     assert scale[3] == 1
@@ -72,6 +73,6 @@ def test_integer_timesteps_select_like_floats() -> None:
 
 def test_a_clipped_element_passes_no_gradient() -> None:
     x = torch.tensor([0.3, 500.0, -500.0], requires_grad=True)
-    numerics.quantize(x, torch.tensor(1.0), torch.tensor(0.0), 8).sum().backward()
+    numerics.quantize(x, torch.tensor(1.0), torch.tensor(0.0), of_bits(8)).sum().backward()
     assert x.grad is not None
     assert x.grad.tolist() == [1.0, 0.0, 0.0]

@@ -10,9 +10,9 @@ from diffusers import DDPMScheduler
 from torch import nn
 
 import dq_deploy
-from dq_deploy.engines.onnxruntime import OnnxRuntimeRunner
+from dq_deploy.decibels import snr_db
+from dq_deploy.engines.onnxruntime.runner import OnnxRuntimeRunner
 from dq_deploy.quantization import load_checkpoint
-from dq_deploy.quantization.snr import snr_db
 
 
 class OwnBias(nn.Module):
@@ -88,7 +88,7 @@ def test_biases_of_one_name_are_not_taken_for_each_other(named: bool, target: st
         calibration_samples=4, reference_samples=2, iterations=0, dilation="none", max_float_share=1.0,
     )  # fmt: skip
     checkpoint = load_checkpoint(tmp_path / "checkpoint")
-    stored = checkpoint.details["snr_db"]["after_distillation"]
+    stored = checkpoint.details.snr_db["after_distillation"]
     reference = checkpoint.reference()
     for row, timestep in enumerate(reference.timesteps):
         got = checkpoint.model(reference.samples[row], timestep.repeat(2))

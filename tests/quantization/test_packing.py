@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dq_deploy.quantization.packing import pack_int4, unpack_int4
+from dq_deploy.quantization.weights.packing import pack_int4, unpack_int4
 
 
 @given(st.lists(st.integers(1, 5), min_size=1, max_size=4), st.integers(0, 2**31))

@@ -14,7 +14,7 @@ from tests.tiny import FAST, SHAPE, PlainUNet, make_checkpoint, scheduler, snr_d
 
 
 def test_a_plain_module_needs_no_adapter(plain_checkpoint: Checkpoint) -> None:
-    details = plain_checkpoint.details
+    details = plain_checkpoint.artifact.manifest.details
     assert details["inputs"] == ["x", "timestep"]
     assert details["source"] is None
     x, t = torch.randn(3, *SHAPE, generator=torch.Generator().manual_seed(0)), torch.tensor([0.0, 260.0, 740.0])
@@ -23,7 +23,7 @@ def test_a_plain_module_needs_no_adapter(plain_checkpoint: Checkpoint) -> None:
 
 
 def test_planned_layers_are_those_in_the_checkpoint(unet_checkpoint: Checkpoint) -> None:
-    details = unet_checkpoint.details
+    details = unet_checkpoint.artifact.manifest.details
     assert sorted(layer["name"] for layer in details["layers"]) == sorted(unet_checkpoint.layers)
     assert {q["name"] for q in details["quantizers"]} == set(unet_checkpoint.quantizers)
     assert {q for layer in details["layers"] for q in layer["quantizers"]} == set(unet_checkpoint.quantizers)
@@ -96,4 +96,4 @@ def test_zero_channels_and_constant_activations_stay_finite(rule: str, tmp_path:
     x, t = torch.randn(5, 1, 6, 10), torch.zeros(5)
     with torch.no_grad():
         assert snr_db(Odd()(x, t), made.model(x, t)) > 20
-    json.dumps(made.details, allow_nan=False)
+    json.dumps(made.artifact.manifest.details, allow_nan=False)

@@ -256,11 +256,11 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
 
 
 def test_each_half_has_its_own_scales(checkpoint: Checkpoint) -> None:
-    assert checkpoint.details["skip_halves"]["mode"] == "split"
-    layers = {layer["name"]: layer for layer in checkpoint.details["layers"]}
+    assert checkpoint.details.skip_halves.mode == "split"
+    layers = {layer.name: layer for layer in checkpoint.details.layers}
     quantizers = checkpoint.quantizers
     for reader in READERS[:4]:
-        (h,), (skip,) = (layers[f"{reader}{half}"]["quantizers"] for half in ("#h", "#skip"))
+        (h,), (skip,) = (layers[f"{reader}{half}"].quantizers for half in ("#h", "#skip"))
         assert h != skip
         assert not torch.equal(quantizers[h].scale_table(), quantizers[skip].scale_table())
         assert checkpoint.layers[f"{reader}#skip"].bias is None  # type: ignore[union-attr]

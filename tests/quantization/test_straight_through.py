@@ -7,8 +7,9 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from dq_deploy.formats import of_bits
 from dq_deploy.quantization import numerics
-from dq_deploy.quantization.numerics import code_range, per_row
+from dq_deploy.quantization.numerics import per_row
 
 
 def round_ste(x: torch.Tensor) -> torch.Tensor:
@@ -16,13 +17,13 @@ def round_ste(x: torch.Tensor) -> torch.Tensor:
 
 
 def activation(x: torch.Tensor, inverse: torch.Tensor, zero: torch.Tensor, bits: int) -> torch.Tensor:
-    qmin, qmax = code_range(bits)
+    qmin, qmax = of_bits(bits).code_range()
     z = round_ste(zero)
     return torch.clamp(round_ste(x * inverse), qmin - z, qmax - z)
 
 
 def weight(w: torch.Tensor, scale: torch.Tensor, bits: int) -> torch.Tensor:
-    return torch.clamp(round_ste(w / per_row(scale, w)), *code_range(bits, narrow=True))
+    return torch.clamp(round_ste(w / per_row(scale, w)), *of_bits(bits).code_range(narrow=True))
 
 
 def values_and_gradients(
@@ -51,10 +52,10 @@ def test_activations(bits: int, shape: tuple[int, ...], needed: tuple[bool, ...]
     x.flatten()[:4] = torch.tensor([0.5, 1.5, -0.5, 2.5])  # ties, to be rounded to even
     inverse, zero = (per_row(torch.rand(5, dtype=torch.float64) + 0.5, x), per_row(torch.randn(5, dtype=torch.float64), x))
     inverse[0] = 1
-    got = values_and_gradients(lambda *a: numerics.quantize(*a, bits), [x, inverse, zero], needed)
+    got = values_and_gradients(lambda *a: numerics.quantize(*a, of_bits(bits)), [x, inverse, zero], needed)
     assert_equal(got, values_and_gradients(lambda *a: activation(*a, bits), [x, inverse, zero], needed))
     with torch.no_grad():  # and the value is the one that is computed without gradients
-        assert torch.equal(got[0], numerics.quantize(x, inverse, zero, bits))  # type: ignore[arg-type]
+        assert torch.equal(got[0], numerics.quantize(x, inverse, zero, of_bits(bits)))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("bits", [2, 4, 8])
@@ -63,15 +64,15 @@ def test_activations(bits: int, shape: tuple[int, ...], needed: tuple[bool, ...]
 def test_weights(bits: int, shape: tuple[int, ...], needed: tuple[bool, ...]) -> None:
     torch.manual_seed(0)
     w, scale = torch.randn(shape, dtype=torch.float64), torch.rand(5, dtype=torch.float64) / 2 ** (bits - 2) + 0.01
-    got = values_and_gradients(lambda *a: numerics.quantize_weight(*a, bits), [w, scale], needed)
+    got = values_and_gradients(lambda *a: numerics.quantize_weight(*a, of_bits(bits)), [w, scale], needed)
     assert_equal(got, values_and_gradients(lambda *a: weight(*a, bits), [w, scale], needed))
     with torch.no_grad():
-        assert torch.equal(got[0], numerics.quantize_weight(w, scale, bits))  # type: ignore[arg-type]
+        assert torch.equal(got[0], numerics.quantize_weight(w, scale, of_bits(bits)))  # type: ignore[arg-type]
 
 
 def test_a_tie_goes_to_the_even_code_and_passes_its_gradient() -> None:
     x = torch.tensor([0.5, 1.5, 2.5, -0.5, 1e8], requires_grad=True)
-    y = numerics.quantize(x, torch.tensor(1.0), torch.tensor(0.0), 8)
+    y = numerics.quantize(x, torch.tensor(1.0), torch.tensor(0.0), of_bits(8))
     assert y.tolist() == [0.0, 2.0, 2.0, 0.0, 127.0]
     y.sum().backward()
     assert x.grad is not None

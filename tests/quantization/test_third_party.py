@@ -35,7 +35,7 @@ def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 def test_nothing_but_the_first_layer_stays_in_float(made: tuple[nn.Module, Checkpoint]) -> None:
     model, checkpoint = made
-    details = checkpoint.details
+    details = checkpoint.artifact.manifest.details
     assert details["float_mac_share"] <= 0.02
     assert [layer["op"] for layer in details["float_layers"]] == ["conv2d"]
     planned = {layer["name"] for layer in details["layers"]}
@@ -46,7 +46,7 @@ def test_nothing_but_the_first_layer_stays_in_float(made: tuple[nn.Module, Check
 
 def test_the_named_blocks_are_distilled(made: tuple[nn.Module, Checkpoint]) -> None:
     model, checkpoint = made
-    blocks = {record["block"] for record in checkpoint.details["distillation"]}
+    blocks = {record.block for record in checkpoint.details.distillation}
     named = (
         {"input_blocks.1.0", "middle_block.0", "output_blocks.1.1"} if isinstance(model, AdmUNet) else {"downs.0.0", "mid_attn", "ups.0.2"}
     )

@@ -17,14 +17,16 @@ from onnx import TensorProto, numpy_helper
 from dq_deploy.accuracy import check
 from dq_deploy.artifacts import Artifact
 from dq_deploy.engines.build import build_engine, load_report
-from dq_deploy.engines.onnxruntime import optimized_operators
+from dq_deploy.engines.onnxruntime.runner import optimized_operators
 from dq_deploy.errors import ArtifactError, UsageError
 from dq_deploy.exporters import export
 from dq_deploy.exporters.lint import lint
+from dq_deploy.formats import of_bits
 from dq_deploy.quantization.checkpoint import Checkpoint, integer_tensors, load_checkpoint
 from dq_deploy.quantization.config import QuantizeConfig
-from dq_deploy.quantization.layers import QuantizedWeight
-from dq_deploy.quantization.weight_only import WeightOnlyConv2d, WeightOnlyLinear, block_length, half_precision
+from dq_deploy.quantization.numerics import half_precision
+from dq_deploy.quantization.weights import QuantizedWeight, WeightOnlyConv2d, WeightOnlyLinear
+from dq_deploy.quantization.weights.blocked import block_length
 from tests.flow import altered
 from tests.tiny import change_tensors, make_checkpoint, tiny_unet
 
@@ -76,13 +78,13 @@ def test_scales_are_what_fp16_has() -> None:
 def test_each_block_of_a_row_has_the_scale_of_its_own_range() -> None:
     torch.manual_seed(0)
     weight = torch.randn(3, 64) * torch.tensor([1.0, 100.0]).repeat_interleave(32)
-    layer = WeightOnlyLinear(weight, torch.randn(3), bits=4, block=32)
+    layer = WeightOnlyLinear(weight, torch.randn(3), of_bits(4), block=32)
     codes, scale = layer.integer_weight()
     assert (codes.shape, scale.shape) == ((3, 64), (3, 2))
     torch.testing.assert_close(scale, weight.reshape(3, 2, 32).abs().amax(dim=2) / 7)
     x = torch.randn(2, 5, 64)
     exact = torch.nn.functional.linear(x, weight, layer.bias)
-    whole = WeightOnlyLinear(weight, layer.bias, bits=4, block=0)
+    whole = WeightOnlyLinear(weight, layer.bias, of_bits(4), block=0)
     error, error_of_whole = (float((one(x) - exact).detach().pow(2).mean()) for one in (layer, whole))
     assert error < error_of_whole
     layer.freeze()
@@ -109,7 +111,7 @@ def test_blocks_beside_integer_activations_are_refused() -> None:
 
 
 def test_every_layer_with_a_weight_is_planned_and_no_table_is_made(checkpoint: Checkpoint) -> None:
-    details = checkpoint.details
+    details = checkpoint.artifact.manifest.details
     assert checkpoint.quantizers == {}
     assert (details["quantizers"], details["dilation"]) == ([], [])
     layers = {entry["name"]: entry for entry in details["layers"]}
@@ -124,13 +126,9 @@ def test_every_layer_with_a_weight_is_planned_and_no_table_is_made(checkpoint: C
 
 
 def test_distillation_trains_the_weights(checkpoint: Checkpoint) -> None:
-    snr = checkpoint.details["snr_db"]
+    snr = checkpoint.details.snr_db
     assert np.mean(snr["after_distillation"]) > np.mean(snr["before_distillation"])
-    assert (
-        sum(record["trained"] for record in checkpoint.details["distillation"]) > 0
-        if "trained" in checkpoint.details["distillation"][0]
-        else True
-    )
+    assert all(record.iterations for record in checkpoint.details.distillation)
 
 
 def test_loading_gives_back_the_same_integers_and_outputs(checkpoint: Checkpoint) -> None:

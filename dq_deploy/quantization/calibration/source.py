@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,17 +25,32 @@ from .walk import Walk, try_out
 
 @dataclass(frozen=True)
 class Request:
-    """What the user asked the calibration to be conditioned on; None is "not given"."""
+    """What the user asked of the source and its calibration, as ``quantize`` takes it; None is "not given"."""
 
+    scheduler: Any = None
+    sample_shape: tuple[int, ...] | None = None
+    blocks: Sequence[str] | None = None
     conditions: Mapping[str, Any] | None = None  # of tensors [P, ...] and constants, in any structure
     null_conditions: Mapping[str, Any] | None = None
     classes: str | Sequence[int] | None = None
     prompts: str | Path | Sequence[str] | None = None
     negative_prompt: str | None = None
-    lora: Lora | None = None
+    lora: str | Path | None = None
+    lora_scale: float = 1.0
     height: int | None = None
     width: int | None = None
     frames: int | None = None
+
+    @classmethod
+    def split(cls, arguments: Mapping[str, Any]) -> tuple[Request, dict[str, Any]]:
+        """The request in the keyword arguments of ``quantize``, and the others: options of the configuration."""
+        own = {field.name for field in fields(cls)}
+        return cls(**{k: v for k, v in arguments.items() if k in own}), {k: v for k, v in arguments.items() if k not in own}
+
+    @property
+    def adapter(self) -> Lora | None:
+        """The LoRA file to fuse."""
+        return None if self.lora is None else Lora(Path(self.lora), self.lora_scale)
 
     @property
     def picture_size(self) -> dict[str, int]:

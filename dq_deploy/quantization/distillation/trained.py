@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -15,21 +15,28 @@ from ..config import QuantizeConfig
 from ..graph.blocks import Block
 from ..graph.insertion import decode, encode
 from ..graph.skip_halves import name_matches
-from ..layers import ActivationQuantizer, QuantizedWeight
+from ..methods.method import ROLES
+from ..quantizers import ActivationQuantizer
+from ..weights import QuantizedLayer
 from .optimizers import TableAdam
-
-_LR_ZERO_POINT = 50.0  # zero-points move in units of codes, log-scales in units of e: their step is this much longer
 
 State = dict[str, torch.Tensor]
 """Trained parameters under their names in the quantized graph."""
 
 
-def check_patterns(patterns: Sequence[str], layers: Sequence[str]) -> None:
-    """Raise UsageError naming every pattern of ``train`` that matches no quantized layer."""
-    missing = [p for p in patterns if not any(name_matches(name, p) for name in layers)]
-    if missing:
-        example = ", ".join(layers[:8])
+def check_patterns(patterns: Sequence[str], layers: Mapping[str, Collection[str]]) -> None:
+    """Raise UsageError naming every pattern of ``train`` that matches no quantized layer; ``layers`` are their roles by name.
+
+    A network may have no layer of one role (feed-forward layers, say), but some layer must match.
+    """
+    missing = [p for p in patterns if not any(_matches(p, name, roles) for name, roles in layers.items())]
+    if set(missing) - ROLES or len(missing) == len(patterns):
+        example = ", ".join(list(layers)[:8])
         raise UsageError(f"no quantized layer matches {', '.join(map(repr, missing))} of train", f"layers are named like: {example}, …")
+
+
+def _matches(pattern: str, name: str, roles: Collection[str]) -> bool:
+    return pattern in roles or name_matches(name, pattern)
 
 
 def selected(graph_module: GraphModule, patterns: Sequence[str]) -> tuple[set[str], set[str]]:
@@ -38,8 +45,9 @@ def selected(graph_module: GraphModule, patterns: Sequence[str]) -> tuple[set[st
     Raises UsageError when a pattern matches nothing.
     """
     calls = [n for n in graph_module.graph.nodes if n.op == "call_module" and str(n.target).startswith("layers.")]
-    check_patterns(patterns, [decode(str(n.target)) for n in calls])
-    matching = [n for n in calls if any(name_matches(decode(str(n.target)), p) for p in patterns)]
+    roles = {decode(str(n.target)): n.meta.get("roles", ()) for n in calls}
+    check_patterns(patterns, roles)
+    matching = [n for n in calls if any(_matches(p, name, roles[name]) for p in patterns for name in [decode(str(n.target))])]
     quantizers = {decode(str(a.target)) for n in matching for a in n.all_input_nodes if "quantizer" in a.meta}
     return {decode(str(n.target)) for n in matching}, quantizers
 
@@ -48,21 +56,16 @@ def selected(graph_module: GraphModule, patterns: Sequence[str]) -> tuple[set[st
 class TrainedParts:
     """The modules of one block that are trained, under their names in the graph."""
 
-    layers: dict[str, QuantizedWeight]
+    layers: dict[str, QuantizedLayer]
     quantizers: dict[str, ActivationQuantizer]
 
     @classmethod
     def of(cls, block: Block, layers: set[str], quantizers: set[str]) -> TrainedParts:
-        """Those of a block whose names are among ``layers`` and ``quantizers``; constant tables never are."""
-        modules = dict(block.module.named_modules())
-        weighted, tables = {}, {}
-        for target in (f"layers.{encode(name)}" for name in block.layers if name in layers):
-            if isinstance(layer := modules[target], QuantizedWeight):
-                weighted[target] = layer
-        for target in (f"quantizers.{encode(name)}" for name in block.quantizers if name in quantizers):
-            if isinstance(quantizer := modules[target], ActivationQuantizer) and not quantizer.fixed:
-                tables[target] = quantizer
-        return cls(weighted, tables)
+        """Those of a block that have something to train and whose names are among ``layers`` and ``quantizers``."""
+        modules: dict[str, Any] = dict(block.module.named_modules())
+        weighted = {target: modules[target] for name in block.layers if name in layers for target in [f"layers.{encode(name)}"]}
+        tables = {target: modules[target] for name in block.quantizers if name in quantizers for target in [f"quantizers.{encode(name)}"]}
+        return cls({t: x for t, x in weighted.items() if list(x.parameters())}, {t: x for t, x in tables.items() if x.trained()})
 
     def __bool__(self) -> bool:
         return bool(self.layers or self.quantizers)
@@ -72,13 +75,8 @@ class TrainedParts:
         return {f"{t}.{name}": p for t, layer in self.layers.items() for name, p in layer.named_parameters()}
 
     def tables(self) -> dict[str, torch.nn.Parameter]:
-        """Log-scales and zero-points [T, 1]; a symmetric quantizer's zero-point stays 0."""
-        found = {}
-        for target, quantizer in self.quantizers.items():
-            found[f"{target}.log_scale"] = quantizer.log_scale
-            if not quantizer.symmetric:
-                found[f"{target}.zero_point"] = quantizer.zero_point
-        return found  # type: ignore[return-value]  # parameters, declared as tensors in the layer
+        """What the quantizers train, [T, 1] each: log-scales, zero-points."""
+        return {f"{t}.{name}": part.parameter for t, quantizer in self.quantizers.items() for name, part in quantizer.trained().items()}
 
     def parameters(self) -> list[torch.nn.Parameter]:
         """Everything that is trained."""
@@ -109,17 +107,10 @@ class TrainedParts:
 
     def adam(self, config: QuantizeConfig) -> torch.optim.Adam | None:
         """Optimizer of the dense parameters, at the rates of the first step; None when there are none."""
-        groups: list[dict[str, Any]] = []
-        for layer in self.layers.values():
-            # In units of the layer's quantization step, so that one rate fits every layer and every bit-width.
-            step = float(layer.log_scale.detach().exp().mean())
-            groups.append({"params": [layer.weight], "lr": config.lr_weight * step})
-            groups.append({"params": [layer.log_scale], "lr": config.lr_scale})
-            if layer.bias is not None:
-                groups.append({"params": [layer.bias], "lr": config.lr_weight * float(layer.bias.detach().abs().mean() + step)})
+        groups = [group for layer in self.layers.values() for group in layer.parameter_groups(config)]
         return torch.optim.Adam(groups, fused=True) if groups else None
 
     def table_adam(self, config: QuantizeConfig) -> TableAdam:
         """Optimizer of the tables."""
-        rates = {"log_scale": config.lr_scale, "zero_point": config.lr_scale * _LR_ZERO_POINT}
-        return TableAdam({table: rates[name.rpartition(".")[2]] for name, table in self.tables().items()})
+        trained = [part for quantizer in self.quantizers.values() for part in quantizer.trained().values()]
+        return TableAdam({part.parameter: config.lr_scale * part.rate for part in trained})

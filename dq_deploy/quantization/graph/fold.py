@@ -19,12 +19,14 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch.fx import GraphModule, Node
 
-from ..layers import ActivationQuantizer, QuantizedConv2d, QuantizedWeight
+from ..quantizers import ActivationQuantizer
+from ..weights import QuantizedWeight
 from .edit import aten, set_tensor
 from .insertion import decode
 from .moves import MOVES, origins, reads
@@ -61,7 +63,7 @@ def fold_dilations(model: GraphModule) -> dict[str, list[str]]:
             continue
         quantizer = model.get_submodule(str(node.target))
         assert isinstance(quantizer, ActivationQuantizer)
-        if quantizer.fixed or bool((quantizer.dilation == 1).all()):
+        if not quantizer.divides:
             continue
         name, source = decode(str(node.target)), node.args[0]
         assert isinstance(source, Node)
@@ -136,16 +138,10 @@ class _Division:
         layer = self.model.get_submodule(str(node.target))
         if not isinstance(layer, QuantizedWeight) or layer.frozen is None:
             return None
-        rows = _reduced(s, _channel_shape(s, 1 if isinstance(layer, QuantizedConv2d) else -1))
-
-        def apply(layer: QuantizedWeight = layer, rows: torch.Tensor | None = rows) -> None:
-            assert layer.frozen is not None
-            assert rows is not None
-            layer.frozen = (layer.frozen[0], layer.frozen[1] / rows.flatten())
-            if layer.bias is not None:
-                layer.bias.data = layer.bias.data / rows.flatten()
-
-        return None if rows is None else [_Change(decode(str(node.target)), apply)]
+        channels = _reduced(s, _channel_shape(s, layer.channel_axis))
+        if channels is None:
+            return None
+        return [_Change(decode(str(node.target)), partial(layer.divide_output, channels.flatten()))]
 
     def _move(self, node: Node, s: torch.Tensor) -> Changes:
         mover, which = node, 0

@@ -9,19 +9,20 @@ import torch
 from torch import nn
 from torch.fx import GraphModule, Node
 
-from ..layers import ActivationQuantizer, QuantizedConv2d, QuantizedLinear, QuantizedMatmul
-from ..numerics import code_range
-from ..weight_only import WeightOnlyConv2d, WeightOnlyLinear
+from ..quantizers import QUANTIZERS
+from ..weights import LAYERS
 from .edit import drop_unused_tensors
 from .plan import Plan
 from .products import Layer
 from .shapes import static_shape
 
+_CHANNEL_AXES = {"conv2d": 1, "linear": -1, "matmul": 0}  # of what a product reads; two activations are divided by nothing
+
 
 def insert_quantizers(graph_module: GraphModule, plan: Plan, timesteps: torch.Tensor) -> None:
     """Rewrite the captured graph in place: quantizer and integer layer in the place of every planned product.
 
-    Consumers of the same tensor with the same channel axis, bits and kind share one quantizer.
+    Consumers of the same tensor that read it alike, along the same channel axis, share one quantizer.
     """
     graph = graph_module.graph
     timestep = next(n for n in graph.nodes if n.op == "placeholder" and n.target == "timestep")
@@ -50,26 +51,11 @@ def insert_quantizers(graph_module: GraphModule, plan: Plan, timesteps: torch.Te
 
 def _quantizer_call(graph_module: GraphModule, plan: Plan, layer: Layer, x: Node, name: str, timestep: Node, timesteps: torch.Tensor,
                     shared: dict[tuple[Any, ...], Node]) -> Node:  # fmt: skip
-    # Only on the left: its zero-point is then corrected by column sums of the right operand's codes.
-    is_softmax = layer.probabilities and x is layer.node.args[0]
-    axis = {"conv2d": 1, "linear": -1, "matmul": 0}[layer.op]
-    bits = plan.softmax_bits if is_softmax else layer.activation_bits
-    key = (x, axis, bits, is_softmax)
+    reading, axis = plan.reading(layer, x), _CHANNEL_AXES[layer.op]
+    key = (x, axis, reading)
     if key not in shared:
         channels = 1 if layer.op == "matmul" else static_shape(x.meta["val"])[axis]
-        quantizer = ActivationQuantizer(
-            timesteps,
-            bits,
-            symmetric=(layer.op == "matmul" or not plan.zero_points) and not is_softmax,
-            axis=axis,
-            channels=channels,
-            fixed=is_softmax,
-            static=not (plan.temporal or is_softmax),
-        )
-        if is_softmax:  # probabilities lie in [0, 1] at every timestep: code = round((2^b − 1)·P) − 2^(b−1)
-            qmin, qmax = code_range(bits)
-            rows = len(timesteps)
-            quantizer.set_tables(torch.full((rows,), 1 / (qmax - qmin)), torch.full((rows,), float(qmin)))
+        quantizer = QUANTIZERS[reading.kind](timesteps, reading.fmt, symmetric=reading.symmetric, axis=axis, channels=channels)
         target = _register(graph_module, "quantizers", name, quantizer)
         anchor = max(n for n in graph_module.graph.nodes if n.op == "placeholder") if x.op == "placeholder" else x
         with graph_module.graph.inserting_after(anchor):
@@ -102,18 +88,15 @@ def decode(target: str) -> str:
 
 
 def _build_layer(graph_module: GraphModule, layer: Layer) -> nn.Module:
+    kind = LAYERS[layer.kind]
     if layer.op == "matmul":
-        return QuantizedMatmul()
+        return kind()
     arguments = [*layer.node.args]
     weight = graph_module.get_buffer(str(arguments[1].target))  # type: ignore[union-attr]
     bias = arguments[2] if len(arguments) > 2 else layer.node.kwargs.get("bias")
     bias_tensor = graph_module.get_buffer(str(bias.target)) if isinstance(bias, Node) else None
-    if layer.op == "linear" and layer.weight_only:
-        return WeightOnlyLinear(weight, bias_tensor, layer.weight_bits, layer.weight_block)
-    if layer.op == "linear":
-        return QuantizedLinear(weight, bias_tensor, layer.weight_bits)
-    kind = WeightOnlyConv2d if layer.weight_only else QuantizedConv2d
-    return kind(weight, bias_tensor, layer.weight_bits, *conv_geometry(arguments))
+    geometry = conv_geometry(arguments) if layer.op == "conv2d" else ()
+    return kind(weight, bias_tensor, layer.weight_format, *geometry, **layer.options)
 
 
 def conv_geometry(arguments: Sequence[Any]) -> tuple[list[int], list[int], list[int], int]:

@@ -9,8 +9,9 @@ from typing import Any
 from torch.fx import GraphModule, Node
 
 from ...errors import UsageError
-from ..config import FIRST, FLOAT_BITS, LAST, QuantizeConfig
-from ..weight_only import block_length
+from ...formats import INT8, NumberFormat, of_bits
+from ..config import FIRST, LAST, QuantizeConfig
+from ..weights.blocked import block_length
 from .dataflow import unmixed
 from .moves import MOVES
 from .products import Layer, find_layers
@@ -21,14 +22,23 @@ _BLURRED = "reads the model's input, which 8 bits would blur by more than the no
 _KEEP = QuantizeConfig().keep
 
 
+@dataclass(frozen=True)
+class Reading:
+    """How an operand of a product is quantized: by which ``kind`` of ``quantizers.QUANTIZERS``, to what."""
+
+    kind: str
+    fmt: NumberFormat
+    symmetric: bool
+
+
 @dataclass
 class Plan:
-    """Every product of the model: quantized, or left in float with the reason."""
+    """Every product of the model: quantized, or left in float with the reason. ``quantizer`` is the kind that activations have."""
 
     layers: list[Layer]
-    temporal: bool = True
+    quantizer: str = "per-timestep"
     zero_points: bool = True
-    softmax_bits: int = 8
+    softmax_format: NumberFormat = INT8
 
     @property
     def quantized(self) -> list[Layer]:
@@ -47,6 +57,13 @@ class Plan:
         total = sum(layer.macs for layer in counted)
         return sum(layer.macs for layer in counted if layer.float_reason) / total if total else 0.0
 
+    def reading(self, layer: Layer, operand: Node) -> Reading:
+        """How ``layer`` reads one of its operands."""
+        # Only on the left: the zero-point of probabilities is then corrected by column sums of the right operand's codes.
+        if layer.probabilities and operand is layer.node.args[0]:
+            return Reading("probabilities", self.softmax_format, symmetric=False)
+        return Reading(self.quantizer, layer.activation_format, symmetric=layer.op == "matmul" or not self.zero_points)
+
 
 def make_plan(graph_module: GraphModule, config: QuantizeConfig) -> Plan:
     """Find every product and decide its bits.
@@ -62,7 +79,7 @@ def make_plan(graph_module: GraphModule, config: QuantizeConfig) -> Plan:
     unmatched = []
     for layer in layers:
         layer.node.meta["layer"] = layer.name
-        layer.weight_bits, layer.activation_bits = config.weight_bits, config.activation_bits
+        layer.weight_format, layer.activation_format = of_bits(config.weight_bits), of_bits(config.activation_bits)
         if layer.weight_only:
             _weight_only(layer, config)
     sample = unmixed(graph_module, inputs[0], {layer.node for layer in layers})
@@ -77,7 +94,7 @@ def make_plan(graph_module: GraphModule, config: QuantizeConfig) -> Plan:
         meaning = f"; {FIRST} and {LAST} are those that read the sample as it is, and whose output is the model's"
         roles = meaning if {FIRST, LAST} & set(unmatched) else ""
         raise UsageError(f"no layer matches {', '.join(map(repr, unmatched))}", f"layers are named like: {names}, …{roles}")
-    plan = Plan(layers, config.temporal, config.zero_points, config.softmax_bits)
+    plan = Plan(layers, "per-timestep" if config.temporal else "static", config.zero_points, of_bits(config.softmax_bits))
     if plan.float_share > config.max_float_share:
         worst = sorted(plan.left_float, key=lambda x: -x.macs)[:5]
         enough = min(1.0, math.ceil(plan.float_share * 100) / 100)
@@ -113,8 +130,8 @@ def _keep(layer: Layer, pattern: str, value: int | str) -> None:
         layer.kept = layer.kept or not layer.float_reason
         layer.float_reason = layer.float_reason or reason
     else:
-        layer.weight_bits = int(value)
-        layer.activation_bits = FLOAT_BITS if layer.weight_only else int(value)
+        layer.weight_format = of_bits(int(value))
+        layer.activation_format = layer.activation_format if layer.weight_only else layer.weight_format
         if layer.kept:  # by an earlier pattern, and not because it has no integer form
             layer.float_reason, layer.kept = None, False
 
@@ -124,4 +141,5 @@ def _weight_only(layer: Layer, config: QuantizeConfig) -> None:
     if layer.op == "matmul":
         layer.float_reason = layer.float_reason or "both operands are activations, which stay float"
     if layer.op == "linear" and not layer.float_reason:
-        layer.weight_block = block_length(config.weight_block, static_shape(layer.node.args[1].meta["val"])[1])  # type: ignore[union-attr]
+        channels = static_shape(layer.node.args[1].meta["val"])[1]  # type: ignore[union-attr]
+        layer.options["block"] = block_length(config.weight_block, channels)

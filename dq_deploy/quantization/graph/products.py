@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch.fx import GraphModule, Node
 
-from ..config import FLOAT_BITS
+from ...formats import INT8, NumberFormat
 from .edit import aten
 from .rewrites.probabilities import is_probability
 from .shapes import static_shape
@@ -33,18 +33,39 @@ class Layer:
     op: str
     macs: int
     node: Node
-    weight_bits: int = 8
-    activation_bits: int = 8
-    weight_block: int = 0  # input channels that share a scale; 0: all
+    weight_format: NumberFormat = INT8
+    activation_format: NumberFormat = INT8
+    form: str | None = None  # of its weight, a key of ``weights.LAYERS``; None: the one that its activations ask for
+    options: dict[str, Any] = field(default_factory=dict)  # of that form
     float_reason: str | None = None
     kept: bool = False  # in float by choice
     probabilities: bool = False  # of attention, as the left operand
     quantizers: list[str] = field(default_factory=list)
 
     @property
+    def weight_bits(self) -> int:
+        """Bits of its weight."""
+        return self.weight_format.bits
+
+    @property
+    def activation_bits(self) -> int:
+        """Bits of its activations."""
+        return self.activation_format.bits
+
+    @property
+    def weight_block(self) -> int:
+        """Input channels of its weight that share a scale; 0: all."""
+        return int(self.options.get("block", 0))
+
+    @property
     def weight_only(self) -> bool:
         """Whether its activation stays float."""
-        return self.activation_bits == FLOAT_BITS
+        return not self.activation_format.integer
+
+    @property
+    def kind(self) -> str:
+        """What it becomes: a key of ``weights.LAYERS``."""
+        return self.form or (f"weight-only-{self.op}" if self.weight_only else self.op)
 
     def record(self) -> dict[str, Any]:
         """The manifest's entry."""

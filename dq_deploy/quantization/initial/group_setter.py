@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 import torch
 
 from ..config import Dilation, QuantizeConfig
-from ..layers import ActivationQuantizer, QuantizedConv2d, QuantizedWeight
+from ..quantizers import ActivationQuantizer
+from ..quantizers.observation import Observation
+from ..quantizers.ranges import clips_weights
+from ..weights import QuantizedWeight
 from .dilation import LayerStatistics, asymmetric_bound, candidates, dilate, smoothquant, symmetric_bound
-from .observation import Observation
-from .ranges import clips_weights, search_tables
 
 _WORTHWHILE = 0.99  # a dilation must lower the measured error to this, or rounding's luck decides
 
@@ -100,7 +101,7 @@ class GroupSetter:
             channel_power=per_row.pow(2).mean(dim=2),
             step=self.quantizer.scale_table(),
             weights=list(self.weights.values()),
-            weight_steps=[layer.log_scale.detach().exp() for layer in layers],
+            weight_steps=[layer.steps() for layer in layers],
         )
 
     def _split(self) -> None:
@@ -110,13 +111,13 @@ class GroupSetter:
         held = slice(middle, None) if x.shape[1] > 1 else slice(0, 1)
         self.fit = x[:, :middle].flatten(0, 1)
         self.judge, self.judge_timestep = x[:, held].flatten(0, 1), timestep[:, held].flatten()
-        self.exact = {name: float_output(layer, self.weights[name], self.judge) for name, layer in self.group.layers.items()}
+        self.exact = {name: layer.float_product(self.judge, self.weights[name]) for name, layer in self.group.layers.items()}
 
     def apply(self, s: torch.Tensor, x: torch.Tensor) -> None:
         """Set dilation, weights and tables for ``s`` [C], the tables from ``x``."""
         set_weights(self.group, self.weights, s, self.config)
-        seen = Observation.of(self.quantizer.divided(x), 1 if self.quantizer.static else self.rows)
-        set_tables(self.quantizer, seen, self.config)
+        seen = Observation.of(self.quantizer.divided(x), self.quantizer.fitted_rows, counted=self.quantizer.counted)
+        self.quantizer.calibrate(seen, self.config)
 
     def _error(self, s: torch.Tensor) -> float:
         """Relative squared output error of the group's layers with real rounding, averaged over timesteps."""
@@ -135,24 +136,11 @@ def set_weights(group: Group, weights: Mapping[str, torch.Tensor], s: torch.Tens
     group.quantizer.dilation.copy_(s)
     dilated = bool((s != 1).any())
     for name, layer in group.layers.items():
-        clip = clips_weights(config.initial_range, layer.bits)
+        clip = clips_weights(config.initial_range, layer.format)
         layer.set_weight(dilate(weights[name], s) if dilated else weights[name], clip=clip)
-
-
-def set_tables(quantizer: ActivationQuantizer, seen: Observation, config: QuantizeConfig) -> None:
-    """Fit the quantizer's tables to what its rows saw."""
-    rule, percentile = config.initial_range, config.percentile
-    quantizer.set_tables(*search_tables(seen, quantizer.bits, symmetric=quantizer.symmetric, rule=rule, percentile=percentile))
 
 
 def own(weight: torch.Tensor) -> torch.Tensor:
     """The weight as torch itself would lay it out, copied only if it is not: BLAS sums in another order at another alignment."""
     weight = weight.detach()
     return weight if weight.dtype == torch.float32 and weight.data_ptr() % _ALIGNMENT == 0 else weight.clone().float()
-
-
-def float_output(layer: QuantizedWeight, weight: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """What the layer gives with float ``weight`` and input."""
-    if isinstance(layer, QuantizedConv2d):
-        return torch.nn.functional.conv2d(x, weight, layer.bias, **layer.geometry)
-    return torch.nn.functional.linear(x, weight, layer.bias)

@@ -17,12 +17,12 @@ from ...progress import Progress, silent
 from ..calibration.trajectories import Trajectories
 from ..config import Dilation, QuantizeConfig
 from ..graph.insertion import decode, float_name
-from ..layers import ActivationQuantizer, QuantizedWeight
-from ..weight_only import WeightOnly
+from ..quantizers import ActivationQuantizer
+from ..quantizers.ranges import clips_weights
+from ..weights import QuantizedWeight
 from .dilation import symmetric_bound
 from .group_setter import DilationRecord, Group, GroupSetter, own, set_weights
-from .ranges import clips_weights
-from .tables import fit_tables, passes, samples_in_a_pass, set_probability_range
+from .tables import fit_tables, passes, samples_in_a_pass
 from .watcher import Watcher, arguments, device_of
 
 _FIT_SEEDS, _JUDGE_SEEDS = 8, 4  # of dilations; all timesteps of so many trajectories are in memory at once
@@ -103,8 +103,8 @@ def best_rule(tried: Mapping[Dilation, float]) -> Dilation:
 def _initialize_weight_only(quantized: GraphModule, config: QuantizeConfig) -> None:
     """Scales of the weights whose activations stay float: no activation has a say in them."""
     for module in quantized.modules():
-        if isinstance(module, WeightOnly):
-            clip = clips_weights(config.initial_range, module.bits)
+        if isinstance(module, QuantizedWeight) and module.weight_only:
+            clip = clips_weights(config.initial_range, module.format)
             module.set_weight(module.weight.detach().clone(), clip=clip)
 
 
@@ -172,7 +172,7 @@ def undilated_weights(quantized: GraphModule) -> set[str]:
             continue
         quantizer = quantized.get_submodule(str(node.target))
         assert isinstance(quantizer, ActivationQuantizer)
-        if bool((quantizer.dilation == 1).all()):
+        if not quantizer.divides:
             found |= {f"{user.target}.weight" for user in node.users if "weight" in user.meta}
     return found
 
@@ -212,9 +212,6 @@ class _Initializer(Watcher):
         self.records: list[DilationRecord] = []
 
     def watch(self, group: Group, value: torch.Tensor) -> None:
-        if group.quantizer.fixed:
-            set_probability_range(group.quantizer, float(value.max()))
-            return
         record = GroupSetter(group, value, self.timestep, self.rows, self.config).run()
         self.records += [record] if record else []
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from itertools import chain
 from typing import Any
@@ -13,13 +12,10 @@ from torch.fx import GraphModule
 from ..calibration.trajectories import Trajectories
 from ..config import QuantizeConfig
 from ..graph.shapes import live_bytes
-from ..layers import ActivationQuantizer
-from ..numerics import code_range
-from .group_setter import Group, set_tables
-from .observation import Observation
+from ..quantizers.observation import Observation
+from .group_setter import Group
 from .watcher import Watcher, arguments, device_of
 
-_SPREAD, _LEAST_RANGE = 1 / 8, 2.0**-20  # of attention probabilities: the peak that leaves [0, 1] as it is, and the narrowest range
 _PASS_BYTES = 4 << 30  # of a pass's values: a Stable Diffusion has a gigabyte of attention scores and probabilities for each sample
 
 
@@ -29,16 +25,12 @@ def fit_tables(float_graph: GraphModule, groups: Mapping[str, list[Group]], data
 
     The samples go through the network a few at a time, and only what was observed of them is kept.
     """
-    watched = Observer(float_graph, groups, len(data.timesteps), advance)
+    watched = Observer(float_graph, groups, advance)
     for row, at, part in passes(float_graph, data, fit, config):
         conditions = {name: value[part] for name, value in data.conditions.items()}
         watched.observe(row, at, data.samples[row, part], conditions, part.start)
     for group in chain.from_iterable(groups.values()):
-        seen = watched.seen[group.name]
-        if group.quantizer.fixed:
-            set_probability_range(group.quantizer, float(seen.high.max()))
-        else:
-            set_tables(group.quantizer, seen, config)
+        group.quantizer.calibrate(watched.seen[group.name], config)
 
 
 def passes(float_graph: GraphModule, data: Trajectories, fit: slice, config: QuantizeConfig) -> list[tuple[int, float, slice]]:
@@ -53,25 +45,13 @@ def samples_in_a_pass(sample_bytes: int, config: QuantizeConfig) -> int:
     return max(1, min(config.batch_size, _PASS_BYTES // max(1, sample_bytes)))
 
 
-def set_probability_range(quantizer: ActivationQuantizer, peak: float) -> None:
-    """Quantize attention probabilities over [0, 2⁻ᵏ] where none that was seen exceeds ``peak``, far below 1.
-
-    Spread over thousands of tokens, all of them are less than half a step of [0, 1] and would become 0. Peaks of 1/8 and more leave
-    [0, 1] as it is; else a third of the range is left for what was not seen (docs/attention.md has figures).
-    """
-    halvings = 0 if peak >= _SPREAD else math.floor(-math.log2(max(1.5 * peak, _LEAST_RANGE)))
-    qmin, qmax = code_range(quantizer.bits)
-    rows = quantizer.table_rows
-    quantizer.set_tables(torch.full((rows,), 2.0**-halvings / (qmax - qmin)), torch.full((rows,), float(qmin)))
-
-
 class Observer(Watcher):
     """Remembers of each group's values, by row of its table, what a table is fitted to."""
 
-    def __init__(self, module: GraphModule, groups: Mapping[str, list[Group]], rows: int, advance: Any) -> None:
+    def __init__(self, module: GraphModule, groups: Mapping[str, list[Group]], advance: Any) -> None:
         super().__init__(module, groups, advance)
         self.seen = {
-            group.name: Observation.nothing(1 if group.quantizer.static else rows, device_of(module), counted=not group.quantizer.fixed)
+            group.name: Observation.nothing(group.quantizer.fitted_rows, device_of(module), counted=group.quantizer.counted)
             for group in chain.from_iterable(groups.values())
         }
         self.row, self.timestep, self.first = 0, 0.0, 0

@@ -7,8 +7,6 @@ from math import prod
 
 import torch
 
-PACKED_BITS = 4
-
 
 def pack_int4(codes: torch.Tensor) -> torch.Tensor:
     """Codes int8 of any shape, each in [-8, 7], in C order → uint8 [ceil(n / 2)]. An odd last code has zero beside it."""

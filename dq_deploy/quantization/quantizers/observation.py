@@ -11,6 +11,7 @@ from functools import cache
 
 import torch
 
+from ...formats import NumberFormat
 from .. import numerics
 
 _MANTISSA_BITS, _FLOAT_MANTISSA_BITS, _FLOAT_BIAS = 4, 23, 127
@@ -30,15 +31,15 @@ class Bins:
     widths: torch.Tensor
     counts: torch.Tensor
 
-    def error(self, scale: torch.Tensor, zero_point: torch.Tensor, bits: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def error(self, scale: torch.Tensor, zero_point: torch.Tensor, fmt: NumberFormat) -> tuple[torch.Tensor, torch.Tensor]:
         """Summed squared error [R] of rounding, and of clipping, with these scales and zero-points [R].
 
         A bin wider than a step holds every fraction of one alike, whose mean square is a twelfth of a step's.
         """
         step = scale[:, None]
-        codes = numerics.quantize(self.points, 1 / step, zero_point[:, None], bits)
+        codes = numerics.quantize(self.points, 1 / step, zero_point[:, None], fmt)
         squared = codes.mul_(step).sub_(self.points).square_()
-        qmin, qmax = numerics.code_range(bits)
+        qmin, qmax = fmt.code_range()
         low, high = (((code - zero_point) * scale)[:, None] for code in (qmin - 0.5, qmax + 0.5))
         clipped = (self.points < low) | (self.points > high)
         rounding = torch.where(self.widths > step, step.square() / 12, squared).masked_fill_(clipped, 0)
@@ -61,9 +62,9 @@ class Observation:
         return cls(unseen, -unseen, torch.zeros(rows, 2 * _BINS + 1 if counted else 0, device=device))
 
     @classmethod
-    def of(cls, values: torch.Tensor, rows: int) -> Observation:
+    def of(cls, values: torch.Tensor, rows: int, *, counted: bool = True) -> Observation:
         """Of ``values`` [rows·m, ...], rows slowest."""
-        seen = cls.nothing(rows, values.device)
+        seen = cls.nothing(rows, values.device, counted=counted)
         for row, part in enumerate(values.reshape(rows, -1)):
             seen.add(part, row)
         return seen

@@ -9,12 +9,12 @@ import torch
 from torch.fx import GraphModule
 
 from ..errors import ArtifactError, UsageError
-from ..quantization.calling import CallForm
-from ..quantization.graph.capture import capture
-from ..quantization.graph.products import find_layers
+from .calling import CallForm
+from .graph.capture import capture
+from .graph.products import find_layers
 
 if TYPE_CHECKING:
-    from ..quantization.checkpoint import Checkpoint
+    from .checkpoint import Checkpoint
 
 
 @dataclass(frozen=True)
@@ -33,14 +33,14 @@ def load_float(checkpoint: Checkpoint) -> FloatModel:
     """
     from ..sources import reload_source
 
-    source = checkpoint.details["source"]
-    if not source:
+    source = checkpoint.details.source
+    if source is None:
         raise UsageError("this checkpoint was made from a module in memory: the float model cannot be loaded again")
     loaded = reload_source(source, checkpoint.artifact.path)
-    if loaded.sha256 != source["sha256"]:
-        raise ArtifactError(f"the weights of {source['reference']} are not those that the checkpoint was made from")
+    if loaded.sha256 != source.sha256:
+        raise ArtifactError(f"the weights of {source.reference} are not those that the checkpoint was made from")
     examples = checkpoint.examples()
-    call = checkpoint.details.get("call") or {}
+    call = checkpoint.details.call_record or {}
     form = CallForm.of_record(call["arguments"]) if call.get("arguments") else None
     graph = capture(loaded.model, examples, form=form)
     return FloatModel(graph, examples, {layer.node.name: layer.name for layer in find_layers(graph)})

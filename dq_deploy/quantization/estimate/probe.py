@@ -23,7 +23,7 @@ from ..initial.initialize import fit_and_judge, initialize, quantizer_groups
 from ..initial.tables import fit_tables
 from ..pipeline import copy_with_quantizers
 from ..prepare import Prepared
-from .device import move
+from ..running.device import move
 
 _MEASURED_BLOCKS = 6  # the others are interpolated by their multiply-accumulates
 _SLOW_S = 0.1  # a forward pass of one sample: beyond this fewer samples must do

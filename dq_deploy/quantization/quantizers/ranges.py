@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from ...formats import NumberFormat
 from .. import numerics
 from ..config import InitialRange
 from .observation import Observation
@@ -21,12 +22,12 @@ def resolve(rule: InitialRange) -> InitialRange:
     return InitialRange.LEAST_ERROR if rule is InitialRange.AUTO else rule
 
 
-def clips_weights(rule: InitialRange, bits: int) -> bool:
-    """Whether weights of ``bits`` bits start from the range of least squared error, and not from their whole range."""
-    return rule is InitialRange.MSE or (resolve(rule) is InitialRange.LEAST_ERROR and bits <= _CLIPPED_WEIGHT_BITS)
+def clips_weights(rule: InitialRange, fmt: NumberFormat) -> bool:
+    """Whether weights of a format start from the range of least squared error, and not from their whole range."""
+    return rule is InitialRange.MSE or (resolve(rule) is InitialRange.LEAST_ERROR and fmt.bits <= _CLIPPED_WEIGHT_BITS)
 
 
-def search_tables(seen: Observation, bits: int, *, symmetric: bool, rule: InitialRange,
+def search_tables(seen: Observation, fmt: NumberFormat, *, symmetric: bool, rule: InitialRange,
                   percentile: float = 99.99) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
     """Scale [R] and zero-point [R] for what R rows saw.
 
@@ -35,28 +36,30 @@ def search_tables(seen: Observation, bits: int, *, symmetric: bool, rule: Initia
     nearest row that saw more does, since what comes later may not be zero; its zero-point is 0, whose correction in an engine cancels
     exactly.
     """
-    scale, zero_point = numerics.affine_parameters(*_range(seen, bits, resolve(rule), percentile, symmetric), bits, symmetric=symmetric)
+    scale, zero_point = numerics.affine_parameters(*_range(seen, fmt, resolve(rule), percentile, symmetric), fmt, symmetric=symmetric)
     nonzero = (seen.low != 0) | (seen.high != 0)
-    source, (qmin, qmax) = _nearest_seen(nonzero), numerics.code_range(bits)
+    source, (qmin, qmax) = _nearest_seen(nonzero), fmt.code_range()
     reach = torch.maximum(zero_point - qmin, qmax - zero_point) / -qmin  # of the source's codes from its zero-point, in those from 0
     return torch.where(nonzero, scale, (scale * reach)[source]), torch.where(nonzero, zero_point, torch.zeros_like(zero_point))
 
 
-def _range(seen: Observation, bits: int, rule: InitialRange, percentile: float, symmetric: bool) -> tuple[torch.Tensor, torch.Tensor]:
+def _range(
+    seen: Observation, fmt: NumberFormat, rule: InitialRange, percentile: float, symmetric: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
     if rule is InitialRange.MINMAX or (rule is InitialRange.PERCENTILE and percentile == 100):
         return seen.low, seen.high
     if rule is InitialRange.PERCENTILE:
         low, high = seen.quantiles(percentile / 100)
         sparse = (low == 0) & (high == 0)  # nearly all zeros: the others are all there is
         return torch.where(sparse, seen.low, low), torch.where(sparse, seen.high, high)
-    return _Search(seen, bits, symmetric, CLIPPING_WEIGHT if rule is InitialRange.LEAST_ERROR else 1.0).run()
+    return _Search(seen, fmt, symmetric, CLIPPING_WEIGHT if rule is InitialRange.LEAST_ERROR else 1.0).run()
 
 
 class _Search:
     """The range [R] of least error within what was seen: both ends shrunk alike first, then each end alone."""
 
-    def __init__(self, seen: Observation, bits: int, symmetric: bool, clipping_weight: float) -> None:
-        self.seen, self.bits, self.symmetric, self.clipping_weight = seen, bits, symmetric, clipping_weight
+    def __init__(self, seen: Observation, fmt: NumberFormat, symmetric: bool, clipping_weight: float) -> None:
+        self.seen, self.fmt, self.symmetric, self.clipping_weight = seen, fmt, symmetric, clipping_weight
         self.bins = seen.bins()
         self.low, self.high = seen.low.clone(), seen.high.clone()
         self.error = self._error(self.low, self.high)
@@ -81,8 +84,8 @@ class _Search:
         self.low, self.high = torch.where(better, low, self.low), torch.where(better, high, self.high)
 
     def _error(self, low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
-        tables = numerics.affine_parameters(low, high, self.bits, symmetric=self.symmetric)
-        rounding, clipping = self.bins.error(*tables, self.bits)
+        tables = numerics.affine_parameters(low, high, self.fmt, symmetric=self.symmetric)
+        rounding, clipping = self.bins.error(*tables, self.fmt)
         return rounding + self.clipping_weight * clipping
 
 

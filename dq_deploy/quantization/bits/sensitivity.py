@@ -9,13 +9,14 @@ from typing import Any
 import torch
 from torch.fx import GraphModule, Node, map_arg
 
-from ..progress import Progress, silent
-from ..quantization.config import FLOAT_BITS, InitialRange, QuantizeConfig
-from ..quantization.graph.products import Layer
-from ..quantization.initial.observation import Observation
-from ..quantization.initial.ranges import clips_weights, search_tables
-from ..quantization.numerics import clipped_weight_scale, per_row, quantize, quantize_weight, weight_scale
-from ..quantization.prepare import Prepared
+from ...formats import NumberFormat, of_bits
+from ...progress import Progress, silent
+from ..config import InitialRange, QuantizeConfig
+from ..graph.products import Layer
+from ..numerics import clipped_weight_scale, per_row, quantize, quantize_weight, weight_scale
+from ..prepare import Prepared
+from ..quantizers.observation import Observation
+from ..quantizers.ranges import clips_weights, search_tables
 
 MOST_TIMESTEPS = 8
 """Of the calibrated timesteps, spread evenly with the first and the last among them."""
@@ -145,25 +146,25 @@ def _relative_noise(expected: torch.Tensor, output: torch.Tensor) -> torch.Tenso
 
 def _rounded(layer: Layer, arguments: tuple[Any, ...], bits: Bits, config: QuantizeConfig) -> list[Any]:
     """A product's arguments as so many bits would have them."""
-    weight_bits, activation_bits = bits
+    weight, activation = map(of_bits, bits)
     rounded = list(arguments)
-    if activation_bits < FLOAT_BITS:
+    if activation.integer:
         operands = range(2 if layer.op == "matmul" else 1)
         for position in operands:
-            own = config.softmax_bits if layer.probabilities and position == 0 else activation_bits
+            own = of_bits(config.softmax_bits) if layer.probabilities and position == 0 else activation
             symmetric = (layer.op == "matmul" and not (layer.probabilities and position == 0)) or not config.zero_points
             rounded[position] = _activation(rounded[position], own, symmetric=symmetric, rule=config.initial_range)
     if layer.op != "matmul":
-        rounded[1] = _weight(rounded[1], weight_bits, layer.weight_block)
+        rounded[1] = _weight(rounded[1], weight, layer.weight_block)
     return rounded
 
 
-def _activation(x: torch.Tensor, bits: int, *, symmetric: bool, rule: InitialRange) -> torch.Tensor:
-    scale, zero_point = search_tables(Observation.of(x, len(x)), bits, symmetric=symmetric, rule=rule)
-    return quantize(x, per_row(1 / scale, x), per_row(zero_point, x), bits) * per_row(scale, x)
+def _activation(x: torch.Tensor, fmt: NumberFormat, *, symmetric: bool, rule: InitialRange) -> torch.Tensor:
+    scale, zero_point = search_tables(Observation.of(x, len(x)), fmt, symmetric=symmetric, rule=rule)
+    return quantize(x, per_row(1 / scale, x), per_row(zero_point, x), fmt) * per_row(scale, x)
 
 
-def _weight(weight: torch.Tensor, bits: int, block: int) -> torch.Tensor:
+def _weight(weight: torch.Tensor, fmt: NumberFormat, block: int) -> torch.Tensor:
     rows = weight.reshape(-1, block) if block else weight  # input channels that share a scale become a row
-    scale = (clipped_weight_scale if clips_weights(InitialRange.AUTO, bits) else weight_scale)(rows, bits)
-    return (quantize_weight(rows, scale, bits) * per_row(scale, rows)).reshape(weight.shape)
+    scale = (clipped_weight_scale if clips_weights(InitialRange.AUTO, fmt) else weight_scale)(rows, fmt)
+    return (quantize_weight(rows, scale, fmt) * per_row(scale, rows)).reshape(weight.shape)

@@ -7,27 +7,25 @@ raising a layer from 5, 6 or 7 bits, or a product of two activations, costs no b
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import median
 from typing import Any, Literal
 
 import torch
 from pydantic import BaseModel
 
-from ..errors import UsageError
-from ..progress import Progress, silent
-from ..quantization.calibration.source import Request
-from ..quantization.config import QuantizeConfig
-from ..quantization.graph.products import Layer
-from ..quantization.graph.skip_halves import name_matches
-from ..quantization.prepare import prepare
-from ..quantization.running.ambient import default_torch
-from ..quantization.running.device import exact_products, find_device
-from ..sources import Lora
+from ...errors import UsageError
+from ...formats import of_bits
+from ...progress import Progress, silent
+from ..calibration.source import Request
+from ..config import QuantizeConfig
+from ..graph.products import Layer
+from ..graph.skip_halves import name_matches
+from ..prepare import prepare
+from ..running.ambient import default_torch
+from ..running.device import exact_products, find_device
 from .sensitivity import Bits, Sensitivity, measure_sensitivities
 
 RAISED = 8
@@ -81,25 +79,20 @@ class BitChoice(BaseModel):
 
 
 @default_torch()
-def choose_bits(source: Any, budget: str, *, preset: str = "w4a8", scheduler: Any = None, sample_shape: tuple[int, ...] | None = None,
-                conditions: Mapping[str, Any] | None = None, null_conditions: Mapping[str, Any] | None = None,
-                classes: str | Sequence[int] | None = None, prompts: str | Path | Sequence[str] | None = None,
-                negative_prompt: str | None = None, height: int | None = None, width: int | None = None, frames: int | None = None,
-                lora: str | Path | None = None, lora_scale: float = 1.0,
-                blocks: Sequence[str] | None = None, device: str = "cpu", progress: Progress = silent,
-                **options: Any) -> BitChoice:  # fmt: skip
-    """Choose the layers of ``source`` that get 8 bits, the others keeping ``preset``'s, so that ``budget`` holds; else as ``quantize``.
+def choose_bits(source: Any, budget: str, *, preset: str = "w4a8", device: str = "cpu", progress: Progress = silent,
+                **arguments: Any) -> BitChoice:  # fmt: skip
+    """Choose the layers of ``source`` that get 8 bits, the others keeping ``preset``'s, so that ``budget`` holds.
 
-    ``budget`` is "1.6MB", "0.18x" (of the float32 weights) or "32dB". Give the result's ``keep`` to ``quantize``.
+    ``budget`` is "1.6MB", "0.18x" (of the float32 weights) or "32dB"; the other arguments are those of ``quantize``, which takes the
+    result's ``keep``.
 
     Raises UsageError (a budget that no choice meets, with what can be had) and whatever ``quantize`` raises of a source.
     """
+    request, options = Request.split(arguments)
     wanted, config = Budget.parse(budget), QuantizeConfig.build(preset, **options)
     if config.weight_bits >= RAISED:
         raise UsageError(f"the preset gives every layer {config.weight_bits} bits already", "choose --preset w4a8, w4a4 or w6a6")
-    adapter = None if lora is None else Lora(Path(lora), lora_scale)
-    request = Request(conditions, null_conditions, classes, prompts, negative_prompt, adapter, height, width, frames)
-    prepared = prepare(source, config, request, scheduler=scheduler, sample_shape=sample_shape, blocks=blocks, progress=progress)
+    prepared = prepare(source, config, request, progress)
     prepared.to(find_device(device))
     patterns = list(options.get("keep") or {})  # what the user has decided is no choice
 
@@ -152,7 +145,7 @@ def choose(measured: Sequence[Sensitivity], settings: dict[str, list[Bits]], bud
 
 
 def _bytes(layer: Sensitivity, bits: Bits) -> int:
-    return math.ceil(layer.weights * (0.5 if bits[0] <= 4 else 1)) + _CHANNEL_BYTES * layer.channels
+    return of_bits(bits[0]).storage_bytes([layer.weights]) + _CHANNEL_BYTES * layer.channels
 
 
 def _snr(low: dict[str, torch.Tensor], high: dict[str, torch.Tensor], raised: set[str]) -> float:

@@ -11,12 +11,13 @@ import torch
 from torch.fx import GraphModule
 
 import dq_deploy
-from dq_deploy.accuracy.auto_bits import Budget, choose, choose_bits
-from dq_deploy.accuracy.sensitivity import Sensitivity, measure_sensitivities
 from dq_deploy.errors import UsageError
+from dq_deploy.formats import FP16, of_bits
 from dq_deploy.progress import silent
+from dq_deploy.quantization.bits.choose import Budget, choose, choose_bits
+from dq_deploy.quantization.bits.sensitivity import Sensitivity, measure_sensitivities
 from dq_deploy.quantization.calibration.source import Request
-from dq_deploy.quantization.config import FLOAT_BITS, QuantizeConfig
+from dq_deploy.quantization.config import QuantizeConfig
 from dq_deploy.quantization.graph.edit import set_tensor
 from dq_deploy.quantization.numerics import clipped_weight_scale, per_row, quantize_weight
 from dq_deploy.quantization.prepare import Prepared, prepare
@@ -41,7 +42,7 @@ def with_weight(graph: GraphModule, name: str, weight: torch.Tensor, run: list[t
 
 
 def test_the_noise_of_a_layer_is_what_the_whole_network_gives_with_that_layer_rounded(prepared: Prepared) -> None:
-    found, timesteps = measure_sensitivities(prepared, lambda _: [(4, FLOAT_BITS)])
+    found, timesteps = measure_sensitivities(prepared, lambda _: [(4, FP16.bits)])
     layers = prepared.plan.quantized
     assert [x.layer for x in found] == [layer.name for layer in layers]
     graph, config = prepared.float_graph, prepared.config
@@ -54,15 +55,15 @@ def test_the_noise_of_a_layer_is_what_the_whole_network_gives_with_that_layer_ro
     tried = 0
     for layer, measured in zip(layers, found, strict=True):
         if layer.op == "matmul":
-            assert float(measured.noise[4, FLOAT_BITS].abs().max()) == 0
+            assert float(measured.noise[4, FP16.bits].abs().max()) == 0
             assert (measured.weights, measured.channels) == (0, 0)
             continue
         name = str(layer.node.args[1].target)  # type: ignore[union-attr]
         weight = graph.get_buffer(name)
-        scale = clipped_weight_scale(weight, 4)
-        output = with_weight(graph, name, quantize_weight(weight, scale, 4) * per_row(scale, weight), run)
+        scale = clipped_weight_scale(weight, of_bits(4))
+        output = with_weight(graph, name, quantize_weight(weight, scale, of_bits(4)) * per_row(scale, weight), run)
         noise = (output - expected).double().flatten(1).pow(2).sum(dim=1) / expected.double().flatten(1).pow(2).sum(dim=1)
-        torch.testing.assert_close(measured.noise[4, FLOAT_BITS], noise, rtol=1e-3, atol=1e-12)
+        torch.testing.assert_close(measured.noise[4, FP16.bits], noise, rtol=1e-3, atol=1e-12)
         assert (measured.weights, measured.channels) == (weight.numel(), len(weight))
         assert float(noise.min()) > 0
         tried += 1

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch.fx import GraphModule
 
-from ...sources import Lora
 from ..calibration.pipeline_source import PipelineSource
 from ..calibration.source import Request
 from ..config import Distillation, QuantizeConfig
@@ -22,8 +19,8 @@ from ..graph.shapes import value_bytes
 from ..initial.initialize import initialization_bytes
 from ..pipeline import copy_with_quantizers
 from ..prepare import Prepared, prepare
-from .ambient import default_torch
-from .device import find_device, move
+from ..running.ambient import default_torch
+from ..running.device import find_device, move
 from .probe import Probe
 
 _FLOAT_BYTES = 4
@@ -58,21 +55,14 @@ class Budget:
 
 
 @default_torch()
-def estimate(source: Any, *, preset: str = "w8a8", scheduler: Any = None, sample_shape: tuple[int, ...] | None = None,
-             conditions: Mapping[str, Any] | None = None, null_conditions: Mapping[str, Any] | None = None,
-             classes: str | Sequence[int] | None = None, prompts: str | Path | Sequence[str] | None = None,
-             negative_prompt: str | None = None, height: int | None = None, width: int | None = None, frames: int | None = None,
-             lora: str | Path | None = None, lora_scale: float = 1.0,
-             blocks: Sequence[str] | None = None, device: str = "cpu", **options: Any) -> Budget:  # fmt: skip
-    """Plan what ``quantize`` would do with these arguments, and measure a few passes to say what it would take.
+def estimate(source: Any, *, preset: str = "w8a8", device: str = "cpu", **arguments: Any) -> Budget:
+    """Plan what ``quantize`` would do with these arguments, all of which it takes, and measure a few passes to say what it would take.
 
     Raises what ``quantize`` raises before its first long step.
     """
-    config = QuantizeConfig.build(preset, **options)
-    adapter = None if lora is None else Lora(Path(lora), lora_scale)
-    request = Request(conditions, null_conditions, classes, prompts, negative_prompt, adapter, height, width, frames)
-    where = find_device(device)
-    prepared = prepare(source, config, request, scheduler=scheduler, sample_shape=sample_shape, blocks=blocks)
+    request, options = Request.split(arguments)
+    config, where = QuantizeConfig.build(preset, **options), find_device(device)
+    prepared = prepare(source, config, request)
     prepared.to(where)
     return budget(prepared)
 

@@ -1,0 +1,1 @@
+"""What a quantization would take, from a few passes measured now."""

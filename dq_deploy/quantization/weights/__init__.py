@@ -1,0 +1,38 @@
+"""Layers of a quantized graph, a form of weight a file.
+
+To add one: subclass ``QuantizedWeight`` (``base.py`` says what each method is for), give it a ``kind`` of its own, and ``register`` it.
+It is made of (weight, bias, format, **options): of a convolution its stride, padding, dilation and groups, and what ``options`` the planned
+layer has. A planned layer whose ``form`` is that kind then becomes one; how it is exported is said in ``exporters/lower``.
+"""
+
+from __future__ import annotations
+
+from .base import QuantizedLayer, QuantizedWeight
+from .blocked import WeightOnlyLinear
+from .per_channel import QuantizedConv2d, QuantizedLinear
+from .products import QuantizedMatmul
+from .unpacked_conv import WeightOnlyConv2d
+
+LAYERS: dict[str, type[QuantizedLayer]] = {}
+"""Every kind by its name."""
+
+
+def register(kind: type[QuantizedLayer]) -> None:
+    """Make a kind known."""
+    LAYERS[kind.kind] = kind
+
+
+for _kind in (QuantizedConv2d, QuantizedLinear, QuantizedMatmul, WeightOnlyConv2d, WeightOnlyLinear):
+    register(_kind)
+
+__all__ = [
+    "LAYERS",
+    "QuantizedConv2d",
+    "QuantizedLayer",
+    "QuantizedLinear",
+    "QuantizedMatmul",
+    "QuantizedWeight",
+    "WeightOnlyConv2d",
+    "WeightOnlyLinear",
+    "register",
+]

@@ -1,0 +1,161 @@
+"""What every layer of integers is, and what those with a weight have in common."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import nn
+
+from ...formats import PER_CHANNEL, NumberFormat, Scheme
+from ...formats.tables import BIAS, CODES, PACKED_CODES, WEIGHT_SCALE
+from .. import numerics
+from ..config import QuantizeConfig
+from ..integrity import check_weight, read_format
+from .packing import pack_int4, unpack_int4
+
+
+class QuantizedLayer(nn.Module, ABC):
+    """A product in a quantized graph, called with what it reads: ``Quantized``, or floats if it is ``weight_only``."""
+
+    kind: ClassVar[str]
+    """Its name in plans, and in the graph of a checkpoint."""
+    weight_only: ClassVar[bool] = False
+    """Whether its activation stays float."""
+    channel_axis: ClassVar[int] = -1
+    """Of its output."""
+    frozen: tuple[torch.Tensor, torch.Tensor] | None = None
+    """Codes and scales of its weight, once it is frozen."""
+
+    def config(self) -> dict[str, Any]:
+        """What, beside its tensors, makes this layer."""
+        return {"op": self.kind}
+
+    @classmethod
+    @abstractmethod
+    def from_tensors(cls, name: str, config: Mapping[str, Any], tensors: dict[str, torch.Tensor], bias: str) -> Self:
+        """The frozen layer that ``config`` and ``tensors`` (``<name>.<part>``, its bias ``bias``) were made of. Raises ArtifactError."""
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """What a checkpoint stores of it when it is frozen, by part."""
+        return {}
+
+    def freeze(self) -> None:
+        """Fix it to exactly what a checkpoint stores."""
+
+    def parameter_groups(self, config: QuantizeConfig) -> list[dict[str, Any]]:  # noqa: ARG002  # nothing to train
+        """What distillation moves, and how fast, as an optimizer takes it."""
+        return []
+
+
+class QuantizedWeight(QuantizedLayer):
+    """Base of the layers with weights: symmetric codes with a scale for each output channel, trained as floats until frozen."""
+
+    scheme: Scheme = PER_CHANNEL
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, fmt: NumberFormat) -> None:
+        super().__init__()
+        self.format = fmt
+        self.weight = nn.Parameter(weight.detach().clone().float())
+        self.log_scale = nn.Parameter(numerics.weight_scale(self.weight.detach(), fmt).log())
+        self.bias = nn.Parameter(bias.detach().clone().float()) if bias is not None else None
+
+    @property
+    def bits(self) -> int:
+        """Bits of its codes."""
+        return self.format.bits
+
+    def config(self) -> dict[str, Any]:
+        """As ``QuantizedLayer`` says; with the ``shape`` of packed codes."""
+        shape = {"shape": list(self.frozen[0].shape)} if self.frozen is not None and self.format.packed else {}
+        return super().config() | self.format.record() | shape
+
+    @classmethod
+    def from_tensors(cls, name: str, config: Mapping[str, Any], tensors: dict[str, torch.Tensor], bias: str) -> Self:
+        """As ``QuantizedLayer`` says."""
+        options = {key: value for key, value in config.items() if key not in ("op", "bits", "format", "shape")}
+        fmt, block = read_format(name, config), options.get("block")
+        if shape := config.get("shape"):  # without: a layer of more bits, or a checkpoint from before codes were packed
+            tensors[f"{name}.{CODES}"] = unpack_int4(tensors.pop(f"{name}.{PACKED_CODES}"), shape)
+        check_weight(name, tensors, fmt, bias=bias, block=block)
+        codes, scale = tensors[f"{name}.{CODES}"], tensors[f"{name}.{WEIGHT_SCALE}"]
+        # The float weight only says how many rows there are: it is dropped in the next line, and a large model's would take gigabytes.
+        layer = cls(torch.zeros(len(codes), block or 1), tensors.get(bias), fmt, **options)
+        layer.set_frozen(codes, scale)
+        return layer
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """As ``QuantizedLayer`` says."""
+        assert self.frozen is not None
+        codes, scale = self.frozen
+        stored = {PACKED_CODES: pack_int4(codes)} if self.format.packed else {CODES: codes}
+        return stored | {WEIGHT_SCALE: scale} | ({} if self.bias is None else {BIAS: self.bias})
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Self:
+        """Frozen codes follow the module to another device too."""
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if self.frozen is not None:
+            codes, scale = self.frozen
+            self.frozen = fn(codes), fn(scale)
+        return self
+
+    @torch.no_grad()
+    def set_weight(self, weight: torch.Tensor, *, clip: bool = False) -> None:
+        """Replace the float weight (after dilation) and derive its scale anew: of its whole range, or ``clip`` it to the least error."""
+        self.weight.copy_(weight)
+        scale = numerics.clipped_weight_scale if clip else numerics.weight_scale
+        self.log_scale.copy_(scale(self.weight, self.format).log())
+
+    def freeze(self) -> None:
+        """Fix the weight to integer codes and drop the float one; if it is ``weight_only``, with scales that fp16 has."""
+        with torch.no_grad():
+            if self.weight_only and self.frozen is None:  # the scales first, so that the codes are of these
+                self.log_scale.copy_(numerics.half_precision(self.log_scale.exp()).log())
+            codes, scale = self.integer_weight()
+        scale = numerics.half_precision(scale) if self.weight_only else scale.clone()
+        self.set_frozen(codes.to(getattr(torch, self.format.torch_dtype)), scale)
+
+    def set_frozen(self, codes: torch.Tensor, scale: torch.Tensor) -> None:
+        """Take codes int8 [O, ...] and scale [O] from a checkpoint."""
+        self.requires_grad_(False)
+        self.frozen = (codes, scale)
+        self.weight.data = torch.empty(0)
+
+    def integer_weight(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Codes as floats [O, ...] and scale [O]."""
+        if self.frozen is not None:
+            return self.frozen[0].float(), self.frozen[1]
+        scale = self.log_scale.exp()
+        return numerics.quantize_weight(self.weight, scale, self.format), scale
+
+    def steps(self) -> torch.Tensor:
+        """Quantization steps of the weight [O]."""
+        return self.log_scale.detach().exp()
+
+    def parameter_groups(self, config: QuantizeConfig) -> list[dict[str, Any]]:
+        """Weight, scales and bias, at the rates of the first step."""
+        # In units of the layer's quantization step, so that one rate fits every layer and every bit-width.
+        step = float(self.steps().mean())
+        groups = [{"params": [self.weight], "lr": config.lr_weight * step}, {"params": [self.log_scale], "lr": config.lr_scale}]
+        if self.bias is not None:
+            groups.append({"params": [self.bias], "lr": config.lr_weight * float(self.bias.detach().abs().mean() + step)})
+        return groups
+
+    def divide_output(self, s: torch.Tensor) -> None:
+        """Divide the frozen layer's output channels by s [O]: its scales and its bias, the codes stay."""
+        assert self.frozen is not None
+        codes, scale = self.frozen
+        self.frozen = codes, scale / numerics.per_row(s, scale)
+        if self.bias is not None:
+            self.bias.data = self.bias.data / s
+
+    @abstractmethod
+    def float_product(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        """What the layer gives with a float input and ``weight``."""
+
+    def finish(self, y: torch.Tensor, w_scale: torch.Tensor, x_scale: torch.Tensor) -> torch.Tensor:
+        """Integer sums → output: · (s_w[o] · s_t) + bias, in fp32."""
+        y = y * (numerics.per_channel(w_scale, y, self.channel_axis) * numerics.per_row(x_scale, y))
+        return y if self.bias is None else y + numerics.per_channel(self.bias, y, self.channel_axis)

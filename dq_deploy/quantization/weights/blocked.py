@@ -1,0 +1,61 @@
+"""A linear layer whose weight alone is integers, a scale for each block of input channels; an engine unpacks it inside a float product."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from ...formats import PER_CHANNEL, Granularity, NumberFormat, ScaleSource, Scheme
+from .base import QuantizedWeight
+
+BLOCKS = (128, 64, 32)
+"""Lengths of a block that the engines take (docs/engine-patterns.md)."""
+
+
+def block_length(wanted: int, channels: int) -> int:
+    """The longest block of at most ``wanted`` elements that divides the input channels; 0, a scale for the whole row, where none does."""
+    return next((block for block in BLOCKS if block <= wanted and channels % block == 0), 0)
+
+
+class WeightOnlyLinear(QuantizedWeight):
+    """Matrix product of float x [..., C] with a weight [O, C] of integer codes, a scale for each ``block`` of C (0: one for all of it).
+
+    While it is trained, ``weight`` is [O · B, block] and ``log_scale`` [O · B], so that a block is what a row is elsewhere. Frozen, codes
+    are [O, C] and scales [O, B].
+    """
+
+    kind = "weight-only-linear"
+    weight_only = True
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, fmt: NumberFormat, block: int) -> None:
+        self.rows = len(weight)
+        super().__init__(weight.reshape(-1, block or weight.shape[1]), bias, fmt)
+        self.scheme = Scheme(Granularity.BLOCK, ScaleSource.CONSTANT, symmetric=True, block=block) if block else PER_CHANNEL
+
+    @property
+    def block(self) -> int:
+        """Input channels that share a scale; 0: all of them."""
+        return self.scheme.block
+
+    def config(self) -> dict[str, Any]:
+        """What, beside its tensors, makes this layer."""
+        return super().config() | {"block": self.block}
+
+    def integer_weight(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Codes as floats [O, C] and scales [O, B]."""
+        if self.frozen is not None:
+            return self.frozen[0].float(), self.frozen[1]
+        codes, scale = super().integer_weight()
+        return codes.reshape(self.rows, -1), scale.reshape(self.rows, -1)
+
+    def float_product(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        """X [..., C], weight [O, C] → [..., O]."""
+        return F.linear(x, weight, self.bias)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Activation [N, ..., C] → output [N, ..., O], fp32."""
+        codes, scale = self.integer_weight()
+        weight = codes.unflatten(1, (scale.shape[1], -1)) * scale[:, :, None]
+        return self.float_product(x, weight.flatten(1))
