@@ -15,7 +15,7 @@ from torch.fx import GraphModule, Node
 from ..quantization.checkpoint import Checkpoint
 from ..quantization.graph.edit import aten
 from ..quantization.graph.insertion import decode
-from ..quantization.layers import QuantizedMatmul
+from ..quantization.weights import QuantizedMatmul
 
 Attention = Literal["int8", "float"]
 ATTENTION = ("int8", "float")
@@ -28,7 +28,7 @@ def float_attention(checkpoint: Checkpoint) -> Checkpoint:
     for node in list(model.graph.nodes):
         if node.op == "call_module" and isinstance(model.get_submodule(str(node.target)), QuantizedMatmul):
             _in_float(model, node)
-    return rewritten(checkpoint, model, _details(checkpoint.details))
+    return rewritten(checkpoint, model, _details(checkpoint.artifact.manifest.details))
 
 
 def rewritten(checkpoint: Checkpoint, model: GraphModule, details: dict[str, Any]) -> Checkpoint:

@@ -21,18 +21,18 @@ import onnx_ir as ir
 import onnx_ir.passes.common as passes
 
 from ..artifacts import Artifact, Manifest, check_output, create_artifact
+from ..artifacts.details import BundleDetails
 from ..errors import ArtifactError, UsageError
 from ..progress import Progress, silent
 from ..quantization.checkpoint import Checkpoint, load_checkpoint
+from ..quantization.float_source import FloatModel, load_float
 from ..quantization.output_bias import output_bias
 from ..quantization.running.ambient import default_torch
-from ..quantization.weight_only import WeightOnly
 from .attention import ATTENTION, Attention, float_attention
 from .convolutions import CONVOLUTIONS, Convolutions, float_convolutions, in_float
 from .float16 import around_constants, describe, float_values, too_large
-from .float_source import FloatModel, load_float
 from .group_norm import group_norms_by_instance
-from .lowering import Sites, lower
+from .lower import Sites, lower
 from .onnxruntime_target import OnnxRuntimeTarget
 from .precision import DTYPES, lower_precision
 from .ranges import largest_values
@@ -40,7 +40,8 @@ from .skeleton import to_onnx
 from .tensorrt_target import TensorRTTarget
 from .weights import storage_of
 
-TARGETS = ("tensorrt", "onnxruntime")
+_TARGETS: dict[str, type[TensorRTTarget | OnnxRuntimeTarget]] = {"tensorrt": TensorRTTarget, "onnxruntime": OnnxRuntimeTarget}
+TARGETS = tuple(_TARGETS)
 _DEFAULT_DTYPE = {"tensorrt": "fp16", "onnxruntime": "fp32"}
 _CARRIED = ("component", "pipeline_class", "model_config", "sample_shape", "source", "conditions", "picture_size", "call")
 BF16_OPSET = 22  # 21 has no bfloat16 for Conv and InstanceNormalization; 22 adds the type and changes nothing else here
@@ -53,7 +54,7 @@ WeightStorage = Literal["auto", "int8"]
 @default_torch()
 def export(checkpoint: str | Path | Artifact, output: str | Path, *, target: Target, dtype: str | None = None,
            weight_storage: WeightStorage = "auto", attention: Attention = "int8", convolutions: Convolutions | None = None,
-           float: bool = False, force: bool = False, progress: Progress = silent) -> Artifact:  # fmt: skip  # noqa: A002
+           float: bool = False, force: bool = False, progress: Progress = silent) -> Artifact[BundleDetails]:  # fmt: skip  # noqa: A002
     """Export a checkpoint as an ONNX bundle, opset 21 (22 for bf16), dynamic batch.
 
     ``dtype`` (fp32, fp16, bf16) is the type of what is not quantized: by default fp16 for ``tensorrt`` and fp32 for ``onnxruntime``.
@@ -125,20 +126,15 @@ def _integer_graph(checkpoint: Checkpoint, target: Target, *, int4: bool) -> tup
     model = to_onnx(checkpoint.model, checkpoint.examples(), names)
     timestep = next(v for v in model.graph.inputs if v.name == "timestep")
     static = len(checkpoint.timesteps) == 1 or not (checkpoint.artifact.manifest.quantization or {}).get("temporal", True)
-    writer: TensorRTTarget | OnnxRuntimeTarget
     if target == "onnxruntime":
         _one_timestep(model.graph, timestep)
-        writer = OnnxRuntimeTarget(model.graph, timestep, checkpoint.rows, static=static)
-    else:
-        writer = TensorRTTarget(model.graph, timestep, checkpoint.rows, int4=int4, static=static)
-    correction = output_bias(checkpoint.model)
-    return model, lower(model, writer, checkpoint.layers, checkpoint.quantizers, correction=correction, int4=int4,
-                        folds=target == "onnxruntime")  # fmt: skip
+    writer = _TARGETS[target](model.graph, timestep, checkpoint.rows, int4=int4, static=static)
+    return model, lower(model, writer, checkpoint.layers, checkpoint.quantizers, correction=output_bias(checkpoint.model))
 
 
 def _weight_only(checkpoint: Checkpoint) -> bool:
     """Whether activations stay float; ONNX Runtime then takes INT4 weights too."""
-    return any(isinstance(layer, WeightOnly) for layer in checkpoint.layers.values())
+    return any(layer.weight_only for layer in checkpoint.layers.values())
 
 
 def _one_timestep(graph: ir.Graph, timestep: ir.Value) -> None:
@@ -208,8 +204,8 @@ def write_model(model: ir.Model, path: Path) -> None:
 
 
 def _manifest(checkpoint: Checkpoint, model: ir.Model, sites: Sites, kind: dict[str, Any], *, int4: bool) -> Manifest:
-    details = checkpoint.details
     parent = checkpoint.artifact.manifest
+    details = parent.details
     inputs = [
         {
             "name": v.name,

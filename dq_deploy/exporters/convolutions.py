@@ -12,13 +12,13 @@ from typing import Any, Literal
 import torch
 from torch.fx import Node
 
-from ..artifacts.layer_bits import FLOAT_BITS
 from ..errors import ArtifactError
+from ..formats import FP16
 from ..quantization.checkpoint import Checkpoint, Layer
 from ..quantization.graph.insertion import decode
 from ..quantization.initial.dilation import dilate
-from ..quantization.layers import ActivationQuantizer, QuantizedConv2d
-from ..quantization.weight_only import WeightOnly, WeightOnlyConv2d
+from ..quantization.quantizers import ActivationQuantizer
+from ..quantization.weights import QuantizedConv2d, WeightOnlyConv2d
 from .attention import rewritten
 
 Convolutions = Literal["auto", "integer", "float"]
@@ -33,7 +33,7 @@ def in_float(checkpoint: Checkpoint, choice: Convolutions) -> list[str]:
 
 
 def _quantized(layer: Layer) -> bool:
-    return isinstance(layer, QuantizedConv2d) and not isinstance(layer, WeightOnly)
+    return isinstance(layer, QuantizedConv2d) and not layer.weight_only
 
 
 def _slow(layer: Layer) -> bool:
@@ -61,7 +61,7 @@ def float_convolutions(checkpoint: Checkpoint, names: Collection[str]) -> Checkp
             assert isinstance(read, ActivationQuantizer)
             model.set_submodule(str(node.target), _unquantized(layer, read.dilation))
             node.args = quantizer.args[:1]
-    return rewritten(checkpoint, model, _details(checkpoint.details, names))
+    return rewritten(checkpoint, model, _details(checkpoint.artifact.manifest.details, names))
 
 
 class _UndividedConv2d(WeightOnlyConv2d):
@@ -79,7 +79,7 @@ def _unquantized(layer: QuantizedConv2d, dilation: torch.Tensor) -> WeightOnlyCo
     assert layer.frozen is not None
     codes, scale = layer.frozen
     dilated = bool((dilation != 1).any())
-    made = (_UndividedConv2d if dilated else WeightOnlyConv2d)(codes, layer.bias, layer.bits, **layer.geometry)
+    made = (_UndividedConv2d if dilated else WeightOnlyConv2d)(codes, layer.bias, layer.format, **layer.geometry)
     made.set_frozen(codes, scale)
     if dilated:
         made.register_buffer("divisors", dilation.clone())
@@ -88,7 +88,7 @@ def _unquantized(layer: QuantizedConv2d, dilation: torch.Tensor) -> WeightOnlyCo
 
 def _details(details: dict[str, Any], names: Collection[str]) -> dict[str, Any]:
     """The manifest's details with those layers' activations as float ones, and without the quantizers that only they read."""
-    moved = {"quantizers": [], "activation_bits": FLOAT_BITS}
+    moved = {"quantizers": [], "activation_bits": FP16.bits}
     layers = [{**layer, **moved} if layer["name"] in names else layer for layer in details["layers"]]
     used = {name for layer in layers for name in layer["quantizers"]}
     return {**details, "layers": layers, "quantizers": [entry for entry in details["quantizers"] if entry["name"] in used]}

@@ -25,6 +25,7 @@ class Emitter:
            dtype: ir.DataType = ir.DataType.FLOAT, **attributes: Any) -> ir.Value:  # fmt: skip
         """Emit one node and return its output value."""
         label = f"{self.prefix}/{name or op_type}"
+        inputs = [self._registered(given) for given in inputs]
         value = ir.Value(name=output or f"{label}:0", type=ir.TensorType(dtype))
         node = ir.Node("", op_type, inputs, ir.convenience.convert_attributes(attributes), outputs=[value], name=label)
         if self.fp32:
@@ -47,14 +48,22 @@ class Emitter:
             free += "#"
         return initializer(self.graph, free, ir.tensor(array, name=free))
 
+    def _registered(self, value: ir.Value) -> ir.Value:
+        """``value``, or the graph's constant where it is a ``number`` that nothing has read yet."""
+        if value.const_value is None or value.graph is not None:
+            return value
+        return self.constant(str(value.name), value.const_value.numpy())
+
     def product(self, a: ir.Value, b: ir.Value, name: str) -> ir.Value:
         """Multiply: a node, or a constant where both are."""
         if a.const_value is None or b.const_value is None:
             return self.op("Mul", [a, b], name=name)
-        return self.constant(f"{self.prefix}.{name}", a.const_value.numpy() * b.const_value.numpy())
+        return number(f"{self.prefix}.{name}", a.const_value.numpy() * b.const_value.numpy())
 
     def unsqueeze(self, value: ir.Value, rank: int, name: str) -> ir.Value:
-        """[N] → [N, 1, ..., 1] of the given rank."""
+        """[N] → [N, 1, ..., 1] of the given rank; what is known to have another shape stays, to broadcast as it is."""
+        if value.shape is not None and len(value.shape) != 1:
+            return value
         axes = self.constant(f"dq_deploy.axes_1_{rank}", np.arange(1, rank, dtype=np.int64))
         return self.op("Unsqueeze", [value, axes], name=name, dtype=value.dtype or ir.DataType.FLOAT)
 
@@ -66,16 +75,30 @@ def _holds(value: ir.Value, array: np.ndarray[Any, Any]) -> bool:
     return tensor.tobytes() == array.tobytes()
 
 
+def number(name: str, array: np.ndarray[Any, Any]) -> ir.Value:
+    """A constant of no graph yet: where a node first reads it, it becomes an initializer."""
+    return _constant(name, ir.tensor(np.asarray(array, order="C"), name=name))
+
+
 def initializer(graph: ir.Graph, name: str, tensor: ir.TensorProtocol) -> ir.Value:
     """Register a tensor as an initializer of the graph."""
-    value = ir.Value(name=name, shape=ir.Shape(tensor.shape.numpy()), type=ir.TensorType(tensor.dtype), const_value=tensor)
+    value = _constant(name, tensor)
     graph.register_initializer(value)
     return value
+
+
+def _constant(name: str, tensor: ir.TensorProtocol) -> ir.Value:
+    return ir.Value(name=name, shape=ir.Shape(tensor.shape.numpy()), type=ir.TensorType(tensor.dtype), const_value=tensor)
 
 
 def attributes(node: ir.Node) -> Mapping[str, Any]:
     """A node's attributes as Python values."""
     return {name: attribute.value for name, attribute in node.attributes.items()}
+
+
+def options(node: ir.Node) -> dict[str, Any]:
+    """Attributes of a placeholder for the operator that takes its place: all but its name."""
+    return {name: value for name, value in attributes(node).items() if name != "name"}
 
 
 def replace(node: ir.Node, value: ir.Value) -> None:

@@ -13,10 +13,10 @@ import functools
 import numpy as np
 import onnx_ir as ir
 
-from ..errors import EnvironmentProblem
+from ..formats.tables import UINT8_OFFSET
 from .emitter import Emitter
+from .session import session_as_written
 
-_OFFSET = 128
 _INT8, _INT32, _UINT8 = ir.DataType.INT8, ir.DataType.INT32, ir.DataType.UINT8
 _PROBE = """<ir_version: 10, opset_import: ["": 21]>
 probe (uint8[1, 64] x) => (int32[1, 32] y) { y = MatMulInteger(x, w) }"""
@@ -25,18 +25,11 @@ probe (uint8[1, 64] x) => (int32[1, 32] y) { y = MatMulInteger(x, w) }"""
 @functools.cache
 def saturates() -> bool:
     """Whether ONNX Runtime's product of uint8 and int8 is wrong on this CPU, found by running one. Raises EnvironmentProblem without it."""
-    try:
-        import onnxruntime
-    except ImportError:
-        raise EnvironmentProblem("onnxruntime is not installed", 'pip install "dq-deploy[cpu]" (or [gpu], never both)') from None
     import onnx
 
     model = onnx.parser.parse_model(_PROBE)
     model.graph.initializer.append(onnx.numpy_helper.from_array(np.full((64, 32), 127, np.int8), "w"))
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    (result,) = session.run(None, {"x": np.full((1, 64), 255, np.uint8)})
+    (result,) = session_as_written(model.SerializeToString()).run(None, {"x": np.full((1, 64), 255, np.uint8)})
     return bool((result != 64 * 255 * 127).any())
 
 
@@ -52,7 +45,7 @@ def make_exact(model: ir.Model) -> bool:
             node.replace_input_with(3, _raised(emit, zero_point[0], "zero_point"))
         else:
             node.resize_inputs(4)
-            node.replace_input_with(3, emit.constant("dq_deploy.offset_uint8", np.array(_OFFSET, dtype=np.uint8)))
+            node.replace_input_with(3, emit.constant("dq_deploy.offset_uint8", np.array(UINT8_OFFSET, dtype=np.uint8)))
     return bool(found)
 
 
@@ -71,6 +64,6 @@ def _type(value: ir.Value | None) -> ir.DataType | None:
 def _raised(emit: Emitter, value: ir.Value, what: str) -> ir.Value:
     """``value`` + 128 as uint8. ONNX Runtime folds these nodes where the value is a weight."""
     wide = emit.op("Cast", [value], name=f"{what}/Cast_int32", dtype=_INT32, to=_INT32.value)
-    offset = emit.constant("dq_deploy.offset_int32", np.array(_OFFSET, dtype=np.int32))
+    offset = emit.constant("dq_deploy.offset_int32", np.array(UINT8_OFFSET, dtype=np.int32))
     raised = emit.op("Add", [wide, offset], name=f"{what}/Add_int32", dtype=_INT32)
     return emit.op("Cast", [raised], name=f"{what}/Cast_uint8", dtype=_UINT8, to=_UINT8.value)

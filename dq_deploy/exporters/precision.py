@@ -17,7 +17,7 @@ from .emitter import AS_WRITTEN, FP32_MARK, initializer
 DTYPES = {"fp32": ir.DataType.FLOAT, "fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
 _SAME_TYPE_EXEMPT = {"Cast", "Shape", "Size", "ConstantOfShape", "Range"}
 _FLOAT = ir.DataType.FLOAT
-_TABLE_ELEMENTS = 1024
+_WORTH_A_CAST = 1024  # elements
 
 
 def lower_precision(model: ir.Model, dtype: ir.DataType, wide: Collection[ir.Value] = ()) -> None:
@@ -50,7 +50,7 @@ class _Converter:
                 self.low.add(node.outputs[0])
             return
         floats = [(i, v) for i, v in enumerate(node.inputs) if v is not None and v.dtype in (_FLOAT, self.dtype)]
-        if node.op_type == "Gather" and _is_table(node.inputs[0]):
+        if node.op_type == "Gather" and _is_large(node.inputs[0]):  # the network's own: scale tables have the mark
             self._lower_table(node)
             return
         if node.op_type in _SAME_TYPE_EXEMPT or not any(v in self.low for _, v in floats):
@@ -139,11 +139,11 @@ class _Converter:
                 self.graph.outputs[index] = output
 
 
-def _is_table(value: ir.Value | None) -> bool:
-    """Whether a Gather reads a table of embeddings that is large enough to be worth a cast."""
+def _is_large(value: ir.Value | None) -> bool:
+    """Whether this is a float constant that is large enough to be worth a cast of what is read from it."""
     if value is None or not value.is_initializer() or value.const_value is None or value.dtype != _FLOAT:
         return False
-    return value.const_value.size >= _TABLE_ELEMENTS
+    return value.const_value.size >= _WORTH_A_CAST
 
 
 def _is_float_weight(value: ir.Value) -> bool:

@@ -14,11 +14,13 @@ import numpy as np
 import onnx_ir as ir
 
 from ..artifacts.reading import read_ir
-from ..errors import EnvironmentProblem
 from ..quantization.checkpoint import Checkpoint
 from .exact_sums import make_exact, saturates
+from .session import session_as_written
 
 _TIMESTEPS = 5  # evenly among the calibrated ones, first and last included
+_WHY = ": an fp16 export runs the graph, to find the values that fp16 cannot hold"
+_OR = 'pip install "dq-deploy[cpu]", or export with --dtype fp32 or --dtype bf16'
 Array = np.ndarray[Any, Any]
 
 
@@ -31,16 +33,6 @@ def largest_values(model: ir.Model, values: Mapping[ir.Value, bool], checkpoint:
 
     Raises EnvironmentProblem without ONNX Runtime.
     """
-    try:
-        import onnxruntime as ort
-    except ImportError:
-        raise EnvironmentProblem(
-            "onnxruntime is not installed: an fp16 export runs the graph, to find the values that fp16 cannot hold",
-            'pip install "dq-deploy[cpu]", or export with --dtype fp32 or --dtype bf16',
-        ) from None
-    options = ort.SessionOptions()
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.log_severity_level = 3
     with tempfile.TemporaryDirectory(prefix="dq-deploy-ranges-") as folder:
         file = Path(folder) / "model.onnx"
         before, nodes, outputs = list(model.graph.outputs), *_probes(values)
@@ -53,7 +45,7 @@ def largest_values(model: ir.Model, values: Mapping[ir.Value, bool], checkpoint:
             model.graph.remove(reversed(nodes), safe=True)
         if saturates():
             _made_exact(file)
-        session = ort.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+        session = session_as_written(file, why=_WHY, hint=_OR)
         found = [np.abs(np.array(session.run(None, feeds), dtype=np.float64)) for feeds in _feeds(checkpoint, session)]
     largest = np.max(np.nan_to_num(np.stack(found), nan=np.inf), axis=0)
     return dict(zip(values, largest.tolist(), strict=True))
@@ -88,7 +80,7 @@ def _probes(values: Mapping[ir.Value, bool]) -> tuple[list[ir.Node], list[ir.Val
 
 
 def _feeds(checkpoint: Checkpoint, session: Any) -> list[dict[str, Array]]:
-    reference, names = checkpoint.reference(), checkpoint.details["inputs"]
+    reference, names = checkpoint.reference(), checkpoint.details.inputs
     first = slice(reference.per_seed)
     wanted = {spec.name: spec for spec in session.get_inputs()}
     feeds = []

@@ -1,17 +1,39 @@
-"""The scale tables in the graph: row selection by the timestep's value, and one visible initializer per quantizer."""
+"""The scale tables in the graph: row selection by the timestep's value, and one visible initializer for each table.
+
+What tells such a table from one of the network's own, of embeddings say, is its name in the manifest's ``quantizers``
+(``<quantizer>.scale``, ``<quantizer>.zero_point``) and, while the graph is written, the mark of scale arithmetic (``emitter.FP32_MARK``).
+"""
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 import torch
 
-from ..quantization.layers import ActivationQuantizer
+from ..formats.tables import BOUNDARIES, ROW, UINT8_OFFSET
 from ..quantization.numerics import midpoints
+from ..quantization.quantizers import ActivationQuantizer
 from .emitter import Emitter
 
-ROW = "dq_deploy.row"
-"""Name of the value that holds the selected row(s)."""
+
+class Rows:
+    """The rows of tables [T, ...] that the timestep selects, [N, ...] or, not ``per_sample``, one for the batch."""
+
+    def __init__(self, graph: ir.Graph, timestep: ir.Value, timesteps: torch.Tensor, *, per_sample: bool) -> None:
+        self.graph = graph
+        self._row = select_rows(graph, timestep, timesteps, per_sample=per_sample)
+        self._anchor = self._row.producer()  # it stays where it is, unlike the placeholders that follow
+        self._gathered: dict[str, ir.Value] = {}
+
+    def of(self, name: str, table: np.ndarray[Any, Any]) -> ir.Value:
+        """Those of one table, gathered once and before its readers. Why so: docs/decisions/scale-tables.md."""
+        if name not in self._gathered:
+            emit = Emitter(self.graph, name, after=self._anchor)
+            dtype = ir.DataType.from_numpy(table.dtype)
+            self._gathered[name] = emit.op("Gather", [emit.constant(name, table), self._row], dtype=dtype, axis=0)
+        return self._gathered[name]
 
 
 def select_rows(graph: ir.Graph, timestep: ir.Value, timesteps: torch.Tensor, *, per_sample: bool) -> ir.Value:
@@ -23,7 +45,7 @@ def select_rows(graph: ir.Graph, timestep: ir.Value, timesteps: torch.Tensor, *,
     boundaries = midpoints(timesteps).numpy()
     if not len(boundaries):  # a table of one row: nothing lies above infinity
         boundaries = np.array([np.inf], dtype=np.float32)
-    table = emit.constant("dq_deploy.boundaries", boundaries)
+    table = emit.constant(BOUNDARIES, boundaries)
     if per_sample:
         axes = emit.constant("dq_deploy.axes_1_2", np.array([1], dtype=np.int64))
         timestep = emit.op("Unsqueeze", [timestep, axes])
@@ -41,3 +63,18 @@ def scale_array(quantizer: ActivationQuantizer) -> np.ndarray[tuple[int], np.dty
 def zero_point_array(quantizer: ActivationQuantizer) -> np.ndarray[tuple[int], np.dtype[np.int8]]:
     """Zero-points [T] int8."""
     return quantizer.zero_point_table().numpy()
+
+
+def inverse_dilation(dilation: torch.Tensor, axis: int, rank: int) -> np.ndarray[Any, np.dtype[np.float32]] | None:
+    """1 / dilation [C], shaped to broadcast along ``axis`` of an activation of this rank; None where nothing is dilated."""
+    if bool((dilation == 1).all()):
+        return None
+    shape = [1] * rank
+    shape[axis] = -1
+    return (1 / dilation).numpy().reshape(shape)
+
+
+def as_codes(value: np.ndarray[Any, Any] | int, dtype: ir.DataType) -> np.ndarray[Any, Any]:
+    """The checkpoint's int8 codes or zero-points in a type of the graph."""
+    offset = UINT8_OFFSET if dtype == ir.DataType.UINT8 else 0
+    return (np.asarray(value, dtype=np.int16) + offset).astype(dtype.numpy())

@@ -1,7 +1,7 @@
 """A captured graph → an ONNX model in which every product and quantizer is one placeholder node that carries its name.
 
-``torch.onnx.ops.symbolic`` carries them through the exporter untouched, so a target can lower each one to exactly the nodes it wants,
-and weights never pass through the exporter at all.
+``torch.onnx.ops.symbolic`` carries them through the exporter untouched, so that each one becomes exactly the nodes that its kind and the
+target want (``lower``), and weights never pass through the exporter at all.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from __future__ import annotations
 import logging
 import re
 import warnings
+from collections.abc import Callable
+from functools import singledispatch
 from typing import Any
 
 import onnx_ir as ir
@@ -18,9 +20,8 @@ from torch.fx import GraphModule, Node
 from ..errors import ArtifactError, raise_if_out_of_memory
 from ..quantization.graph.edit import aten
 from ..quantization.graph.insertion import conv_geometry, decode
-from ..quantization.layers import QuantizedConv2d, QuantizedLinear
-from ..quantization.output_bias import OutputBias
-from ..quantization.weight_only import WeightOnlyLinear
+from ..quantization.output_bias import TARGET as OUTPUT_BIAS
+from ..quantization.weights import QuantizedConv2d, QuantizedLinear, QuantizedMatmul, WeightOnlyLinear
 from .simplify import simplify
 
 DOMAIN = "dq_deploy"
@@ -53,6 +54,33 @@ def _linear(x: torch.Tensor, name: str, out_features: int, parameters: list[torc
 
 def _matmul(a: torch.Tensor, b: torch.Tensor, name: str) -> torch.Tensor:
     return _symbolic("MatMul", (a, b), (*a.shape[:-1], b.shape[-1]), {"name": name})
+
+
+Call = tuple[Callable[..., torch.Tensor], tuple[Any, ...]]
+
+
+@singledispatch
+def placeholder(layer: Any, arguments: tuple[Any, ...], name: str) -> Call:  # noqa: ARG001
+    """What stands for a layer that is called with ``arguments``: a function, and its arguments; registered by the layer's class."""
+    raise ArtifactError(f"the exporter has no placeholder for {type(layer).__name__}", "register one: exporters.skeleton.placeholder")
+
+
+@placeholder.register
+def _(layer: QuantizedConv2d, arguments: tuple[Any, ...], name: str) -> Call:
+    assert layer.frozen is not None
+    geometry = layer.stride, layer.padding, layer.dilation, layer.groups
+    return _conv2d, (arguments[0], name, list(layer.frozen[0].shape), *geometry, [])
+
+
+@placeholder.register
+def _(layer: QuantizedLinear | WeightOnlyLinear, arguments: tuple[Any, ...], name: str) -> Call:
+    assert layer.frozen is not None
+    return _linear, (arguments[0], name, layer.frozen[0].shape[0], [])
+
+
+@placeholder.register
+def _(layer: QuantizedMatmul, arguments: tuple[Any, ...], name: str) -> Call:  # noqa: ARG001
+    return _matmul, (*arguments, name)
 
 
 def to_onnx(model: GraphModule, inputs: dict[str, torch.Tensor], float_layers: dict[str, str]) -> ir.Model:
@@ -103,7 +131,7 @@ def _with_placeholders(model: GraphModule, float_layers: dict[str, str]) -> Grap
     for node in model.graph.nodes:
         args = torch.fx.map_arg(node.args, lambda n: copies[n])
         if node.op == "call_module":
-            copies[node] = _integer_placeholder(model, graph, node, args)
+            copies[node] = _placeholder(model, graph, node, args)
         elif node.name in float_layers:
             copies[node] = _float_placeholder(model, graph, node, float_layers[node.name], args)
         elif node.op == "output":
@@ -126,24 +154,14 @@ def _bounds_of_one_kind(node: Node) -> None:
         node.kwargs = {name: float(b) if isinstance(b, int) else b for name, b in node.kwargs.items()}
 
 
-def _integer_placeholder(model: GraphModule, graph: torch.fx.Graph, node: Node, args: Any) -> Node:
-    name = decode(str(node.target))
-    module = model.get_submodule(str(node.target))
+def _placeholder(model: GraphModule, graph: torch.fx.Graph, node: Node, args: Any) -> Node:
+    """Of a quantizer, an output bias or a layer."""
+    target = str(node.target)
     if "quantizer" in node.meta:
-        return graph.call_function(_quantize, (args[0], name))
-    if isinstance(module, OutputBias):
-        return graph.call_function(_output_bias, (args[0], str(node.target)))
-    if isinstance(module, QuantizedConv2d):
-        assert module.frozen is not None
-        return graph.call_function(_conv2d, (args[0], name, list(module.frozen[0].shape), *_geometry(module.geometry), []))
-    if isinstance(module, QuantizedLinear | WeightOnlyLinear):
-        assert module.frozen is not None
-        return graph.call_function(_linear, (args[0], name, module.frozen[0].shape[0], []))
-    return graph.call_function(_matmul, (*args, name))
-
-
-def _geometry(geometry: dict[str, Any]) -> tuple[Any, Any, Any, Any]:
-    return geometry["stride"], geometry["padding"], geometry["dilation"], geometry["groups"]
+        return graph.call_function(_quantize, (args[0], decode(target)))
+    if target == OUTPUT_BIAS:
+        return graph.call_function(_output_bias, (args[0], target))
+    return graph.call_function(*placeholder(model.get_submodule(target), args, decode(target)))
 
 
 def _float_placeholder(model: GraphModule, graph: torch.fx.Graph, node: Node, name: str, args: Any) -> Node:

@@ -14,22 +14,22 @@ from typing import Literal
 import numpy as np
 import onnx_ir as ir
 
-from ..quantization.layers import QuantizedWeight
+from ..formats import of_bits
+from ..quantization.weights import QuantizedWeight
 from .emitter import AS_WRITTEN, FP32_MARK, Emitter
 
-INT4_BITS = 4
 Storage = Literal["int4", "int8"]
 _FLOAT16, _INT4, _INT8 = ir.DataType.FLOAT16, ir.DataType.INT4, ir.DataType.INT8
 
 
 def storage_of(bits: int, *, int4: bool) -> Storage:
     """The container of a weight of ``bits`` bits, where the graph may have int4."""
-    return "int4" if int4 and bits <= INT4_BITS else "int8"
+    return "int4" if int4 and of_bits(bits).packed else "int8"
 
 
-def container(storage: Storage) -> ir.DataType:
-    """Type of the codes in the graph."""
-    return _INT4 if storage == "int4" else _INT8
+def stored(codes: np.ndarray, bits: int, *, int4: bool) -> np.ndarray:
+    """Codes int8 in the type of their container."""
+    return codes.astype((_INT4 if storage_of(bits, int4=int4) == "int4" else _INT8).numpy())
 
 
 def dequantized_weight(emit: Emitter, layer: QuantizedWeight, name: str, *, transpose: bool, int4: bool) -> ir.Value:
@@ -37,11 +37,11 @@ def dequantized_weight(emit: Emitter, layer: QuantizedWeight, name: str, *, tran
     assert layer.frozen is not None
     codes, scale = layer.frozen[0].numpy(), emit.constant(f"{name}.weight.scale", layer.frozen[1].numpy())
     codes, axis = (codes.T, 1) if transpose else (codes, 0)
-    if storage_of(layer.bits, int4=int4) == "int8":
-        inputs = [emit.constant(f"{name}.weight.codes", codes), scale, _zeros(emit, layer, name)]
+    held = emit.constant(f"{name}.weight.codes", stored(codes, layer.bits, int4=int4))
+    if held.dtype == _INT4 and transpose:
+        inputs = [held, scale]
     else:
-        packed = emit.constant(f"{name}.weight.codes", codes.astype(_INT4.numpy()))
-        inputs = [packed, scale] if transpose else [_as_int8(emit, packed), scale, _zeros(emit, layer, name)]
+        inputs = [_as_int8(emit, held) if held.dtype == _INT4 else held, scale, _zeros(emit, layer, name)]
     return emit.op("DequantizeLinear", inputs, name="DequantizeWeight", axis=axis)
 
 
@@ -62,6 +62,12 @@ def _as_int8(emit: Emitter, packed: ir.Value) -> ir.Value:
     assert repack is not None
     repack.metadata_props[FP32_MARK] = AS_WRITTEN
     return codes
+
+
+def bias(emit: Emitter, layer: QuantizedWeight, name: str, shape: tuple[int, ...] = (-1,)) -> ir.Value:
+    """A layer's bias [O], in the shape in which it broadcasts over the output."""
+    assert layer.bias is not None
+    return emit.constant(f"{name}.bias", layer.bias.detach().numpy().reshape(shape))
 
 
 def weight_sums(layer: QuantizedWeight) -> np.ndarray:

@@ -23,7 +23,7 @@ def test_the_products_are_float_and_the_bundle_is_judged_as_such(plain_checkpoin
     details = made.manifest.details
     assert details["attention"] == "float"
     products = {"matmul", "matmul_1"}
-    assert {layer["name"] for layer in plain_checkpoint.details["layers"]} - {layer["name"] for layer in details["layers"]} == products
+    assert {layer.name for layer in plain_checkpoint.details.layers} - {layer["name"] for layer in details["layers"]} == products
     assert {layer["name"] for layer in details["float_layers"] if layer["reason"] == "export --attention float"} == products
     graph = onnx.load(made.path / "model.onnx").graph
     producers = {output: node.op_type for node in graph.node for output in node.output}

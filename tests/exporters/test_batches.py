@@ -10,7 +10,7 @@ import onnx_ir
 import torch
 from torch import nn
 
-from dq_deploy.engines.onnxruntime import OnnxRuntimeRunner
+from dq_deploy.engines.onnxruntime.runner import OnnxRuntimeRunner
 from dq_deploy.exporters.skeleton import to_onnx
 from dq_deploy.quantization.graph.capture import capture
 

@@ -13,7 +13,7 @@ from dq_deploy.artifacts import Artifact, open_artifact
 from dq_deploy.errors import ArtifactError, UsageError
 from dq_deploy.exporters import TARGETS, bundle, export
 from dq_deploy.quantization.checkpoint import Checkpoint
-from dq_deploy.quantization.layers import QuantizedWeight
+from dq_deploy.quantization.weights import QuantizedWeight
 from tests.tiny import SHAPE, WHOLE, PlainUNet, make_checkpoint, run, snr_db, tiny_unet
 
 
@@ -77,7 +77,7 @@ def test_every_planned_layer_is_an_integer_layer_of_the_graph(
 ) -> None:
     graph, details = graph_of(bundles[target]), bundles[target].manifest.details
     producers = {o: n for n in graph.node for o in n.output}
-    planned = {layer["name"]: layer["op"] for layer in unet_checkpoint.details["layers"]}
+    planned = {layer.name: layer.op for layer in unet_checkpoint.details.layers}
     assert {layer["name"]: layer["op"] for layer in details["layers"]} == planned
     dequantized = {o for o, n in producers.items() if n.op_type == "DequantizeLinear"}
     integer = {
@@ -128,7 +128,7 @@ def test_a_shallow_network_gives_what_pytorch_gives(case: Checkpoint, target: st
     """Padding with zero-points, strides, groups, dilated kernels, no bias, dilation s: 60 dB is what one flipped code would cost."""
     made = export(case.artifact, tmp_path / "bundle", target=target, dtype="fp32", **WHOLE[target])
     for batch in (1, 5):
-        x = torch.randn(batch, *case.details["sample_shape"], generator=torch.Generator().manual_seed(batch))
+        x = torch.randn(batch, *case.details.sample_shape, generator=torch.Generator().manual_seed(batch))
         t = torch.linspace(0, 999, batch)
         with torch.no_grad():
             assert snr_db(case.model(x, t), run(made, x, t)) > 60

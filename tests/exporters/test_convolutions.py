@@ -14,7 +14,7 @@ import torch
 from dq_deploy.accuracy import check
 from dq_deploy.accuracy.local import local_parity
 from dq_deploy.artifacts import Artifact, open_artifact
-from dq_deploy.engines.onnxruntime import OnnxRuntimeRunner, optimized_operators
+from dq_deploy.engines.onnxruntime.runner import OnnxRuntimeRunner, optimized_operators
 from dq_deploy.errors import ArtifactError, UsageError
 from dq_deploy.exporters import export
 from dq_deploy.exporters.convolutions import float_convolutions, in_float
@@ -53,7 +53,7 @@ def test_what_is_left_in_float_is_said_and_judged_as_such(wide: Checkpoint, bund
     assert {site["name"].removesuffix(".input") for site in details["quantizers"]} & CONVOLUTIONS == CONVOLUTIONS - LEFT[choice]
     verdict = check(bundles[choice], wide.artifact)
     assert verdict, verdict.failures
-    assert {row.layer for row in verdict.layers} == {layer["name"] for layer in wide.details["layers"]}
+    assert {row.layer for row in verdict.layers} == {layer.name for layer in wide.details.layers}
 
 
 @pytest.mark.parametrize("choice", LEFT)
@@ -87,7 +87,7 @@ def test_a_batch_of_several_timesteps(wide: Checkpoint, bundles: dict[str, Artif
     with torch.no_grad():
         expected = reference.model(x, t)
     assert snr_db(expected, run(bundles[choice], x, t)) > 60
-    got = OnnxRuntimeRunner(bundles[choice]).run({wide.details["inputs"][0]: x.numpy(), "timestep": t.numpy()})
+    got = OnnxRuntimeRunner(bundles[choice]).run({wide.details.inputs[0]: x.numpy(), "timestep": t.numpy()})
     assert snr_db(expected, torch.from_numpy(got)) > 30  # sums in another order move codes at ties
 
 

@@ -14,8 +14,8 @@ import torch
 from dq_deploy.accuracy import harness
 from dq_deploy.accuracy.local import local_parity
 from dq_deploy.artifacts import Artifact
-from dq_deploy.engines import onnxruntime as engine
-from dq_deploy.engines.onnxruntime import OnnxRuntimeRunner
+from dq_deploy.engines.onnxruntime import runner as engine
+from dq_deploy.engines.onnxruntime.runner import OnnxRuntimeRunner
 from dq_deploy.exporters import export, ranges
 from dq_deploy.exporters.exact_sums import make_exact, saturates
 from dq_deploy.quantization.checkpoint import Checkpoint
@@ -41,7 +41,7 @@ def bundle_of(checkpoint: Checkpoint, folder: Path, **options: str) -> Artifact:
 
 def feeds(checkpoint: Checkpoint) -> dict[str, np.ndarray]:
     reference = checkpoint.reference()
-    return {checkpoint.details["inputs"][0]: reference.samples[1].numpy(), "timestep": np.float32(reference.timesteps[1])}
+    return {checkpoint.details.inputs[0]: reference.samples[1].numpy(), "timestep": np.float32(reference.timesteps[1])}
 
 
 def test_the_probe_knows_this_cpu() -> None:

@@ -24,13 +24,13 @@ def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
 
 def test_the_manifest_says_where_every_dilation_went(checkpoint: Checkpoint) -> None:
     names = {*checkpoint.layers, *(name for name, _ in checkpoint.model.named_buffers())}
-    records = {r["quantizer"]: r for r in checkpoint.details["dilation"]}
-    folded = {name for name, r in records.items() if r["folded_into"]}
+    records = {r.quantizer: r for r in checkpoint.details.dilation}
+    folded = {name for name, r in records.items() if r.folded_into}
     assert folded
-    assert all(set(records[name]["folded_into"]) <= names for name in folded)
+    assert all(set(records[name].folded_into) <= names for name in folded)
     for name, quantizer in checkpoint.quantizers.items():
         multiplies = bool((quantizer.dilation != 1).any())
-        dilated = name in records and records[name]["dilated_share"] > 0
+        dilated = name in records and records[name].dilated_share > 0
         assert multiplies == (dilated and name not in folded), name
 
 

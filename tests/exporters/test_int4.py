@@ -14,11 +14,11 @@ from onnx import TensorProto, numpy_helper
 from dq_deploy.accuracy import check
 from dq_deploy.artifacts import Artifact
 from dq_deploy.engines.build import build_engine, load_report
-from dq_deploy.engines.openvino import OpenVinoRunner
+from dq_deploy.engines.openvino.runner import OpenVinoRunner
 from dq_deploy.errors import UsageError
 from dq_deploy.exporters import export
 from dq_deploy.quantization.checkpoint import Checkpoint
-from dq_deploy.quantization.layers import QuantizedWeight
+from dq_deploy.quantization.weights import QuantizedWeight
 from tests.tiny import SHAPE, make_checkpoint, snr_db, tiny_unet
 
 needs_rtx = pytest.mark.skipif(importlib.util.find_spec("tensorrt_rtx") is None, reason="TensorRT-RTX is not installed")

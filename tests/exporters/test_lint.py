@@ -5,6 +5,8 @@ What the engines do with the same patterns is tested in tests/benchmarks/test_pa
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +15,13 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from benchmarks.patterns import activations
 from benchmarks.patterns.catalogue import PATTERNS, Pattern
 from benchmarks.patterns.sketch import KERNEL, Sketch, images
 from dq_deploy.artifacts import Artifact, Manifest, create_artifact, open_artifact
 from dq_deploy.errors import ArtifactError, UsageError
 from dq_deploy.exporters.lint import RULES, LintResult, lint
+from dq_deploy.exporters.lint.rule import Rule
 from tests.engines import graphs
 
 
@@ -25,6 +29,12 @@ def saved(model: onnx.ModelProto, folder: Path) -> Path:
     file = folder / "model.onnx"
     file.write_bytes(model.SerializeToString())
     return file
+
+
+def parsed(nodes: str) -> onnx.ModelProto:
+    """A graph of floats from ``sample`` to ``y``."""
+    text = f'<ir_version: 10, opset_import: ["": 21]> g (float[1, 4] sample) => (float[1, 4] y) {{ {nodes} }}'
+    return onnx.parser.parse_model(text)
 
 
 def rules(result: LintResult) -> set[str]:
@@ -49,6 +59,66 @@ def test_every_rule_has_a_pattern_and_says_how_it_is_known() -> None:
     assert len({rule.id for rule in RULES}) == len(RULES)
     for rule in RULES:
         assert rule.find.__doc__
+
+
+NORMAL = 2.0**-126
+# By rule: a graph that breaks it alone, and the nearest one that does not.
+PAIRS: dict[str, tuple[str, str | Callable[[], onnx.ModelProto]]] = {
+    "computed-scale-conv": ("conv-computed-scale", "conv-computed-quantize"),
+    "computed-scale-matmul": ("matmul-computed-scale", "matmul-static"),
+    "zero-point": ("zero-point", "matmul-static"),
+    "code-type": ("codes-uint8-by-default", "codes-by-attribute"),
+    "no-such-operator": ("fourier-transform", partial(parsed, "y = Softmax(sample)")),
+    "boolean-where": ("boolean-where", partial(parsed, "c = Greater(sample, sample) y = Where(c, sample, sample)")),
+    "zero-scale": ("scale-zero", partial(activations.matmul_static, scale=NORMAL)),
+    "negative-scale": ("scale-negative", "matmul-static"),
+    "non-finite-scale": ("scale-infinite", partial(activations.matmul_static, scale=float(np.finfo(np.float32).max))),
+    "subnormal-scale": ("scale-subnormal", partial(activations.matmul_static, scale=NORMAL)),
+    "per-channel-activation": ("conv-per-channel-activation", "conv-dilated"),
+    "float-activation": ("conv-activation-changed", "conv-padded"),
+    "weight-scale-axis": ("conv-weight-scale-axis", "conv-static"),
+    "block-wise-int8-activation": ("matmul-int4-blocks-int8", "matmul-int4-blocks-fp16"),
+    "int4-conv-int8-activation": ("conv-int4-int8", "conv-int4-fp16"),
+    "int4-per-tensor-int8-activation": ("matmul-int4-per-tensor-int8", "matmul-int4-int8"),
+    "int4-requantize-uncast": ("conv-int4-requantized-fp32-cast", "conv-int4-requantized-one-cast"),
+    "int4-requantize-matmul": ("matmul-int4-requantized", "conv-int4-requantized"),
+    "int4-cast": ("matmul-int4-cast", "matmul-int4-int8"),
+    "int4-opset": ("matmul-int4-opset-20", "matmul-int4-int8"),
+    "new-opset": ("opset-27", partial(activations.matmul_transposed, unsigned=True, opset=26)),
+    "invalid-onnx": ("opset-10", "opset-13"),
+    "moved-int8": ("matmul-transposed-int8", "matmul-transposed-opset-19"),
+    "bfloat16": ("matmul-bfloat16", "matmul-gathered-uint8"),
+    "shared-weight": ("shared-weight-codes", "shared-gathered-uint8"),
+    "float-convolution": ("conv-gathered", "conv-gathered-output"),
+    "convolution-bias": ("conv-gathered-bias", "conv-gathered-output"),
+    "shared-int8": ("shared-gathered-int8", "shared-gathered-uint8"),
+    "scale-per-sample": ("scale-per-sample", "matmul-gathered-int8"),
+    "convolution-integer": ("conv-integer", "conv-gathered-output"),
+}
+
+
+@pytest.mark.parametrize("rule", RULES, ids=[rule.id for rule in RULES])
+def test_a_rule_tells_its_graph_from_the_nearest_good_one(rule: Rule, tmp_path: Path) -> None:
+    if rule.id == "external-data":
+        return  # which has its own tests below
+    broken, good = PAIRS[rule.id]
+    for target in rule.targets:
+        assert rule.id in rules(lint(saved(PATTERNS[broken].build(), tmp_path), target=target))
+    target = PATTERNS[broken].target
+    assert rules(lint(saved(PATTERNS[broken].build(), tmp_path), target=target)) == {rule.id}
+    model = PATTERNS[good].build() if isinstance(good, str) else good()
+    assert rules(lint(saved(model, tmp_path), target=target)) == set()
+
+
+def test_a_table_of_the_network_is_no_scale_table_of_a_bundle(tmp_path: Path) -> None:
+    """The manifest names those; of a bare file the readers are all that there is to go by."""
+    graph = graphs.Graph()
+    y = graph.conv("sample", "c", 8, 8)
+    sigmas = graph.constant("sigmas", np.array([0.0, 1.0, 2.0, 3.0], np.float32).reshape(-1, 1, 1, 1))
+    y = graph.node("Div", [y, graph.node("Gather", [sigmas, graph.row()], "sigmas/Gather")], "divided/Div")
+    bundle = graphs.make_bundle(tmp_path / "bundle", graph, y, ["batch", 8, 8, 8])
+    assert lint(bundle).findings == ()
+    assert {(f.rule, f.node) for f in lint(bundle.path / "model.onnx").findings} == {("zero-scale", "sigmas/Gather")}
 
 
 def test_all_offenders_at_once_with_values_and_hints(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import onnx
 import pytest
 import torch
 
-from dq_deploy.engines.onnxruntime import optimized_operators
+from dq_deploy.engines.onnxruntime.runner import optimized_operators
 from dq_deploy.exporters import TARGETS, export
 from dq_deploy.quantization.checkpoint import Checkpoint
 from tests.tiny import WHOLE, PlainUNet, make_checkpoint, run, snr_db
@@ -38,7 +38,7 @@ def test_there_is_one_scale_and_the_numbers_are_pytorchs(static: Checkpoint, tar
         operators = optimized_operators(made.path / "model.onnx")
         assert operators.count("MatMulIntegerToFloat") == sum(n.op_type == "MatMulInteger" for n in graph.node) > 0
         assert "MatMulInteger" not in operators
-    x = torch.randn(5, *static.details["sample_shape"], generator=torch.Generator().manual_seed(5))
+    x = torch.randn(5, *static.details.sample_shape, generator=torch.Generator().manual_seed(5))
     t = torch.linspace(0, 999, 5)
     with torch.no_grad():
         assert snr_db(static.model(x, t), run(made, x, t)) > 60

@@ -42,7 +42,7 @@ def bundle(request: pytest.FixtureRequest, checkpoint: Checkpoint) -> Artifact:
 
 
 def test_only_the_patches_stay_in_float(checkpoint: Checkpoint) -> None:
-    details = checkpoint.details
+    details = checkpoint.artifact.manifest.details
     assert [layer["name"] for layer in details["float_layers"]] == ["pos_embed.proj"]
     assert details["float_mac_share"] < 0.02
     planned = {layer["name"] for layer in details["layers"]}

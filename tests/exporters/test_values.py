@@ -12,7 +12,7 @@ from torch import nn
 
 from dq_deploy.errors import ArtifactError
 from dq_deploy.exporters.bundle import _finish, _tidy, write_model
-from dq_deploy.exporters.lowering import lower
+from dq_deploy.exporters.lower import lower
 from dq_deploy.exporters.skeleton import to_onnx
 from tests.tiny import SHAPE, captured, run
 

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 
 from dq_deploy.accuracy import check
-from dq_deploy.artifacts import open_artifact
+from dq_deploy.artifacts import Artifact, open_artifact
 from dq_deploy.artifacts.scale_tables import read_tables
 from dq_deploy.engines.dropin import make_runner
 from dq_deploy.exporters import export
 from dq_deploy.quantization import load_checkpoint
+from tests.golden import exports
 
 HERE = Path(__file__).parent
 VERSIONS = sorted(HERE.glob("schema-*"))
@@ -22,7 +25,7 @@ VERSIONS = sorted(HERE.glob("schema-*"))
 @pytest.mark.parametrize("folder", VERSIONS, ids=lambda path: path.name)
 def test_a_checkpoint_and_its_bundle(folder: Path, tmp_path: Path) -> None:
     checkpoint, bundle = load_checkpoint(folder / "checkpoint"), open_artifact(folder / "bundle", "bundle")
-    assert {layer["weight_bits"] for layer in checkpoint.details["layers"] if layer["op"] != "matmul"} == {4, 8}
+    assert {layer.weight_bits for layer in checkpoint.details.layers if layer.op != "matmul"} == {4, 8}
     assert read_tables(checkpoint.artifact).keys() == read_tables(bundle).keys() != set()
     result = check(bundle, checkpoint.artifact)
     assert result.failures == []
@@ -33,6 +36,36 @@ def test_a_checkpoint_and_its_bundle(folder: Path, tmp_path: Path) -> None:
     }
     outputs = [make_runner(made).run(inputs) for made in (bundle, again)]
     np.testing.assert_allclose(*outputs, atol=1e-5)
+
+
+@pytest.mark.parametrize("case", exports.CASES)
+@pytest.mark.parametrize("folder", VERSIONS, ids=lambda path: path.name)
+def test_a_checkpoint_exports_to_the_graph_that_it_always_did(folder: Path, case: str, tmp_path: Path) -> None:
+    """``python -m tests.golden.exports`` records another one, where that is meant."""
+    recorded = json.loads((folder / exports.FILE).read_text())
+    found = exports.exported(folder / "checkpoint", case, tmp_path / "bundle")
+    assert found["lowered"] == recorded[case]["lowered"]
+    if exports.tools() == recorded["tools"]:  # another torch may export the float part in other nodes
+        assert found == recorded[case]
+
+
+def test_a_hash_tells_one_changed_number_and_one_changed_node(tmp_path: Path) -> None:
+    bundle = open_artifact(VERSIONS[0] / "bundle", "bundle")
+    before = exports.hashes(bundle)
+    copied = Artifact(Path(shutil.copytree(bundle.path, tmp_path / "b")), bundle.manifest)
+    model = ir.load(bundle.path / "model.onnx")
+    table = next(v for name, v in model.graph.initializers.items() if name.endswith(".input.scale"))
+    assert table.const_value is not None
+    table.const_value = ir.tensor(np.nextafter(table.const_value.numpy(), np.float32(9)), name=table.name)
+    ir.save(model, copied.path / "model.onnx")
+    changed = exports.hashes(copied)
+    assert not set(changed.values()) & set(before.values())
+    model = ir.load(bundle.path / "model.onnx")
+    node = next(node for node in model.graph if node.op_type == "Sigmoid")
+    node.op_type = "Tanh"
+    ir.save(model, copied.path / "model.onnx")
+    changed = exports.hashes(copied)
+    assert (changed["graph"] != before["graph"], changed["lowered"] == before["lowered"]) == (True, True)
 
 
 def test_there_is_one_of_every_version_and_they_are_small() -> None:

@@ -9,8 +9,10 @@ import onnx_ir as ir
 import onnx_ir.passes.common as passes
 
 from ...artifacts import Artifact, open_artifact
+from ...artifacts.details import BundleDetails
 from ...artifacts.reading import read_onnx
 from ...errors import ArtifactError, UsageError
+from ...formats.tables import SCALE
 from .finding import Finding, LintResult
 from .rule import Hit, Rule
 from .rules import RULES
@@ -19,7 +21,7 @@ from .view import View
 _TARGETS = ("tensorrt", "onnxruntime")
 
 
-def lint(source: str | Path | Artifact, *, target: str | None = None) -> LintResult:
+def lint(source: str | Path | Artifact[BundleDetails], *, target: str | None = None) -> LintResult:
     """Name everything in a graph that would crash an engine's builder, be refused, lose INT8, or be slow; all at once, building nothing.
 
     ``source`` is a bundle (folder or opened artefact) or an ONNX file. ``target`` ("tensorrt", "onnxruntime") says whose rules apply: by
@@ -32,11 +34,12 @@ def lint(source: str | Path | Artifact, *, target: str | None = None) -> LintRes
     if not isinstance(source, Artifact) and Path(source).is_file():
         return _judge(View(_load(Path(source)), Path(source), frozenset()), target or "tensorrt", str(source))
     bundle = source if isinstance(source, Artifact) else open_artifact(source, "bundle")
-    details = bundle.manifest.details
-    layers = frozenset(entry["name"] for key in ("layers", "quantizers") for entry in details.get(key, []))
+    details = bundle.details
+    layers = frozenset([*(layer.name for layer in details.layers), *(site.name for site in details.quantizers)])
     file = bundle.file("model.onnx")
-    view = View(_load(file), file, layers, tuple(bundle.manifest.timesteps), frozenset(bundle.manifest.files))
-    return _judge(view, target or str(details["target"]), str(bundle.path))
+    tables = frozenset(f"{name}.{SCALE}" for layer in details.layers for name in layer.quantizers)
+    view = View(_load(file), file, layers, tuple(bundle.manifest.timesteps), tables, frozenset(bundle.manifest.files))
+    return _judge(view, target or details.target, str(bundle.path))
 
 
 def _judge(view: View, target: str, source: str) -> LintResult:

@@ -53,8 +53,8 @@ class Product:
 class View:
     """A graph as the rules see it, read from ``file``, in whose folder external data may lie.
 
-    ``layers`` are the known module paths, ``timesteps`` the calibrated ones, as far as they are known; ``listed`` are the
-    files whose hashes were compared, None where there is no manifest.
+    ``layers`` are the known module paths, ``timesteps`` the calibrated ones, as far as they are known; ``tables`` the names of the scale
+    tables and ``listed`` the files whose hashes were compared, None where there is no manifest.
     """
 
     def __init__(
@@ -63,9 +63,10 @@ class View:
         file: Path,
         layers: frozenset[str],
         timesteps: tuple[float, ...] = (),
+        tables: frozenset[str] | None = None,
         listed: frozenset[str] | None = None,
     ) -> None:
-        self.listed = listed
+        self.listed, self.tables = listed, tables
         self.model, self.file, self.folder, self.timesteps, self._layers = model, file, file.parent, timesteps, layers
         self.nodes = tuple(ir.traversal.RecursiveGraphIterator(model.graph))
         self._folded: dict[ir.Value, Array | None] = {}
@@ -199,13 +200,18 @@ class View:
         return self.dtype(node.inputs[0]) if node.inputs else None
 
     def scale_tables(self) -> Iterator[tuple[ir.Node, Array, ir.DataType | None]]:
-        """(Gather, table, type) of every constant table whose gathered rows are inverted, divided by, or taken as a Q/DQ scale."""
+        """(Gather, table, type) of every scale table: by its name where a manifest gives them, else by what reads its rows."""
         for node in self.nodes:
             if node.op_type != "Gather" or self.dtype(node.inputs[0]) not in FLOATS or self.is_constant(node.outputs[0]):
                 continue
             table = self.array(node.inputs[0])
-            if table is not None and any(_takes_a_scale(user, index) for user, index in self._readers(node.outputs[0])):
+            if table is not None and self._is_scale_table(node):
                 yield node, table, self.dtype(node.inputs[0])
+
+    def _is_scale_table(self, gather: ir.Node) -> bool:
+        if self.tables is not None:
+            return gather.inputs[0] is not None and gather.inputs[0].name in self.tables
+        return any(_takes_a_scale(user, index) for user, index in self._readers(gather.outputs[0]))
 
     def _readers(self, value: ir.Value) -> Iterator[tuple[ir.Node, int]]:
         for user, index in value.uses():

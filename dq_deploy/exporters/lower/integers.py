@@ -1,0 +1,33 @@
+"""What integer products share: MatMulInteger(codes, codes, zero-points) → Cast → · (s_t · s_w), which ONNX Runtime runs as one kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from ...quantization.weights import QuantizedWeight
+from ..emitter import Emitter
+from ..weights import bias
+from .kinds import Place
+
+
+def scaled_sums(emit: Emitter, factors: Sequence[ir.Value], scales: Sequence[ir.Value], output: str | None) -> ir.Value:
+    """An integer product times both sides' scales. ONNX Runtime fuses it in this order of operations alone."""
+    sums = emit.op("MatMulInteger", factors, dtype=ir.DataType.INT32)
+    y = emit.op("Cast", [sums], to=ir.DataType.FLOAT.value)
+    return emit.op("Mul", [y, emit.op("Mul", scales, name="scales")], name="scaled", output=output)
+
+
+def weighted(at: Place, layer: QuantizedWeight, codes: ir.Value, matrix: np.ndarray, output: str | None) -> ir.Value:
+    """Codes [..., C] of the operand times a weight's codes [C, O], scaled, with the layer's bias; ``output`` names the result."""
+    (x,), emit = at.operands, at.emitter()
+    assert layer.frozen is not None
+    assert x.zero_point is not None
+    scales = [x.scale, emit.constant(f"{at.name}.weight.scale", layer.frozen[1].numpy())]
+    factors = [codes, emit.constant(f"{at.name}.weight.codes", matrix), x.zero_point]
+    y = scaled_sums(emit, factors, scales, output if layer.bias is None else None)
+    if layer.bias is None:
+        return y
+    return emit.op("Add", [y, bias(emit, layer, at.name)], output=output)
