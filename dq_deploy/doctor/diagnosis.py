@@ -12,15 +12,15 @@ from typing import Any
 from packaging.version import Version
 from pydantic import BaseModel
 
-from ..engines.machine import machine_info
+from ..engines.machine import INTEGER_INSTRUCTIONS, machine_info
+from ..engines.onnxruntime.descriptor import CUDA
 from ..progress import Progress, silent
 from ..versions import DISTRIBUTION, installed_version
 from .finding import Finding
-from .packages import InstalledVersion, package_findings, requirements
-from .probes import DISTRIBUTIONS, Probed, probe_all
+from .packages import InstalledVersion, engine_findings, package_findings, requirements
+from .probes import Probed, distributions, probe_all
 
 _OLDEST_PYTHON = (3, 11)
-_VNNI = ("avx_vnni", "avx512_vnni", "avx_vnni_int8", "amx_int8", "asimddp", "i8mm")
 _SMALL_DISK = 2 << 30
 
 
@@ -41,10 +41,10 @@ class Diagnosis(BaseModel):
 
 def diagnose(*, version_of: InstalledVersion = installed_version, progress: Progress = silent) -> Diagnosis:
     """Look at the installation and the machine. Takes as long as importing every installed engine once, each in its own process."""
-    installed = [module for module, names in DISTRIBUTIONS.items() if any(map(version_of, names))]
+    installed = [module for module, names in distributions().items() if any(map(version_of, names))]
     probed = probe_all([*installed, "driver"], progress=progress)
     machine = machine_info()
-    findings = [*_itself(version_of), *package_findings(requirements(), version_of)]
+    findings = [*_itself(version_of), *package_findings(requirements(), version_of), *engine_findings(version_of)]
     findings += [*working(probed, version_of), *graphics(probed, version_of), *_hardware(machine)]
     return Diagnosis(findings=findings, machine=machine)
 
@@ -62,10 +62,11 @@ def _itself(version_of: InstalledVersion) -> Iterator[Finding]:
 
 def working(probed: Mapping[str, Probed], version_of: InstalledVersion = installed_version) -> Iterator[Finding]:
     """A finding for each library that was asked and did not answer."""
+    brought_by = distributions()
     for module, result in probed.items():
-        if result.error is None or module not in DISTRIBUTIONS:
+        if result.error is None or module not in brought_by:
             continue
-        pins = [f"{name}=={version}" for name in DISTRIBUTIONS[module] if (version := version_of(name))]
+        pins = [f"{name}=={version}" for name in brought_by[module] if (version := version_of(name))]
         yield Finding(
             name=f"import {module}",
             state="wrong",
@@ -89,7 +90,7 @@ def graphics(probed: Mapping[str, Probed], version_of: InstalledVersion = instal
         return
     yield Finding(name="NVIDIA driver", state="ok", found=f"for CUDA {driver['cuda']}, {driver['gpus']} GPU(s)")
     yield from _torch_on_gpu(probed.get("torch"), driver["cuda"])
-    yield from _onnxruntime_on_gpu(probed.get("onnxruntime"), version_of)
+    yield from _onnxruntime_on_gpu(probed.get(CUDA.modules[0]), version_of)
 
 
 def _torch_on_gpu(torch: Probed | None, driver_cuda: str) -> Iterator[Finding]:
@@ -107,12 +108,12 @@ def _torch_on_gpu(torch: Probed | None, driver_cuda: str) -> Iterator[Finding]:
 
 
 def _onnxruntime_on_gpu(runtime: Probed | None, version_of: InstalledVersion) -> Iterator[Finding]:
-    if runtime is None or runtime.error or not version_of("onnxruntime-gpu"):
+    if runtime is None or runtime.error or not version_of(CUDA.distributions[0]):
         return
     used = runtime.found["providers"].get("CUDAExecutionProvider", "it is not in the build that was imported")
     if used != "CUDAExecutionProvider":
         yield Finding(
-            name="onnxruntime-gpu",
+            name=CUDA.distributions[0],
             state="wrong",
             found=used if used != "CPUExecutionProvider" else "asked for CUDA, it runs on the CPU",
             meaning="CUDA or cuDNN of the version that it was built for is missing",
@@ -121,7 +122,7 @@ def _onnxruntime_on_gpu(runtime: Probed | None, version_of: InstalledVersion) ->
 
 
 def _hardware(machine: Mapping[str, Any]) -> Iterator[Finding]:
-    fast = [name for name in _VNNI if name in machine["instructions"]]
+    fast = [name for name in INTEGER_INSTRUCTIONS if name in machine["instructions"]]
     slow = "integer products are slower than float ones on this CPU; accuracy checks are as good as anywhere"
     yield Finding(
         name="CPU", state="ok" if fast else "note", found=f"{machine['cpu']}, {machine['cores']} cores", meaning=", ".join(fast) or slow

@@ -10,20 +10,20 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.version import InvalidVersion, Version
 
+from ..engines.registry import broken, engines
 from ..versions import DISTRIBUTION, installed_version
 from .finding import Finding
 
-EXTRAS = {
-    "cpu": ("onnxruntime", "ONNX Runtime on the CPU: check, sample and bench"),
-    "gpu": ("onnxruntime-gpu", "ONNX Runtime on an NVIDIA GPU, instead of the extra cpu"),
-    "openvino": ("openvino", "the fastest CPU engine found: build-engine, sample and bench"),
-    "tensorrt-rtx": ("tensorrt-rtx", "TensorRT-RTX engines, built without a GPU"),
-    "tensorrt": ("tensorrt", "TensorRT engines, built and run on the GPU that they are for"),
-    "accelerate": ("accelerate", "one quantization in several processes or on several GPUs"),
-}
-"""The extras of a user: the package without which there is nothing to speak of, and what each is for."""
-_EXCLUSIVE = ("onnxruntime", "onnxruntime-gpu")
 InstalledVersion = Callable[[str], str | None]
+
+
+def extras() -> dict[str, tuple[str, str]]:
+    """The extras of a user: the package without which there is nothing to speak of, and what each is for."""
+    found: dict[str, tuple[str, str]] = {}
+    for engine in engines().values():
+        if engine.extra:
+            found.setdefault(engine.extra, (engine.distributions[0], engine.purpose))
+    return found | {"accelerate": ("accelerate", "one quantization in several processes or on several GPUs")}
 
 
 def requirements() -> list[Requirement]:
@@ -42,23 +42,23 @@ def requirements() -> list[Requirement]:
 
 def package_findings(wanted: Iterable[Requirement], version_of: InstalledVersion = installed_version) -> Iterator[Finding]:
     """A finding for each required package, and one for each extra of a user."""
-    needed, extras = [], {name: list[Requirement]() for name in EXTRAS}
+    needed, optional = [], {name: list[Requirement]() for name in extras()}
     for requirement in wanted:
         extra = _extra(requirement)
         if extra is None:
             needed.append(requirement)
-        elif extra in extras:
-            extras[extra].append(requirement)
+        elif extra in optional:
+            optional[extra].append(requirement)
     yield from (_required(requirement, version_of(requirement.name)) for requirement in needed)
     yield from _together(version_of)
-    yield from (_optional(name, extras[name], version_of) for name in EXTRAS if extras[name])
+    yield from (_optional(name, lines, version_of) for name, lines in optional.items() if lines)
 
 
 def _extra(requirement: Requirement) -> str | None:
     """The extra that a requirement belongs to, None for one that everybody needs."""
     if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
         return None
-    return next((name for name in EXTRAS if requirement.marker.evaluate({"extra": name})), "")
+    return next((name for name in extras() if requirement.marker.evaluate({"extra": name})), "")
 
 
 def fits(requirement: Requirement, version: str) -> bool:
@@ -80,13 +80,13 @@ def _required(requirement: Requirement, version: str | None) -> Finding:
 
 def _optional(extra: str, wanted: list[Requirement], version_of: InstalledVersion) -> Finding:
     versions = {r.name: version_of(r.name) for r in wanted}
-    (main, purpose), name, mend = EXTRAS[extra], f"[{extra}]", f'pip install "{DISTRIBUTION}[{extra}]"'
+    (main, purpose), name, mend = extras()[extra], f"[{extra}]", f'pip install "{DISTRIBUTION}[{extra}]"'
     found = ", ".join(f"{package} {version}" for package, version in versions.items() if version)
     old = [f"{r.name} {versions[r.name]} (needs {r.specifier})" for r in wanted if (v := versions[r.name]) and not fits(r, v)]
     if old and versions.get(main):
         return Finding(name=name, state="wrong", found=", ".join(old), meaning=purpose, mend=mend)
     if not versions.get(main):
-        if extra in ("cpu", "gpu") and any(version_of(package) for package in _EXCLUSIVE):
+        if any(main in alternatives and any(map(version_of, alternatives)) for alternatives in _exclusive()):
             return Finding(name=name, state="absent", found=f"{main} is not installed, the other one is", meaning=purpose)
         return Finding(name=name, state="absent", found=f"{main} is not installed", meaning=purpose, mend=mend)
     missing = [package for package, version in versions.items() if not version]
@@ -95,13 +95,35 @@ def _optional(extra: str, wanted: list[Requirement], version_of: InstalledVersio
     return Finding(name=name, state="ok", found=found, meaning=purpose)
 
 
+def _exclusive() -> list[tuple[str, ...]]:
+    """Packages of which one is to be installed: they bring the same module."""
+    return [engine.distributions for engine in engines().values() if len(engine.distributions) > 1]
+
+
 def _together(version_of: InstalledVersion) -> Iterator[Finding]:
-    both = [name for name in _EXCLUSIVE if version_of(name)]
-    if len(both) > 1:
-        yield Finding(
-            name=" and ".join(both),
-            state="wrong",
-            found=", ".join(f"{name} {version_of(name)}" for name in both),
-            meaning="both install the module onnxruntime, and which of the two is imported is chance",
-            mend=f'pip uninstall -y {" ".join(both)} && pip install "{DISTRIBUTION}[gpu]"    # or [cpu]',
-        )
+    for alternatives in _exclusive():
+        both = [name for name in alternatives if version_of(name)]
+        if len(both) > 1:
+            *others, last = [extra for extra, (main, _) in extras().items() if main in both]
+            yield Finding(
+                name=" and ".join(both),
+                state="wrong",
+                found=", ".join(f"{name} {version_of(name)}" for name in both),
+                meaning="both install the same module, and which of the two is imported is chance",
+                mend=f'pip uninstall -y {" ".join(both)} && pip install "{DISTRIBUTION}[{last}]"    # or [{", ".join(others)}]',
+            )
+
+
+def engine_findings(version_of: InstalledVersion = installed_version) -> Iterator[Finding]:
+    """A finding for each engine of another package, and for each that could not be registered."""
+    for name, reason in broken().items():
+        yield Finding(name=f"engine {name}", state="wrong", found=reason, meaning="another package offers it and it cannot be used")
+    for engine in engines().values():
+        if engine.extra or engine.variant_of:
+            continue
+        if missing := engine.missing():
+            found = f"without {', '.join(missing)}"
+            yield Finding(name=f"engine {engine.name}", state="absent", found=found, meaning=engine.purpose, mend=engine.install)
+        else:
+            versions = [f"{name} {version}" for name in engine.distributions if (version := version_of(name))]
+            yield Finding(name=f"engine {engine.name}", state="ok", found=", ".join(versions) or "installed", meaning=engine.purpose)

@@ -11,12 +11,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..engines.descriptor import EngineDescriptor
+from ..engines.registry import engines
 from ..progress import Progress, silent
 
 TIMEOUT_S = 180.0
 _PREFIX = "dq-deploy doctor:"
 
-# What a child runs, and prints as one JSON line. Each key is the module; the distributions that bring it stand in DISTRIBUTIONS.
+# What a child runs, and prints as one JSON line, by module; the engines' own stand in their descriptors.
 PROGRAMS = {
     "torch": """
 import torch
@@ -30,35 +32,6 @@ found = {}
 import onnx, onnx_ir, onnxscript
 found = {}
 """,
-    "onnxruntime": """
-import numpy, onnx, onnxruntime
-from onnx import TensorProto, helper
-value = lambda name: helper.make_tensor_value_info(name, TensorProto.FLOAT, [1])
-graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "g", [value("x")], [value("y")])
-model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
-options = onnxruntime.SessionOptions()
-options.log_severity_level = 4
-used = {}
-for provider in onnxruntime.get_available_providers():
-    if provider in ("CPUExecutionProvider", "CUDAExecutionProvider"):
-        try:
-            used[provider] = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=[provider]).get_providers()[0]
-        except Exception as error:
-            used[provider] = str(error).splitlines()[0]
-found = {"providers": used}
-""",
-    "openvino": """
-import openvino
-found = {"devices": openvino.Core().available_devices}
-""",
-    "tensorrt_rtx": """
-import tensorrt_rtx, polygraphy
-found = {"version": tensorrt_rtx.__version__}
-""",
-    "tensorrt": """
-import tensorrt, polygraphy
-found = {"version": tensorrt.__version__}
-""",
     "driver": """
 import ctypes
 try:
@@ -70,15 +43,21 @@ except OSError:
     found = {"code": None}
 """,
 }
-DISTRIBUTIONS = {
-    "torch": ("torch",),
-    "diffusers": ("diffusers",),
-    "onnxscript": ("onnxscript", "onnx", "onnx-ir"),
-    "onnxruntime": ("onnxruntime", "onnxruntime-gpu"),
-    "openvino": ("openvino",),
-    "tensorrt_rtx": ("tensorrt-rtx",),
-    "tensorrt": ("tensorrt",),
-}
+_DISTRIBUTIONS = {"torch": ("torch",), "diffusers": ("diffusers",), "onnxscript": ("onnxscript", "onnx", "onnx-ir")}
+
+
+def distributions() -> dict[str, tuple[str, ...]]:
+    """Module → the distributions that bring it, of which one is enough for an engine's."""
+    return _DISTRIBUTIONS | {engine.modules[0]: engine.distributions for engine in _engines()}
+
+
+def _programs() -> dict[str, str]:
+    default = {engine.modules[0]: f"import {', '.join(engine.modules)}\nfound = {{}}" for engine in _engines()}
+    return PROGRAMS | default | {engine.modules[0]: engine.probe for engine in _engines() if engine.probe}
+
+
+def _engines() -> list[EngineDescriptor]:
+    return [engine for engine in engines().values() if not engine.variant_of]
 
 
 @dataclass(frozen=True)
@@ -92,11 +71,11 @@ class Probed:
 
 def probe_all(modules: Iterable[str], *, timeout_s: float = TIMEOUT_S, progress: Progress = silent) -> dict[str, Probed]:
     """Ask every module, a few at a time."""
-    names = list(modules)
+    names, programs = list(modules), _programs()
     with progress("trying what is installed", len(names)) as advance, ThreadPoolExecutor(max(1, min(4, os.cpu_count() or 1))) as pool:
 
         def ask(name: str) -> Probed:
-            result = probe(name, PROGRAMS[name], timeout_s=timeout_s)
+            result = probe(name, programs[name], timeout_s=timeout_s)
             advance(1, name)
             return result
 

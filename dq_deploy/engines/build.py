@@ -1,9 +1,10 @@
 """Bundle → engine: checks and the lint first, then one child process for each device, then the layer reports and the manifest.
 
-An engine folder of TensorRT holds ``model.smXY.engine`` and ``layers.smXY.json`` for each compute capability, one of OpenVINO its IR
-(``model.xml`` and ``model.bin``) and ``layers.cpu.json``. The manifest's ``details``:
+An engine folder holds its file and its layer report, with the compute capability in their names where it is built for some:
+``model.smXY.engine`` and ``layers.smXY.json``; OpenVINO's IR is ``model.xml`` and ``model.bin``, beside ``layers.cpu.json``.
+The manifest's ``details``:
 
-    backend, version        "tensorrt-rtx", "tensorrt" or "openvino", and the builder's version
+    backend, version        the engine's name in the table (registry.py), and the builder's version
     statement               what the figures below are: chosen by the compiler, not executed
     engines                 one entry each: compute_capability (null for a CPU), file, report, weights_bytes, kernels, int8_share_conv,
                             int8_share_gemm, planned_layers, planned_int8
@@ -16,8 +17,7 @@ An engine folder of TensorRT holds ``model.smXY.engine`` and ``layers.smXY.json`
     layer_bits              bits of the layers and the share of the multiply-accumulates that have them (artifacts/layer_bits.py)
     bundle                  where the bundle was: with the rest, all that it takes to build the engine again
     checkpoint_sha256       the manifest's hash of the checkpoint that the bundle was exported from: what the engine can be checked against
-    built_on                OpenVINO alone: the CPU whose kernels the report shows, and whether its INT8 kernels saturate
-    int8_without_vnni       OpenVINO alone: whether INT8 kernels serve on a CPU where they do
+    what the builder's own ``details`` say (openvino/int8_kernels.py: built_on, int8_without_vnni)
     and what the bundle says of itself: component, pipeline_class, model_config, sample_shape, inputs, output, source, target, dtype, float
 """
 
@@ -28,9 +28,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 from ..artifacts import Artifact, Manifest, check_output, create_artifact, open_artifact
+from ..artifacts.details import BundleDetails, EngineDetails
 from ..artifacts.layer_bits import layer_bits
 from ..artifacts.reading import read_record, without_links
 from ..artifacts.writing import write_text
@@ -38,19 +40,18 @@ from ..errors import ArtifactError, EnvironmentProblem, UsageError
 from ..exporters.lint import check_allowed, consequences, lint
 from ..progress import Advance, Progress, silent
 from .build_options import BuildOptions
-from .build_plan import Range, check_backend, check_capabilities, check_graph, input_profile, output_spec
+from .build_plan import Range, check_capabilities, check_formats, check_graph, input_profile, output_spec
 from .build_process import BuilderCrash, run_child
-from .build_request import Backend, BuildRequest, ShapeRange
-from .engine_files import int8_without_vnni
-from .layer_dump import parse_dump
-from .layer_report import STATEMENTS, LayerReport, build_report
-from .machine import machine_info
+from .build_request import BuildRequest, ShapeRange
+from .descriptor import Builder, EngineDescriptor
+from .layer_report import LayerReport, build_report
+from .registry import DEFAULT_BUILDER, builder_named
 from .row_tables import rows_in_onnx
 
 # Carried over, so that an engine folder can be run without its bundle.
 _FROM_BUNDLE = (
     "component", "pipeline_class", "model_config", "sample_shape", "picture_size", "call", "inputs", "output", "source", "target", "dtype",
-    "float",
+    "float", "attention",
 )  # fmt: skip
 
 
@@ -58,19 +59,20 @@ _FROM_BUNDLE = (
 class _Job:
     """What the builds of one engine folder share."""
 
-    bundle: Artifact
-    backend: Backend
+    bundle: Artifact[BundleDetails]
+    engine: EngineDescriptor
     profile: dict[str, ShapeRange]
     options: BuildOptions
     timeout_s: float | None
     allowed: dict[str, int]
+    about: dict[str, Any]
 
 
 def build_engine(
     bundle: str | Path | Artifact,
     output: str | Path,
     *,
-    backend: str = "tensorrt-rtx",
+    backend: str = DEFAULT_BUILDER.name,
     compute_capabilities: Sequence[str] | None = None,
     batch: Range = (1, 1, 8),
     sizes: Mapping[str, Range] | None = None,
@@ -80,7 +82,7 @@ def build_engine(
     warn: Callable[[str], None] = lambda _: None,
     progress: Progress | None = None,
     **options: Any,
-) -> Artifact:
+) -> Artifact[EngineDetails]:
     """Compile a ``tensorrt`` bundle into engines, one for each compute capability ("8.9" and "12.0" by default for TensorRT-RTX).
 
     ``batch`` and ``sizes`` (by name of the dynamic dimension, such as "height") are the (min, opt, max) of the optimization profile;
@@ -92,48 +94,52 @@ def build_engine(
     builder refuses or crashes on), EnvironmentProblem (backend missing or not loading), ResourceError (memory, disk, time limit).
     """
     source = open_artifact(bundle.path if isinstance(bundle, Artifact) else bundle, "bundle")
-    _check_target(source)
+    engine = builder_named(backend)
+    _check_target(source, engine.building.target)
     if timeout_s is not None and not timeout_s > 0:
         raise UsageError(f"the time limit of a build is {timeout_s} s, and it must be above 0")
-    known = check_backend(backend)
-    asked = BuildOptions.build(known, **options)
-    allow = check_allowed(allow, "tensorrt")
-    capabilities = check_capabilities(known, compute_capabilities)
-    profile = input_profile(source.manifest.details["inputs"], batch, sizes or {})
+    engine.check()
+    asked = BuildOptions.build(backend, **options)
+    target = engine.building.target
+    allow = check_allowed(allow, target)
+    capabilities = check_capabilities(engine, compute_capabilities)
+    check_formats(engine, source, capabilities)
+    profile = input_profile(source.details.inputs, batch, sizes or {})
     check_output(Path(output), force=force, source=source.path)
     graph = check_graph(source)
-    allowed = lint(source, target="tensorrt").enforce(allow)
+    allowed = lint(source, target=target).enforce(allow)
     for line in consequences(allow, allowed):
         warn(line)
-    job = _Job(source, known, profile, asked, timeout_s, allowed)
+    about = resolve_name(engine.building.details)(source) if engine.building.details else {}
+    job = _Job(source, engine, profile, asked, timeout_s, allowed, about)
     manifest = _manifest(job, {"batch": list(batch), "sizes": {name: list(values) for name, values in (sizes or {}).items()}})
     manifest.details |= {"output_spec": output_spec(graph), "rows": rows_in_onnx(graph)}
-    title = f"building with {known}"
+    title = f"building with {backend}"
     with create_artifact(output, manifest, force=force) as folder, (progress or silent)(title, len(capabilities)) as advance:
         for capability in capabilities:
             report = _build_one(job, folder, capability, advance)
             manifest.details["version"] = report.version
-            manifest.details["engines"].append(_entry(report))
+            manifest.details["engines"].append(_entry(engine.building, report))
             advance(1, f"compute capability {report.compute_capability}" if report.compute_capability else "CPU")
     return open_artifact(output, "engine")
 
 
-def load_report(engine: str | Path | Artifact) -> list[LayerReport]:
+def load_report(engine: str | Path | Artifact[EngineDetails]) -> list[LayerReport]:
     """The layer reports of an engine folder, one for each compute capability. Raises ArtifactError when one is not valid."""
     artifact = engine if isinstance(engine, Artifact) else open_artifact(engine, "engine")
     reports = []
-    for entry in artifact.manifest.details["engines"]:
-        path = artifact.file(entry["report"])
+    for entry in artifact.details.engines:
+        path = artifact.file(entry.report)
         reports.append(read_record(path, LayerReport, "a layer report", hint="build the engine again"))
     return reports
 
 
-def _check_target(bundle: Artifact) -> None:
-    target = bundle.manifest.details.get("target")
-    if target != "tensorrt":
+def _check_target(bundle: Artifact[BundleDetails], wanted: str) -> None:
+    target = bundle.details.target
+    if target != wanted:
         raise ArtifactError(
             f"{bundle.path} was exported for target '{target}', and engines take scales that are known when they are built",
-            "export it again with: dq-deploy export CHECKPOINT -o BUNDLE --target tensorrt",
+            f"export it again with: dq-deploy export CHECKPOINT -o BUNDLE --target {wanted}",
         )
 
 
@@ -141,19 +147,18 @@ def _manifest(job: _Job, shapes: Mapping[str, Any]) -> Manifest:
     origin = job.bundle.manifest
     details: dict[str, Any] = {key: origin.details[key] for key in _FROM_BUNDLE if key in origin.details}
     details |= {
-        "backend": job.backend,
-        "statement": STATEMENTS[job.backend],
+        "backend": job.engine.name,
+        "statement": job.engine.building.statement,
         "engines": [],
         "profile": {name: [list(shape) for shape in ranges] for name, ranges in job.profile.items()},
         "bundle": str(job.bundle.path),
         "checkpoint_sha256": origin.parent.manifest_sha256 if origin.parent else None,
         "options": job.options.asked(),
         "lint_allowed": job.allowed,
-        "layer_bits": layer_bits(origin),
+        "layer_bits": [row.model_dump() for row in layer_bits(job.bundle)],
         **shapes,
+        **job.about,
     }
-    if job.backend == "openvino":
-        details |= {"built_on": _this_cpu(), "int8_without_vnni": int8_without_vnni(job.bundle)}
     return Manifest(
         kind="engine",
         model=origin.model,
@@ -165,45 +170,41 @@ def _manifest(job: _Job, shapes: Mapping[str, Any]) -> Manifest:
     )
 
 
-def _this_cpu() -> dict[str, Any]:
-    from .openvino import int8_saturates
-
-    machine = machine_info()
-    return {"cpu": machine["cpu"], "instructions": machine["instructions"], "int8_saturates": int8_saturates()}
-
-
 def _build_one(job: _Job, folder: Path, capability: tuple[int, int] | None, advance: Advance) -> LayerReport:
     # The engine is written where it will stay, on the output's disk; which GPU it is for may be known only afterwards.
-    plan = folder / ("model.xml" if job.backend == "openvino" else "model.engine.partial")
+    builder = job.engine.building
+    plan = folder / builder.file
     files = without_links(job.bundle.path, job.bundle.manifest.files)
     with tempfile.TemporaryDirectory(prefix="dq-deploy-build-") as scratch, files as graphs, _as_was_said(job.allowed):
         request = BuildRequest(
-            backend=job.backend,
+            backend=job.engine.name,
             onnx=str((graphs / "model.onnx").absolute()),
             plan=str(plan.absolute()),
             result=str(Path(scratch) / "result.json"),
             compute_capability=capability,
             profile=job.profile,
             options=job.options.asked(),
-            int8_without_vnni=int8_without_vnni(job.bundle),
+            about=job.about,
         )
         build = run_child(request, Path(scratch), timeout_s=job.timeout_s, alive=lambda: advance(0, "compiling"))
-    dump = build.result.dump or parse_dump(build.log)
+    dump = build.result.dump or (resolve_name(builder.kernels)(build.log) if builder.kernels else None)
     if dump is None:
         raise EnvironmentProblem(
-            f"{job.backend} {build.result.version} printed no kernel list that can be read", "try another version of it"
+            f"{job.engine.name} {build.result.version} printed no kernel list that can be read", "try another version of it"
         )
     found = build.result.compute_capability
+    details = job.bundle.details
     report = build_report(
         dump,
-        backend=job.backend,
+        backend=job.engine.name,
         version=build.result.version,
         compute_capability=f"{found[0]}.{found[1]}" if found else None,
-        planned=[layer for layer in job.bundle.manifest.details.get("layers", []) if "input" not in layer],  # those multiply in float
-        float_layers=job.bundle.manifest.details.get("float_layers", []),
+        planned=details.layers,
+        float_layers=details.float_layers,
+        dtype=details.dtype,
         integer=build.result.integer,
     )
-    names = _file_names(report)
+    names = _file_names(builder, report)
     plan.rename(folder / names["file"])
     write_text(folder / names["report"], report.to_json())
     return report
@@ -221,14 +222,14 @@ def _as_was_said(allowed: Mapping[str, int]) -> Iterator[None]:
         raise BuilderCrash(error.message, hint, signal=error.signal) from None
 
 
-def _file_names(report: LayerReport) -> dict[str, str]:
+def _file_names(builder: Builder, report: LayerReport) -> dict[str, str]:
     if report.compute_capability is None:
-        return {"file": "model.xml", "report": "layers.cpu.json"}
-    device = "sm" + report.compute_capability.replace(".", "")
-    return {"file": f"model.{device}.engine", "report": f"layers.{device}.json"}
+        return {"file": builder.file, "report": "layers.cpu.json"}
+    device, file = "sm" + report.compute_capability.replace(".", ""), Path(builder.file)
+    return {"file": f"{file.stem}.{device}{file.suffix}", "report": f"layers.{device}.json"}
 
 
-def _entry(report: LayerReport) -> dict[str, Any]:
+def _entry(builder: Builder, report: LayerReport) -> dict[str, Any]:
     summary = report.summary()
     kept = ("weights_bytes", "kernels", "int8_share_conv", "int8_share_gemm", "planned_layers", "planned_int8")
-    return {"compute_capability": report.compute_capability, **_file_names(report), **{key: summary[key] for key in kept}}
+    return {"compute_capability": report.compute_capability, **_file_names(builder, report), **{key: summary[key] for key in kept}}

@@ -1,4 +1,4 @@
-"""Options of a build. A backend takes those that it has; any other is refused with the reason, never ignored."""
+"""Options of a build. An engine takes those that its descriptor lists; any other is refused with the reason, never ignored."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ..errors import UsageError
-from .build_request import Backend
+from .registry import builder_named, builders
 
 Int8Kernels = Literal["auto", "always", "never"]
 HardwareCompatibility = Literal["ampere-plus", "same-compute-capability"]
@@ -43,16 +43,17 @@ class BuildOptions(BaseModel):
     int8_kernels: Int8Kernels | None = None
 
     @classmethod
-    def build(cls, backend: Backend, **given: Any) -> BuildOptions:
+    def build(cls, backend: str, **given: Any) -> BuildOptions:
         """The options, when the backend has all that are given. Raises UsageError naming every one that it has not, and bad values."""
         try:
             options = cls(**given)
         except ValidationError as error:
             problems = [f"{'.'.join(map(str, e['loc']))} is {e['input']!r}: {e['msg']}" for e in error.errors()]
             raise UsageError("; ".join(problems), "see: dq-deploy build-engine --help") from None
-        if refused := [name for name in options.asked() if backend not in _BACKENDS[name]]:
-            reasons = [_RTX_REASONS[name] for name in refused if backend == "tensorrt-rtx" and name in _RTX_REASONS]
-            reasons += [f"{flag(name)} is for {' and '.join(_BACKENDS[name])}" for name in refused]
+        builder = builder_named(backend).building
+        if refused := [name for name in options.asked() if name not in builder.options]:
+            reasons = [builder.refused[name] for name in refused if name in builder.refused]
+            reasons += [f"{flag(name)} is for {' and '.join(who_has(name))}" for name in refused]
             raise UsageError(f"backend {backend} has no {', '.join(map(flag, refused))}", "; ".join(reasons))
         if options.timing_cache is not None:
             _check_cache_file(options.timing_cache)
@@ -68,21 +69,9 @@ class BuildOptions(BaseModel):
         return {"always": True, "never": False}.get(self.int8_kernels or "auto")
 
 
-_BACKENDS: dict[str, tuple[Backend, ...]] = {
-    "optimization_level": ("tensorrt-rtx", "tensorrt"),
-    "workspace_mb": ("tensorrt-rtx", "tensorrt"),
-    "weight_streaming": ("tensorrt-rtx", "tensorrt"),
-    "timing_cache": ("tensorrt",),
-    "hardware_compatibility": ("tensorrt",),
-    "version_compatible": ("tensorrt",),
-    "int8_kernels": ("openvino",),
-}
-# As TensorRT-RTX 1.7 has it: the first two are accepted and do nothing, the third fails the build.
-_RTX_REASONS = {
-    "timing_cache": "TensorRT-RTX times no kernels when it builds: its timing cache stays empty",
-    "hardware_compatibility": "TensorRT-RTX ignores it: give every --compute-capability that is wanted",
-    "version_compatible": "TensorRT-RTX builds no such engine: build again for each version",
-}
+def who_has(option: str) -> list[str]:
+    """The engines whose builders have an option."""
+    return [name for name, engine in builders().items() if option in engine.building.options]
 
 
 def _check_cache_file(path: Path) -> None:

@@ -1,81 +1,63 @@
-"""Everything that is checked before a build starts: the backend, the compute capabilities, the shapes, the graph file."""
+"""Everything that is checked before a build starts: the compute capabilities, the number formats, the shapes, the graph file."""
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..artifacts import Artifact
+from ..artifacts.details import BundleDetails, GraphInput
 from ..artifacts.reading import check_onnx
-from ..errors import ArtifactError, EnvironmentProblem, UsageError
-from .build_request import Backend, ShapeRange
-
-# What TensorRT-RTX 1.x compiles for ahead of time.
-RTX_COMPUTE_CAPABILITIES = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")
-DEFAULT_COMPUTE_CAPABILITIES = ("8.9", "12.0")
-_DATA_CENTER = {"9.0": "Hopper", "10.0": "Blackwell for data centers", "10.3": "Blackwell for data centers"}
-_MODULES: dict[Backend, tuple[str, ...]] = {
-    "tensorrt-rtx": ("tensorrt_rtx", "polygraphy"),
-    "tensorrt": ("tensorrt", "polygraphy"),
-    "openvino": ("openvino",),
-}
+from ..errors import ArtifactError, UsageError
+from .build_request import ShapeRange
+from .descriptor import EngineDescriptor, capability_of
+from .layer_report import op_of, planned_format
+from .registry import builders
 
 Range = tuple[int, int, int]
 
 
-def check_backend(backend: str) -> Backend:
-    """The backend, when it is one and importable here. Raises UsageError (unknown) or EnvironmentProblem (not installed)."""
-    if backend not in _MODULES:
-        raise UsageError(f"unknown engine backend '{backend}'", f"choose one of: {', '.join(_MODULES)}")
-    known: Backend = next(name for name in _MODULES if name == backend)
-    missing = [module for module in _MODULES[known] if importlib.util.find_spec(module) is None]
-    if not missing:
-        return known
-    hint = f'install it with: python -m pip install "dq-deploy[{known}]"'
-    if known == "tensorrt":
-        hint += (
-            "\nIts libraries come from NVIDIA's own package index, and it builds on a machine with an NVIDIA GPU only. "
-            "Without one, --backend tensorrt-rtx builds ahead of time."
-        )
-    raise EnvironmentProblem(f"backend {known} needs the Python module(s) {', '.join(missing)}, which are not installed", hint)
-
-
-def check_capabilities(backend: Backend, capabilities: Sequence[str] | None) -> list[tuple[int, int] | None]:
+def check_capabilities(engine: EngineDescriptor, capabilities: Sequence[str] | None) -> list[tuple[int, int] | None]:
     """The (major, minor) to build for, one entry a build; None stands for this machine's own device.
 
-    Raises UsageError naming every compute capability that the backend cannot compile for.
+    Raises UsageError naming every compute capability that the engine cannot be built for.
     """
-    if backend != "tensorrt-rtx":
+    builder = engine.building
+    if not builder.compute_capabilities:
         if capabilities:
-            device = "GPU of the machine that it runs on" if backend == "tensorrt" else "CPU"
+            ahead = [f"--backend {name}" for name, other in builders().items() if other.building.compute_capabilities]
             raise UsageError(
-                f"backend {backend} builds for the {device}, so --compute-capability does not apply",
-                "leave it out, or choose --backend tensorrt-rtx to build ahead of time",
+                f"backend {engine.name} builds for the {builder.device}, so --compute-capability does not apply",
+                f"leave it out, or choose {' or '.join(ahead)} to build ahead of time",
             )
         return [None]
-    chosen = list(dict.fromkeys(DEFAULT_COMPUTE_CAPABILITIES if capabilities is None else capabilities))
+    known = ", ".join(builder.compute_capabilities)
+    chosen = list(dict.fromkeys(builder.default_capabilities if capabilities is None else capabilities))
     if not chosen:
-        raise UsageError("no compute capability was given", f"choose among: {', '.join(RTX_COMPUTE_CAPABILITIES)}")
-    unknown = [capability for capability in chosen if capability not in RTX_COMPUTE_CAPABILITIES]
-    if unknown:
-        reasons = [f"{c} is {_DATA_CENTER[c]}, which only --backend tensorrt builds for" for c in unknown if c in _DATA_CENTER]
+        raise UsageError("no compute capability was given", f"choose among: {known}")
+    if unknown := [capability for capability in chosen if capability not in builder.compute_capabilities]:
+        reasons = [builder.elsewhere[capability] for capability in unknown if capability in builder.elsewhere]
         raise UsageError(
-            f"TensorRT-RTX cannot build for compute capability {', '.join(unknown)}",
-            "; ".join([*reasons, f"it builds for: {', '.join(RTX_COMPUTE_CAPABILITIES)}"]),
+            f"{engine.title} cannot build for compute capability {', '.join(unknown)}", "; ".join([*reasons, f"it builds for: {known}"])
         )
-    return [_pair(capability) for capability in chosen]
+    return [capability_of(capability) for capability in chosen]
 
 
-def _pair(capability: str) -> tuple[int, int]:
-    major, _, minor = capability.partition(".")
-    return int(major), int(minor)
+def check_formats(engine: EngineDescriptor, bundle: Artifact[BundleDetails], capabilities: Sequence[tuple[int, int] | None]) -> None:
+    """Raise ArtifactError, with every layer that is planned in a number format that the engine does not take on one of the devices."""
+    planned = [(layer, planned_format(layer)) for layer in bundle.details.layers]
+    devices = [None if capability is None else "{}.{}".format(*capability) for capability in capabilities]
+    refused = {
+        f"{layer.name} ({format_.upper()}, {device or engine.building.device})": None
+        for device in devices for layer, format_ in planned if not engine.takes(format_, op_of(layer.op), device)
+    }  # fmt: skip
+    if refused:
+        raise ArtifactError(f"{engine.title} does not take the formats of: {', '.join(refused)}", "quantize these layers in another format")
 
 
-def input_profile(inputs: Sequence[Mapping[str, Any]], batch: Range, sizes: Mapping[str, Range]) -> dict[str, ShapeRange]:
+def input_profile(inputs: Sequence[GraphInput], batch: Range, sizes: Mapping[str, Range]) -> dict[str, ShapeRange]:
     """(min, opt, max) shapes of every graph input.
 
-    ``inputs`` are the bundle's ``details["inputs"]``: "name" and "shape", whose entries are sizes or the names of dynamic dimensions.
     ``sizes`` has the range of every such name besides "batch".
 
     Raises UsageError for a range that is not 1 ≤ min ≤ opt ≤ max, and for dimensions without a range and ranges without a dimension.
@@ -84,12 +66,12 @@ def input_profile(inputs: Sequence[Mapping[str, Any]], batch: Range, sizes: Mapp
     bad = [f"{name} {values}" for name, values in ranges.items() if not _ascending(values)]
     if bad:
         raise UsageError(f"not a range: {'; '.join(bad)}", "give three integers MIN,OPT,MAX with 1 <= MIN <= OPT <= MAX")
-    symbols = {size for entry in inputs for size in entry["shape"] if isinstance(size, str)}
+    symbols = {size for entry in inputs for size in entry.shape if isinstance(size, str)}
     if missing := sorted(symbols - ranges.keys()):
         raise UsageError(f"the graph has the dynamic dimension(s) {', '.join(missing)}, which need a range (MIN, OPT, MAX)")
     if extra := sorted(sizes.keys() - symbols):
         raise UsageError(f"the graph has no dynamic dimension {', '.join(extra)}", f"it has: {', '.join(sorted(symbols)) or 'none'}")
-    return {entry["name"]: _shape_range(entry["shape"], ranges) for entry in inputs}
+    return {entry.name: _shape_range(entry.shape, ranges) for entry in inputs}
 
 
 def _ascending(values: Sequence[int]) -> bool:
@@ -104,7 +86,7 @@ def _shape_range(shape: Sequence[int | str], ranges: Mapping[str, Range]) -> Sha
     return smallest, usual, largest
 
 
-def check_graph(bundle: Artifact) -> Any:
+def check_graph(bundle: Artifact[BundleDetails]) -> Any:
     """The bundle's graph; refuse a file that is none, or that is not the one that its manifest describes.
 
     The builder's parser opens whatever file the graph names as external data, so each must be one that the manifest lists and whose hash
@@ -112,7 +94,7 @@ def check_graph(bundle: Artifact) -> Any:
     """
     path = bundle.file("model.onnx")
     model = check_onnx(path, listed=bundle.manifest.files)
-    declared = {entry["name"]: len(entry["shape"]) for entry in bundle.manifest.details["inputs"]}
+    declared = {entry.name: len(entry.shape) for entry in bundle.details.inputs}
     actual = {value.name: len(value.type.tensor_type.shape.dim) for value in model.graph.input}
     if declared != actual:
         raise ArtifactError(f"{path}: the graph's inputs {actual} (name: rank) are not the manifest's {declared}")

@@ -20,12 +20,12 @@ import dq_deploy
 from ..artifacts import sha256_file
 from ..artifacts.writing import write_text
 from ..errors import ArtifactError, DqDeployError, EnvironmentProblem, ResourceError, UsageError
-from .build_request import Backend, BuildRequest, BuildResult
+from .build_request import BuildRequest, BuildResult
+from .registry import builder_named
 
 # A builder that fails to start a thread (seen under a memory limit) waits for it for ever. No output and no CPU time for so long is a hang.
 STALL_S = 120.0
 _POLL_S = 0.1
-_CHILDREN: dict[Backend, str] = {"tensorrt-rtx": "tensorrt_child", "tensorrt": "tensorrt_child", "openvino": "openvino_child"}
 _LAST_LINES = 8
 
 _MEMORY = re.compile(r"std::bad_alloc|out ?of ?memory|MemoryError|cannot allocate memory|failed to map segment|cudaErrorMemory\w+", re.I)
@@ -77,7 +77,7 @@ def run_child(request: BuildRequest, folder: Path, *, timeout_s: float | None, a
     request_file, log_file = folder / "request.json", folder / "log.txt"
     write_text(request_file, request.model_dump_json())
     with log_file.open("wb") as log:
-        returncode, stopped = _run(_CHILDREN[request.backend], request_file, log.fileno(), timeout_s, alive)
+        returncode, stopped = _run(builder_named(request.backend).building.child, request_file, log.fileno(), timeout_s, alive)
     text = log_file.read_text(errors="replace")
     try:
         result = BuildResult.model_validate_json(Path(request.result).read_bytes())
@@ -89,13 +89,13 @@ def run_child(request: BuildRequest, folder: Path, *, timeout_s: float | None, a
 
 
 def _run(module: str, request_file: Path, log: int, timeout_s: float | None, alive: Callable[[], None]) -> tuple[int, Stopped]:
-    command = [sys.executable, "-P", "-u", "-m", f"dq_deploy.engines.{module}", str(request_file)]
+    command = [sys.executable, "-P", "-u", "-m", module, str(request_file)]
     package_root = str(Path(dq_deploy.__file__).parents[1])
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join(filter(None, [package_root, os.environ.get("PYTHONPATH", "")])),
         "POLYGRAPHY_AUTOINSTALL_DEPS": "0",  # nothing is installed at run time
     }
-    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment)  # noqa: S603 - our own module
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment)  # noqa: S603 - a builder's own module
     try:
         stopped = _wait(process, log, timeout_s, alive)
     finally:  # Ctrl-C as well: a builder must not outlive the command

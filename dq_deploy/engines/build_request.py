@@ -5,14 +5,13 @@ from __future__ import annotations
 import ctypes
 import signal
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from ..artifacts.writing import write_text
-from .layer_dump import LayerDump
+from .kernels import LayerDump
 
-Backend = Literal["tensorrt-rtx", "tensorrt", "openvino"]
 Shape = tuple[int, ...]
 ShapeRange = tuple[Shape, Shape, Shape]
 _PR_SET_PDEATHSIG = 1
@@ -29,18 +28,18 @@ class BuildRequest(BaseModel):
     """One build. ``plan`` is the engine's file, ``profile`` maps every graph input to its (min, opt, max) shapes.
 
     ``compute_capability`` is the (major, minor) to compile for; None means the device of this machine. ``options`` are those of
-    ``BuildOptions`` that were asked for, ``int8_without_vnni`` says what its name in ``engine_files`` does.
+    ``BuildOptions`` that were asked for, ``about`` what the builder's ``details`` say of the bundle.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    backend: Backend
+    backend: str
     onnx: str
     plan: str
     result: str
     compute_capability: tuple[int, int] | None
     profile: dict[str, ShapeRange]
     options: dict[str, Any] = Field(default_factory=dict)
-    int8_without_vnni: bool = False
+    about: dict[str, Any] = Field(default_factory=dict)
 
 
 class BuildResult(BaseModel):

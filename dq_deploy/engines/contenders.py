@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from ..artifacts import Artifact
+from ..artifacts import Artifact, is_kind
+from ..artifacts.details import BundleDetails, EngineDetails, GraphDetails, GraphInput
 from ..errors import UsageError
-from .choice import Engine, engines_of, runner_on
+from .choice import Engine, engines_for, engines_of, runner_on
 from .engine_files import open_runnable
 from .runner import TIMESTEP, Array, Runner
 
@@ -32,12 +31,16 @@ class Contender:
 
 
 def contenders_from(
-    paths: Sequence[str | Path | Artifact], *, engines: Sequence[Engine] | None = None, threads: int | None = None, seed: int = 0
+    paths: Sequence[str | Path | Artifact[GraphDetails]],
+    *,
+    engines: Sequence[Engine] | None = None,
+    threads: int | None = None,
+    seed: int = 0,
 ) -> list[Contender]:
     """Each bundle on each of ``engines``, and each built engine on what it was built for.
 
-    By default: every bundle on onnxruntime, and those of target ``tensorrt`` on OpenVINO too where it is installed (the other target's
-    graphs have scales computed at run time, which OpenVINO computes in float). Names are "<folder> · <engine>".
+    By default every bundle on the reference, and on every other engine that is installed and runs its target as integers
+    (``EngineDescriptor.targets``). Names are "<folder> · <engine>".
 
     Raises UsageError (no such path, the same artefact twice), ArtifactError (neither bundle nor engine, a changed file) and
     EnvironmentProblem (an engine that was not built for what is here; a runtime that is not installed).
@@ -56,13 +59,11 @@ def contenders_from(
     ]
 
 
-def _engines_of(artifact: Artifact, asked: Sequence[Engine] | None) -> Sequence[Engine]:
-    if artifact.manifest.kind == "engine":
+def _engines_of(artifact: Artifact[GraphDetails], asked: Sequence[Engine] | None) -> Sequence[Engine]:
+    if is_kind(artifact, EngineDetails):
         return engines_of(artifact, asked)
-    if asked:
-        return asked
-    with_openvino = artifact.manifest.details["target"] == "tensorrt" and find_spec("openvino") is not None
-    return ("onnxruntime", "openvino") if with_openvino else ("onnxruntime",)
+    assert is_kind(artifact, BundleDetails)
+    return asked or engines_for(artifact)
 
 
 def _labels(paths: Sequence[Path]) -> list[str]:
@@ -73,26 +74,26 @@ def _labels(paths: Sequence[Path]) -> list[str]:
     return [name if names.count(name) == 1 else str(path) for name, path in zip(names, paths, strict=True)]
 
 
-def _inputs_of(artifact: Artifact, seed: int) -> Callable[[int], list[Inputs]]:
-    details, timesteps = artifact.manifest.details, artifact.manifest.timesteps
+def _inputs_of(artifact: Artifact[GraphDetails], seed: int) -> Callable[[int], list[Inputs]]:
+    details, timesteps = artifact.details, artifact.manifest.timesteps
     chosen = [timesteps[round(i)] for i in np.linspace(0, len(timesteps) - 1, min(_TIMESTEPS, len(timesteps)))]
 
     def inputs(batch: int) -> list[Inputs]:
         generator = np.random.default_rng(seed)
-        others = [entry for entry in details["inputs"] if entry["name"] != TIMESTEP]
+        others = [entry for entry in details.inputs if entry.name != TIMESTEP]
         return [
-            {**{entry["name"]: _noise(entry, batch, generator) for entry in others}, TIMESTEP: np.asarray(step, np.float32)}
+            {**{entry.name: _noise(entry, batch, generator) for entry in others}, TIMESTEP: np.asarray(step, np.float32)}
             for step in chosen or [0.0]
         ]
 
     return inputs
 
 
-def _noise(entry: Mapping[str, Any], batch: int, generator: np.random.Generator) -> Array:
+def _noise(entry: GraphInput, batch: int, generator: np.random.Generator) -> Array:
     """Standard normal noise in an input's shape: what a network sees at the start of sampling, and any condition's likeliest size."""
-    shape = [batch if size == "batch" else size for size in entry["shape"]]
-    free = [size for size in shape if not isinstance(size, int)]
-    if free:
-        raise UsageError(f"input '{entry['name']}' has free dimensions ({', '.join(map(str, free))}): its size for timing is unknown")
+    if free := [size for size in entry.shape if isinstance(size, str) and size != "batch"]:
+        raise UsageError(f"input '{entry.name}' has free dimensions ({', '.join(free)}): its size for timing is unknown")
+    shape = [size if isinstance(size, int) else batch for size in entry.shape]
     noise = generator.standard_normal(shape)
-    return noise.astype(np.float32) if entry["dtype"].startswith("float") else np.zeros(shape, entry["dtype"])
+    dtype = entry.dtype or "float32"
+    return noise.astype(np.float32) if dtype.startswith("float") else np.zeros(shape, dtype)

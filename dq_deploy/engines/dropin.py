@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..artifacts import Artifact
-from ..errors import UsageError
+from ..artifacts import Artifact, is_kind
+from ..artifacts.details import BundleDetails
+from ..errors import ArtifactError, UsageError
 from ..quantization.calibration.recording import UNBATCHED
 from ..quantization.calling import call_of_record
 from .choice import Runtime, make_runner
@@ -89,6 +90,12 @@ class DropInModel(EngineModule):
             output = self._forward_inputs(named).to(sample.device, sample.dtype)
         return self._output.restore(output, return_dict=return_dict)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled as the path and the options that it was loaded with. Raises UsageError where it was not loaded from a path."""
+        if self.origin is None:
+            raise UsageError("this drop-in was not loaded from a path, and cannot be pickled", "load it with dq_deploy.load(PATH)")
+        return load_again, (self.origin, self.dtype, "cpu" if self.device.type == "meta" else str(self.device))
+
 
 def load(path: str | Path | Artifact, *, runtime: Runtime = "auto", watch: bool = False, **options: Any) -> DropInModel:
     """A bundle or an engine as the drop-in for a pipeline's ``unet`` or ``transformer``.
@@ -103,17 +110,29 @@ def load(path: str | Path | Artifact, *, runtime: Runtime = "auto", watch: bool 
     and EnvironmentProblem (the runtime is not installed, or is no match for the engine).
     """
     artifact = open_runnable(path)
-    runner = _watched(artifact, runtime, options) if watch else make_runner(artifact, runtime=runtime, **options)
-    ranks = {entry["name"]: len(entry["shape"]) for entry in artifact.manifest.details["inputs"]}
+    runner = WatchedRunner(watchable(artifact, runtime), **options) if watch else make_runner(artifact, runtime=runtime, **options)
+    ranks = {entry.name: len(entry.shape) for entry in artifact.details.inputs}
     report = runner.report if isinstance(runner, WatchedRunner) else None
-    details, origin = artifact.manifest.details, Origin.of(artifact, {"runtime": runtime, "watch": watch, **options})
-    return DropInModel(_through(runner, ranks), list(ranks), details.get("model_config") or {}, report, origin, details.get("call"))
+    details, origin = artifact.details, Origin.of(artifact, {"runtime": runtime, "watch": watch, **options})
+    return DropInModel(_through(runner, ranks), list(ranks), details.network_config or {}, report, origin, details.call_record)
 
 
-def _watched(artifact: Artifact, runtime: Runtime, options: Mapping[str, Any]) -> WatchedRunner:
-    if artifact.manifest.kind != "bundle" or runtime not in ("auto", "onnxruntime"):
-        raise UsageError("only a bundle in onnxruntime can be watched", "give the bundle, and leave the runtime at auto")
-    return WatchedRunner(artifact, **options)
+def load_again(origin: Origin, dtype: torch.dtype, device: str) -> DropInModel:
+    """The drop-in that was pickled, in this process.
+
+    Raises ArtifactError when another artefact lies there now, and what loading raises.
+    """
+    artifact = open_runnable(origin.path)
+    if artifact.as_parent.manifest_sha256 != origin.manifest_sha256:
+        raise ArtifactError(f"{origin.path} is another artefact than the one that was pickled", "load it with dq_deploy.load(PATH)")
+    return load(artifact, **origin.options).to(device, dtype)
+
+
+def watchable(artifact: Artifact[Any], runtime: Runtime) -> Artifact[BundleDetails]:
+    """The artefact, which is a bundle. Raises UsageError for what cannot be watched."""
+    if not is_kind(artifact, BundleDetails) or runtime not in ("auto", WatchedRunner.name):
+        raise UsageError(f"only a bundle in {WatchedRunner.name} can be watched", "give the bundle, and leave the runtime at auto")
+    return artifact
 
 
 def _through(runner: Runner, ranks: Mapping[str, int]) -> Forward:

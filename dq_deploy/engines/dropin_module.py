@@ -17,7 +17,7 @@ from diffusers.configuration_utils import FrozenDict
 from diffusers.models.modeling_utils import ModelMixin
 
 from ..artifacts import Artifact
-from ..errors import ArtifactError, UsageError
+from ..errors import UsageError
 from .dropin_answers import NotInDropInError, class_has, plain_attribute
 
 _KEPT = ("the engine's weights were set when the model was quantized and exported", "put the float model back for this")
@@ -123,12 +123,6 @@ class EngineModule(ModelMixin):
         twin.placement = torch.nn.Parameter(self.placement.detach().clone(), requires_grad=False)
         return twin
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Pickled as the path and the options that it was loaded with. Raises UsageError where it was not loaded from a path."""
-        if self.origin is None:
-            raise UsageError("this drop-in was not loaded from a path, and cannot be pickled", "load it with dq_deploy.load(PATH)")
-        return load_again, (self.origin, self.dtype, "cpu" if self.device.type == "meta" else str(self.device))
-
 
 class _Refused:
     """A method of diffusers' models that the drop-in has not: asked for it, Python goes on to ``EngineModule.__getattr__``."""
@@ -140,20 +134,6 @@ class _Refused:
 for _name in {name for kind in ModelMixin.__mro__[:-1] for name in vars(kind)} - set(dir(torch.nn.Module)) - set(vars(EngineModule)):
     if not _name.startswith("_") and callable(getattr(ModelMixin, _name)):
         setattr(EngineModule, _name, _Refused())
-
-
-def load_again(origin: Origin, dtype: torch.dtype, device: str) -> EngineModule:
-    """The drop-in that was pickled, in this process.
-
-    Raises ArtifactError when another artefact lies there now, and what loading raises.
-    """
-    from .dropin import load
-    from .engine_files import open_runnable
-
-    artifact = open_runnable(origin.path)
-    if artifact.as_parent.manifest_sha256 != origin.manifest_sha256:
-        raise ArtifactError(f"{origin.path} is another artefact than the one that was pickled", "load it with dq_deploy.load(PATH)")
-    return load(artifact, **origin.options).to(device, dtype)
 
 
 def check_no_gradients(inputs: Mapping[str, Any]) -> None:

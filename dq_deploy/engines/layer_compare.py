@@ -26,6 +26,7 @@ class ComparedLayer(BaseModel):
     baseline_precision: str | None
     kernel: str | None
     reason: str | None
+    planned_format: str | None = None
 
 
 class BuildTotals(BaseModel):
@@ -44,7 +45,7 @@ class BuildTotals(BaseModel):
 
 
 class LayerComparison(BaseModel):
-    """Every layer, those that are not INT8 first, and both builds' totals (``baseline`` None: there is nothing to compare with)."""
+    """Every layer, those in float or not as planned first, and both builds' totals (``baseline`` None: nothing to compare with)."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     layers: tuple[ComparedLayer, ...]
@@ -77,12 +78,13 @@ def _compare_one(report: LayerReport, baseline: LayerReport | None) -> LayerComp
     layers = [
         ComparedLayer(
             name=_layer(c), op=c.op, macs=macs.get(c.node), precision=c.precision, kernel=c.kernel, reason=c.reason,
+            planned_format=c.planned_format,
             baseline_precision=float_one.precision if (float_one := theirs.get(_layer(c)) or theirs.get(_whole(c))) else None,
         )
         for c in report.contractions
     ]  # fmt: skip
     return LayerComparison(
-        layers=tuple(sorted(layers, key=lambda layer: layer.precision == "int8")),  # stable: the graph's order otherwise
+        layers=tuple(sorted(layers, key=lambda layer: layer.reason is None)),  # stable: the graph's order otherwise
         totals=_totals(report),
         baseline=_totals(baseline) if baseline else None,
     )

@@ -7,7 +7,7 @@ import platform
 from pathlib import Path
 from typing import Any
 
-from ..versions import installed_version
+from ..versions import DISTRIBUTION, installed_version
 
 _CPUINFO = Path("/proc/cpuinfo")
 # What decides which INT8 and half-precision kernels an engine takes, by its names in /proc/cpuinfo (x86, then Arm).
@@ -24,11 +24,15 @@ _INSTRUCTIONS = (
     "i8mm",
     "sve",
 )
-_PACKAGES = ("dq-deploy", "numpy", "onnxruntime", "onnxruntime-gpu", "openvino", "torch")
+INTEGER_INSTRUCTIONS = ("avx_vnni", "avx512_vnni", "avx_vnni_int8", "amx_int8", "asimddp", "i8mm")
+"""Those of them that multiply INT8 and add in 32 bits: a CPU with one is faster in integers than in float, and exact."""
 
 
 def machine_info() -> dict[str, Any]:
     """CPU model, instruction sets that matter to INT8, cores this process may use, system, and versions. JSON-able."""
+    from .registry import engines
+
+    packages = {DISTRIBUTION, "numpy", "torch", *(name for engine in engines().values() for name in engine.distributions)}
     fields = _cpuinfo()
     flags = set((fields.get("flags") or fields.get("Features") or "").split())
     return {
@@ -37,7 +41,7 @@ def machine_info() -> dict[str, Any]:
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "python": platform.python_version(),
-        "versions": {name: version for name in _PACKAGES if (version := installed_version(name))},
+        "versions": {name: version for name in sorted(packages) if (version := installed_version(name))},
     }
 
 

@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -73,6 +73,8 @@ class GraphRunner(ABC):
     details: dict[str, Any]
     specs: tuple[InputSpec, ...]
     nonfinite: Nonfinite = "refuse"
+    each_timestep: ClassVar[bool] = False
+    """Whether a batch that mixes timesteps is always split by them, and not only where the graph takes one at a time."""
 
     @abstractmethod
     def _infer(self, feeds: dict[str, Array]) -> Array:
@@ -94,7 +96,7 @@ class GraphRunner(ABC):
         return output
 
     def _infer_in_parts(self, feeds: dict[str, Array]) -> Array:
-        parts = list(_parts_by_timestep(self.specs, feeds))
+        parts = list(_parts_by_timestep(self.specs, feeds, each=self.each_timestep))
         if len(parts) == 1:
             return self._infer(parts[0][1])
         outputs = [(rows, self._infer(part)) for rows, part in parts]
@@ -209,11 +211,15 @@ def _bind_timestep(spec: InputSpec, value: Array, batch: int | None) -> Array:
     return np.ascontiguousarray(np.broadcast_to(steps.reshape(-1), (size,)))
 
 
-def _parts_by_timestep(specs: Sequence[InputSpec], feeds: dict[str, Array]) -> Iterator[tuple[Array, dict[str, Array]]]:
-    """(row numbers, feeds) of the runs that a batch needs: one, unless the graph's timestep is [1] and the batch mixes several."""
+def _parts_by_timestep(
+    specs: Sequence[InputSpec], feeds: dict[str, Array], *, each: bool
+) -> Iterator[tuple[Array, dict[str, Array]]]:  # fmt: skip
+    """(row numbers, feeds) of the runs that a batch needs: one, unless it mixes timesteps and the graph takes one, or ``each`` is true."""
     steps = feeds.get(TIMESTEP)
     shape = next((spec.shape for spec in specs if spec.name == TIMESTEP), None)
-    if steps is None or shape not in ((1,), ()):
+    # The shape of a timestep that is the whole batch's.
+    one: tuple[int, ...] | None = (1,) if shape == (1,) else () if shape == () else None
+    if steps is None or not (one is not None or each):
         yield np.arange(len(steps) if steps is not None else 0), feeds
         return
     batched = [spec.name for spec in specs if spec.batched]
@@ -221,4 +227,4 @@ def _parts_by_timestep(specs: Sequence[InputSpec], feeds: dict[str, Array]) -> I
     for value in values:
         rows = np.flatnonzero(steps == value)
         part = feeds if len(values) == 1 else {name: array[rows] if name in batched else array for name, array in feeds.items()}
-        yield rows, {**part, TIMESTEP: np.full(shape, value, steps.dtype)}
+        yield rows, {**part, TIMESTEP: np.full(one, value, steps.dtype) if one is not None else steps[rows]}

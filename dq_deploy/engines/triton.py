@@ -14,12 +14,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from ..artifacts import Artifact, Manifest, check_output, create_artifact, open_artifact
+from ..artifacts import Artifact, Manifest, check_output, create_artifact, is_kind, open_artifact
+from ..artifacts.details import EngineDetails, GraphDetails, GraphOutput, RepositoryDetails
 from ..artifacts.reading import read_onnx
 from ..artifacts.writing import write_text
 from ..errors import ArtifactError, UsageError
 from .build_plan import output_spec
-from .engine_files import EngineDetails, details_of, open_runnable
+from .descriptor import Triton
+from .engine_files import builder_of, open_runnable
+from .registry import REFERENCE, builders
 from .runner import MODEL_FILE
 from .triton_config import BATCH, Kind, TritonConfig, TritonTensor, check_name, shares_batches, tensors_of, warmup_of
 
@@ -40,7 +43,7 @@ class _Asked:
 
 
 def triton_repository(
-    source: str | Path | Artifact,
+    source: str | Path | Artifact[GraphDetails],
     output: str | Path,
     *,
     name: str | None = None,
@@ -49,12 +52,12 @@ def triton_repository(
     instances: int = 1,
     device: Device = "auto",
     force: bool = False,
-) -> Artifact:
+) -> Artifact[RepositoryDetails]:
     """Write a model repository with one model, version 1.
 
     ``max_batch_size``: of an engine, its largest batch; of a bundle of target ``tensorrt`` 8 by default. ``queue_delay_us``: how long a
     request may wait for others. ``instances`` run side by side on ``device`` ("auto": the GPU for TensorRT, the CPU for OpenVINO, Triton's
-    choice for ONNX Runtime). A bundle runs in Triton's ONNX Runtime backend, an engine in that of its builder.
+    choice for ONNX Runtime). A bundle runs in the reference's backend, ONNX Runtime, an engine in that of its builder.
 
     Raises UsageError (options, an existing output) and ArtifactError (neither bundle nor engine, a damaged one, an engine of TensorRT-RTX,
     for which Triton has no backend).
@@ -63,7 +66,7 @@ def triton_repository(
     check_output(Path(output), force=force, source=artifact.path)
     _check_numbers(instances, max_batch_size, queue_delay_us)
     asked = _Asked(check_name(name or artifact.path.resolve().name), max_batch_size, queue_delay_us, instances, device)
-    config, files = _engine_model(artifact, asked) if artifact.manifest.kind == "engine" else _bundle_model(artifact, asked)
+    config, files = _engine_model(artifact, asked) if is_kind(artifact, EngineDetails) else _bundle_model(artifact, asked)
     with create_artifact(output, _manifest(artifact, config), force=force) as folder:
         version = folder / config.name / "1"
         version.mkdir(parents=True)
@@ -82,25 +85,29 @@ def _check_numbers(instances: int, max_batch_size: int | None, queue_delay_us: i
         raise UsageError("; ".join(problems))
 
 
-def _bundle_model(bundle: Artifact, asked: _Asked) -> tuple[TritonConfig, dict[str, str]]:
-    batched = shares_batches(bundle.manifest.details["inputs"])
+def _bundle_model(bundle: Artifact[GraphDetails], asked: _Asked) -> tuple[TritonConfig, dict[str, str]]:
+    batched = shares_batches(bundle.details.inputs)
     if not batched and (asked.max_batch_size or asked.queue_delay_us is not None):
         raise UsageError(
             f"{bundle.path} takes one timestep for a whole batch, so Triton cannot put requests together, and batching has no options",
             "leave them out, or export it with --target tensorrt, where each sample has its own timestep",
         )
     largest = asked.max_batch_size or DEFAULT_MAX_BATCH
-    config = _config(bundle, asked, "onnxruntime", batched=batched, largest=largest, usual=largest, sizes={})
+    assert REFERENCE.triton is not None
+    config = _config(bundle, asked, REFERENCE.triton, batched=batched, largest=largest, usual=largest, sizes={})
     return config, {file: file for file in bundle.manifest.files if file.startswith(MODEL_FILE)}
 
 
-def _engine_model(engine: Artifact, asked: _Asked) -> tuple[TritonConfig, dict[str, str]]:
-    details = details_of(engine.path, engine.manifest)
+def _engine_model(engine: Artifact[EngineDetails], asked: _Asked) -> tuple[TritonConfig, dict[str, str]]:
+    details = engine.details
     smallest, usual, largest = details.batch
-    if details.backend == "tensorrt-rtx":
+    builder = builder_of(engine.path, details)
+    triton = builder.triton
+    if triton is None:
+        others = " or ".join(name for name, other in builders().items() if other.triton)
         raise ArtifactError(
-            f"{engine.path} is an engine of TensorRT-RTX, for which Triton has no backend",
-            "give the bundle, or an engine built with --backend tensorrt or openvino",
+            f"{engine.path} is an engine of {builder.title}, for which Triton has no backend",
+            f"give the bundle, or an engine built with --backend {others}",
         )
     if smallest > 1:
         raise ArtifactError(
@@ -111,36 +118,36 @@ def _engine_model(engine: Artifact, asked: _Asked) -> tuple[TritonConfig, dict[s
         raise UsageError(f"max_batch_size is {asked.max_batch_size}, and {engine.path} was built for at most {largest}")
     sizes = {name: triple[1] for name, triple in details.sizes.items()}
     largest = asked.max_batch_size or largest
-    backend: Literal["openvino", "tensorrt"] = "openvino" if details.backend == "openvino" else "tensorrt"
-    config = _config(engine, asked, backend, batched=True, largest=largest, usual=min(usual, largest), sizes=sizes)
-    if backend == "openvino":
-        return config, {"model.xml": "model.xml", "model.bin": "model.bin"}
-    return _with_plans(config, details)
+    config = _config(engine, asked, triton, batched=True, largest=largest, usual=min(usual, largest), sizes=sizes)
+    if details.engines[0].compute_capability is None:  # the engine's file, and what stands beside it under the same name
+        stem = f"{Path(details.engines[0].file).stem}."
+        return config, {file: file for file in engine.manifest.files if file.startswith(stem)}
+    return _by_capability(config, details, triton)
 
 
-def _with_plans(config: TritonConfig, details: EngineDetails) -> tuple[TritonConfig, dict[str, str]]:
+def _by_capability(config: TritonConfig, details: EngineDetails, triton: Triton) -> tuple[TritonConfig, dict[str, str]]:
     if len(details.engines) == 1:
-        return config, {details.engines[0].file: "model.plan"}
-    plans = {str(entry.compute_capability): entry.file.replace(".engine", ".plan") for entry in details.engines}
-    return replace(config, files_by_capability=plans), {entry.file: plans[str(entry.compute_capability)] for entry in details.engines}
+        return config, {details.engines[0].file: triton.file}
+    names = {entry.file: Path(entry.file).with_suffix(Path(triton.file).suffix).name for entry in details.engines}
+    files_by_capability = {str(entry.compute_capability): names[entry.file] for entry in details.engines}
+    return replace(config, files_by_capability=files_by_capability), names
 
 
 def _config(
-    artifact: Artifact, asked: _Asked, backend: Literal["onnxruntime", "openvino", "tensorrt"], *, batched: bool, largest: int, usual: int,
-    sizes: dict[str, int],
+    artifact: Artifact[GraphDetails], asked: _Asked, triton: Triton, *, batched: bool, largest: int, usual: int, sizes: dict[str, int]
 ) -> TritonConfig:  # fmt: skip
-    details = artifact.manifest.details
-    free = {size for entry in details["inputs"] for size in entry["shape"] if isinstance(size, str)} - {BATCH} - sizes.keys()
-    warmed = () if free else warmup_of(details["inputs"], sizes, (1, largest) if batched else (1,), batched=batched)
-    device = {"openvino": "cpu", "tensorrt": "gpu"}.get(backend, "auto") if asked.device == "auto" else asked.device
-    if (backend, device) in (("tensorrt", "cpu"), ("openvino", "gpu")):
-        raise UsageError(f"an engine of {backend} does not run on a {device.upper()}", "leave --device at auto")
+    details = artifact.details
+    free = {size for entry in details.inputs for size in entry.shape if isinstance(size, str)} - {BATCH} - sizes.keys()
+    warmed = () if free else warmup_of(details.inputs, sizes, (1, largest) if batched else (1,), batched=batched)
+    device = triton.device or "auto" if asked.device == "auto" else asked.device
+    if triton.device not in (None, device):
+        raise UsageError(f"an engine of {triton.backend} does not run on a {device.upper()}", "leave --device at auto")
     return TritonConfig(
         name=asked.name,
-        backend=backend,
-        platform={"onnxruntime": "onnxruntime_onnx", "tensorrt": "tensorrt_plan"}.get(backend, ""),
+        backend=triton.backend,
+        platform=triton.platform,
         max_batch_size=largest if batched else 0,
-        inputs=tensors_of(details["inputs"], batched=batched),
+        inputs=tensors_of(details.inputs, batched=batched),
         outputs=(_output(artifact, batched=batched),),
         kind=_KINDS[device],
         instances=asked.instances,
@@ -150,12 +157,12 @@ def _config(
     )
 
 
-def _output(artifact: Artifact, *, batched: bool) -> TritonTensor:
-    if artifact.manifest.kind == "bundle":
-        spec = output_spec(read_onnx(artifact.file(MODEL_FILE)))
-    elif "output_spec" in artifact.manifest.details:
-        spec = artifact.manifest.details["output_spec"]
+def _output(artifact: Artifact[GraphDetails], *, batched: bool) -> TritonTensor:
+    if is_kind(artifact, EngineDetails):
+        spec = artifact.details.output_spec
     else:
+        spec = GraphOutput(**output_spec(read_onnx(artifact.file(MODEL_FILE))))
+    if spec is None:
         raise ArtifactError(f"{artifact.path}: the manifest does not say what shape the output has", "build the engine again")
     (tensor,) = tensors_of([spec], batched=batched)
     return tensor

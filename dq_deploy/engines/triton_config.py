@@ -10,13 +10,13 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from ..artifacts.details import GraphInput, GraphOutput
 from ..errors import ArtifactError, UsageError
 
-Backend = Literal["onnxruntime", "openvino", "tensorrt"]
 Kind = Literal["KIND_AUTO", "KIND_CPU", "KIND_GPU"]
 BATCH = "batch"
 _TYPES = {
@@ -42,7 +42,7 @@ class TritonConfig:
     """All of ``config.pbtxt``. ``warmup`` are (batch size, dims by input), ``files_by_capability`` plans by compute capability."""
 
     name: str
-    backend: Backend
+    backend: str
     platform: str
     max_batch_size: int
     inputs: tuple[TritonTensor, ...]
@@ -69,37 +69,37 @@ def check_name(name: str) -> str:
     return name
 
 
-def shares_batches(inputs: Sequence[Mapping[str, Any]]) -> bool:
+def shares_batches(inputs: Sequence[GraphInput]) -> bool:
     """Whether every input has the batch as its first dimension, so that requests can be put together."""
-    return all(entry["shape"] and entry["shape"][0] == BATCH for entry in inputs)
+    return all(entry.shape and entry.shape[0] == BATCH for entry in inputs)
 
 
-def tensors_of(inputs: Sequence[Mapping[str, Any]], *, batched: bool) -> tuple[TritonTensor, ...]:
-    """Inputs (a bundle's ``details["inputs"]``) or outputs as Triton has them.
+def tensors_of(inputs: Sequence[GraphInput | GraphOutput], *, batched: bool) -> tuple[TritonTensor, ...]:
+    """Inputs or outputs as Triton has them.
 
     Raises ArtifactError for a type that Triton has not, and for a name that cannot be quoted.
     """
     tensors = []
     for entry in inputs:
-        if not _TENSOR_NAME.fullmatch(entry["name"]):
-            raise ArtifactError(f"'{entry['name']}' cannot be the name of an input or output")
-        if entry["dtype"] not in _TYPES:
-            raise ArtifactError(f"input '{entry['name']}' is {entry['dtype']}, which Triton has no type for")
-        shape = entry["shape"][1:] if batched else entry["shape"]
+        if not _TENSOR_NAME.fullmatch(entry.name):
+            raise ArtifactError(f"'{entry.name}' cannot be the name of an input or output")
+        if entry.dtype not in _TYPES:
+            raise ArtifactError(f"input '{entry.name}' is {entry.dtype}, which Triton has no type for")
+        shape = entry.shape[1:] if batched else entry.shape
         dims = tuple(size if isinstance(size, int) else -1 for size in shape)
-        tensors.append(TritonTensor(entry["name"], _TYPES[entry["dtype"]], dims or (1,), scalar=not dims))
+        tensors.append(TritonTensor(entry.name, _TYPES[entry.dtype], dims or (1,), scalar=not dims))
     return tuple(tensors)
 
 
 def warmup_of(
-    inputs: Sequence[Mapping[str, Any]], sizes: Mapping[str, int], batches: Sequence[int], *, batched: bool
+    inputs: Sequence[GraphInput], sizes: Mapping[str, int], batches: Sequence[int], *, batched: bool
 ) -> tuple[tuple[int, dict[str, tuple[int, ...]]], ...]:
     """A warm-up at each batch size; ``sizes`` has the usual size of every other dynamic dimension.
 
     A model that does not batch is warmed up with whole shapes, batch included, which Triton counts as one.
     """
     return tuple(
-        (batch if batched else 1, {e["name"]: _warm_dims(e["shape"], {**sizes, BATCH: batch}, batched=batched) for e in inputs})
+        (batch if batched else 1, {e.name: _warm_dims(e.shape, {**sizes, BATCH: batch}, batched=batched) for e in inputs})
         for batch in dict.fromkeys(batches)
     )
 

@@ -9,7 +9,6 @@ A quantizer makes a code of anything, and a NaN of before it is gone behind it: 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,15 +16,19 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from ..artifacts import Artifact
+from ..artifacts.details import BundleDetails
 from ..artifacts.reading import read_ir, read_onnx
-from ..errors import ArtifactError, EnvironmentProblem, UsageError
+from ..errors import ArtifactError, UsageError
 from ..exporters.exact_sums import make_exact, saturates
-from .finite import Nonfinite, checked, spoiled
-from .onnxruntime import DTYPES
+from ..exporters.session import session_as_written
+from ..formats import of_bits
+from ..formats.tables import UINT8_OFFSET
+from .finite import Nonfinite, checked
+from .onnxruntime.descriptor import ONNXRUNTIME
+from .onnxruntime.runner import DTYPES
 from .row_tables import rows_in_onnx
-from .runner import TIMESTEP, Array, InputSpec, bind_inputs
+from .runner import TIMESTEP, Array, GraphRunner, InputSpec
 
-_UINT8_OFFSET = 128
 _MOST_BYTES = 1 << 31
 
 
@@ -53,7 +56,7 @@ class _Site:
     name: str
     input: str
     codes: str
-    ends: tuple[int, int]
+    ends: tuple[float, float]
 
 
 @dataclass
@@ -66,7 +69,7 @@ class _Counts:
     not_finite_inputs: dict[str, int] = field(default_factory=dict)
 
 
-class WatchedRunner:
+class WatchedRunner(GraphRunner):
     """A quantized bundle in onnxruntime whose codes are outputs too. Slower than without: nothing is fused, and every code is looked at.
 
     ``nonfinite`` is what becomes of samples with NaN or infinity (finite.py). Here they propagate by default: who watches looks for them.
@@ -75,17 +78,18 @@ class WatchedRunner:
     to be handed over in memory) and EnvironmentProblem (no onnxruntime).
     """
 
-    name = "onnxruntime"
+    name = ONNXRUNTIME.name
+    each_timestep = True
 
-    def __init__(self, bundle: Artifact, *, threads: int | None = None, nonfinite: Nonfinite = "propagate") -> None:
-        self._nonfinite = checked(nonfinite)
-        details = bundle.manifest.details
-        if bundle.manifest.kind != "bundle" or not details["quantizers"]:
+    def __init__(self, bundle: Artifact[BundleDetails], *, threads: int | None = None, nonfinite: Nonfinite = "propagate") -> None:
+        self.nonfinite = checked(nonfinite)
+        details = bundle.details
+        if not details.quantizers:
             raise UsageError(f"{bundle.path} has no quantizers to watch", "give a quantized bundle, which onnxruntime runs")
-        bits = {name: layer["activation_bits"] for layer in details["layers"] for name in layer["quantizers"]}
+        bits = {name: layer.activation_bits for layer in details.layers for name in layer.quantizers}
         self._sites = [
-            _Site(q["name"], q["input"], q["codes"], _ends(bits.get(q["name"]) or 8, unsigned=q["code_type"] == "UINT8"))
-            for q in details["quantizers"]
+            _Site(site.name, site.input, site.codes, _ends(bits.get(site.name) or 8, unsigned=site.code_type == "UINT8"))
+            for site in details.quantizers
         ]
         self._session = _session(bundle, list(dict.fromkeys(value for site in self._sites for value in (site.codes, site.input))), threads)
         rows = rows_in_onnx(read_onnx(bundle.file("model.onnx")))
@@ -93,30 +97,12 @@ class WatchedRunner:
         self._counts: dict[float, _Counts] = {}
         self.details: dict[str, Any] = {"engine": self.name, "provider": "CPUExecutionProvider", "optimized": False, "watched": True}
 
-    def run(self, inputs: Mapping[str, Array]) -> Array:
-        """Run one batch, a timestep at a time (see ``Runner.run``)."""
-        feeds = bind_inputs(self.specs, inputs)
-        lost = spoiled(self.specs, feeds, self._nonfinite)
-        steps = feeds[TIMESTEP]
-        one = next(spec.shape for spec in self.specs if spec.name == TIMESTEP) == (1,)
-        batched = {spec.name for spec in self.specs if spec.batched} | {TIMESTEP}
-        whole: Array | None = None
-        for value in np.unique(steps):
-            rows = np.flatnonzero(steps == value)
-            part = {name: array[rows] if name in batched else array for name, array in feeds.items()}
-            output = self._watch(float(value), {**part, TIMESTEP: part[TIMESTEP][:1]} if one else part)
-            whole = np.empty((len(steps), *output.shape[1:]), output.dtype) if whole is None else whole
-            whole[rows] = output
-        assert whole is not None
-        if lost is not None:
-            whole[lost] = np.nan
-        return whole
-
     def report(self) -> list[WatchRow]:
         """A row for every timestep so far, in ascending order."""
         return [_row(timestep, counts) for timestep, counts in sorted(self._counts.items())]
 
-    def _watch(self, timestep: float, feeds: dict[str, Array]) -> Array:
+    def _infer(self, feeds: dict[str, Array]) -> Array:
+        timestep = float(feeds[TIMESTEP].reshape(-1)[0])
         names = [value.name for value in self._session.get_outputs()]
         values = dict(zip(names, self._session.run(names, feeds), strict=True))
         output: Array = values[names[0]]
@@ -142,9 +128,9 @@ def _spec(value: Any, rows: int | None) -> InputSpec:
     return InputSpec(value.name, shape, np.dtype(DTYPES[value.type]), rows=rows)
 
 
-def _ends(bits: int, *, unsigned: bool) -> tuple[int, int]:
-    low, high = -(1 << (bits - 1)), (1 << (bits - 1)) - 1
-    return (low + _UINT8_OFFSET, high + _UINT8_OFFSET) if unsigned else (low, high)
+def _ends(bits: int, *, unsigned: bool) -> tuple[float, float]:
+    low, high = of_bits(bits).code_range()
+    return (low + UINT8_OFFSET, high + UINT8_OFFSET) if unsigned else (low, high)
 
 
 def _row(timestep: float, counts: _Counts) -> WatchRow:
@@ -167,10 +153,6 @@ def _session(bundle: Artifact, wanted: list[str], threads: int | None) -> Any:
     """The graph with further outputs, as it is written: a fused layer gives no codes."""
     import onnx_ir as ir
 
-    try:
-        import onnxruntime
-    except ImportError:
-        raise EnvironmentProblem("onnxruntime is not installed", 'pip install "dq-deploy[cpu]"') from None
     model = read_ir(bundle.file("model.onnx"), listed=bundle.manifest.files)
     values = {str(value.name): value for node in model.graph for value in node.outputs}
     inputs = {str(value.name) for value in model.graph.inputs}
@@ -183,9 +165,4 @@ def _session(bundle: Artifact, wanted: list[str], threads: int | None) -> Any:
     content = ir.to_proto(model)
     if content.ByteSize() >= _MOST_BYTES:
         raise ArtifactError(f"{bundle.path} has 2 GiB or more: it cannot be watched", "watch a smaller model of the same kind")
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.log_severity_level = 3
-    if threads is not None:
-        options.intra_op_num_threads = threads
-    return onnxruntime.InferenceSession(content.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return session_as_written(content.SerializeToString(), threads=threads)

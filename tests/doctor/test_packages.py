@@ -8,7 +8,7 @@ import pytest
 from packaging.requirements import Requirement
 
 from dq_deploy.doctor.finding import Finding
-from dq_deploy.doctor.packages import EXTRAS, fits, package_findings, requirements
+from dq_deploy.doctor.packages import extras, fits, package_findings, requirements
 
 WANTED = [Requirement(line) for line in (
     "torch>=2.6",
@@ -66,6 +66,6 @@ def test_prereleases_and_local_builds_count() -> None:
 
 def test_our_own_requirements_name_every_extra_of_a_user() -> None:
     found = {finding.name for finding in package_findings(requirements(), {}.get)}
-    assert {f"[{extra}]" for extra in EXTRAS} <= found
+    assert {f"[{extra}]" for extra in extras()} <= found
     assert {"torch", "onnx", "diffusers"} <= found
     assert not {"ruff", "pytest", "nncf"} & found

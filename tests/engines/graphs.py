@@ -87,7 +87,7 @@ class Graph:
         return self.node("Add", [scaled, self.constant(f"{name}.bias", self.random.normal(size=shape).astype(np.float32))], f"{name}/Bias")
 
     def plan(self, name: str, op: str) -> None:
-        self.layers.append({"name": name, "op": op, "macs": 1000, "output": f"{name}/Bias:0", "quantizers": [name]})
+        self.layers.append({"name": name, "op": op, "macs": 1000, "output": f"{name}/Bias:0", "activation_bits": 8, "quantizers": [name]})
 
     def model(self, output: str, rank: int, shape: list[int | str]) -> onnx.ModelProto:
         """The checked model: inputs ``sample`` of ``shape`` and ``timestep`` [batch], an output of ``rank`` dimensions."""
@@ -123,7 +123,7 @@ def make_bundle(
             "component": "unet",
             "pipeline_class": "DDPMPipeline",
             "model_config": {"_class_name": "UNet2DModel"},
-            "sample_shape": shape[1:],
+            "sample_shape": [size if isinstance(size, int) else 16 for size in shape[1:]],
             "source": {"reference": "tests:graph", "sha256": "0" * 64},
             "layers": graph.layers,
             "float_layers": [],
@@ -167,6 +167,21 @@ def int4_linear(path: Path) -> Artifact:
     graph.plan("layer", "linear")
     product = graph.node("MatMul", [quantized, weight], "layer/MatMul")
     return make_bundle(path, graph, graph.finish(product, "layer", scale, (64,)), ["batch", 16, 64])
+
+
+def fp8_linear(path: Path) -> Artifact:
+    """A MatMul of FP8 activations, static, and FP8 weights with a scale for each channel."""
+    graph = Graph()
+    scale, zero = graph.constant("x.scale", np.float32(0.05)), helper.make_tensor("zero", TensorProto.FLOAT8E4M3FN, [], [0.0])
+    graph.constants["zero"] = zero
+    x = graph.node("DequantizeLinear", [graph.node("QuantizeLinear", ["sample", scale, "zero"], "layer/Q"), scale, "zero"], "layer/DQ")
+    codes = helper.make_tensor("w", TensorProto.FLOAT8E4M3FN, (64, 64), graph.random.normal(size=64 * 64).astype(np.float32))
+    graph.constants["w"] = codes
+    weight_scale = graph.constant("w.scale", graph.random.uniform(0.001, 0.01, 64).astype(np.float32))
+    y = graph.node("MatMul", [x, graph.node("DequantizeLinear", ["w", weight_scale], "layer/WeightDQ", axis=1)], "layer/MatMul")
+    graph.plan("layer", "linear")
+    bias = graph.constant("layer.bias", graph.random.normal(size=64).astype(np.float32))
+    return make_bundle(path, graph, graph.node("Add", [y, bias], "layer/Bias"), ["batch", 16, 64])
 
 
 def asymmetric_conv(path: Path) -> Artifact:

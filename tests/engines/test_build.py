@@ -12,7 +12,7 @@ import pytest
 from dq_deploy.artifacts import Artifact, open_artifact
 from dq_deploy.engines import build
 from dq_deploy.engines.build import build_engine, load_report
-from dq_deploy.engines.engine_files import details_of, rebuild_hint
+from dq_deploy.engines.engine_files import rebuild_hint
 from dq_deploy.engines.layer_report import LayerReport
 from dq_deploy.errors import ArtifactError, DqDeployError, EnvironmentProblem, UsageError
 from dq_deploy.exporters.lint import LintResult
@@ -61,7 +61,7 @@ def test_every_planned_layer_is_int8_for_both_capabilities(engine: Artifact) -> 
         assert [layer.name for layer in report.layers] == [
             "down.conv1", "down.conv2", "attn.to_q", "attn.to_k", "attn.to_v", "attn.qk", "attn.pv", "attn.to_out"
         ]  # fmt: skip
-        assert not report.not_int8()
+        assert not report.not_as_planned()
         assert not report.not_found()
         assert report.int8_share("conv") == report.int8_share("gemm") == 1.0
         assert report.statement == "chosen ahead of time by the compiler; not executed on this machine"
@@ -145,7 +145,7 @@ def test_a_rule_that_is_allowed_ends_no_build_and_is_recorded(tmp_path: Path) ->
         "computed-scale-matmul is allowed: TensorRT-RTX builds it without a word, and multiplies in FP32.",
         "zero-point is allowed, and the graph does not break it",
     ]
-    assert "--allow computed-scale-matmul --force" in rebuild_hint(engine.path, details_of(engine.path, engine.manifest))
+    assert "--allow computed-scale-matmul --force" in rebuild_hint(engine.path, engine.details)
     # Another rule's errors still end the build.
     assert "2 errors:" in refused(ArtifactError, graphs.zero_point(tmp_path / "zero"), tmp_path / "no", allow=allow[:1])
 
@@ -187,7 +187,7 @@ def test_what_the_lint_would_miss_still_ends_in_words(tmp_path: Path, monkeypatc
 def test_negative_control_matmul_with_a_computed_scale_is_called_fp32(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(build, "lint", lambda *_, **__: LintResult(source="", target="", findings=()))
     report = one_report(graphs.computed_scale(tmp_path / "bundle", "MatMul"), tmp_path / "engine")
-    assert [(layer.name, layer.precision) for layer in report.not_int8()] == [("layer", "fp32")]
+    assert [(layer.name, layer.precision) for layer in report.not_as_planned()] == [("layer", "fp32")]
     assert report.int8_share("gemm") == 0.0
 
 
@@ -224,7 +224,7 @@ def test_tampered_bundle_is_refused(tmp_path: Path) -> None:
 @pytest.mark.skipif(importlib.util.find_spec("tensorrt") is not None, reason="TensorRT is installed")
 def test_missing_backend_ends_with_exit_code_4(bundle: Artifact, tmp_path: Path) -> None:
     text = refused(EnvironmentProblem, bundle, tmp_path / "engine", backend="tensorrt", compute_capabilities=None)
-    assert "backend tensorrt needs the Python module(s) tensorrt, which are not installed" in text
+    assert "engine tensorrt needs the Python module(s) tensorrt, which are not installed" in text
     assert EnvironmentProblem.exit_code == 4
 
 

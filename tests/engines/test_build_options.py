@@ -12,10 +12,10 @@ from dq_deploy.artifacts import Artifact
 from dq_deploy.engines.build import build_engine, load_report
 from dq_deploy.engines.build_options import BuildOptions
 from dq_deploy.engines.build_process import Failure, diagnose
-from dq_deploy.engines.tensorrt_child import builder_settings
+from dq_deploy.engines.tensorrt.child import builder_settings
 from dq_deploy.errors import UsageError
 from tests.engines import graphs
-from tests.engines.stand_in import recorded, stand_in
+from tests.engines.tensorrt.stand_in import recorded, stand_in
 
 rtx = pytest.mark.skipif(importlib.util.find_spec("tensorrt_rtx") is None, reason="TensorRT-RTX is not installed")
 no_tensorrt = pytest.mark.skipif(importlib.util.find_spec("tensorrt") is not None, reason="TensorRT itself is installed")
@@ -101,7 +101,7 @@ def test_rtx_takes_its_options_and_every_dynamic_dimension(bundle: Artifact, tmp
     assert details["sizes"] == {"height": [4, 8, 16], "width": [8, 8, 8]}
     assert details["profile"]["sample"] == [[1, 8, 4, 8], [2, 8, 8, 8], [4, 8, 16, 8]]
     (report,) = load_report(engine)
-    assert not report.not_int8()
+    assert not report.not_as_planned()
 
 
 def test_openvino_takes_every_dynamic_dimension(bundle: Artifact, tmp_path: Path) -> None:

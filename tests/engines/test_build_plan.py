@@ -10,23 +10,29 @@ import onnx
 import pytest
 
 from dq_deploy.artifacts import Artifact, Manifest, create_artifact, open_artifact
-from dq_deploy.engines.build_plan import check_backend, check_capabilities, check_graph, input_profile
+from dq_deploy.artifacts.details import GraphInput
+from dq_deploy.engines.build_plan import check_capabilities, check_graph, input_profile
+from dq_deploy.engines.registry import builder_named
+from dq_deploy.engines.tensorrt.descriptor import TENSORRT, TENSORRT_RTX
 from dq_deploy.errors import ArtifactError, EnvironmentProblem, UsageError
 from tests.engines import graphs
 
-INPUTS = [{"name": "sample", "shape": ["batch", 4, "height", "width"]}, {"name": "timestep", "shape": ["batch"]}]
+INPUTS = [
+    GraphInput(name="sample", dtype="float32", shape=["batch", 4, "height", "width"]),
+    GraphInput(name="timestep", dtype="float32", shape=["batch"]),
+]
 SIZES = {"height": (8, 16, 32), "width": (8, 8, 8)}
 
 
 def test_unknown_backend_lists_those_that_exist() -> None:
     with pytest.raises(UsageError, match=r"unknown engine backend 'trt'\nchoose one of: tensorrt-rtx, tensorrt"):
-        check_backend("trt")
+        builder_named("trt")
 
 
 @pytest.mark.skipif(importlib.util.find_spec("tensorrt") is not None, reason="TensorRT is installed")
 def test_missing_tensorrt_names_the_command_and_the_ways_out() -> None:
     with pytest.raises(EnvironmentProblem) as caught:
-        check_backend("tensorrt")
+        TENSORRT.check()
     assert caught.value.exit_code == 4
     text = str(caught.value)
     for part in ('python -m pip install "dq-deploy[tensorrt]"', "NVIDIA's own package index", "GPU", "--backend tensorrt-rtx"):
@@ -34,25 +40,25 @@ def test_missing_tensorrt_names_the_command_and_the_ways_out() -> None:
 
 
 def test_capabilities() -> None:
-    assert check_capabilities("tensorrt-rtx", None) == [(8, 9), (12, 0)]
-    assert check_capabilities("tensorrt-rtx", ["12.1", "7.5", "12.1"]) == [(12, 1), (7, 5)]
-    assert check_capabilities("tensorrt", None) == [None]
+    assert check_capabilities(TENSORRT_RTX, None) == [(8, 9), (12, 0)]
+    assert check_capabilities(TENSORRT_RTX, ["12.1", "7.5", "12.1"]) == [(12, 1), (7, 5)]
+    assert check_capabilities(TENSORRT, None) == [None]
 
 
 def test_bad_capabilities_are_all_named() -> None:
     with pytest.raises(UsageError) as caught:
-        check_capabilities("tensorrt-rtx", ["8.9", "9.0", "sm_89", "6.1"])
+        check_capabilities(TENSORRT_RTX, ["8.9", "9.0", "sm_89", "6.1"])
     text = str(caught.value)
     assert "compute capability 9.0, sm_89, 6.1" in text
     assert "9.0 is Hopper, which only --backend tensorrt builds for" in text
     assert "7.5, 8.0, 8.6, 8.9, 12.0, 12.1" in text
     with pytest.raises(UsageError, match="no compute capability was given"):
-        check_capabilities("tensorrt-rtx", [])
+        check_capabilities(TENSORRT_RTX, [])
 
 
 def test_capabilities_do_not_apply_to_tensorrt() -> None:
     with pytest.raises(UsageError, match="does not apply"):
-        check_capabilities("tensorrt", ["8.9"])
+        check_capabilities(TENSORRT, ["8.9"])
 
 
 def test_profile_fills_in_the_dynamic_dimensions() -> None:

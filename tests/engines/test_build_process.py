@@ -17,7 +17,7 @@ from dq_deploy.artifacts import sha256_file
 from dq_deploy.engines import build_process
 from dq_deploy.engines.build_process import BuilderCrash, Failure, diagnose, run_child
 from dq_deploy.engines.build_request import BuildRequest
-from dq_deploy.engines.cuda_driver import gpu_compute_capability
+from dq_deploy.engines.tensorrt.cuda_driver import gpu_compute_capability
 from dq_deploy.errors import ArtifactError, EnvironmentProblem, ResourceError
 from tests.engines import graphs
 
@@ -46,7 +46,7 @@ def request(onnx: Path, folder: Path, *, plan: str = "") -> BuildRequest:
 
 def start_children_with(code: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Run ``code`` at the start of every building child process, through Python's own ``sitecustomize``."""
-    guarded = f"import sys\nif 'dq_deploy.engines.tensorrt_child' in sys.orig_argv:\n    {code}\n"
+    guarded = f"import sys\nif 'dq_deploy.engines.tensorrt.child' in sys.orig_argv:\n    {code}\n"
     (folder / "sitecustomize.py").write_text(guarded)
     monkeypatch.setenv("PYTHONPATH", str(folder))
 

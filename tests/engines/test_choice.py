@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
 
 from dq_deploy.artifacts import Artifact
-from dq_deploy.engines import choice, openvino
 from dq_deploy.engines.choice import best_runtime, make_runner
-from dq_deploy.engines.engine_files import int8_without_vnni
+from dq_deploy.engines.openvino import int8_kernels
+from dq_deploy.engines.openvino.int8_kernels import int8_without_vnni
 from tests.flow import Flow, altered_manifest
 
 
@@ -58,7 +59,7 @@ def test_layers_left_in_float_count_as_float(flow: Flow, tmp_path: Path) -> None
 )
 def test_openvino_where_it_multiplies_the_integers(flow: Flow, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, weights: int,
                                                    activations: int, saturates: bool, expected: str) -> None:  # fmt: skip
-    monkeypatch.setattr(openvino, "int8_saturates", lambda: saturates)
+    monkeypatch.setattr(int8_kernels, "int8_saturates", lambda: saturates)
     bundle = with_bits(flow, tmp_path / "bundle", weights, activations)
     assert best_runtime(bundle) == expected
     runner = make_runner(bundle)
@@ -68,15 +69,15 @@ def test_openvino_where_it_multiplies_the_integers(flow: Flow, tmp_path: Path, m
 
 
 def test_onnxruntime_for_everything_else(flow: Flow, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(openvino, "int8_saturates", lambda: False)
+    monkeypatch.setattr(int8_kernels, "int8_saturates", lambda: False)
     assert best_runtime(flow.bundle("onnxruntime")) == "onnxruntime"
     assert best_runtime(flow.bundle("float")) == "onnxruntime"
-    monkeypatch.setattr(choice, "find_spec", lambda _: None)
+    monkeypatch.setitem(sys.modules, "openvino", None)
     assert best_runtime(flow.bundle("tensorrt")) == "onnxruntime"
 
 
 def test_an_option_of_one_engine_chooses_it(flow: Flow, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(openvino, "int8_saturates", lambda: False)
+    monkeypatch.setattr(int8_kernels, "int8_saturates", lambda: False)
     bundle = with_bits(flow, tmp_path / "bundle", 8, 8)
     assert make_runner(bundle).name == "openvino"
     assert make_runner(bundle, optimized=False).name == "onnxruntime"

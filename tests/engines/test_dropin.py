@@ -151,7 +151,7 @@ def test_a_pipeline_may_say_anything_of_where_it_is(dropin: DropInModel, argumen
 
 
 def test_what_cannot_be_loaded_is_refused(tmp_path: Path, tiny_bundle: Artifact) -> None:
-    with pytest.raises(UsageError, match="unknown runtime 'abacus'\nchoose auto, onnxruntime or openvino"):
+    with pytest.raises(UsageError, match="unknown runtime 'abacus'\nchoose one of: onnxruntime, openvino"):
         load(tiny_bundle, runtime="abacus")  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="no such path"):
         load(tmp_path / "absent")
@@ -161,5 +161,5 @@ def test_what_cannot_be_loaded_is_refused(tmp_path: Path, tiny_bundle: Artifact)
         load(tmp_path / "checkpoint")
     with create_artifact(tmp_path / "engine", Manifest(kind="engine", model="m", details={"backend": "tensorrt-rtx"})):
         pass
-    with pytest.raises(ArtifactError, match="is no engine of this dq-deploy: version: Field required"):
+    with pytest.raises(ArtifactError, match="is no engine of this dq-deploy: sample_shape: Field required"):
         load(tmp_path / "engine")

@@ -10,17 +10,18 @@ import numpy as np
 import pytest
 
 from dq_deploy.artifacts import Artifact
-from dq_deploy.engines import gpu_bench, gpu_clocks, tensorrt_runner
+from dq_deploy.engines import gpu_bench, gpu_clocks
 from dq_deploy.engines.bench import Contender, bench, contenders_from
 from dq_deploy.engines.build import build_engine
 from dq_deploy.engines.gpu_clocks import Clocks, clock_notes, parse_clocks, read_clocks
-from dq_deploy.engines.layer_dump import LayerDump
+from dq_deploy.engines.kernels import LayerDump
 from dq_deploy.engines.layer_report import LayerReport, build_report
 from dq_deploy.engines.roofline import Peaks, Work, describe, peaks_of, roofline, work_of
-from dq_deploy.engines.tensorrt_runner import TensorRtRunner
+from dq_deploy.engines.tensorrt import runner as tensorrt_runner
+from dq_deploy.engines.tensorrt.runner import TensorRtRunner
 from tests.engines import graphs
-from tests.engines.fake_tensorrt import HostDevice, engine_of, install
-from tests.engines.test_layer_report import kernel
+from tests.engines.tensorrt.fake import HostDevice, engine_of, install
+from tests.engines.test_layer_report import kernel, planned_layer
 
 # In the form of nvidia-smi --query-gpu=… --format=csv,noheader,nounits, as its manual has it.
 LINE = "2520, 3105, 10501, 47, 61.50\n"
@@ -34,7 +35,7 @@ def report_of(*, macs: int) -> str:
     """A layer report with one INT8 layer and one in FP16."""
     kernels = (kernel("a", "gemm", "int8 | int8 | fp32", "a/MatMul"), kernel("b", "gemm", "fp16 | fp16 | fp16", "b/MatMul"))
     dump = LayerDump(kernels=kernels, operators={"a/MatMul": "MatMul", "b/MatMul": "MatMul"}, weights_bytes=64_000_000)
-    planned = [{"name": name, "op": "linear", "macs": macs} for name in "ab"]
+    planned = [planned_layer(name, macs=macs) for name in "ab"]
     return build_report(dump, backend="tensorrt", version="10.9", compute_capability="8.9", planned=planned).to_json()
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import pytest
 
+from dq_deploy.artifacts.details import FloatLayer
+from dq_deploy.engines.kernels import LayerDump
 from dq_deploy.engines.layer_compare import compare
-from dq_deploy.engines.layer_dump import LayerDump
 from dq_deploy.engines.layer_report import LayerReport, build_report
 from dq_deploy.errors import UsageError
 from dq_deploy.report.layer_plot import layer_plot
 from dq_deploy.report.svg import standalone
-from tests.engines.test_layer_report import kernel
+from tests.engines.test_layer_report import kernel, planned_layer
 
 KERNELS = [
     kernel("q", "gemm", "int8 | int8 | fp32", "attn.q/MatMul"),
@@ -22,12 +23,12 @@ KERNELS = [
     kernel("free", "gemm", "fp16 | fp16 | fp16", "free/MatMul"),
 ]
 OPERATORS = {name: "Conv" if name.endswith("Conv") else "MatMul" for kernel in KERNELS for name in kernel.nodes} | {"lost/MatMul": "MatMul"}
-PLANNED = [{"name": n, "op": "x", "macs": 8} for n in ("attn.q", "conv#h", "conv#skip", "cast", "four", "lost", "absent")]
+PLANNED = [planned_layer(n, "x") for n in ("attn.q", "conv#h", "conv#skip", "cast", "four", "lost", "absent")]
 
 
 def quantized(**options: bool) -> LayerReport:
     dump = LayerDump(kernels=tuple(KERNELS), operators=OPERATORS, weights_bytes=25)
-    left = [{"name": "first", "reason": "it reads the input"}]
+    left = [FloatLayer(name="first", op="conv2d", macs=8, reason="it reads the input")]
     return build_report(dump, backend="tensorrt-rtx", version="1", compute_capability="8.9", planned=PLANNED, float_layers=left, **options)
 
 

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
-from dq_deploy.engines.layer_dump import Kernel, LayerDump, Tensor
-from dq_deploy.engines.layer_report import LayerReport, build_report, kernel_rows, layer_rows
+import re
+from typing import Any
+
+import pytest
+
+from dq_deploy.artifacts.details import LoweredLayer
+from dq_deploy.engines.kernels import Kernel, LayerDump, Tensor
+from dq_deploy.engines.layer_report import LayerReport, build_report, kernel_rows, layer_rows, undocumented
 
 
 def kernel(name: str, kind: str, operands: str, nodes: str) -> Kernel:
@@ -12,9 +18,14 @@ def kernel(name: str, kind: str, operands: str, nodes: str) -> Kernel:
     return Kernel(name=name, type=kind, inputs=sides[0], constants=sides[1], outputs=sides[2], nodes=tuple(nodes.split()))
 
 
+def planned_layer(name: str, op: str = "linear", macs: int = 8, **entry: Any) -> LoweredLayer:
+    """A layer as a bundle's manifest has it."""
+    return LoweredLayer(**{"name": name, "op": op, "macs": macs, "activation_bits": 8, "quantizers": [], "output": "y", **entry})
+
+
 def report(kernels: list[Kernel], operators: dict[str, str], *planned: str, backend: str = "tensorrt-rtx") -> LayerReport:
     dump = LayerDump(kernels=tuple(kernels), operators=operators, weights_bytes=10)
-    layers = [{"name": name, "op": "linear", "macs": 8} for name in planned]
+    layers = [planned_layer(name) for name in planned]
     return build_report(dump, backend=backend, version="1.7", compute_capability="8.9", planned=layers)
 
 
@@ -33,7 +44,7 @@ def test_the_multiplying_kernel_runs_the_layer_not_its_epilogue() -> None:
 def test_int8_weights_alone_are_a_float_product() -> None:
     result = report([kernel("__myl_CastMulFc_0", "runtime_fusion", "fp16 | int8 | fp16", "a/MatMul")], {"a/MatMul": "MatMul"}, "a")
     assert result.layers[0].precision == "fp16"
-    assert [layer.name for layer in result.not_int8()] == ["a"]
+    assert [layer.name for layer in result.not_as_planned()] == ["a"]
 
 
 def test_fusion_that_casts_first_is_not_int8() -> None:
@@ -93,3 +104,56 @@ def test_statement_says_what_was_not_done() -> None:
 def test_json_round_trip() -> None:
     result = report([GEMM, EPILOGUE], {"a/MatMul": "MatMul"}, "a")
     assert LayerReport.model_validate_json(result.to_json()) == result
+
+
+def judged(number_format: str, operands: str, *, stated: str | None = None, **layer: str) -> LayerReport:
+    """A MatMul that is planned in a format, in a kernel with these operands."""
+    one = kernel("a", "gemm", operands, "a/MatMul").model_copy(update={"precision": stated})
+    dump = LayerDump(kernels=(one,), operators={"a/MatMul": "MatMul"}, weights_bytes=10)
+    planned = [planned_layer("a", **({"format": number_format} if number_format else {}), **layer)]
+    return build_report(dump, backend="tensorrt-rtx", version="1.7", compute_capability="8.9", planned=planned, dtype="fp16")
+
+
+@pytest.mark.parametrize(("planned", "operands", "stated", "runs_in"), [
+    ("fp8", "fp8 | fp8 fp32 | fp32", None, "fp8"),
+    ("fp8", "fp16 | fp8 fp32 | fp32", None, "fp16"),  # FP8 weights alone
+    ("fp8", "int8 | int8 fp32 | fp32", None, "int8"),  # not what was planned, however fast
+    ("fp4", "fp4 fp8 | fp4 fp8 | fp16", None, "fp4"),
+    ("int8", "int8 | int4 fp32 | fp32", None, "int8"),
+    ("int8", "fp16 | fp16 | fp16", None, "fp16"),
+    ("toy8", "fp32 | fp32 | fp32", "toy8", "toy8"),  # a format that only its engine knows
+    ("toy8", "fp32 | fp32 | fp32", None, "fp32"),
+])  # fmt: skip
+def test_a_layer_is_judged_by_the_format_that_was_planned(planned: str, operands: str, stated: str | None, runs_in: str) -> None:
+    result = judged(planned, operands, stated=stated)
+    (layer,) = result.layers
+    assert (layer.planned_format, layer.precision, layer.reason is None) == (planned, runs_in, planned == runs_in)
+    assert (result.contractions[0].planned_format, result.contractions[0].reason) == (planned, layer.reason)
+    summary = result.summary()
+    assert summary["planned_formats"] == {planned: 1}
+    assert summary["as_planned"] == int(planned == runs_in)
+    assert summary["not_as_planned"] == ({} if planned == runs_in else {"a": planned})
+    assert (summary["planned_int8"], summary["not_int8"]) == (int(runs_in == "int8"), [] if runs_in == "int8" else ["a"])
+
+
+def test_where_weights_alone_are_quantized_a_float_product_is_the_plan() -> None:
+    result = judged("", "fp16 | int4 fp16 | fp16", input="silu")
+    assert result.layers == ()
+    (product,) = result.contractions
+    assert (product.planned_format, product.precision, product.reason) == ("fp16", "fp16", "its weights alone are quantized")
+
+
+def test_a_report_from_before_formats_were_kept_is_of_int8() -> None:
+    text = report([GEMM], {"a/MatMul": "MatMul"}, "a").to_json()
+    old = "\n".join(line for line in text.splitlines() if "planned_format" not in line)
+    read = LayerReport.model_validate_json(re.sub(r",(\s*})", r"\1", old))
+    assert read.layers[0].planned_format == "int8"
+    assert read.as_planned() == list(read.layers)
+
+
+def test_what_a_vendor_does_not_document_is_said_once_for_all_devices() -> None:
+    both = [judged("int8", "int8 | int8 | fp32"), judged("int8", "int8 | int8 | fp32").model_copy(update={"compute_capability": "12.0"})]
+    (sentence,) = undocumented(both)
+    assert sentence.startswith("TensorRT-RTX does not document that it computes INT8 matrix products of quantized activations on compute")
+    assert "compute capability 8.9 and compute capability 12.0" in sentence
+    assert undocumented([judged("fp8", "fp8 | fp8 | fp32")]) == []

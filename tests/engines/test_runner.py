@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from dq_deploy.artifacts import Artifact
-from dq_deploy.engines.onnxruntime import OnnxRuntimeRunner
-from dq_deploy.engines.openvino import OpenVinoRunner
+from dq_deploy.engines.onnxruntime.runner import OnnxRuntimeRunner
+from dq_deploy.engines.openvino.runner import OpenVinoRunner
 from dq_deploy.engines.runner import GraphRunner
 from dq_deploy.errors import ArtifactError, UsageError
 from tests.bundles import write_graph

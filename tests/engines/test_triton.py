@@ -15,7 +15,7 @@ from dq_deploy.engines.triton import triton_repository
 from dq_deploy.errors import ArtifactError, UsageError
 from tests.bundles import float_bundle
 from tests.engines import graphs
-from tests.engines.fake_tensorrt import engine_of
+from tests.engines.tensorrt.fake import engine_of
 from tests.engines.triton_like import TritonLike, parse
 
 

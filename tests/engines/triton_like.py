@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from google.protobuf import descriptor_pool, message_factory, text_format
 
-from dq_deploy.engines.onnxruntime import OnnxRuntimeRunner
-from dq_deploy.engines.openvino import OpenVinoRunner
+from dq_deploy.engines.onnxruntime.runner import OnnxRuntimeRunner
+from dq_deploy.engines.openvino.runner import OpenVinoRunner
 
 Request = Mapping[str, np.ndarray[Any, Any]]
 TYPES = {"TYPE_FP32": np.float32, "TYPE_FP16": np.float16, "TYPE_INT64": np.int64}

@@ -1,0 +1,110 @@
+"""Reads the kernel list that TensorRT's builder prints into its verbose log.
+
+An engine built for another GPU cannot be deserialized, so its inspector is out of reach; the log is the only source that every build has.
+With ``ProfilingVerbosity.DETAILED`` it holds, after a line ``Layers:``, one line for each kernel:
+
+    Name: fc1/MatMul_myl0_6, LayerType: gemm, Inputs: [ { Name: x, Dimensions: [-1,16], ..., Datatype: Int8, Format: ... }],
+    Constants: [ ... ], Outputs: [ ... ], TacticName: ..., StreamId: 0, Metadata: [ONNX Layer: fc1/MatMul][ONNX Layer: fc1/DQ]
+
+``Metadata`` names the ONNX nodes that went into the kernel, and the parser's lines ``Parsing node: fc1/MatMul [MatMul]`` say what each
+node is. Everything here works on text alone.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from ..kernels import Kernel, LayerDump, Tensor
+
+_ANSI = re.compile(r"\x1b\[[0-9;]*m")  # polygraphy colours its lines where the package `colored` is installed
+_PREFIX = re.compile(r"^\[[^\]]{1,2}\] ")  # polygraphy's severity: [E], [W], [I], [V], [X]
+_HEADING = re.compile(r"^(?:\[[^\]]{1,2}\] )?Layers:$")
+_KERNEL = re.compile(
+    r"^\s+Name: (?P<name>.*?), LayerType: (?P<type>\w+), Inputs: (?P<inputs>\[.*?\])(?:, Constants: (?P<constants>\[.*?\]))?"
+    r", Outputs: (?P<outputs>\[.*?\])(?:, (?:ParameterType|TacticName|TacticValue|StreamId|Metadata): .*)?$"
+)
+_TENSOR = re.compile(r"\{ ?Name: .*?, (?:Location: \w+, )?Dimensions: \[(?P<shape>[^\]]*)\](?P<rest>.*?)\}(?=[,\]])")
+_DATATYPE = re.compile(r"(?:Format/)?Datatype: (?P<name>[^,}]*)")
+_ONNX_NODE = re.compile(r"\[ONNX Layer: (.*?)\](?=[\x1e\x1f]?\[ONNX Layer: |[\x1e\x1f\s]*$)")
+_PARSED_NODE = re.compile(r"^(?:\[[^\]]{1,2}\] )?Parsing node: (?P<name>.+) \[(?P<op>[\w.:]+)\]$", re.MULTILINE)
+_WEIGHTS = re.compile(r"Total Weights Memory: (\d+) bytes")
+
+# The enterprise TensorRT lists a convolution's weights so, RTX among the constants.
+_CONV_WEIGHTS = re.compile(r', Weights: \{"Type": "(?P<type>\w+)", "Count": (?P<count>\d+)\}')
+# Spellings of the two TensorRT families: alone ("Half"), or in a format's description ("Channel major FP16 format where channel % 8 == 0").
+_DTYPES = {
+    "float": "fp32",
+    "fp32": "fp32",
+    "half": "fp16",
+    "fp16": "fp16",
+    "bfloat16": "bf16",
+    "bf16": "bf16",
+    "fp8": "fp8",
+    "int8": "int8",
+    "int4": "int4",
+    "fp4": "fp4",
+    "int32": "int32",
+    "int64": "int64",
+    "bool": "bool",
+}
+
+
+def parse_dump(log: str) -> LayerDump | None:
+    """Parse a builder's verbose log; None when it does not hold the complete kernel list (the build ended early)."""
+    log = _ANSI.sub("", log)
+    kernels = tuple(_kernels(log))
+    weights = _WEIGHTS.findall(log)
+    if not kernels or not weights:
+        return None
+    operators = {match["name"]: match["op"] for match in _PARSED_NODE.finditer(log)}
+    return LayerDump(kernels=kernels, operators=operators, weights_bytes=int(weights[-1]))
+
+
+def _kernels(log: str) -> Iterator[Kernel]:
+    """Kernels after the last ``Layers:`` heading; none at all when one of its lines cannot be read, since a partial list would mislead."""
+    lines = log.split("\n")  # splitlines would also split at the \x1e that separates the nodes
+    starts = [number for number, line in enumerate(lines) if _HEADING.match(line)]
+    if not starts:
+        return
+    found = []
+    for line in lines[starts[-1] + 1 :]:
+        if not line.strip() or _PREFIX.match(line):
+            break
+        match = _KERNEL.match(line)
+        if match is None:
+            return
+        found.append(_kernel(match, line))
+    yield from found
+
+
+def _kernel(match: re.Match[str], line: str) -> Kernel:
+    constants = _tensors(match["constants"] or "")
+    if weights := _CONV_WEIGHTS.search(line):
+        constants += (Tensor(dtype=_dtype_of(weights["type"]), shape=(int(weights["count"]),)),)
+    return Kernel(
+        name=match["name"],
+        type=match["type"],
+        inputs=_tensors(match["inputs"]),
+        constants=constants,
+        outputs=_tensors(match["outputs"]),
+        nodes=tuple(_ONNX_NODE.findall(line.rpartition(", Metadata: ")[2])),
+    )
+
+
+def _tensors(text: str) -> tuple[Tensor, ...]:
+    return tuple(Tensor(dtype=_dtype(match["rest"]), shape=_shape(match["shape"])) for match in _TENSOR.finditer(text))
+
+
+def _shape(text: str) -> tuple[int, ...]:
+    return tuple(int(size) for size in text.split(",") if size.strip())
+
+
+def _dtype(text: str) -> str:
+    match = _DATATYPE.search(text)
+    return _dtype_of(match["name"]) if match else "unknown"
+
+
+def _dtype_of(description: str) -> str:
+    words = re.findall(r"\w+", description.lower())
+    return next((_DTYPES[word] for word in words if word in _DTYPES), "-".join(words) or "unknown")
