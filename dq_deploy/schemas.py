@@ -13,7 +13,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, TypeAdapter, create_model
 
 from .artifacts import SCHEMA_VERSION, Manifest
-from .artifacts.details import BundleDetails, CheckpointDetails
+from .artifacts.details import BundleDetails, CheckpointDetails, EngineDetails, RepositoryDetails
 from .artifacts.scale_tables import ScaleTable
 from .artifacts.writing import write_text
 
@@ -33,7 +33,6 @@ def schemas() -> dict[str, dict[str, Any]]:
     """File name → JSON Schema, for the manifest of every kind and for what the commands print and write."""
     from .accuracy.check import CheckResult
     from .engines.bench import BenchResult
-    from .engines.engine_files import EngineDetails
     from .engines.layer_report import LayerReport
     from .exporters.lint import LintResult
     from .quantization import QuantizeConfig
@@ -44,7 +43,7 @@ def schemas() -> dict[str, dict[str, Any]]:
         "manifest-checkpoint": _manifest("checkpoint", CheckpointDetails),
         "manifest-bundle": _manifest("bundle", BundleDetails),
         "manifest-engine": _manifest("engine", EngineDetails),
-        "manifest-triton-repository": _manifest("triton-repository", dict[str, Any]),
+        "manifest-triton-repository": _manifest("triton-repository", RepositoryDetails),
         "layer-report": LayerReport,
         "check-result": CheckResult,
         "lint-result": LintResult,

@@ -1,6 +1,6 @@
 """Artefact folders: manifests, safe reading and writing."""
 
-from .folder import Artifact, check_output, create_artifact, open_artifact, read_manifest
+from .folder import Artifact, check_output, create_artifact, is_kind, of_kind, open_artifact, read_manifest
 from .manifest import MANIFEST_NAME, SCHEMA_VERSION, Kind, Manifest, Parent, sha256_file, sha256_json
 
 __all__ = [
@@ -12,6 +12,8 @@ __all__ = [
     "Parent",
     "check_output",
     "create_artifact",
+    "is_kind",
+    "of_kind",
     "open_artifact",
     "read_manifest",
     "sha256_file",

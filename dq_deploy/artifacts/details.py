@@ -1,20 +1,20 @@
-"""What the manifest's ``details`` of a checkpoint and of a bundle must hold: judged once, when the artefact is opened.
+"""What the manifest's ``details`` of each kind of artefact hold: parsed once, when the artefact is opened, and typed from there on.
 
-Those of an engine are in ``engines/engine_files.py``. More keys than these are let through: they are for people.
+Only those who write a manifest handle dictionaries. More keys than these are let through: they are for people.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from ..formats import CODES, FP16
 from .final_error import FinalError
 from .manifest import Manifest
 from .reading.plain import as_record
 
-_MADE_BY = {"checkpoint": "quantize SOURCE -o CHECKPOINT", "bundle": "export CHECKPOINT -o BUNDLE --target TARGET"}
 Target = Literal["tensorrt", "onnxruntime"]
 
 
@@ -24,31 +24,45 @@ class _Open(BaseModel):
     model_config = ConfigDict(extra="allow", frozen=True)
 
 
-class FloatLayer(_Open):
-    """A product that is not quantized, and why; ``macs`` are multiply-accumulates per sample."""
+def _known_bits(bits: int) -> int:
+    if bits not in CODES and bits != FP16.bits:
+        raise ValueError(f"{bits} bits are neither codes ({min(CODES)} to {max(CODES)}) nor floats ({FP16.bits})")
+    return bits
+
+
+class Product(_Open):
+    """A convolution, linear layer or matrix product; ``macs`` are multiply-accumulates per sample."""
 
     name: str
     op: str
     macs: int = Field(ge=0)
+
+
+class FloatLayer(Product):
+    """One that is not quantized, and why."""
+
     reason: str
 
 
-class QuantizedLayer(_Open):
-    """A quantized product: its bits, and the quantizers that it reads."""
+class QuantizedLayer(Product):
+    """A quantized one: its bits (no weight: a product of two activations), and the quantizers that it reads (none: floats)."""
 
-    name: str
-    op: str
-    macs: int = Field(ge=0)
     weight_bits: int | None = Field(default=None, ge=2, le=8)
+    activation_bits: Annotated[int, AfterValidator(_known_bits)]
+    weight_block: int = 0
     quantizers: list[str]
 
 
 class LoweredLayer(QuantizedLayer):
-    """The same in a graph: ``output`` is a value's name, ``input`` too where its activations stay float."""
+    """The same in a graph: ``output`` is a value's name, ``input`` too where its activations stay float.
+
+    ``format`` is the number format that it is planned to multiply in, where that is not what its bits say.
+    """
 
     output: str
     input: str | None = None
     weight_storage: str | None = None
+    format: str | None = None
 
 
 class QuantizerEntry(_Open):
@@ -131,6 +145,10 @@ class NetworkCall(_Open):
     arguments: CallArguments | None
     output: OutputTree | None
 
+    def record(self) -> dict[str, Any]:
+        """As ``quantization.calling`` takes it: the trees are JSON values there too."""
+        return self.model_dump(by_alias=True, exclude_unset=True)
+
 
 class GraphInput(_Open):
     """An input of a graph; a dimension is a size or the name of a dynamic one."""
@@ -138,6 +156,14 @@ class GraphInput(_Open):
     name: str
     dtype: str | None
     shape: list[int | str]
+
+
+class GraphOutput(_Open):
+    """The output of a graph; a dimension is a size, the name of a dynamic one, or None where it is unknown."""
+
+    name: str
+    dtype: str
+    shape: list[int | str | None]
 
 
 class Place(_Open):
@@ -168,57 +194,203 @@ class BlockLoss(_Open):
     block: str
     before: float
     after: float
+    iterations: int = 0
+    note: str = ""
 
 
-class _Shared(_Open):
-    component: str | None
-    pipeline_class: str | None
+class DilatedInput(_Open):
+    """What dilation did to a quantizer's input (``report.data.DilationRow`` says what the figures are)."""
+
+    quantizer: str
+    choice: str
+    unsaturated_share: float
+    dilated_share: float
+    range_ratio: float
+    error_ratio: float
+    folded_into: list[str]
+
+
+class DilationRule(_Open):
+    """The rule used, and the mean SNR in dB of the network under each that was tried."""
+
+    used: str
+    mean_snr_db: dict[str, float]
+
+
+class SkipHalvesRecord(_Open):
+    """How concatenated skip inputs are quantized."""
+
+    mode: str
+
+
+class CalibrationRecord(_Open):
+    """What the model was calibrated on, as far as it can be said again."""
+
+    classes: list[int] | None = None
+    prompts: Any = None
+
+
+class Details(_Open):
+    """What every artefact of a model has."""
+
+    component: str | None = None
+    pipeline_class: str | None = None
     # "model_" is pydantic's own prefix.
-    model_config_of_source: dict[str, Any] | None = Field(alias="model_config")
-    sample_shape: list[int | str] = Field(min_length=1)
+    network_config: dict[str, Any] | None = Field(default=None, alias="model_config")
+    sample_shape: list[int] = Field(min_length=1)
     picture_size: dict[Literal["height", "width", "num_frames"], int] = Field(default_factory=dict)
     call: NetworkCall | None = None
-    source: Origin | None
-    float_layers: list[FloatLayer]
+    source: Origin | None = None
+
+    @property
+    def input_names(self) -> list[str]:
+        """Names of the network's inputs, in its order."""
+        raise NotImplementedError
+
+    @property
+    def call_record(self) -> dict[str, Any] | None:
+        """How the network is called, as ``quantization.calling`` takes it."""
+        return self.call.record() if self.call else None
 
 
-class CheckpointDetails(_Shared):
+class CheckpointDetails(Details):
     """``details`` of a checkpoint (written by quantization/pipeline.py)."""
 
+    # Required of what came from a checkpoint, though an engine may do without.
+    component: str | None
+    pipeline_class: str | None
+    network_config: dict[str, Any] | None = Field(alias="model_config")
+    source: Origin | None
     inputs: list[str] = Field(min_length=1)
     conditions: dict[str, Condition]
+    calibration: CalibrationRecord
     samples_per_seed: int = Field(ge=1)
     layers: list[QuantizedLayer]
+    float_layers: list[FloatLayer]
     quantizers: list[QuantizerEntry]
+    skip_halves: SkipHalvesRecord
     float_mac_share: float = Field(ge=0, le=1)
     snr_db: dict[str, list[float]]
-    # Without these two: a checkpoint from before they were measured.
+    # None: a checkpoint from before they were measured.
     final_error: FinalError | None = None
-    clipped: dict[str, list[float]] = Field(default_factory=dict)
+    clipped: dict[str, list[float]] | None = None
     distillation: list[BlockLoss]
-    dilation: list[dict[str, Any]]
+    dilation: list[DilatedInput]
+    dilation_rule: DilationRule
+
+    @property
+    def input_names(self) -> list[str]:
+        """See ``Details``."""
+        return self.inputs
 
 
-class BundleDetails(_Shared):
-    """``details`` of a bundle (written by exporters/bundle.py)."""
+class GraphDetails(Details):
+    """What a bundle says of its graph, and an engine built from it repeats."""
 
     target: Target
     dtype: Literal["fp32", "fp16", "bf16"]
     float: bool
     attention: Literal["int8", "float"] = "int8"
-    convolutions: Literal["auto", "integer", "float"] | None = None
     float_convolutions: list[str] = Field(default_factory=list)
     inputs: list[GraphInput] = Field(min_length=1)
+
+    @property
+    def input_names(self) -> list[str]:
+        """See ``Details``."""
+        return [entry.name for entry in self.inputs]
+
+
+class BundleDetails(GraphDetails):
+    """``details`` of a bundle (written by exporters/bundle.py)."""
+
+    component: str | None
+    pipeline_class: str | None
+    network_config: dict[str, Any] | None = Field(alias="model_config")
+    source: Origin | None
+    convolutions: Literal["auto", "integer", "float"] | None = None
+    kept_fp32: list[dict[str, Any]] = Field(default_factory=list)
     output: str
     layers: list[LoweredLayer]
+    float_layers: list[FloatLayer]
     quantizers: list[QuantizerSite]
 
 
-_DETAILS: dict[str, type[_Shared]] = {"checkpoint": CheckpointDetails, "bundle": BundleDetails}
+class BitsOfWork(_Open):
+    """Bits, and the share of the multiply-accumulates in layers that have them."""
+
+    weight_bits: int
+    activation_bits: int
+    share: float
 
 
-def check_details(path: Path, manifest: Manifest) -> None:
-    """Raise ArtifactError when a checkpoint's or a bundle's manifest does not say what one must."""
-    if model := _DETAILS.get(manifest.kind):
-        hint = f"make it again with: dq-deploy {_MADE_BY[manifest.kind]}"
-        as_record(manifest.details, model, f"the manifest of {path} is not one of a {manifest.kind}: details", hint=hint)
+class BuildCpu(_Open):
+    """The CPU whose kernels an engine's report shows, and whether its INT8 kernels saturate."""
+
+    int8_saturates: bool = False
+    instructions: list[str] | None = None
+
+
+class EngineFile(_Open):
+    """One device's engine in the folder; a compute capability is like "8.9", None for a CPU."""
+
+    compute_capability: str | None
+    file: str
+    report: str
+
+
+class EngineDetails(GraphDetails):
+    """``details`` of an engine (documented in engines/build.py), as far as reading it needs them."""
+
+    backend: str
+    version: str
+    engines: list[EngineFile] = Field(min_length=1)
+    batch: tuple[int, int, int]
+    sizes: dict[str, tuple[int, int, int]] = Field(default_factory=dict)
+    rows: dict[str, int] = Field(default_factory=dict)
+    options: dict[str, Any] = Field(default_factory=dict)
+    lint_allowed: dict[str, int] = Field(default_factory=dict)
+    layer_bits: list[BitsOfWork] = Field(default_factory=list)
+    output_spec: GraphOutput | None = None
+    int8_without_vnni: bool = False
+    built_on: BuildCpu | None = None
+    bundle: str = "BUNDLE"
+    checkpoint_sha256: str | None = None
+
+    @property
+    def capabilities(self) -> list[str]:
+        """The compute capabilities that the engine was built for; none for a CPU."""
+        return [entry.compute_capability for entry in self.engines if entry.compute_capability]
+
+
+class RepositoryDetails(_Open):
+    """``details`` of a Triton repository (written by engines/triton.py)."""
+
+    name: str
+    backend: str
+    kind: str
+    max_batch_size: int
+    dynamic_batching: bool
+
+
+class _Kind(NamedTuple):
+    details: type[Details | RepositoryDetails]
+    made_by: str
+
+
+_KINDS = {
+    "checkpoint": _Kind(CheckpointDetails, "quantize SOURCE -o CHECKPOINT"),
+    "bundle": _Kind(BundleDetails, "export CHECKPOINT -o BUNDLE --target TARGET"),
+    "engine": _Kind(EngineDetails, "build-engine BUNDLE -o ENGINE --backend BACKEND"),
+    "triton-repository": _Kind(RepositoryDetails, "triton-repository ARTIFACT -o REPOSITORY"),
+}
+
+
+def parse_details(path: Path, manifest: Manifest) -> Any:
+    """The manifest's details as the class of its kind; raises ArtifactError when it does not say what one of that kind must."""
+    kind = _KINDS[manifest.kind]
+    return as_record(
+        manifest.details,
+        kind.details,
+        f"{path} is no {manifest.kind} of this dq-deploy",
+        hint=f"make it again with: dq-deploy {kind.made_by}",
+    )

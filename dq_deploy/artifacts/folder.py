@@ -5,26 +5,38 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any, Generic, Literal, TypeGuard, overload
+
+from typing_extensions import TypeVar
 
 from ..errors import ArtifactError, UsageError
-from .details import check_details
+from .details import BundleDetails, CheckpointDetails, Details, EngineDetails, GraphDetails, RepositoryDetails, parse_details
 from .manifest import MANIFEST_NAME, FileEntry, Kind, Manifest, Parent, parse_manifest, sha256_file, tool_versions
 from .origin import place_relative
 from .reading import check_safetensors, refuse_stand_in
 from .reading.paths import REMAKE, file_problem, name_problem, shown
 from .writing import held, put_in_place, remove_abandoned, set_mode, sync, write_text
 
+D_co = TypeVar("D_co", bound=Details | RepositoryDetails, covariant=True, default=Details)
+
 
 @dataclass(frozen=True)
-class Artifact:
-    """A folder whose manifest has been read and whose files have been verified."""
+class Artifact(Generic[D_co]):
+    """A folder whose manifest has been read and whose files have been verified. ``D_co`` is the class of its ``details``."""
 
     path: Path
     manifest: Manifest
+
+    @cached_property
+    def details(self) -> D_co:
+        """What only this kind of artefact has, parsed once. Raises ArtifactError when the manifest does not say what it must."""
+        found: D_co = parse_details(self.path, self.manifest)
+        return found
 
     def __repr__(self) -> str:
         """One line, where a manifest has pages."""
@@ -43,6 +55,16 @@ class Artifact:
         if name not in self.manifest.files:
             raise ArtifactError(f"{self.path}: the manifest lists no file '{name}'")
         return self.path / name
+
+
+def is_kind(artifact: Artifact[Any], details: type[D_co]) -> TypeGuard[Artifact[D_co]]:
+    """Whether the details are of this class, which says what kind the artefact is."""
+    return isinstance(artifact.details, details)
+
+
+def of_kind(artifacts: Iterable[Artifact[Any]], details: type[D_co]) -> list[Artifact[D_co]]:
+    """Those whose details are of this class."""
+    return [artifact for artifact in artifacts if is_kind(artifact, details)]
 
 
 def check_output(path: Path, *, force: bool = False, source: Path | None = None) -> None:
@@ -90,7 +112,19 @@ def read_manifest(path: Path) -> Manifest:
     return parse_manifest(source)
 
 
-def open_artifact(path: str | Path, kind: Kind | tuple[Kind, ...]) -> Artifact:
+@overload
+def open_artifact(path: str | Path, kind: Literal["checkpoint"]) -> Artifact[CheckpointDetails]: ...
+@overload
+def open_artifact(path: str | Path, kind: Literal["bundle"]) -> Artifact[BundleDetails]: ...
+@overload
+def open_artifact(path: str | Path, kind: Literal["engine"]) -> Artifact[EngineDetails]: ...
+@overload
+def open_artifact(path: str | Path, kind: Literal["triton-repository"]) -> Artifact[RepositoryDetails]: ...
+@overload
+def open_artifact(path: str | Path, kind: tuple[Literal["bundle"], Literal["engine"]]) -> Artifact[GraphDetails]: ...
+@overload
+def open_artifact(path: str | Path, kind: tuple[Kind, ...]) -> Artifact[Details]: ...
+def open_artifact(path: str | Path, kind: Kind | tuple[Kind, ...]) -> Artifact[Any]:
     """Open an artefact of one of the given kinds and verify size and sha256 of every file it lists, and what its manifest says of it.
 
     Files that are not listed are never read. Raises UsageError (no such path) or ArtifactError (another kind, a missing, changed or
@@ -105,11 +139,12 @@ def open_artifact(path: str | Path, kind: Kind | tuple[Kind, ...]) -> Artifact:
     problems = [problem for name, entry in manifest.files.items() if (problem := _verify(path, name, entry))]
     if problems:
         raise ArtifactError(f"{path} does not match its manifest: " + "; ".join(problems), REMAKE)
-    check_details(path, manifest)
+    artifact: Artifact[Any] = Artifact(path, manifest)
+    artifact.details  # noqa: B018  parsed here, so that a bad one is refused at the door
     for name in manifest.files:
         if name.endswith(".safetensors"):
             check_safetensors(path / name)
-    return Artifact(path, manifest)
+    return artifact
 
 
 def _verify(root: Path, name: str, entry: FileEntry) -> str | None:

@@ -2,73 +2,75 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable
 
-from .manifest import Manifest
+from ..formats import CODES
+from .details import BitsOfWork, BundleDetails, CheckpointDetails, EngineDetails, Product, QuantizedLayer
+from .folder import Artifact
 
-FLOAT_BITS, MOST_INTEGER_BITS = 16, 8
 _WORTH_SAYING = 0.02  # of the multiply-accumulates: less is the last layer, which has 8 bits in every preset
 
 
-Layer = Mapping[str, Any]
-"""An entry of a manifest's ``layers`` or ``float_layers``."""
-
-
-def share_of_work(layers: Iterable[Layer], counts: Callable[[Layer], bool]) -> float:
+def share_of_work(layers: Iterable[Product], counts: Callable[[Product], bool]) -> float:
     """The share of the layers' multiply-accumulates in those that count; 0 where there are none."""
     layers = list(layers)
-    total = sum(layer["macs"] for layer in layers)
-    return sum(layer["macs"] for layer in layers if counts(layer)) / total if total else 0.0
+    total = sum(layer.macs for layer in layers)
+    return sum(layer.macs for layer in layers if counts(layer)) / total if total else 0.0
 
 
-def wider_weights(layer: Layer, bits: int) -> bool:
+def wider_weights(layer: Product, bits: int) -> bool:
     """Whether a layer's weight has more bits than these; a product of two activations has none."""
-    return (layer.get("weight_bits") or 0) > bits
+    return isinstance(layer, QuantizedLayer) and (layer.weight_bits or 0) > bits
 
 
-def integer_activations(layer: Layer) -> bool:
+def integer_activations(layer: Product) -> bool:
     """Whether a layer multiplies integers: one that does not say how wide its activations are was left in float."""
-    return bool(layer.get("activation_bits", FLOAT_BITS) <= MOST_INTEGER_BITS)
+    return isinstance(layer, QuantizedLayer) and layer.activation_bits in CODES
 
 
-def layer_bits(manifest: Manifest) -> list[dict[str, Any]]:
-    """``weight_bits``, ``activation_bits`` and ``share`` of the multiply-accumulates of layers with a weight, the largest share first.
+def layer_bits(artifact: Artifact) -> list[BitsOfWork]:
+    """Bits and share of the multiply-accumulates of layers with a weight, the largest share first.
 
     An engine's manifest has this list as it was made from the bundle's; where no layer is listed, the preset has all. Empty for floats.
     """
-    if not manifest.quantization:
+    quantization, details = artifact.manifest.quantization, artifact.details
+    if not quantization:
         return []
-    found = manifest.details.get("layer_bits")
-    if found is None:
-        layers = [layer for layer in manifest.details.get("layers", []) if layer.get("weight_bits")]
-        total = sum(layer["macs"] for layer in layers)
-        work: dict[tuple[int, int], int] = {}
-        for layer in layers:
-            key = layer["weight_bits"], layer.get("activation_bits", manifest.quantization["activation_bits"])
-            work[key] = work.get(key, 0) + layer["macs"]
-        found = [{"weight_bits": w, "activation_bits": a, "share": macs / total} for (w, a), macs in work.items()] if total else []
-    preset = {key: manifest.quantization[key] for key in ("weight_bits", "activation_bits")} | {"share": 1.0}
-    return sorted(found, key=lambda row: -row["share"]) or [preset]
+    found: list[BitsOfWork] = []
+    if isinstance(details, EngineDetails):
+        found = details.layer_bits
+    elif isinstance(details, BundleDetails | CheckpointDetails):
+        found = _of_layers([layer for layer in details.layers if layer.weight_bits])
+    preset = BitsOfWork(weight_bits=quantization["weight_bits"], activation_bits=quantization["activation_bits"], share=1.0)
+    return sorted(found, key=lambda row: -row.share) or [preset]
 
 
-def bits_worth_saying(manifest: Manifest) -> list[dict[str, Any]]:
+def _of_layers(layers: Iterable[QuantizedLayer]) -> list[BitsOfWork]:
+    work: dict[tuple[int, int], int] = {}
+    for layer in layers:
+        key = layer.weight_bits or 0, layer.activation_bits
+        work[key] = work.get(key, 0) + layer.macs
+    total = sum(work.values())
+    return [BitsOfWork(weight_bits=w, activation_bits=a, share=macs / total) for (w, a), macs in work.items()] if total else []
+
+
+def bits_worth_saying(artifact: Artifact) -> list[BitsOfWork]:
     """Those of ``layer_bits`` that do enough of the work to be named beside the first."""
-    return [row for index, row in enumerate(layer_bits(manifest)) if not index or row["share"] >= _WORTH_SAYING]
+    return [row for index, row in enumerate(layer_bits(artifact)) if not index or row.share >= _WORTH_SAYING]
 
 
-def bits_label(manifest: Manifest) -> str | None:
+def bits_label(artifact: Artifact) -> str | None:
     """As people write it, of the bits that do most of the work: W8A8. None for a float model."""
-    rows = layer_bits(manifest)
+    rows = layer_bits(artifact)
     return _label(rows[0]) if rows else None
 
 
-def bits_in_words(manifest: Manifest) -> str | None:
+def bits_in_words(artifact: Artifact) -> str | None:
     """The label, with what part of the work is at other bits: "W4A8, 31% at W8A8"; None for a float model."""
-    rows = bits_worth_saying(manifest)
-    others = [f"{row['share']:.0%} at {_label(row)}" for row in rows[1:]]
+    rows = bits_worth_saying(artifact)
+    others = [f"{row.share:.0%} at {_label(row)}" for row in rows[1:]]
     return ", ".join([_label(rows[0]), *others]) if rows else None
 
 
-def _label(row: Mapping[str, Any]) -> str:
-    return f"W{row['weight_bits']}A{row['activation_bits']}"
+def _label(row: BitsOfWork) -> str:
+    return f"W{row.weight_bits}A{row.activation_bits}"

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from .details import Origin, Place
+
 _HUB_LIKE = 2  # parts of OWNER/NAME
 
 
@@ -30,19 +32,19 @@ def place_relative(details: dict[str, Any], artifact: Path) -> None:
     details["source"] = source
 
 
-def places(entry: Mapping[str, Any], artifact: Path) -> list[Path]:
+def places(entry: Place, artifact: Path) -> list[Path]:
     """Where a source or a LoRA should lie: first as seen from the artefact, then where it was; empty for what is no path."""
-    if not entry.get("absolute"):
+    if not entry.absolute:
         return []
-    found = [Path(os.path.normpath(_absolute(artifact) / entry["relative"]))] if entry.get("relative") else []
-    return list(dict.fromkeys([*found, Path(entry["absolute"]).expanduser()]))
+    found = [Path(os.path.normpath(_absolute(artifact) / entry.relative))] if entry.relative else []
+    return list(dict.fromkeys([*found, Path(entry.absolute).expanduser()]))
 
 
-def source_name(source: Mapping[str, Any]) -> str:
+def source_name(source: Origin) -> str:
     """What to call a source before others: a hub id or a built-in name as it is, of a path the last folder alone."""
-    reference = str(source["reference"])
-    if source.get("absolute"):
-        return Path(source["absolute"]).name
+    reference = source.reference
+    if source.absolute:
+        return Path(source.absolute).name
     is_path = Path(reference).is_absolute() or reference.startswith((".", "~")) or len(Path(reference).parts) > _HUB_LIKE
     return Path(reference).name if is_path else reference
 

@@ -1,7 +1,7 @@
 """The scale tables of a checkpoint or a bundle, read without torch and without any runtime.
 
-A checkpoint has ``<quantizer>.scale`` [T] and ``<quantizer>.zero_point`` int8 [T] in its safetensors; a bundle the same names among the
-initializers of its graph, zero-points as floats or shifted by 128 to uint8, one number where all rows are the same, and none for 0.
+A checkpoint has them in its safetensors, a bundle among the initializers of its graph (``formats/tables.py`` has their names and layout);
+a zero-point that is 0 may not be there.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, model_validator
 
 from ..errors import ArtifactError, UsageError
+from ..formats.tables import INVERSE_SCALE, SCALE, UINT8_OFFSET, ZERO_POINT
+from .details import BundleDetails, CheckpointDetails
 from .folder import Artifact
 from .reading import read_arrays, read_onnx
-
-_UINT8_OFFSET = 128
 
 
 class ScaleTable(BaseModel):
@@ -64,24 +64,25 @@ def read_rows(artifact: Artifact) -> dict[str, tuple[np.ndarray, np.ndarray]]:
 
     Raises as ``read_tables`` does.
     """
-    kind, details = artifact.manifest.kind, artifact.manifest.details
-    if kind == "engine":
+    details = artifact.details
+    if not isinstance(details, BundleDetails | CheckpointDetails):
         raise UsageError(
             f"{artifact.path} is an engine, whose tables cannot be read back", "inspect the bundle or checkpoint that it is from"
         )
-    names = list(dict.fromkeys(entry["name"] for entry in details["quantizers"]))
+    names = list(dict.fromkeys(entry.name for entry in details.quantizers))
     if not names:
         return {}
-    arrays = _checkpoint_arrays(artifact, names) if kind == "checkpoint" else _bundle_arrays(artifact, names)
+    arrays = _checkpoint_arrays(artifact, names) if isinstance(details, CheckpointDetails) else _bundle_arrays(artifact, names)
     return {name: _rows(artifact, name, arrays) for name in names}
 
 
 def select_tables(artifact: Artifact, tables: Mapping[str, ScaleTable], pattern: str) -> dict[str, ScaleTable]:
     """Those whose quantizer, or a layer that reads it, matches (fnmatch). Raises UsageError when none does."""
     readers: dict[str, list[str]] = {}
-    for layer in artifact.manifest.details["layers"]:
-        for quantizer in layer["quantizers"]:
-            readers.setdefault(quantizer, []).append(layer["name"])
+    layers = artifact.details.layers if isinstance(artifact.details, BundleDetails | CheckpointDetails) else []
+    for layer in layers:
+        for quantizer in layer.quantizers:
+            readers.setdefault(quantizer, []).append(layer.name)
     chosen = {n: t for n, t in tables.items() if any(fnmatchcase(candidate, pattern) for candidate in (n, *readers.get(n, ())))}
     if not chosen:
         near = get_close_matches(pattern, [*tables, *(name for names in readers.values() for name in names)], n=3, cutoff=0.3)
@@ -93,14 +94,14 @@ def select_tables(artifact: Artifact, tables: Mapping[str, ScaleTable], pattern:
 
 
 def _rows(artifact: Artifact, name: str, arrays: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    scale, zero_point = arrays.get(f"{name}.scale"), arrays.get(f"{name}.zero_point", np.zeros(()))
+    scale, zero_point = arrays.get(f"{name}.{SCALE}"), arrays.get(f"{name}.{ZERO_POINT}", np.zeros(()))
     if scale is None:
-        inverse = arrays.get(f"{name}.inverse_scale")
+        inverse = arrays.get(f"{name}.{INVERSE_SCALE}")
         if inverse is None:
             raise ArtifactError(f"{artifact.path} has no scale table for quantizer '{name}', which its manifest names")
         scale = np.float32(1) / inverse  # a constant that only its inverse is left of
     if zero_point.dtype == np.uint8:
-        zero_point = zero_point.astype(np.int16) - _UINT8_OFFSET
+        zero_point = zero_point.astype(np.int16) - UINT8_OFFSET
     return scale.reshape(-1), zero_point.reshape(-1)
 
 
@@ -124,7 +125,7 @@ def _calibrated(table: np.ndarray, rows: int) -> np.ndarray | None:
 
 
 def _checkpoint_arrays(artifact: Artifact, names: list[str]) -> dict[str, np.ndarray]:
-    return read_arrays(artifact.file("model.safetensors"), [f"{name}.{part}" for name in names for part in ("scale", "zero_point")])
+    return read_arrays(artifact.file("model.safetensors"), [f"{name}.{part}" for name in names for part in (SCALE, ZERO_POINT)])
 
 
 def _bundle_arrays(artifact: Artifact, names: list[str]) -> dict[str, np.ndarray]:
@@ -132,7 +133,7 @@ def _bundle_arrays(artifact: Artifact, names: list[str]) -> dict[str, np.ndarray
     import onnx
 
     path = artifact.file("model.onnx")
-    wanted = {f"{name}.{part}" for name in names for part in ("scale", "zero_point", "inverse_scale")}
+    wanted = {f"{name}.{part}" for name in names for part in (SCALE, ZERO_POINT, INVERSE_SCALE)}
     found = [tensor for tensor in read_onnx(path).graph.initializer if tensor.name in wanted]
     if outside := [tensor.name for tensor in found if tensor.data_location == tensor.EXTERNAL]:
         raise ArtifactError(f"{path}: the table {outside[0]} is kept in external data, where no export puts one")

@@ -36,11 +36,11 @@ EXCEPTIONS: dict[str, dict[str, str]] = {
     },
     "engines/build.py": {"rename": "inside of the folder of create_artifact"},
     "engines/machine.py": {"read_text": "/proc/cpuinfo"},
-    "engines/openvino_child.py": {
+    "engines/openvino/child.py": {
         "read_bytes": "the request that our parent has just written",
         "save_model": "OpenVINO writes its IR itself, into the folder of create_artifact",
     },
-    "engines/tensorrt_child.py": {
+    "engines/tensorrt/child.py": {
         "read_bytes": "the request that our parent has just written",
         "open": "the plan, into the folder of create_artifact",
         "save_file": "the plan, into the folder of create_artifact",

@@ -19,11 +19,12 @@ from dq_deploy.commands.errors import known_error
 from dq_deploy.errors import UsageError
 from tests.flow import snapshot
 
-KIND: Kind = "triton-repository"  # the kind that needs no details
+KIND: Kind = "triton-repository"  # the kind with the fewest details
+DETAILS = {"name": "m", "backend": "onnxruntime", "kind": "KIND_AUTO", "max_batch_size": 8, "dynamic_batching": True}
 
 
 def make(path: Path, content: bytes = b"weights", *, force: bool = False) -> Artifact:
-    with create_artifact(path, Manifest(kind=KIND, model="m"), force=force) as folder:
+    with create_artifact(path, Manifest(kind=KIND, model="m", details=DETAILS), force=force) as folder:
         (folder / "data").write_bytes(content)
     return open_artifact(path, KIND)
 
@@ -108,7 +109,7 @@ def test_a_limit_on_the_size_of_files(tmp_path: Path) -> None:
 def test_of_two_runs_into_one_new_output_the_first_one_stays(tmp_path: Path) -> None:
     with (
         pytest.raises(UsageError, match="output .*out already exists"),
-        create_artifact(tmp_path / "out", Manifest(kind=KIND, model="later")) as folder,
+        create_artifact(tmp_path / "out", Manifest(kind=KIND, model="later", details=DETAILS)) as folder,
     ):
         (folder / "data").write_bytes(b"later")
         make(tmp_path / "out", b"first")
@@ -134,7 +135,7 @@ def test_replacing_leaves_one_of_the_two_at_every_moment(tmp_path: Path, monkeyp
 
 
 def test_what_was_interrupted_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt), create_artifact(tmp_path / "out", Manifest(kind=KIND, model="m")) as folder:
+    with pytest.raises(KeyboardInterrupt), create_artifact(tmp_path / "out", Manifest(kind=KIND, model="m", details=DETAILS)) as folder:
         (folder / "data").write_bytes(b"half")
         raise KeyboardInterrupt
     assert list(tmp_path.iterdir()) == []

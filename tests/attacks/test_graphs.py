@@ -14,8 +14,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from dq_deploy.artifacts import Artifact
 from dq_deploy.artifacts.reading import check_onnx, onnx_files
-from dq_deploy.engines.onnxruntime import OnnxRuntimeRunner
-from dq_deploy.engines.openvino import OpenVinoRunner
+from dq_deploy.engines.onnxruntime.runner import OnnxRuntimeRunner
+from dq_deploy.engines.openvino.runner import OpenVinoRunner
 from dq_deploy.errors import ArtifactError, DqDeployError
 from dq_deploy.exporters.lint import lint
 from tests.attacks.hostile import change_graph, copy_of, external_tensor, relu, set_entry

@@ -16,7 +16,7 @@ from dq_deploy.errors import ArtifactError
 from dq_deploy.quantization.checkpoint import Checkpoint
 from tests.attacks.hostile import change_manifest, copy_of
 from tests.command_line import Cli, assert_refused
-from tests.engines.fake_tensorrt import engine_of
+from tests.engines.tensorrt.fake import engine_of
 
 NO_MANIFEST = {
     "empty": (b"", "Expecting value"),
@@ -78,7 +78,7 @@ def without(key: str) -> Callable[[dict[str, Any]], None]:
 @pytest.mark.parametrize("key", ["inputs", "output", "target", "dtype", "float", "layers", "quantizers", "sample_shape", "float_layers"])
 def test_details_missing_from_a_bundle(cli: Cli, outside_bundle: Artifact, nothing_runs: None, tmp_path: Path, key: str) -> None:
     bundle = change_manifest(copy_of(outside_bundle, tmp_path / "bundle"), without(key))
-    words = ("is not one of a bundle: details: ", f"{key}: Field required", "hint: make it again with: dq-deploy export")
+    words = ("is no bundle of this dq-deploy: ", f"{key}: Field required", "hint: make it again with: dq-deploy export")
     for arguments in (
         ("inspect", bundle),
         ("bench", bundle),
@@ -108,7 +108,7 @@ def test_details_missing_from_a_bundle(cli: Cli, outside_bundle: Artifact, nothi
 )
 def test_details_missing_from_a_checkpoint(cli: Cli, plain_checkpoint: Checkpoint, tmp_path: Path, key: str) -> None:
     checkpoint = change_manifest(copy_of(plain_checkpoint.artifact, tmp_path / "checkpoint"), without(key))
-    words = ("is not one of a checkpoint: details: ", f"{key}: Field required", "hint: make it again with: dq-deploy quantize")
+    words = ("is no checkpoint of this dq-deploy: ", f"{key}: Field required", "hint: make it again with: dq-deploy quantize")
     for arguments in (("inspect", checkpoint), ("export", checkpoint, "-o", tmp_path / "o", "--target", "tensorrt")):
         assert_refused(cli(*arguments), 3, *words)
 
@@ -116,7 +116,7 @@ def test_details_missing_from_a_checkpoint(cli: Cli, plain_checkpoint: Checkpoin
 @pytest.mark.parametrize("details", [{"layers": [{"name": "x"}]}, {"quantizers": [7]}, {"inputs": "sample"}, {"sample_shape": []}])
 def test_details_of_another_form(cli: Cli, outside_bundle: Artifact, tmp_path: Path, details: dict[str, Any]) -> None:
     bundle = change_manifest(copy_of(outside_bundle, tmp_path / "bundle"), lambda m: m["details"].update(details))
-    assert_refused(cli("inspect", bundle), 3, f"details: {next(iter(details))}", "hint: ")
+    assert_refused(cli("inspect", bundle), 3, f"is no bundle of this dq-deploy: {next(iter(details))}", "hint: ")
 
 
 @pytest.mark.parametrize("key", ["backend", "version", "engines", "inputs", "batch", "sample_shape"])

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from ..artifacts.writing import write_bytes
 from ..errors import ResourceError, UsageError
+from .writing import write_bytes
 
 
 def check_output_file(path: Path, suffix: str, *, force: bool = False) -> None:
