@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from dq_deploy.accuracy.bootstrap import Interval, interval, mean_interval, paired_difference, replicated_difference, resamples
-from dq_deploy.accuracy.kernel_distance import subset_interval
-from dq_deploy.accuracy.sample_metrics import snr_by_timestep
+from benchmarks.accuracy.bootstrap import Interval, interval, mean_interval, paired_difference, replicated_difference, resamples
+from benchmarks.accuracy.kernel_distance import subset_interval
+from benchmarks.accuracy.sample_metrics import snr_by_timestep
 from dq_deploy.decibels import ratio_db
 
 from .identity import Identity

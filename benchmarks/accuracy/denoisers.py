@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 
 import dq_deploy
-from dq_deploy.engines.openvino import OpenVinoRunner, int8_saturates
+from dq_deploy.engines.openvino.int8_kernels import int8_saturates
+from dq_deploy.engines.openvino.runner import OpenVinoRunner
 from dq_deploy.errors import EnvironmentProblem
 from dq_deploy.quantization.checkpoint import load_checkpoint
 
@@ -41,7 +42,7 @@ def integer_denoiser(folder: Path, *, threads: int) -> Denoiser:
     bundle = folder / "bundle"
     if not bundle.exists():
         dq_deploy.export(folder / CHECKPOINT, bundle, target="tensorrt", dtype="fp32", weight_storage="int8")
-    names = load_checkpoint(folder / CHECKPOINT).details["inputs"]
+    names = load_checkpoint(folder / CHECKPOINT).details.inputs
     runner = OpenVinoRunner(bundle, threads=threads, integer=True)
 
     def call(sample: torch.Tensor, timestep: torch.Tensor, **conditions: torch.Tensor) -> torch.Tensor:
@@ -53,7 +54,7 @@ def integer_denoiser(folder: Path, *, threads: int) -> Denoiser:
 
 def _checkpoint(path: Path, device: str) -> Denoiser:
     checkpoint = load_checkpoint(path)
-    model, names = checkpoint.model.to(device), checkpoint.details["inputs"]
+    model, names = checkpoint.model.to(device), checkpoint.details.inputs
 
     def call(sample: torch.Tensor, timestep: torch.Tensor, **conditions: torch.Tensor) -> torch.Tensor:
         values = {**conditions, names[0]: sample, "timestep": timestep}

@@ -10,7 +10,7 @@ from dq_deploy.quantization.config import QuantizeConfig
 
 from .code_hash import peers_sha256, quantization_sha256
 from .confirmed import SameCode
-from .methods import canonical, method
+from .methods import NAMES, canonical, method
 from .results import CellResult
 from .settings import FLOAT, Cell, Family, Settings, Tier
 
@@ -39,7 +39,7 @@ def identity(cell: Cell, settings: Settings, *, model_sha256: str, family: Famil
         return Identity({"steps": settings.steps}, model_sha256, "")
     chosen = method(cell.method)
     if chosen.tool == "dq-deploy":
-        config = canonical(chosen.config(cell.preset, settings, seed=cell.seed, family=family), family)
+        config = canonical(chosen.config(cell.preset, settings, seed=cell.seed), family)
         return Identity(config, model_sha256, quantization_sha256())
     config = {"tool": chosen.tool, "steps": settings.steps, "calibration_samples": settings.calibration_samples, "seed": cell.seed}
     return Identity(config, model_sha256, peers_sha256())
@@ -58,7 +58,7 @@ def differences(found: CellResult, wanted: Identity, same: SameCode) -> list[str
 
 
 def _defaults() -> dict[str, Any]:
-    return QuantizeConfig().model_dump(mode="json")
+    return QuantizeConfig().model_dump(mode="json", exclude=NAMES)
 
 
 def state(

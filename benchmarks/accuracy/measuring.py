@@ -10,10 +10,11 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
-from dq_deploy.accuracy.frechet import frechet_distance, frechet_replicates, gaussian
-from dq_deploy.accuracy.kernel_distance import kernel_distances
-from dq_deploy.accuracy.sample_metrics import feature_distance, psnr_db
+from benchmarks.accuracy.frechet import frechet_distance, frechet_replicates, gaussian
+from benchmarks.accuracy.kernel_distance import kernel_distances
+from benchmarks.accuracy.sample_metrics import feature_distance
 from dq_deploy.artifacts.final_error import FinalError
+from dq_deploy.decibels import psnr_db
 from dq_deploy.errors import UsageError
 from dq_deploy.progress import Progress
 from dq_deploy.quantization.calibration.trajectories import Answer, Model, final_samples

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from dq_deploy.errors import UsageError
 from dq_deploy.quantization.config import INTEGER_PRESETS, QuantizeConfig
-from dq_deploy.quantization.initial.ranges import resolve
+from dq_deploy.quantization.quantizers.ranges import resolve
 
 from .settings import Family, Settings
 
@@ -16,12 +16,8 @@ Training = Literal["none", "block", "end-to-end"]
 Tool = Literal["dq-deploy", "onnxruntime", "nncf"]
 
 DILATEQUANT = "dilatequant"
-QUEST_LAYERS: dict[Family, tuple[str, ...]] = {
-    "unet": ("*time_emb*", "*attentions*"),
-    # adaLN's modulation is where a transformer's blocks hear of the timestep.
-    "transformer": ("*norm1*", "*attn1*"),
-}
-"""What QuEST (arXiv 2402.03666, §4.2) fine-tunes: the layers that carry the timestep, and attention."""
+NAMES = {"method"}
+"""Of a configuration: what it filled in is among the other options."""
 
 
 @dataclass(frozen=True)
@@ -33,12 +29,11 @@ class Method:
     note: str
     options: Mapping[str, Any] = field(default_factory=dict)
     training: Training = "none"
-    selective: bool = False
     tool: Tool = "dq-deploy"
     presets: tuple[str, ...] = tuple(INTEGER_PRESETS)
     rival: bool = False
 
-    def config(self, preset: str, settings: Settings, *, seed: int, family: Family) -> QuantizeConfig:
+    def config(self, preset: str, settings: Settings, *, seed: int) -> QuantizeConfig:
         """The configuration of a cell."""
         options = {
             "steps": settings.steps,
@@ -52,8 +47,6 @@ class Method:
         }
         if self.training == "end-to-end":
             options["distillation"] = "end-to-end"
-        if self.selective:
-            options["train"] = QUEST_LAYERS[family]
         return QuantizeConfig.build(preset, **options)
 
     def iterations(self, settings: Settings) -> int:
@@ -79,8 +72,10 @@ METHODS: tuple[Method, ...] = (
            _STATIC, "block", rival=True),
     Method("efficientdm", "EfficientDM-style", "a scale for each timestep without zero-points, block reconstruction",
            {**_TEMPORAL, "zero_points": False}, "block", rival=True),
-    Method("quest", "QuEST-style", "a scale for each timestep; only time-embedding and attention layers are trained",
-           _TEMPORAL, "block", selective=True, rival=True),
+    Method("quest", "QuEST-style", "a scale for each timestep; only time-embedding and attention layers are trained, as in the paper",
+           {"method": "quest-paper"}, "block", rival=True),
+    Method("quest-released", "QuEST-style, as released", "as its code does: only time-embedding and feed-forward layers are trained",
+           {"method": "quest"}, "block", rival=True),
     Method("end-to-end", "end-to-end distillation", "DilateQuant's quantizer, trained as a whole against the float network's output",
            {}, "end-to-end", rival=True),
     Method(DILATEQUANT, "DilateQuant", "the default of `dq-deploy quantize`: error-aware dilation, tables, block distillation",
@@ -136,7 +131,7 @@ def method(name: str) -> Method:
 
 def canonical(config: QuantizeConfig, family: Family) -> dict[str, Any]:
     """A configuration as JSON, without what cannot matter in it: two methods with one canonical form are one cell."""
-    values = config.model_dump(mode="json")
+    values = config.model_dump(mode="json", exclude=NAMES)
     values["initial_range"] = resolve(config.initial_range).value
     values["output_bias"] = True if config.corrects_output else None  # as cells say that were measured before there was one
     defaults = QuantizeConfig().model_dump(mode="json")
@@ -151,8 +146,8 @@ def representative(name: str, preset: str, settings: Settings, *, family: Family
     wanted = method(name)
     if wanted.tool != "dq-deploy":
         return name
-    own = canonical(wanted.config(preset, settings, seed=0, family=family), family)
+    own = canonical(wanted.config(preset, settings, seed=0), family)
     for other in METHODS:
-        if other.tool == "dq-deploy" and canonical(other.config(preset, settings, seed=0, family=family), family) == own:
+        if other.tool == "dq-deploy" and canonical(other.config(preset, settings, seed=0), family) == own:
             return other.name
     return name

@@ -17,7 +17,7 @@ import numpy as np
 import onnx
 import torch
 
-from dq_deploy.engines.openvino import int8_saturates
+from dq_deploy.engines.openvino.int8_kernels import int8_saturates
 from dq_deploy.errors import EnvironmentProblem
 
 from .drawing import Array, Denoiser, Trace

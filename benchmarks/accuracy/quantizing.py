@@ -72,18 +72,18 @@ def _gpu_peak_mib(device: str) -> float | None:
 
 def _with_us(cell: Cell, method: Method, reference: Reference, settings: Settings, folder: Path, device: str,
              progress: Progress) -> dict[str, Any]:  # fmt: skip
-    config = method.config(cell.preset, settings, seed=cell.seed, family=reference.family)
+    config = method.config(cell.preset, settings, seed=cell.seed)
     options = config.model_dump(exclude={"weight_bits", "activation_bits"})
     if device != "cpu":
         options["device"] = device
     arguments = reference.quantize_arguments()
     artifact = quantize(output=folder / CHECKPOINT, preset=cell.preset, force=True, progress=progress, **arguments, **options)
-    records = artifact.manifest.details["distillation"]
+    records = artifact.details.distillation
     return {
         "iterations": config.iterations,
         "blocks": len(records),
-        "stopped_blocks": [f"{r['block']}: {r['note']}" for r in records if r.get("note")],
-        "dilated_tensors": sum(r["dilated_share"] > 0 for r in artifact.manifest.details["dilation"]),
+        "stopped_blocks": [f"{r.block}: {r.note}" for r in records if r.note],
+        "dilated_tensors": sum(r.dilated_share > 0 for r in artifact.details.dilation),
     }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from dq_deploy.accuracy.bootstrap import Interval
+from benchmarks.accuracy.bootstrap import Interval
 from dq_deploy.console import duration
 
 from .comparison import ModelResults, Row

@@ -30,8 +30,8 @@ from benchmarks.accuracy.report import write_report
 from benchmarks.accuracy.results import CellResult, read_all, read_result, write_result
 from benchmarks.accuracy.settings import Cell, Settings
 from benchmarks.accuracy.workspace import Workspace
-from dq_deploy.accuracy.sample_metrics import psnr_db
-from dq_deploy.engines.openvino import int8_saturates
+from dq_deploy.decibels import psnr_db
+from dq_deploy.engines.openvino.int8_kernels import int8_saturates
 from dq_deploy.errors import UsageError
 from dq_deploy.progress import silent
 

@@ -17,7 +17,7 @@ from benchmarks.latency.runners import PlainOnnxRuntime, PlainOpenVino, TorchRun
 from benchmarks.latency.subjects import SUBJECTS
 from benchmarks.latency.timing import BASELINE
 from dq_deploy.engines.bench import Contender
-from dq_deploy.engines.onnxruntime import OnnxRuntimeRunner
+from dq_deploy.engines.onnxruntime.runner import OnnxRuntimeRunner
 from dq_deploy.quantization import load_checkpoint
 from dq_deploy.sources import load_source
 from tests.flow import Flow

@@ -20,7 +20,7 @@ SETTINGS = Settings()
 @pytest.mark.parametrize("family", ["unet", "transformer"])
 def test_every_method_is_a_valid_configuration_and_no_two_are_the_same(preset: str, family: str) -> None:
     ours = [m for m in METHODS if m.tool == "dq-deploy"]
-    hashes = {m.name: sha256_json(canonical(m.config(preset, SETTINGS, seed=0, family=family), family)) for m in ours}
+    hashes = {m.name: sha256_json(canonical(m.config(preset, SETTINGS, seed=0), family)) for m in ours}
     names = [m.name for m in ours if representative(m.name, preset, SETTINGS, family=family) == m.name]
     assert len({hashes[name] for name in names}) == len(names) == len(set(hashes.values()))
     assert set(hashes) - set(names) <= (set() if family == "unet" else {"joint"})  # a transformer has no skips to be joint or split
@@ -48,14 +48,14 @@ def test_without_training_the_trained_methods_are_doubles_of_the_others() -> Non
 def test_components_are_all_eight_combinations(preset: str) -> None:
     assert set(COMPONENTS) == set(product([False, True], repeat=3))
     for (dilation, tables, distillation), name in COMPONENTS.items():
-        config = method(name).config(preset, SETTINGS, seed=0, family="unet")
+        config = method(name).config(preset, SETTINGS, seed=0)
         assert (config.dilation != "none", config.temporal, config.iterations > 0) == (dilation, tables, distillation)
         assert config.zero_points
         assert config.distillation == "block"
 
 
 def test_dilation_rules_differ_in_nothing_else() -> None:
-    configs = [method(name).config("w4a4", SETTINGS, seed=0, family="unet").model_dump() for name in DILATIONS]
+    configs = [method(name).config("w4a4", SETTINGS, seed=0).model_dump() for name in DILATIONS]
     assert [c.pop("dilation").value for c in configs] == ["none", "asymmetric", "symmetric", "smoothquant", "auto"]
     assert all(c == configs[0] for c in configs)
 
@@ -64,7 +64,7 @@ def test_the_budget_is_the_same() -> None:
     for m in METHODS:
         assert m.iterations(SETTINGS) == {"none": 0, "block": 60, "end-to-end": 90}[m.training]
         if m.tool == "dq-deploy":
-            config = m.config("w6a6", SETTINGS, seed=3, family="unet")
+            config = m.config("w6a6", SETTINGS, seed=3)
             assert (config.calibration_samples, config.steps, config.batch_size, config.seed) == (64, 20, 32, 3)
 
 

@@ -51,7 +51,7 @@ def test_each_network_is_quantized(name: str, options: dict[str, Any], tmp_path:
         conditions=dict(made.get("conditions", {})) or None, max_float_share=1.0, **OPTIONS,
     )  # fmt: skip
     assert min(checkpoint.manifest.details["snr_db"]["after_distillation"]) > 12
-    assert len(load_checkpoint(tmp_path / "checkpoint").details["layers"]) >= 5
+    assert len(load_checkpoint(tmp_path / "checkpoint").details.layers) >= 5
 
 
 @pytest.mark.parametrize("time", ["noise", "velocity", "flow", "edm"])

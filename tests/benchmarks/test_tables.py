@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from benchmarks.accuracy import report
+from benchmarks.accuracy.bootstrap import Interval
 from benchmarks.accuracy.code_hash import quantization_sha256
 from benchmarks.accuracy.comparison import ModelResults
 from benchmarks.accuracy.confirmed import Confirmation, SameCode
@@ -22,7 +23,6 @@ from benchmarks.accuracy.tables import (
     seeds_table,
     with_interval,
 )
-from dq_deploy.accuracy.bootstrap import Interval
 
 SETTINGS = Settings(grid_samples=64)
 GENERATOR = np.random.default_rng(0)

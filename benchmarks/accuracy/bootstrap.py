@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import UsageError
+from dq_deploy.errors import UsageError
 
 Array = np.ndarray[Any, Any]
 CONFIDENCE = 0.95

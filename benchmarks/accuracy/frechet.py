@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import ArtifactError, UsageError
+from dq_deploy.errors import ArtifactError, UsageError
+
 from .bootstrap import resamples
 
 Array = np.ndarray[Any, Any]

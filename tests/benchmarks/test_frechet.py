@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from dq_deploy.accuracy.bootstrap import resamples
-from dq_deploy.accuracy.frechet import Gaussian, frechet_distance, frechet_replicates, gaussian
+from benchmarks.accuracy.bootstrap import resamples
+from benchmarks.accuracy.frechet import Gaussian, frechet_distance, frechet_replicates, gaussian
 from dq_deploy.errors import ArtifactError, UsageError
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from dq_deploy.accuracy.sample_metrics import PSNR_CAP_DB, feature_distance, psnr_db, snr_by_timestep
+from benchmarks.accuracy.sample_metrics import feature_distance, snr_by_timestep
+from dq_deploy.decibels import PSNR_CEILING_DB, psnr_db
 from dq_deploy.errors import ArtifactError, UsageError
 
 
@@ -17,7 +18,7 @@ def test_psnr_of_a_constant_error() -> None:
 
 def test_psnr_of_equal_pictures_is_capped() -> None:
     pictures = np.random.default_rng(0).random((3, 1, 4, 4))
-    assert psnr_db(pictures, pictures) == pytest.approx([PSNR_CAP_DB] * 3)
+    assert psnr_db(pictures, pictures) == pytest.approx([PSNR_CEILING_DB] * 3)
 
 
 def test_psnr_refuses_other_shapes_and_nan() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from dq_deploy.accuracy.kernel_distance import kernel_distance, kernel_distances, subset_interval
+from benchmarks.accuracy.kernel_distance import kernel_distance, kernel_distances, subset_interval
 from dq_deploy.errors import UsageError
 
 

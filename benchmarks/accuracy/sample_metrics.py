@@ -6,25 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import ArtifactError, UsageError
+from dq_deploy.decibels import ratio_db
+from dq_deploy.errors import ArtifactError, UsageError
 
 Array = np.ndarray[Any, Any]
-PSNR_CAP_DB = 100.0
-"""Equal pictures have an infinite PSNR; past this one, float rounding is all that is compared."""
-
-
-def psnr_db(expected: Array, pictures: Array) -> Array:
-    """PSNR [n] of pictures [n, ...] against ``expected``, values in [0, 1]; at most 100 dB.
-
-    Raises UsageError for different shapes and ArtifactError for a NaN or an infinity.
-    """
-    if expected.shape != pictures.shape:
-        raise UsageError(f"pictures of shape {list(pictures.shape)} cannot be compared with {list(expected.shape)}")
-    if not np.isfinite(pictures).all():
-        raise ArtifactError(f"NaN or Inf in {int((~np.isfinite(pictures)).reshape(len(pictures), -1).any(axis=1).sum())} pictures")
-    error = ((expected.astype(np.float64) - pictures) ** 2).reshape(len(expected), -1).mean(axis=1)
-    psnr: Array = -10 * np.log10(error.clip(min=10 ** (-PSNR_CAP_DB / 10)))
-    return psnr
 
 
 def feature_distance(expected: Array, features: Array) -> Array:
@@ -45,7 +30,4 @@ def feature_distance(expected: Array, features: Array) -> Array:
 
 def snr_by_timestep(power: Array, error: Array) -> Array:
     """SNR in dB [T] from each sample's summed squares [T, n] of the float output and of the difference to it; at most 150."""
-    noise = error.sum(axis=1)
-    ratio = power.sum(axis=1) / noise.clip(min=1e-300)
-    snr: Array = np.minimum(10 * np.log10(ratio.clip(min=1e-15)), 150.0)
-    return snr
+    return np.array([ratio_db(float(signal), float(noise)) for signal, noise in zip(power.sum(axis=1), error.sum(axis=1), strict=True)])

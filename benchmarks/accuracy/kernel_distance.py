@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import UsageError
+from dq_deploy.errors import UsageError
+
 from .bootstrap import Interval
 
 Array = np.ndarray[Any, Any]

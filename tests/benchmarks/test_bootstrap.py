@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from dq_deploy.accuracy.bootstrap import Interval, interval, mean_interval, paired_difference, replicated_difference, resamples
+from benchmarks.accuracy.bootstrap import Interval, interval, mean_interval, paired_difference, replicated_difference, resamples
 from dq_deploy.errors import UsageError
 
 
