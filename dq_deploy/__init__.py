@@ -9,7 +9,6 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .accuracy.auto_bits import BitChoice, choose_bits
     from .accuracy.check import CheckResult, check
     from .engines.bench import bench
     from .engines.build import build_engine
@@ -19,13 +18,14 @@ if TYPE_CHECKING:
     from .hub.load import load
     from .hub.push import push
     from .quantization import estimate, quantize
+    from .quantization.bits.choose import BitChoice, choose_bits
     from .quantization.calling import stacked, whole_batch
     from .report.make import write_report
     from .sampling import sample
     from .sources import allow_pickles
 
 _HOMES = {
-    "BitChoice": "accuracy.auto_bits",
+    "BitChoice": "quantization.bits.choose",
     "CheckResult": "accuracy",
     "Finding": "exporters.lint",
     "LintResult": "exporters.lint",
@@ -33,7 +33,7 @@ _HOMES = {
     "bench": "engines.bench",
     "build_engine": "engines.build",
     "check": "accuracy",
-    "choose_bits": "accuracy.auto_bits",
+    "choose_bits": "quantization.bits.choose",
     "estimate": "quantization",
     "export": "exporters",
     "lint": "exporters.lint",

@@ -5,11 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from statistics import mean, median
 
 from .artifacts import Artifact, check_output
+from .artifacts.details import BundleDetails, EngineDetails
+from .engines.registry import DEFAULT_BUILDER, REFERENCE
 from .errors import EnvironmentProblem, UsageError
 from .exporters import export
 from .progress import Progress
@@ -84,10 +85,8 @@ def run_demo(folder: Path, *, iterations: int, seed: int, force: bool, progress:
 def _check_before(folder: Path, iterations: int, seed: int, force: bool) -> None:
     """Everything that would stop a later stage, before the first one starts."""
     QuantizeConfig.build("w8a8", steps=_STEPS, iterations=iterations, seed=seed)
-    if find_spec("onnxruntime") is None:
-        raise EnvironmentProblem(
-            "the demo checks and times its graphs in onnxruntime, which is not installed", 'pip install "dq-deploy[cpu]"'
-        )
+    if REFERENCE.missing():
+        raise EnvironmentProblem(f"the demo checks and times its graphs in {REFERENCE.name}, which is not installed", REFERENCE.install)
     if not folder.exists():
         check_output(folder)
     elif not folder.is_dir():
@@ -110,7 +109,7 @@ def _quantize(run: _Run) -> Artifact:
     )
 
 
-def _export(run: _Run) -> dict[str, Artifact]:
+def _export(run: _Run) -> dict[str, Artifact[BundleDetails]]:
     bundles = {}
     for name, target, dtype, is_float in (
         ("tensorrt", "tensorrt", "fp32", False),
@@ -125,21 +124,21 @@ def _export(run: _Run) -> dict[str, Artifact]:
     return bundles
 
 
-def _build(run: _Run, bundles: dict[str, Artifact]) -> list[Artifact]:
-    """The quantized engine and the float one; nothing where TensorRT-RTX is not installed."""
-    if find_spec("tensorrt_rtx") is None:
-        run.note("TensorRT-RTX is not installed, so no engine is built: pip install 'dq-deploy[tensorrt-rtx]'")
+def _build(run: _Run, bundles: dict[str, Artifact[BundleDetails]]) -> list[Artifact[EngineDetails]]:
+    """The quantized engine and the float one; nothing where their builder, which needs no GPU, is not installed."""
+    if DEFAULT_BUILDER.missing():
+        run.note(f"{DEFAULT_BUILDER.title} is not installed, so no engine is built: {DEFAULT_BUILDER.install}")
         return []
     from .engines.build import build_engine
 
     engines = []
     for name, bundle in (("engine", "tensorrt-fp16"), ("engine-float", "float")):
-        run.command(f"build-engine {bundle} -o {name} --backend tensorrt-rtx --compute-capability 8.9 --compute-capability 12.0")
+        run.command(f"build-engine {bundle} -o {name} --backend {DEFAULT_BUILDER.name} --compute-capability 8.9 --compute-capability 12.0")
         engines.append(
             build_engine(
                 bundles[bundle],
                 run.folder / name,
-                backend="tensorrt-rtx",
+                backend=DEFAULT_BUILDER.name,
                 compute_capabilities=["8.9", "12.0"],
                 force=run.force,
                 progress=run.progress,
@@ -207,7 +206,7 @@ def _engine_facts(engines: list[EngineRow]) -> list[Fact]:
                 label=f"{row.name}: planned layers in INT8",
                 value=f"{row.planned_int8} of {row.planned_layers}, {row.kernels} kernels",
                 wanted="all",
-                passed=row.planned_int8 == row.planned_layers,
+                passed=row.as_planned == row.planned_layers,
             )
         )
         facts.append(

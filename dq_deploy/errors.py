@@ -109,3 +109,10 @@ def _asked(text: str) -> str:
     size = number * (1 if unit == "bytes" else 1024 ** (_UNITS.index(unit) + 1))
     power = min(len(_UNITS), (int(max(size, 1)).bit_length() - 1) // 10)
     return f"{size / 1024**power:.4g} {_UNITS[power - 1] if power else 'bytes'} were asked for ({text})"
+
+
+def summarized(error: Exception) -> str:
+    """The first lines of what a library says, short enough for one error line."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    # torch puts the tensor's name on the second line.
+    return " ".join(lines[:2])[:400] or type(error).__name__

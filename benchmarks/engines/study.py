@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict
 
 import dq_deploy
 from dq_deploy.artifacts import Artifact, create_artifact, open_artifact
+from dq_deploy.artifacts.details import BundleDetails
 from dq_deploy.engines.build import load_report
 from dq_deploy.exporters.bundle import write_model
 
@@ -85,12 +86,14 @@ def measure(model: str, precision: str, kind: str) -> Cell:
         return build(bundle, folder / "engine", model=model, precision=precision, kind=kind)
 
 
-def build(bundle: Artifact, output: Path, *, model: str, precision: str, kind: str, capabilities: tuple[str, ...] = CAPABILITIES) -> Cell:
+def build(
+    bundle: Artifact[BundleDetails], output: Path, *, model: str, precision: str, kind: str, capabilities: tuple[str, ...] = CAPABILITIES
+) -> Cell:
     """Build an opened bundle and read its layer reports."""
     engine = dq_deploy.build_engine(bundle, output, backend="tensorrt-rtx", compute_capabilities=capabilities)
     reports = load_report(engine)
-    layers = bundle.manifest.details["layers"]
-    bits = {quantizer: layer["activation_bits"] for layer in layers for quantizer in layer["quantizers"]}
+    layers = bundle.details.layers
+    bits = {quantizer: layer.activation_bits for layer in layers for quantizer in layer.quantizers}
     engines = {}
     for report in reports:
         summary = report.summary()
@@ -103,7 +106,7 @@ def build(bundle: Artifact, output: Path, *, model: str, precision: str, kind: s
     return Cell(model=model, precision=precision, kind=kind, version=reports[0].version, clipped=clipped, engines=engines)
 
 
-def rewritten(bundle: Artifact, output: Path, change: Callable[[ir.Model], None]) -> Artifact:
+def rewritten(bundle: Artifact[BundleDetails], output: Path, change: Callable[[ir.Model], None]) -> Artifact[BundleDetails]:
     """A copy of the bundle with its graph changed in place; what is left is checked as every export is."""
     model = ir.load(bundle.file("model.onnx"))
     ir.external_data.load_to_model(model)

@@ -14,7 +14,7 @@ import onnx_ir as ir
 import onnx_ir.passes.common as passes
 
 from dq_deploy.exporters.emitter import Emitter
-from dq_deploy.exporters.scales import ROW
+from dq_deploy.formats.tables import ROW
 
 
 def _gathers(graph: ir.Graph) -> list[ir.Node]:

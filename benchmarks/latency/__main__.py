@@ -10,7 +10,7 @@ import click
 
 from dq_deploy.console import Output, to_json
 from dq_deploy.engines.bench import bench
-from dq_deploy.engines.openvino import int8_saturates
+from dq_deploy.engines.openvino.int8_kernels import int8_saturates
 from dq_deploy.quantization import load_checkpoint
 
 from .preparing import prepare

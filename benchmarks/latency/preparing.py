@@ -100,7 +100,7 @@ def _prepare_peers(subject: Subject, made: Made) -> None:
     # One file: quantize_static's preprocessing loses sight of weights beside the graph.
     onnx.save(onnx.load(made.float_onnx), folder / FLOAT_ONNX)
     checkpoint = load_checkpoint(made.checkpoint)
-    names = checkpoint.details["inputs"]
+    names = checkpoint.details.inputs
     quantize_onnxruntime(folder, names, _calibration(checkpoint))
     quantize_nncf(folder, names, _calibration(checkpoint), transformer=subject.transformer)
 
@@ -108,7 +108,7 @@ def _prepare_peers(subject: Subject, made: Made) -> None:
 def _calibration(checkpoint: Checkpoint) -> Iterator[dict[str, np.ndarray[Any, Any]]]:
     """As many trajectories of the same timesteps as our own calibration saw, one sample at a time; their seeds are others than its."""
     reference = checkpoint.reference()
-    names = checkpoint.details["inputs"]
+    names = checkpoint.details.inputs
     for timestep, samples in zip(reference.timesteps, reference.samples, strict=True):
         for seed in range(_CALIBRATION_SEEDS):
             values = {name: value[seed : seed + 1].numpy() for name, value in reference.conditions.items()}

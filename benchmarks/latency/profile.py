@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from dq_deploy.engines.contenders import Contender
-from dq_deploy.engines.openvino_rewrites import rewrite
+from dq_deploy.engines.openvino.rewrites import rewrite
 
 _RUNS, _SHOWN = 20, 8
 

@@ -31,7 +31,7 @@ def trajectory_snr(contenders: Sequence[Contender], checkpoint: Checkpoint) -> d
 
 def _held_out(checkpoint: Checkpoint) -> Iterator[list[Inputs]]:
     """For each timestep, the inputs of each sample alone: the shape that every engine is compiled for already."""
-    reference, sample = checkpoint.reference(), checkpoint.details["inputs"][0]
+    reference, sample = checkpoint.reference(), checkpoint.details.inputs[0]
     for timestep, samples in zip(reference.timesteps, reference.samples[:, -HELD_OUT:], strict=True):
         conditions = {name: value[-HELD_OUT:].numpy() for name, value in reference.conditions.items()}
         values = {**conditions, sample: samples.numpy()}

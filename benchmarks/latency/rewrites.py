@@ -11,7 +11,7 @@ import click
 
 from dq_deploy.console import Output
 from dq_deploy.engines.bench import BenchRow, Contender, bench, contenders_from
-from dq_deploy.engines.openvino_rewrites import REWRITES
+from dq_deploy.engines.openvino.rewrites import REWRITES
 
 from .preparing import Made, prepare
 from .runners import PlainOpenVino

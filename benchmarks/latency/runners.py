@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from dq_deploy.engines.openvino_rewrites import rewrite
-from dq_deploy.engines.openvino_shapes import ShapedModels
+from dq_deploy.engines.openvino.rewrites import rewrite
+from dq_deploy.engines.openvino.shapes import ShapedModels
 from dq_deploy.engines.runner import TIMESTEP, Array
 
 

@@ -13,8 +13,9 @@ import dq_deploy
 from dq_deploy.artifacts import open_artifact
 from dq_deploy.engines.bench import Contender, bench, contenders_from
 from dq_deploy.engines.choice import best_runtime
-from dq_deploy.engines.onnxruntime import OnnxRuntimeRunner
-from dq_deploy.engines.openvino import OpenVinoRunner, int8_saturates
+from dq_deploy.engines.onnxruntime.runner import OnnxRuntimeRunner
+from dq_deploy.engines.openvino.int8_kernels import int8_saturates
+from dq_deploy.engines.openvino.runner import OpenVinoRunner
 from dq_deploy.engines.statistics import paired_ratio
 from dq_deploy.progress import Progress
 from dq_deploy.quantization import load_checkpoint
@@ -34,7 +35,7 @@ PICTURE_STEPS, PICTURES, PICTURE_ROUNDS = 20, 8, 3
 def contenders(subject: Subject, made: Made, threads: int, *, compiled: bool) -> list[Contender]:
     """The baseline first; what begins with "ours" is ours."""
     (template,) = contenders_from([made.bundle("tensorrt")], engines=["onnxruntime"], threads=threads)
-    names = load_checkpoint(made.checkpoint).details["inputs"]
+    names = load_checkpoint(made.checkpoint).details.inputs
     makers: dict[str, Callable[[], Any]] = {
         BASELINE: lambda: PlainOnnxRuntime(made.float_onnx, threads=threads),
         "PyTorch eager": lambda: TorchRunner(subject.module(made.folder), names, compiled=False, threads=threads),

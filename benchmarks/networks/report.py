@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.accuracy.bootstrap import Interval, paired_difference
 from benchmarks.accuracy.code_hash import peers_sha256, quantization_sha256
 from benchmarks.accuracy.comparison import ModelResults
 from benchmarks.accuracy.results import CellResult, read_all, write_text
 from benchmarks.accuracy.settings import Settings
 from benchmarks.accuracy.tables import MISSING, difference, markdown, with_interval
-from dq_deploy.accuracy.bootstrap import Interval, paired_difference
 
 from .methods import LABELS, METHODS, OURS, OURS_STATIC, PEERS, PRESET
 from .network import NAMES

@@ -27,8 +27,8 @@ from benchmarks.latency.runners import PlainOnnxRuntime, PlainOpenVino, TorchRun
 from dq_deploy.console import Output, to_json
 from dq_deploy.engines.bench import bench
 from dq_deploy.engines.contenders import Contender, contenders_from
-from dq_deploy.engines.onnxruntime import OnnxRuntimeRunner
-from dq_deploy.engines.openvino import OpenVinoRunner
+from dq_deploy.engines.onnxruntime.runner import OnnxRuntimeRunner
+from dq_deploy.engines.openvino.runner import OpenVinoRunner
 from dq_deploy.errors import DqDeployError
 from dq_deploy.progress import Progress
 

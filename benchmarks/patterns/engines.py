@@ -20,10 +20,10 @@ from pydantic import BaseModel, ConfigDict
 
 from dq_deploy.engines.build_process import BuilderCrash, run_child
 from dq_deploy.engines.build_request import BuildRequest, ShapeRange
-from dq_deploy.engines.layer_dump import parse_dump
 from dq_deploy.engines.layer_report import LayerReport, build_report, kernel_rows
-from dq_deploy.engines.onnxruntime import optimized_operators
-from dq_deploy.engines.openvino import OpenVinoRunner
+from dq_deploy.engines.onnxruntime.runner import optimized_operators
+from dq_deploy.engines.openvino.runner import OpenVinoRunner
+from dq_deploy.engines.tensorrt.layer_dump import parse_dump
 from dq_deploy.errors import ArtifactError
 
 # Products that ONNX Runtime computes from integers, those that unpack narrow weights into a float product, and what is left.

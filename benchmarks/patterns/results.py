@@ -27,7 +27,7 @@ on a CPU with {instructions}.
 
 - TensorRT-RTX: what its compiler *chose*. Nothing was executed: INT8 in a plan is no proof of what a GPU runs, nor of its numbers.
 - OpenVINO: the precision of the compiled model's products. ONNX Runtime: the operators that are left when it has optimized the graph, with
-  the session options of `dq_deploy.engines.onnxruntime`.
+  the session options of `dq_deploy.engines.onnxruntime.runner`.
 - Lint: the rules of `dq-deploy check --lint` that fire for the target in brackets (tensorrt where there is none): errors, and
   *warnings* in italics.
 """

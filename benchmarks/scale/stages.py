@@ -35,16 +35,16 @@ def quantize(setting: Setting, folder: Path, out: Output) -> Result:
         reference_samples=setting.reference_samples, dilation=setting.dilation, iterations=0, batch_size=setting.batch_size,
         seed=setting.seed, force=True, progress=out.progress,
     )  # fmt: skip
-    details = checkpoint.manifest.details
+    details = checkpoint.details
     return {
         "parameters": parameters,
         "float_bytes": parameters * FLOAT_BYTES,
         "model_s": made,
-        "layers": len(details["layers"]),
-        "float_layers": len(details["float_layers"]),
-        "float_mac_share": details["float_mac_share"],
-        "macs": sum(layer["macs"] for layer in [*details["layers"], *details["float_layers"]]),
-        "snr_db": details["snr_db"]["after_distillation"],
+        "layers": len(details.layers),
+        "float_layers": len(details.float_layers),
+        "float_mac_share": details.float_mac_share,
+        "macs": sum(layer.macs for layer in [*details.layers, *details.float_layers]),
+        "snr_db": details.snr_db["after_distillation"],
     }
 
 

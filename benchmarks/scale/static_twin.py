@@ -11,7 +11,7 @@ import onnx_ir.passes.common as passes
 
 from dq_deploy.artifacts import create_artifact, open_artifact
 from dq_deploy.exporters.emitter import initializer
-from dq_deploy.exporters.scales import ROW
+from dq_deploy.formats.tables import ROW
 
 
 def write_static_twin(bundle: Path, output: Path) -> None:

@@ -9,7 +9,7 @@ import click
 import numpy as np
 import torch
 
-from dq_deploy.accuracy.bootstrap import mean_interval
+from benchmarks.accuracy.bootstrap import mean_interval
 from dq_deploy.console import Output
 from dq_deploy.engines.machine import machine_info
 

@@ -10,8 +10,9 @@ import torch
 from pydantic import BaseModel, Field
 
 from ..artifacts import Artifact
+from ..artifacts.details import BundleDetails
 from ..engines.choice import file_runner
-from ..engines.onnxruntime import OnnxRuntimeRunner
+from ..engines.onnxruntime.runner import OnnxRuntimeRunner
 from ..engines.runner import GraphRunner
 from ..errors import ArtifactError, UsageError
 from ..progress import Progress, silent
@@ -39,8 +40,8 @@ class Bisection(BaseModel):
     no_sources: str | None = None
 
 
-def bisect(bundle: Artifact, checkpoint: Checkpoint, result: CheckResult, *, min_snr: float | None = None, threads: int | None = None,
-           progress: Progress = silent) -> Bisection:  # fmt: skip
+def bisect(bundle: Artifact[BundleDetails], checkpoint: Checkpoint, result: CheckResult, *, min_snr: float | None = None,
+           threads: int | None = None, progress: Progress = silent) -> Bisection:  # fmt: skip
     """Find the first layer and timestep at which each failed comparison of ``result`` went wrong, and the layers that cost most.
 
     The timestep of the second question is the one with the lowest SNR of the PyTorch quantized forward.

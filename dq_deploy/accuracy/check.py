@@ -9,11 +9,11 @@ from typing import Any
 
 from pydantic import BaseModel, Field
 
-from ..artifacts import Artifact, open_artifact
+from ..artifacts import Artifact, is_kind, open_artifact
+from ..artifacts.details import BundleDetails, CheckpointDetails, EngineDetails, GraphDetails
 from ..artifacts.final_error import FinalError
 from ..engines.choice import Engine, engines_of, runner_on
-from ..engines.engine_files import details_of
-from ..engines.onnxruntime import OnnxRuntimeRunner
+from ..engines.onnxruntime.runner import OnnxRuntimeRunner
 from ..engines.runner import Runner
 from ..errors import AccuracyGateError, ArtifactError, EnvironmentProblem, UsageError
 from ..exporters.attention import float_attention
@@ -82,8 +82,8 @@ class CheckResult(BaseModel):
 
 @default_torch()
 def check(
-    artifact: str | Path | Artifact,
-    checkpoint: str | Path | Artifact,
+    artifact: str | Path | Artifact[GraphDetails],
+    checkpoint: str | Path | Artifact[CheckpointDetails],
     *,
     engines: Sequence[Engine] = (),
     optimized: bool = True,
@@ -109,20 +109,20 @@ def check(
     _same_family(opened, loaded)
     if bisect and opened.manifest.kind == "engine":
         raise UsageError(f"{opened.path} is an engine, whose layers are fused: a bisection cuts a bundle's graph", _HOW_TO_BISECT)
-    details = opened.manifest.details
+    details = opened.details
     loaded = _as_exported(loaded, details)
-    reference, bound = loaded.reference(), MAX_SNR_DIFFERENCE_DB[details["dtype"]]
+    reference, bound = loaded.reference(), MAX_SNR_DIFFERENCE_DB[details.dtype]
     runners: dict[str, Runner] = {name: runner_on(opened, name, threads=threads) for name in _engines(opened, engines)}
     allowed = {name: _allowed(runner, bound) for name, runner in runners.items()}
     layers, tables, regions = [], [], []
-    if opened.manifest.kind == "bundle":
+    if is_kind(opened, BundleDetails):
         tables = row_failures(opened, loaded)
         layers = local_parity(opened, loaded, reference, progress=progress)
         regions = region_parity(opened, loaded, reference)
         runners[_AS_WRITTEN] = OnnxRuntimeRunner(opened, optimized=False)
         if optimized:
             runners[_OPTIMIZED] = OnnxRuntimeRunner(opened)
-    largest = details["batch"][2] if opened.manifest.kind == "engine" else None
+    largest = details.batch[2] if isinstance(details, EngineDetails) else None
     rows = end_to_end(runners, loaded, reference, {_AS_WRITTEN: bound, _OPTIMIZED: bound, **allowed}, largest=largest, progress=progress)
     for row in (row for run in rows.values() for row in run):
         row.min_snr_db = min_snr
@@ -131,11 +131,11 @@ def check(
         row.snr_optimized_db = quick.snr_bundle_db
     compared = [EngineParity(engine=name, details=runners[name].details, timesteps=rows[name]) for name in allowed]
     result = CheckResult(
-        bundle=str(opened.path), target=details["target"], dtype=details["dtype"], layers=layers, timesteps=timesteps, engines=compared,
+        bundle=str(opened.path), target=details.target, dtype=details.dtype, layers=layers, timesteps=timesteps, engines=compared,
         regions=regions, failures=[*_failures(opened, layers, timesteps, compared, loaded), *_regions(regions), *tables],
-        final_error=loaded.details.get("final_error"), clipped=loaded.details.get("clipped", {}),
+        final_error=loaded.details.final_error, clipped=loaded.details.clipped or {},
     )  # fmt: skip
-    if bisect:
+    if bisect and is_kind(opened, BundleDetails):
         result.bisection = find_where(opened, loaded, result, min_snr=min_snr, threads=threads, progress=progress)
     return result
 
@@ -145,11 +145,11 @@ _AS_WRITTEN, _OPTIMIZED = "as written", "optimized"
 _HOW_TO_BISECT = "check the bundle that it was built from: --bisect --engine openvino (or openvino-int8)"
 
 
-def _as_exported(checkpoint: Checkpoint, details: dict[str, Any]) -> Checkpoint:
+def _as_exported(checkpoint: Checkpoint, details: GraphDetails) -> Checkpoint:
     """The checkpoint's forward as the artefact has it: without the quantizers that its export left out."""
-    if details.get("attention") == "float":
+    if details.attention == "float":
         checkpoint = float_attention(checkpoint)
-    names = details.get("float_convolutions")
+    names = details.float_convolutions
     return float_convolutions(checkpoint, names) if names else checkpoint
 
 
@@ -158,11 +158,11 @@ def _allowed(runner: Runner, bound: float) -> float:
     return bound if runner.details.get("precision", "f32") == "f32" else max(bound, MAX_SNR_DIFFERENCE_DB["bf16"])
 
 
-def _engines(artifact: Artifact, asked: Sequence[Engine]) -> Sequence[Engine]:
+def _engines(artifact: Artifact[GraphDetails], asked: Sequence[Engine]) -> Sequence[Engine]:
     """Those to compare beside the graph itself. Raises UsageError for one that an engine was not built for, EnvironmentProblem in bf16."""
-    if artifact.manifest.kind == "engine":
+    if is_kind(artifact, EngineDetails):
         return engines_of(artifact, asked or None)
-    if artifact.manifest.details["dtype"] == "bf16":
+    if artifact.details.dtype == "bf16":
         raise EnvironmentProblem(
             f"{artifact.path} is a bf16 bundle, and ONNX Runtime has no bfloat16 kernels on a CPU to check it with",
             "its integers and scales are those of the fp32 export of the same checkpoint: check that one, and lint this one (check --lint)",
@@ -170,13 +170,13 @@ def _engines(artifact: Artifact, asked: Sequence[Engine]) -> Sequence[Engine]:
     return asked
 
 
-def _same_family(artifact: Artifact, checkpoint: Checkpoint) -> None:
+def _same_family(artifact: Artifact[GraphDetails], checkpoint: Checkpoint) -> None:
     manifest, origin = artifact.manifest, checkpoint.artifact.as_parent.manifest_sha256
-    if manifest.details["float"]:
+    if artifact.details.float:
         raise UsageError(f"this {manifest.kind} is the float baseline: there is nothing quantized in it to check")
     exported_from = manifest.parent.manifest_sha256 if manifest.parent else None
-    if manifest.kind == "engine":
-        exported_from = details_of(artifact.path, manifest).checkpoint_sha256
+    if isinstance(artifact.details, EngineDetails):
+        exported_from = artifact.details.checkpoint_sha256
     if exported_from != origin:
         raise ArtifactError(
             f"{artifact.path} was not exported from {checkpoint.artifact.path}", "export it again, or name the right checkpoint"

@@ -10,6 +10,7 @@ import onnx_ir.passes.common as passes
 import torch
 
 from ..artifacts import Artifact
+from ..artifacts.details import BundleDetails
 from ..artifacts.reading import read_ir
 
 Array = np.ndarray[Any, Any]
@@ -18,23 +19,22 @@ Array = np.ndarray[Any, Any]
 class CutGraph:
     """A bundle's graph with every product's output as an input. ``ends``: value names by quantizer, float layer and output."""
 
-    def __init__(self, bundle: Artifact) -> None:
-        details = bundle.manifest.details
-        self.details = details
+    def __init__(self, bundle: Artifact[BundleDetails]) -> None:
+        details = self.details = bundle.details
         self.ir = read_ir(bundle.file("model.onnx"), listed=bundle.manifest.files)
         graph = self.ir.graph
         made = {str(v.name): v for v in [*graph.inputs, *(v for node in graph for v in node.outputs)]}
-        self.ends = {site["name"]: site["input"] for site in details["quantizers"]}
-        self.ends |= {layer["name"]: layer["input"] for layer in details["layers"] if "input" in layer}
+        self.ends = {site.name: site.input for site in details.quantizers}
+        self.ends |= {layer.name: layer.input for layer in details.layers if layer.input is not None}
         self.ends["out_sample"] = str(graph.outputs[0].name)
         self.cuts: dict[str, str] = {}
-        for index, layer in enumerate(details["layers"]):
-            value = made[layer["output"]]
+        for index, layer in enumerate(details.layers):
+            value = made[layer.output]
             fed = ir.Value(name=f"product_{index}", type=value.type, shape=value.shape)
             ir.convenience.replace_all_uses_with(value, fed, replace_graph_outputs=True)
             graph.inputs.append(fed)
-            self.cuts[layer["name"]] = str(fed.name)
-            self.ends = {name: str(fed.name) if end == layer["output"] else end for name, end in self.ends.items()}
+            self.cuts[layer.name] = str(fed.name)
+            self.ends = {name: str(fed.name) if end == layer.output else end for name, end in self.ends.items()}
         given = {str(v.name) for v in graph.inputs}
         self.ends = {name: end for name, end in self.ends.items() if end not in given}
         made = {str(v.name): v for node in graph for v in node.outputs}
@@ -55,9 +55,9 @@ class CutGraph:
 
     def feeds(self, session: Any, inputs: list[torch.Tensor], fed: dict[str, torch.Tensor]) -> dict[str, Array]:
         """What a session of the cut graph wants, in its types."""
-        known = {spec["name"]: value for spec, value in zip(self.details["inputs"], inputs, strict=True)}
+        known = dict(zip(self.details.input_names, inputs, strict=True))
         known |= {cut: fed[name] for name, cut in self.cuts.items()}
-        if self.details["target"] == "onnxruntime":
+        if self.details.target == "onnxruntime":
             known["timestep"] = known["timestep"][:1]
         types = {"tensor(float)": torch.float32, "tensor(float16)": torch.float16}
         return {spec.name: known[spec.name].to(types.get(spec.type, known[spec.name].dtype)).numpy() for spec in session.get_inputs()}

@@ -17,6 +17,7 @@ from pydantic import BaseModel
 from torch.fx import Interpreter, Node
 
 from ..artifacts import Artifact
+from ..artifacts.details import BundleDetails
 from ..artifacts.reading import read_ir
 from ..errors import ArtifactError
 from ..exporters.bundle import write_model
@@ -48,7 +49,7 @@ class Divergence(BaseModel):
 
 
 @torch.no_grad()
-def first_divergence(bundle: Artifact, checkpoint: Checkpoint, engine: str, rows: list[TimestepParity], run: Run,
+def first_divergence(bundle: Artifact[BundleDetails], checkpoint: Checkpoint, engine: str, rows: list[TimestepParity], run: Run,
                      progress: Progress = silent) -> Divergence | None:  # fmt: skip
     """Search the layers of ``bundle`` by halves at the first of ``rows`` that differ from the reference's; None when none does.
 
@@ -59,7 +60,7 @@ def first_divergence(bundle: Artifact, checkpoint: Checkpoint, engine: str, rows
         return None
     inputs = _inputs(checkpoint, failed.timestep)
     expected = _layer_outputs(checkpoint, inputs)
-    cuts = [layer for layer in bundle.manifest.details["layers"] if layer["name"] in expected]
+    cuts = [layer for layer in bundle.details.layers if layer.name in expected]
     if not cuts:
         raise ArtifactError(f"{bundle.path} names no layer of its checkpoint")
     allowed = (10 ** (failed.allowed_db / 10) - 1) ** 0.5 * 10 ** (-failed.snr_reference_db / 20)
@@ -70,17 +71,17 @@ def first_divergence(bundle: Artifact, checkpoint: Checkpoint, engine: str, rows
         """Whether the output of layer number ``index`` is wrong; NaN is."""
         with tempfile.TemporaryDirectory(prefix="dq-deploy-bisect-") as folder:
             file = Path(folder) / "model.onnx"
-            _write_part(bundle, cuts[index]["output"], file)
+            _write_part(bundle, cuts[index].output, file)
             got = run(file, feeds)
-        errors[index] = relative_error(expected[cuts[index]["name"]], got)
-        advance(1, cuts[index]["name"])
+        errors[index] = relative_error(expected[cuts[index].name], got)
+        advance(1, cuts[index].name)
         return not errors[index] <= allowed
 
     with progress(f"bisect on {engine}", len(cuts).bit_length() + 1) as advance:
         found = _first(wrong, len(cuts))
         if found and found - 1 not in errors:
             wrong(found - 1)
-    layer, error = (cuts[found]["name"], errors[found]) if found < len(cuts) else (None, None)
+    layer, error = (cuts[found].name, errors[found]) if found < len(cuts) else (None, None)
     before = errors[found - 1] if found else None
     return Divergence(
         engine=engine, timestep=failed.timestep, layer=layer, error=error, before=before, allowed=allowed, compiled=len(errors)
@@ -102,7 +103,7 @@ def _inputs(checkpoint: Checkpoint, timestep: float) -> dict[str, torch.Tensor]:
     """The first reference seed at a timestep, in the order of the checkpoint's inputs."""
     reference = checkpoint.reference()
     row = reference.timesteps.tolist().index(timestep)
-    return dict(zip(checkpoint.details["inputs"], inputs_at(checkpoint, reference, row, slice(reference.per_seed)), strict=True))
+    return dict(zip(checkpoint.details.inputs, inputs_at(checkpoint, reference, row, slice(reference.per_seed)), strict=True))
 
 
 def _layer_outputs(checkpoint: Checkpoint, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

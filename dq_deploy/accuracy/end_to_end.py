@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from pydantic import BaseModel
 
+from ..decibels import snr_db
 from ..engines.runner import Runner
 from ..progress import Progress, silent
 from ..quantization.calibration.trajectories import Trajectories
 from ..quantization.checkpoint import Checkpoint
-from ..quantization.snr import snr_db
 from .parity_spread import NoisePowers, chance_db, noise_powers, standard_error_db
 
 MAX_SNR_DIFFERENCE_DB = {"fp32": 0.5, "fp16": 3.0, "bf16": 3.0}
@@ -73,7 +73,7 @@ def end_to_end(runners: Mapping[str, Runner], checkpoint: Checkpoint, reference:
 
     ``allowed_db`` by runner are the bounds without chance, which is added to them.
     """
-    names = checkpoint.details["inputs"]
+    names = checkpoint.details.inputs
     rows: dict[str, list[TimestepParity]] = {name: [] for name in runners}
     noises: dict[str, list[NoisePowers]] = {name: [] for name in runners}
     with progress("end to end", len(reference.timesteps)) as advance:

@@ -8,13 +8,15 @@ from collections.abc import Sequence
 import torch
 from pydantic import BaseModel
 
+from ..artifacts.details import QuantizedLayer
+from ..decibels import snr_db
+from ..formats import of_bits
 from ..progress import Progress, silent
+from ..quantization.bits.sensitivity import Bits, Sensitivity, sensitivities
 from ..quantization.checkpoint import Checkpoint
 from ..quantization.config import QuantizeConfig
 from ..quantization.graph.products import Layer, find_layers
-from ..quantization.snr import snr_db
 from .layer_error import float_graph, inputs_at, layer_errors
-from .sensitivity import Bits, Sensitivity, sensitivities
 
 RAISED: Bits = (8, 8)
 _SAMPLES = 8  # network inputs that a layer's sensitivity is measured on, at the most
@@ -67,7 +69,7 @@ def error_sources(checkpoint: Checkpoint, timestep: float, *, min_snr: float | N
     row = reference.timesteps.tolist().index(timestep)
     graph = float_graph(checkpoint)
     measured = layer_errors(checkpoint, rows=[row], graph=graph, progress=progress)
-    bits = {layer["name"]: layer for layer in checkpoint.details["layers"]}
+    bits = {layer.name: layer for layer in checkpoint.details.layers}
     layers = [_with_bits(layer, bits[layer.name]) for layer in find_layers(graph) if layer.name in bits]
     chosen = slice(max(1, _SAMPLES // reference.per_seed) * reference.per_seed)
     config = QuantizeConfig(**(checkpoint.artifact.manifest.quantization or {}))
@@ -79,9 +81,10 @@ def error_sources(checkpoint: Checkpoint, timestep: float, *, min_snr: float | N
     return ErrorSources(timestep=timestep, snr_db=snr, first_below=next(below, None), layers=rows)
 
 
-def _with_bits(layer: Layer, record: dict[str, int]) -> Layer:
-    layer.weight_bits, layer.activation_bits = record.get("weight_bits", layer.weight_bits), record["activation_bits"]
-    layer.weight_block = record.get("weight_block", 0)
+def _with_bits(layer: Layer, record: QuantizedLayer) -> Layer:
+    layer.weight_format = of_bits(record.weight_bits or layer.weight_bits)
+    layer.activation_format = of_bits(record.activation_bits)
+    layer.options["block"] = record.weight_block
     return layer
 
 

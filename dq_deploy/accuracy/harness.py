@@ -13,6 +13,7 @@ import onnx_ir as ir
 import onnx_ir.passes.common as passes
 
 from ..artifacts import Artifact
+from ..artifacts.details import BundleDetails, QuantizerSite
 from ..artifacts.reading import read_ir
 from ..errors import ArtifactError
 from ..exporters.exact_sums import make_exact, saturates
@@ -30,27 +31,27 @@ def layer_input(index: int) -> str:
     return f"layer_{index}"
 
 
-def build_harness(bundle: Artifact) -> tuple[bytes, list[str]]:
+def build_harness(bundle: Artifact[BundleDetails]) -> tuple[bytes, list[str]]:
     """The cut graph as a serialized ONNX model, and the names of its outputs: codes of every quantizer, then output of every layer.
 
     Layers whose activations stay float are cut at their input.
 
     Raises ArtifactError when the graph has not the values that the manifest names.
     """
-    details = bundle.manifest.details
+    details = bundle.details
     model = read_ir(bundle.file("model.onnx"), listed=bundle.manifest.files)
     graph = model.graph
     values = _values_by_name(graph)
-    wanted = [q["codes"] for q in details["quantizers"]] + [layer["output"] for layer in details["layers"]]
-    floats = {i: layer for i, layer in enumerate(details["layers"]) if "input" in layer}
-    cut_at = [q["input"] for q in details["quantizers"]] + [layer["input"] for layer in floats.values()]
+    wanted = [site.codes for site in details.quantizers] + [layer.output for layer in details.layers]
+    floats = [(i, layer, layer.input) for i, layer in enumerate(details.layers) if layer.input is not None]
+    cut_at = [site.input for site in details.quantizers] + [read for _, _, read in floats]
     missing = [name for name in [*wanted, *cut_at] if name not in values]
     if missing:
         raise ArtifactError(f"{bundle.path}: the graph has no value {', '.join(map(repr, missing[:5]))}, which its manifest names")
-    for index, quantizer in enumerate(details["quantizers"]):
-        _cut(graph, values[quantizer["input"]], f"quantizer '{quantizer['name']}'", _prefix(quantizer), site_input(index))
-    for index, layer in floats.items():
-        _cut(graph, values[layer["input"]], f"layer '{layer['name']}'", f"{layer['name']}/", layer_input(index))
+    for index, site in enumerate(details.quantizers):
+        _cut(graph, values[site.input], f"quantizer '{site.name}'", _prefix(site), site_input(index))
+    for index, layer, read in floats:
+        _cut(graph, values[read], f"layer '{layer.name}'", f"{layer.name}/", layer_input(index))
     outputs = list(dict.fromkeys(wanted))
     graph.outputs[:] = [values[name] for name in outputs]
     passes.RemoveUnusedNodesPass()(model)
@@ -69,10 +70,9 @@ def _values_by_name(graph: ir.Graph) -> dict[str, ir.Value]:
     return found
 
 
-def _prefix(quantizer: dict[str, Any]) -> str:
+def _prefix(site: QuantizerSite) -> str:
     """What the names of a quantizer's nodes start with."""
-    pads = quantizer["pads"]
-    return f"{quantizer['name']}#pad{'x'.join(map(str, pads))}/" if pads else f"{quantizer['name']}/"
+    return f"{site.name}#pad{'x'.join(map(str, site.pads))}/" if site.pads else f"{site.name}/"
 
 
 def _cut(graph: ir.Graph, value: ir.Value, what: str, prefix: str, name: str) -> None:

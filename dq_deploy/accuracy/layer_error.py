@@ -7,7 +7,6 @@ of each quantizer's codes against what it read.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,21 +14,21 @@ from typing import Any
 import torch
 from torch.fx import GraphModule, Interpreter, Node
 
+from ..decibels import ratio_db
 from ..errors import ArtifactError, UsageError
-from ..exporters.float_source import load_float
 from ..progress import Progress, silent
 from ..quantization.calibration.trajectories import Trajectories
 from ..quantization.checkpoint import Checkpoint
 from ..quantization.config import SkipHalves
+from ..quantization.float_source import load_float
 from ..quantization.graph.insertion import decode
 from ..quantization.graph.products import find_layers
 from ..quantization.graph.skip_halves import arrange_skip_halves
-from ..quantization.layers import ActivationQuantizer, Quantized
 from ..quantization.numerics import per_channel, per_row
+from ..quantization.quantizers import ActivationQuantizer, Quantized
 
 # Every layer's output is held at once, in one pass of the float model: for a large model's samples, one seed at a time.
 _PASS_ELEMENTS = 1 << 14
-_CEILING_DB = 150.0  # what two equal tensors get, so that JSON needs no infinity
 
 Keep = Callable[[str, torch.Tensor], None]
 
@@ -91,7 +90,7 @@ def _passes(reference: Trajectories) -> Iterator[slice]:
 
 def inputs_at(checkpoint: Checkpoint, reference: Trajectories, row: int, part: slice) -> list[torch.Tensor]:
     """A part of the samples at a row's timestep, with their conditions, in the order of the checkpoint's inputs."""
-    names = checkpoint.details["inputs"]
+    names = checkpoint.details.inputs
     samples = reference.samples[row, part]
     conditions = {name: values[part] for name, values in reference.conditions.items()}
     values = {names[0]: samples, "timestep": reference.timesteps[row].repeat(len(samples)), **conditions}
@@ -100,7 +99,7 @@ def inputs_at(checkpoint: Checkpoint, reference: Trajectories, row: int, part: s
 
 def _folded_layers(checkpoint: Checkpoint) -> set[str]:
     """Layers whose output channels were divided by a later layer's dilation: what they give differs from the float model's by design."""
-    return {name for record in checkpoint.details["dilation"] for name in record["folded_into"]} & checkpoint.layers.keys()
+    return {name for record in checkpoint.details.dilation for name in record.folded_into} & checkpoint.layers.keys()
 
 
 class _FloatRun(Interpreter):
@@ -129,7 +128,7 @@ class _FloatRun(Interpreter):
 def float_graph(checkpoint: Checkpoint) -> GraphModule:
     """The float model that a checkpoint was made from, its skip halves split as they were then; raises as ``load_float``."""
     graph = load_float(checkpoint).graph
-    arrange_skip_halves(graph, SkipHalves(checkpoint.details["skip_halves"]["mode"]))
+    arrange_skip_halves(graph, SkipHalves(checkpoint.details.skip_halves.mode))
     return graph
 
 
@@ -152,7 +151,7 @@ class _QuantizedRun(Interpreter):
             x = next(self.env[a] for a in n.args if isinstance(a, Node))
             self.sums.add_activation(name, self.row, x, _dequantized(self.quantizers[name], result))
         elif n.op == "call_module" and (layer := decode(str(n.target))) in self.layers and layer in self.expected:
-            axis = 1 if self.layers[layer].config()["op"].endswith("conv2d") else -1
+            axis = self.layers[layer].channel_axis
             self.sums.add_output(layer, self.row, self.expected[layer], result, axis)
         return result
 
@@ -201,8 +200,5 @@ def _add(sums: dict[str, dict[int, torch.Tensor]], name: str, row: int, value: t
 
 def _decibels(signal: float, noise: float) -> float | None:
     """10·log10(signal / noise), rounded as far as samples carry it; None for no signal."""
-    if not signal > 0:
-        return None
-    # Sums of squares in double cancel to about 1e-16 of the signal; what is left below the ceiling's ratio is rounding, not noise.
-    ratio = max(noise / signal, 10 ** (-_CEILING_DB / 10))
-    return round(-10 * math.log10(ratio), 3)
+    # Sums of squares in double cancel to about 1e-16 of the signal, and may end below zero: no noise.
+    return round(ratio_db(signal, max(noise, 0.0)), 3) if signal > 0 else None

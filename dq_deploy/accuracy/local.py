@@ -11,14 +11,16 @@ import torch
 from pydantic import BaseModel
 
 from ..artifacts import Artifact
+from ..artifacts.details import BundleDetails, LoweredLayer
 from ..artifacts.reading import read_ir
-from ..errors import ArtifactError, EnvironmentProblem
+from ..errors import ArtifactError
+from ..exporters.session import session_as_written
+from ..formats.tables import UINT8_OFFSET
 from ..progress import Progress, silent
 from ..quantization.calibration.trajectories import Trajectories
 from ..quantization.checkpoint import Checkpoint
-from ..quantization.layers import Quantized
 from ..quantization.numerics import per_row
-from ..quantization.weight_only import WeightOnly, WeightOnlyLinear
+from ..quantization.quantizers import Quantized
 from .harness import build_harness, layer_input, site_input
 from .recording import QuantizerRecord, Records, record
 
@@ -35,7 +37,6 @@ MAX_FLOAT_ERROR = {"fp32": MAX_OUTPUT_ERROR, "fp16": 2e-3, "bf16": 1.6e-2}
 """The same where activations stay float, by their type: two roundings of the input and two of the output."""
 _Operands = dict[tuple[str, tuple[int, ...]], Quantized]
 """By quantizer, and how its emission is padded."""
-_UINT8_OFFSET = 128
 _NUMPY = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 
 
@@ -89,7 +90,7 @@ def _severity(mismatches: float, step: float, error: float) -> float:
 
 
 @torch.no_grad()
-def local_parity(bundle: Artifact, checkpoint: Checkpoint, reference: Trajectories, *, seeds: int = 1,
+def local_parity(bundle: Artifact[BundleDetails], checkpoint: Checkpoint, reference: Trajectories, *, seeds: int = 1,
                  progress: Progress = silent) -> list[LayerParity]:  # fmt: skip
     """Compare every layer at every calibrated timestep on the samples of the first ``seeds`` reference seeds.
 
@@ -97,11 +98,11 @@ def local_parity(bundle: Artifact, checkpoint: Checkpoint, reference: Trajectori
 
     Raises ArtifactError when the bundle's layers are not the checkpoint's.
     """
-    details = bundle.manifest.details
+    details = bundle.details
     _same_parts(details, checkpoint)
     model, outputs = build_harness(bundle)
-    session = graph_session(model)
-    rows = {x["name"]: _row(x, details["dtype"]) for x in sorted(details["layers"], key=lambda x: str(x["name"]))}
+    session = session_as_written(model)
+    rows = {x.name: _row(x, details.dtype) for x in sorted(details.layers, key=lambda x: x.name)}
     _weight_codes(bundle, checkpoint, rows)
     worst = dict.fromkeys(rows, -1.0)
     with progress("local parity", len(reference.timesteps)) as advance:
@@ -109,12 +110,12 @@ def local_parity(bundle: Artifact, checkpoint: Checkpoint, reference: Trajectori
             chosen = slice(seeds * reference.per_seed)
             samples = reference.samples[index, chosen]
             conditions = {k: v[chosen] for k, v in reference.conditions.items()}
-            first = checkpoint.details["inputs"][0]
+            first = checkpoint.details.inputs[0]
             steps = timestep.repeat(len(samples))
             records = record(checkpoint, {first: samples, "timestep": steps, **conditions})
-            feeds = {site_input(i): records.quantizers[q["name"]].x.numpy() for i, q in enumerate(details["quantizers"])}
-            feeds |= {layer_input(i): records.floats[x["name"]].numpy() for i, x in enumerate(details["layers"]) if "input" in x}
-            feeds["timestep"] = steps[:1].numpy() if details["target"] == "onnxruntime" else steps.numpy()
+            feeds = {site_input(i): records.quantizers[q.name].x.numpy() for i, q in enumerate(details.quantizers)}
+            feeds |= {layer_input(i): records.floats[x.name].numpy() for i, x in enumerate(details.layers) if x.input is not None}
+            feeds["timestep"] = steps[:1].numpy() if details.target == "onnxruntime" else steps.numpy()
             types = {i.name: _NUMPY[i.type] for i in session.get_inputs()}
             values = dict(zip(outputs, session.run(outputs, {k: v.astype(types[k]) for k, v in feeds.items() if k in types}), strict=True))
             for name, severity in _compare(checkpoint, details, records, values, rows).items():
@@ -124,15 +125,15 @@ def local_parity(bundle: Artifact, checkpoint: Checkpoint, reference: Trajectori
     return list(rows.values())
 
 
-def _row(layer: Mapping[str, Any], dtype: str) -> LayerParity:
-    if "input" in layer:
-        return LayerParity(layer=layer["name"], allowed_error=MAX_FLOAT_ERROR[dtype], weight_codes=True)
-    return LayerParity(layer=layer["name"])
+def _row(layer: LoweredLayer, dtype: str) -> LayerParity:
+    if layer.input is not None:
+        return LayerParity(layer=layer.name, allowed_error=MAX_FLOAT_ERROR[dtype], weight_codes=True)
+    return LayerParity(layer=layer.name)
 
 
 def _weight_codes(bundle: Artifact, checkpoint: Checkpoint, rows: Mapping[str, LayerParity]) -> None:
     """Count the weight's codes where activations stay float: in the graph they are the checkpoint's."""
-    names = {name: layer for name, layer in checkpoint.layers.items() if isinstance(layer, WeightOnly)}
+    names = {name: layer for name, layer in checkpoint.layers.items() if layer.weight_only}
     if not names:
         return
     graph = read_ir(bundle.file("model.onnx"), listed=bundle.manifest.files).graph
@@ -141,50 +142,38 @@ def _weight_codes(bundle: Artifact, checkpoint: Checkpoint, rows: Mapping[str, L
         if stored is None or stored.const_value is None or layer.frozen is None:
             raise ArtifactError(f"{bundle.path}: the graph has no weight '{name}.weight.codes'")
         codes = torch.from_numpy(stored.const_value.numpy().astype(np.int8))
-        expected = layer.frozen[0].T if isinstance(layer, WeightOnlyLinear) else layer.frozen[0]
+        expected = layer.frozen[0].T if layer.channel_axis == -1 else layer.frozen[0]
         row = rows[name]
         row.code_mismatches, row.code_elements, row.code_step = _code_difference(codes, expected)
 
 
-def _same_parts(details: dict[str, Any], checkpoint: Checkpoint) -> None:
+def _same_parts(details: BundleDetails, checkpoint: Checkpoint) -> None:
     """What the bundle's manifest leaves out would go unjudged."""
-    layers = [{x["name"]: tuple(x["quantizers"]) for x in d["layers"]} for d in (details, checkpoint.details)]
+    layers = [{x.name: tuple(x.quantizers) for x in d.layers} for d in (details, checkpoint.details)]
     different = sorted(name for name in layers[0].keys() | layers[1].keys() if layers[0].get(name) != layers[1].get(name))
     if different:
         raise ArtifactError(f"the bundle and the checkpoint have different layers: {', '.join(different[:5])}")
-    quantizers = {x["name"] for x in details["quantizers"]} ^ {x["name"] for x in checkpoint.details["quantizers"]}
+    quantizers = {x.name for x in details.quantizers} ^ {x.name for x in checkpoint.details.quantizers}
     if quantizers:
         raise ArtifactError(f"the bundle and the checkpoint have different quantizers: {', '.join(sorted(quantizers)[:5])}")
 
 
-def graph_session(model: bytes) -> Any:
-    """A session that runs a serialized graph as it is written. Raises EnvironmentProblem without ONNX Runtime."""
-    try:
-        import onnxruntime as ort
-    except ImportError:
-        raise EnvironmentProblem("onnxruntime is not installed", 'pip install "dq-deploy[cpu]"') from None
-    options = ort.SessionOptions()
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.log_severity_level = 3
-    return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-
-
-def _compare(checkpoint: Checkpoint, details: dict[str, Any], records: Records, values: Mapping[str, Any],
+def _compare(checkpoint: Checkpoint, details: BundleDetails, records: Records, values: Mapping[str, Any],
              rows: dict[str, LayerParity]) -> dict[str, float]:  # fmt: skip
     """Add one timestep's figures to ``rows``; gives each layer's severity at this timestep."""
     peaks = dict.fromkeys(rows, 0.0)
     layers = checkpoint.layers
-    readers = {name: [x["name"] for x in details["layers"] if name in x["quantizers"]] for name in records.quantizers}
+    readers = {name: [x.name for x in details.layers if name in x.quantizers] for name in records.quantizers}
     operands: _Operands = {}
     shifts: _Operands = {}
-    for site in details["quantizers"]:
-        known = records.quantizers[site["name"]]
-        codes = torch.from_numpy(values[site["codes"]].astype(np.float32))
-        if site["code_type"] == "UINT8":
-            codes = codes - _UINT8_OFFSET
-        expected = _padded(known, site["pads"])
+    for site in details.quantizers:
+        known = records.quantizers[site.name]
+        codes = torch.from_numpy(values[site.codes].astype(np.float32))
+        if site.code_type == "UINT8":
+            codes = codes - UINT8_OFFSET
+        expected = _padded(known, site.pads)
         mismatches, elements, step = _code_difference(codes, expected)
-        for layer in readers[site["name"]]:
+        for layer in readers[site.name]:
             seen = rows[layer]
             seen.code_mismatches += mismatches
             seen.code_elements += elements
@@ -192,21 +181,21 @@ def _compare(checkpoint: Checkpoint, details: dict[str, Any], records: Records, 
             seen.code_step = _worse(seen.code_step, step)
             peaks[layer] = max(peaks[layer], worst)
         zero_point = per_row(known.zero_point, codes)
-        inner = _cropped(codes, site["pads"]) - zero_point
-        operands[site["name"], tuple(site["pads"])] = Quantized(inner, known.scale)
+        inner = _cropped(codes, site.pads) - zero_point
+        operands[site.name, tuple(site.pads)] = Quantized(inner, known.scale)
         if bool(zero_point.any()):
-            shifts[site["name"], tuple(site["pads"])] = Quantized(zero_point.expand_as(inner), known.scale)
-    for entry in details["layers"]:
-        got = torch.from_numpy(values[entry["output"]]).float()
-        name = entry["name"]
-        inputs: list[Any] = [records.floats[name]] if "input" in entry else [_operand(operands, x) for x in entry["quantizers"]]
+            shifts[site.name, tuple(site.pads)] = Quantized(zero_point.expand_as(inner), known.scale)
+    for entry in details.layers:
+        got = torch.from_numpy(values[entry.output]).float()
+        name = entry.name
+        inputs: list[Any] = [records.floats[name]] if entry.input is not None else [_operand(operands, x) for x in entry.quantizers]
         expected = layers[name](*inputs)
         row = rows[name]
         if got.shape != expected.shape:
             raise ArtifactError(f"layer '{name}' gives {tuple(got.shape)} in the graph and {tuple(expected.shape)} in the reference")
         difference, largest = float((got - expected).abs().max()), max(float(expected.abs().max()), 1e-30)
-        if difference > row.allowed_error * largest and "input" not in entry:
-            largest = max(largest, _taken_off(layers[name], entry["quantizers"], operands, shifts))
+        if difference > row.allowed_error * largest and entry.input is None:
+            largest = max(largest, _taken_off(layers[name], entry.quantizers, operands, shifts))
         error = difference / largest
         row.output_error = _worse(row.output_error, error)
         row.output_elements += got.numel()

@@ -11,9 +11,8 @@ from torch.fx import Interpreter, Node
 
 from ..quantization.checkpoint import Checkpoint
 from ..quantization.graph.insertion import decode
-from ..quantization.layers import Quantized
 from ..quantization.numerics import per_row
-from ..quantization.weight_only import WeightOnly
+from ..quantization.quantizers import Quantized
 
 
 @dataclass(frozen=True)
@@ -38,7 +37,7 @@ class Records:
 def record(checkpoint: Checkpoint, inputs: Mapping[str, torch.Tensor]) -> Records:
     """Run the reference forward and keep what layers and quantizers read."""
     recorder = _Recorder(checkpoint)
-    recorder.run(*[inputs[name] for name in checkpoint.details["inputs"]])
+    recorder.run(*[inputs[name] for name in checkpoint.details.inputs])
     return recorder.records
 
 
@@ -54,10 +53,10 @@ class _Recorder(Interpreter):
         if isinstance(result, Quantized):
             name = n.meta["quantizer"]
             x, timestep = (self.env[a] for a in n.args if isinstance(a, Node))
-            _, zero_point = self.quantizers[name].rows(timestep)
+            _, zero_point = self.quantizers[name].scales(x, timestep)
             codes = result.codes + per_row(zero_point, result.codes)
             self.records.quantizers[name] = QuantizerRecord(x, codes, zero_point, result.scale)
-        elif n.op == "call_module" and isinstance(self.submodules[str(n.target)], WeightOnly):
+        elif n.op == "call_module" and getattr(self.submodules[str(n.target)], "weight_only", False):
             (read,) = (self.env[a] for a in n.args if isinstance(a, Node))
             self.records.floats[decode(str(n.target))] = read
         return result

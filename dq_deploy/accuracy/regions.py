@@ -17,13 +17,14 @@ from pydantic import BaseModel
 from torch.fx import GraphModule, Interpreter, Node
 
 from ..artifacts import Artifact
+from ..artifacts.details import BundleDetails
+from ..exporters.session import session_as_written
 from ..quantization.calibration.trajectories import Trajectories
 from ..quantization.checkpoint import Checkpoint
 from ..quantization.graph.edit import aten
 from ..quantization.graph.insertion import decode
-from ..quantization.layers import ActivationQuantizer
+from ..quantization.quantizers import ActivationQuantizer
 from .cut_graph import CutGraph
-from .local import graph_session as _session
 
 Fed = dict[str, torch.Tensor]
 _FACTORS = {"as recorded": 1.0, "zeros": 0.0, "small": 2.0**-20, "tiny": 2.0**-44, "large": 2.0**12}
@@ -67,13 +68,13 @@ class RegionParity(BaseModel):
 
 
 @torch.no_grad()
-def region_parity(bundle: Artifact, checkpoint: Checkpoint, reference: Trajectories) -> list[RegionParity]:
+def region_parity(bundle: Artifact[BundleDetails], checkpoint: Checkpoint, reference: Trajectories) -> list[RegionParity]:
     """Compare every quantizer's input and the network's output, with all products replaced by what is fed; the worst of every feed."""
-    dtype = bundle.manifest.details["dtype"]
+    dtype = bundle.details.dtype
     cut = CutGraph(bundle)
     if not cut.ends:
         return []
-    session = _session(cut.model(list(cut.ends.values())))
+    session = session_as_written(cut.model(list(cut.ends.values())))
     inputs, recorded = _recorded(checkpoint, reference)
     worst = {name: RegionParity(value=name, inputs="as recorded", error=-1.0) for name in cut.ends}
     feeds = dict(_feeds(recorded, dtype))
@@ -126,11 +127,11 @@ def _recorded(checkpoint: Checkpoint, reference: Trajectories) -> tuple[list[tor
     row, first = len(reference.timesteps) // 2, slice(reference.per_seed)
     samples = reference.samples[row, first]
     known = {
-        checkpoint.details["inputs"][0]: samples,
+        checkpoint.details.inputs[0]: samples,
         "timestep": reference.timesteps[row].repeat(len(samples)),
         **{name: value[first] for name, value in reference.conditions.items()},
     }
-    inputs = [known[name] for name in checkpoint.details["inputs"]]
+    inputs = [known[name] for name in checkpoint.details.inputs]
     run = _Products(checkpoint)
     run.run(*inputs)
     return inputs, run.found
@@ -218,7 +219,7 @@ def _name_nodes(failed: list[RegionParity], cut: CutGraph, checkpoint: Checkpoin
                 dtype: str) -> None:  # fmt: skip
     """Find for each failed end the node of the PyTorch forward whose value is nowhere in the graph, though those that it reads are."""
     values = [str(v.name) for node in cut.ir.graph for v in node.outputs if v.dtype in (None, ir.DataType.FLOAT, ir.DataType.FLOAT16)]
-    session = _session(cut.model(values))
+    session = session_as_written(cut.model(values))
     for row in failed:
         fed = feeds[row.inputs]
         run, moved = _both(checkpoint, fed, inputs, dtype)
@@ -266,7 +267,7 @@ def _constants(
     nodes = [n for n in _behind_products(checkpoint.model) if n.target in _WITH_A_NUMBER and _number(n)]
     if not nodes:
         return []
-    session = _session(cut.model(values)) if values else None
+    session = session_as_written(cut.model(values)) if values else None
     worst: dict[Node, RegionParity] = {}
     for kind, fed in feeds.items():
         run, moved = _both(checkpoint, fed, inputs, dtype)

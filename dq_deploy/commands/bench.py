@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..console import Output
-from .options import ENGINES, common, whole_numbers
+from .options import EngineChoice, common, whole_numbers
 
 if TYPE_CHECKING:
     from ..engines.bench import BenchResult, BenchRow
@@ -26,7 +26,7 @@ _DEVICE_COLUMNS = ("contender", "batch", "device median ms", "device p90 ms", "r
     "--engine",
     "engines",
     multiple=True,
-    type=click.Choice(ENGINES),
+    type=EngineChoice("engines"),
     help="Engines; repeatable.  [default: all that can run a bundle, and its own for a built engine]",
 )
 @click.option("--threads", type=int, help="Threads of every engine.  [default: the engine's own choice]")

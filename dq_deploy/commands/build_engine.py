@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..console import Output
-from .options import common, engine_options, force_option, output_folder, size_range
+from .options import EngineChoice, common, engine_options, force_option, output_folder, size_range
 
 if TYPE_CHECKING:
     from ..artifacts import Artifact
+    from ..artifacts.details import EngineDetails
+    from ..engines.layer_report import LayerReport
 
 _SHOWN_LAYERS = 5
 
@@ -22,7 +24,7 @@ _SHOWN_LAYERS = 5
 @output_folder("engine")
 @click.option(
     "--backend",
-    type=click.Choice(["tensorrt-rtx", "tensorrt", "openvino"]),
+    type=EngineChoice("builders"),
     required=True,
     help="tensorrt-rtx builds without a GPU; tensorrt needs the GPU it is for; openvino is for CPUs.",
 )
@@ -77,15 +79,18 @@ def build_engine(
         progress=output.progress,
         **engine_options,
     )
-    show_engine(artifact, [report.summary() for report in load_report(artifact)], output)
+    show_engine(artifact, load_report(artifact), output)
 
 
-def show_engine(engine: Artifact, reports: Sequence[dict[str, Any]], output: Output) -> None:
-    """The layer report of every compute capability, in figures; warns of each planned layer that does not run in INT8."""
+def show_engine(engine: Artifact[EngineDetails], made: Sequence[LayerReport], output: Output) -> None:
+    """The layer report of every compute capability, in figures; warns of each planned layer that does not run in its planned format."""
+    from ..engines.layer_report import undocumented
+
+    reports = [report.summary() for report in made]
     rows = [
         (
             report["compute_capability"] or "CPU",
-            f"{report['planned_int8']} of {report['planned_layers']}",
+            f"{report['as_planned']} of {report['planned_layers']}",
             counts(report["conv_by_precision"]),
             counts(report["gemm_by_precision"]),
             report["kernels"],
@@ -93,15 +98,19 @@ def show_engine(engine: Artifact, reports: Sequence[dict[str, Any]], output: Out
         )
         for report in reports
     ]
-    output.table(str(engine.path), ("built for", "planned layers in INT8", "convs", "GEMMs", "kernels", "weights"), rows)
-    amiss = sorted({name for report in reports for name in [*report["not_int8"], *report["not_found"]]})
+    formats = " and ".join(name.upper() for name in reports[0]["planned_formats"]) or "INT8"
+    output.table(str(engine.path), ("built for", f"planned layers in {formats}", "convs", "GEMMs", "kernels", "weights"), rows)
+    amiss = {name: planned for report in reports for name, planned in report["not_as_planned"].items()}
     reasons = {name: reason for report in reports for name, reason in report["reasons"].items()}
-    for name in amiss[:_SHOWN_LAYERS]:
-        output.warn(f"layer {name} does not run in INT8: {reasons[name]}")
+    for name in sorted(amiss)[:_SHOWN_LAYERS]:
+        output.warn(f"layer {name} does not run in {amiss[name].upper()}: {reasons[name]}")
     if len(amiss) > _SHOWN_LAYERS:
         output.warn(f"and {len(amiss) - _SHOWN_LAYERS} more layers (--format json has them all)")
-    if engine.manifest.details.get("built_on", {}).get("int8_saturates") and amiss:
+    built_on = engine.details.built_on
+    if built_on and built_on.int8_saturates and amiss:
         output.note("OpenVINO's INT8 kernels saturate on this CPU, which has no VNNI: see --int8-kernels")
+    for sentence in undocumented(made, built_on.instructions if built_on else None):
+        output.note(sentence)
     output.text(reports[0]["statement"])
     output.data({"engine": engine.path, "reports": reports})
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..console import Output
-from .options import ENGINES, common
+from .options import EngineChoice, common
 
 if TYPE_CHECKING:
     from ..accuracy import CheckResult
@@ -30,7 +30,7 @@ _SHOWN_SOURCES = 8
     "--engine",
     "engines",
     multiple=True,
-    type=click.Choice(ENGINES),
+    type=EngineChoice("engines"),
     help="Compare a bundle end to end on these engines too; repeatable. A built engine is compared on its own.",
 )
 @click.option(

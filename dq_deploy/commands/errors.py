@@ -10,7 +10,7 @@ from ..errors import ArtifactError, DqDeployError, EnvironmentProblem, ResourceE
 _OF_PATHS = (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.EIO, errno.ENXIO)
 _LONGEST_PATH = 200  # that an error repeats
 # Packages whose distribution has another name than their module.
-_DISTRIBUTIONS = {"PIL": "pillow", "onnx_ir": "onnx-ir", "tensorrt_rtx": "tensorrt-rtx"}
+_DISTRIBUTIONS = {"PIL": "pillow", "onnx_ir": "onnx-ir"}
 
 
 def known_error(error: BaseException) -> DqDeployError | None:
@@ -30,7 +30,7 @@ def _known(error: BaseException) -> DqDeployError | None:
     if isinstance(error, ImportError) and not (error.name or "dq_deploy").startswith("dq_deploy"):
         package = str(error.name).split(".")[0]
         if isinstance(error, ModuleNotFoundError):
-            return EnvironmentProblem(f"the package '{package}' is not installed", f"pip install {_DISTRIBUTIONS.get(package, package)}")
+            return EnvironmentProblem(f"the package '{package}' is not installed", _install(package))
         return EnvironmentProblem(
             f"the package '{package}' cannot be loaded: {one_line(str(error))}", "reinstall it, or try another version"
         )
@@ -45,6 +45,14 @@ def _known(error: BaseException) -> DqDeployError | None:
     if isinstance(error, PermissionError):
         return UsageError(f"no permission: {error.filename or error}")
     return _of_a_path(error)
+
+
+def _install(module: str) -> str:
+    """The command that installs a module: an engine's own where it is one."""
+    from ..engines.registry import engines
+
+    own = (engine.install for engine in engines().values() if module == engine.modules[0])
+    return next(own, f"pip install {_DISTRIBUTIONS.get(module, module)}")
 
 
 def _of_a_path(error: BaseException) -> DqDeployError | None:

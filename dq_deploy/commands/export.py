@@ -13,6 +13,7 @@ from .options import allows_pickles, common, force_option, output_folder
 
 if TYPE_CHECKING:
     from ..artifacts import Artifact
+    from ..artifacts.details import BundleDetails
 
 
 @click.command()
@@ -84,18 +85,18 @@ def export(
         output.note("next: " + shlex.join(["dq-deploy", "check", str(destination), "--checkpoint", str(checkpoint)]))
 
 
-def show_bundle(bundle: Artifact, output: Output) -> None:
+def show_bundle(bundle: Artifact[BundleDetails], output: Output) -> None:
     """What was exported."""
-    details = bundle.manifest.details
+    details = bundle.details
     size = sum(entry.size for entry in bundle.manifest.files.values())
-    packed = sum(layer.get("weight_storage") == "int4" for layer in details["layers"])
+    packed = sum(layer.weight_storage == "int4" for layer in details.layers)
     rows = [
-        ("target", details["target"]),
-        ("dtype", details["dtype"]),
-        ("quantized layers", len(details["layers"])),
-        *([("convolutions left in float", str(len(floats)))] if (floats := details.get("float_convolutions")) else []),
+        ("target", details.target),
+        ("dtype", details.dtype),
+        ("quantized layers", len(details.layers)),
+        *([("convolutions left in float", str(len(floats)))] if (floats := details.float_convolutions) else []),
         *([("weights in INT4", f"{packed} layers")] if packed else []),
-        *([("kept in fp32", _kept(details["kept_fp32"]))] if details.get("kept_fp32") else []),
+        *([("kept in fp32", _kept(details.kept_fp32))] if details.kept_fp32 else []),
         ("size", f"{size / 1e6:.2f} MB"),
     ]
     output.table(str(bundle.path), ("", ""), rows)

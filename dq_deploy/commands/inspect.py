@@ -45,7 +45,6 @@ def inspect(path: Path, layer: str | None, plot: Path | None, force: bool, outpu
 
 def show_artifact(artifact: Artifact, found: Mapping[str, ScaleTable], output: Output, *, in_full: bool) -> None:
     """What the manifest says, that the files are those it lists, and the scale tables: a line each, or ``in_full`` every row."""
-    from ..artifacts.final_error import FinalError, most_clipped
     from ..artifacts.layer_bits import bits_in_words
 
     manifest = artifact.manifest
@@ -53,14 +52,9 @@ def show_artifact(artifact: Artifact, found: Mapping[str, ScaleTable], output: O
     rows += [("calibrated timesteps", ", ".join(f"{t:g}" for t in manifest.timesteps))]
     if ran := (manifest.scheduler or {}).get("calibrated_with"):
         rows += [("calibrated with", f"{ran['class']}: {ran['why']}")]
-    rows += [(key, manifest.details[key]) for key in ("target", "dtype", "backend", "float_mac_share") if key in manifest.details]
-    rows += [(f"lint overridden: {rule}", f"{count} errors") for rule, count in manifest.details.get("lint_allowed", {}).items()]
-    if found_error := manifest.details.get("final_error"):
-        rows += [("SNR of the final sample", FinalError(**found_error).summary)]
-    if (clipped := manifest.details.get("clipped")) is not None:
-        rows += [("clipped on held-out samples", most_clipped(clipped, manifest.timesteps))]
+    rows += _of_its_kind(artifact)
     if manifest.quantization:
-        rows += [("bits, by work", bits_in_words(manifest))]
+        rows += [("bits, by work", bits_in_words(artifact))]
         rows += [(f"preset: {what} bits", manifest.quantization[f"{what}_bits"]) for what in ("weight", "activation")]
     rows += [(f"file {name}", f"{entry.size} bytes, sha256 verified") for name, entry in manifest.files.items()]
     rows += [(f"made with {name}", version) for name, version in manifest.tools.items()]
@@ -74,6 +68,29 @@ def show_artifact(artifact: Artifact, found: Mapping[str, ScaleTable], output: O
         columns = ("quantizer", "rows", "scale: min", "max", "first", "last", "zero-point: min", "max")
         output.table("scale tables, first and last by timestep", columns, [_table_row(name, table) for name, table in found.items()])
     output.data({**manifest.model_dump(), "scale_tables": {name: _table_json(table, in_full=in_full) for name, table in found.items()}})
+
+
+def _of_its_kind(artifact: Artifact) -> list[tuple[str, object]]:
+    """What only an artefact of this kind has to say."""
+    from ..artifacts.details import BundleDetails, CheckpointDetails, EngineDetails, GraphDetails, RepositoryDetails
+    from ..artifacts.final_error import most_clipped
+
+    details, rows = artifact.details, list[tuple[str, object]]()
+    if isinstance(details, GraphDetails):
+        rows += [("target", details.target), ("dtype", details.dtype)]
+    if isinstance(details, EngineDetails | RepositoryDetails):
+        rows += [("backend", details.backend)]
+    if isinstance(details, EngineDetails):
+        rows += [(f"lint overridden: {rule}", f"{count} errors") for rule, count in details.lint_allowed.items()]
+    if isinstance(details, BundleDetails) and details.float_convolutions:
+        rows += [("convolutions left in float", len(details.float_convolutions))]
+    if isinstance(details, CheckpointDetails):
+        rows += [("float_mac_share", details.float_mac_share)]
+        if details.final_error:
+            rows += [("SNR of the final sample", details.final_error.summary)]
+        if details.clipped is not None:
+            rows += [("clipped on held-out samples", most_clipped(details.clipped, artifact.manifest.timesteps))]
+    return rows
 
 
 def _table_row(name: str, table: ScaleTable) -> tuple[object, ...]:

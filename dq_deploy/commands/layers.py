@@ -23,26 +23,30 @@ if TYPE_CHECKING:
 @force_option
 @common
 def layers(engine: Path, baseline: Path | None, picture: Path | None, force: bool, output: Output) -> None:
-    """Show what ENGINE's convolutions and matrix products run in, which are not INT8 and why, its kernels and bytes of weights.
+    """Show what ENGINE's convolutions and matrix products run in, which are not as planned and why, its kernels and bytes of weights.
 
     With --compare all of it beside another engine, such as one built from export --float. Needs no runtime.
     """
     from ..engines.build import load_report
     from ..engines.layer_compare import compare
+    from ..engines.layer_report import undocumented
 
-    comparisons = compare(load_report(engine), load_report(baseline) if baseline else ())
+    reports = load_report(engine)
+    comparisons = compare(reports, load_report(baseline) if baseline else ())
     if picture is not None:
-        from ..report.files import check_output_file, write_whole
+        from ..artifacts.output_file import check_output_file, write_whole
         from ..report.layer_plot import layer_plot
         from ..report.svg import standalone
 
         check_output_file(picture, ".svg", force=force)
         write_whole(picture, standalone(layer_plot(comparisons[0])))
     show_layers(comparisons, output)
+    for sentence in undocumented(reports):
+        output.note(sentence)
 
 
 def show_layers(comparisons: Sequence[LayerComparison], output: Output) -> None:
-    """Both builds in figures, then every convolution and matrix product that is not INT8, with the reason; the JSON has all of them."""
+    """Both builds in figures, then every product that is in float or not as planned, with the reason; the JSON has all of them."""
     for comparison in comparisons:
         ours, theirs = comparison.totals, comparison.baseline
         device = ours.compute_capability or "CPU"
@@ -57,11 +61,12 @@ def show_layers(comparisons: Sequence[LayerComparison], output: Output) -> None:
             )
         ]
         output.table(f"{ours.backend} for {device}", ("", "engine", *(["baseline"] if theirs else [])), rows)
-        amiss = [layer for layer in comparison.layers if layer.precision != "int8"]
+        amiss = [layer for layer in comparison.layers if layer.reason]
         if amiss:
-            columns = ("not in INT8", "op", "precision", *(["baseline"] if theirs else []), "why")
-            shown = [(n.name, n.op, n.precision or "not found", *([n.baseline_precision or ""] if theirs else []), n.reason) for n in amiss]
-            output.table(f"{len(amiss)} of {len(comparison.layers)} products are not INT8", columns, shown)
+            columns = ("product", "op", "planned", "precision", *(["baseline"] if theirs else []), "why")
+            beside = {layer.name: [layer.baseline_precision or ""] if theirs else [] for layer in amiss}
+            shown = [(n.name, n.op, n.planned_format or "", n.precision or "not found", *beside[n.name], n.reason) for n in amiss]
+            output.table(f"{len(amiss)} of {len(comparison.layers)} products are in float or not as planned", columns, shown)
         if comparison.weights_ratio is not None:
             output.text(f"weights: {comparison.weights_ratio:.3f} × the baseline's")
         output.text(ours.statement)

@@ -30,10 +30,10 @@ def model_card(
     Accuracy, latency and pictures come from a report about it; the pictures go into samples.png beside the card.
     """
     from ..artifacts import open_artifact
+    from ..artifacts.output_file import check_output_file, write_whole
     from ..errors import UsageError
     from ..hub.card import PICTURE_NAME, read_report, sample_grid
     from ..hub.card import model_card as make_card
-    from ..report.files import check_output_file, write_whole
 
     if force and destination is None:
         raise UsageError("--force would be ignored: without -o nothing is written")

@@ -83,12 +83,27 @@ def asks_for_pictures(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
+class _BuildOption(click.Option):
+    """An option of engine builders, whose help begins with the engines that have it."""
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        from ..engines.registry import builders
+
+        record = super().get_help_record(ctx)
+        names = [name for name, engine in builders().items() if self.name in engine.building.options]
+        return record and (record[0], f"{', '.join(names)}: {record[1]}")
+
+
+_build_option = functools.partial(click.option, cls=_BuildOption)
+
+
 def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Options of an engine's build, handed over as ``engine_options`` (those that were given) and ``sizes`` (of dynamic dimensions)."""
 
     @functools.wraps(command)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
-        given = {name: kwargs.pop(name) for name in _ENGINE_OPTIONS}
+        options = click.get_current_context().command.params
+        given = {option.name: kwargs.pop(option.name) for option in options if isinstance(option, _BuildOption)}
         given = {name: value for name, value in given.items() if value is not None and value is not False}  # 0 is a level
         sizes = {name: size_range(value, f"--{name}") for name in _DIMENSIONS if (value := kwargs.pop(name)) is not None}
         return command(*args, engine_options=given, sizes=sizes, **kwargs)
@@ -96,20 +111,20 @@ def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
     dimensions = (click.option(f"--{name}", metavar="MIN,OPT,MAX", help=f"Sizes of a dynamic {name}.") for name in _DIMENSIONS)
     for option in reversed((
         *dimensions,
-        click.option("--optimization-level", type=int, help="tensorrt-rtx, tensorrt: 0 (fast build) to 5 (thorough).  [default: 3]"),
-        click.option("--workspace-mb", type=int, metavar="MIB", help="tensorrt-rtx, tensorrt: GPU memory that one kernel may work in."),
-        click.option("--weight-streaming", is_flag=True, help="tensorrt-rtx, tensorrt: weights may stay in host memory."),
-        click.option("--timing-cache", type=click.Path(path_type=Path), help="tensorrt: file of kernel timings; builds may share it."),
-        click.option(
+        _build_option("--optimization-level", type=int, help="0 (fast build) to 5 (thorough).  [default: 3]"),
+        _build_option("--workspace-mb", type=int, metavar="MIB", help="GPU memory that one kernel may work in."),
+        _build_option("--weight-streaming", is_flag=True, help="weights may stay in host memory."),
+        _build_option("--timing-cache", type=click.Path(path_type=Path), help="file of kernel timings; builds may share it."),
+        _build_option(
             "--hardware-compatibility",
             type=click.Choice(["ampere-plus", "same-compute-capability"]),
-            help="tensorrt: which other GPUs the engine must run on too.",
+            help="which other GPUs the engine must run on too.",
         ),
-        click.option("--version-compatible", is_flag=True, help="tensorrt: later releases of the same major version read it too."),
-        click.option(
+        _build_option("--version-compatible", is_flag=True, help="later releases of the same major version read it too."),
+        _build_option(
             "--int8-kernels",
             type=click.Choice(["auto", "always", "never"]),
-            help="openvino: INT8 kernels unless they saturate on the CPU that loads the engine, always, or never.  [default: auto]",
+            help="INT8 kernels unless they saturate on the CPU that loads the engine, always, or never.  [default: auto]",
         ),
     )):  # fmt: skip
         wrapper = option(wrapper)
@@ -117,15 +132,6 @@ def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 _DIMENSIONS = ("height", "width", "tokens")
-_ENGINE_OPTIONS = (
-    "optimization_level",
-    "workspace_mb",
-    "weight_streaming",
-    "timing_cache",
-    "hardware_compatibility",
-    "version_compatible",
-    "int8_kernels",
-)
 
 
 def size_range(text: str, option: str) -> tuple[int, int, int]:
@@ -156,8 +162,20 @@ def allows_pickles(command: Callable[..., Any]) -> Callable[..., Any]:
     return wrapper
 
 
-# What can be asked for by name where engines are compared; as in engines/choice.py, which help does without.
-ENGINES = ("onnxruntime", "openvino", "openvino-int8", "onnxruntime-cuda", "onnxruntime-tensorrt", "tensorrt", "tensorrt-rtx")
+class EngineChoice(click.Choice):  # type: ignore[type-arg]  # it has a parameter from click 8.4 on
+    """Names from the table of engines (engines/registry.py: "engines", "builders" or "runtimes"), looked up when they are needed."""
+
+    def __init__(self, table: str, *more: str) -> None:
+        self._table, self._more = table, more
+        self.case_sensitive = True
+
+    @property
+    def choices(self) -> tuple[str, ...]:  # type: ignore[override]
+        """The names."""
+        from ..engines import registry
+
+        return *self._more, *getattr(registry, self._table)()
+
 
 force_option = click.option("--force", is_flag=True, help="Replace the output if it is one of ours.")
 

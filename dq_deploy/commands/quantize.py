@@ -15,9 +15,10 @@ from ..errors import ResourceError
 from .options import allows_pickles, calibration_options, common, force_option, output_folder, parse_keep, read_config
 
 if TYPE_CHECKING:
-    from ..accuracy.auto_bits import BitChoice
     from ..artifacts import Artifact
-    from ..quantization import Budget
+    from ..artifacts.details import CheckpointDetails
+    from ..quantization import Budget, QuantizeConfig
+    from ..quantization.bits.choose import BitChoice
 
 _SHOWN_LAYERS = 10
 
@@ -26,6 +27,12 @@ _SHOWN_LAYERS = 10
 @click.argument("source")
 @output_folder("checkpoint")
 @click.option("--preset", help="w8a8, w6a6, w4a8 or w4a4: bits of weights and activations; w4a16: only weights.  [default: w8a8]")
+@click.option(
+    "--method",
+    metavar="NAME",
+    help="A published method, whose options are filled in and give way to yours: dilatequant, quest, quest-paper (docs/methods.md).  "
+    "[default: dilatequant]",
+)
 @click.option("--weight-bits", type=int, help="2 to 8; overrides the preset.")
 @click.option("--activation-bits", type=int, help="2 to 8, or 16 to leave activations in float; overrides the preset.")
 @click.option("--steps", type=int, help="T: steps of the calibration, rows of every scale table.  [default: 20]")
@@ -92,13 +99,14 @@ def quantize(
     check_output(destination, force=force)
     choice = None
     if auto_bits:
-        from ..accuracy.auto_bits import choose_bits
+        from ..quantization.bits.choose import choose_bits
 
         choice = choose_bits(source, auto_bits, **calibration, device=device, progress=output.progress, **merged)
         show_choice(choice, output)
         merged["keep"] = {**choice.keep, **merged.get("keep", {})}
     if dry_run:
-        show_budget(estimate(source, **calibration, device=device, **merged), output, choice)
+        chosen = QuantizeConfig.build(**merged)
+        show_budget(estimate(source, **calibration, device=device, **merged), chosen, output, choice)
         return
     try:
         artifact = run_quantize(
@@ -125,27 +133,27 @@ def show_choice(choice: BitChoice, output: Output) -> None:
     )
 
 
-def show_checkpoint(checkpoint: Artifact, output: Output, choice: BitChoice | None = None) -> None:
+def show_checkpoint(checkpoint: Artifact[CheckpointDetails], output: Output, choice: BitChoice | None = None) -> None:
     """What was quantized, and what it cost."""
-    from ..artifacts.final_error import FinalError
     from ..artifacts.held_out import parted
 
-    details = checkpoint.manifest.details
-    blocks = details["distillation"]
+    details = checkpoint.details
+    blocks = details.distillation
     rows = [
-        ("quantized layers", len(details["layers"])),
-        ("multiply-accumulates in float", f"{details['float_mac_share']:.2%}"),
+        ("quantized layers", len(details.layers)),
+        ("multiply-accumulates in float", f"{details.float_mac_share:.2%}"),
     ]
-    snr = details["snr_db"]
+    snr = details.snr_db
     if blocks:
         rows += [
             ("SNR before distillation", _span(snr["before_distillation"])),
             ("SNR after distillation", _span(snr["after_distillation"])),
-            ("blocks improved", f"{sum(b['after'] < b['before'] for b in blocks)} of {len(blocks)}"),
+            ("blocks improved", f"{sum(block.after < block.before for block in blocks)} of {len(blocks)}"),
         ]
     else:
         rows.append(("SNR against the float model", _span(snr["after_distillation"])))
-    rows.append(("SNR of the final sample", FinalError(**details["final_error"]).summary))
+    if details.final_error:
+        rows.append(("SNR of the final sample", details.final_error.summary))
     output.table(str(checkpoint.path), ("", ""), rows)
     if apart := parted(snr, checkpoint.manifest.timesteps):
         output.warn(apart.message(checkpoint.manifest.quantization or {}))
@@ -156,8 +164,14 @@ def _choice_json(choice: BitChoice | None) -> dict[str, Any]:
     return {} if choice is None else {"auto_bits": choice.model_dump()}
 
 
-def show_budget(budget: Budget, output: Output, choice: BitChoice | None = None) -> None:
+def show_budget(budget: Budget, config: QuantizeConfig, output: Output, choice: BitChoice | None = None) -> None:
     """What a run would do and take."""
+    from ..quantization.methods import METHODS
+
+    method = METHODS[config.method]
+    output.table("method", ("", ""), [("name", f"{method.title} ({method.paper})"), ("what it does", method.summary), *_options(config)])
+    for limit in method.limits:
+        output.note(limit)
     rows = [
         (block.name, len(block.layers), f"{block.trained_parameters:,}", f"{block.macs / 1e6:.1f} M", _duration(block.seconds))
         for block in budget.blocks
@@ -175,7 +189,13 @@ def show_budget(budget: Budget, output: Output, choice: BitChoice | None = None)
     ]
     output.table("estimate", ("", ""), totals)
     output.note("times are extrapolated from a few passes measured now; memory comes on top of the loaded model; nothing was written")
-    output.data({**asdict(budget), **_choice_json(choice)})
+    output.data({**asdict(budget), "options": config.model_dump(mode="json"), **_choice_json(choice)})
+
+
+def _options(config: QuantizeConfig) -> list[tuple[str, str]]:
+    """Every option that is not at its default."""
+    defaults = type(config)().model_dump(mode="json")
+    return [(name, str(value)) for name, value in config.model_dump(mode="json").items() if value != defaults[name] and name != "method"]
 
 
 def _duration(seconds: float) -> str:

@@ -9,7 +9,7 @@ import click
 
 from ..console import Output
 from ..errors import UsageError
-from .options import allows_pickles, asks_for_pictures, common, force_option, whole_numbers
+from .options import EngineChoice, allows_pickles, asks_for_pictures, common, force_option, whole_numbers
 
 if TYPE_CHECKING:
     from ..report.data import ReportData
@@ -28,7 +28,7 @@ _OF_BENCH = ("baseline", "batch", "runs")
 @click.option("--seed", type=int, help="Seed of the first picture.  [default: 0]")
 @click.option("--steps", type=int, help="Steps of the pictures' sampler.  [default: those of the calibration]")
 @asks_for_pictures
-@click.option("--runtime", type=click.Choice(["auto", "onnxruntime", "openvino"]), help="Engine that draws with a bundle.  [default: auto]")
+@click.option("--runtime", type=EngineChoice("runtimes", "auto"), help="Engine that draws with a bundle.  [default: auto]")
 @click.option("--layer-error/--no-layer-error", default=True, show_default=True, help="Measure the error of every layer at every timestep.")
 @click.option("--check/--no-check", "checks", default=True, show_default=True, help="Check every bundle against the checkpoint.")
 @click.option("--bench", is_flag=True, help="Time everything that can run here, interleaved.")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..console import Output
-from .options import allows_pickles, asks_for_pictures, common, force_option
+from .options import EngineChoice, allows_pickles, asks_for_pictures, common, force_option
 
 if TYPE_CHECKING:
     from ..sampling import SampleResult
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 @asks_for_pictures
 @click.option(
     "--runtime",
-    type=click.Choice(["auto", "onnxruntime", "openvino"]),
+    type=EngineChoice("runtimes", "auto"),
     default="auto",
     show_default=True,
     help="Engine for a bundle; a built engine runs on its own.",

@@ -12,6 +12,7 @@ from .options import common, force_option, output_folder
 
 if TYPE_CHECKING:
     from ..artifacts import Artifact
+    from ..artifacts.details import RepositoryDetails
 
 
 @click.command("triton-repository")
@@ -35,18 +36,20 @@ def triton_repository(path: Path, destination: Path, force: bool, output: Output
     show_triton(write_repository(path, destination, force=force, **options), output)
 
 
-def show_triton(repository: Artifact, output: Output) -> None:
+def show_triton(repository: Artifact[RepositoryDetails], output: Output) -> None:
     """What Triton will make of the repository."""
-    details = repository.manifest.details
+    from ..engines.registry import REFERENCE
+
+    details = repository.details
     rows = [
-        ("model", details["name"]),
-        ("backend", details["backend"]),
-        ("largest batch", details["max_batch_size"] or "one request at a time"),
-        ("requests share a batch", "yes, at any timesteps" if details["dynamic_batching"] else "no: one timestep for a whole batch"),
-        ("instances on", details["kind"]),
+        ("model", details.name),
+        ("backend", details.backend),
+        ("largest batch", details.max_batch_size or "one request at a time"),
+        ("requests share a batch", "yes, at any timesteps" if details.dynamic_batching else "no: one timestep for a whole batch"),
+        ("instances on", details.kind),
     ]
     output.table(str(repository.path), ("", ""), rows)
-    if details["backend"] == "onnxruntime":
+    if REFERENCE.triton and details.backend == REFERENCE.triton.backend:
         output.note(
             "on an x86 CPU without VNNI Triton's ONNX Runtime sums INT8 products in 16 bits, which saturate: prefer an engine there"
         )

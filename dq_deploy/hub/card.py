@@ -18,13 +18,14 @@ from PIL import Image
 from pydantic import ValidationError
 
 from ..artifacts import Artifact
+from ..artifacts.details import Details, EngineDetails
 from ..artifacts.layer_bits import bits_in_words, bits_label, bits_worth_saying
 from ..artifacts.origin import source_name
 from ..artifacts.reading import read_json
 from ..errors import ArtifactError, UsageError
 from ..report.data import Pictures, ReportData, SnrSeries
-from ..report.grid import Panel, grid_png
 from ..report.recipe import commands
+from ..sampling.grid import Panel, grid_png
 from .repo_id import REPO_ID, check_repo_id
 
 CARD_NAME, PICTURE_NAME = "README.md", "samples.png"
@@ -65,11 +66,11 @@ def model_card(artifact: Artifact, report: ReportData | None = None, *, repo_id:
     environment.filters["number"] = "{:g}".format  # flow matching's timesteps may run from 0 to 1
     manifest = artifact.manifest
     body = environment.get_template("card.md.j2").render(
-        bits=bits_in_words(manifest),
-        bits_rows=bits_worth_saying(manifest),
+        bits=bits_in_words(artifact),
+        bits_rows=bits_worth_saying(artifact),
         manifest=manifest,
         details=manifest.details,
-        source=source_name(source) if (source := manifest.details.get("source")) else None,
+        source=source_name(source) if (source := artifact.details.source) else None,
         repo_id=repo_id or _NOT_KNOWN,
         report=report,
         table=_snr_table(report.snr) if report else [],
@@ -100,34 +101,31 @@ def _decoded(addresses: Sequence[str]) -> np.ndarray[Any, Any]:
 
 def _metadata(artifact: Artifact, report: ReportData | None, license_id: str | None) -> ModelCardData:
     manifest = artifact.manifest
-    source = manifest.details.get("source") or {}
-    reference = source.get("reference") or ""
+    details = artifact.details
+    reference = details.source.reference if details.source else ""
     base, _, _ = reference.partition("@")
-    bits = bits_label(manifest)
+    own = bool(details.source and details.source.absolute)
+    bits = bits_label(artifact)
     tags = ["dq-deploy", "diffusion", "quantized", "dilatequant", manifest.kind, bits.lower() if bits else "float"]
-    tags += [manifest.details["backend"]] if "backend" in manifest.details else []
+    tags += [details.backend] if isinstance(details, EngineDetails) else []
     tags += ["onnx"] if manifest.kind == "bundle" else []
     return ModelCardData(
         license=license_id,
         library_name="dq-deploy",
         # A folder's name may look like an id; only what is no path here is taken for one.
-        base_model=base if REPO_ID.fullmatch(base) and "absolute" not in source and not Path(reference).exists() else None,
-        pipeline_tag=_task(manifest.details),
+        base_model=base if REPO_ID.fullmatch(base) and not own and not Path(reference).exists() else None,
+        pipeline_tag=_task(details),
         tags=tags,
         model_name=manifest.model,
         eval_results=_results(report) if report else None,
     )
 
 
-def _inputs(details: dict[str, Any]) -> list[str]:
-    return [entry["name"] if isinstance(entry, dict) else entry for entry in details["inputs"]]
-
-
-def _task(details: dict[str, Any]) -> str:
+def _task(details: Details) -> str:
     """What the hub calls a model like this."""
-    if _TEXT not in _inputs(details):
+    if _TEXT not in details.input_names:
         return "unconditional-image-generation"
-    return "text-to-video" if "num_frames" in details.get("picture_size", {}) else "text-to-image"
+    return "text-to-video" if "num_frames" in details.picture_size else "text-to-image"
 
 
 def _results(report: ReportData) -> list[EvalResult] | None:

@@ -8,12 +8,14 @@ from typing import Any
 
 from ..accuracy.check import CheckResult, check
 from ..accuracy.layer_error import LayerErrors, layer_errors
-from ..artifacts import Artifact, Manifest
+from ..artifacts import Artifact
+from ..artifacts.details import CheckpointDetails, EngineDetails, GraphDetails
 from ..artifacts.held_out import parted
 from ..artifacts.layer_bits import bits_in_words, layer_bits
 from ..artifacts.scale_tables import read_tables
 from ..engines.bench import BenchResult, Contender, bench, contenders_from
 from ..errors import ArtifactError, EnvironmentProblem, UsageError
+from ..formats import of_bits
 from ..progress import Progress, silent
 from ..quantization.checkpoint import Checkpoint, load_checkpoint
 from .data import (
@@ -57,26 +59,26 @@ def collect(family: Family, wanted: Wanted, *, progress: Progress = silent, note
     checks = _checks(family, progress, left_out) if wanted.check else []
     latency = _latency(family, wanted.timing, progress, left_out) if wanted.timing else None
     manifest, details = family.checkpoint.manifest, checkpoint.details
-    if apart := parted(details["snr_db"], manifest.timesteps):
+    if apart := parted(details.snr_db, manifest.timesteps):
         left_out(f"Held-out samples part from those calibrated on: {apart.message(manifest.quantization or {})}.")
     data = ReportData(
         title=manifest.model,
-        subtitle=_subtitle(manifest),
+        subtitle=_subtitle(family.checkpoint),
         pictures=pictures,
         timesteps=manifest.timesteps,
         layers=_layers(family, errors),
-        float_layers=[FloatLayer(**layer) for layer in details["float_layers"]],
+        float_layers=[FloatLayer(name=x.name, op=x.op, macs=x.macs, reason=x.reason) for x in details.float_layers],
         error_samples=errors.samples if errors else 0,
         activation_db=errors.activation_db if errors else {},
-        clipped=details.get("clipped", {}),
-        clipped_known="clipped" in details,
+        clipped=details.clipped or {},
+        clipped_known=details.clipped is not None,
         tables=read_tables(family.checkpoint),
-        final_error=details.get("final_error"),
+        final_error=details.final_error,
         snr=_series(details, manifest.timesteps, checks),
         checks=[_check_row(result) for result in checks],
-        distillation=[BlockLoss(**{key: row[key] for key in BlockLoss.model_fields}) for row in details["distillation"]],
+        distillation=[BlockLoss(block=x.block, before=x.before, after=x.after, iterations=x.iterations) for x in details.distillation],
         dilation=_dilation(checkpoint),
-        dilation_rules=details["dilation_rule"]["mean_snr_db"],
+        dilation_rules=details.dilation_rule.mean_snr_db,
         latency=latency,
         engines=engine_rows(family),
         artifacts=[_artifact(member) for member in family.members],
@@ -88,13 +90,14 @@ def collect(family: Family, wanted: Wanted, *, progress: Progress = silent, note
     return data.model_copy(update={"headlines": headlines(data)})
 
 
-def _subtitle(manifest: Manifest) -> str:
-    options, (most, *_) = manifest.quantization or {}, layer_bits(manifest)
-    activations = "float activations" if most["activation_bits"] > 8 else f"{most['activation_bits']}-bit activations"
-    others = (bits_in_words(manifest) or "").partition(", ")[2]
+def _subtitle(checkpoint: Artifact) -> str:
+    manifest, (most, *_) = checkpoint.manifest, layer_bits(checkpoint)
+    options = manifest.quantization or {}
+    activations = f"{most.activation_bits}-bit activations" if of_bits(most.activation_bits).integer else "float activations"
+    others = (bits_in_words(checkpoint) or "").partition(", ")[2]
     tables = f"a scale for each of {len(manifest.timesteps)} timesteps" if options["temporal"] else "static scales"
     trained = f"{options['iterations']} distillation steps a block" if options["iterations"] else "not distilled"
-    bits = f"{most['weight_bits']}-bit weights, {activations}" + (f" ({others})" if others else "")
+    bits = f"{most.weight_bits}-bit weights, {activations}" + (f" ({others})" if others else "")
     return f"{bits}, {tables}, {trained}"
 
 
@@ -111,24 +114,24 @@ def _layers(family: Family, errors: LayerErrors | None) -> list[Layer]:
     by_engine = precisions(family)
     return [
         Layer(
-            name=layer["name"],
-            op=layer["op"],
-            macs=layer["macs"],
-            weight_bits=layer.get("weight_bits"),
-            activation_bits=layer["activation_bits"],
-            quantizers=layer["quantizers"],
-            output_db=errors.output_db.get(layer["name"]) if errors else None,
-            precisions={engine: found[layer["name"]][0] for engine, found in by_engine.items() if layer["name"] in found},
-            reasons={engine: why for engine, found in by_engine.items() if (why := found.get(layer["name"], ("", None))[1])},
+            name=layer.name,
+            op=layer.op,
+            macs=layer.macs,
+            weight_bits=layer.weight_bits,
+            activation_bits=layer.activation_bits,
+            quantizers=layer.quantizers,
+            output_db=errors.output_db.get(layer.name) if errors else None,
+            precisions={engine: found[layer.name][0] for engine, found in by_engine.items() if layer.name in found},
+            reasons={engine: why for engine, found in by_engine.items() if (why := found.get(layer.name, ("", None))[1])},
         )
-        for layer in family.checkpoint.manifest.details["layers"]
+        for layer in family.checkpoint.details.layers
     ]
 
 
-def _series(details: dict[str, Any], timesteps: list[float], checks: Sequence[CheckResult]) -> list[SnrSeries]:
-    snr = details["snr_db"]
+def _series(details: CheckpointDetails, timesteps: list[float], checks: Sequence[CheckResult]) -> list[SnrSeries]:
+    snr = details.snr_db
     series = [SnrSeries(name="PyTorch, quantized", timesteps=timesteps, snr_db=snr["after_distillation"], role="reference")]
-    if details["distillation"]:
+    if details.distillation:
         series.insert(0, SnrSeries(name="before distillation", timesteps=timesteps, snr_db=snr["before_distillation"], role="before"))
     for result in checks:
         rows = {row.timestep: row.snr_bundle_db for row in result.timesteps}
@@ -156,12 +159,16 @@ def _dilation(checkpoint: Checkpoint) -> list[DilationRow]:
     quantizers = checkpoint.quantizers
     return [
         DilationRow(
-            quantizer=record["quantizer"],
-            rule=record["choice"],
-            largest_s=float(quantizers[record["quantizer"]].dilation.max()),
-            **{key: record[key] for key in ("unsaturated_share", "dilated_share", "range_ratio", "error_ratio", "folded_into")},
+            quantizer=record.quantizer,
+            rule=record.choice,
+            largest_s=float(quantizers[record.quantizer].dilation.max()),
+            unsaturated_share=record.unsaturated_share,
+            dilated_share=record.dilated_share,
+            range_ratio=record.range_ratio,
+            error_ratio=record.error_ratio,
+            folded_into=record.folded_into,
         )
-        for record in checkpoint.details["dilation"]
+        for record in checkpoint.details.dilation
     ]
 
 
@@ -169,7 +176,7 @@ def _pictures(family: Family, drawing: Drawing, progress: Progress, left_out: No
     """Drawn by the first bundle that ONNX Runtime can run, or by the checkpoint."""
     from ..sampling import draw, not_drawable
 
-    artifact = next((bundle for bundle in family.bundles if bundle.manifest.details["dtype"] != "bf16"), family.checkpoint)
+    artifact: Artifact = next((bundle for bundle in family.bundles if bundle.details.dtype != "bf16"), family.checkpoint)
     if reason := not_drawable(artifact, drawing.prompts):
         left_out(f"No pictures: {reason}.")
         return None
@@ -219,13 +226,16 @@ def _latency(family: Family, timing: Timing, progress: Progress, left_out: Note)
 
 
 def _artifact(artifact: Artifact) -> ArtifactRow:
-    details = artifact.manifest.details
-    words = [str(details[key]) for key in ("target", "dtype", "backend") if key in details]
+    details = artifact.details
+    graph = details if isinstance(details, GraphDetails) else None
+    words: list[str] = [graph.target, graph.dtype] if graph else []
+    words += [details.backend] if isinstance(details, EngineDetails) else []
+    words += ["float"] if graph and graph.float else []
     return ArtifactRow(
         name=artifact.path.resolve().name,
         kind=artifact.manifest.kind,
-        what=", ".join([*words, *(["float"] if details.get("float") else [])]),
-        is_float=bool(details.get("float")),
+        what=", ".join(words),
+        is_float=graph is not None and graph.float,
         bytes=sum(entry.size for entry in artifact.manifest.files.values()),
         manifest_sha256=artifact.as_parent.manifest_sha256,
         tools=artifact.manifest.tools,

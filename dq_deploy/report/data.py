@@ -53,7 +53,7 @@ class Pictures(_Part):
 class Layer(_Part):
     """A quantized layer. ``output_db`` [T]: SNR of its output against the float model's; None where that was not measured.
 
-    ``precisions`` are what it runs in by engine, and ``reasons`` why that is not INT8.
+    ``precisions`` are what it runs in by engine, and ``reasons`` why that is not as planned.
     """
 
     name: str
@@ -139,6 +139,7 @@ class EngineRow(_Part):
     statement: str
     kernels: int
     planned_int8: int
+    as_planned: int
     planned_layers: int
     conv_by_precision: dict[str, int]
     gemm_by_precision: dict[str, int]

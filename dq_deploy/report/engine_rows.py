@@ -20,7 +20,7 @@ def engine_rows(family: Family) -> list[EngineRow]:
 
 
 def precisions(family: Family) -> dict[str, dict[str, tuple[str, str | None]]]:
-    """Engine → layer → what it runs in ("not found": in no kernel), and why that is not INT8."""
+    """Engine → layer → what it runs in ("not found": in no kernel), and why that is not as planned."""
     return {
         name: {layer.name: (layer.precision or "not found", layer.reason) for layer in report.layers} for name, report in _quantized(family)
     }

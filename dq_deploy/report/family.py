@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..artifacts import Artifact, open_artifact
+from ..artifacts import Artifact, of_kind, open_artifact
+from ..artifacts.details import BundleDetails, CheckpointDetails, EngineDetails
 from ..errors import ArtifactError, UsageError
 
 
@@ -14,12 +15,12 @@ from ..errors import ArtifactError, UsageError
 class Family:
     """A checkpoint, bundles exported from it (``floats`` are the unquantized ones), and engines built from those, with unique names."""
 
-    checkpoint: Artifact
-    bundles: tuple[Artifact, ...]
-    floats: tuple[Artifact, ...]
-    engines: tuple[Artifact, ...]
+    checkpoint: Artifact[CheckpointDetails]
+    bundles: tuple[Artifact[BundleDetails], ...]
+    floats: tuple[Artifact[BundleDetails], ...]
+    engines: tuple[Artifact[EngineDetails], ...]
 
-    def bundle_of(self, engine: Artifact) -> Artifact:
+    def bundle_of(self, engine: Artifact) -> Artifact[BundleDetails]:
         """The bundle that an engine was built from."""
         wanted = engine.manifest.parent.manifest_sha256 if engine.manifest.parent else ""
         return next(bundle for bundle in (*self.bundles, *self.floats) if bundle.as_parent.manifest_sha256 == wanted)
@@ -43,21 +44,20 @@ def gather(paths: Sequence[str | Path], checkpoint: str | Path | None = None) ->
     given = [*([Path(checkpoint)] if checkpoint is not None else []), *map(Path, paths)]
     opened = [open_artifact(path, ("checkpoint", "bundle", "engine")) for path in given]
     _check_names(opened)
-    checkpoints = [artifact for artifact in opened if artifact.manifest.kind == "checkpoint"]
+    checkpoints = of_kind(opened, CheckpointDetails)
     if len(checkpoints) != 1:
         found = ", ".join(str(artifact.path) for artifact in checkpoints)
         raise UsageError(
             f"a report is about one checkpoint, and {f'these were given: {found}' if found else 'none was given'}",
             "give the checkpoint among the paths, or with --checkpoint",
         )
-    bundles = [artifact for artifact in opened if artifact.manifest.kind == "bundle"]
-    engines = [artifact for artifact in opened if artifact.manifest.kind == "engine"]
+    bundles, engines = of_kind(opened, BundleDetails), of_kind(opened, EngineDetails)
     _check_parents(bundles, checkpoints, "exported from", "the checkpoint that it is from")
     _check_parents(engines, bundles, "built from", "the bundle that it is from")
     return Family(
         checkpoints[0],
-        tuple(bundle for bundle in bundles if not bundle.manifest.details["float"]),
-        tuple(bundle for bundle in bundles if bundle.manifest.details["float"]),
+        tuple(bundle for bundle in bundles if not bundle.details.float),
+        tuple(bundle for bundle in bundles if bundle.details.float),
         tuple(engines),
     )
 

@@ -54,12 +54,12 @@ def _parity(data: ReportData) -> list[Headline]:
 def _engines(data: ReportData) -> list[Headline]:
     if not data.engines:
         return []
-    best = max(data.engines, key=lambda row: row.planned_int8)
+    best = max(data.engines, key=lambda row: row.as_planned)
     found = [
         Headline(
             value=f"{best.planned_int8} of {best.planned_layers}",
             label=f"planned layers in INT8 kernels ({best.name})",
-            passed=best.planned_int8 == best.planned_layers,
+            passed=best.as_planned == best.planned_layers,
         )
     ]
     if best.float_weights_bytes:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..artifacts.output_file import check_output_file
 from ..progress import Progress, silent
 from .collect import Note, collect
 from .data import ReportData
 from .family import gather
-from .files import check_output_file
 from .page import write_page
 from .wanted import Drawing, Timing, Wanted
 

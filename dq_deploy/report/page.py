@@ -12,9 +12,9 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from ..artifacts.output_file import check_output_file, write_whole
 from ..console import to_json
 from .data import ReportData
-from .files import check_output_file, write_whole
 
 # In the order in which they use each other.
 _SCRIPTS = ("lib.js", "charts.js", "pictures.js", "heatmap.js", "layers.js", "sections.js")
@@ -45,7 +45,7 @@ def render(data: ReportData) -> str:
         json=Markup(embedded_json(data)),  # noqa: S704  holds no character that ends a script element
         lowered=sum(row.after < row.before for row in data.distillation),
         dilated=sum(row.dilated_share > 0 for row in data.dilation),
-        amiss=[(layer, engine) for layer in data.layers for engine, found in layer.precisions.items() if found != "int8"],
+        amiss=[(layer, engine) for layer in data.layers for engine in layer.reasons],
     )
 
 

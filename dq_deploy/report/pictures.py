@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
+from ..sampling.grid import Images, rgb
 from .data import Pictures
-from .grid import Images, rgb
 
 if TYPE_CHECKING:
     from ..sampling import Pictures as Drawn

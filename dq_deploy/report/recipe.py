@@ -9,8 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from ..artifacts import Artifact, Manifest
+from ..artifacts.details import BundleDetails, CheckpointDetails, EngineDetails
 from ..artifacts.origin import source_name
+from ..engines.registry import builder_named
+from ..formats import of_bits
 from ..quantization.config import PRESETS, QuantizeConfig
+from ..quantization.methods import DILATEQUANT
 from .wanted import Drawing, Wanted
 
 # Options of a quantization that are flags of the command line; the others go into a file.
@@ -23,16 +27,17 @@ def commands(artifact: Artifact, parent: Artifact | None = None) -> list[str]:
     What a manifest does not hold stays a placeholder in capitals: a model in memory, prompts, a LoRA's file.
     """
     manifest, name = artifact.manifest, artifact.path.resolve().name
-    if manifest.kind == "checkpoint":
-        flags, unflagged = _quantize_flags(manifest)
-        made = _line("quantize", _source(manifest), "-o", name, *flags)
+    details = artifact.details
+    if isinstance(details, CheckpointDetails):
+        flags, unflagged = _quantize_flags(manifest, details)
+        made = _line("quantize", source_name(details.source) if details.source else "SOURCE", "-o", name, *flags)
         if not unflagged:
             return [made]
         return [f"echo {shlex.quote(json.dumps(unflagged, sort_keys=True))} > options.json", f"{made} --config options.json"]
-    made_from = parent.path.resolve().name if parent else "CHECKPOINT" if manifest.kind == "bundle" else "BUNDLE"
-    if manifest.kind == "bundle":
-        return [_line("export", made_from, "-o", name, *_export_flags(manifest.details))]
-    return [_line("build-engine", made_from, "-o", name, *_build_flags(manifest.details))]
+    if isinstance(details, BundleDetails):
+        return [_line("export", parent.path.resolve().name if parent else "CHECKPOINT", "-o", name, *_export_flags(details))]
+    assert isinstance(details, EngineDetails)
+    return [_line("build-engine", parent.path.resolve().name if parent else "BUNDLE", "-o", name, *_build_flags(details))]
 
 
 def report_command(paths: Sequence[Path], wanted: Wanted) -> str:
@@ -59,18 +64,15 @@ def _line(*words: str) -> str:
     return shlex.join(["dq-deploy", *words])
 
 
-def _source(manifest: Manifest) -> str:
-    source = manifest.details["source"]
-    return source_name(source) if source else "SOURCE"
-
-
-def _quantize_flags(manifest: Manifest) -> tuple[list[str], dict[str, Any]]:
+def _quantize_flags(manifest: Manifest, details: CheckpointDetails) -> tuple[list[str], dict[str, Any]]:
     """The flags, and the options that have none."""
     options = manifest.quantization or {}
-    defaults = QuantizeConfig().model_dump(mode="json")
+    method = options.get("method", DILATEQUANT.name)
+    defaults = QuantizeConfig.build(method=method).model_dump(mode="json")  # with what the method fills in by itself
     bits = (options["weight_bits"], options["activation_bits"])
     preset = next((name for name, pair in PRESETS.items() if pair == bits), None)
     flags = ["--preset", preset] if preset else ["--weight-bits", str(bits[0]), "--activation-bits", str(bits[1])]
+    flags += ["--method", method] if method != DILATEQUANT.name else []
     changed = {k: v for k, v in options.items() if k not in ("weight_bits", "activation_bits", "keep") and v != defaults.get(k)}
     for option in _FLAGS:
         if option in changed:
@@ -78,37 +80,35 @@ def _quantize_flags(manifest: Manifest) -> tuple[list[str], dict[str, Any]]:
     for pattern, value in options["keep"].items():
         if defaults["keep"].get(pattern) != value:
             flags += ["--keep", f"{pattern}={value}"]
-    calibration = manifest.details["calibration"]
-    if calibration.get("classes"):
-        flags += ["--classes", ",".join(map(str, calibration["classes"]))]
-    if calibration.get("prompts"):
+    if details.calibration.classes:
+        flags += ["--classes", ",".join(map(str, details.calibration.classes))]
+    if details.calibration.prompts:
         flags += ["--prompts", "PROMPTS"]
-    lora = (manifest.details["source"] or {}).get("lora")
-    if lora:
-        flags += ["--lora", "LORA", "--lora-scale", str(lora["scale"])]
+    if details.source and details.source.lora:
+        flags += ["--lora", "LORA", "--lora-scale", str(details.source.lora.scale)]
     return flags, changed
 
 
-def _export_flags(details: dict[str, Any]) -> list[str]:
-    flags = ["--target", details["target"], "--dtype", details["dtype"]]
-    if details["float"]:
+def _export_flags(details: BundleDetails) -> list[str]:
+    flags = ["--target", details.target, "--dtype", details.dtype]
+    if details.float:
         return [*flags, "--float"]
-    narrow = [layer["weight_storage"] for layer in details["layers"] if (layer.get("weight_bits") or 8) <= 4 and "weight_storage" in layer]
-    if narrow and details["target"] == "tensorrt" and set(narrow) == {"int8"}:
+    narrow = {layer.weight_storage for layer in details.layers if layer.weight_storage and of_bits(layer.weight_bits or 8).packed}
+    if details.target == "tensorrt" and narrow == {"int8"}:
         flags += ["--weight-storage", "int8"]
-    if details.get("convolutions") in ("integer", "float"):  # "auto" is what happens without being asked
-        flags += ["--convolutions", details["convolutions"]]
-    asked = details.get("attention") == "float" and details["quantizers"]  # without quantizers nothing else was possible
+    if details.convolutions in ("integer", "float"):  # "auto" is what happens without being asked
+        flags += ["--convolutions", details.convolutions]
+    asked = details.attention == "float" and details.quantizers  # without quantizers nothing else was possible
     return [*flags, "--attention", "float"] if asked else flags
 
 
-def _build_flags(details: dict[str, Any]) -> list[str]:
-    flags = ["--backend", details["backend"]]
-    for entry in details["engines"]:
-        flags += ["--compute-capability", entry["compute_capability"]] if details["backend"] == "tensorrt-rtx" else []
-    flags += ["--batch", ",".join(map(str, details["batch"]))]
-    for name, sizes in details["sizes"].items():
+def _build_flags(details: EngineDetails) -> list[str]:
+    flags = ["--backend", details.backend]
+    if builder_named(details.backend).building.compute_capabilities:
+        flags += [word for capability in details.capabilities for word in ("--compute-capability", capability)]
+    flags += ["--batch", ",".join(map(str, details.batch))]
+    for name, sizes in details.sizes.items():
         flags += [f"--{name}", ",".join(map(str, sizes))]
-    for name, value in details["options"].items():
+    for name, value in details.options.items():
         flags += [f"--{name.replace('_', '-')}"] if value is True else [f"--{name.replace('_', '-')}", str(value)]
     return flags

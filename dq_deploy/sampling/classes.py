@@ -44,23 +44,17 @@ class Conditioning:
         return DropInModel(forward, ("sample", "timestep"), model.config)
 
 
-def input_names(artifact: Artifact) -> list[str]:
-    """Names of the model's inputs, in its order."""
-    return [entry["name"] if isinstance(entry, dict) else entry for entry in artifact.manifest.details["inputs"]]
-
-
 def conditioning_of(artifact: Artifact, classes: str | Sequence[int] | None, guidance_scale: float | None) -> Conditioning | None:
     """What to draw and how strongly, None for an unconditional model; without arguments all classes, guided as calibrated.
 
     Raises UsageError: classes of a model without them, unknown ones, a guidance scale that is none.
     """
-    names = input_names(artifact)
-    if CLASS_INPUT not in names:
+    if CLASS_INPUT not in artifact.details.input_names:
         if classes is not None or guidance_scale is not None:
             what = "classes are" if classes is not None else "a guidance scale is"
             raise UsageError(f"{what} given, and the model takes no classes", "leave that out")
         return None
-    space = class_space(None, artifact.manifest.details.get("model_config") or {})
+    space = class_space(None, artifact.details.network_config or {})
     if space is None:
         raise UsageError(f"{artifact.path} takes {CLASS_INPUT}, and its configuration does not say how many there are")
     scale = guidance_of(artifact, guidance_scale)

@@ -7,22 +7,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from ..artifacts import Artifact, open_artifact
+from ..decibels import psnr_db
 from ..engines.choice import Runtime
-from ..engines.engine_files import details_of
 from ..errors import UsageError
 from ..progress import Advance, Progress, silent
-from ..report.grid import Images
 from .classes import conditioning_of
+from .grid import Images
 from .models import IN_MEMORY, float_model, float_source, quantized_model
 from .pipelines import Asked, PipelineDrawing, Prompts, conditions, needs_pipeline, no_prompts, pipeline_drawing, wish
 from .pixels import PixelDrawing, pixel_drawing
-
-# Equal pictures have an infinite PSNR; past this one, float rounding is all that is compared.
-_PSNR_CAP_DB = 100.0
 
 
 @dataclass(frozen=True)
@@ -75,8 +71,6 @@ def draw(
     damaged artefact, a float model other than the one quantized) and EnvironmentProblem (a missing runtime).
     """
     artifact = path if isinstance(path, Artifact) else open_artifact(path, ("bundle", "checkpoint", "engine"))
-    if artifact.manifest.kind == "engine":
-        details_of(artifact.path, artifact.manifest)
     _check(n, seed, steps, batch_size)
     asked = Asked(prompts, negative_prompt, classes, guidance_scale)
     drawing, reference = _drawing(artifact, asked, n, seed, steps, batch_size, compare_float=compare_float)
@@ -88,7 +82,7 @@ def draw(
     return Pictures(
         quantized=quantized,
         expected=expected,
-        psnr_db=None if expected is None else [_psnr(a, b) for a, b in zip(expected, quantized, strict=True)],
+        psnr_db=None if expected is None else psnr_db(expected, quantized).tolist(),
         engine=engine,
         timesteps=list(visited),
         furthest=max(min(abs(t - c) for c in artifact.manifest.timesteps) for t in visited),
@@ -133,11 +127,11 @@ def _observed(drawing: PixelDrawing | PipelineDrawing, model: torch.nn.Module, a
 
 def not_drawable(artifact: Artifact, prompts: Prompts | None = None) -> str | None:
     """Why no pictures can be drawn with an artefact here; None where they can."""
-    reason, details = needs_pipeline(artifact), artifact.manifest.details
+    reason, details = needs_pipeline(artifact), artifact.details
     if reason is None:
         return None
-    reference = (details.get("source") or {}).get("reference") or IN_MEMORY
-    if not details.get("pipeline_class") or reference.startswith(IN_MEMORY):
+    reference = (details.source.reference if details.source else "") or IN_MEMORY
+    if not details.pipeline_class or reference.startswith(IN_MEMORY):
         return f"{artifact.path} {reason}, which the pipeline that it came from would make; that was an object in memory"
     return no_prompts(artifact) if conditions(artifact) and prompts is None else None
 
@@ -149,9 +143,3 @@ def _check(n: int, seed: int, steps: int | None, batch_size: int) -> None:
     problems += [f"batch size is {batch_size}, and at least 1 is needed"] if batch_size < 1 else []
     if problems:
         raise UsageError("; ".join(problems))
-
-
-def _psnr(expected: Images, image: Images) -> float:
-    """PSNR in dB of a picture against another, values in [0, 1], at most 100."""
-    error = float(np.mean((expected.astype(np.float64) - image) ** 2))
-    return _PSNR_CAP_DB if error == 0 else min(_PSNR_CAP_DB, float(-10 * np.log10(error)))

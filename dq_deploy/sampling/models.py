@@ -6,13 +6,14 @@ from collections.abc import Callable
 
 import torch
 
-from ..artifacts import Artifact
+from ..artifacts import Artifact, is_kind
+from ..artifacts.details import BundleDetails, EngineDetails
 from ..engines.choice import Runtime, best_runtime
-from ..engines.dropin import DropInModel, load
+from ..engines.dropin import DropInModel, load, watchable
+from ..engines.registry import REFERENCE
 from ..errors import ArtifactError, UsageError
 from ..quantization.calling import TIMESTEP, CallForm, packed
 from ..sources import Source, reload_source
-from .classes import input_names
 
 IN_MEMORY = "object:"
 """How the reference of a source begins that was an object in Python."""
@@ -21,10 +22,10 @@ IN_MEMORY = "object:"
 def quantized_model(artifact: Artifact, runtime: Runtime, *, watch: bool) -> tuple[DropInModel, str]:
     """The model to draw with, and what runs it."""
     if watch:
-        return load(artifact, runtime=runtime, watch=True), "onnxruntime"
-    if artifact.manifest.kind == "engine":
-        return load(artifact, runtime=runtime), artifact.manifest.details["backend"]
-    if artifact.manifest.kind == "bundle":
+        return load(watchable(artifact, runtime), runtime=runtime, watch=True), REFERENCE.name
+    if isinstance(artifact.details, EngineDetails):
+        return load(artifact, runtime=runtime), artifact.details.backend
+    if is_kind(artifact, BundleDetails):
         return load(artifact, runtime=runtime), best_runtime(artifact) if runtime == "auto" else runtime
     from ..quantization.checkpoint import load_checkpoint
 
@@ -38,32 +39,32 @@ def float_source(artifact: Artifact, hint: str | None = None) -> Source:
     Raises ArtifactError when what is there now has other weights, and UsageError when it came from no place that can be read again; both
     with ``hint``.
     """
-    origin = artifact.manifest.details.get("source") or {}
-    if not origin.get("reference") or origin["reference"].startswith(IN_MEMORY):
+    origin = artifact.details.source
+    if origin is None or not origin.reference or origin.reference.startswith(IN_MEMORY):
         raise UsageError(f"{artifact.path} was made from a model in memory, so there is no float model to compare with", hint)
     source = reload_source(origin, artifact.path)
-    if source.sha256 != origin["sha256"]:
-        raise ArtifactError(f"{origin['reference']} has other weights now than when {artifact.path} was made from it", hint)
+    if source.sha256 != origin.sha256:
+        raise ArtifactError(f"{origin.reference} has other weights now than when {artifact.path} was made from it", hint)
     return source
 
 
 def float_model(artifact: Artifact) -> DropInModel:
     """The model of ``float_source`` as what a pipeline expects. Raises as that does."""
     model = float_source(artifact, "sample without the comparison: --no-compare-float").model
-    arguments = (artifact.manifest.details.get("call") or {}).get("arguments")
-    form = CallForm.of_record(arguments) if arguments else CallForm.plain(model, input_names(artifact))
+    arguments = (artifact.details.call_record or {}).get("arguments")
+    form = CallForm.of_record(arguments) if arguments else CallForm.plain(model, artifact.details.input_names)
     return _wrapped(lambda inputs: packed(form.call(model, inputs), rows=form.rows), artifact)
 
 
 def _wrapped(model: Callable[[dict[str, torch.Tensor]], torch.Tensor], artifact: Artifact) -> DropInModel:
     """A model of inputs by name as what a pipeline expects, its sizes taken from the artefact."""
-    details = artifact.manifest.details
-    shape, names = details["sample_shape"], input_names(artifact)
+    details = artifact.details
+    shape, names = details.sample_shape, details.input_names
     sizes = {"in_channels": shape[0], "sample_size": tuple(shape[1:])} if len(shape) == 3 else {}
 
     def forward(inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         timestep = inputs[TIMESTEP].float().expand(len(inputs[names[0]]))
         return model({name: inputs[name] for name in names} | {TIMESTEP: timestep})
 
-    own = {name: value for name, value in (details.get("model_config") or {}).items() if value is not None or name not in sizes}
-    return DropInModel(forward, names, {**sizes, **own}, call=details.get("call"))
+    own = {name: value for name, value in (details.network_config or {}).items() if value is not None or name not in sizes}
+    return DropInModel(forward, names, {**sizes, **own}, call=details.call_record)

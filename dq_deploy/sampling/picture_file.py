@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from ..artifacts.output_file import check_output_file, write_whole
 from ..engines.choice import Runtime
 from ..progress import Progress, silent
-from ..report.files import check_output_file, write_whole
-from ..report.grid import Panel, grid_png
 from .draw import Pictures, draw
+from .grid import Panel, grid_png
 from .pipelines import Prompts
 
 

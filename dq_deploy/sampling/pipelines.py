@@ -16,9 +16,9 @@ from ..errors import UsageError
 from ..quantization.calibration.classes import CLASS_INPUT
 from ..quantization.calibration.pipeline_source import read_prompts
 from ..quantization.calibration.walk import own_noise
-from ..report.grid import Images
 from ..sources import Source, text_pipeline
-from .classes import conditioning_of, guidance_of, input_names
+from .classes import conditioning_of, guidance_of
+from .grid import Images
 from .schedulers import calibrated_scheduler, calibrated_steps
 from .seeds import generators
 
@@ -69,8 +69,8 @@ def wish(artifact: Artifact, asked: Asked) -> Wish:
     if asked.prompts is None:
         raise UsageError(no_prompts(artifact), "--prompts FILE: a prompt on each line, drawn in turn")
     negative = None if asked.negative_prompt is None else [asked.negative_prompt]
-    size = artifact.manifest.details.get("picture_size", {})  # what the graph's shapes were made for
-    options = {"guidance_scale": guidance_of(artifact, asked.guidance_scale), "negative_prompt": negative, **size}
+    size = {str(name): value for name, value in artifact.details.picture_size.items()}  # what the graph's shapes were made for
+    options: dict[str, Any] = {"guidance_scale": guidance_of(artifact, asked.guidance_scale), "negative_prompt": negative, **size}
     return Wish("prompt", read_prompts(asked.prompts), {name: value for name, value in options.items() if value is not None})
 
 
@@ -158,10 +158,10 @@ def needs_pipeline(artifact: Artifact) -> str | None:
     """Why the project's own loop over pixels does not draw what a denoiser does; None where it does."""
     if others := conditions(artifact):
         return f"takes {', '.join(others)}"
-    shape = artifact.manifest.details["sample_shape"]
+    shape = artifact.details.sample_shape
     return None if len(shape) == 3 and shape[0] in (1, 3) else f"works on samples of shape {shape}"
 
 
 def conditions(artifact: Artifact) -> list[str]:
     """What the model takes beside sample, timestep and class: embeddings of prompts."""
-    return [name for name in input_names(artifact)[2:] if name != CLASS_INPUT]
+    return [name for name in artifact.details.input_names[2:] if name != CLASS_INPUT]

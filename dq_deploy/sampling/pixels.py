@@ -10,12 +10,13 @@ import numpy as np
 import torch
 
 from ..artifacts import Artifact
+from ..artifacts.details import EngineDetails
 from ..engines.dropin import DropInModel
 from ..errors import UsageError
 from ..quantization.calibration.view import View, view_of
 from ..quantization.calibration.walk import Walk
-from ..report.grid import Images
 from .classes import Conditioning
+from .grid import Images
 from .schedulers import calibrated_scheduler, calibrated_steps
 from .seeds import generators
 
@@ -71,19 +72,19 @@ def pixel_drawing(artifact: Artifact, n: int, seed: int, steps: int | None, batc
 
     Raises UsageError for steps that the scheduler refuses, and for an engine whose batch is too small; else as ``calibrated_scheduler``.
     """
-    scheduler, shape = calibrated_scheduler(artifact), tuple(artifact.manifest.details["sample_shape"])
+    scheduler, shape = calibrated_scheduler(artifact), tuple(artifact.details.sample_shape)
     steps = calibrated_steps(artifact) if steps is None else steps
     Walk(copy.deepcopy(scheduler), steps, [])
-    view = view_of((artifact.manifest.details.get("model_config") or {}).get("_class_name"))
+    view = view_of((artifact.details.network_config or {}).get("_class_name"))
     return PixelDrawing(scheduler, view, shape, n, seed, steps, _fitting(artifact, batch_size, conditioning), conditioning)
 
 
 def _fitting(artifact: Artifact, batch_size: int, conditioning: Conditioning | None) -> int:
     """A batch size that an engine was built for; guidance puts two passes into one batch. Raises UsageError when not even one fits."""
-    if artifact.manifest.kind != "engine":
+    if not isinstance(artifact.details, EngineDetails):
         return batch_size
     passes = 1 if conditioning is None or conditioning.null is None else 2
-    largest: int = artifact.manifest.details["batch"][2]
+    largest = artifact.details.batch[2]
     if largest < passes:
         raise UsageError(
             f"{artifact.path} was built for a batch of {largest}, and guidance takes {passes}", "build it with a larger --batch"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,15 +11,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..artifacts import sha256_file
+from ..artifacts.details import Origin, Place
 from ..artifacts.origin import absolute_place, places
-from ..errors import ArtifactError, EnvironmentProblem, UsageError, raise_if_out_of_memory
+from ..errors import ArtifactError, EnvironmentProblem, UsageError, raise_if_out_of_memory, summarized
 from .lora import Lora, check_lora, fused_copy, load_lora
 from .pickles import PICKLES, pickled_files, pickles_allowed
-from .pipeline_index import WEIGHTS_SUFFIX, Component, PipelineIndex, read_pipeline_index
+from .pipeline_index import WEIGHTS_SUFFIX, Component, PipelineIndex, class_of_diffusers, read_pipeline_index
 from .plain_copy import copied
 from .recognize import other_weights
 from .resolve import local_folder, resolve
 from .source import Source, check_finite, weights_sha256
+from .text_pipeline import load_whole
 from .weights import readable, weight_files
 
 if TYPE_CHECKING:
@@ -61,26 +62,25 @@ def load_source(source: str | Path | DiffusionPipeline, *, lora: Lora | None = N
     )
 
 
-def reload_source(origin: Mapping[str, Any], artifact: Path) -> Source:
+def reload_source(origin: Origin, artifact: Path) -> Source:
     """The source that the ``origin`` in an artefact's manifest names, with the LoRA file that was fused then.
 
     It is looked for as seen from the artefact, and where it was; of two, the one that has the same weights is taken. Raises as
     ``load_source`` does, naming the artefact.
     """
-    adapter = origin.get("lora")
-    file = _found(adapter, adapter["path"], artifact)[0] if adapter else None
-    lora = Lora(Path(file), adapter["scale"]) if adapter and file is not None else None
-    for place in _found(origin, origin["reference"], artifact):
+    adapter = origin.lora
+    lora = Lora(Path(_found(adapter, adapter.path, artifact)[0]), adapter.scale) if adapter else None
+    for place in _found(origin, origin.reference, artifact):
         try:
             loaded = load_source(place, lora=lora)
         except UsageError as error:
-            raise UsageError(f"{artifact} was made from '{origin['reference']}': {error.message}", error.hint) from error
-        if loaded.sha256 == origin["sha256"]:
+            raise UsageError(f"{artifact} was made from '{origin.reference}': {error.message}", error.hint) from error
+        if loaded.sha256 == origin.sha256:
             break
     return loaded
 
 
-def _found(entry: Mapping[str, Any], typed: str, artifact: Path) -> list[str | Path]:
+def _found(entry: Place, typed: str, artifact: Path) -> list[str | Path]:
     """Where it lies now; what was typed where that is no path. Raises UsageError when it lies nowhere."""
     wanted = places(entry, artifact)
     found: list[str | Path] = [place for place in wanted if place.exists()]
@@ -133,8 +133,6 @@ def _check_no_drop_in(model: Any) -> None:
 
 
 def _with_lora(source: str | Path, lora: Lora) -> Source:
-    from .text_pipeline import load_whole
-
     check_lora(lora)
     name, root = resolve(source, whole=True)
     pipeline = load_whole(root)
@@ -255,17 +253,6 @@ def _load_scheduler(root: Path, index: PipelineIndex) -> Any:
         raise ArtifactError(f"cannot load the {index.scheduler_class} in {root / 'scheduler'}: {summarized(error)}") from error
 
 
-def class_of_diffusers(name: str, base: type, root: Path) -> Any:
-    """Class ``name`` of diffusers. A name from a file is only ever looked up there, and must be of the right kind."""
-    import diffusers
-
-    found = getattr(diffusers, name, None)
-    if not (isinstance(found, type) and issubclass(found, base)):
-        kind = {"SchedulerMixin": "scheduler", "DiffusionPipeline": "pipeline"}.get(base.__name__, "model")
-        raise ArtifactError(f"{root}: diffusers {diffusers.__version__} has no {kind} class '{name}'", "a newer diffusers may have it")
-    return found
-
-
 def _sample_shape(config: dict[str, Any]) -> tuple[int, ...]:
     """(C, H, W) as the configuration has it; empty where it does not (FLUX's pipelines choose the size themselves)."""
     channels, size = config.get("in_channels"), config.get("sample_size")
@@ -273,13 +260,6 @@ def _sample_shape(config: dict[str, Any]) -> tuple[int, ...]:
     if not isinstance(channels, int) or not isinstance(sizes, list) or not sizes or not all(isinstance(edge, int) for edge in sizes):
         return ()
     return (channels, *sizes)
-
-
-def summarized(error: Exception) -> str:
-    """The first lines of what a library says, short enough for one error line."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    # torch puts the tensor's name on the second line.
-    return " ".join(lines[:2])[:400] or type(error).__name__
 
 
 def _require_diffusers() -> None:

@@ -78,3 +78,14 @@ def _diffusers_class(path: Path, part: str, entry: Any) -> str:
     if library != "diffusers":
         raise ArtifactError(f"{path}: '{part}' asks for {library}.{name}; only classes of diffusers are loaded, never code from the folder")
     return str(name)
+
+
+def class_of_diffusers(name: str, base: type, root: Path) -> Any:
+    """Class ``name`` of diffusers. A name from a file is only ever looked up there, and must be of the right kind."""
+    import diffusers
+
+    found = getattr(diffusers, name, None)
+    if not (isinstance(found, type) and issubclass(found, base)):
+        kind = {"SchedulerMixin": "scheduler", "DiffusionPipeline": "pipeline"}.get(base.__name__, "model")
+        raise ArtifactError(f"{root}: diffusers {diffusers.__version__} has no {kind} class '{name}'", "a newer diffusers may have it")
+    return found

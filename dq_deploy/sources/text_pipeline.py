@@ -14,9 +14,8 @@ from typing import Any
 
 import torch
 
-from ..errors import ArtifactError, EnvironmentProblem, raise_if_out_of_memory
-from .load import class_of_diffusers, summarized
-from .pipeline_index import read_components, read_pipeline_index
+from ..errors import ArtifactError, EnvironmentProblem, raise_if_out_of_memory, summarized
+from .pipeline_index import class_of_diffusers, read_components, read_pipeline_index
 from .plain_copy import is_quantized, plain_copy
 from .resolve import SAFETY_PARTS, resolve
 from .source import Source
