@@ -81,9 +81,10 @@ audit: $(stamp) ## ask for known vulnerabilities of every pinned package (AUDIT_
 schemas: $(stamp) ## write docs/schemas again
 	$(bin)/python -m dq_deploy.schemas docs/schemas
 
-lint: $(stamp) ## ruff check, ruff format --check, mypy
+lint: $(stamp) ## ruff check, ruff format --check, the contracts of imports, mypy
 	$(bin)/ruff check .
 	$(bin)/ruff format --check .
+	$(bin)/lint-imports --no-logo
 	$(bin)/mypy
 
 format: $(stamp) ## let ruff mend what it can
