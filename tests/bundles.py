@@ -12,19 +12,20 @@ from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 
 from dq_deploy.artifacts import Artifact, Manifest, create_artifact, open_artifact, sha256_json
 from dq_deploy.sources import load_source
+from tests.shared import made_once
 
 TIMESTEPS = [0.0, 250.0, 500.0, 750.0]
 
 
 @pytest.fixture(scope="session")
 def pipeline_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_pipeline(tmp_path_factory.mktemp("source") / "pipeline")
+    return made_once(tmp_path_factory, "source", tiny_pipeline)
 
 
 @pytest.fixture(scope="session")
 def tiny_bundle(tmp_path_factory: pytest.TempPathFactory, pipeline_dir: Path) -> Artifact:
     """A float bundle of the tiny pipeline, ``timestep`` [N]. Shared by all tests: read it, do not change it."""
-    return float_bundle(tmp_path_factory.mktemp("bundle") / "bundle", pipeline_dir)
+    return open_artifact(made_once(tmp_path_factory, "bundle", lambda path: float_bundle(path, pipeline_dir)), "bundle")
 
 
 def tiny_pipeline(path: Path) -> Path:

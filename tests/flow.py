@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import onnx
 import pytest
@@ -16,6 +17,7 @@ from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from dq_deploy.artifacts import MANIFEST_NAME, Artifact, create_artifact, open_artifact
 from dq_deploy.exporters import export
 from dq_deploy.quantization import quantize
+from tests.shared import made_once
 
 STEPS = 5
 OPTIONS = {
@@ -43,23 +45,27 @@ class Flow:
 @pytest.fixture(scope="session")
 def flow_pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A DDPMPipeline folder: ResNet blocks and attention on one channel of 8×8, random weights."""
-    path = tmp_path_factory.mktemp("flow") / "pipeline"
-    DDPMPipeline(unet=small_unet(), scheduler=DDPMScheduler(num_train_timesteps=1000)).save_pretrained(path)
-    return path
+    pipeline = DDPMPipeline(unet=small_unet(), scheduler=DDPMScheduler(num_train_timesteps=1000))
+    return made_once(tmp_path_factory, "flow-source/pipeline", pipeline.save_pretrained)
 
 
 @pytest.fixture(scope="session")
-def flow(flow_pipeline: Path) -> Flow:
+def flow(flow_pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> Flow:
     """W8A8, five timesteps, not distilled; bundles tensorrt (fp32), tensorrt-fp16, onnxruntime and float."""
-    root = flow_pipeline.parent
-    checkpoint = quantize(flow_pipeline, root / "checkpoint", **OPTIONS)
-    bundles = {
-        "tensorrt": export(checkpoint, root / "tensorrt", target="tensorrt", dtype="fp32").path,
-        "tensorrt-fp16": export(checkpoint, root / "tensorrt-fp16", target="tensorrt").path,
-        "onnxruntime": export(checkpoint, root / "onnxruntime", target="onnxruntime", convolutions="integer").path,
-        "float": export(checkpoint, root / "float", target="tensorrt", float=True).path,
+    kinds: dict[str, dict[str, Any]] = {
+        "tensorrt": {"target": "tensorrt", "dtype": "fp32"},
+        "tensorrt-fp16": {"target": "tensorrt"},
+        "onnxruntime": {"target": "onnxruntime", "convolutions": "integer"},
+        "float": {"target": "tensorrt", "float": True},
     }
-    return Flow(flow_pipeline, checkpoint.path, bundles)
+
+    def make(root: Path) -> None:
+        checkpoint = quantize(flow_pipeline, root / "checkpoint", **OPTIONS)
+        for name, options in kinds.items():
+            export(checkpoint, root / name, **options)
+
+    root = made_once(tmp_path_factory, "flow", make)
+    return Flow(flow_pipeline, root / "checkpoint", {name: root / name for name in kinds})
 
 
 def small_unet() -> UNet2DModel:

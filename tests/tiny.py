@@ -28,6 +28,7 @@ from dq_deploy.quantization.graph.capture import capture, input_names
 from dq_deploy.quantization.graph.plan import Plan, make_plan
 from dq_deploy.quantization.initial.initialize import initialize
 from dq_deploy.quantization.pipeline import copy_with_quantizers, quantize
+from tests.shared import made_once
 
 FAST: dict[str, Any] = {
     "steps": 4,
@@ -203,18 +204,16 @@ def plain_data(plain_graph: GraphModule) -> Trajectories:
 @pytest.fixture(scope="session")
 def attention_pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A DDPMPipeline folder around ``tiny_unet``."""
-    path = tmp_path_factory.mktemp("attention") / "pipeline"
-    DDPMPipeline(unet=tiny_unet(), scheduler=scheduler()).save_pretrained(path)
-    return path
+    return made_once(tmp_path_factory, "attention", DDPMPipeline(unet=tiny_unet(), scheduler=scheduler()).save_pretrained)
 
 
 @pytest.fixture(scope="session")
 def unet_checkpoint(tmp_path_factory: pytest.TempPathFactory, attention_pipeline: Path) -> Checkpoint:
     """W8A8 of ``attention_pipeline``, four timesteps, not distilled."""
-    return make_checkpoint(attention_pipeline, tmp_path_factory.mktemp("checkpoint") / "unet")
+    return load_checkpoint(made_once(tmp_path_factory, "unet", lambda path: quantize(attention_pipeline, path, **FAST)))
 
 
 @pytest.fixture(scope="session")
 def plain_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     """W8A8 of ``PlainUNet``."""
-    return make_checkpoint(PlainUNet(), tmp_path_factory.mktemp("checkpoint") / "plain")
+    return load_checkpoint(made_once(tmp_path_factory, "plain", lambda path: make_checkpoint(PlainUNet(), path)))

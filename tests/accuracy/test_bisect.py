@@ -79,7 +79,7 @@ def sources(flow: Flow) -> ErrorSources:
 
 
 def test_the_error_is_split_among_all_layers(flow: Flow, sources: ErrorSources) -> None:
-    assert [row.layer for row in sources.layers] == [layer["name"] for layer in load_checkpoint(flow.checkpoint).details["layers"]]
+    assert [row.layer for row in sources.layers] == [layer.name for layer in load_checkpoint(flow.checkpoint).details.layers]
     assert sum(row.error_share for row in sources.layers) == pytest.approx(1)
     assert sources.worst[0].error_share == max(row.error_share for row in sources.layers)
     for row in sources.layers:
@@ -100,7 +100,7 @@ def test_what_a_layer_in_float_is_predicted_to_buy_is_what_it_buys(flow: Flow, s
 
 def test_a_float_model_that_is_gone_is_said(flow: Flow) -> None:
     loaded = load_checkpoint(flow.checkpoint)
-    manifest = loaded.artifact.manifest.model_copy(update={"details": {**loaded.details, "source": None}})
+    manifest = loaded.artifact.manifest.model_copy(update={"details": {**loaded.artifact.manifest.details, "source": None}})
     orphan = replace(loaded, artifact=replace(loaded.artifact, manifest=manifest))
     result = check(flow.bundles["tensorrt"], flow.checkpoint, optimized=False)
     found = bisect(flow.bundle("tensorrt"), orphan, result)

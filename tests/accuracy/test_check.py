@@ -16,10 +16,10 @@ from dq_deploy.accuracy import CheckResult, check
 from dq_deploy.accuracy.local import LayerParity, _taken_off
 from dq_deploy.artifacts import Artifact
 from dq_deploy.engines.build import build_engine
-from dq_deploy.engines.openvino import OpenVinoRunner
+from dq_deploy.engines.openvino.runner import OpenVinoRunner
 from dq_deploy.errors import AccuracyGateError, ArtifactError, EnvironmentProblem, UsageError
 from dq_deploy.quantization import load_checkpoint
-from dq_deploy.quantization.layers import Quantized
+from dq_deploy.quantization.quantizers import Quantized
 from dq_deploy.quantization.rows import parts
 from tests.flow import STEPS, Flow, altered, altered_manifest
 

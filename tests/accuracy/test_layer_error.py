@@ -20,7 +20,7 @@ def measured(unet_checkpoint: Checkpoint) -> LayerErrors:
 
 
 def with_details(checkpoint: Checkpoint, **changed: object) -> Checkpoint:
-    manifest = checkpoint.artifact.manifest.model_copy(update={"details": {**checkpoint.details, **changed}})
+    manifest = checkpoint.artifact.manifest.model_copy(update={"details": {**checkpoint.artifact.manifest.details, **changed}})
     return replace(checkpoint, artifact=replace(checkpoint.artifact, manifest=manifest))
 
 
@@ -30,7 +30,7 @@ def test_the_last_layer_has_the_networks_error(unet_checkpoint: Checkpoint, meas
     assert errors.samples == FAST["reference_samples"]
     assert errors.timesteps == unet_checkpoint.artifact.manifest.timesteps
     # Nothing was trained, so "before" is the network without its output bias, which comes after the last layer.
-    assert errors.output_db["conv_out"] == pytest.approx(unet_checkpoint.details["snr_db"]["before_distillation"], abs=0.01)
+    assert errors.output_db["conv_out"] == pytest.approx(unet_checkpoint.details.snr_db["before_distillation"], abs=0.01)
     assert errors.output_db.keys() == unet_checkpoint.layers.keys()
     assert errors.activation_db.keys() == unet_checkpoint.quantizers.keys()
     figures = [value for values in errors.output_db.values() for value in values]
@@ -45,7 +45,7 @@ def test_rounding_is_that_of_the_codes(unet_checkpoint: Checkpoint, measured: La
     record = next(iter(unet_checkpoint.quantizers))
     quantizer, kept = unet_checkpoint.quantizers[record], []
     hook = quantizer.register_forward_hook(lambda _, inputs, output: kept.append((inputs[0], output)))
-    names = unet_checkpoint.details["inputs"]
+    names = unet_checkpoint.details.inputs
     values = {names[0]: reference.samples[0], "timestep": reference.timesteps[0].repeat(len(reference.samples[0]))}
     with torch.no_grad():
         unet_checkpoint.model(*[values[name] for name in names])
@@ -81,7 +81,8 @@ def test_a_layer_that_took_a_division_is_compared_without_it(unet_checkpoint: Ch
     layer.set_frozen(codes, scale / 4)  # type: ignore[union-attr]
     layer.bias.data.div_(4)  # type: ignore[union-attr]
     unsaid = layer_errors(folded).output_db
-    records = [{**folded.details["dilation"][0], "folded_into": ["conv_out"]}, *folded.details["dilation"][1:]]
+    first, *others = folded.artifact.manifest.details["dilation"]
+    records = [{**first, "folded_into": ["conv_out"]}, *others]
     said = layer_errors(with_details(folded, dilation=records)).output_db
     assert all(value is not None and value < 3 for value in unsaid["conv_out"])
     assert said["conv_out"] == pytest.approx(plain["conv_out"], abs=0.5)
@@ -95,7 +96,7 @@ def test_without_a_float_model_only_rounding_is_measured(plain_checkpoint: Check
 
 
 def test_other_weights_are_not_compared(unet_checkpoint: Checkpoint) -> None:
-    source = {**unet_checkpoint.details["source"], "sha256": "0" * 64}
+    source = {**unet_checkpoint.artifact.manifest.details["source"], "sha256": "0" * 64}
     errors = layer_errors(with_details(unet_checkpoint, source=source))
     assert errors.output_db == {}
     assert "are not those that the checkpoint was made from" in (errors.no_output or "")
@@ -106,4 +107,4 @@ def test_weight_only_layers_have_an_output_error_alone(tmp_path: Path, attention
     errors = layer_errors(checkpoint)
     assert errors.activation_db == {}
     assert errors.output_db.keys() == checkpoint.layers.keys()
-    assert errors.output_db["conv_out"] == pytest.approx(checkpoint.details["snr_db"]["after_distillation"], abs=0.01)
+    assert errors.output_db["conv_out"] == pytest.approx(checkpoint.details.snr_db["after_distillation"], abs=0.01)

@@ -15,7 +15,7 @@ from dq_deploy.accuracy import check
 from dq_deploy.accuracy.end_to_end import TimestepParity, _allow_for_chance, snr_db
 from dq_deploy.accuracy.parity_spread import NoisePowers, chance_db, noise_powers, standard_error_db
 from dq_deploy.artifacts import Artifact, create_artifact, open_artifact
-from dq_deploy.engines.openvino import OpenVinoRunner
+from dq_deploy.engines.openvino.runner import OpenVinoRunner
 from tests.flow import Flow, altered, altered_manifest
 
 SAMPLES = [1, 2, 4]

@@ -12,9 +12,9 @@ import pytest
 import torch
 
 import dq_deploy
-from dq_deploy.accuracy.sample_metrics import psnr_db
 from dq_deploy.artifacts import open_artifact
 from dq_deploy.cli import run
+from dq_deploy.decibels import psnr_db
 from tests.tiny_pipelines import tiny_flux, tiny_pixart, tiny_stable_diffusion_3, tiny_wan
 
 SIZE = {"height": 16, "width": 24}

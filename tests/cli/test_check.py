@@ -6,14 +6,11 @@ import json
 import shutil
 from importlib.util import find_spec
 from pathlib import Path
-from typing import get_args
 
 import numpy as np
 from onnx import ModelProto, numpy_helper
 
 from dq_deploy.artifacts import open_artifact
-from dq_deploy.commands.options import ENGINES
-from dq_deploy.engines.choice import Engine
 from tests.command_line import HEAVY, Cli, assert_refused, process
 from tests.flow import Flow, altered, altered_manifest, snapshot
 
@@ -69,10 +66,6 @@ def test_other_engines_are_judged_and_said(cli: Cli, flow: Flow) -> None:
     assert "on openvino against" in ended.out
     assert "openvino computes what is not INT8 in f32, and quantized layers" in ended.out
     assert_refused(cli("check", flow.bundles["tensorrt"], "--lint", "--engine", "openvino"), 2, "--checkpoint")
-
-
-def test_engines_are_named_as_in_the_api() -> None:
-    assert get_args(Engine) == ENGINES
 
 
 def test_lint_passes_what_was_exported(cli: Cli, flow: Flow) -> None:

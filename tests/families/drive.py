@@ -129,7 +129,7 @@ def _built(bundle: Artifact, folder: Path, row: Row, stages: _Stages, *, openvin
     (report,) = load_report(dq_deploy.build_engine(bundle, folder / "engine", compute_capabilities=[CAPABILITY]))
     summary = report.summary()
     row.int8, row.kernels = summary["planned_int8"], summary["kernels"]
-    row.not_int8 = {layer.name: f"{layer.precision}: {layer.reason}" for layer in [*report.not_int8(), *report.not_found()]}
+    row.not_int8 = {layer.name: f"{layer.precision}: {layer.reason}" for layer in [*report.not_as_planned(), *report.not_found()]}
     if openvino:
         stages.begin("build openvino")
         (report,) = load_report(dq_deploy.build_engine(bundle, folder / "openvino", backend="openvino", int8_kernels="always"))

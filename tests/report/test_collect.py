@@ -100,8 +100,10 @@ def test_commands_of_every_kind_of_artefact(flow: Flow, tmp_path: Path) -> None:
     attention = altered_manifest(bundle, tmp_path / "attention", details={**bundle.manifest.details, "attention": "float"})
     assert commands(attention, source)[0].endswith("--dtype fp32 --attention float")
     details = {
+        **bundle.manifest.details,
         "backend": "tensorrt-rtx",
-        "engines": [{"compute_capability": "8.9"}],
+        "version": "1.4",
+        "engines": [{"compute_capability": "8.9", "file": "f", "report": "r"}],
         "batch": [1, 2, 4],
         "sizes": {"height": [8, 8, 16]},
         "options": {"optimization_level": 0, "weight_streaming": True},

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
+from dq_deploy.artifacts.output_file import write_whole
 from dq_deploy.console import to_json
 from dq_deploy.errors import AccuracyGateError, ResourceError, UsageError
 from dq_deploy.report.data import ReportData, ScaleTable, SnrSeries
-from dq_deploy.report.files import write_whole
 from dq_deploy.report.page import render, write_page
 from tests.report.conftest import ATTACK, T, Written, latency, report_data
 

@@ -50,19 +50,19 @@ def run(seconds: float, work: Path) -> Fuzzed:
 
 def targets() -> dict[str, Callable[[Path], object]]:
     """By name of the file what is done with it: every way in which files of others are read without an engine."""
-    from dq_deploy.artifacts.details import check_details
+    from dq_deploy.artifacts.details import parse_details
     from dq_deploy.artifacts.manifest import parse_manifest
     from dq_deploy.artifacts.reading import check_onnx, read_arrays, read_ir, read_record
     from dq_deploy.commands.options import read_config
-    from dq_deploy.engines.engine_files import details_of
+    from dq_deploy.engines.engine_files import builder_of
     from dq_deploy.engines.layer_report import LayerReport
     from dq_deploy.sources.pipeline_index import read_components, read_pipeline_index
 
     def manifest(path: Path) -> None:
         found = parse_manifest(path)
         if found.kind == "engine":
-            details_of(path.parent, found)
-        check_details(path.parent, found)
+            builder_of(path.parent, parse_details(path.parent, found))
+        parse_details(path.parent, found)
         json.loads(found.to_json())
 
     def index(path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dq_deploy.engines.onnxruntime import OnnxRuntimeRunner
+from dq_deploy.engines.onnxruntime.runner import OnnxRuntimeRunner
 from tests.soak.load import under_load
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "schema-1" / "bundle"

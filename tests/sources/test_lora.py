@@ -11,6 +11,7 @@ import torch
 from diffusers import DDPMPipeline, StableDiffusionPipeline
 from peft import LoraConfig
 
+from dq_deploy.artifacts.details import Origin
 from dq_deploy.errors import ArtifactError, EnvironmentProblem, UsageError
 from dq_deploy.sources import Lora, load_source, module_source, reload_source, text_pipeline
 from tests.tiny import scheduler, tiny_unet
@@ -147,7 +148,7 @@ def test_a_lora_file(saved: Path) -> None:
     expected, _ = pipeline.encode_prompt("cat", torch.device("cpu"), 1, False)
     torch.testing.assert_close(texts, expected)
     # What the manifest says is enough to load the very same weights again.
-    again = reload_source(source.origin, saved)
+    again = reload_source(Origin(**source.origin), saved)
     assert again.sha256 == source.sha256 != load_source(saved / "pipeline").sha256
     assert source.origin["lora"]["scale"] == 0.5
 

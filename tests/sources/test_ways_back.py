@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from dq_deploy.artifacts import Artifact, open_artifact
+from dq_deploy.artifacts.details import Origin
 from dq_deploy.artifacts.origin import absolute_place, place_relative, source_name
 from dq_deploy.errors import UsageError
 from dq_deploy.exporters import export
@@ -117,4 +118,4 @@ def test_nothing_that_is_shown_to_others_names_a_home(made: Path, monkeypatch: p
     ],
 )
 def test_what_a_source_is_called(reference: str, name: str) -> None:
-    assert source_name({"reference": reference}) == name
+    assert source_name(Origin(reference=reference, sha256="0")) == name

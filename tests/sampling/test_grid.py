@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dq_deploy.report.grid import Panel, grid_png
+from dq_deploy.sampling.grid import Panel, grid_png
 
 
 def pixels(panels: list[Panel]) -> np.ndarray:
