@@ -7,12 +7,18 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
+import onnx_ir as ir
 import pytest
 import torch
 from safetensors.torch import load_file
 from torch.fx import GraphModule
 
+from dq_deploy.decibels import snr_db
+from dq_deploy.engines.onnxruntime.runner import OnnxRuntimeRunner
 from dq_deploy.errors import ArtifactError
+from dq_deploy.exporters import export
+from dq_deploy.exporters.lower import QuantizerPlace, scale
 from dq_deploy.formats import Granularity, Kind, NumberFormat, ScaleSource, of_bits, register_format
 from dq_deploy.quantization import prepare, quantizers, weights
 from dq_deploy.quantization.checkpoint import Checkpoint, load_checkpoint
@@ -105,7 +111,7 @@ def replanned(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[Call
             return plan
 
         monkeypatch.setattr(prepare, "make_plan", planned)
-        return make_checkpoint(PlainUNet(), tmp_path / "checkpoint", iterations=2)
+        return make_checkpoint(PlainUNet(), tmp_path / "checkpoint", iterations=2, dilation="none")
 
     return made
 
@@ -130,6 +136,31 @@ def test_a_quantizer_of_ones_own_goes_the_whole_way(replanned: Callable[[Callabl
     assert layer.frozen is not None
     expected = (codes * scale) @ (layer.frozen[0] * layer.frozen[1][:, None]).T
     torch.testing.assert_close(layer(quantizers.Quantized(codes, scale)), expected, rtol=1e-4, atol=1e-5)
+
+
+@scale.register
+def computed_scale(quantizer: TokenQuantizer, at: QuantizerPlace) -> ir.Value:
+    """The same scale as nodes: [N, ..., 1] of tokens, or [N]."""
+    rank = len(at.x.shape or ())
+    tokens = quantizer.axis == -1 and rank > 2
+    axes = at.emit.constant(f"{at.name}.axes", np.array([-1] if tokens else range(1, rank), dtype=np.int64))
+    largest = at.emit.op("ReduceMax", [at.emit.op("Abs", [at.x]), axes], keepdims=int(tokens))
+    largest = at.emit.op("Max", [largest, at.emit.constant(f"{at.name}.least", np.float32(1e-20))])
+    found = at.emit.op("Div", [largest, at.emit.constant(f"{at.name}.largest", np.float32(quantizer.format.largest))], name="scale")
+    found.shape = ir.Shape(["batch", *([None] * (rank - 2) + [1] if tokens else [])])
+    return found
+
+
+def test_a_quantizer_of_ones_own_is_exported_too(
+    replanned: Callable[[Callable[[Plan], None]], Checkpoint], tmp_path: Path
+) -> None:  # fmt: skip
+    """Its scales are nodes of the graph; between Q/DQ with scale 1 they need nothing of the target."""
+    checkpoint = replanned(lambda plan: setattr(plan, "quantizer", "toy-token"))
+    bundle = export(checkpoint.artifact, tmp_path / "bundle", target="tensorrt", dtype="fp32")
+    x, t = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(1)), torch.tensor([1.0, 300.0, 900.0])
+    got = torch.from_numpy(OnnxRuntimeRunner(bundle).run({"x": x.numpy(), "timestep": t.numpy()}))
+    with torch.no_grad():
+        assert snr_db(checkpoint.model(x, t), got) > 40
 
 
 def test_a_form_of_weight_of_ones_own_goes_the_whole_way(replanned: Callable[[Callable[[Plan], None]], Checkpoint]) -> None:
