@@ -14,7 +14,7 @@ from typing import Any
 
 from ..artifacts import Artifact, is_kind, open_artifact, read_manifest
 from ..artifacts.details import EngineDetails, EngineFile, GraphDetails, parse_details
-from ..artifacts.reading import read_bytes
+from ..artifacts.reading import as_record, read_bytes
 from ..errors import ArtifactError, EnvironmentProblem
 from .build_options import BuildOptions, flag
 from .descriptor import EngineDescriptor, capability_of
@@ -31,9 +31,10 @@ def builder_of(path: Path, details: EngineDetails) -> EngineDescriptor:
     return builders()[details.backend]
 
 
-def options_of(details: EngineDetails) -> BuildOptions:
-    """The options that an engine was built with."""
-    return BuildOptions(**details.options)
+def options_of(path: Path, details: EngineDetails) -> BuildOptions:
+    """The options that the engine there was built with. Raises ArtifactError where there are no such options."""
+    hint = "build it again with: dq-deploy build-engine"
+    return as_record(details.options, BuildOptions, f"{path} is no engine of this dq-deploy: options", hint=hint)
 
 
 def open_runnable(path: str | Path | Artifact[Any]) -> Artifact[GraphDetails]:
@@ -108,7 +109,7 @@ def check_backend_is(engine: Artifact[Any], *backends: str) -> EngineDetails:
 def check_version(engine: Artifact[Any], details: EngineDetails, installed: str) -> None:
     """Raise EnvironmentProblem when the installed library cannot read the engine."""
     builder = builder_of(engine.path, details)
-    if not builder.building.reads(installed, details.version, options_of(details).version_compatible):
+    if not builder.building.reads(installed, details.version, options_of(engine.path, details).version_compatible):
         raise EnvironmentProblem(
             f"{engine.path} was built with {builder.title} {details.version}, and {installed} is installed",
             f"install {builder.distributions[0]}=={details.version}, or {rebuild_hint(engine.path, details)}",
@@ -123,7 +124,7 @@ def entry_for(engine: Artifact[Any], details: EngineDetails, capability: str) ->
     for entry in details.engines:
         if entry.compute_capability == capability:
             return entry
-    if options_of(details).hardware_compatibility == "ampere-plus" and capability_of(capability) >= (8, 0):
+    if options_of(engine.path, details).hardware_compatibility == "ampere-plus" and capability_of(capability) >= (8, 0):
         return details.engines[0]
     found = builder_of(engine.path, details)
     builder = found.building

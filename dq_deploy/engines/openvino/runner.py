@@ -217,7 +217,7 @@ def _model_file(source: str | Path | Artifact[Any]) -> tuple[Path, bool | None, 
         return _valid(graph_file(source)), None, int8_kernels.int8_without_vnni(source)
     details = check_backend_is(source, OPENVINO.name)
     check_version(source, details, metadata.version(OPENVINO.distributions[0]))
-    return source.file(details.engines[0].file), options_of(details).integer, details.int8_without_vnni
+    return source.file(details.engines[0].file), options_of(source.path, details).integer, details.int8_without_vnni
 
 
 def _valid(file: Path) -> Path:

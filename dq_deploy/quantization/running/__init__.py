@@ -1,1 +1,1 @@
-"""What surrounds a long run: its device and processes, resuming, and the estimate beforehand."""
+"""What surrounds a long run: its device and processes, and resuming."""

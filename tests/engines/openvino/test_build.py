@@ -138,6 +138,12 @@ def test_engine_of_a_later_openvino_is_refused_with_the_command(engine: Artifact
     assert load(earlier.path) is not None
 
 
+def test_options_that_there_are_not_are_refused(engine: Artifact, tmp_path: Path) -> None:
+    odd = altered_manifest(engine, tmp_path / "odd", details=engine.manifest.details | {"options": {"turbo": True}})
+    with pytest.raises(ArtifactError, match="odd is no engine of this dq-deploy: options: turbo: Extra inputs are not permitted"):
+        load(odd.path)
+
+
 def test_tampered_engine_is_refused_with_the_command(engine: Artifact, tmp_path: Path) -> None:
     damaged = altered_manifest(engine, tmp_path / "damaged").path
     with (damaged / "model.bin").open("r+b") as stream:
