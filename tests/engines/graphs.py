@@ -225,3 +225,12 @@ def zero_point(path: Path) -> Artifact:
     y = graph.node("MatMul", [x, graph.weight("layer", (64, 64), 1)], "layer/MatMul")
     y = graph.node("Mul", [y, graph.gathered("layer.scale", ROWS, 3)], "layer/Rescale")
     return make_bundle(path, graph, y, ["batch", 16, 64])
+
+
+def many_weights(path: Path) -> Path:
+    """A float MatMul whose weights take 400 MB: 1,024 values of a sample to 100,000."""
+    graph = Graph()
+    tokens = graph.node("Reshape", ["sample", graph.constant("tokens", np.array([0, 1024]))], "tokens")
+    weights = graph.random.random((1024, 100_000), np.float32)
+    onnx.save(graph.model(graph.node("MatMul", [tokens, graph.constant("weights", weights)], "product"), 2, ["batch", 16, 8, 8]), path)
+    return path

@@ -77,18 +77,9 @@ def test_killed(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert caught.value.exit_code == 5
 
 
-@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="no /proc")
-@pytest.mark.parametrize(
-    ("more_mb", "expected"),
-    [
-        (5, "could not start its threads"),  # less than one thread's stack
-        # std::bad_alloc on 2 cores. More cores start more threads, whose stacks may take it all; a builder short of threads can also hang.
-        (200, "ran out of memory|could not start its threads|time limit"),
-    ],
-)
-def test_memory_limit(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more_mb: int, expected: str) -> None:
+def limit_memory(more_mb: int, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The libraries are loaded and the graph is parsed; from then on the process may grow by ``more_mb`` only."""
-    (tmp_path / "limit.py").write_text(
+    (folder / "limit.py").write_text(
         "import resource, sys\n"
         "def hook(event, args):\n"
         "    if event == 'import' and args[0] == 'polygraphy.backend.tensorrt_rtx':\n"
@@ -96,9 +87,24 @@ def test_memory_limit(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
         f"        resource.setrlimit(resource.RLIMIT_AS, (size + ({more_mb} << 20),) * 2)\n"
         "sys.addaudithook(hook)\n"
     )
-    start_children_with("import limit", tmp_path, monkeypatch)
-    with pytest.raises(ResourceError, match=expected):
+    start_children_with("import limit", folder, monkeypatch)
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="no /proc")
+def test_no_memory_for_threads(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    limit_memory(5, tmp_path, monkeypatch)  # less than one thread's stack
+    with pytest.raises(ResourceError, match="could not start its threads"):
         run_child(request(small, tmp_path), tmp_path, timeout_s=20)
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="no /proc")
+def test_no_memory_for_the_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The weights alone are larger than what is left. More cores start more threads, whose stacks may take it first."""
+    if importlib.util.find_spec("tensorrt_rtx") is None:
+        pytest.skip("TensorRT-RTX is not installed")
+    limit_memory(200, tmp_path, monkeypatch)
+    with pytest.raises(ResourceError, match="ran out of memory|could not start its threads|time limit"):
+        run_child(request(graphs.many_weights(tmp_path / "model.onnx"), tmp_path), tmp_path, timeout_s=60)
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
