@@ -24,7 +24,7 @@ from ..quantization.float_source import load_float
 from ..quantization.graph.insertion import decode
 from ..quantization.graph.products import find_layers
 from ..quantization.graph.skip_halves import arrange_skip_halves
-from ..quantization.numerics import per_channel, per_row
+from ..quantization.numerics import per_channel, per_sample
 from ..quantization.quantizers import ActivationQuantizer, Quantized
 
 # Every layer's output is held at once, in one pass of the float model: for a large model's samples, one seed at a time.
@@ -158,7 +158,7 @@ class _QuantizedRun(Interpreter):
 
 def _dequantized(quantizer: ActivationQuantizer, value: Quantized) -> torch.Tensor:
     """What the codes stand for, in units of what the quantizer read."""
-    x = value.codes * per_row(value.scale, value.codes)
+    x = value.codes * per_sample(value.scale, value.codes)
     return x if quantizer.fixed else x * per_channel(quantizer.dilation, x, quantizer.axis)
 
 

@@ -19,7 +19,7 @@ from ..formats.tables import UINT8_OFFSET
 from ..progress import Progress, silent
 from ..quantization.calibration.trajectories import Trajectories
 from ..quantization.checkpoint import Checkpoint
-from ..quantization.numerics import per_row
+from ..quantization.numerics import per_sample
 from ..quantization.quantizers import Quantized
 from .harness import build_harness, layer_input, site_input
 from .recording import QuantizerRecord, Records, record
@@ -180,7 +180,7 @@ def _compare(checkpoint: Checkpoint, details: BundleDetails, records: Records, v
             worst = _severity(mismatches / allowed_flips(elements), step, 0.0)
             seen.code_step = _worse(seen.code_step, step)
             peaks[layer] = max(peaks[layer], worst)
-        zero_point = per_row(known.zero_point, codes)
+        zero_point = per_sample(known.zero_point, codes)
         inner = _cropped(codes, site.pads) - zero_point
         operands[site.name, tuple(site.pads)] = Quantized(inner, known.scale)
         if bool(zero_point.any()):
@@ -225,7 +225,7 @@ def _padded(known: QuantizerRecord, pads: list[int]) -> torch.Tensor:
     inner = torch.ones_like(known.codes)
     inside = torch.nn.functional.pad(inner, widths)
     padded = torch.nn.functional.pad(known.codes, widths)
-    return torch.where(inside > 0, padded, per_row(known.zero_point, padded))
+    return torch.where(inside > 0, padded, per_sample(known.zero_point, padded))
 
 
 def _cropped(codes: torch.Tensor, pads: list[int]) -> torch.Tensor:

@@ -11,7 +11,7 @@ from torch.fx import Interpreter, Node
 
 from ..quantization.checkpoint import Checkpoint
 from ..quantization.graph.insertion import decode
-from ..quantization.numerics import per_row
+from ..quantization.numerics import per_sample
 from ..quantization.quantizers import Quantized
 
 
@@ -54,7 +54,7 @@ class _Recorder(Interpreter):
             name = n.meta["quantizer"]
             x, timestep = (self.env[a] for a in n.args if isinstance(a, Node))
             _, zero_point = self.quantizers[name].scales(x, timestep)
-            codes = result.codes + per_row(zero_point, result.codes)
+            codes = result.codes + per_sample(zero_point, result.codes)
             self.records.quantizers[name] = QuantizerRecord(x, codes, zero_point, result.scale)
         elif n.op == "call_module" and getattr(self.submodules[str(n.target)], "weight_only", False):
             (read,) = (self.env[a] for a in n.args if isinstance(a, Node))

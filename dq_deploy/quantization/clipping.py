@@ -25,7 +25,7 @@ class Clipped:
         scale, zero_point = quantizer.scales(x, timestep)
         qmin, qmax = quantizer.format.code_range()
         low, high = (qmin - 0.5 - zero_point) * scale, (qmax + 0.5 - zero_point) * scale
-        outside = (x < numerics.per_row(low, x)) | (x > numerics.per_row(high, x))
+        outside = (x < numerics.per_sample(low, x)) | (x > numerics.per_sample(high, x))
         found = torch.stack([torch.full_like(timestep, x[0].numel(), dtype=torch.float64), outside.flatten(1).sum(dim=1).double()])
         counts = self._counts.setdefault(name, torch.zeros(2, quantizer.table_rows, dtype=torch.float64))
         counts.index_add_(1, numerics.select_rows(timestep, quantizer.boundaries).cpu(), found.cpu())

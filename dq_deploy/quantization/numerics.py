@@ -46,7 +46,7 @@ def quantize(x: torch.Tensor, inverse_scale: torch.Tensor, zero_point: torch.Ten
 def quantize_weight(weight: torch.Tensor, scale: torch.Tensor, fmt: NumberFormat) -> torch.Tensor:
     """Codes of a weight [O, ...] with a scale [O] for each output channel, as floats; differentiable in both, as ``quantize`` is."""
     qmin, qmax = fmt.code_range(narrow=True)
-    shaped = per_row(scale, weight)
+    shaped = per_channel(scale, weight, 0)
     if torch.is_grad_enabled() and (weight.requires_grad or scale.requires_grad):
         codes: torch.Tensor = QuantizeWeight.apply(weight, shaped, qmin, qmax)  # type: ignore[no-untyped-call]
         return codes
@@ -97,7 +97,7 @@ def half_precision(scale: torch.Tensor) -> torch.Tensor:
     return scale.clamp(_HALF.smallest_normal, _HALF.max).half().float()
 
 
-def per_row(values: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+def per_sample(values: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     """[N] → [N, 1, ..., 1] with as many dimensions as ``like``; what has as many already stays as it is."""
     return values if values.dim() == like.dim() else values.reshape(-1, *[1] * (like.dim() - 1))
 

@@ -19,7 +19,7 @@ from dq_deploy.quantization.bits.sensitivity import Sensitivity, measure_sensiti
 from dq_deploy.quantization.calibration.source import Request
 from dq_deploy.quantization.config import QuantizeConfig
 from dq_deploy.quantization.graph.edit import set_tensor
-from dq_deploy.quantization.numerics import clipped_weight_scale, per_row, quantize_weight
+from dq_deploy.quantization.numerics import clipped_weight_scale, per_channel, quantize_weight
 from dq_deploy.quantization.prepare import Prepared, prepare
 from tests.command_line import Cli, assert_refused
 from tests.tiny import FAST
@@ -61,7 +61,7 @@ def test_the_noise_of_a_layer_is_what_the_whole_network_gives_with_that_layer_ro
         name = str(layer.node.args[1].target)  # type: ignore[union-attr]
         weight = graph.get_buffer(name)
         scale = clipped_weight_scale(weight, of_bits(4))
-        output = with_weight(graph, name, quantize_weight(weight, scale, of_bits(4)) * per_row(scale, weight), run)
+        output = with_weight(graph, name, quantize_weight(weight, scale, of_bits(4)) * per_channel(scale, weight, 0), run)
         noise = (output - expected).double().flatten(1).pow(2).sum(dim=1) / expected.double().flatten(1).pow(2).sum(dim=1)
         torch.testing.assert_close(measured.noise[4, FP16.bits], noise, rtol=1e-3, atol=1e-12)
         assert (measured.weights, measured.channels) == (weight.numel(), len(weight))

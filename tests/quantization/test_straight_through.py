@@ -9,7 +9,7 @@ import torch
 
 from dq_deploy.formats import of_bits
 from dq_deploy.quantization import numerics
-from dq_deploy.quantization.numerics import per_row
+from dq_deploy.quantization.numerics import per_channel, per_sample
 
 
 def round_ste(x: torch.Tensor) -> torch.Tensor:
@@ -23,7 +23,7 @@ def activation(x: torch.Tensor, inverse: torch.Tensor, zero: torch.Tensor, bits:
 
 
 def weight(w: torch.Tensor, scale: torch.Tensor, bits: int) -> torch.Tensor:
-    return torch.clamp(round_ste(w / per_row(scale, w)), *of_bits(bits).code_range(narrow=True))
+    return torch.clamp(round_ste(w / per_channel(scale, w, 0)), *of_bits(bits).code_range(narrow=True))
 
 
 def values_and_gradients(
@@ -50,7 +50,7 @@ def test_activations(bits: int, shape: tuple[int, ...], needed: tuple[bool, ...]
     torch.manual_seed(0)
     x = torch.randn(shape, dtype=torch.float64) * 2 ** (bits - 2)
     x.flatten()[:4] = torch.tensor([0.5, 1.5, -0.5, 2.5])  # ties, to be rounded to even
-    inverse, zero = (per_row(torch.rand(5, dtype=torch.float64) + 0.5, x), per_row(torch.randn(5, dtype=torch.float64), x))
+    inverse, zero = (per_sample(torch.rand(5, dtype=torch.float64) + 0.5, x), per_sample(torch.randn(5, dtype=torch.float64), x))
     inverse[0] = 1
     got = values_and_gradients(lambda *a: numerics.quantize(*a, of_bits(bits)), [x, inverse, zero], needed)
     assert_equal(got, values_and_gradients(lambda *a: activation(*a, bits), [x, inverse, zero], needed))

@@ -13,7 +13,7 @@ from ...formats import NumberFormat, of_bits
 from ...progress import Progress, silent
 from ..config import InitialRange, QuantizeConfig
 from ..graph.products import Layer
-from ..numerics import clipped_weight_scale, per_row, quantize, quantize_weight, weight_scale
+from ..numerics import clipped_weight_scale, per_channel, per_sample, quantize, quantize_weight, weight_scale
 from ..prepare import Prepared
 from ..quantizers.observation import Observation
 from ..quantizers.ranges import clips_weights, search_tables
@@ -161,10 +161,10 @@ def _rounded(layer: Layer, arguments: tuple[Any, ...], bits: Bits, config: Quant
 
 def _activation(x: torch.Tensor, fmt: NumberFormat, *, symmetric: bool, rule: InitialRange) -> torch.Tensor:
     scale, zero_point = search_tables(Observation.of(x, len(x)), fmt, symmetric=symmetric, rule=rule)
-    return quantize(x, per_row(1 / scale, x), per_row(zero_point, x), fmt) * per_row(scale, x)
+    return quantize(x, per_sample(1 / scale, x), per_sample(zero_point, x), fmt) * per_sample(scale, x)
 
 
 def _weight(weight: torch.Tensor, fmt: NumberFormat, block: int) -> torch.Tensor:
-    rows = weight.reshape(-1, block) if block else weight  # input channels that share a scale become a row
-    scale = (clipped_weight_scale if clips_weights(InitialRange.AUTO, fmt) else weight_scale)(rows, fmt)
-    return (quantize_weight(rows, scale, fmt) * per_row(scale, rows)).reshape(weight.shape)
+    blocks = weight.reshape(-1, block) if block else weight  # input channels that share a scale
+    scale = (clipped_weight_scale if clips_weights(InitialRange.AUTO, fmt) else weight_scale)(blocks, fmt)
+    return (quantize_weight(blocks, scale, fmt) * per_channel(scale, blocks, 0)).reshape(weight.shape)

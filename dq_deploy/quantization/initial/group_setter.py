@@ -48,9 +48,9 @@ class GroupSetter:
     Candidates for s are fitted on the first half of the seeds and judged on the other; the tables that stay are fitted on all of them.
     """
 
-    def __init__(self, group: Group, x: torch.Tensor, timestep: torch.Tensor, rows: int, config: QuantizeConfig) -> None:
+    def __init__(self, group: Group, x: torch.Tensor, timestep: torch.Tensor, table_rows: int, config: QuantizeConfig) -> None:
         self.group, self.quantizer, self.config = group, group.quantizer, config
-        self.x, self.timestep, self.rows = x, timestep, rows
+        self.x, self.timestep, self.table_rows = x, timestep, table_rows
         self.weights = {name: own(weight) for name, weight in group.weights.items()}
 
     def run(self) -> DilationRecord | None:
@@ -94,11 +94,11 @@ class GroupSetter:
 
     def _statistics(self) -> LayerStatistics:
         channels = self.x.movedim(self.quantizer.axis, 1).flatten(2) if self.x.dim() > 2 else self.x[:, :, None]  # [T·m, C, positions]
-        per_row = channels.unflatten(0, (self.rows, -1)).transpose(1, 2).flatten(2)  # [T, C, m·positions]
+        per_timestep = channels.unflatten(0, (self.table_rows, -1)).transpose(1, 2).flatten(2)  # [T, C, m·positions]
         layers = list(self.group.layers.values())
         return LayerStatistics(
-            channel_range=per_row.abs().amax(dim=2),
-            channel_power=per_row.pow(2).mean(dim=2),
+            channel_range=per_timestep.abs().amax(dim=2),
+            channel_power=per_timestep.pow(2).mean(dim=2),
             step=self.quantizer.scale_table(),
             weights=list(self.weights.values()),
             weight_steps=[layer.steps() for layer in layers],
@@ -106,7 +106,7 @@ class GroupSetter:
 
     def _split(self) -> None:
         """Seeds to fit on, and seeds to judge on with the float layers' outputs for them."""
-        x, timestep = self.x.unflatten(0, (self.rows, -1)), self.timestep.unflatten(0, (self.rows, -1))
+        x, timestep = self.x.unflatten(0, (self.table_rows, -1)), self.timestep.unflatten(0, (self.table_rows, -1))
         middle = max(1, x.shape[1] // 2)
         held = slice(middle, None) if x.shape[1] > 1 else slice(0, 1)
         self.fit = x[:, :middle].flatten(0, 1)
@@ -126,8 +126,10 @@ class GroupSetter:
         error = 0.0
         for name, layer in self.group.layers.items():
             exact = self.exact[name]
-            difference = (layer(quantized) - exact).unflatten(0, (self.rows, -1)).flatten(1).double().pow(2).sum(1)
-            error += float((difference / exact.unflatten(0, (self.rows, -1)).flatten(1).double().pow(2).sum(1).clamp(min=1e-30)).mean())
+            difference = (layer(quantized) - exact).unflatten(0, (self.table_rows, -1)).flatten(1).double().pow(2).sum(1)
+            error += float(
+                (difference / exact.unflatten(0, (self.table_rows, -1)).flatten(1).double().pow(2).sum(1).clamp(min=1e-30)).mean()
+            )
         return error
 
 

@@ -127,5 +127,5 @@ class ActivationQuantizer(nn.Module, ABC):
         """Quantize x [N, ...], each sample by its timestep [N]."""
         x = self.divided(x)
         scale, zero_point = self.scales(x, timestep)
-        codes = numerics.quantize(x, numerics.per_row(1 / scale, x), numerics.per_row(zero_point, x), self.format)
+        codes = numerics.quantize(x, numerics.per_sample(1 / scale, x), numerics.per_sample(zero_point, x), self.format)
         return Quantized(codes, scale)

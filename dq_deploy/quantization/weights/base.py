@@ -147,7 +147,7 @@ class QuantizedWeight(QuantizedLayer):
         """Divide the frozen layer's output channels by s [O]: its scales and its bias, the codes stay."""
         assert self.frozen is not None
         codes, scale = self.frozen
-        self.frozen = codes, scale / numerics.per_row(s, scale)
+        self.frozen = codes, scale / numerics.per_channel(s, scale, 0)
         if self.bias is not None:
             self.bias.data = self.bias.data / s
 
@@ -157,5 +157,5 @@ class QuantizedWeight(QuantizedLayer):
 
     def finish(self, y: torch.Tensor, w_scale: torch.Tensor, x_scale: torch.Tensor) -> torch.Tensor:
         """Integer sums → output: · (s_w[o] · s_t) + bias, in fp32."""
-        y = y * (numerics.per_channel(w_scale, y, self.channel_axis) * numerics.per_row(x_scale, y))
+        y = y * (numerics.per_channel(w_scale, y, self.channel_axis) * numerics.per_sample(x_scale, y))
         return y if self.bias is None else y + numerics.per_channel(self.bias, y, self.channel_axis)

@@ -25,4 +25,4 @@ class QuantizedMatmul(QuantizedLayer):
     def forward(self, a: Quantized, b: Quantized) -> torch.Tensor:
         """Product [N, ..., M, P] in fp32; each sample's own two scales."""
         y = torch.matmul(a.codes, b.codes)
-        return y * numerics.per_row(a.scale * b.scale, y)
+        return y * numerics.per_sample(a.scale * b.scale, y)

@@ -17,7 +17,7 @@ class WeightOnlyConv2d(QuantizedConv2d):
     def unpacking(self) -> torch.Tensor:
         """What the codes are multiplied with: [O, 1, 1, 1]."""
         codes, scale = self.integer_weight()
-        return numerics.per_row(scale, codes)
+        return numerics.per_channel(scale, codes, 0)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:  # type: ignore[override]  # float activations
         """Activation [N, C, H, W] → output [N, O, H', W'], fp32."""
