@@ -21,10 +21,10 @@ from dq_deploy.quantization.calibration.trajectories import Trajectories, collec
 from dq_deploy.quantization.calibration.walk import Walk
 from dq_deploy.quantization.config import Sampler
 from dq_deploy.quantization.pipeline import per_timestep_snr
-from dq_deploy.quantization.rows import PARTS
+from dq_deploy.quantization.table_rows import PARTS
 from dq_deploy.sources import load_source
 
-from .rows import halve_rows
+from .table_rows import halve_rows
 
 Model = Callable[..., torch.Tensor]
 WAYS = tuple(f"{PARTS >> halvings}" for halvings in range(PARTS.bit_length()))
@@ -132,7 +132,7 @@ class Study:
                 dilation="none", reference_samples=1, batch_size=_BATCH,
             )  # fmt: skip
             loaded = load_checkpoint(artifact.path)
-        return loaded.model, loaded.rows
+        return loaded.model, loaded.table_timesteps
 
     @torch.inference_mode()
     def _judge(self, model: torch.nn.Module, schedule: Schedule) -> Figures:

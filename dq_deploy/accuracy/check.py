@@ -26,7 +26,7 @@ from .bisect import bisect as find_where
 from .end_to_end import MAX_SNR_DIFFERENCE_DB, TimestepParity, end_to_end
 from .local import MAX_CODE_STEP, LayerParity, local_parity
 from .regions import RegionParity, region_parity
-from .rows_between import row_failures
+from .table_rows import table_row_failures
 
 
 class EngineParity(BaseModel):
@@ -116,7 +116,7 @@ def check(
     allowed = {name: _allowed(runner, bound) for name, runner in runners.items()}
     layers, tables, regions = [], [], []
     if is_kind(opened, BundleDetails):
-        tables = row_failures(opened, loaded)
+        tables = table_row_failures(opened, loaded)
         layers = local_parity(opened, loaded, reference, progress=progress)
         regions = region_parity(opened, loaded, reference)
         runners[_AS_WRITTEN] = OnnxRuntimeRunner(opened, optimized=False)

@@ -68,7 +68,7 @@ def error_sources(checkpoint: Checkpoint, timestep: float, *, min_snr: float | N
     reference = checkpoint.reference()
     row = reference.timesteps.tolist().index(timestep)
     graph = float_graph(checkpoint)
-    measured = layer_errors(checkpoint, rows=[row], graph=graph, progress=progress)
+    measured = layer_errors(checkpoint, table_rows=[row], graph=graph, progress=progress)
     bits = {layer.name: layer for layer in checkpoint.details.layers}
     layers = [_with_bits(layer, bits[layer.name]) for layer in find_layers(graph) if layer.name in bits]
     chosen = slice(max(1, _SAMPLES // reference.per_seed) * reference.per_seed)
@@ -76,9 +76,9 @@ def error_sources(checkpoint: Checkpoint, timestep: float, *, min_snr: float | N
     found = sensitivities(graph, inputs_at(checkpoint, reference, row, chosen), layers, _settings, config, progress)
     snr = snr_db(reference.outputs[row], checkpoint.model(*inputs_at(checkpoint, reference, row, slice(None))))
     total = sum(float(x.noise[_given(layer)].mean()) for x, layer in zip(found, layers, strict=True))
-    rows = [_source(x, layer, total, snr, measured.output_db.get(x.layer, [None])[0]) for x, layer in zip(found, layers, strict=True)]
-    below = (r.layer for r in rows if min_snr is not None and r.output_db is not None and r.output_db < min_snr)
-    return ErrorSources(timestep=timestep, snr_db=snr, first_below=next(below, None), layers=rows)
+    sources = [_source(x, layer, total, snr, measured.output_db.get(x.layer, [None])[0]) for x, layer in zip(found, layers, strict=True)]
+    below = (r.layer for r in sources if min_snr is not None and r.output_db is not None and r.output_db < min_snr)
+    return ErrorSources(timestep=timestep, snr_db=snr, first_below=next(below, None), layers=sources)
 
 
 def _with_bits(layer: Layer, record: QuantizedLayer) -> Layer:

@@ -49,19 +49,19 @@ class LayerErrors:
 
 
 @torch.no_grad()
-def layer_errors(checkpoint: Checkpoint, *, rows: Sequence[int] | None = None, graph: GraphModule | None = None,
+def layer_errors(checkpoint: Checkpoint, *, table_rows: Sequence[int] | None = None, graph: GraphModule | None = None,
                  progress: Progress = silent) -> LayerErrors:  # fmt: skip
     """Measure every layer of a checkpoint, with the float model that its manifest names where that can be loaded again.
 
-    ``rows`` of the table, by default all; ``graph`` is ``float_graph(checkpoint)`` where the caller has it.
+    ``table_rows`` of the table, by default all; ``graph`` is ``float_graph(checkpoint)`` where the caller has it.
 
     Raises ArtifactError when the float model's layers are not those of the checkpoint.
     """
     reference = checkpoint.reference()
-    rows = range(len(reference.timesteps)) if rows is None else rows
-    found = LayerErrors(reference.timesteps[list(rows)].tolist(), reference.samples.shape[1])
+    table_rows = range(len(reference.timesteps)) if table_rows is None else table_rows
+    found = LayerErrors(reference.timesteps[list(table_rows)].tolist(), reference.samples.shape[1])
     passes = list(_passes(reference))
-    with progress("error of every layer", len(rows) * len(passes) + 1) as advance:
+    with progress("error of every layer", len(table_rows) * len(passes) + 1) as advance:
         float_run = None
         try:
             float_run = _FloatRun(checkpoint, graph or float_graph(checkpoint))
@@ -70,7 +70,7 @@ def layer_errors(checkpoint: Checkpoint, *, rows: Sequence[int] | None = None, g
         advance(1, "float model loaded")
         quantized = _QuantizedRun(checkpoint)
         sums = _Sums(_folded_layers(checkpoint))
-        for row in rows:
+        for row in table_rows:
             for part in passes:
                 inputs = inputs_at(checkpoint, reference, row, part)
                 expected = float_run.outputs(inputs) if float_run else {}
@@ -180,8 +180,8 @@ class _Sums:
 
     def output_db(self) -> dict[str, list[float | None]]:
         found = {}
-        for name, rows in self.outputs.items():
-            sums = torch.stack([rows[row] for row in sorted(rows)])  # [T, 3, C]
+        for name, by_row in self.outputs.items():
+            sums = torch.stack([by_row[row] for row in sorted(by_row)])  # [T, 3, C]
             gain = torch.ones_like(sums[0, 0])
             if name in self.folded:  # the s that a channel was divided by is not stored: the least-squares factor over all timesteps
                 gain = sums[:, 1].sum(0) / sums[:, 2].sum(0).clamp(min=1e-300)
@@ -190,12 +190,12 @@ class _Sums:
         return found
 
     def activation_db(self) -> dict[str, list[float | None]]:
-        return {name: [_decibels(*rows[row].tolist()) for row in sorted(rows)] for name, rows in self.activations.items()}
+        return {name: [_decibels(*by_row[row].tolist()) for row in sorted(by_row)] for name, by_row in self.activations.items()}
 
 
 def _add(sums: dict[str, dict[int, torch.Tensor]], name: str, row: int, value: torch.Tensor) -> None:
-    rows = sums.setdefault(name, {})
-    rows[row] = rows[row] + value if row in rows else value
+    by_row = sums.setdefault(name, {})
+    by_row[row] = by_row[row] + value if row in by_row else value
 
 
 def _decibels(signal: float, noise: float) -> float | None:

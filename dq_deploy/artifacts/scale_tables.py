@@ -56,10 +56,10 @@ def read_tables(artifact: Artifact) -> dict[str, ScaleTable]:
     Raises UsageError (an engine, which has its tables inside) and ArtifactError (a table that is missing or does not fit the timesteps).
     """
     timesteps = artifact.manifest.timesteps
-    return {name: _table(artifact, name, rows, timesteps) for name, rows in read_rows(artifact).items()}
+    return {name: _table(artifact, name, table_rows, timesteps) for name, table_rows in read_table_rows(artifact).items()}
 
 
-def read_rows(artifact: Artifact) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+def read_table_rows(artifact: Artifact) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Scales and zero-points by quantizer, every row that there is: [T], interpolated ones between them in a bundle, or one for all [1].
 
     Raises as ``read_tables`` does.
@@ -73,7 +73,7 @@ def read_rows(artifact: Artifact) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     if not names:
         return {}
     arrays = _checkpoint_arrays(artifact, names) if isinstance(details, CheckpointDetails) else _bundle_arrays(artifact, names)
-    return {name: _rows(artifact, name, arrays) for name in names}
+    return {name: _table_rows(artifact, name, arrays) for name in names}
 
 
 def select_tables(artifact: Artifact, tables: Mapping[str, ScaleTable], pattern: str) -> dict[str, ScaleTable]:
@@ -93,7 +93,7 @@ def select_tables(artifact: Artifact, tables: Mapping[str, ScaleTable], pattern:
     return chosen
 
 
-def _rows(artifact: Artifact, name: str, arrays: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+def _table_rows(artifact: Artifact, name: str, arrays: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     scale, zero_point = arrays.get(f"{name}.{SCALE}"), arrays.get(f"{name}.{ZERO_POINT}", np.zeros(()))
     if scale is None:
         inverse = arrays.get(f"{name}.{INVERSE_SCALE}")
@@ -105,9 +105,9 @@ def _rows(artifact: Artifact, name: str, arrays: dict[str, np.ndarray]) -> tuple
     return scale.reshape(-1), zero_point.reshape(-1)
 
 
-def _table(artifact: Artifact, name: str, rows: tuple[np.ndarray, np.ndarray], timesteps: list[float]) -> ScaleTable:
+def _table(artifact: Artifact, name: str, table_rows: tuple[np.ndarray, np.ndarray], timesteps: list[float]) -> ScaleTable:
     found = []
-    for what, array in zip(("scale", "zero-point"), rows, strict=True):
+    for what, array in zip(("scale", "zero-point"), table_rows, strict=True):
         calibrated = _calibrated(array, len(timesteps))
         if calibrated is None:
             raise ArtifactError(f"{artifact.path}: quantizer '{name}' has {array.size} {what} rows for {len(timesteps)} timesteps")
@@ -116,12 +116,12 @@ def _table(artifact: Artifact, name: str, rows: tuple[np.ndarray, np.ndarray], t
     return ScaleTable(timesteps=timesteps, scales=scales.astype(float).tolist(), zero_points=zero_points.astype(int).tolist())
 
 
-def _calibrated(table: np.ndarray, rows: int) -> np.ndarray | None:
+def _calibrated(table: np.ndarray, table_rows: int) -> np.ndarray | None:
     """The rows of the calibrated timesteps; a bundle has as many interpolated ones between each two. None where the number does not fit."""
     if table.size == 1:
         return table
-    gaps = max(rows - 1, 1)
-    return table[:: (table.size - 1) // gaps] if table.size >= rows and (table.size - 1) % gaps == 0 else None
+    gaps = max(table_rows - 1, 1)
+    return table[:: (table.size - 1) // gaps] if table.size >= table_rows and (table.size - 1) % gaps == 0 else None
 
 
 def _checkpoint_arrays(artifact: Artifact, names: list[str]) -> dict[str, np.ndarray]:

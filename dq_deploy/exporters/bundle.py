@@ -128,7 +128,7 @@ def _integer_graph(checkpoint: Checkpoint, target: Target, *, int4: bool) -> tup
     static = len(checkpoint.timesteps) == 1 or not (checkpoint.artifact.manifest.quantization or {}).get("temporal", True)
     if target == "onnxruntime":
         _one_timestep(model.graph, timestep)
-    writer = _TARGETS[target](model.graph, timestep, checkpoint.rows, int4=int4, static=static)
+    writer = _TARGETS[target](model.graph, timestep, checkpoint.table_timesteps, int4=int4, static=static)
     return model, lower(model, writer, checkpoint.layers, checkpoint.quantizers, correction=output_bias(checkpoint.model))
 
 

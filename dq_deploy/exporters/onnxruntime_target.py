@@ -17,7 +17,7 @@ import torch
 from ..quantization.quantizers import ActivationQuantizer
 from .emitter import Emitter, number
 from .lower.kinds import Array, Operand, Place, QuantizerPlace, integer_product, scale, zero_point
-from .scales import Rows, as_codes, inverse_dilation
+from .scales import TableRows, as_codes, inverse_dilation
 
 _INT8, _UINT8 = ir.DataType.INT8, ir.DataType.UINT8
 
@@ -34,13 +34,13 @@ class OnnxRuntimeTarget:
 
     def __init__(self, graph: ir.Graph, timestep: ir.Value, timesteps: torch.Tensor, *, int4: bool = False, static: bool = False) -> None:
         self.int4, self.static = int4, static
-        self._rows = Rows(graph, timestep, timesteps[:1] if static else timesteps, per_sample=False)
+        self._table_rows = TableRows(graph, timestep, timesteps[:1] if static else timesteps, per_sample=False)
 
     def row(self, name: str, table: Array) -> ir.Value:
         """See ``lower.Target``."""
         if self.static and table.ndim > 1:  # no scale of a product
             return number(name, table[:1])
-        return self._rows.of(name, table[:1] if self.static else table)
+        return self._table_rows.of(name, table[:1] if self.static else table)
 
     def quantize(self, emit: Emitter, x: ir.Value, quantizer: ActivationQuantizer, name: str, pads: list[int], *, right: bool) -> Operand:  # noqa: ARG002
         """See the module."""

@@ -18,12 +18,12 @@ from ..quantization.quantizers import ActivationQuantizer
 from .emitter import Emitter
 
 
-class Rows:
+class TableRows:
     """The rows of tables [T, ...] that the timestep selects, [N, ...] or, not ``per_sample``, one for the batch."""
 
     def __init__(self, graph: ir.Graph, timestep: ir.Value, timesteps: torch.Tensor, *, per_sample: bool) -> None:
         self.graph = graph
-        self._row = select_rows(graph, timestep, timesteps, per_sample=per_sample)
+        self._row = select_table_rows(graph, timestep, timesteps, per_sample=per_sample)
         self._anchor = self._row.producer()  # it stays where it is, unlike the placeholders that follow
         self._gathered: dict[str, ir.Value] = {}
 
@@ -36,10 +36,10 @@ class Rows:
         return self._gathered[name]
 
 
-def select_rows(graph: ir.Graph, timestep: ir.Value, timesteps: torch.Tensor, *, per_sample: bool) -> ir.Value:
+def select_table_rows(graph: ir.Graph, timestep: ir.Value, timesteps: torch.Tensor, *, per_sample: bool) -> ir.Value:
     """Emit the row selection at the graph's start: compare with midpoints and sum. Gives [N] rows, or one scalar row.
 
-    The same arithmetic as ``quantization.numerics.select_rows``: fp32, strictly greater, so that a midpoint goes to the smaller timestep.
+    The same arithmetic as ``quantization.numerics.select_table_rows``: fp32, strictly greater, so a midpoint goes to the smaller timestep.
     """
     emit = Emitter(graph, "row_selection", next(iter(graph), None))
     boundaries = midpoints(timesteps).numpy()

@@ -18,7 +18,7 @@ from ..formats.tables import INVERSE_SCALE
 from ..quantization.quantizers import ActivationQuantizer
 from .emitter import Emitter, number
 from .lower.kinds import Array, Operand, Place, QuantizerPlace, qdq_product, scale, zero_point
-from .scales import Rows, inverse_dilation
+from .scales import TableRows, inverse_dilation
 
 _INT8 = ir.DataType.INT8
 
@@ -34,12 +34,12 @@ class TensorRTTarget:
 
     def __init__(self, graph: ir.Graph, timestep: ir.Value, timesteps: torch.Tensor, *, int4: bool = True, static: bool = False) -> None:
         self.int4 = int4
-        self._rows = None if static else Rows(graph, timestep, timesteps, per_sample=True)
+        self._table_rows = None if static else TableRows(graph, timestep, timesteps, per_sample=True)
 
     def row(self, name: str, table: Array) -> ir.Value:
         """See ``lower.Target``."""
-        if self._rows is not None:
-            return self._rows.of(name, table)
+        if self._table_rows is not None:
+            return self._table_rows.of(name, table)
         return number(name, table[0] if table.ndim == 1 else table[:1])
 
     def quantize(self, emit: Emitter, x: ir.Value, quantizer: ActivationQuantizer, name: str, pads: list[int], *, right: bool) -> Operand:  # noqa: ARG002

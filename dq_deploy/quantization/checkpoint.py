@@ -34,7 +34,7 @@ from .integrity import check_output_bias, not_finite
 from .output_bias import TARGET as OUTPUT_BIAS
 from .output_bias import OutputBias, attach, output_bias
 from .quantizers import ActivationQuantizer, kind_of
-from .rows import between, parts
+from .table_rows import between, parts
 from .weights import LAYERS, QuantizedMatmul, QuantizedWeight
 
 _BIAS_TABLE = f"{OUTPUT_BIAS}.{TABLE}"
@@ -49,7 +49,7 @@ class Checkpoint:
     artifact: Artifact[CheckpointDetails]
     model: GraphModule
     timesteps: torch.Tensor  # [T] ascending
-    rows: torch.Tensor  # [R] ascending: timesteps of the tables' rows in use, the calibrated ones among them
+    table_timesteps: torch.Tensor  # [R] ascending: timesteps of the tables' rows in use, the calibrated ones among them
 
     @property
     def details(self) -> CheckpointDetails:
@@ -171,7 +171,7 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
 
 def _rebuild(description: dict[str, Any], tensors: dict[str, torch.Tensor], timesteps: torch.Tensor, gaps: int) -> GraphModule:
     """The quantized graph; ``gaps`` is the number of parts that the tables' gaps are divided into."""
-    root, rows = nn.Module(), between(timesteps, gaps).float()
+    root, table_timesteps = nn.Module(), between(timesteps, gaps).float()
     constants = {str(node["target"]) for node in description["nodes"] if node["op"] == "get_attr"}
     root.add_module("layers", nn.Module())
     root.add_module("quantizers", nn.Module())
@@ -183,7 +183,7 @@ def _rebuild(description: dict[str, Any], tensors: dict[str, torch.Tensor], time
         root.get_submodule("quantizers").add_module(encode(name), quantizer)
     if (config := description.get("output_bias")) is not None:  # without: a checkpoint from before there was one
         check_output_bias(_BIAS_TABLE, tensors, len(timesteps))
-        attach(root, OutputBias(between(tensors[_BIAS_TABLE], gaps).float(), rows, **config))
+        attach(root, OutputBias(between(tensors[_BIAS_TABLE], gaps).float(), table_timesteps, **config))
     graph = load_graph(description["nodes"])
     for node in graph.nodes:
         if node.op == "get_attr":

@@ -28,7 +28,7 @@ class Clipped:
         outside = (x < numerics.per_sample(low, x)) | (x > numerics.per_sample(high, x))
         found = torch.stack([torch.full_like(timestep, x[0].numel(), dtype=torch.float64), outside.flatten(1).sum(dim=1).double()])
         counts = self._counts.setdefault(name, torch.zeros(2, quantizer.table_rows, dtype=torch.float64))
-        counts.index_add_(1, numerics.select_rows(timestep, quantizer.boundaries).cpu(), found.cpu())
+        counts.index_add_(1, numerics.select_table_rows(timestep, quantizer.boundaries).cpu(), found.cpu())
 
     def shares(self) -> dict[str, list[float]]:
         """By quantizer: the clipped share of its values at each row's timestep [T]; without those that clip nothing at all."""

@@ -31,13 +31,13 @@ def read_format(name: str, entry: Mapping[str, Any]) -> NumberFormat:
         raise ArtifactError(f"'{name}' has {said}") from None
 
 
-def check_quantizer(name: str, tensors: Mapping[str, torch.Tensor], rows: int, fmt: NumberFormat, *, channels: int) -> None:
-    """Tables of ``rows`` scales > 0 and int8 zero-points in range, and a dilation > 0 per channel."""
+def check_quantizer(name: str, tensors: Mapping[str, torch.Tensor], table_rows: int, fmt: NumberFormat, *, channels: int) -> None:
+    """Tables of ``table_rows`` scales > 0 and int8 zero-points in range, and a dilation > 0 per channel."""
     scale, zero_point, dilation = (f"{name}.{part}" for part in (SCALE, ZERO_POINT, DILATION))
-    _check_scale(scale, tensors[scale], [rows], "calibrated timesteps")
+    _check_scale(scale, tensors[scale], [table_rows], "calibrated timesteps")
     _check_codes(zero_point, tensors[zero_point], fmt, narrow=False)
-    if tensors[zero_point].shape != (rows,):
-        raise ArtifactError(f"table '{zero_point}' has not one row for each of {rows} calibrated timesteps")
+    if tensors[zero_point].shape != (table_rows,):
+        raise ArtifactError(f"table '{zero_point}' has not one row for each of {table_rows} calibrated timesteps")
     _check_scale(dilation, tensors[dilation], [channels], "channels")
 
 
@@ -59,11 +59,13 @@ def check_weight(name: str, tensors: Mapping[str, torch.Tensor], fmt: NumberForm
         raise ArtifactError(f"'{bias}' is {added.dtype} {tuple(added.shape)}, and the layer has {len(codes)} output channels")
 
 
-def check_output_bias(name: str, tensors: Mapping[str, torch.Tensor], rows: int) -> None:
-    """A table [T, C] of ``rows`` rows."""
+def check_output_bias(name: str, tensors: Mapping[str, torch.Tensor], table_rows: int) -> None:
+    """A table [T, C] of ``table_rows`` rows."""
     table = tensors[name]
-    if table.dtype != torch.float32 or table.dim() != 2 or len(table) != rows or not table.shape[1]:
-        raise ArtifactError(f"table '{name}' is {table.dtype} {tuple(table.shape)}, not one row for each of {rows} calibrated timesteps")
+    if table.dtype != torch.float32 or table.dim() != 2 or len(table) != table_rows or not table.shape[1]:
+        raise ArtifactError(
+            f"table '{name}' is {table.dtype} {tuple(table.shape)}, not one row for each of {table_rows} calibrated timesteps"
+        )
 
 
 def _check_codes(name: str, codes: torch.Tensor, fmt: NumberFormat, *, narrow: bool) -> None:

@@ -21,7 +21,7 @@ def midpoints(timesteps: torch.Tensor | Sequence[float]) -> torch.Tensor:
     return (t[1:] + t[:-1]) / 2
 
 
-def select_rows(timestep: torch.Tensor, boundaries: torch.Tensor) -> torch.Tensor:
+def select_table_rows(timestep: torch.Tensor, boundaries: torch.Tensor) -> torch.Tensor:
     """Row of the calibrated timestep nearest to each input timestep: [N] of any dtype → int64 [N].
 
     By value in fp32; a midpoint goes to the smaller timestep. Compare and sum, because ``torch.bucketize`` exports to a hundred nodes.

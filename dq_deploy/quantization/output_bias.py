@@ -41,9 +41,9 @@ class OutputBias(nn.Module):
 
     def forward(self, y: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
         """Output [N, ...] and timestep [N] → output, in fp32."""
-        return y - self.rows(y.dim())[numerics.select_rows(timestep, self.boundaries)]
+        return y - self.shaped(y.dim())[numerics.select_table_rows(timestep, self.boundaries)]
 
-    def rows(self, rank: int) -> torch.Tensor:
+    def shaped(self, rank: int) -> torch.Tensor:
         """The table, its rows shaped to broadcast over an output of this rank: [T, 1, ..., C, ..., 1]."""
         shape = [len(self.table), *[1] * (rank - 1)]
         shape[self.axis] = -1

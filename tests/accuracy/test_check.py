@@ -20,7 +20,7 @@ from dq_deploy.engines.openvino.runner import OpenVinoRunner
 from dq_deploy.errors import AccuracyGateError, ArtifactError, EnvironmentProblem, UsageError
 from dq_deploy.quantization import load_checkpoint
 from dq_deploy.quantization.quantizers import Quantized
-from dq_deploy.quantization.rows import parts
+from dq_deploy.quantization.table_rows import parts
 from tests.flow import STEPS, Flow, altered, altered_manifest
 
 TARGETS = ["tensorrt", "onnxruntime"]

@@ -179,7 +179,7 @@ def test_rows_are_selected_by_value(checkpoint: Artifact) -> None:
     """Flow matching's timesteps are any numbers: near a calibrated one its row counts."""
     loaded = load_checkpoint(checkpoint.path)
     for quantizer in (q for q in loaded.quantizers.values() if not q.fixed):
-        scale, zero_point = quantizer.rows(loaded.rows + 0.25)
+        scale, zero_point = quantizer.selected(loaded.table_timesteps + 0.25)
         assert torch.equal(scale, quantizer.scale_table())
         assert torch.equal(zero_point.to(torch.int8), quantizer.zero_point_table())
 

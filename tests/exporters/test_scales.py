@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dq_deploy.exporters.scales import select_rows
+from dq_deploy.exporters.scales import select_table_rows
 from dq_deploy.quantization import numerics
 
 DENSE = [0.0, 1.0, 2.0]
@@ -20,7 +20,7 @@ def selection(timesteps: list[float], *, per_sample: bool) -> onnxruntime.Infere
     """The row selection alone, as the target writes it."""
     timestep = ir.Value(name="timestep", type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape(["batch"] if per_sample else [1]))
     graph = ir.Graph([timestep], [], nodes=[], opset_imports={"": 21}, name="rows")
-    row = select_rows(graph, timestep, torch.tensor(timesteps), per_sample=per_sample)
+    row = select_table_rows(graph, timestep, torch.tensor(timesteps), per_sample=per_sample)
     row.shape = ir.Shape(["batch"] if per_sample else [])
     graph.outputs.append(row)
     model = ir.to_proto(ir.Model(graph, ir_version=10))
@@ -36,7 +36,7 @@ SESSIONS = {
 
 def check(key: tuple[str, bool], asked: np.ndarray) -> None:
     timesteps, session = SESSIONS[key]
-    expected = numerics.select_rows(torch.from_numpy(asked), numerics.midpoints(timesteps)).tolist()
+    expected = numerics.select_table_rows(torch.from_numpy(asked), numerics.midpoints(timesteps)).tolist()
     if key[1]:
         assert session.run(None, {"timestep": asked})[0].tolist() == expected
     else:

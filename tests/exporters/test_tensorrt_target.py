@@ -9,7 +9,7 @@ import torch
 from dq_deploy.artifacts import Artifact
 from dq_deploy.exporters import export
 from dq_deploy.quantization.checkpoint import Checkpoint, load_checkpoint
-from dq_deploy.quantization.rows import parts
+from dq_deploy.quantization.table_rows import parts
 from tests.tiny import SHAPE, change_tensors, run, snr_db
 
 

@@ -63,7 +63,7 @@ def test_a_checkpoint_has_the_shares_of_its_held_out_samples(plain_checkpoint: C
         for row, timestep in enumerate(reference.timesteps):
             inputs = {names[0]: reference.samples[row], "timestep": timestep.repeat(reference.samples.shape[1])}
             plain_checkpoint.model(*[inputs[name] for name in names])
-    rows = {float(t): index for index, t in enumerate(plain_checkpoint.rows)}
+    rows = {float(t): index for index, t in enumerate(plain_checkpoint.table_timesteps)}
     calibrated = [rows[float(t)] for t in plain_checkpoint.timesteps]
     again = {name: [shares[index] for index in calibrated] for name, shares in found.shares().items()}
     stored = plain_checkpoint.details.clipped

@@ -27,7 +27,7 @@ from dq_deploy.quantization.graph.plan import Plan, make_plan
 from dq_deploy.quantization.integrity import read_format
 from dq_deploy.quantization.quantizers import ActivationQuantizer
 from dq_deploy.quantization.quantizers.observation import Observation
-from dq_deploy.quantization.rows import between
+from dq_deploy.quantization.table_rows import between
 from dq_deploy.quantization.weights import QuantizedLinear
 from tests.tiny import PlainUNet, make_checkpoint, resealed
 

@@ -192,7 +192,7 @@ def test_a_run_that_goes_on_has_the_range_of_probabilities_again(tmp_path: Path)
     made = make_checkpoint(Spread(0.3), tmp_path / "spread", shape=(1, 32, 32), dilation="none", iterations=0)
     (quantizer,) = [q for _, q in named_quantizers(made.model) if q.fixed]
     assert isinstance(quantizer, ProbabilityQuantizer)
-    fresh = ProbabilityQuantizer(made.rows, of_bits(8), symmetric=False, axis=0, channels=1)
+    fresh = ProbabilityQuantizer(made.table_timesteps, of_bits(8), symmetric=False, axis=0, channels=1)
     fresh.log_scale.data.copy_(quantizer.log_scale)  # as the stages of a work folder are loaded
     assert torch.equal(fresh.scale_table(), quantizer.scale_table())
     assert fresh.scale_table()[0] == torch.tensor(2.0**-6 / 255)

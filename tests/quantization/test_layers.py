@@ -60,7 +60,7 @@ def test_a_row_is_trained_by_its_own_timesteps_only(symmetric: bool) -> None:
         t = torch.tensor(timesteps)
         codes, scale = made(x[: len(t)], t)
         (codes * scale.reshape(-1, 1, 1, 1) - x[: len(t)]).pow(2).sum().backward()
-        optimizer.step(torch.zeros(4, dtype=torch.bool).index_fill(0, numerics.select_rows(t, made.boundaries), True))
+        optimizer.step(torch.zeros(4, dtype=torch.bool).index_fill(0, numerics.select_table_rows(t, made.boundaries), True))
         optimizer.zero_grad()
         return (torch.cat([p.detach() for p in parameters], dim=1) != before).any(dim=1)
 

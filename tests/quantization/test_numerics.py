@@ -60,7 +60,7 @@ def test_rows_are_the_nearest_by_value_and_a_midpoint_goes_down(calibrated: set[
     middle = (timesteps[1:] + timesteps[:-1]) / 2
     t = np.concatenate([np.array(asked, dtype=np.float32), timesteps, middle])
     distance = np.abs(t[:, None].astype(np.float64) - timesteps.astype(np.float64))
-    got = numerics.select_rows(torch.from_numpy(t), numerics.midpoints(timesteps))
+    got = numerics.select_table_rows(torch.from_numpy(t), numerics.midpoints(timesteps))
     assert got.tolist() == distance.argmin(axis=1).tolist()  # argmin takes the first, that is the smaller, of two equals
     assert got[len(asked) + len(timesteps) :].tolist() == list(range(len(middle)))
 
@@ -68,7 +68,7 @@ def test_rows_are_the_nearest_by_value_and_a_midpoint_goes_down(calibrated: set[
 def test_integer_timesteps_select_like_floats() -> None:
     boundaries = numerics.midpoints([1.0, 51.0, 101.0])
     asked = [0, 26, 27, 76, 77, 999]
-    assert numerics.select_rows(torch.tensor(asked), boundaries).tolist() == [0, 0, 1, 1, 2, 2]
+    assert numerics.select_table_rows(torch.tensor(asked), boundaries).tolist() == [0, 0, 1, 1, 2, 2]
 
 
 def test_a_clipped_element_passes_no_gradient() -> None:

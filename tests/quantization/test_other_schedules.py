@@ -104,7 +104,7 @@ def test_rows_are_where_the_network_is_called(saved: tuple[Any, Artifact]) -> No
     assert entry["calibrated_with"]["class"] == entry["class"] == type(scheduler).__name__
     assert entry["calibrated_with"]["why"].startswith(("its timesteps run from -1.554 to 1.096", "the scheduler has no alphas_cumprod"))
     # The rows between are on straight lines between these, ascending, at negative times too.
-    rows = checkpoint.rows
+    rows = checkpoint.table_timesteps
     torch.testing.assert_close(rows[:: (len(rows) - 1) // 3], torch.tensor(bundle.manifest.timesteps))
     assert bool((rows.diff() > 0).all())
     assert check(bundle, bundle.path.parent / "checkpoint")

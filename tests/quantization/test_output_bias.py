@@ -16,7 +16,7 @@ from dq_deploy.quantization.calibration.trajectories import Trajectories
 from dq_deploy.quantization.checkpoint import Checkpoint, load_checkpoint
 from dq_deploy.quantization.config import QuantizeConfig
 from dq_deploy.quantization.output_bias import OutputBias, channel_axis, insert_output_bias, mean_error, output_bias
-from dq_deploy.quantization.rows import parts
+from dq_deploy.quantization.table_rows import parts
 from tests.tiny import WHOLE, PlainUNet, change_tensors, make_checkpoint, quantized_copy, run
 
 TABLE = "corrections.output_bias.table"

@@ -22,7 +22,7 @@ from diffusers import (
 
 from dq_deploy.errors import UsageError
 from dq_deploy.quantization.calibration.choice import choose
-from dq_deploy.quantization.calibration.schedules import distinct_rows, one_call_each, plain_config
+from dq_deploy.quantization.calibration.schedules import distinct_timesteps, one_call_each, plain_config
 from dq_deploy.quantization.calibration.trajectories import Trajectories, collect_trajectories, seeded_noise
 from dq_deploy.quantization.config import Sampler
 from tests.tiny import SHAPE
@@ -104,7 +104,7 @@ def test_euler_scales_the_input() -> None:
 
 
 def test_seeds_take_repeated_evaluations_in_turn() -> None:
-    rows = distinct_rows([700.0, 400.0, 400.0, 100.0])
+    rows = distinct_timesteps([700.0, 400.0, 400.0, 100.0])
     assert rows == {100.0: [3], 400.0: [1, 2], 700.0: [0]}
     calls = [torch.full((6,), float(k)) for k in range(4)]
     assert one_call_each(calls, rows[400.0], per_seed=1).tolist() == [1, 2, 1, 2, 1, 2]

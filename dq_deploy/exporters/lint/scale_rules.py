@@ -54,12 +54,12 @@ def subnormal_scale(view: View) -> Iterator[Hit]:
     yield from _scales(view, "subnormal", lambda scale, tiny: (scale != 0) & (np.abs(scale) < tiny))
 
 
-def _timesteps(view: View, rows: int) -> Array | None:
+def _timesteps(view: View, table_rows: int) -> Array | None:
     """Timesteps of a table's rows: calibrated ones, and between each two as many as there are rows for; None if that does not fit."""
     gaps = len(view.timesteps) - 1
-    if gaps < 1 or rows <= gaps or (rows - 1) % gaps:
+    if gaps < 1 or table_rows <= gaps or (table_rows - 1) % gaps:
         return None
-    return np.interp(np.linspace(0, gaps, rows), np.arange(gaps + 1), view.timesteps)
+    return np.interp(np.linspace(0, gaps, table_rows), np.arange(gaps + 1), view.timesteps)
 
 
 def _scales(view: View, what: str, bad: Callable[[Array, float], Array]) -> Iterator[Hit]:
@@ -73,8 +73,8 @@ def _scales(view: View, what: str, bad: Callable[[Array, float], Array]) -> Iter
         if not len(where):
             continue
         steps = _timesteps(view, scale.size) if kind == "table of scales" else None
-        rows = (f"[{i}]{'' if steps is None else f' (timestep {steps[i]:g})'} = {scale[i]:g}" for i in where[:_SHOWN])
-        shown = ", ".join(rows) + (" …" if len(where) > _SHOWN else "")
+        found = (f"[{i}]{'' if steps is None else f' (timestep {steps[i]:g})'} = {scale[i]:g}" for i in where[:_SHOWN])
+        shown = ", ".join(found) + (" …" if len(where) > _SHOWN else "")
         values = {
             "count": len(where),
             "of": scale.size,

@@ -10,4 +10,4 @@ from .kinds import Place
 
 def corrected(at: Place, correction: OutputBias) -> ir.Value:
     """The output [N, ...] less the timestep's row."""
-    return at.emitter().op("Sub", [at.x, at.target.row(f"{at.name}.table", correction.rows(at.rank).numpy())])
+    return at.emitter().op("Sub", [at.x, at.target.row(f"{at.name}.table", correction.shaped(at.rank).numpy())])

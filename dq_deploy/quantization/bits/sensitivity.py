@@ -49,12 +49,12 @@ def measure_sensitivities(prepared: Prepared, settings: Callable[[Layer], Sequen
     """
     config, graph = prepared.config, prepared.float_graph
     data = prepared.calibration.collect(prepared.call(graph), range(config.seed, config.seed + SEEDS), progress)
-    rows = torch.linspace(0, len(data.timesteps) - 1, min(MOST_TIMESTEPS, len(data.timesteps))).round().long()
+    table_rows = torch.linspace(0, len(data.timesteps) - 1, min(MOST_TIMESTEPS, len(data.timesteps))).round().long()
     count = data.samples.shape[1]
     inputs = {
-        prepared.names[0]: data.samples[rows].flatten(0, 1),
-        "timestep": data.timesteps[rows].repeat_interleave(count),
-        **{name: value.repeat(len(rows), *[1] * (value.dim() - 1)) for name, value in data.conditions.items()},
+        prepared.names[0]: data.samples[table_rows].flatten(0, 1),
+        "timestep": data.timesteps[table_rows].repeat_interleave(count),
+        **{name: value.repeat(len(table_rows), *[1] * (value.dim() - 1)) for name, value in data.conditions.items()},
     }
     values = [inputs[name].to(prepared.device) for name in prepared.names]
     return sensitivities(graph, values, prepared.plan.quantized, settings, config, progress), inputs["timestep"]

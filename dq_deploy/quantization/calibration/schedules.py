@@ -33,16 +33,16 @@ def _plain(value: Any) -> Any:
     return value if known else str(value)  # an infinity, or a torch.dtype of a scheduler of the user's own
 
 
-def distinct_rows(timesteps: Sequence[float]) -> dict[float, list[int]]:
+def distinct_timesteps(timesteps: Sequence[float]) -> dict[float, list[int]]:
     """Distinct timesteps, ascending, each with the positions at which ``timesteps`` has it.
 
     Schedulers of higher order evaluate the network several times at one timestep (PNDM repeats one, Heun all but the first), and a table
     has one row for it.
     """
-    rows: dict[float, list[int]] = {}
+    positions: dict[float, list[int]] = {}
     for position, timestep in enumerate(timesteps):
-        rows.setdefault(timestep, []).append(position)
-    return dict(sorted(rows.items()))
+        positions.setdefault(timestep, []).append(position)
+    return dict(sorted(positions.items()))
 
 
 def one_call_each(calls: list[torch.Tensor], positions: Sequence[int], per_seed: int) -> torch.Tensor:

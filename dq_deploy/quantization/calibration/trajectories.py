@@ -47,8 +47,8 @@ class Trajectories:
     def flat(self, samples: slice) -> tuple[torch.Tensor, torch.Tensor, Conditions]:
         """(samples [T·m, ...], timestep [T·m], conditions) of the chosen samples, timesteps slowest."""
         chosen = self.samples[:, samples]
-        rows, count = chosen.shape[:2]
-        conditions = {k: v[samples].repeat(rows, *[1] * (v.dim() - 1)) for k, v in self.conditions.items()}
+        table_rows, count = chosen.shape[:2]
+        conditions = {k: v[samples].repeat(table_rows, *[1] * (v.dim() - 1)) for k, v in self.conditions.items()}
         return chosen.flatten(0, 1), self.timesteps.repeat_interleave(count), conditions
 
 
@@ -71,12 +71,10 @@ def turns(size: int, count: int) -> torch.Tensor:
 def assemble(timesteps: Sequence[float], samples: list[torch.Tensor], outputs: list[torch.Tensor], conditions: Conditions,
              per_seed: int) -> Trajectories:  # fmt: skip
     """Trajectories from the model's calls in their order: at each of ``timesteps``, samples [n, ...] and outputs [n, ...]."""
-    rows = schedules.distinct_rows(timesteps)
-    pick = [(schedules.one_call_each(samples, at, per_seed), schedules.one_call_each(outputs, at, per_seed)) for at in rows.values()]
-    return Trajectories(
-        torch.tensor(list(rows), dtype=torch.float32), torch.stack([x for x, _ in pick]), torch.stack([y for _, y in pick]), conditions,
-        per_seed,
-    )  # fmt: skip
+    positions = schedules.distinct_timesteps(timesteps)
+    pick = [(schedules.one_call_each(samples, at, per_seed), schedules.one_call_each(outputs, at, per_seed)) for at in positions.values()]
+    steps = torch.tensor(list(positions), dtype=torch.float32)
+    return Trajectories(steps, torch.stack([x for x, _ in pick]), torch.stack([y for _, y in pick]), conditions, per_seed)
 
 
 @torch.no_grad()

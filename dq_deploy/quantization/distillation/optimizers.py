@@ -32,7 +32,7 @@ class _Table:
 class TableAdam:
     """Adam on tables [T, 1]; a row that the batch does not touch keeps its value and its moments, as under ``torch.optim.SparseAdam``.
 
-    Works on dense gradients and is told the rows, because sparse gradients cost more than the tables are worth.
+    Works on dense gradients and takes the rows as an argument, because sparse gradients cost more than the tables are worth.
     """
 
     def __init__(self, tables: Mapping[torch.nn.Parameter, float]) -> None:
@@ -40,11 +40,11 @@ class TableAdam:
         self.steps = 0
 
     @torch.no_grad()
-    def step(self, rows: torch.Tensor, factor: float = 1.0) -> None:
-        """Move the rows that are touched (``rows`` [T], bool; a table of one row always is), learning rates times ``factor``."""
+    def step(self, table_rows: torch.Tensor, factor: float = 1.0) -> None:
+        """Move the rows that are touched (``table_rows`` [T], bool; a table of one row always is), learning rates times ``factor``."""
         self.steps += 1
         correction = math.sqrt(1 - _BETAS[1] ** self.steps) / (1 - _BETAS[0] ** self.steps)
-        mask = rows[:, None]
+        mask = table_rows[:, None]
         for table in self.tables:
             gradient = table.parameter.grad
             if gradient is None:

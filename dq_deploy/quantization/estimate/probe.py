@@ -98,11 +98,11 @@ class Probe:
         examples = self.prepared.calibration.examples
         return noise, {name: value[torch.arange(count) % len(value)] for name, value in examples.items()}
 
-    def _trajectories(self, rows: int, seeds: int) -> Trajectories:
+    def _trajectories(self, table_rows: int, seeds: int) -> Trajectories:
         """Trajectories of noise, with an output that is right in shape alone."""
         noise, conditions = self._inputs(seeds * self.per_seed)
-        output = self.output[:1].expand(rows, len(noise), *self.output.shape[1:])
-        return Trajectories(torch.linspace(1, 999, rows), noise.expand(rows, *noise.shape), output, conditions, self.per_seed)
+        output = self.output[:1].expand(table_rows, len(noise), *self.output.shape[1:])
+        return Trajectories(torch.linspace(1, 999, table_rows), noise.expand(table_rows, *noise.shape), output, conditions, self.per_seed)
 
     def _initialization(self, dilated: int, samples: int) -> float:
         """Seconds of the initialization: what does not depend on samples, what the ``dilated`` take, and the pass over all ``samples``."""

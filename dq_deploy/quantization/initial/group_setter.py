@@ -116,7 +116,7 @@ class GroupSetter:
     def apply(self, s: torch.Tensor, x: torch.Tensor) -> None:
         """Set dilation, weights and tables for ``s`` [C], the tables from ``x``."""
         set_weights(self.group, self.weights, s, self.config)
-        seen = Observation.of(self.quantizer.divided(x), self.quantizer.fitted_rows, counted=self.quantizer.counted)
+        seen = Observation.of(self.quantizer.divided(x), self.quantizer.fitted_table_rows, counted=self.quantizer.counted)
         self.quantizer.calibrate(seen, self.config)
 
     def _error(self, s: torch.Tensor) -> float:

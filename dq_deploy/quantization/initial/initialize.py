@@ -125,10 +125,10 @@ def mean_snr(quantized: GraphModule, data: Trajectories, judge: slice, batch_siz
         values = {k: v[part] for k, v in conditions.items()}
         got = quantized(*arguments(quantized, samples[part], timestep[part], values)).cpu()
         noise.append((got - expected[part]).flatten(1).double().pow(2).sum(dim=1))
-    rows = len(data.timesteps)
+    table_rows = len(data.timesteps)
     power = expected.flatten(1).double().pow(2).sum(dim=1)
-    noises = torch.cat(noise).reshape(rows, -1).sum(dim=1).tolist()
-    found = [ratio_db(signal, error) for signal, error in zip(power.reshape(rows, -1).sum(dim=1).tolist(), noises, strict=True)]
+    noises = torch.cat(noise).reshape(table_rows, -1).sum(dim=1).tolist()
+    found = [ratio_db(signal, error) for signal, error in zip(power.reshape(table_rows, -1).sum(dim=1).tolist(), noises, strict=True)]
     return round(fmean(FLOOR_DB if math.isnan(snr) else snr for snr in found), 4)
 
 
@@ -205,15 +205,15 @@ def quantizer_groups(graph_module: GraphModule, float_graph: GraphModule | None 
 class _Initializer(Watcher):
     """Sets dilation, weights and tables of each group, from all timesteps at once."""
 
-    def __init__(self, module: GraphModule, groups: Mapping[str, list[Group]], rows: int, timestep: torch.Tensor,
+    def __init__(self, module: GraphModule, groups: Mapping[str, list[Group]], table_rows: int, timestep: torch.Tensor,
                  config: QuantizeConfig, advance: Any) -> None:  # fmt: skip
         super().__init__(module, groups, advance)
-        self.rows, self.timestep, self.config = rows, timestep, config
+        self.table_rows, self.timestep, self.config = table_rows, timestep, config
         self.records: list[DilationRecord] = []
 
     def watch(self, group: Group, value: torch.Tensor) -> None:
-        record = GroupSetter(group, value, self.timestep, self.rows, self.config).run()
+        record = GroupSetter(group, value, self.timestep, self.table_rows, self.config).run()
         self.records += [record] if record else []
 
     def where(self, sample: int) -> tuple[float, int]:
-        return float(self.timestep[sample]), sample % (len(self.timestep) // self.rows)
+        return float(self.timestep[sample]), sample % (len(self.timestep) // self.table_rows)

@@ -51,7 +51,7 @@ class Observer(Watcher):
     def __init__(self, module: GraphModule, groups: Mapping[str, list[Group]], advance: Any) -> None:
         super().__init__(module, groups, advance)
         self.seen = {
-            group.name: Observation.nothing(group.quantizer.fitted_rows, device_of(module), counted=group.quantizer.counted)
+            group.name: Observation.nothing(group.quantizer.fitted_table_rows, device_of(module), counted=group.quantizer.counted)
             for group in chain.from_iterable(groups.values())
         }
         self.row, self.timestep, self.first = 0, 0.0, 0

@@ -65,7 +65,7 @@ class ActivationQuantizer(nn.Module, ABC):
         return self.scheme.symmetric
 
     @property
-    def fitted_rows(self) -> int:
+    def fitted_table_rows(self) -> int:
         """Rows that calibration fits: one for each calibrated timestep, or one for all."""
         return self.table_rows
 
@@ -85,7 +85,7 @@ class ActivationQuantizer(nn.Module, ABC):
                      gaps: int) -> Self:  # fmt: skip
         """The frozen quantizer that ``config`` and ``tensors`` (``<name>.<part>``) were made of.
 
-        Each gap between the T ``timesteps`` is divided into ``gaps`` parts (``rows.py``). Raises ArtifactError.
+        Each gap between the T ``timesteps`` is divided into ``gaps`` parts (``table_rows.py``). Raises ArtifactError.
         """
 
     @abstractmethod
@@ -94,7 +94,7 @@ class ActivationQuantizer(nn.Module, ABC):
 
     @abstractmethod
     def calibrate(self, seen: Observation, config: QuantizeConfig) -> None:
-        """Fit it to what its ``fitted_rows`` saw of the divided activation."""
+        """Fit it to what its ``fitted_table_rows`` saw of the divided activation."""
 
     @abstractmethod
     def freeze(self) -> None:

@@ -56,16 +56,16 @@ class Observation:
     counts: torch.Tensor
 
     @classmethod
-    def nothing(cls, rows: int, device: torch.device, *, counted: bool = True) -> Observation:
+    def nothing(cls, table_rows: int, device: torch.device, *, counted: bool = True) -> Observation:
         """Of rows that have seen no value yet; of those that they will see only the extremes unless ``counted``."""
-        unseen = torch.full((rows,), torch.inf, device=device)
-        return cls(unseen, -unseen, torch.zeros(rows, 2 * _BINS + 1 if counted else 0, device=device))
+        unseen = torch.full((table_rows,), torch.inf, device=device)
+        return cls(unseen, -unseen, torch.zeros(table_rows, 2 * _BINS + 1 if counted else 0, device=device))
 
     @classmethod
-    def of(cls, values: torch.Tensor, rows: int, *, counted: bool = True) -> Observation:
-        """Of ``values`` [rows·m, ...], rows slowest."""
-        seen = cls.nothing(rows, values.device, counted=counted)
-        for row, part in enumerate(values.reshape(rows, -1)):
+    def of(cls, values: torch.Tensor, table_rows: int, *, counted: bool = True) -> Observation:
+        """Of ``values`` [R·m, ...], R being ``table_rows``, the slowest."""
+        seen = cls.nothing(table_rows, values.device, counted=counted)
+        for row, part in enumerate(values.reshape(table_rows, -1)):
             seen.add(part, row)
         return seen
 

@@ -39,8 +39,8 @@ class ProbabilityQuantizer(TableQuantizer):
         return x
 
     def _set_range(self, largest: float) -> None:
-        (qmin, qmax), rows = self.format.code_range(), self.table_rows
-        self.set_tables(torch.full((rows,), largest / (qmax - qmin)), torch.full((rows,), float(qmin)))
+        (qmin, qmax), table_rows = self.format.code_range(), self.table_rows
+        self.set_tables(torch.full((table_rows,), largest / (qmax - qmin)), torch.full((table_rows,), float(qmin)))
 
     def calibrate(self, seen: Observation, config: QuantizeConfig) -> None:  # noqa: ARG002  # no choice of a range
         """Quantize over [0, 2⁻ᵏ] where no probability that was seen exceeds a peak far below 1.

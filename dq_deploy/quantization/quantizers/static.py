@@ -17,7 +17,7 @@ class StaticQuantizer(TableQuantizer):
     source = ScaleSource.CONSTANT
 
     def __init__(self, timesteps: torch.Tensor, fmt: NumberFormat, **options: Any) -> None:
-        super().__init__(timesteps, fmt, rows=1, **options)
+        super().__init__(timesteps, fmt, table_rows=1, **options)
 
     def _index(self, timestep: torch.Tensor) -> torch.Tensor:
         return torch.zeros_like(super()._index(timestep))

@@ -14,7 +14,7 @@ from ...formats.tables import DILATION, SCALE, ZERO_POINT
 from .. import numerics
 from ..config import QuantizeConfig
 from ..integrity import check_quantizer, read_format
-from ..rows import between, between_scales
+from ..table_rows import between, between_scales
 from .base import ActivationQuantizer, Trained
 from .observation import Observation
 from .ranges import search_tables
@@ -34,16 +34,16 @@ class TableQuantizer(ActivationQuantizer):
     frozen_scale: torch.Tensor | None
 
     def __init__(self, timesteps: torch.Tensor, fmt: NumberFormat, *, symmetric: bool, axis: int, channels: int,
-                 rows: int | None = None) -> None:  # fmt: skip
+                 table_rows: int | None = None) -> None:  # fmt: skip
         super().__init__(timesteps, fmt, symmetric=symmetric, axis=axis, channels=channels)
-        rows = rows or self.table_rows
+        table_rows = table_rows or self.table_rows
         # The logarithm is what is trained: a scale stays positive, and steps are relative to it.
-        self.log_scale = nn.Parameter(torch.zeros(rows, 1))
-        self.zero_point = nn.Parameter(torch.zeros(rows, 1), requires_grad=not symmetric)
+        self.log_scale = nn.Parameter(torch.zeros(table_rows, 1))
+        self.zero_point = nn.Parameter(torch.zeros(table_rows, 1), requires_grad=not symmetric)
         self.register_buffer("frozen_scale", None, persistent=False)  # a buffer, to follow the module to another device
 
     @property
-    def fitted_rows(self) -> int:
+    def fitted_table_rows(self) -> int:
         """As ``ActivationQuantizer`` says."""
         return len(self.log_scale)
 
@@ -72,7 +72,7 @@ class TableQuantizer(ActivationQuantizer):
 
     @torch.no_grad()
     def set_tables(self, scale: torch.Tensor, zero_point: torch.Tensor) -> None:
-        """Set the tables from scale [R] > 0 and zero_point [R], R being the ``fitted_rows``."""
+        """Set the tables from scale [R] > 0 and zero_point [R], R being the ``fitted_table_rows``."""
         self.log_scale[:] = scale.double().log().float().reshape(-1, 1)
         self.zero_point[:] = zero_point.reshape(-1, 1)
 
@@ -112,13 +112,13 @@ class TableQuantizer(ActivationQuantizer):
 
     def _index(self, timestep: torch.Tensor) -> torch.Tensor:
         """The table row [N] of each timestep [N]."""
-        return numerics.select_rows(timestep, self.boundaries)
+        return numerics.select_table_rows(timestep, self.boundaries)
 
     def scales(self, x: torch.Tensor, timestep: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:  # noqa: ARG002  # whatever it is
         """As ``ActivationQuantizer`` says."""
-        return self.rows(timestep)
+        return self.selected(timestep)
 
-    def rows(self, timestep: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def selected(self, timestep: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Scale and zero-point [N] for timesteps [N]."""
         index = self._index(timestep)
         zero_point = F.embedding(index, self.zero_point)[:, 0]

@@ -14,28 +14,28 @@ import torch
 PARTS = 4
 """Each gap between two calibrated timesteps is divided into so many."""
 
-MOST_ROWS = 256
+MOST_TABLE_ROWS = 256
 """Long schedules have small gaps: theirs are divided into fewer, or not at all."""
 
 
 def parts(count: int) -> int:
     """Into how many the gaps between ``count`` calibrated timesteps are divided."""
-    return max(1, min(PARTS, (MOST_ROWS - 1) // (count - 1))) if count > 1 else 1
+    return max(1, min(PARTS, (MOST_TABLE_ROWS - 1) // (count - 1))) if count > 1 else 1
 
 
 def between(table: torch.Tensor, parts: int) -> torch.Tensor:
     """Rows [T, ...] and ``parts`` − 1 on the straight line between each two of them [(T − 1)·parts + 1, ...], in fp64."""
-    return _filled(table, parts, lambda low, high, share: low + (high - low) * share)
+    return _filled(table, parts, lambda low, high, fraction: low + (high - low) * fraction)
 
 
 def between_scales(scale: torch.Tensor, parts: int) -> torch.Tensor:
     """The same for scales [T] > 0, fp32: straight lines of their logarithms."""
-    return _filled(scale, parts, lambda low, high, share: low * (high / low) ** share).float()
+    return _filled(scale, parts, lambda low, high, fraction: low * (high / low) ** fraction).float()
 
 
 def _filled(table: torch.Tensor, parts: int, line: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]) -> torch.Tensor:
     # In fp64, so that the rows rounded from it are the same on every machine.
-    rows = table.double()
-    low, high = rows[:-1].unsqueeze(1), rows[1:].unsqueeze(1)
-    share = torch.arange(parts, dtype=torch.float64).div(parts).reshape(-1, *[1] * (rows.dim() - 1))
-    return torch.cat([line(low, high, share).flatten(0, 1), rows[-1:]])
+    calibrated = table.double()
+    low, high = calibrated[:-1].unsqueeze(1), calibrated[1:].unsqueeze(1)
+    fraction = torch.arange(parts, dtype=torch.float64).div(parts).reshape(-1, *[1] * (calibrated.dim() - 1))
+    return torch.cat([line(low, high, fraction).flatten(0, 1), calibrated[-1:]])

@@ -7,7 +7,7 @@ import torch
 
 from dq_deploy.artifacts.reading import read_tensors
 from dq_deploy.quantization.checkpoint import MODEL, Checkpoint
-from dq_deploy.quantization.rows import MOST_ROWS, PARTS, between, between_scales, parts
+from dq_deploy.quantization.table_rows import MOST_TABLE_ROWS, PARTS, between, between_scales, parts
 
 
 def test_the_rows_of_calibrated_timesteps_are_the_stored_ones() -> None:
@@ -32,19 +32,19 @@ def test_equal_rows_have_exactly_that_between_them() -> None:
 @pytest.mark.parametrize(("count", "expected"), [(1, 1), (2, PARTS), (50, PARTS), (100, 2), (200, 1), (1000, 1)])
 def test_long_schedules_have_fewer_rows_between(count: int, expected: int) -> None:
     assert parts(count) == expected
-    assert (count - 1) * parts(count) + 1 <= max(MOST_ROWS, count)
+    assert (count - 1) * parts(count) + 1 <= max(MOST_TABLE_ROWS, count)
 
 
 def test_a_loaded_checkpoint_is_used_with_rows_between(plain_checkpoint: Checkpoint) -> None:
     stored = read_tensors(plain_checkpoint.artifact.file(MODEL))
     gaps = parts(len(plain_checkpoint.timesteps))
-    assert torch.equal(plain_checkpoint.rows[::gaps], plain_checkpoint.timesteps)
+    assert torch.equal(plain_checkpoint.table_timesteps[::gaps], plain_checkpoint.timesteps)
     moved = 0
     for name, quantizer in plain_checkpoint.quantizers.items():
         assert torch.equal(quantizer.scale_table()[::gaps], stored[f"{name}.scale"])
         assert torch.equal(quantizer.zero_point_table()[::gaps], stored[f"{name}.zero_point"])
         low, high = stored[f"{name}.scale"][:2].tolist()
-        between_two, _ = quantizer.rows(plain_checkpoint.rows[gaps // 2 : gaps // 2 + 1])
+        between_two, _ = quantizer.selected(plain_checkpoint.table_timesteps[gaps // 2 : gaps // 2 + 1])
         assert between_two.item() == pytest.approx((low * high) ** 0.5)
         moved += low != high
     assert moved
