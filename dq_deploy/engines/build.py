@@ -11,7 +11,7 @@ The manifest's ``details``:
     profile                 input name → [min, opt, max] shapes
     batch, sizes            [min, opt, max] of the batch, and of every other dynamic dimension by its name
     output_spec             the output's name, dtype and shape
-    rows                    input → how many rows the table has that it selects from, where it does (row_tables.py)
+    rows                    input → how many entries the table has that it selects from, where it does (lookup_tables.py)
     options                 those of BuildOptions that were asked for
     lint_allowed            rule of the lint → how often the graph breaks it: errors that the user let pass
     layer_bits              bits of the layers and the share of the multiply-accumulates that have them (artifacts/layer_bits.py)
@@ -45,8 +45,8 @@ from .build_process import BuilderCrash, run_child
 from .build_request import BuildRequest, ShapeRange
 from .descriptor import Builder, EngineDescriptor
 from .layer_report import LayerReport, build_report
+from .lookup_tables import entries_in_onnx
 from .registry import DEFAULT_BUILDER, builder_named
-from .row_tables import rows_in_onnx
 
 # Carried over, so that an engine folder can be run without its bundle.
 _FROM_BUNDLE = (
@@ -113,7 +113,7 @@ def build_engine(
     about = resolve_name(engine.building.details)(source) if engine.building.details else {}
     job = _Job(source, engine, profile, asked, timeout_s, allowed, about)
     manifest = _manifest(job, {"batch": list(batch), "sizes": {name: list(values) for name, values in (sizes or {}).items()}})
-    manifest.details |= {"output_spec": output_spec(graph), "rows": rows_in_onnx(graph)}
+    manifest.details |= {"output_spec": output_spec(graph), "rows": entries_in_onnx(graph)}
     title = f"building with {backend}"
     with create_artifact(output, manifest, force=force) as folder, (progress or silent)(title, len(capabilities)) as advance:
         for capability in capabilities:

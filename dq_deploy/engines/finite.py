@@ -39,12 +39,12 @@ def spoiled(specs: Sequence[InputSpec], feeds: Mapping[str, Array], nonfinite: N
         return None
     if nonfinite == "refuse":
         raise UsageError("; ".join(_described(spec, feeds[spec.name], bad) for spec, bad in found), _HINT)
-    rows: Any = False
+    samples: Any = False
     for spec, bad in found:
         if not spec.batched:
             return slice(None)
-        rows = rows | bad.reshape(len(bad), -1).any(axis=1)
-    return rows
+        samples = samples | bad.reshape(len(bad), -1).any(axis=1)
+    return samples
 
 
 def _not_finite(spec: InputSpec, array: Array) -> Array | None:

@@ -48,14 +48,14 @@ class InputSpec:
     """One graph input. A dimension that the caller chooses (batch, height, tokens) is None.
 
     ``limits`` has the (smallest, largest) size of each dimension where an engine was built for a range; empty: any size will do.
-    ``rows``: how many rows the table has that the values select from (classes, say); None: they select none, or it is not known.
+    ``entries``: how many entries the table has that the values select from (classes, say); None: no table, or it is not known.
     """
 
     name: str
     shape: tuple[int | None, ...]
     dtype: np.dtype[Any]
     limits: tuple[tuple[int, int], ...] = ()
-    rows: int | None = None
+    entries: int | None = None
 
     @property
     def batched(self) -> bool:
@@ -99,10 +99,10 @@ class GraphRunner(ABC):
         parts = list(_parts_by_timestep(self.specs, feeds, each=self.each_timestep))
         if len(parts) == 1:
             return self._infer(parts[0][1])
-        outputs = [(rows, self._infer(part)) for rows, part in parts]
-        whole = np.empty((sum(len(rows) for rows, _ in outputs), *outputs[0][1].shape[1:]), outputs[0][1].dtype)
-        for rows, output in outputs:
-            whole[rows] = output
+        outputs = [(samples, self._infer(part)) for samples, part in parts]
+        whole = np.empty((sum(len(samples) for samples, _ in outputs), *outputs[0][1].shape[1:]), outputs[0][1].dtype)
+        for samples, output in outputs:
+            whole[samples] = output
         return whole
 
 
@@ -141,7 +141,7 @@ def bind_inputs(specs: Sequence[InputSpec], inputs: Mapping[str, Array]) -> dict
     with np.errstate(over="ignore"):  # what float16 cannot hold becomes infinity, which finite.py finds
         arrays = {spec.name: np.ascontiguousarray(given[spec.name], dtype=spec.dtype) for spec in specs if spec.name != TIMESTEP}
     problems = [problem for spec in specs if spec.name != TIMESTEP for problem in _shape_problems(spec, arrays[spec.name])]
-    problems += [problem for spec in specs if spec.name != TIMESTEP for problem in _row_problems(spec, arrays[spec.name])]
+    problems += [problem for spec in specs if spec.name != TIMESTEP for problem in _entry_problems(spec, arrays[spec.name])]
     batches = {spec.name: len(arrays[spec.name]) for spec in specs if spec.name in arrays and spec.batched and arrays[spec.name].ndim}
     if len(set(batches.values())) > 1:
         problems.append("the inputs' batches differ: " + ", ".join(f"{name} has {size}" for name, size in batches.items()))
@@ -175,12 +175,12 @@ def _type_problems(spec: InputSpec, array: Array) -> Iterator[str]:
             yield f"input '{spec.name}' has {array.reshape(-1)[changed[0]]} in it, which is no {spec.dtype}, and the graph takes that"
 
 
-def _row_problems(spec: InputSpec, array: Array) -> Iterator[str]:
-    """Indices of rows that a table has not: engines take others in their place, or zeros."""
-    if spec.rows is not None and array.size:
-        outside = np.flatnonzero((array.reshape(-1) < 0) | (array.reshape(-1) >= spec.rows))
+def _entry_problems(spec: InputSpec, array: Array) -> Iterator[str]:
+    """Indices beyond a table: engines take other entries in their place, or zeros."""
+    if spec.entries is not None and array.size:
+        outside = np.flatnonzero((array.reshape(-1) < 0) | (array.reshape(-1) >= spec.entries))
         if outside.size:
-            yield f"input '{spec.name}' is {array.reshape(-1)[outside[0]]}, and the graph has rows 0 to {spec.rows - 1} for it"
+            yield f"input '{spec.name}' is {array.reshape(-1)[outside[0]]}, and the graph has entries 0 to {spec.entries - 1} for it"
 
 
 def _shape_problems(spec: InputSpec, array: Array) -> Iterator[str]:
@@ -214,7 +214,7 @@ def _bind_timestep(spec: InputSpec, value: Array, batch: int | None) -> Array:
 def _parts_by_timestep(
     specs: Sequence[InputSpec], feeds: dict[str, Array], *, each: bool
 ) -> Iterator[tuple[Array, dict[str, Array]]]:  # fmt: skip
-    """(row numbers, feeds) of the runs that a batch needs: one, unless it mixes timesteps and the graph takes one, or ``each`` is true."""
+    """(samples [n], feeds) of the runs that a batch needs: one, unless it mixes timesteps and the graph takes one, or ``each`` is true."""
     steps = feeds.get(TIMESTEP)
     shape = next((spec.shape for spec in specs if spec.name == TIMESTEP), None)
     # The shape of a timestep that is the whole batch's.
@@ -225,6 +225,6 @@ def _parts_by_timestep(
     batched = [spec.name for spec in specs if spec.batched]
     values = np.unique(steps)
     for value in values:
-        rows = np.flatnonzero(steps == value)
-        part = feeds if len(values) == 1 else {name: array[rows] if name in batched else array for name, array in feeds.items()}
-        yield rows, {**part, TIMESTEP: np.full(one, value, steps.dtype) if one is not None else steps[rows]}
+        samples = np.flatnonzero(steps == value)
+        part = feeds if len(values) == 1 else {name: array[samples] if name in batched else array for name, array in feeds.items()}
+        yield samples, {**part, TIMESTEP: np.full(one, value, steps.dtype) if one is not None else steps[samples]}

@@ -24,9 +24,9 @@ from ..exporters.session import session_as_written
 from ..formats import of_bits
 from ..formats.tables import UINT8_OFFSET
 from .finite import Nonfinite, checked
+from .lookup_tables import entries_in_onnx
 from .onnxruntime.descriptor import ONNXRUNTIME
 from .onnxruntime.runner import DTYPES
-from .row_tables import rows_in_onnx
 from .runner import TIMESTEP, Array, GraphRunner, InputSpec
 
 _MOST_BYTES = 1 << 31
@@ -92,8 +92,8 @@ class WatchedRunner(GraphRunner):
             for site in details.quantizers
         ]
         self._session = _session(bundle, list(dict.fromkeys(value for site in self._sites for value in (site.codes, site.input))), threads)
-        rows = rows_in_onnx(read_onnx(bundle.file("model.onnx")))
-        self.specs = tuple(_spec(value, rows.get(value.name)) for value in self._session.get_inputs())
+        entries = entries_in_onnx(read_onnx(bundle.file("model.onnx")))
+        self.specs = tuple(_spec(value, entries.get(value.name)) for value in self._session.get_inputs())
         self._counts: dict[float, _Counts] = {}
         self.details: dict[str, Any] = {"engine": self.name, "provider": "CPUExecutionProvider", "optimized": False, "watched": True}
 
@@ -123,9 +123,9 @@ def _add(counts: dict[str, int], name: str, more: int) -> None:
     counts[name] = counts.get(name, 0) + more
 
 
-def _spec(value: Any, rows: int | None) -> InputSpec:
+def _spec(value: Any, entries: int | None) -> InputSpec:
     shape = tuple(size if isinstance(size, int) else None for size in value.shape)
-    return InputSpec(value.name, shape, np.dtype(DTYPES[value.type]), rows=rows)
+    return InputSpec(value.name, shape, np.dtype(DTYPES[value.type]), entries=entries)
 
 
 def _ends(bits: int, *, unsigned: bool) -> tuple[float, float]:

@@ -44,7 +44,7 @@ def check_quantizer(name: str, tensors: Mapping[str, torch.Tensor], table_rows: 
 def check_weight(name: str, tensors: Mapping[str, torch.Tensor], fmt: NumberFormat, *, bias: str, block: int | None = None) -> None:
     """Codes [O, ...] int8 within the bits, a scale > 0 and, if there is a tensor of the name ``bias``, a bias per output channel.
 
-    With a ``block`` (0: the whole row) the scales are [O, B], one for each block of input channels.
+    With a ``block`` (0: all input channels) the scales are [O, B], one for each block of input channels.
     """
     codes, scale = tensors[f"{name}.{CODES}"], tensors[f"{name}.{WEIGHT_SCALE}"]
     _check_codes(f"{name}.{CODES}", codes, fmt, narrow=True)

@@ -53,7 +53,7 @@ def float_model(artifact: Artifact) -> DropInModel:
     model = float_source(artifact, "sample without the comparison: --no-compare-float").model
     arguments = (artifact.details.call_record or {}).get("arguments")
     form = CallForm.of_record(arguments) if arguments else CallForm.plain(model, artifact.details.input_names)
-    return _wrapped(lambda inputs: packed(form.call(model, inputs), rows=form.rows), artifact)
+    return _wrapped(lambda inputs: packed(form.call(model, inputs), sample_list=form.sample_list), artifact)
 
 
 def _wrapped(model: Callable[[dict[str, torch.Tensor]], torch.Tensor], artifact: Artifact) -> DropInModel:

@@ -196,8 +196,8 @@ classes (float[batch, 2] sample, int64[batch] class_labels) => (float[batch, 2] 
         ({"class_labels": np.array([1.5])}, "input 'class_labels' has 1.5 in it, which is no int64"),
         ({"class_labels": np.array([np.nan])}, "input 'class_labels' has nan in it, which is no int64"),
         ({"class_labels": np.array([2**63], np.uint64)}, "input 'class_labels' has 9223372036854775808 in it, which is no int64"),
-        ({"class_labels": np.array([3])}, "input 'class_labels' is 3, and the graph has rows 0 to 2 for it"),
-        ({"class_labels": np.array([-1])}, "input 'class_labels' is -1, and the graph has rows 0 to 2 for it"),
+        ({"class_labels": np.array([3])}, "input 'class_labels' is 3, and the graph has entries 0 to 2 for it"),
+        ({"class_labels": np.array([-1])}, "input 'class_labels' is -1, and the graph has entries 0 to 2 for it"),
     ],
 )
 def test_what_a_float_model_refuses_is_refused(engine: type[GraphRunner], tmp_path: Path, inputs: dict[str, object], message: str) -> None:

@@ -111,7 +111,7 @@ def test_frames_that_lie_apart_are_refused(tmp_path: Path) -> None:
     graph = framed(apart=True)
     chain = Chain(split_blocks(graph), ValueCache(tmp_path), torch.zeros(5), 3)
     chain.values.write("x", 0, torch.randn(5, 2, 4, 8, 8, generator=torch.Generator().manual_seed(0)))
-    with pytest.raises(UsageError, match=r"3 samples have 6 rows.*do not lie together") as refusal:
+    with pytest.raises(UsageError, match=r"3 samples have 6 entries.*do not lie together") as refusal:
         for block in chain.blocks:
             chain.run(block)
     assert '{"iterations": 0}' in str(refusal.value.hint)

@@ -40,5 +40,5 @@ def test_what_is_dropped_gives_back_its_disk(tmp_path: Path) -> None:
 def test_rows_that_were_never_written_are_an_error(tmp_path: Path) -> None:
     cache = ValueCache(tmp_path)
     cache.write("x", 0, torch.ones(2))
-    with pytest.raises(OSError, match="ends before row 3"):
+    with pytest.raises(OSError, match="ends before sample 3"):
         cache.read("x", torch.tensor([2]))

@@ -15,7 +15,7 @@ from ...artifacts.reading import read_ir, read_onnx
 from ...errors import ArtifactError, DqDeployError, EnvironmentProblem, ResourceError, UsageError, out_of_memory
 from ...exporters.exact_sums import make_exact, saturates
 from ..finite import Nonfinite, checked
-from ..row_tables import rows_in_onnx
+from ..lookup_tables import entries_in_onnx
 from ..runner import Array, GraphRunner, InputSpec, graph_file
 from .descriptor import CUDA, ONNXRUNTIME
 
@@ -70,13 +70,13 @@ class OnnxRuntimeRunner(GraphRunner):
         self._file = file = graph_file(source)
         model = read_onnx(file)
         config = _session_config(model)
-        rows = rows_in_onnx(model)
+        entries = entries_in_onnx(model)
         self._session = _open(ort, file, list(providers), _session_options(ort, optimized, threads, config))
         if self._session.get_providers()[0] != providers[0]:
             raise _missing_provider(providers[0], self._session.get_providers())
         self._output = self._session.get_outputs()[0].name
         self.name = ONNXRUNTIME.name
-        self.specs = tuple(_spec(value, file, rows.get(value.name)) for value in self._session.get_inputs())
+        self.specs = tuple(_spec(value, file, entries.get(value.name)) for value in self._session.get_inputs())
         self.details: dict[str, Any] = {
             "engine": self.name,
             "version": ort.__version__,
@@ -162,8 +162,8 @@ def _failure(what: str, file: Path, error: Exception) -> DqDeployError:
     return ArtifactError(f"onnxruntime cannot {what} {file}: {reason}")
 
 
-def _spec(value: Any, file: Path, rows: int | None) -> InputSpec:
+def _spec(value: Any, file: Path, entries: int | None) -> InputSpec:
     if value.type not in DTYPES:
         raise ArtifactError(f"{file}: input '{value.name}' is a {value.type}, which no diffusion model takes")
     shape = tuple(size if isinstance(size, int) else None for size in value.shape)
-    return InputSpec(value.name, shape, np.dtype(DTYPES[value.type]), rows=rows)
+    return InputSpec(value.name, shape, np.dtype(DTYPES[value.type]), entries=entries)

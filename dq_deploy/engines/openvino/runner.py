@@ -17,7 +17,7 @@ from ...artifacts.reading import check_structure, without_links
 from ...errors import ArtifactError, EnvironmentProblem, UsageError, raise_if_out_of_memory
 from ..engine_files import check_backend_is, check_version, open_runnable, options_of
 from ..finite import Nonfinite, checked
-from ..row_tables import rows_in_openvino
+from ..lookup_tables import entries_in_openvino
 from ..runner import Array, GraphRunner, InputSpec, graph_file
 from . import int8_kernels
 from .descriptor import OPENVINO
@@ -70,7 +70,7 @@ class OpenVinoRunner(GraphRunner):
         config = _configuration(openvino, precision, threads, integer)
         with _plain_file(source, file) as plain:
             model = read_graph(openvino, plain)
-            rows = rows_in_openvino(model)
+            entries = entries_in_openvino(model)
             size = sum(path.stat().st_size for path in plain.parent.glob(f"{plain.stem}*"))
 
         def compile_for(shapes: Shapes | None) -> Any:
@@ -98,7 +98,7 @@ class OpenVinoRunner(GraphRunner):
                 f"OpenVINO computes in {_NAMES.get(used, used)} on this CPU, not in {_NAMES.get(precision, precision)} as asked"
             )
         self.name = OPENVINO.name
-        self.specs = tuple(_spec(port, file, rows.get(port.any_name)) for port in model.inputs)
+        self.specs = tuple(_spec(port, file, entries.get(port.any_name)) for port in model.inputs)
         self.details: dict[str, Any] = {
             "engine": self.name,
             "version": openvino.__version__,
@@ -248,7 +248,7 @@ def _stated_precision(primitive: str, weights: str) -> str:
     return "int4" if precision != "int8" and weights in ("i4", "u4") else _LONG_NAMES.get(precision, precision)
 
 
-def _spec(port: Any, file: Path, rows: int | None) -> InputSpec:
+def _spec(port: Any, file: Path, entries: int | None) -> InputSpec:
     dtype = port.get_element_type().get_type_name()
     if dtype not in _DTYPES:
         raise ArtifactError(f"{file}: input '{port.any_name}' is a {dtype}, which no diffusion model takes")
@@ -256,4 +256,4 @@ def _spec(port: Any, file: Path, rows: int | None) -> InputSpec:
     shape = tuple(None if size.is_dynamic else size.get_length() for size in sizes)
     bounded = all(size.get_max_length() > 0 for size in sizes)
     limits = tuple((size.get_min_length(), size.get_max_length()) for size in sizes) if bounded else ()
-    return InputSpec(port.any_name, shape, np.dtype(_DTYPES[dtype]), limits, rows)
+    return InputSpec(port.any_name, shape, np.dtype(_DTYPES[dtype]), limits, entries)

@@ -185,13 +185,13 @@ class TensorRtRunner(GraphRunner):
     def _dtype(self, name: str) -> torch.dtype:
         return _TORCH[self._engine.get_tensor_dtype(name).name]
 
-    def _spec(self, name: str, rows: int | None) -> InputSpec:
+    def _spec(self, name: str, entries: int | None) -> InputSpec:
         dtype = self._engine.get_tensor_dtype(name).name
         if dtype not in _NUMPY:
             raise ArtifactError(f"{self._artifact.path}: input '{name}' is {dtype}, which no diffusion model takes")
         smallest, _, largest = self._engine.get_tensor_profile_shape(name, 0)
         shape = tuple(None if size < 0 else int(size) for size in self._engine.get_tensor_shape(name))
-        return InputSpec(name, shape, np.dtype(_NUMPY[dtype]), tuple(zip(smallest, largest, strict=True)), rows)
+        return InputSpec(name, shape, np.dtype(_NUMPY[dtype]), tuple(zip(smallest, largest, strict=True)), entries)
 
 
 def _capability(engine: Artifact) -> str:

@@ -91,7 +91,7 @@ def recording(model: nn.Module, on_call: Callable[[Call], None], form: CallForm 
 
     def after(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> Any:  # noqa: ARG001  a hook's arguments
         call, like = pending.pop()
-        on_call(replace(call, output=_kept(packed(result, rows=call.form.rows))))
+        on_call(replace(call, output=_kept(packed(result, sample_list=call.form.sample_list))))
         return tree_map_only(torch.Tensor, lambda value: value.to(like.device, like.dtype) if value.is_floating_point() else value, result)
 
     handles = [model.register_forward_pre_hook(before, with_kwargs=True), model.register_forward_hook(after, with_kwargs=True)]

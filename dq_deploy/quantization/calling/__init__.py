@@ -8,7 +8,7 @@ from typing import Any
 from .describe import Found, described, from_conditions, stacked, whole_batch
 from .form import RETURN_DICT, SHARED_RANK, TIMESTEP, CallForm, timestep_of
 from .output import SAMPLE, OutputForm, output_form, packed, usual_class
-from .rows import whole_batch_forward
+from .sample_lists import whole_batch_forward
 from .tree import shown
 
 __all__ = [

@@ -12,13 +12,13 @@ from torch import nn
 
 from ...errors import UsageError
 from .form import NESTED, RETURN_DICT, SHARED_RANK, TIMESTEP, CallForm, forward_parameters, plain_defaults, positional, timestep_of
-from .rows import takes_rows
+from .sample_lists import takes_sample_list
 from .tree import SCALARS, Tree, equal, shown
 
 _POSITIONS = {*SHARED_RANK, "image_rotary_emb", "rotary_embedding", "freqs_cis", "visual_rope_pos", "text_rope_pos"}
 """Positions of tokens, as diffusers' models call them: one set [L, ...] for the whole batch."""
 _POSITIONS_RANK = 2
-_ROWS = ("img_shapes", "txt_seq_lens")
+_LISTS = ("img_shapes", "txt_seq_lens")
 """Lists of Qwen-Image's with an entry for each sample."""
 
 
@@ -88,14 +88,14 @@ class _Description:
         self.parameters = [p.name for p in forward_parameters(module)]
         self.tensors: dict[str, torch.Tensor] = {}
         self.unsettled: dict[str, int] = {}
-        self.rows = False
+        self.sample_list = False
 
     def of(self, named: Mapping[str, Any]) -> Found:
         """The form of the call."""
         first, timestep = self.parameters[0], timestep_of(self.module)
         defaults, arguments = plain_defaults(self.module), {}
-        self.rows = isinstance(named[first], list | tuple) or (self.batch is None and takes_rows(self.module))
-        if self.rows:
+        self.sample_list = isinstance(named[first], list | tuple) or (self.batch is None and takes_sample_list(self.module))
+        if self.sample_list:
             arguments[first] = {"rows": {"input": first}}
         for name, value in named.items():
             if name in (first, timestep, TIMESTEP, RETURN_DICT) or _empty(value):
@@ -113,11 +113,11 @@ class _Description:
             return self._tree(value.value, parameter, path, value.kind)
         if isinstance(value, torch.Tensor):
             tree = self._tensor(value, parameter, path, kind)
-            return {"rows": tree} if self.rows and self.batch is None and set(tree) == {"input"} else tree
+            return {"rows": tree} if self.sample_list and self.batch is None and set(tree) == {"input"} else tree
         if isinstance(value, Mapping):
             return {"dict": [[self._key(key, path), self._tree(inner, parameter, (*path, str(key)), kind)] for key, inner in value.items()]}
-        if isinstance(value, list) and (parameter in _ROWS or self.rows) and self.batch == len(value):
-            return {"rows": self._row(value, parameter, path)}
+        if isinstance(value, list) and (parameter in _LISTS or self.sample_list) and self.batch == len(value):
+            return {"rows": self._sample(value, parameter, path)}
         if isinstance(value, list | tuple):
             parts = [self._tree(inner, parameter, (*path, str(i)), kind) for i, inner in enumerate(value)]
             return {"list" if isinstance(value, list) else "tuple": parts}
@@ -125,7 +125,7 @@ class _Description:
             return {"constant": value}
         raise self._no_argument(path, value)
 
-    def _row(self, value: list[Any], parameter: str, path: tuple[str, ...]) -> Tree:
+    def _sample(self, value: list[Any], parameter: str, path: tuple[str, ...]) -> Tree:
         first = value[0]
         if isinstance(first, torch.Tensor):
             name = self._name(parameter, path)

@@ -104,7 +104,7 @@ class CallForm:
         return [names[0], *sorted([TIMESTEP, *conditions], key=rank)]
 
     @property
-    def rows(self) -> bool:
+    def sample_list(self) -> bool:
         """Whether the network takes its batch as a list of samples."""
         return "rows" in self.arguments.get(self.parameters[0], {})
 

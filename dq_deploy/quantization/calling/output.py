@@ -59,12 +59,12 @@ class OutputForm:
         return class_of(self.tree["class"], list(made))(**made) if return_dict else tuple(made.values())
 
 
-def output_form(output: Any, module: nn.Module, batch: int, *, rows: bool = False) -> OutputForm:
-    """The form of what ``module`` returned at this batch; ``rows`` as in ``packed``.
+def output_form(output: Any, module: nn.Module, batch: int, *, sample_list: bool = False) -> OutputForm:
+    """The form of what ``module`` returned at this batch; ``sample_list`` as in ``packed``.
 
     Raises ArtifactError for an output without tensors, and for tensors without a batch dimension or of whole numbers.
     """
-    return OutputForm(_Description(type(module).__name__, batch, rows).of(counted(output)))
+    return OutputForm(_Description(type(module).__name__, batch, sample_list).of(counted(output)))
 
 
 def counted(output: Any) -> Any:
@@ -76,13 +76,13 @@ def counted(output: Any) -> Any:
     return output
 
 
-def packed(output: Any, *, rows: bool = False) -> torch.Tensor:
+def packed(output: Any, *, sample_list: bool = False) -> torch.Tensor:
     """What the graph computes: the one tensor of an output that counts, or all of them side by side.
 
-    ``rows``: the tensors are those of single samples, for a network that takes its batch as a list.
+    ``sample_list``: the tensors are those of single samples, for a network that takes its batch as a list.
     """
     tensors = list(_tensors(counted(output)))
-    if rows:
+    if sample_list:
         return torch.stack(tensors)
     return tensors[0] if len(tensors) == 1 else torch.cat([t.flatten(1) if t.dim() > 1 else t[:, None] for t in tensors], dim=1)
 
@@ -121,7 +121,7 @@ def _made_class(fields: tuple[str, ...]) -> Any:
 class _Description:
     model_class: str
     batch: int
-    rows: bool
+    sample_list: bool
 
     def of(self, output: Any) -> Tree:
         if isinstance(output, torch.Tensor):
@@ -133,7 +133,7 @@ class _Description:
             made = type(output)
             kind = {} if made is dict else {"class": f"{made.__module__}.{made.__qualname__}"}
             return {"dict": [[key, self.of(value)] for key, value in output.items()], **kind}
-        if self.rows and isinstance(output, list) and len({tuple(row.shape) for row in output}) == 1 and len(output) == self.batch:
+        if self.sample_list and isinstance(output, list) and len({tuple(one.shape) for one in output}) == 1 and len(output) == self.batch:
             return {"rows": {"tensor": list(output[0].shape)}}
         if isinstance(output, tuple | list) and output:
             return {"list" if isinstance(output, list) else "tuple": [self.of(value) for value in output]}

@@ -74,7 +74,7 @@ def match(tree: Tree, value: Any, path: str, batch: int) -> dict[str, Any]:
             raise UsageError(f"{path} is {shown(value)}, and the graph was made with {tree['constant']!r}", _AGAIN)
         return {}
     if "rows" in tree:
-        return _match_rows(tree["rows"], value, path, batch)
+        return _match_samples(tree["rows"], value, path, batch)
     found: dict[str, Any] = {}
     for key, part, inner in _parts(tree, value, path):
         found |= match(part, inner, f"{path}.{key}", batch)
@@ -100,7 +100,7 @@ def _parts(tree: Tree, value: Any, path: str) -> Iterator[tuple[Any, Tree, Any]]
     yield from ((i, part, inner) for i, (part, inner) in enumerate(zip(parts, value, strict=True)))
 
 
-def _match_rows(tree: Tree, value: Any, path: str, batch: int) -> dict[str, Any]:
+def _match_samples(tree: Tree, value: Any, path: str, batch: int) -> dict[str, Any]:
     if isinstance(value, torch.Tensor):
         value = list(value)
     if not isinstance(value, Sequence) or isinstance(value, str) or len(value) != batch:
@@ -109,7 +109,7 @@ def _match_rows(tree: Tree, value: Any, path: str, batch: int) -> dict[str, Any]
         for i, inner in enumerate(value):
             match(tree, inner, f"{path}.{i}", batch)
         return {}
-    shapes = {tuple(row.shape) for row in value}
+    shapes = {tuple(sample.shape) for sample in value}
     if len(shapes) != 1:
         raise UsageError(
             f"{path} has entries of the shapes {', '.join(map(str, map(list, sorted(shapes))))}, and a batch of the graph has one",

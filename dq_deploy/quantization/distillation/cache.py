@@ -11,31 +11,31 @@ import torch
 
 
 class Values(Protocol):
-    """Named tensors [S, ...], written and read by rows."""
+    """Named tensors [S, ...], written and read by samples."""
 
     def __contains__(self, name: str) -> bool: ...
 
     def write(self, name: str, start: int, values: torch.Tensor) -> None:
-        """Store rows [start, start + len(values)) of a tensor; the first call decides shape and type of the rows."""
+        """Store samples [start, start + len(values)) of a tensor; the first call decides shape and type of the samples."""
 
     def read(self, name: str, index: torch.Tensor) -> torch.Tensor:
-        """Rows ``index`` [N] of a tensor, in a tensor of their own on the CPU."""
+        """Samples ``index`` [N] of a tensor, in a tensor of their own on the CPU."""
 
     def drop(self, name: str) -> None:
         """Forget a tensor."""
 
 
 class _Entry(NamedTuple):
-    """An open file of rows, each of one shape and type."""
+    """An open file of samples, each of one shape and type."""
 
     handle: int
     shape: tuple[int, ...]
     dtype: torch.dtype
-    row_bytes: int
+    sample_bytes: int
 
 
 class ValueCache:
-    """Named tensors [S, ...], one file each, read and written row by row.
+    """Named tensors [S, ...], one file each, read and written sample by sample.
 
     Plain reads into tensors of our own, no memory map: mapped pages would count as this process's memory until the system wants them back.
     """
@@ -49,29 +49,29 @@ class ValueCache:
         return name in self._entries
 
     def write(self, name: str, start: int, values: torch.Tensor) -> None:
-        """Store rows [start, start + len(values)) of a tensor; the first call decides shape and type of the rows."""
+        """Store samples [start, start + len(values)) of a tensor; the first call decides shape and type of the samples."""
         values = values.detach().cpu().contiguous()
         if name not in self._entries:
             handle = os.open(self._path(name), os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
-            row_bytes = values[0].numel() * values.element_size()
-            self._entries[name] = _Entry(handle, tuple(values.shape[1:]), values.dtype, row_bytes)
+            sample_bytes = values[0].numel() * values.element_size()
+            self._entries[name] = _Entry(handle, tuple(values.shape[1:]), values.dtype, sample_bytes)
         entry = self._entries[name]
-        rest, offset = _bytes(values), start * entry.row_bytes
+        rest, offset = _bytes(values), start * entry.sample_bytes
         while rest:
             done = os.pwrite(entry.handle, rest, offset)
             rest, offset = rest[done:], offset + done
 
     def read(self, name: str, index: torch.Tensor) -> torch.Tensor:
-        """Rows ``index`` [N] of a tensor, in a tensor of their own on the CPU."""
+        """Samples ``index`` [N] of a tensor, in a tensor of their own on the CPU."""
         entry = self._entries[name]
         result = torch.empty(len(index), *entry.shape, dtype=entry.dtype)
         view = _bytes(result)
-        for position, row, count in _runs(index.tolist()):
-            rest, offset = view[position * entry.row_bytes : (position + count) * entry.row_bytes], row * entry.row_bytes
+        for position, sample, count in _runs(index.tolist()):
+            rest, offset = view[position * entry.sample_bytes : (position + count) * entry.sample_bytes], sample * entry.sample_bytes
             while rest:
                 done = os.preadv(entry.handle, [rest], offset)
                 if not done:
-                    raise OSError(f"{self._path(name)} ends before row {row + count}")
+                    raise OSError(f"{self._path(name)} ends before sample {sample + count}")
                 rest, offset = rest[done:], offset + done
         return result
 
@@ -89,10 +89,10 @@ def _bytes(values: torch.Tensor) -> memoryview:
     return values.reshape(-1).view(torch.uint8).numpy().data
 
 
-def _runs(rows: list[int]) -> Iterator[tuple[int, int, int]]:
-    """(position, first row, count) of the stretches of consecutive rows: one read each."""
+def _runs(samples: list[int]) -> Iterator[tuple[int, int, int]]:
+    """(position, first sample, count) of the stretches of consecutive samples: one read each."""
     start = 0
-    for position in range(1, len(rows) + 1):
-        if position == len(rows) or rows[position] != rows[position - 1] + 1:
-            yield start, rows[start], position - start
+    for position in range(1, len(samples) + 1):
+        if position == len(samples) or samples[position] != samples[position - 1] + 1:
+            yield start, samples[start], position - start
             start = position

@@ -12,7 +12,7 @@ from .cache import Values
 
 
 def by_sample(value: torch.Tensor, samples: int) -> torch.Tensor:
-    """A value [samples · k, ...], where frames or windows lie in the batch, as [samples, k, ...]; one with a row a sample as it is."""
+    """A value [samples · k, ...] of k frames or windows a sample as [samples, k, ...]; with k = 1 it stays as it is."""
     return value if len(value) == samples else value.unflatten(0, (samples, -1))
 
 
@@ -23,7 +23,7 @@ class Chain:
                  device: torch.device | str = "cpu") -> None:  # fmt: skip
         self.blocks, self.values = list(blocks), values
         self.timestep, self.batch_size, self.device = timestep, batch_size, torch.device(device)
-        self.grouped: set[str] = set()  # values that have several rows a sample
+        self.grouped: set[str] = set()  # values that have several entries a sample
 
     def inputs(self, block: Block, index: torch.Tensor) -> list[torch.Tensor]:
         """The block's arguments for the samples ``index``, on the chain's device."""
@@ -39,7 +39,7 @@ class Chain:
         """Run one block over all samples and store its outputs.
 
         ``check`` names the model in the ArtifactError that NaN or Inf in an output raises; empty means no check.
-        Raises UsageError where an output has several rows a sample, and they do not lie together.
+        Raises UsageError where an output has several entries a sample, and they do not lie together.
         """
         for index in torch.arange(len(self.timestep)).split(self.batch_size):
             outputs = dict(zip(block.outputs, block.module(*self.inputs(block, index)), strict=True))
@@ -51,7 +51,7 @@ class Chain:
                 self.values.write(name, int(index[0]), by_sample(value, len(index)))
 
     def _group(self, block: Block, outputs: dict[str, torch.Tensor], samples: int) -> None:
-        """Remember which outputs of the first ``samples`` have several rows a sample.
+        """Remember which outputs of the first ``samples`` have several entries a sample.
 
         They are stored by sample, so those of one must lie together: alone it gives the first of them, but for a code that fell otherwise.
         """
@@ -64,7 +64,7 @@ class Chain:
             one = alone[name].float()
             if len(value) != samples * len(one) or (value[: len(one)] - one).abs().max() > 0.1 * one.abs().max():
                 raise UsageError(
-                    f"block {block.name} leaves '{name}' behind, in which {samples} samples have {len(value)} rows, and those of one "
+                    f"block {block.name} leaves '{name}' behind, in which {samples} samples have {len(value)} entries, and those of one "
                     "sample do not lie together: the next block cannot be given some of the samples",
                     'train the network as one block ({"distillation": "end-to-end"}), or do not train it ({"iterations": 0})',
                 )

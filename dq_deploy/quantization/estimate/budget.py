@@ -85,7 +85,7 @@ def budget(prepared: Prepared) -> Budget:
     spent = [0.0] * len(blocks)
     if costs:
         spent = [cost.seconds(config, samples, held_out, trained=bool(part)) for cost, part in zip(costs, parts, strict=True)]
-    rows = [
+    estimates = [
         BlockBudget(block.name, block.layers, _count(part), size, round(seconds, 1))
         for block, part, size, seconds in zip(blocks, parts, sizes, spent, strict=True)
     ]
@@ -111,7 +111,7 @@ def budget(prepared: Prepared) -> Budget:
     times["total"] = sum(times.values())
     return Budget(
         model=prepared.details["model"],
-        blocks=rows,
+        blocks=estimates,
         float_layers=[layer.record() for layer in plan.left_float],
         float_mac_share=plan.float_share,
         trained_parameters=sum(map(_count, parts)),

@@ -46,19 +46,19 @@ class _Positional(nn.Module):
         self.returns: OutputForm | None = None  # what ``checked`` saw
 
     def forward(self, *tensors: torch.Tensor) -> torch.Tensor:
-        if self.form.rows:
+        if self.form.sample_list:
             named = self._named(*tensors)
             constants = {name: tree["constant"] for name, tree in self.form.arguments.items() if "constant" in tree}
             whole = whole_batch_forward(self.module, named, {**self.form.defaults, **constants})
             if whole is not None:
                 return whole
-        return packed(self._own(*tensors), rows=self.form.rows)
+        return packed(self._own(*tensors), sample_list=self.form.sample_list)
 
     def checked(self, *tensors: torch.Tensor) -> torch.Tensor:
         """The output, after a look at what the module itself returns. Raises ArtifactError for what is no output."""
         output = self._own(*tensors)
-        self.returns = output_form(output, self.module, len(tensors[0]), rows=self.form.rows)
-        return packed(output, rows=self.form.rows)
+        self.returns = output_form(output, self.module, len(tensors[0]), sample_list=self.form.sample_list)
+        return packed(output, sample_list=self.form.sample_list)
 
     def _named(self, *tensors: torch.Tensor) -> dict[str, torch.Tensor]:
         named = dict(zip(self.names, tensors, strict=True))

@@ -2,7 +2,7 @@
 
 Where a forward turns the batch size into a number of Python (``len(x)``, ``[0] * n``), torch.export takes it for a constant. The model is
 captured at two batch sizes as it is, and what differs between the graphs is what depends on the batch: numbers become c·N + d, and tensors
-of as many equal rows are made from one. Anything else that differs is bound to the batch, and the model's line that made it is named.
+of as many equal entries are made from one. Anything else that differs is bound to the batch, and the model's line that made it is named.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def freed(small: GraphModule, large: GraphModule, tensors: Sequence[torch.Tensor
     emit = _Emitter(small, size, batch)
     for node, other in pairs:
         if node.op == "get_attr":
-            emit.rows(node, _tensor(small, node), _tensor(large, other))
+            emit.repeated(node, _tensor(small, node), _tensor(large, other))
         elif node.op != "placeholder":
             node.args = emit.argument(node, node.args, other.args)
             node.kwargs = emit.argument(node, node.kwargs, other.kwargs)
@@ -105,20 +105,20 @@ class _Emitter:
             self.last.meta = {}
         return self.made[key]
 
-    def rows(self, node: Node, tensor: torch.Tensor, other: torch.Tensor) -> None:
-        """A constant that has a row for each sample, all equal, as one row that is repeated."""
+    def repeated(self, node: Node, tensor: torch.Tensor, other: torch.Tensor) -> None:
+        """A constant that has an entry for each sample, all equal, as one that is repeated."""
         if tensor.shape == other.shape and torch.equal(tensor, other):
             return
         dims = [d for d in range(tensor.dim()) if tensor.dim() == other.dim() and tensor.shape[d] != other.shape[d]]
-        row = tensor.narrow(dims[0], 0, 1) if len(dims) == 1 else tensor
-        if len(dims) != 1 or not torch.equal(row.expand_as(tensor), tensor) or not torch.equal(row.expand_as(other), other):
+        entry = tensor.narrow(dims[0], 0, 1) if len(dims) == 1 else tensor
+        if len(dims) != 1 or not torch.equal(entry.expand_as(tensor), tensor) or not torch.equal(entry.expand_as(other), other):
             user = min(node.users)
             raise _bound(user, f"a constant of shape {list(tensor.shape)} at batch {self.batch}")
         size = self.expression(tensor.shape[dims[0]], other.shape[dims[0]] - tensor.shape[dims[0]])
         path, _, leaf = str(node.target).rpartition(".")
         parent: nn.Module = self.graph_module.get_submodule(path)
         delattr(parent, leaf)
-        parent.register_buffer(leaf, row.clone(), persistent=False)
+        parent.register_buffer(leaf, entry.clone(), persistent=False)
         users = list(node.users)
         with self.graph_module.graph.inserting_before(min(users)):
             sizes = [size if d == dims[0] else int(tensor.shape[d]) for d in range(tensor.dim())]

@@ -8,8 +8,8 @@ Y = (X/s)(s∘W): the integer layers hold s∘W already. X/s costs a multiply by
 4. a sum (adaLN's … + shift): every term is divided by s, the constant 1 becomes the vector 1/s;
 5. ReLU, and what only moves elements (reshapes, transposes, slices, nearest upsampling), passes the division on.
 
-Rows of V before an attention's output projection are no such place: v itself is quantized with one scale for all its channels, so other
-rows would get other codes. Only where the attention product stays in float does the division pass to v.
+The output channels of V before an attention's output projection are no such place: v itself is quantized with one scale for all its
+channels, so its other channels would get other codes. Only where the attention product stays in float does the division pass to v.
 
 A value that anything else reads is left alone, unless the other reads only channels with s = 1.
 """
@@ -222,16 +222,16 @@ class _Division:
         return self.divide(right, node, reduced.expand(shape))
 
     def _float_layer(self, node: Node, s: torch.Tensor) -> Changes:
-        """A convolution or linear layer that stays in float: rows of its weight, and its bias."""
+        """A convolution or linear layer that stays in float: the output channels of its weight, and its bias."""
         weight, bias = node.args[1], node.args[2] if len(node.args) > 2 else None
-        rows = _reduced(s, _channel_shape(s, 1 if node.target == aten.conv2d.default else -1))
-        if rows is None or not isinstance(weight, Node):
+        divisors = _reduced(s, _channel_shape(s, 1 if node.target == aten.conv2d.default else -1))
+        if divisors is None or not isinstance(weight, Node):
             return None
         shape = static_shape(weight.meta["val"])
-        found = self.divide(weight, node, rows.reshape(-1, *[1] * (len(shape) - 1)).expand(shape))
+        found = self.divide(weight, node, divisors.reshape(-1, *[1] * (len(shape) - 1)).expand(shape))
         if found is None or not isinstance(bias, Node):
             return found
-        more = self.divide(bias, node, rows.flatten())
+        more = self.divide(bias, node, divisors.flatten())
         return None if more is None else found + more
 
 

@@ -51,7 +51,7 @@ class Processes:
         return value
 
     def joined(self, tensor: torch.Tensor, dim: int, total: int, each: int = 1) -> torch.Tensor:
-        """Every process's ``share`` of ``total`` things, ``each`` rows long along a dimension, joined in order, on all."""
+        """Every process's ``share`` of ``total`` things, ``each`` elements long along a dimension, joined in order, on all."""
         shape, parts = list(tensor.shape), []
         for rank in range(self.count):
             shape[dim] = ((rank + 1) * total // self.count - rank * total // self.count) * each

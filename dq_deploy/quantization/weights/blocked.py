@@ -14,23 +14,23 @@ BLOCKS = (128, 64, 32)
 """Lengths of a block that the engines take (docs/engine-patterns.md)."""
 
 
-def block_length(wanted: int, channels: int) -> int:
-    """The longest block of at most ``wanted`` elements that divides the input channels; 0, a scale for the whole row, where none does."""
-    return next((block for block in BLOCKS if block <= wanted and channels % block == 0), 0)
+def block_length(most: int, channels: int) -> int:
+    """The longest block of at most ``most`` elements that divides the input channels; 0, one scale for all of them, where none does."""
+    return next((block for block in BLOCKS if block <= most and channels % block == 0), 0)
 
 
 class WeightOnlyLinear(QuantizedWeight):
     """Matrix product of float x [..., C] with a weight [O, C] of integer codes, a scale for each ``block`` of C (0: one for all of it).
 
-    While it is trained, ``weight`` is [O · B, block] and ``log_scale`` [O · B], so that a block is what a row is elsewhere. Frozen, codes
-    are [O, C] and scales [O, B].
+    While it is trained, ``weight`` is [O · B, block] and ``log_scale`` [O · B]: each block is treated as an output channel.
+    Frozen, codes are [O, C] and scales [O, B].
     """
 
     kind = "weight-only-linear"
     weight_only = True
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, fmt: NumberFormat, block: int) -> None:
-        self.rows = len(weight)
+        self.out_channels = len(weight)
         super().__init__(weight.reshape(-1, block or weight.shape[1]), bias, fmt)
         self.scheme = Scheme(Granularity.BLOCK, ScaleSource.CONSTANT, symmetric=True, block=block) if block else PER_CHANNEL
 
@@ -48,7 +48,7 @@ class WeightOnlyLinear(QuantizedWeight):
         if self.frozen is not None:
             return self.frozen[0].float(), self.frozen[1]
         codes, scale = super().integer_weight()
-        return codes.reshape(self.rows, -1), scale.reshape(self.rows, -1)
+        return codes.reshape(self.out_channels, -1), scale.reshape(self.out_channels, -1)
 
     def float_product(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         """X [..., C], weight [O, C] → [..., O]."""

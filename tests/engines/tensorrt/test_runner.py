@@ -77,7 +77,7 @@ def test_what_is_not_finite_never_reaches_the_gpu(trt: FakeTensorRT, fixed: Arti
     inputs["sample"][1, 2, 3, 4] = np.nan
     engine = engine_of(fixed, tmp_path / "engine", rows={"timestep": 7})
     runner = TensorRtRunner(engine, device=HostDevice())  # type: ignore[arg-type]
-    assert {spec.name: spec.rows for spec in runner.specs} == {"sample": None, "timestep": 7}
+    assert {spec.name: spec.entries for spec in runner.specs} == {"sample": None, "timestep": 7}
     with pytest.raises(UsageError, match=r"input 'sample' has 1 value that is not finite in float32, the first nan at \[1, 2, 3, 4\]"):
         runner.run(inputs)
     assert "execute on stream 7" not in trt.calls

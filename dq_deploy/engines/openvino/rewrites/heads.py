@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from .graph import array_of, constant, inputs, kind, of_type, only_chain, opset, replace, shape_of
-from .linear import is_row
+from .linear import is_table_row
 
 _QUANTIZER = ("Multiply", "Round", "Add", "Clamp", "FakeQuantize", "Convert", "Subtract")
 _SHAPING = ("Reshape", "Squeeze", "Unsqueeze")
@@ -74,7 +74,7 @@ def _into_a_picture(transpose: Any) -> None:
 def _quantized_before(last: Any, picture: Any) -> None:
     """Put channels first in the place of ``picture``: after the quantizer that reads it alone, if there is one, so that codes are moved."""
     chain = list(only_chain(picture, _QUANTIZER))
-    if not all(is_row(operand, rank=4) for node in chain for operand in inputs(node)[1:]):
+    if not all(is_table_row(operand, rank=4) for node in chain for operand in inputs(node)[1:]):
         chain = []
     end = chain[-1].output(0) if chain else picture
     targets = list(end.get_target_inputs())

@@ -29,7 +29,7 @@ class Step:
 
     def like(self, other: Step) -> bool:
         """Whether it differs from ``other`` in its constants alone."""
-        rows = self.row is None if other.row is None else self.row is not None and _same_row(self.row, other.row)
+        rows = self.row is None if other.row is None else self.row is not None and _same_table_row(self.row, other.row)
         return self.kind == other.kind and rows and (self.channels is None) == (other.channels is None)
 
 
@@ -72,7 +72,7 @@ def joined(linears: Sequence[Linear]) -> Linear:
     return Linear(first.product, codes, np.concatenate([linear.scale for linear in linears]), tuple(steps))
 
 
-def is_row(value: Any, rank: int) -> bool:
+def is_table_row(value: Any, rank: int) -> bool:
     """Whether every sample of a value of this rank meets one number: [N, 1, ...] of that rank, or a single one."""
     shape = shape_of(value)
     return set(shape[1:]) <= {1} and (len(shape) == rank or set(shape) <= {1})
@@ -132,13 +132,13 @@ def _factors(value: Any, width: int, rank: int) -> tuple[Any, Array | None] | No
     constants = _channels(value, width)
     if constants is not None:
         return None, constants
-    if is_row(value, rank):
+    if is_table_row(value, rank):
         return value, None
     if kind(value) != "Multiply":
         return None
     one, other = inputs(value.get_node())
-    row, constants = (one, _channels(other, width)) if is_row(one, rank) else (other, _channels(one, width))
-    return None if constants is None or not is_row(row, rank) else (row, constants)
+    row, constants = (one, _channels(other, width)) if is_table_row(one, rank) else (other, _channels(one, width))
+    return None if constants is None or not is_table_row(row, rank) else (row, constants)
 
 
 def _channels(value: Any, width: int) -> Array | None:
@@ -149,5 +149,5 @@ def _channels(value: Any, width: int) -> Array | None:
     return np.broadcast_to(array.ravel(), (width,))
 
 
-def _same_row(one: Any, other: Any) -> bool:
+def _same_table_row(one: Any, other: Any) -> bool:
     return same(unwrapped(one), unwrapped(other)) and shape_of(one) == shape_of(other)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from .graph import array_of, inputs, of_type, only_chain, opset, readers, shape_of
-from .linear import is_row
+from .linear import is_table_row
 
 _QUANTIZER = ("Multiply", "Round", "Add", "Clamp", "FakeQuantize", "Convert", "Subtract")
 
@@ -23,7 +23,7 @@ def codes_before_moves(model: Any) -> None:
         kinds = [node.get_type_name() for node in chain]
         if order is None or order[0] != 0 or "FakeQuantize" not in kinds or kinds[-1] != "Multiply" or "Round" in kinds:
             continue
-        if all(is_row(operand, rank) for operand in operands) and {one.get_type_name() for one in readers(chain[-1].output(0))} <= {
+        if all(is_table_row(operand, rank) for operand in operands) and {one.get_type_name() for one in readers(chain[-1].output(0))} <= {
             "MatMul"
         }:
             _after(transpose, chain)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from .graph import array_of, constant, inputs, kind, of_type, only_chain, opset, readers, replace, shape_of
-from .linear import is_row
+from .linear import is_table_row
 
 _QUANTIZER = ("Multiply", "Round", "Add", "Clamp", "FakeQuantize", "Convert", "Subtract")
 _UNPACKING = ("Multiply", "Subtract", "Convert")
@@ -43,7 +43,7 @@ def _convolve_with_strides(picture: Any, deep: Any, patch: tuple[int, int]) -> N
     layers = readers(chain[-1].output(0)) if chain else []
     operands = [operand for node in chain for operand in inputs(node)[1:]]
     codes = [_codes(layer) for layer in layers]
-    if not layers or any(found is None for found in codes) or not all(is_row(operand, rank=4) for operand in operands):
+    if not layers or any(found is None for found in codes) or not all(is_table_row(operand, rank=4) for operand in operands):
         return
     chain[0].input(0).replace_source_output(picture)
     for node in chain:

@@ -17,7 +17,7 @@ from .graph import Array, array_of, constant, inputs, kind, of_type, opset, read
 
 def rows_at_once(model: Any) -> None:
     """See the module."""
-    gathers = [node for node in of_type(model, "Gather") if _is_row(node)]
+    gathers = [node for node in of_type(model, "Gather") if _is_table_row(node)]
     for row in _distinct([node.input_value(1) for node in gathers]):
         shaped = [found for node in gathers if same(node.input_value(1), row) for found in _shaped(node.output(0), _table(node))]
         for rank in sorted({len(shape_of(value)) for value, _ in shaped}):
@@ -30,7 +30,7 @@ def _table(gather: Any) -> Array:
     return table
 
 
-def _is_row(gather: Any) -> bool:
+def _is_table_row(gather: Any) -> bool:
     """Whether this selects rows [N] of a table [T] of floats."""
     source = gather.input_value(0)
     table = kind(source) == "Constant" and source.get_element_type().get_type_name() == "f32" and len(shape_of(source)) == 1
@@ -65,7 +65,7 @@ def _beside(row: Any, operands: list[Any]) -> Array | None:
     number, gather = array_of(others[0]), row.get_node()
     if number is not None:
         return number.astype(np.float32) if number.size == 1 and number.ndim == 0 else None
-    alike = kind(others[0]) == "Gather" and _is_row(others[0].get_node()) and gather.get_type_name() == "Gather"
+    alike = kind(others[0]) == "Gather" and _is_table_row(others[0].get_node()) and gather.get_type_name() == "Gather"
     return _table(others[0].get_node()) if alike and same(others[0].get_node().input_value(1), gather.input_value(1)) else None
 
 

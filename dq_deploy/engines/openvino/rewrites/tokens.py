@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from .graph import array_of, constant, inputs, kind, of_type, only_chain, opset, readers, replace, shape_of
-from .linear import Linear, followed, is_row, linear_of, weight_of
+from .linear import Linear, followed, is_table_row, linear_of, weight_of
 
 _QUANTIZER = ("Multiply", "Round", "Add", "Clamp", "FakeQuantize", "Convert", "Subtract")
 _TO_TOKENS, _TO_PICTURE = (0, 2, 3, 1), (0, 3, 1, 2)
@@ -39,7 +39,7 @@ def _first_layer(transpose: Any) -> None:
     after = readers(chain[-1].output(0)) if chain else []
     linear = linear_of(after[0]) if len(after) == 1 else None
     operands = [(node, index, operand) for node in chain for index, operand in enumerate(inputs(node)) if index]
-    rows = all(is_row(operand, rank=3) for _, _, operand in operands)
+    rows = all(is_table_row(operand, rank=3) for _, _, operand in operands)
     if picture is None or linear is None or not rows or not _lists(shape_of(picture), shape_of(flat)):
         return
     chain[0].input(0).replace_source_output(picture)

@@ -49,7 +49,7 @@ def unsigned_codes(model: Any) -> None:
             _move_constant(quantizer)
             _count_from_zero(quantizer)
     for alike in rows.values():
-        if _move_row(alike):
+        if _move_table_row(alike):
             for quantizer in alike:
                 _count_from_zero(quantizer)
 
@@ -133,7 +133,7 @@ def _move_constant(quantizer: _Quantizer) -> None:
             taken.replace_source_output(constant(sums + shift * product.sums))
 
 
-def _move_row(alike: Sequence[_Quantizer]) -> bool:
+def _move_table_row(alike: Sequence[_Quantizer]) -> bool:
     """Move a table of zero-points, of which all of them read a row; False, and nothing moved, where something else reads it too."""
     row = unwrapped(alike[0].add.input_value(1))
     if kind(row) != "Gather" or kind(row.get_node().input_value(0)) != "Constant" or len({one.lowest for one in alike}) > 1:

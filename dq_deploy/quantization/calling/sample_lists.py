@@ -11,7 +11,7 @@ from torch import nn
 _KNOWN = ("ZImageTransformer2DModel",)
 
 
-def takes_rows(module: nn.Module) -> bool:
+def takes_sample_list(module: nn.Module) -> bool:
     """Whether a network is known to take its batch as a list of samples, and its conditions as lists too."""
     return type(module).__name__ in _KNOWN
 
@@ -21,7 +21,7 @@ def whole_batch_forward(module: nn.Module, tensors: Mapping[str, torch.Tensor], 
 
     Capture compares it with the network itself.
     """
-    if takes_rows(module) and set(tensors) == {"x", "timestep", "cap_feats"}:
+    if takes_sample_list(module) and set(tensors) == {"x", "timestep", "cap_feats"}:
         return _z_image(module, tensors["x"], tensors["timestep"], tensors["cap_feats"], options["patch_size"], options["f_patch_size"])
     return None
 
