@@ -21,7 +21,7 @@ _INTERRUPTED = 130
 def main() -> None:
     """Entry point of ``dq-deploy``: runs a command and turns what it raises into a message and an exit code."""
     prepare_streams()
-    # A job that is told to stop cleans up as one that is interrupted does.
+    # A terminated job cleans up as an interrupted one does.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.exit(_flushed(run(sys.argv[1:])))
 

@@ -161,7 +161,7 @@ class Output:
             outcome = "done"
         finally:
             elapsed = self._clock() - started
-            # A short task inside another one is told by the outer one's lines; one that failed at once is told by the error.
+            # The lines of the outer task report a short task inside it; the error reports one that failed at once.
             if elapsed >= _LINE_INTERVAL_S or (self._depth == 1 and (done or outcome == "done")):
                 self.note(f"{description}: {outcome} at {done}/{total} after {duration(elapsed)}")
 

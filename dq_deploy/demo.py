@@ -19,7 +19,7 @@ from .report.collect import collect
 from .report.data import EngineRow, Fact, ReportData
 from .report.family import gather
 from .report.page import write_page
-from .report.wanted import Drawing, Timing, Wanted
+from .report.request import Drawing, ReportRequest, Timing
 
 SOURCE = "builtin:fashion-mnist-unet"
 _STEPS = 20
@@ -30,7 +30,7 @@ _FLOAT_GATE_DB = 30.0
 
 @dataclass
 class DemoResult:
-    """What the demo measured: the page's data, and in ``facts`` what was wanted of it."""
+    """What the demo measured: the page's data, and in ``facts`` what was required of it."""
 
     page: Path
     facts: list[Fact]
@@ -152,8 +152,8 @@ def _report(run: _Run, members: list[Artifact]) -> ReportData:
     names = " ".join(member.path.name for member in members)
     run.command(f"report {names} -o index.html --seed {run.seed} --bench --batch 1,8 --runs {_RUNS}")
     timing = Timing(batches=(1, 8), runs=_RUNS, baseline=run.folder / "float")
-    wanted = Wanted(drawing=Drawing(n=_PICTURES, seed=run.seed), timing=timing)
-    return collect(gather([member.path for member in members]), wanted, progress=run.progress, note=run.note)
+    request = ReportRequest(drawing=Drawing(n=_PICTURES, seed=run.seed), timing=timing)
+    return collect(gather([member.path for member in members]), request, progress=run.progress, note=run.note)
 
 
 def _accuracy_facts(data: ReportData) -> list[Fact]:

@@ -88,8 +88,9 @@ def out_of_memory(error: BaseException, doing: str = "") -> ResourceError | None
         text = " ".join(str(cause).split())
         short = isinstance(cause, OSError) and cause.errno == errno.ENOMEM
         if short or isinstance(cause, MemoryError) or any(words in text.lower() for words in _NO_MEMORY):
-            told = f"out of memory{' while ' if doing else ''}{doing}: {_asked(text) or text or type(cause).__name__}"
-            return ResourceError(told, "a machine with more memory, or a smaller model" if doing else "a smaller --batch-size needs less")
+            message = f"out of memory{' while ' if doing else ''}{doing}: {_asked(text) or text or type(cause).__name__}"
+            hint = "a machine with more memory, or a smaller model" if doing else "a smaller --batch-size needs less"
+            return ResourceError(message, hint)
     return None
 
 

@@ -68,6 +68,6 @@ def bisect(bundle: Artifact[BundleDetails], checkpoint: Checkpoint, result: Chec
 
 
 def _run_on(runner: GraphRunner, feeds: Mapping[str, Any]) -> torch.Tensor:
-    """Run a part of a graph, which may want fewer inputs than the whole."""
-    wanted = {spec.name for spec in runner.specs}
-    return torch.from_numpy(runner.run({name: value for name, value in feeds.items() if name in wanted})).float()
+    """Run a part of a graph, which may take fewer inputs than the whole."""
+    names = {spec.name for spec in runner.specs}
+    return torch.from_numpy(runner.run({name: value for name, value in feeds.items() if name in names})).float()

@@ -42,17 +42,17 @@ def build_harness(bundle: Artifact[BundleDetails]) -> tuple[bytes, list[str]]:
     model = read_ir(bundle.file("model.onnx"), listed=bundle.manifest.files)
     graph = model.graph
     values = _values_by_name(graph)
-    wanted = [site.codes for site in details.quantizers] + [layer.output for layer in details.layers]
+    compared = [site.codes for site in details.quantizers] + [layer.output for layer in details.layers]
     floats = [(i, layer, layer.input) for i, layer in enumerate(details.layers) if layer.input is not None]
     cut_at = [site.input for site in details.quantizers] + [read for _, _, read in floats]
-    missing = [name for name in [*wanted, *cut_at] if name not in values]
+    missing = [name for name in [*compared, *cut_at] if name not in values]
     if missing:
         raise ArtifactError(f"{bundle.path}: the graph has no value {', '.join(map(repr, missing[:5]))}, which its manifest names")
     for index, site in enumerate(details.quantizers):
         _cut(graph, values[site.input], f"quantizer '{site.name}'", _prefix(site), site_input(index))
     for index, layer, read in floats:
         _cut(graph, values[read], f"layer '{layer.name}'", f"{layer.name}/", layer_input(index))
-    outputs = list(dict.fromkeys(wanted))
+    outputs = list(dict.fromkeys(compared))
     graph.outputs[:] = [values[name] for name in outputs]
     passes.RemoveUnusedNodesPass()(model)
     used = [v for v in graph.inputs if v.uses()]

@@ -113,12 +113,12 @@ def _error(expected: torch.Tensor, got: torch.Tensor, moved: list[torch.Tensor],
         judged &= expected.abs() < 1e4
     if not bool(judged.any()):
         return 0.0
-    wanted, found = expected[judged], got[judged]
-    largest = float(wanted.abs().max())
+    reference, found = expected[judged], got[judged]
+    largest = float(reference.abs().max())
     # Rounding inside a row (a norm's, a softmax's) spreads over it: the largest move anywhere near counts, not this element's own.
-    allowed = _TIMES * (spread[judged] + float(spread[judged].mean())) + 20 * _STEP[dtype] * wanted.abs() + _STEP[dtype] * largest
+    allowed = _TIMES * (spread[judged] + float(spread[judged].mean())) + 20 * _STEP[dtype] * reference.abs() + _STEP[dtype] * largest
     allowed = allowed + _APPROXIMATE * fed + _FLOOR[dtype]
-    ratio = (found - wanted).abs() / allowed
+    ratio = (found - reference).abs() / allowed
     return min(float(ratio.max()), _FARTHEST) if bool(torch.isfinite(ratio).all()) else _FARTHEST
 
 

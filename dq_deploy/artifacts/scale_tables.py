@@ -133,8 +133,8 @@ def _bundle_arrays(artifact: Artifact, names: list[str]) -> dict[str, np.ndarray
     import onnx
 
     path = artifact.file("model.onnx")
-    wanted = {f"{name}.{part}" for name in names for part in (SCALE, ZERO_POINT, INVERSE_SCALE)}
-    found = [tensor for tensor in read_onnx(path).graph.initializer if tensor.name in wanted]
+    tables = {f"{name}.{part}" for name in names for part in (SCALE, ZERO_POINT, INVERSE_SCALE)}
+    found = [tensor for tensor in read_onnx(path).graph.initializer if tensor.name in tables]
     if outside := [tensor.name for tensor in found if tensor.data_location == tensor.EXTERNAL]:
         raise ArtifactError(f"{path}: the table {outside[0]} is kept in external data, where no export puts one")
     try:

@@ -100,14 +100,14 @@ def show_engine(engine: Artifact[EngineDetails], made: Sequence[LayerReport], ou
     ]
     formats = " and ".join(name.upper() for name in reports[0]["planned_formats"]) or "INT8"
     output.table(str(engine.path), ("built for", f"planned layers in {formats}", "convs", "GEMMs", "kernels", "weights"), rows)
-    amiss = {name: planned for report in reports for name, planned in report["not_as_planned"].items()}
+    not_as_planned = {name: planned for report in reports for name, planned in report["not_as_planned"].items()}
     reasons = {name: reason for report in reports for name, reason in report["reasons"].items()}
-    for name in sorted(amiss)[:_SHOWN_LAYERS]:
-        output.warn(f"layer {name} does not run in {amiss[name].upper()}: {reasons[name]}")
-    if len(amiss) > _SHOWN_LAYERS:
-        output.warn(f"and {len(amiss) - _SHOWN_LAYERS} more layers (--format json has them all)")
+    for name in sorted(not_as_planned)[:_SHOWN_LAYERS]:
+        output.warn(f"layer {name} does not run in {not_as_planned[name].upper()}: {reasons[name]}")
+    if len(not_as_planned) > _SHOWN_LAYERS:
+        output.warn(f"and {len(not_as_planned) - _SHOWN_LAYERS} more layers (--format json has them all)")
     built_on = engine.details.built_on
-    if built_on and built_on.int8_saturates and amiss:
+    if built_on and built_on.int8_saturates and not_as_planned:
         output.note("OpenVINO's INT8 kernels saturate on this CPU, which has no VNNI: see --int8-kernels")
     for sentence in undocumented(made, built_on.instructions if built_on else None):
         output.note(sentence)

@@ -32,8 +32,8 @@ def inspect(path: Path, layer: str | None, plot: Path | None, force: bool, outpu
 
         check_picture(plot, force=force)
     artifact = open_artifact(path, ("checkpoint", "bundle", "engine"))
-    tables_wanted = artifact.manifest.kind != "engine" or layer is not None or plot is not None
-    found = read_tables(artifact) if tables_wanted else {}
+    with_tables = artifact.manifest.kind != "engine" or layer is not None or plot is not None
+    found = read_tables(artifact) if with_tables else {}
     if layer is not None:
         found = select_tables(artifact, found, layer)
     if plot is not None:

@@ -61,12 +61,12 @@ def show_layers(comparisons: Sequence[LayerComparison], output: Output) -> None:
             )
         ]
         output.table(f"{ours.backend} for {device}", ("", "engine", *(["baseline"] if theirs else [])), rows)
-        amiss = [layer for layer in comparison.layers if layer.reason]
-        if amiss:
+        deviating = [layer for layer in comparison.layers if layer.reason]
+        if deviating:
             columns = ("product", "op", "planned", "precision", *(["baseline"] if theirs else []), "why")
-            beside = {layer.name: [layer.baseline_precision or ""] if theirs else [] for layer in amiss}
-            shown = [(n.name, n.op, n.planned_format or "", n.precision or "not found", *beside[n.name], n.reason) for n in amiss]
-            output.table(f"{len(amiss)} of {len(comparison.layers)} products are in float or not as planned", columns, shown)
+            beside = {layer.name: [layer.baseline_precision or ""] if theirs else [] for layer in deviating}
+            shown = [(n.name, n.op, n.planned_format or "", n.precision or "not found", *beside[n.name], n.reason) for n in deviating]
+            output.table(f"{len(deviating)} of {len(comparison.layers)} products are in float or not as planned", columns, shown)
         if comparison.weights_ratio is not None:
             output.text(f"weights: {comparison.weights_ratio:.3f} × the baseline's")
         output.text(ours.statement)

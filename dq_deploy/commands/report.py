@@ -62,20 +62,20 @@ def report(
     given = {name: value for name, value in options.items() if value is not None}
     _refuse(given, _OF_PICTURES, ignored=not samples, why="--no-samples draws no pictures")
     _refuse(given, _OF_BENCH, ignored=not bench, why="without --bench nothing is timed")
-    from ..report.make import Drawing, Timing, Wanted, write_report
+    from ..report.make import Drawing, ReportRequest, Timing, write_report
 
     drawing: dict[str, Any] = {("n" if name == "count" else name): given[name] for name in _OF_PICTURES if name in given}
     timing: dict[str, Any] = {name: given[name] for name in ("baseline", "runs") if name in given}
     if "batch" in given:
         timing["batches"] = whole_numbers(given["batch"], "--batch")
-    wanted = Wanted(
+    request = ReportRequest(
         drawing=Drawing(**drawing) if samples else None,
         layer_error=layer_error,
         check=checks,
         timing=Timing(**timing) if bench else None,
     )
     data = write_report(
-        paths, destination, checkpoint=checkpoint, wanted=wanted, title=title, force=force, progress=output.progress, note=output.note
+        paths, destination, checkpoint=checkpoint, wanted=request, title=title, force=force, progress=output.progress, note=output.note
     )
     show_report(data, destination, output)
     data.enforce()

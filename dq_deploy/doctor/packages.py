@@ -40,10 +40,10 @@ def requirements() -> list[Requirement]:
     return found
 
 
-def package_findings(wanted: Iterable[Requirement], version_of: InstalledVersion = installed_version) -> Iterator[Finding]:
+def package_findings(requirements: Iterable[Requirement], version_of: InstalledVersion = installed_version) -> Iterator[Finding]:
     """A finding for each required package, and one for each extra of a user."""
     needed, optional = [], {name: list[Requirement]() for name in extras()}
-    for requirement in wanted:
+    for requirement in requirements:
         extra = _extra(requirement)
         if extra is None:
             needed.append(requirement)
@@ -78,11 +78,11 @@ def _required(requirement: Requirement, version: str | None) -> Finding:
     return Finding(name=requirement.name, state="ok", found=version)
 
 
-def _optional(extra: str, wanted: list[Requirement], version_of: InstalledVersion) -> Finding:
-    versions = {r.name: version_of(r.name) for r in wanted}
+def _optional(extra: str, requirements: list[Requirement], version_of: InstalledVersion) -> Finding:
+    versions = {r.name: version_of(r.name) for r in requirements}
     (main, purpose), name, mend = extras()[extra], f"[{extra}]", f'pip install "{DISTRIBUTION}[{extra}]"'
     found = ", ".join(f"{package} {version}" for package, version in versions.items() if version)
-    old = [f"{r.name} {versions[r.name]} (needs {r.specifier})" for r in wanted if (v := versions[r.name]) and not fits(r, v)]
+    old = [f"{r.name} {versions[r.name]} (needs {r.specifier})" for r in requirements if (v := versions[r.name]) and not fits(r, v)]
     if old and versions.get(main):
         return Finding(name=name, state="wrong", found=", ".join(old), meaning=purpose, mend=mend)
     if not versions.get(main):

@@ -88,7 +88,7 @@ def build_engine(
     ``batch`` and ``sizes`` (by name of the dynamic dimension, such as "height") are the (min, opt, max) of the optimization profile;
     OpenVINO takes shapes from min to max, and its report shows the kernels that it chooses at opt. ``options`` are those of BuildOptions;
     ``timeout_s`` limits each build. Everything is checked before the first build starts, the graph by the lint too; ``output`` appears only
-    when all succeeded. Errors of the lint's rules in ``allow`` pass: ``warn`` is told what they are about, and the manifest records them.
+    when all succeeded. Errors of the lint's rules in ``allow`` pass: ``warn`` gets what they are about, and the manifest records them.
 
     Raises UsageError (options, existing output), ArtifactError (no bundle of that target, a graph with errors of the lint, or one that the
     builder refuses or crashes on), EnvironmentProblem (backend missing or not loading), ResourceError (memory, disk, time limit).
@@ -134,12 +134,12 @@ def load_report(engine: str | Path | Artifact[EngineDetails]) -> list[LayerRepor
     return reports
 
 
-def _check_target(bundle: Artifact[BundleDetails], wanted: str) -> None:
+def _check_target(bundle: Artifact[BundleDetails], required: str) -> None:
     target = bundle.details.target
-    if target != wanted:
+    if target != required:
         raise ArtifactError(
             f"{bundle.path} was exported for target '{target}', and engines take scales that are known when they are built",
-            f"export it again with: dq-deploy export CHECKPOINT -o BUNDLE --target {wanted}",
+            f"export it again with: dq-deploy export CHECKPOINT -o BUNDLE --target {required}",
         )
 
 
@@ -218,7 +218,7 @@ def _as_was_said(allowed: Mapping[str, int]) -> Iterator[None]:
     except BuilderCrash as error:
         if not allowed:
             raise
-        hint = f"the lint names what may crash it, and was told to let it pass: leave out {' '.join(f'--allow {rule}' for rule in allowed)}"
+        hint = f"the lint names what may crash it, and --allow lets it pass: leave out {' '.join(f'--allow {rule}' for rule in allowed)}"
         raise BuilderCrash(error.message, hint, signal=error.signal) from None
 
 

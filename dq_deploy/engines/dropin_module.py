@@ -138,8 +138,9 @@ for _name in {name for kind in ModelMixin.__mro__[:-1] for name in vars(kind)} -
 
 def check_no_gradients(inputs: Mapping[str, Any]) -> None:
     """Raise UsageError where a caller wants gradients through the model: they would be missing without a word."""
-    wanted = [name for name, value in inputs.items() if isinstance(value, torch.Tensor) and value.requires_grad]
-    if wanted and torch.is_grad_enabled():
+    with_gradients = [name for name, value in inputs.items() if isinstance(value, torch.Tensor) and value.requires_grad]
+    if with_gradients and torch.is_grad_enabled():
         raise UsageError(
-            f"a drop-in has no gradients, and input '{wanted[0]}' asks for them", "call it under torch.no_grad(), or use the float model"
+            f"a drop-in has no gradients, and input '{with_gradients[0]}' asks for them",
+            "call it under torch.no_grad(), or use the float model",
         )

@@ -73,8 +73,8 @@ def rebuild_hint(path: Path, details: EngineDetails, *, backend: str | None = No
     chosen = backend or builder_of(path, details).name
     words = ["dq-deploy", "build-engine", details.bundle, "-o", str(path), "--backend", chosen]
     if builders()[chosen].building.compute_capabilities:
-        wanted = details.capabilities if capabilities is None else capabilities
-        words += [word for capability in wanted for word in ("--compute-capability", capability)]
+        requested = details.capabilities if capabilities is None else capabilities
+        words += [word for capability in requested for word in ("--compute-capability", capability)]
     words += ["--batch", _range(details.batch)]
     words += [word for name, sizes in details.sizes.items() for word in (f"--{name}", _range(sizes))]
     words += _option_words(details.options) if chosen == details.backend else []
@@ -98,9 +98,9 @@ def check_backend_is(engine: Artifact[Any], *backends: str) -> EngineDetails:
         )
     details = engine.details
     if details.backend not in backends:
-        wanted = " or ".join(builders()[name].title for name in backends)
+        needed = " or ".join(builders()[name].title for name in backends)
         raise ArtifactError(
-            f"{engine.path} is an engine of {builder_of(engine.path, details).title}, and one of {wanted} is needed here",
+            f"{engine.path} is an engine of {builder_of(engine.path, details).title}, and one of {needed} is needed here",
             rebuild_hint(engine.path, details, backend=backends[0]),
         )
     return details

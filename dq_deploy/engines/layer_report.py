@@ -269,7 +269,7 @@ def _layers(planned: Sequence[LoweredLayer], formats: Mapping[str, str], contrac
     layers = []
     for layer in planned:
         found = by_layer.get(layer.name, [])
-        precisions, wanted = [contraction.precision for contraction in found], formats[layer.name]
+        precisions, planned_format = [contraction.precision for contraction in found], formats[layer.name]
         layers.append(
             ReportedLayer(
                 name=layer.name,
@@ -277,9 +277,9 @@ def _layers(planned: Sequence[LoweredLayer], formats: Mapping[str, str], contrac
                 macs=layer.macs,
                 nodes=tuple(contraction.node for contraction in found),
                 kernels=tuple(dict.fromkeys(contraction.kernel for contraction in found if contraction.kernel)),
-                precision=None if not found or None in precisions else next((p for p in precisions if p != wanted), wanted),
+                precision=None if not found or None in precisions else next((p for p in precisions if p != planned_format), planned_format),
                 reason=next((c.reason for c in found if c.reason), None) if found else "the graph has no product of that name",
-                planned_format=wanted,
+                planned_format=planned_format,
             )
         )
     return layers

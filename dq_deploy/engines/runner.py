@@ -187,8 +187,8 @@ def _shape_problems(spec: InputSpec, array: Array) -> Iterator[str]:
     shape = array.shape
     fits = len(shape) == len(spec.shape) and all(want in (None, have) for want, have in zip(spec.shape, shape, strict=True))
     if not fits:
-        wanted = ", ".join("any" if size is None else str(size) for size in spec.shape)
-        yield f"input '{spec.name}' has shape {list(shape)}, and the graph takes [{wanted}]"
+        expected = ", ".join("any" if size is None else str(size) for size in spec.shape)
+        yield f"input '{spec.name}' has shape {list(shape)}, and the graph takes [{expected}]"
     elif 0 in shape:
         yield f"input '{spec.name}' is empty: its shape is {list(shape)}"
     elif not all(low <= size <= high for size, (low, high) in zip(shape, spec.limits, strict=False)):

@@ -149,16 +149,16 @@ def _row(timestep: float, counts: _Counts) -> WatchRow:
     )
 
 
-def _session(bundle: Artifact, wanted: list[str], threads: int | None) -> Any:
+def _session(bundle: Artifact, requested: list[str], threads: int | None) -> Any:
     """The graph with further outputs, as it is written: a fused layer gives no codes."""
     import onnx_ir as ir
 
     model = read_ir(bundle.file("model.onnx"), listed=bundle.manifest.files)
     values = {str(value.name): value for node in model.graph for value in node.outputs}
     inputs = {str(value.name) for value in model.graph.inputs}
-    if missing := [name for name in wanted if name not in values and name not in inputs]:
+    if missing := [name for name in requested if name not in values and name not in inputs]:
         raise ArtifactError(f"{bundle.path}: the graph has no value {', '.join(missing[:5])}, which its manifest names", "export it again")
-    model.graph.outputs.extend(values[name] for name in wanted if name in values)
+    model.graph.outputs.extend(values[name] for name in requested if name in values)
     ir.external_data.load_to_model(model)
     if saturates():
         make_exact(model)

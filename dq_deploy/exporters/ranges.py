@@ -82,11 +82,11 @@ def _probes(values: Mapping[ir.Value, bool]) -> tuple[list[ir.Node], list[ir.Val
 def _feeds(checkpoint: Checkpoint, session: Any) -> list[dict[str, Array]]:
     reference, names = checkpoint.reference(), checkpoint.details.inputs
     first = slice(reference.per_seed)
-    wanted = {spec.name: spec for spec in session.get_inputs()}
+    specs = {spec.name: spec for spec in session.get_inputs()}
     feeds = []
     for index in sorted({int(i) for i in np.linspace(0, len(reference.timesteps) - 1, _TIMESTEPS)}):
         samples = reference.samples[index, first]
-        steps = reference.timesteps[index].float().repeat(1 if wanted.get("timestep") and wanted["timestep"].shape == [1] else len(samples))
+        steps = reference.timesteps[index].float().repeat(1 if specs.get("timestep") and specs["timestep"].shape == [1] else len(samples))
         inputs = {names[0]: samples, "timestep": steps, **{name: value[first] for name, value in reference.conditions.items()}}
-        feeds.append({name: value.numpy() for name, value in inputs.items() if name in wanted})
+        feeds.append({name: value.numpy() for name, value in inputs.items() if name in specs})
     return feeds

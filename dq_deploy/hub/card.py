@@ -30,7 +30,7 @@ from .repo_id import REPO_ID, check_repo_id
 
 CARD_NAME, PICTURE_NAME = "README.md", "samples.png"
 _NOT_KNOWN = "OWNER/NAME"
-_TEXT = "encoder_hidden_states"  # the input of a model that is told in words what to draw
+_TEXT = "encoder_hidden_states"  # the input of a model that takes a text
 _MOST_COLUMNS = 10  # of the table of timesteps: more are thinned out evenly
 
 

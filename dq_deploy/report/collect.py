@@ -34,12 +34,12 @@ from .family import Family
 from .headlines import headlines
 from .pictures import page_pictures
 from .recipe import commands, report_command
-from .wanted import Drawing, Timing, Wanted
+from .request import Drawing, ReportRequest, Timing
 
 Note = Callable[[str], None]
 
 
-def collect(family: Family, wanted: Wanted, *, progress: Progress = silent, note: Note = lambda _: None) -> ReportData:
+def collect(family: Family, request: ReportRequest, *, progress: Progress = silent, note: Note = lambda _: None) -> ReportData:
     """Everything on the page. What cannot be measured here is left out, and said to ``note`` and on the page.
 
     Raises UsageError and ArtifactError as the measurements do: settings that make no sense, damaged contents.
@@ -50,14 +50,14 @@ def collect(family: Family, wanted: Wanted, *, progress: Progress = silent, note
         notes.append(reason)
         note(reason)
 
-    if wanted.timing:
-        _check_timing(family, wanted.timing)
+    if request.timing:
+        _check_timing(family, request.timing)
     # First, for they refuse settings that make no sense.
-    pictures = _pictures(family, wanted.drawing, progress, left_out) if wanted.drawing else None
+    pictures = _pictures(family, request.drawing, progress, left_out) if request.drawing else None
     checkpoint = load_checkpoint(family.checkpoint.path)
-    errors = _layer_errors(checkpoint, wanted, progress, left_out)
-    checks = _checks(family, progress, left_out) if wanted.check else []
-    latency = _latency(family, wanted.timing, progress, left_out) if wanted.timing else None
+    errors = _layer_errors(checkpoint, request, progress, left_out)
+    checks = _checks(family, progress, left_out) if request.check else []
+    latency = _latency(family, request.timing, progress, left_out) if request.timing else None
     manifest, details = family.checkpoint.manifest, checkpoint.details
     if apart := parted(details.snr_db, manifest.timesteps):
         left_out(f"Held-out samples part from those calibrated on: {apart.message(manifest.quantization or {})}.")
@@ -84,7 +84,7 @@ def collect(family: Family, wanted: Wanted, *, progress: Progress = silent, note
         artifacts=[_artifact(member) for member in family.members],
         options=manifest.quantization or {},
         notes=notes,
-        commands=[*_commands(family), report_command([member.path for member in family.members], wanted)],
+        commands=[*_commands(family), report_command([member.path for member in family.members], request)],
         versions=_versions(family.members),
     )
     return data.model_copy(update={"headlines": headlines(data)})
@@ -101,8 +101,8 @@ def _subtitle(checkpoint: Artifact) -> str:
     return f"{bits}, {tables}, {trained}"
 
 
-def _layer_errors(checkpoint: Checkpoint, wanted: Wanted, progress: Progress, left_out: Note) -> LayerErrors | None:
-    if not wanted.layer_error:
+def _layer_errors(checkpoint: Checkpoint, request: ReportRequest, progress: Progress, left_out: Note) -> LayerErrors | None:
+    if not request.layer_error:
         return None
     errors = layer_errors(checkpoint, progress=progress)
     if errors.no_output:

@@ -28,7 +28,7 @@ class Headline(_Part):
 
 
 class Fact(_Part):
-    """A row of the summary: what was measured, what was wanted, and whether it was reached (None: nothing was asked)."""
+    """A row of the summary: what was measured, what was required (``wanted``), and whether it was reached (None: nothing was required)."""
 
     label: str
     value: str

@@ -22,8 +22,8 @@ class Family:
 
     def bundle_of(self, engine: Artifact) -> Artifact[BundleDetails]:
         """The bundle that an engine was built from."""
-        wanted = engine.manifest.parent.manifest_sha256 if engine.manifest.parent else ""
-        return next(bundle for bundle in (*self.bundles, *self.floats) if bundle.as_parent.manifest_sha256 == wanted)
+        sha256 = engine.manifest.parent.manifest_sha256 if engine.manifest.parent else ""
+        return next(bundle for bundle in (*self.bundles, *self.floats) if bundle.as_parent.manifest_sha256 == sha256)
 
     def is_float(self, engine: Artifact) -> bool:
         """Whether an engine is of an unquantized bundle."""

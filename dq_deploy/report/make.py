@@ -11,11 +11,11 @@ from .collect import Note, collect
 from .data import ReportData
 from .family import gather
 from .page import write_page
-from .wanted import Drawing, Timing, Wanted
+from .request import Drawing, ReportRequest, Timing
 
-__all__ = ["Drawing", "Timing", "Wanted", "write_report"]
+__all__ = ["Drawing", "ReportRequest", "Timing", "write_report"]
 
-_EVERYTHING_QUICK = Wanted()
+_EVERYTHING_QUICK = ReportRequest()
 
 
 def write_report(
@@ -23,7 +23,7 @@ def write_report(
     output_html: str | Path,
     *,
     checkpoint: str | Path | None = None,
-    wanted: Wanted = _EVERYTHING_QUICK,
+    wanted: ReportRequest = _EVERYTHING_QUICK,
     title: str | None = None,
     force: bool = False,
     progress: Progress = silent,
@@ -31,7 +31,7 @@ def write_report(
 ) -> ReportData:
     """Write one self-contained HTML page about a checkpoint and what was made from it; returns the page's data.
 
-    ``paths`` are the checkpoint (or give ``checkpoint``), bundles, float bundles and engines. ``wanted`` says what is measured beside what
+    ``paths`` are the checkpoint (or give ``checkpoint``), bundles, float bundles and engines. ``wanted`` says what to measure beside what
     the manifests hold: pictures, the error of every layer, checks of the bundles and, if asked for, latency. What cannot be measured here
     is left out, and said to ``note``. A check that fails is on the page; ``enforce`` of the result raises for it.
 

@@ -45,7 +45,7 @@ def render(data: ReportData) -> str:
         json=Markup(embedded_json(data)),  # noqa: S704  holds no character that ends a script element
         lowered=sum(row.after < row.before for row in data.distillation),
         dilated=sum(row.dilated_share > 0 for row in data.dilation),
-        amiss=[(layer, engine) for layer in data.layers for engine in layer.reasons],
+        not_as_planned=[(layer, engine) for layer in data.layers for engine in layer.reasons],
     )
 
 

@@ -15,7 +15,7 @@ from ..engines.registry import builder_named
 from ..formats import of_bits
 from ..quantization.config import PRESETS, QuantizeConfig
 from ..quantization.methods import DILATEQUANT
-from .wanted import Drawing, Wanted
+from .request import Drawing, ReportRequest
 
 # Options of a quantization that are flags of the command line; the others go into a file.
 _FLAGS = ("steps", "iterations", "dilation", "calibration_samples", "batch_size", "seed", "guidance_scale", "sampler")
@@ -40,23 +40,23 @@ def commands(artifact: Artifact, parent: Artifact | None = None) -> list[str]:
     return [_line("build-engine", parent.path.resolve().name if parent else "BUNDLE", "-o", name, *_build_flags(details))]
 
 
-def report_command(paths: Sequence[Path], wanted: Wanted) -> str:
+def report_command(paths: Sequence[Path], request: ReportRequest) -> str:
     """The command that writes the page, into report.html."""
     flags: list[str] = []
-    if wanted.drawing is None:
+    if request.drawing is None:
         flags.append("--no-samples")
     else:
         default = Drawing()
-        for name, value in vars(wanted.drawing).items():
+        for name, value in vars(request.drawing).items():
             if value != getattr(default, name):
                 text = str(value) if isinstance(value, str | int | float | Path) else ",".join(map(str, value))
                 text = "prompts.txt" if name == "prompts" and not isinstance(value, str | Path) else text  # they came as a list
                 flags += ["-n" if name == "n" else f"--{name.replace('_', '-')}", text]
-    flags += [] if wanted.layer_error else ["--no-layer-error"]
-    flags += [] if wanted.check else ["--no-check"]
-    if wanted.timing:
-        flags += ["--bench", "--batch", ",".join(map(str, wanted.timing.batches)), "--runs", str(wanted.timing.runs)]
-        flags += ["--baseline", wanted.timing.baseline.resolve().name] if wanted.timing.baseline else []
+    flags += [] if request.layer_error else ["--no-layer-error"]
+    flags += [] if request.check else ["--no-check"]
+    if request.timing:
+        flags += ["--bench", "--batch", ",".join(map(str, request.timing.batches)), "--runs", str(request.timing.runs)]
+        flags += ["--baseline", request.timing.baseline.resolve().name] if request.timing.baseline else []
     return _line("report", *(path.resolve().name for path in paths), "-o", "report.html", *flags)
 
 

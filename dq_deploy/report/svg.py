@@ -21,7 +21,7 @@ _ON_WHITE = {
     "var(--paper)": "#ffffff",
     "var(--font)": "sans-serif",
 }
-# Readable on white and on near-black, and told apart by people who see no red or no green.
+# Readable on white and on near-black, and distinct to people who see no red or no green.
 BLUE, ORANGE, GREEN, PURPLE, GREY = "#3d85c6", "#e08214", "#2a9d77", "#9b6bc4", "#8b929c"
 WIDTH = 9.7  # inches; the page's column
 

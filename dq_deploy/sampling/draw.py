@@ -99,9 +99,9 @@ def _drawing(artifact: Artifact, asked: Asked, n: int, seed: int, steps: int | N
     if not conditions(artifact) and (asked.prompts is not None or asked.negative_prompt is not None):
         raise UsageError("a prompt is given, and the model takes none", "leave that out")
     if needs_pipeline(artifact):
-        wanted = wish(artifact, asked)
+        wishes = wish(artifact, asked)
         source = float_source(artifact)
-        return pipeline_drawing(artifact, source, n, seed, steps, wanted), source.model if compare_float else None
+        return pipeline_drawing(artifact, source, n, seed, steps, wishes), source.model if compare_float else None
     conditioning = conditioning_of(artifact, asked.classes, asked.guidance_scale)
     drawing = pixel_drawing(artifact, n, seed, steps, batch_size, conditioning)
     return drawing, float_model(artifact) if compare_float else None

@@ -140,18 +140,18 @@ def film_strip(frames: Images) -> Images:
     return frames.transpose(0, 2, 1, 3, 4).reshape(n, height, count * width, channels)
 
 
-def pipeline_drawing(artifact: Artifact, source: Source, n: int, seed: int, steps: int | None, wanted: Wish) -> PipelineDrawing:
+def pipeline_drawing(artifact: Artifact, source: Source, n: int, seed: int, steps: int | None, wishes: Wish) -> PipelineDrawing:
     """The pipeline of ``source`` with the scheduler of the calibration, which took as many ``steps`` as are taken by default.
 
     Raises UsageError for an option that the pipeline does not take, and as ``text_pipeline`` does.
     """
     pipeline = text_pipeline(source)
     taken = inspect.signature(type(pipeline).__call__).parameters
-    if foreign := [name.replace("_", " ") for name in wanted.of(0) if name not in taken]:
+    if foreign := [name.replace("_", " ") for name in wishes.of(0) if name not in taken]:
         raise UsageError(f"a {type(pipeline).__name__} takes no {' and no '.join(foreign)}", "leave that out")
     pipeline.register_modules(scheduler=calibrated_scheduler(artifact))
     steps = calibrated_steps(artifact) if steps is None else steps
-    return PipelineDrawing(pipeline, source.component, n, seed, steps, wanted)
+    return PipelineDrawing(pipeline, source.component, n, seed, steps, wishes)
 
 
 def needs_pipeline(artifact: Artifact) -> str | None:

@@ -82,10 +82,10 @@ def reload_source(origin: Origin, artifact: Path) -> Source:
 
 def _found(entry: Place, typed: str, artifact: Path) -> list[str | Path]:
     """Where it lies now; what was typed where that is no path. Raises UsageError when it lies nowhere."""
-    wanted = places(entry, artifact)
-    found: list[str | Path] = [place for place in wanted if place.exists()]
-    if wanted and not found:
-        looked = " and ".join(map(str, wanted))
+    expected = places(entry, artifact)
+    found: list[str | Path] = [place for place in expected if place.exists()]
+    if expected and not found:
+        looked = " and ".join(map(str, expected))
         raise UsageError(f"{artifact} was made from '{typed}', which is not there any more: no such path: {looked}", "put it back there")
     return found or [typed]
 

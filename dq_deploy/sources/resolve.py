@@ -89,7 +89,7 @@ def _download(hub_id: str, revision: str | None, *, whole: bool) -> Path:
     if whole:
         folders = [name for name in read_components(root) if name not in SAFETY_PARTS]
     files = ["model_index.json", *(f"{folder}/*{suffix}" for folder in folders for suffix in (".json", WEIGHTS_SUFFIX, *_VOCABULARIES))]
-    # Half-precision copies are only wanted where there is no other.
+    # Half-precision copies are fetched only where there is no other.
     path = fetch(files, ["*.fp16.*", "*.non_ema.*"])
     models = [folder for folder in folders if folder != "scheduler" and "tokenizer" not in folder]
 

@@ -75,11 +75,11 @@ def load_whole(root: Path, **parts: Any) -> Any:
     needless = {name: None for name in SAFETY_PARTS if name in components}
     needless |= {name: None for name in _LEFT_OUT if name in parameters and name not in components}
     flags = {"requires_safety_checker": False} if "requires_safety_checker" in parameters else {}
-    wanted = [name for name in components if name not in needless and name not in parts]
-    if any(components[name][0] == "transformers" for name in wanted):
+    required = [name for name in components if name not in needless and name not in parts]
+    if any(components[name][0] == "transformers" for name in required):
         _require_transformers(index.pipeline_class)
-    _check_parts(root, {name: components[name] for name in wanted})
-    with readable(root, wanted) as folder:
+    _check_parts(root, {name: components[name] for name in required})
+    with readable(root, required) as folder:
         try:
             with _no_progress_bars():
                 pipeline = kind.from_pretrained(
@@ -92,7 +92,7 @@ def load_whole(root: Path, **parts: Any) -> Any:
                 f"cannot load the {index.pipeline_class} in {root}: {summarized(error)}",
                 _WHOLE,
             ) from error
-    for name in wanted:
+    for name in required:
         part = getattr(pipeline, name)
         if isinstance(part, torch.nn.Module):
             torch.nn.Module.to(part, torch.float32)  # Module's own: the one that diffusers puts over it warns

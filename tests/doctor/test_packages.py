@@ -10,7 +10,7 @@ from packaging.requirements import Requirement
 from dq_deploy.doctor.finding import Finding
 from dq_deploy.doctor.packages import extras, fits, package_findings, requirements
 
-WANTED = [Requirement(line) for line in (
+REQUIREMENTS = [Requirement(line) for line in (
     "torch>=2.6",
     "numpy>=1.26",
     'onnxruntime>=1.20 ; extra == "cpu"',
@@ -23,7 +23,7 @@ GOOD = {"torch": "2.13.0+cpu", "numpy": "2.4.6", "onnxruntime": "1.31.1"}
 
 
 def findings(installed: Mapping[str, str]) -> dict[str, Finding]:
-    return {finding.name: finding for finding in package_findings(WANTED, installed.get)}
+    return {finding.name: finding for finding in package_findings(REQUIREMENTS, installed.get)}
 
 
 def test_what_fits_is_ok_and_what_is_optional_is_merely_absent() -> None:

@@ -36,7 +36,7 @@ SIZES = {"height": (4, 8, 16), "width": (8, 8, 8)}
         ("openvino", {"timing_cache": "c"}, "backend openvino has no --timing-cache\n--timing-cache is for tensorrt"),
         ("tensorrt", {"int8_kernels": "auto"}, "backend tensorrt has no --int8-kernels\n--int8-kernels is for openvino"),
         ("tensorrt-rtx", {"timing_cache": "c"}, "TensorRT-RTX times no kernels when it builds: its timing cache stays empty"),
-        ("tensorrt-rtx", {"hardware_compatibility": "ampere-plus"}, "give every --compute-capability that is wanted"),
+        ("tensorrt-rtx", {"hardware_compatibility": "ampere-plus"}, "give a --compute-capability for each GPU instead"),
         ("tensorrt-rtx", {"version_compatible": True}, "build again for each version"),
         ("tensorrt", {"optimization_level": 6}, "optimization_level is 6: Input should be less than or equal to 5"),
         ("tensorrt", {"workspace_mb": 0}, "workspace_mb is 0: Input should be greater than or equal to 1"),

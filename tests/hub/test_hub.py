@@ -18,7 +18,7 @@ from dq_deploy.console import to_json
 from dq_deploy.errors import ArtifactError, EnvironmentProblem, UsageError
 from dq_deploy.hub.card import model_card, read_report
 from dq_deploy.hub.push import push
-from dq_deploy.report.make import Drawing, Wanted, write_report
+from dq_deploy.report.make import Drawing, ReportRequest, write_report
 from tests.command_line import Cli, assert_refused
 from tests.flow import Flow, altered_manifest, snapshot, tampered
 from tests.hub.local_hub import TOKEN, LocalHub, serving
@@ -41,7 +41,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalHub]:
 def report(tmp_path_factory: pytest.TempPathFactory, flow: Flow) -> Path:
     """What ``report --format json`` prints about the checkpoint and a bundle of it."""
     folder = tmp_path_factory.mktemp("report")
-    wanted = Wanted(drawing=Drawing(n=2), layer_error=False)
+    wanted = ReportRequest(drawing=Drawing(n=2), layer_error=False)
     data = write_report([flow.checkpoint, flow.bundles["onnxruntime"]], folder / "r.html", wanted=wanted)
     (folder / "report.json").write_text(json.dumps(to_json(data)))
     return folder / "report.json"

@@ -28,7 +28,7 @@ from dq_deploy.report.data import (
     ScaleTable,
     SnrSeries,
 )
-from dq_deploy.report.make import Drawing, Timing, Wanted, write_report
+from dq_deploy.report.make import Drawing, ReportRequest, Timing, write_report
 from tests.flow import Flow
 
 ATTACK = "</script><img src=x onerror=\"window.attacked=1\"><b title='a'>&amp;"
@@ -46,7 +46,7 @@ class Written:
 def written(tmp_path_factory: pytest.TempPathFactory, flow: Flow) -> Written:
     """The page about all of the flow's artefacts: three pairs of pictures, every layer, two checks, a timing."""
     path, notes = tmp_path_factory.mktemp("report") / "report.html", []
-    wanted = Wanted(drawing=Drawing(n=3, seed=5), timing=Timing(batches=(1, 2), runs=3))
+    wanted = ReportRequest(drawing=Drawing(n=3, seed=5), timing=Timing(batches=(1, 2), runs=3))
     bundles = [flow.bundles[name] for name in ("tensorrt", "onnxruntime", "float")]
     data = write_report([flow.checkpoint, *bundles], path, wanted=wanted, note=notes.append)
     return Written(path, data, notes)

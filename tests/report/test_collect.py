@@ -14,7 +14,7 @@ from PIL import Image
 from dq_deploy.artifacts import Artifact, Manifest, open_artifact, sha256_file
 from dq_deploy.errors import ArtifactError, UsageError
 from dq_deploy.report.family import gather
-from dq_deploy.report.make import Drawing, Wanted, write_report
+from dq_deploy.report.make import Drawing, ReportRequest, write_report
 from dq_deploy.report.recipe import commands
 from dq_deploy.sampling import draw
 from tests.command_line import Cli
@@ -134,7 +134,7 @@ def test_a_module_in_memory_has_fewer_sections(tmp_path: Path) -> None:
     """No float model: no output error, no pictures of it; and it is said why."""
     checkpoint = make_checkpoint(tiny_unet(), tmp_path / "checkpoint")
     notes: list[str] = []
-    data = write_report([checkpoint.artifact.path], tmp_path / "r.html", wanted=Wanted(drawing=Drawing(n=1)), note=notes.append)
+    data = write_report([checkpoint.artifact.path], tmp_path / "r.html", wanted=ReportRequest(drawing=Drawing(n=1)), note=notes.append)
     assert all(layer.output_db is None for layer in data.layers)
     assert data.activation_db
     assert data.pictures is not None

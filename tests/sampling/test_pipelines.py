@@ -18,7 +18,7 @@ from dq_deploy.errors import ArtifactError, UsageError
 from dq_deploy.exporters import export
 from dq_deploy.quantization import quantize
 from dq_deploy.report.data import Pictures
-from dq_deploy.report.make import Drawing, Wanted, write_report
+from dq_deploy.report.make import Drawing, ReportRequest, write_report
 from dq_deploy.sampling import draw, not_drawable
 from dq_deploy.sampling.seeds import picture_seed
 from tests.command_line import Cli, assert_refused
@@ -129,13 +129,13 @@ def test_from_the_command_line(text: Artifact, cli: Cli, tmp_path: Path) -> None
 
 def test_a_report_has_the_prompts_under_the_pictures(text: Artifact, tmp_path: Path) -> None:
     paths, notes = [text.path.parent / "checkpoint", text.path], []
-    wanted = Wanted(drawing=Drawing(n=2, prompts=PROMPTS), layer_error=False, check=False)
+    wanted = ReportRequest(drawing=Drawing(n=2, prompts=PROMPTS), layer_error=False, check=False)
     data = write_report(paths, tmp_path / "with.html", wanted=wanted)
     assert isinstance(data.pictures, Pictures)
     assert data.pictures.prompts == PROMPTS
     assert data.pictures.expected is not None
     assert data.commands[-1].endswith(" -n 2 --prompts prompts.txt --no-layer-error --no-check")
-    without = Wanted(drawing=Drawing(), layer_error=False, check=False)
+    without = ReportRequest(drawing=Drawing(), layer_error=False, check=False)
     assert write_report(paths, tmp_path / "without.html", wanted=without, note=notes.append).pictures is None
     first, *others = notes
     assert first == f"No pictures: {text.path} draws what a prompt says, and none was given."

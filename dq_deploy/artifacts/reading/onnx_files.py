@@ -184,7 +184,7 @@ def data_problem(
     if length is not None and length != needed:
         return f"gives {length} bytes for a tensor that takes {needed}"
     begin, there = offset or 0, file.stat().st_size
-    return None if 0 <= begin <= there - needed else f"has {there} bytes, and those from {begin} to {begin + needed} are wanted"
+    return None if 0 <= begin <= there - needed else f"has {there} bytes, and those from {begin} to {begin + needed} are needed"
 
 
 def _problem(tensor: Any, folder: Path, listed: Collection[str] | None) -> str | None:

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from ..descriptor import EngineDescriptor, Products, Triton
 
-# Which provider a session of one operator gets, of those that are wanted: a provider whose libraries are missing gives way to the CPU's.
+# Which provider a session of one operator gets, of those requested: a provider whose libraries are missing gives way to the CPU's.
 _PROBE = """
 import numpy, onnx, onnxruntime
 from onnx import TensorProto, helper

@@ -108,9 +108,9 @@ def optimized_operators(file: Path, *, threads: int | None = None) -> list[str]:
     return [node.op_type for node in model.graph.node]
 
 
-def _missing_provider(wanted: str, found: Sequence[str]) -> EnvironmentProblem:
-    hint = f"pip uninstall {ONNXRUNTIME.distributions[0]} && {CUDA.install}" if wanted.startswith(("CUDA", "Tensorrt")) else None
-    return EnvironmentProblem(f"onnxruntime does not use provider {wanted} here; it has {', '.join(found)}", hint)
+def _missing_provider(requested: str, found: Sequence[str]) -> EnvironmentProblem:
+    hint = f"pip uninstall {ONNXRUNTIME.distributions[0]} && {CUDA.install}" if requested.startswith(("CUDA", "Tensorrt")) else None
+    return EnvironmentProblem(f"onnxruntime does not use provider {requested} here; it has {', '.join(found)}", hint)
 
 
 def _session_config(model: Any) -> dict[str, str]:

@@ -37,12 +37,12 @@ TENSORRT_RTX = EngineDescriptor(
         file="model.engine",
         statement="chosen ahead of time by the compiler; not executed on this machine",
         reads=same_or_compatible,
-        device="GPUs of the compute capabilities that it is told",
+        device="GPUs of the compute capabilities given",
         options=_OPTIONS,
         # As 1.7 has it: the first two are accepted and do nothing, the third fails the build.
         refused={
             "timing_cache": "TensorRT-RTX times no kernels when it builds: its timing cache stays empty",
-            "hardware_compatibility": "TensorRT-RTX ignores it: give every --compute-capability that is wanted",
+            "hardware_compatibility": "TensorRT-RTX ignores it: give a --compute-capability for each GPU instead",
             "version_compatible": "TensorRT-RTX builds no such engine: build again for each version",
         },
         # What 1.x compiles for ahead of time.

@@ -11,13 +11,13 @@ from .rules import RULES
 
 def check_allowed(names: Iterable[str], target: str) -> list[str]:
     """The rules, each once. Raises UsageError naming all that are none, guard the parsers, or are no error for that target."""
-    wanted = list(dict.fromkeys(names))
+    requested = list(dict.fromkeys(names))
     known = [rule.id for rule in RULES if target in rule.targets and rule.severity == "error" and rule.id not in _GUARDS]
-    if unknown := [name for name in wanted if name not in known]:
+    if unknown := [name for name in requested if name not in known]:
         near = dict.fromkeys(found for name in unknown for found in get_close_matches(name, known))
         hint = f"did you mean {', '.join(near)}?" if near else f"there are: {', '.join(known)}"
         raise UsageError(f"no rule of the lint that may be allowed in a build for {target}: {', '.join(unknown)}", hint)
-    return wanted
+    return requested
 
 
 def consequences(allowed: Collection[str], broken: Collection[str]) -> list[str]:

@@ -75,12 +75,12 @@ def weight_scale_axis(view: View) -> Iterator[Hit]:
         if node is None or weight.moves or scale is None or scale.size == 1 or scale.ndim != 1:
             continue
         shape = node.inputs[0].shape if node.inputs[0] is not None else None
-        wanted = _output_axis(product.node, len(shape) if shape is not None else 0)
+        expected = _output_axis(product.node, len(shape) if shape is not None else 0)
         axis = node.attributes.get_int("axis", 1)
         axis += len(shape) if axis < 0 and shape is not None else 0
-        if wanted is not None and axis != wanted:
-            text = f"the scales of its weight lie along axis {axis}, and its output channels along axis {wanted}"
-            yield Hit(product.node, text, {"axis": axis, "output_axis": wanted})
+        if expected is not None and axis != expected:
+            text = f"the scales of its weight lie along axis {axis}, and its output channels along axis {expected}"
+            yield Hit(product.node, text, {"axis": axis, "output_axis": expected})
 
 
 def _output_axis(node: ir.Node, rank: int) -> int | None:

@@ -171,7 +171,7 @@ class View:
         )
 
     def codes(self, node: ir.Node) -> ir.DataType | None:
-        """Type of the codes of a QuantizeLinear or DequantizeLinear; None where it cannot be told."""
+        """Type of the codes of a QuantizeLinear or DequantizeLinear; None where that is unknown."""
         if node.op_type == "QuantizeLinear":
             if len(node.inputs) > 2 and (zero := node.inputs[2]) is not None:
                 return self.dtype(zero)

@@ -89,7 +89,7 @@ def choose_bits(source: Any, budget: str, *, preset: str = "w4a8", device: str =
     Raises UsageError (a budget that no choice meets, with what can be had) and whatever ``quantize`` raises of a source.
     """
     request, options = Request.split(arguments)
-    wanted, config = Budget.parse(budget), QuantizeConfig.build(preset, **options)
+    limit, config = Budget.parse(budget), QuantizeConfig.build(preset, **options)
     if config.weight_bits >= RAISED:
         raise UsageError(f"the preset gives every layer {config.weight_bits} bits already", "choose --preset w4a8, w4a4 or w6a6")
     prepared = prepare(source, config, request, progress)
@@ -102,7 +102,7 @@ def choose_bits(source: Any, budget: str, *, preset: str = "w4a8", device: str =
     with exact_products():
         measured, _ = measure_sensitivities(prepared, settings, progress)
     parameters = sum(tensor.numel() for tensor in prepared.float_graph.state_dict().values())
-    return choose(measured, {layer.name: settings(layer) for layer in prepared.plan.quantized}, wanted, parameters)
+    return choose(measured, {layer.name: settings(layer) for layer in prepared.plan.quantized}, limit, parameters)
 
 
 def _settings(layer: Layer) -> list[Bits]:

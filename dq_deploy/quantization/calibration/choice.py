@@ -70,7 +70,7 @@ def ddim_scheduler(scheduler: Any) -> Any:
     """
     from diffusers import DDIMScheduler
 
-    # DDIM clips its predictions unless told otherwise. A scheduler that does not know of clipping does not clip, and latents must not be.
+    # DDIM clips its predictions by default. A scheduler that does not know of clipping does not clip, and latents must not be.
     known = {"clip_sample": False, **settings(scheduler)}
     return DDIMScheduler(**{name: known[name] for name in inspect.signature(DDIMScheduler.__init__).parameters if name in known})
 

@@ -74,8 +74,8 @@ class PipelineSource:
     def prepare(cls, pipeline: Any, component: str, prompts: list[str], negative_prompt: str | None, config: QuantizeConfig,
                 picture_size: Mapping[str, int] | None = None) -> PipelineSource:  # fmt: skip
         """Check what the pipeline takes, and run it up to its denoiser's first call. Raises UsageError where it refuses."""
-        wanted = {"guidance_scale": config.guidance_scale, "negative_prompt": negative_prompt, **(picture_size or {})}
-        options = {name: value for name, value in wanted.items() if value is not None}
+        requested = {"guidance_scale": config.guidance_scale, "negative_prompt": negative_prompt, **(picture_size or {})}
+        options = {name: value for name, value in requested.items() if value is not None}
         parameters = inspect.signature(type(pipeline).__call__).parameters
         for name in [*options, "generator", "num_inference_steps", "output_type"]:
             if name not in parameters:

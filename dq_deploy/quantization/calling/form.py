@@ -160,8 +160,8 @@ class CallForm:
             raise UsageError(f"this model was exported without {', '.join(sorted(unknown))}; it takes {', '.join(inputs)}")
         absent = {name: tree for name, tree in self.arguments.items() if name not in given and not nothing(tree)}
         if absent:
-            wanted = [f"{name}={tree['constant']!r}" if "constant" in tree else name for name, tree in absent.items()]
-            raise UsageError(f"this model is called with {', '.join(wanted)}, which is missing")
+            missing = [f"{name}={tree['constant']!r}" if "constant" in tree else name for name, tree in absent.items()]
+            raise UsageError(f"this model is called with {', '.join(missing)}, which is missing")
         return found
 
     def _named(self, args: Sequence[Any], kwargs: Mapping[str, Any], inputs: Sequence[str] | None) -> dict[str, Any]:

@@ -40,7 +40,7 @@ class OutputForm:
         return len(self.shapes) > 1
 
     def record(self, model_class: str) -> Tree | None:
-        """What a manifest is to hold; None for one tensor, in what the drop-in gives back without being told."""
+        """The manifest's entry; None for one tensor in the structure that the drop-in returns by default."""
         plain = self.tree
         if "dict" in plain and [key for key, _ in plain["dict"]] == [SAMPLE] and plain.get("class") == usual_class(model_class):
             plain = plain["dict"][0][1]

@@ -84,14 +84,14 @@ def match(tree: Tree, value: Any, path: str, batch: int) -> dict[str, Any]:
 def _parts(tree: Tree, value: Any, path: str) -> Iterator[tuple[Any, Tree, Any]]:
     """Key, tree and value of every entry of a collection."""
     if "dict" in tree:
-        wanted = {key: part for key, part in tree["dict"] if not nothing(part)}
+        expected = {key: part for key, part in tree["dict"] if not nothing(part)}
         given = {key: inner for key, inner in value.items() if not none_in(inner)} if isinstance(value, Mapping) else {}
-        if set(wanted) != set(given):
+        if set(expected) != set(given):
             raise UsageError(
-                f"{path} is {shown(value)}, and the graph was made with a dictionary of {', '.join(map(str, wanted))}",
+                f"{path} is {shown(value)}, and the graph was made with a dictionary of {', '.join(map(str, expected))}",
                 _AGAIN,
             )
-        yield from ((key, part, given[key]) for key, part in wanted.items())
+        yield from ((key, part, given[key]) for key, part in expected.items())
         return
     parts = tree.get("list", tree.get("tuple"))
     assert parts is not None

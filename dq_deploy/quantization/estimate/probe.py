@@ -125,7 +125,7 @@ class Probe:
         """Cost of every block of the quantized graph; the largest and a few others are measured."""
         trained = [i for i, part in enumerate(parts) if part] or list(range(len(blocks)))
         order = sorted(trained, key=lambda i: sizes[i])
-        wanted = {order[round(x)] for x in np.linspace(0, len(order) - 1, min(_MEASURED_BLOCKS, len(order)))}
+        chosen = {order[round(x)] for x in np.linspace(0, len(order) - 1, min(_MEASURED_BLOCKS, len(order)))}
         graph = self.prepared.float_graph
         float_blocks = split_blocks(graph) if len(blocks) > 1 else [whole_network(graph)]
         values = MemoryValues()
@@ -138,7 +138,7 @@ class Probe:
         measured: dict[int, StepCost] = {}
         for index, (float_block, block) in enumerate(zip(float_blocks, blocks, strict=True)):
             teacher.run(float_block)
-            if index in wanted:
+            if index in chosen:
                 measured[index] = self._step(BlockTrainer(block, student, teacher, parts[index], self.config))
             teacher.forget(float_block)
         return [measured.get(i) or _between(measured, sizes, i) for i in range(len(blocks))]

@@ -22,7 +22,7 @@ from ...progress import Advance, Progress, silent
 from ..calling import TIMESTEP, CallForm, OutputForm, output_form, packed, whole_batch_forward
 from ..running.ambient import default_torch, without_autocast
 from .edit import aten, bind, set_tensor
-from .exporting import NoSymbolError, check_names, exported, exported_as_is, names_that_are_keywords, source_line, told
+from .exporting import NoSymbolError, check_names, described, exported, exported_as_is, names_that_are_keywords, source_line
 from .fixed_batch import freed
 from .rewrites import clean, normalize
 from .rewrites.attention import ATTENTION
@@ -215,7 +215,7 @@ def _expected(wrapper: _Positional, tensors: list[torch.Tensor]) -> tuple[dict[i
             found = {batch: wrapper.checked(*_resized(tensors, batch)) for batch in _BATCHES}
         except DqDeployError:
             raise
-        except Exception as error:  # noqa: BLE001  a model may raise anything; it is told in _does_not_run
+        except Exception as error:  # noqa: BLE001  a model may raise anything; _does_not_run reports it
             raise_if_out_of_memory(error)
             problem = problem or error
             continue
@@ -262,11 +262,13 @@ def _does_not_run(wrapper: _Positional, names: list[str], tensors: list[torch.Te
     try:
         with torch.no_grad():
             wrapper(*tensors)
-    except Exception as own:  # noqa: BLE001  whatever it is, it is told
+    except Exception as own:  # noqa: BLE001  whatever it is, it is reported
         raise_if_out_of_memory(own)
         shapes = ", ".join(f"{key} {list(t.shape)}" for key, t in zip(names, tensors, strict=True))
-        return ArtifactError(f"{name} does not run on {shapes}: {told(own)}")
-    return ArtifactError(f"{name} runs at batch {len(tensors[0])}, and not at batches {' and '.join(map(str, _BATCHES))}: {told(error)}")
+        return ArtifactError(f"{name} does not run on {shapes}: {described(own)}")
+    return ArtifactError(
+        f"{name} runs at batch {len(tensors[0])}, and not at batches {' and '.join(map(str, _BATCHES))}: {described(error)}"
+    )
 
 
 def _name_nodes(graph_module: GraphModule, names: list[str]) -> None:

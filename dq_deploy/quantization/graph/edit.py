@@ -98,8 +98,8 @@ class Editor:
 
     def reshape(self, x: Node, sizes: Sequence[Size]) -> Node:
         """The value in another shape; itself if it has that shape already."""
-        wanted = [s.meta["val"] if isinstance(s, Node) else s for s in sizes]
-        return x if list(x.meta["val"].shape) == wanted else self(aten.reshape.default, x, list(sizes))
+        expected = [s.meta["val"] if isinstance(s, Node) else s for s in sizes]
+        return x if list(x.meta["val"].shape) == expected else self(aten.reshape.default, x, list(sizes))
 
     def permute(self, x: Node, order: Sequence[int]) -> Node:
         """The value with other dimensions first; itself if the order is that it has."""

@@ -61,7 +61,7 @@ def exported_as_is(wrapper: nn.Module, tensors: Sequence[torch.Tensor]) -> Graph
         return _module(_program(wrapper, tensors, None))
 
 
-def told(error: BaseException) -> str:
+def described(error: BaseException) -> str:
     """An error's type, its whole message and the model's own line that it came from."""
     place = _raised_at(error)
     return f"{type(error).__name__}: {str(error).strip()}" + (f"\nat {place}" if place else "")
@@ -92,7 +92,7 @@ def _explained(wrapper: nn.Module, otherwise: type[ArtifactError] = ArtifactErro
                 f"torch.export cannot capture {name}: {type(error).__name__}: {str(error).splitlines()[0]}",
                 f"what it computes next depends on values of its inputs, which no graph can hold: {_raised_at(error) or 'in its forward'}",
             ) from error
-        raise otherwise(f"torch.export cannot capture {name}: {told(error)}") from error
+        raise otherwise(f"torch.export cannot capture {name}: {described(error)}") from error
 
 
 def _program(wrapper: nn.Module, tensors: Sequence[torch.Tensor], batch: Any) -> torch.export.ExportedProgram:

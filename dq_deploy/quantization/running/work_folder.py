@@ -59,7 +59,7 @@ def check_no_run(output: str | Path, *, resume: bool, force: bool) -> None:
     path = work_path(output)
     if path.exists() or path.is_symlink():
         os.close(_lock(path, Path(output)))
-        _check_wanted(path, Path(output), resume=resume, force=force)
+        _check_resumed(path, Path(output), resume=resume, force=force)
 
 
 class WorkFolder:
@@ -117,10 +117,10 @@ def work_folder(output: str | Path, description: Mapping[str, Any], *, resume: b
     or when it was asked to do something else.
     """
     output, path = Path(output), work_path(output)
-    wanted = json.loads(json.dumps(description, sort_keys=True))
+    described = json.loads(json.dumps(description, sort_keys=True))
     parent = next(p for p in path.absolute().parents if p.exists())
     path.absolute().parent.mkdir(parents=True, exist_ok=True)
-    lock = _open(path, output, wanted, resume=resume, force=force)
+    lock = _open(path, output, described, resume=resume, force=force)
     fresh = not list(path.glob("*.safetensors"))
     keep = False
     try:
@@ -142,14 +142,14 @@ def work_folder(output: str | Path, description: Mapping[str, Any], *, resume: b
         os.close(lock)
 
 
-def _open(path: Path, output: Path, wanted: dict[str, Any], *, resume: bool, force: bool) -> int:
+def _open(path: Path, output: Path, described: dict[str, Any], *, resume: bool, force: bool) -> int:
     """Make the folder, or take over the one that is there; gives the handle that holds the lock."""
     if path.exists() or path.is_symlink():
         lock = _lock(path, output)
         try:
-            _check_wanted(path, output, resume=resume, force=force)
+            _check_resumed(path, output, resume=resume, force=force)
             if resume:
-                _check_same(path, wanted)
+                _check_same(path, described)
                 return lock
             remove_at_once(path)  # a kill leaves no folder without its description
         except BaseException:
@@ -157,7 +157,7 @@ def _open(path: Path, output: Path, wanted: dict[str, Any], *, resume: bool, for
             raise
         os.close(lock)
     made = Path(tempfile.mkdtemp(prefix=f".{path.name}.new-", dir=path.absolute().parent))
-    write_text(made / _RUN, json.dumps(wanted, indent=1, sort_keys=True) + "\n")
+    write_text(made / _RUN, json.dumps(described, indent=1, sort_keys=True) + "\n")
     write_bytes(made / _LOCK, b"")
     lock = _lock(made, output)
     if not take_name(made, path):
@@ -180,7 +180,7 @@ def _busy(output: Path, path: Path) -> UsageError:
     return UsageError(f"another run is writing {output} (its work is in {path})", "wait for it, or choose another output")
 
 
-def _check_wanted(path: Path, output: Path, *, resume: bool, force: bool) -> None:
+def _check_resumed(path: Path, output: Path, *, resume: bool, force: bool) -> None:
     if not resume and not force:
         raise UsageError(
             f"an interrupted run that was writing {output} is kept in {path}",
@@ -188,15 +188,15 @@ def _check_wanted(path: Path, output: Path, *, resume: bool, force: bool) -> Non
         )
 
 
-def _check_same(path: Path, wanted: dict[str, Any]) -> None:
+def _check_same(path: Path, described: dict[str, Any]) -> None:
     found = read_json(path / _RUN, "the description of a run", hint="start anew with --force")
     if not isinstance(found, dict):
         raise ArtifactError(f"{path / _RUN} is not the description of a run", "start anew with --force")
     missing = object()
-    names = sorted({*found, *wanted})
-    differing = [name for name in names if found.get(name, missing) != wanted.get(name, missing)]
+    names = sorted({*found, *described})
+    differing = [name for name in names if found.get(name, missing) != described.get(name, missing)]
     if differing:
-        listing = "; ".join(f"{name} was {_show(found, name)}, now {_show(wanted, name)}" for name in differing)
+        listing = "; ".join(f"{name} was {_show(found, name)}, now {_show(described, name)}" for name in differing)
         raise UsageError(
             f"the interrupted run in {path} was another one: {listing}", "give what it was given, or forget it and start anew with --force"
         )

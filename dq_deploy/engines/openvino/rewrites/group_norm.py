@@ -42,8 +42,8 @@ def _normalized(node: Any) -> Any:
     result = _joined([ops.add(ops.multiply(part, f), b) for part, f, b in pieces])
     if picture is not source:
         result = ops.reshape(result, constant(shape_of(source), np.int64), False).output(0)
-    wanted = node.get_element_type().get_type_name()
-    return result if wanted == "f32" else ops.convert(result, wanted).output(0)
+    dtype = node.get_element_type().get_type_name()
+    return result if dtype == "f32" else ops.convert(result, dtype).output(0)
 
 
 def _picture(sample: Any) -> Any:

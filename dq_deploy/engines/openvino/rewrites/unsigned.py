@@ -57,8 +57,8 @@ def unsigned_codes(model: Any) -> None:
 def _quantizes_to_int8(node: Any) -> bool:
     """Whether a FakeQuantize is QuantizeLinear with scale 1: it rounds to the signed codes and clips."""
     ranges = [array_of(value) for value in inputs(node)[1:]]
-    wanted = (_LOWEST, _HIGHEST, _LOWEST, _HIGHEST)
-    exact = all(found is not None and found.size == 1 and found.item() == end for found, end in zip(ranges, wanted, strict=True))
+    expected = (_LOWEST, _HIGHEST, _LOWEST, _HIGHEST)
+    exact = all(found is not None and found.size == 1 and found.item() == end for found, end in zip(ranges, expected, strict=True))
     return exact and node.get_attributes()["levels"] == _CODES
 
 

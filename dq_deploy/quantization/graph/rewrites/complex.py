@@ -195,10 +195,10 @@ def _magnitude(emit: Editor, node: Node, pairs: dict[Node, Pair]) -> Node:
 def _cast(emit: Editor, node: Node, pairs: dict[Node, Pair]) -> Any:
     """To another width, to complex from real, or to real: PyTorch drops the imaginary part then."""
     real, imag = _pair(node.args[0], pairs)
-    wanted = node.meta["val"].dtype
-    plain = {torch.complex64: torch.float32, torch.complex128: torch.float64, torch.complex32: torch.float16}.get(wanted, wanted)
+    dtype = node.meta["val"].dtype
+    plain = {torch.complex64: torch.float32, torch.complex128: torch.float64, torch.complex32: torch.float16}.get(dtype, dtype)
     real = emit(aten.to.dtype, real, plain)
-    if not wanted.is_complex:
+    if not dtype.is_complex:
         return real
     return real, emit(aten.zeros_like.default, real) if imag is None else emit(aten.to.dtype, imag, plain)
 

@@ -35,7 +35,7 @@ class Drawing:
 
 
 @dataclass(frozen=True)
-class Wanted:
+class ReportRequest:
     """What to measure beside what the manifests hold; None and False leave a section out."""
 
     drawing: Drawing | None = Drawing()
