@@ -87,7 +87,7 @@ lint: $(stamp) ## ruff check, ruff format --check, the contracts of imports, myp
 	$(bin)/lint-imports --no-logo
 	$(bin)/mypy
 
-format: $(stamp) ## let ruff mend what it can
+format: $(stamp) ## let ruff fix what it can
 	$(bin)/ruff check --fix .
 	$(bin)/ruff format .
 

@@ -103,7 +103,7 @@ class Output:
         _line(self._stderr, Text.assemble(("warning: ", "yellow"), message))
 
     def error(self, error: DqDeployError) -> None:
-        """Report an error that the user can mend: what happened, then what to do next."""
+        """Report an error that the user can fix: what happened, then what to do next."""
         _line(self._stderr, Text.assemble(("error: ", "bold red"), error.message))
         if error.hint:
             _line(self._stderr, Text.assemble(("hint: ", "cyan"), error.hint))

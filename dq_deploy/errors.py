@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 
 class DqDeployError(Exception):
-    """Base of every error that a user can cause or mend."""
+    """Base of every error that a user can cause or fix."""
 
     exit_code = 1
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 @click.command()
 @common
 def doctor(output: Output) -> None:
-    """Say what is installed, what works, what is wrong, and the command that mends it.
+    """Say what is installed, what works, what is wrong, and the command that fixes it.
 
     Every installed engine is imported once, in a process of its own. Exit code 4 when something is wrong; what is merely absent is not.
     """
@@ -27,7 +27,7 @@ def doctor(output: Output) -> None:
 
 
 def show_diagnosis(diagnosis: Diagnosis, output: Output) -> None:
-    """Every finding, then what mends what is wrong or absent. Raises EnvironmentProblem when something is wrong."""
+    """Every finding, then what fixes what is wrong or absent. Raises EnvironmentProblem when something is wrong."""
     rows = [(f.state, f.name, f.found, f.meaning) for f in diagnosis.findings]
     output.table("what is installed", ("", "what", "found", ""), rows)
     for finding in diagnosis.findings:

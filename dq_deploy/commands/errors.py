@@ -1,4 +1,4 @@
-"""From any exception to an error that a user can mend, where it is one."""
+"""From any exception to an error that a user can fix, where it is one."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _DISTRIBUTIONS = {"PIL": "pillow", "onnx_ir": "onnx-ir"}
 
 
 def known_error(error: BaseException) -> DqDeployError | None:
-    """The error, or what caused it, as one that a user can mend; None for a bug of ours."""
+    """The error, or what caused it, as one that a user can fix; None for a bug of ours."""
     return out_of_memory(error) or next(filter(None, map(_known, causes(error))), None)
 
 
@@ -24,7 +24,7 @@ def one_line(message: str) -> str:
 
 
 def _known(error: BaseException) -> DqDeployError | None:
-    """The error as one that a user can mend, or None for a bug of ours."""
+    """The error as one that a user can fix, or None for a bug of ours."""
     if isinstance(error, DqDeployError):
         return error
     if isinstance(error, ImportError) and not (error.name or "dq_deploy").startswith("dq_deploy"):

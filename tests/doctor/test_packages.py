@@ -45,7 +45,7 @@ def test_what_fits_is_ok_and_what_is_optional_is_merely_absent() -> None:
     ({**GOOD, "tensorrt-rtx": "1.7", "polygraphy": "0.49"}, "[tensorrt-rtx]", "polygraphy 0.49", 'pip install "dq-deploy[tensorrt-rtx]"'),
     ({**GOOD, "onnxruntime-gpu": "1.31"}, "onnxruntime and onnxruntime-gpu", "onnxruntime-gpu 1.31", "pip uninstall -y onnxruntime onnx"),
 ])  # fmt: skip
-def test_what_is_wrong_says_how_to_mend_it(installed: Mapping[str, str], name: str, words: str, mend: str) -> None:
+def test_what_is_wrong_says_how_to_fix_it(installed: Mapping[str, str], name: str, words: str, mend: str) -> None:
     finding = findings(installed)[name]
     assert finding.state == "wrong"
     assert words in finding.found

@@ -96,7 +96,7 @@ def judged(data: bytes, folder: Path, known: dict[str, Callable[[Path], object]]
         known[name](path)
     except DqDeployError as error:
         if error.exit_code not in (2, 3) or not error.message:
-            raise RuntimeError(f"no error for a user to mend: {error!r}") from error
+            raise RuntimeError(f"no error for a user to fix: {error!r}") from error
     finally:
         path.unlink()
 

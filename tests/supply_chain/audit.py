@@ -47,7 +47,7 @@ def verdict(report: str, said: str) -> tuple[int, list[str]]:
     control = next((p for p in packages if (p["name"], p.get("version")) == CONTROL), {})
     pinned = [p for p in packages if p is not control and "skip_reason" not in p]
     lines = [
-        f"{p['name']} {p['version']}: {v['id']}, mended in {', '.join(v['fix_versions']) or 'no version'}"
+        f"{p['name']} {p['version']}: {v['id']}, fixed in {', '.join(v['fix_versions']) or 'no version'}"
         for p in pinned
         for v in p["vulns"]
     ]

@@ -29,7 +29,7 @@ def test_clean_only_when_the_control_is_found() -> None:
 
 
 def test_a_vulnerability_is_named_with_its_mended_version() -> None:
-    assert judged(package("jinja2", "2.10", "CVE-2019-10906"), KNOWN) == (VULNERABLE, "jinja2 2.10: CVE-2019-10906, mended in 9")
+    assert judged(package("jinja2", "2.10", "CVE-2019-10906"), KNOWN) == (VULNERABLE, "jinja2 2.10: CVE-2019-10906, fixed in 9")
 
 
 def test_what_pip_audit_skips_is_not_passed_over() -> None:

@@ -60,7 +60,7 @@ class Processes:
         return torch.cat(parts, dim)
 
     def on_main(self, action: Callable[[], _T]) -> _T | None:
-        """Let the main process do something; None on the others. What it raises for the user to mend, all raise."""
+        """Let the main process do something; None on the others. What it raises for the user to fix, all raise."""
         result, problem = None, None
         if self.is_main:
             try:

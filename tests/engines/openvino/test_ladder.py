@@ -51,7 +51,7 @@ def test_the_first_way_that_is_taken(integer: bool, openable: bool, tried: list[
 def test_a_graph_that_fits_no_kernel_runs_with_open_sizes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = two_linears(gelu)
     (tmp_path / "model.onnx").write_bytes(model.SerializeToString())
-    monkeypatch.setattr(module, "rewrite", lambda _: None)  # which would mend it
+    monkeypatch.setattr(module, "rewrite", lambda _: None)  # which would fix it
     runner = OpenVinoRunner(tmp_path / "model.onnx", threads=1, integer=True)
     inputs = {"sample": noise(1, 48), "timestep": TIMESTEPS[:1]}
     with pytest.warns(RuntimeWarning, match="not enough registers") as told:
