@@ -15,9 +15,9 @@ from .errors import EnvironmentProblem, UsageError
 from .exporters import export
 from .progress import Progress
 from .quantization import QuantizeConfig, quantize
+from .report.artifacts import gather
 from .report.collect import collect
 from .report.data import EngineRow, Fact, ReportData
-from .report.family import gather
 from .report.page import write_page
 from .report.request import Drawing, ReportRequest, Timing
 
@@ -181,9 +181,9 @@ def _accuracy_facts(data: ReportData) -> list[Fact]:
     )
     blocks = data.distillation
     if blocks:
-        share = sum(block.after < block.before for block in blocks) / len(blocks)
+        fraction = sum(block.after < block.before for block in blocks) / len(blocks)
         facts.append(
-            Fact(label="blocks whose held-out loss fell", value=f"{share:.0%} of {len(blocks)}", wanted="≥ 90%", passed=share >= 0.9)
+            Fact(label="blocks whose held-out loss fell", value=f"{fraction:.0%} of {len(blocks)}", wanted="≥ 90%", passed=fraction >= 0.9)
         )
     psnr = (data.pictures and data.pictures.psnr_db) or [0.0]
     facts.append(

@@ -279,7 +279,7 @@ _ONNXRUNTIME = tuple(
 )
 
 GROUPS = {
-    "Built as wanted": _GOOD,
+    "Built as planned": _GOOD,
     "Scales that are computed, or are many": _COMPUTED,
     "Values and types": _VALUES,
     "Weights": _WEIGHTS,

@@ -107,6 +107,6 @@ def _source(measured: Sensitivity, layer: Layer, total: float, snr: float, outpu
     )  # fmt: skip
 
 
-def _without(snr: float, share: float) -> float:
-    """The SNR in dB when a share of the noise is gone."""
-    return snr - 10 * math.log10(max(1 - share, 1e-6))
+def _without(snr: float, fraction: float) -> float:
+    """The SNR in dB when a fraction of the noise is gone."""
+    return snr - 10 * math.log10(max(1 - fraction, 1e-6))

@@ -57,8 +57,8 @@ class LayerParity(BaseModel):
     worst_timestep: float = 0.0
 
     @property
-    def code_share(self) -> float:
-        """Share of the codes that differ."""
+    def code_fraction(self) -> float:
+        """Fraction of the codes that differ."""
         return self.code_mismatches / max(self.code_elements, 1)
 
     @property

@@ -11,7 +11,7 @@ from .folder import Artifact
 _WORTH_SAYING = 0.02  # of the multiply-accumulates: less is the last layer, which has 8 bits in every preset
 
 
-def share_of_work(layers: Iterable[Product], counts: Callable[[Product], bool]) -> float:
+def fraction_of_work(layers: Iterable[Product], counts: Callable[[Product], bool]) -> float:
     """The share of the layers' multiply-accumulates in those that count; 0 where there are none."""
     layers = list(layers)
     total = sum(layer.macs for layer in layers)

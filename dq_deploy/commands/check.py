@@ -117,7 +117,7 @@ def show_check(result: CheckResult, output: Output, lint: LintResult | None = No
     layer_rows = [
         (
             row.layer,
-            f"{row.code_share:.4%}",
+            f"{row.code_fraction:.4%}",
             f"{row.code_step:g}",
             f"{row.output_error:.1e}",
             f"{row.worst_timestep:g}",

@@ -18,7 +18,7 @@ HardwareCompatibility = Literal["ampere-plus", "same-compute-capability"]
 class BuildOptions(BaseModel):
     """What is None or False was not asked for, and is left to the builder.
 
-    TensorRT, both families:
+    TensorRT and TensorRT-RTX:
     ``optimization_level``: 0 (fastest build) to 5 (most tactics tried).
     ``workspace_mb``: MiB of GPU memory that a tactic may use for itself.
     ``weight_streaming``: weights may stay in host memory, and are copied to the GPU as a run needs them.

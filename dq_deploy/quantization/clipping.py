@@ -1,4 +1,4 @@
-"""Which share of the values that a quantized network sees is outside of what its codes can say."""
+"""Which fraction of the values that a quantized network sees is outside of what its codes can say."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ class Clipped:
         counts = self._counts.setdefault(name, torch.zeros(2, quantizer.table_rows, dtype=torch.float64))
         counts.index_add_(1, numerics.select_table_rows(timestep, quantizer.boundaries).cpu(), found.cpu())
 
-    def shares(self) -> dict[str, list[float]]:
-        """By quantizer: the clipped share of its values at each row's timestep [T]; without those that clip nothing at all."""
+    def fractions(self) -> dict[str, list[float]]:
+        """By quantizer: the clipped fraction of its values at each row's timestep [T]; without those that clip nothing at all."""
         found = {name: (clipped / values.clamp(min=1)).tolist() for name, (values, clipped) in self._counts.items()}
-        return {name: [round(share, 7) for share in shares] for name, shares in found.items() if any(shares)}
+        return {name: [round(fraction, 7) for fraction in fractions] for name, fractions in found.items() if any(fractions)}
 
 
 @contextmanager

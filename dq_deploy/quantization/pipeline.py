@@ -128,7 +128,7 @@ def _quantize(prepared: Prepared, work: SharedWork, progress: Progress) -> tuple
     manifest = _manifest(prepared, data, initial, records, folded)
     seen = per_timestep_snr(prepared.call(quantized), data.spread(config.reference_samples), progress)
     manifest.details["snr_db"] = {"before_distillation": before, "after_distillation": after, "calibration_samples": seen}
-    manifest.details["clipped"] = clipped.shares()
+    manifest.details["clipped"] = clipped.fractions()
     manifest.details["final_error"] = _final_error(prepared, quantized, reference, work, progress).model_dump()
     return quantized, reference, manifest
 
@@ -145,7 +145,7 @@ def _collect(prepared: Prepared, name: str, seeds: range, work: SharedWork, prog
     if count < processes.count:
         made = work.made(name, lambda: Stage(*pack_trajectories(prepared.calibration.collect(model, seeds, progress))))
         return unpack_trajectories(made)
-    part = prepared.calibration.collect(model, seeds, progress, processes.share(count))
+    part = prepared.calibration.collect(model, seeds, progress, processes.part(count))
 
     def whole(tensor: torch.Tensor, dim: int) -> torch.Tensor:
         return processes.joined(tensor, dim, count, part.per_seed)
@@ -263,7 +263,7 @@ def _manifest(prepared: Prepared, data: Trajectories, initial: Initialization, r
             "samples_per_seed": data.per_seed,
             "layers": [layer.record() for layer in plan.quantized],
             "float_layers": [layer.record() for layer in plan.left_float],
-            "float_mac_share": plan.float_share,
+            "float_mac_share": plan.float_fraction,
             "quantizers": [{"name": name, "layers": layers} for name, layers in members.items()],
             "skip_halves": prepared.skip_halves,
             "dilation": [{**asdict(r), "folded_into": folded.get(r.quantizer, [])} for r in initial.records],

@@ -18,6 +18,7 @@ from ..errors import ArtifactError, EnvironmentProblem, UsageError
 from ..formats import of_bits
 from ..progress import Progress, silent
 from ..quantization.checkpoint import Checkpoint, load_checkpoint
+from .artifacts import ReportedArtifacts
 from .data import (
     ArtifactRow,
     BlockLoss,
@@ -30,7 +31,6 @@ from .data import (
     SnrSeries,
 )
 from .engine_rows import engine_rows, precisions
-from .family import Family
 from .headlines import headlines
 from .pictures import page_pictures
 from .recipe import commands, report_command
@@ -39,7 +39,9 @@ from .request import Drawing, ReportRequest, Timing
 Note = Callable[[str], None]
 
 
-def collect(family: Family, request: ReportRequest, *, progress: Progress = silent, note: Note = lambda _: None) -> ReportData:
+def collect(
+    artifacts: ReportedArtifacts, request: ReportRequest, *, progress: Progress = silent, note: Note = lambda _: None
+) -> ReportData:
     """Everything on the page. What cannot be measured here is left out, and said to ``note`` and on the page.
 
     Raises UsageError and ArtifactError as the measurements do: settings that make no sense, damaged contents.
@@ -51,28 +53,28 @@ def collect(family: Family, request: ReportRequest, *, progress: Progress = sile
         note(reason)
 
     if request.timing:
-        _check_timing(family, request.timing)
+        _check_timing(artifacts, request.timing)
     # First, for they refuse settings that make no sense.
-    pictures = _pictures(family, request.drawing, progress, left_out) if request.drawing else None
-    checkpoint = load_checkpoint(family.checkpoint.path)
+    pictures = _pictures(artifacts, request.drawing, progress, left_out) if request.drawing else None
+    checkpoint = load_checkpoint(artifacts.checkpoint.path)
     errors = _layer_errors(checkpoint, request, progress, left_out)
-    checks = _checks(family, progress, left_out) if request.check else []
-    latency = _latency(family, request.timing, progress, left_out) if request.timing else None
-    manifest, details = family.checkpoint.manifest, checkpoint.details
+    checks = _checks(artifacts, progress, left_out) if request.check else []
+    latency = _latency(artifacts, request.timing, progress, left_out) if request.timing else None
+    manifest, details = artifacts.checkpoint.manifest, checkpoint.details
     if apart := parted(details.snr_db, manifest.timesteps):
         left_out(f"Held-out samples part from those calibrated on: {apart.message(manifest.quantization or {})}.")
     data = ReportData(
         title=manifest.model,
-        subtitle=_subtitle(family.checkpoint),
+        subtitle=_subtitle(artifacts.checkpoint),
         pictures=pictures,
         timesteps=manifest.timesteps,
-        layers=_layers(family, errors),
+        layers=_layers(artifacts, errors),
         float_layers=[FloatLayer(name=x.name, op=x.op, macs=x.macs, reason=x.reason) for x in details.float_layers],
         error_samples=errors.samples if errors else 0,
         activation_db=errors.activation_db if errors else {},
         clipped=details.clipped or {},
         clipped_known=details.clipped is not None,
-        tables=read_tables(family.checkpoint),
+        tables=read_tables(artifacts.checkpoint),
         final_error=details.final_error,
         snr=_series(details, manifest.timesteps, checks),
         checks=[_check_row(result) for result in checks],
@@ -80,12 +82,12 @@ def collect(family: Family, request: ReportRequest, *, progress: Progress = sile
         dilation=_dilation(checkpoint),
         dilation_rules=details.dilation_rule.mean_snr_db,
         latency=latency,
-        engines=engine_rows(family),
-        artifacts=[_artifact(member) for member in family.members],
+        engines=engine_rows(artifacts),
+        artifacts=[_artifact(member) for member in artifacts.members],
         options=manifest.quantization or {},
         notes=notes,
-        commands=[*_commands(family), report_command([member.path for member in family.members], request)],
-        versions=_versions(family.members),
+        commands=[*_commands(artifacts), report_command([member.path for member in artifacts.members], request)],
+        versions=_versions(artifacts.members),
     )
     return data.model_copy(update={"headlines": headlines(data)})
 
@@ -110,8 +112,8 @@ def _layer_errors(checkpoint: Checkpoint, request: ReportRequest, progress: Prog
     return errors
 
 
-def _layers(family: Family, errors: LayerErrors | None) -> list[Layer]:
-    by_engine = precisions(family)
+def _layers(artifacts: ReportedArtifacts, errors: LayerErrors | None) -> list[Layer]:
+    by_engine = precisions(artifacts)
     return [
         Layer(
             name=layer.name,
@@ -124,7 +126,7 @@ def _layers(family: Family, errors: LayerErrors | None) -> list[Layer]:
             precisions={engine: found[layer.name][0] for engine, found in by_engine.items() if layer.name in found},
             reasons={engine: why for engine, found in by_engine.items() if (why := found.get(layer.name, ("", None))[1])},
         )
-        for layer in family.checkpoint.details.layers
+        for layer in artifacts.checkpoint.details.layers
     ]
 
 
@@ -172,11 +174,11 @@ def _dilation(checkpoint: Checkpoint) -> list[DilationRow]:
     ]
 
 
-def _pictures(family: Family, drawing: Drawing, progress: Progress, left_out: Note) -> Pictures | None:
+def _pictures(artifacts: ReportedArtifacts, drawing: Drawing, progress: Progress, left_out: Note) -> Pictures | None:
     """Drawn by the first bundle that ONNX Runtime can run, or by the checkpoint."""
     from ..sampling import draw, not_drawable
 
-    artifact: Artifact = next((bundle for bundle in family.bundles if bundle.details.dtype != "bf16"), family.checkpoint)
+    artifact: Artifact = next((bundle for bundle in artifacts.bundles if bundle.details.dtype != "bf16"), artifacts.checkpoint)
     if reason := not_drawable(artifact, drawing.prompts):
         left_out(f"No pictures: {reason}.")
         return None
@@ -189,19 +191,19 @@ def _pictures(family: Family, drawing: Drawing, progress: Progress, left_out: No
     return page_pictures(drawn, artifact.path.resolve().name, drawing.seed)
 
 
-def _checks(family: Family, progress: Progress, left_out: Note) -> list[CheckResult]:
+def _checks(artifacts: ReportedArtifacts, progress: Progress, left_out: Note) -> list[CheckResult]:
     results = []
-    for bundle in family.bundles:
+    for bundle in artifacts.bundles:
         try:
-            results.append(check(bundle, family.checkpoint, progress=progress))
+            results.append(check(bundle, artifacts.checkpoint, progress=progress))
         except EnvironmentProblem as error:
             left_out(f"{bundle.path.resolve().name} was not checked: {error.message}.")
     return results
 
 
-def _check_timing(family: Family, timing: Timing) -> None:
+def _check_timing(artifacts: ReportedArtifacts, timing: Timing) -> None:
     """What the timing would refuse, before anything long is done. Raises UsageError."""
-    timed = [str(artifact.path) for artifact in (*family.floats, *family.bundles, *family.engines)]
+    timed = [str(artifact.path) for artifact in (*artifacts.floats, *artifacts.bundles, *artifacts.engines)]
     problems = [] if timed else ["there is no bundle and no engine to time"]
     problems += [f"batch size {batch} is below 1" for batch in timing.batches if batch < 1]
     problems += [f"runs is {timing.runs}, and at least 1 is needed"] if timing.runs < 1 else []
@@ -211,9 +213,9 @@ def _check_timing(family: Family, timing: Timing) -> None:
         raise UsageError("; ".join(problems))
 
 
-def _latency(family: Family, timing: Timing, progress: Progress, left_out: Note) -> BenchResult | None:
+def _latency(artifacts: ReportedArtifacts, timing: Timing, progress: Progress, left_out: Note) -> BenchResult | None:
     contenders: list[Contender] = []
-    for artifact in (*family.floats, *family.bundles, *family.engines):
+    for artifact in (*artifacts.floats, *artifacts.bundles, *artifacts.engines):
         try:
             contenders += contenders_from([artifact])
         except EnvironmentProblem as error:
@@ -242,12 +244,12 @@ def _artifact(artifact: Artifact) -> ArtifactRow:
     )
 
 
-def _commands(family: Family) -> list[str]:
-    made = commands(family.checkpoint)
-    for bundle in (*family.bundles, *family.floats):
-        made += commands(bundle, family.checkpoint)
-    for engine in family.engines:
-        made += commands(engine, family.bundle_of(engine))
+def _commands(artifacts: ReportedArtifacts) -> list[str]:
+    made = commands(artifacts.checkpoint)
+    for bundle in (*artifacts.bundles, *artifacts.floats):
+        made += commands(bundle, artifacts.checkpoint)
+    for engine in artifacts.engines:
+        made += commands(engine, artifacts.bundle_of(engine))
     return made
 
 

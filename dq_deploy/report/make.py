@@ -7,9 +7,9 @@ from pathlib import Path
 
 from ..artifacts.output_file import check_output_file
 from ..progress import Progress, silent
+from .artifacts import gather
 from .collect import Note, collect
 from .data import ReportData
-from .family import gather
 from .page import write_page
 from .request import Drawing, ReportRequest, Timing
 

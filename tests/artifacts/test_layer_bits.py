@@ -7,7 +7,7 @@ from typing import Any
 
 from dq_deploy.artifacts import Artifact, Manifest
 from dq_deploy.artifacts.details import BitsOfWork, FloatLayer, QuantizedLayer
-from dq_deploy.artifacts.layer_bits import bits_in_words, bits_label, integer_activations, layer_bits, share_of_work, wider_weights
+from dq_deploy.artifacts.layer_bits import bits_in_words, bits_label, fraction_of_work, integer_activations, layer_bits, wider_weights
 
 PRESET = {"weight_bits": 4, "activation_bits": 8}
 GRAPH: dict[str, Any] = {
@@ -57,8 +57,8 @@ def test_without_layers_the_preset_is_all_that_is_known() -> None:
     assert bits_label(engine(layer_bits=[{"weight_bits": 8, "activation_bits": 8, "share": 1.0}])) == "W8A8"
 
 
-def test_share_of_work() -> None:
+def test_fraction_of_work() -> None:
     layers = [layer(1, 4, 8), layer(2, 8, 8), layer(1, None, 16)]
-    assert share_of_work(layers, lambda x: wider_weights(x, 6)) == 0.5
-    assert share_of_work([*layers, FloatLayer(name="n", op="linear", macs=4, reason="kept")], integer_activations) == 3 / 8
-    assert share_of_work([], integer_activations) == 0.0
+    assert fraction_of_work(layers, lambda x: wider_weights(x, 6)) == 0.5
+    assert fraction_of_work([*layers, FloatLayer(name="n", op="linear", macs=4, reason="kept")], integer_activations) == 3 / 8
+    assert fraction_of_work([], integer_activations) == 0.0

@@ -287,7 +287,7 @@ def test_layers_are_conserved_and_float_weights_forgotten(unet_graph: GraphModul
     assert sorted(name for name, _ in named_layers(graph)) == sorted(layer.name for layer in plan.quantized)
     assert {name for name, _ in graph.named_buffers() if name.endswith("conv1.weight")} == set()
     total = sum(layer.macs for layer in plan.layers)
-    assert plan.float_share == sum(layer.macs for layer in plan.left_float) / total
+    assert plan.float_fraction == sum(layer.macs for layer in plan.left_float) / total
 
 
 def test_multiply_accumulates_per_sample(plain_graph: GraphModule) -> None:

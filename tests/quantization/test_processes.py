@@ -21,7 +21,7 @@ from dq_deploy.cli import run
 from dq_deploy.errors import UsageError
 from dq_deploy.quantization.calibration.trajectories import Trajectories
 from dq_deploy.quantization.config import QuantizeConfig
-from dq_deploy.quantization.distillation.block_trainer import BlockTrainer, Share
+from dq_deploy.quantization.distillation.block_trainer import BlockTrainer, HeldSamples
 from dq_deploy.quantization.distillation.cache import ValueCache
 from dq_deploy.quantization.distillation.chain import Chain
 from dq_deploy.quantization.distillation.trained import TrainedParts, selected
@@ -100,19 +100,19 @@ def trainer(graph: GraphModule, data: Trajectories, name: str, folder: Path, pro
     quantized, _ = quantized_copy(graph, data, preset="w4a4")
     layers, quantizers = selected(quantized, ["*"])
     samples, timestep, _ = data.flat(slice(None))
-    share = Share(timestep, processes)
+    held = HeldSamples(timestep, processes)
     values = (ValueCache(folder / f"{kind}{processes.rank}{processes.count}") for kind in ("float", "quantized"))
     teacher, student = (
-        Chain(split_blocks(g), v, timestep[share.held], 8) for g, v in zip((graph, quantized), values, strict=True)
+        Chain(split_blocks(g), v, timestep[held.held], 8) for g, v in zip((graph, quantized), values, strict=True)
     )  # fmt: skip
     first = next(str(n.target) for n in graph.graph.nodes if n.op == "placeholder")
     for chain in (teacher, student):
-        chain.values.write(first, 0, samples[share.held])
+        chain.values.write(first, 0, samples[held.held])
     for float_block, block in zip(teacher.blocks, student.blocks, strict=True):
         teacher.run(float_block)
         if block.name == name:
             parts = TrainedParts.of(block, layers, quantizers)
-            return BlockTrainer(block, student, teacher, parts, QuantizeConfig.build("w4a4", **FAST), share)
+            return BlockTrainer(block, student, teacher, parts, QuantizeConfig.build("w4a4", **FAST), held)
         student.run(block)
     raise AssertionError(name)
 
@@ -161,12 +161,12 @@ def test_a_process_without_samples_gives_zeros() -> None:
     assert other.grad.tolist() == [0, 0, 0, 0]
 
 
-def test_shares_are_everything_once() -> None:
+def test_parts_are_everything_once() -> None:
     for count in (1, 2, 3, 5):
         parts = [Part(rank, count) for rank in range(count)]
-        assert [i for part in parts for i in list(range(7))[part.share(7)]] == list(range(7))
+        assert [i for part in parts for i in list(range(7))[part.part(7)]] == list(range(7))
         timestep = torch.arange(11.0)
-        assert sorted(i for part in parts for i in Share(timestep, part).held.tolist()) == list(range(11))
+        assert sorted(i for part in parts for i in HeldSamples(timestep, part).held.tolist()) == list(range(11))
 
 
 def test_an_error_on_the_main_process_keeps_its_class_and_hint() -> None:

@@ -36,7 +36,7 @@ def views_in_diffusers() -> dict[str, View]:
         source = path.read_text(encoding="utf-8")
         network = re.search(r"^ +transformer: (\w+)", source, re.MULTILINE)
         from_noise, negated = bool(FROM_NOISE.search(source)), NEGATED in source
-        view = View(share=from_noise or bool(SHARE.search(source)), from_noise=from_noise, negated=negated)
+        view = View(fraction=from_noise or bool(SHARE.search(source)), from_noise=from_noise, negated=negated)
         if network and view != AS_IT_IS:
             found[network[1]] = view
     return found

@@ -13,7 +13,7 @@ from PIL import Image
 
 from dq_deploy.artifacts import Artifact, Manifest, open_artifact, sha256_file
 from dq_deploy.errors import ArtifactError, UsageError
-from dq_deploy.report.family import gather
+from dq_deploy.report.artifacts import gather
 from dq_deploy.report.make import Drawing, ReportRequest, write_report
 from dq_deploy.report.recipe import commands
 from dq_deploy.sampling import draw

@@ -18,11 +18,11 @@ def _faster(bundle: Artifact[BundleDetails]) -> bool:
     """Graphs of target ``tensorrt`` whose products are integers, by half of the multiply-accumulates or more (docs/engines.md has the
     measurements): with INT8 kernels where these are exact on this CPU, else in float.
     """  # noqa: D205
-    from ...artifacts.layer_bits import integer_activations, share_of_work
+    from ...artifacts.layer_bits import fraction_of_work, integer_activations
 
     details = bundle.details
     products = [*details.layers, *details.float_layers]
-    return details.target in OPENVINO.targets and share_of_work(products, integer_activations) >= 1 / 2
+    return details.target in OPENVINO.targets and fraction_of_work(products, integer_activations) >= 1 / 2
 
 
 OPENVINO = EngineDescriptor(

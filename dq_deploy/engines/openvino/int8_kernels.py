@@ -12,7 +12,7 @@ import numpy as np
 
 from ...artifacts import Artifact
 from ...artifacts.details import BundleDetails
-from ...artifacts.layer_bits import integer_activations, share_of_work, wider_weights
+from ...artifacts.layer_bits import fraction_of_work, integer_activations, wider_weights
 from ...errors import EnvironmentProblem
 from ..machine import machine_info
 from .descriptor import OPENVINO
@@ -82,8 +82,8 @@ def int8_without_vnni(bundle: Artifact[BundleDetails]) -> bool:
     transformer, which is matrix products, takes 1.1 to 1.5 times the time of float on them. Layers are judged by their own bits.
     """
     layers = [layer for layer in bundle.details.layers if integer_activations(layer)]
-    wide = share_of_work(layers, lambda layer: wider_weights(layer, _NARROW_BITS))
-    return wide <= _MOST_WIDE_WORK and share_of_work(layers, lambda layer: layer.op == "conv2d") > 1 / 2
+    wide = fraction_of_work(layers, lambda layer: wider_weights(layer, _NARROW_BITS))
+    return wide <= _MOST_WIDE_WORK and fraction_of_work(layers, lambda layer: layer.op == "conv2d") > 1 / 2
 
 
 def manifest_details(bundle: Artifact[BundleDetails]) -> dict[str, Any]:

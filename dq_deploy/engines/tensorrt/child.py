@@ -3,7 +3,7 @@
 It exists because a builder can crash, hang or be killed for memory, during the build and after it. It prints the builder's verbose log to
 standard output, writes the plan and then the result; what went wrong is read from the log by ``build_process.py``.
 
-Both TensorRT families take the same path through Polygraphy; only the configuration differs.
+TensorRT and TensorRT-RTX take the same path through Polygraphy; only the configuration differs.
 """
 
 from __future__ import annotations

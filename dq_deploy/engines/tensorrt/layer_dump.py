@@ -32,7 +32,7 @@ _WEIGHTS = re.compile(r"Total Weights Memory: (\d+) bytes")
 
 # The enterprise TensorRT lists a convolution's weights so, RTX among the constants.
 _CONV_WEIGHTS = re.compile(r', Weights: \{"Type": "(?P<type>\w+)", "Count": (?P<count>\d+)\}')
-# Spellings of the two TensorRT families: alone ("Half"), or in a format's description ("Channel major FP16 format where channel % 8 == 0").
+# Spellings of TensorRT and TensorRT-RTX: alone ("Half"), or in a format's description ("Channel major FP16 format where channel % 8 == 0").
 _DTYPES = {
     "float": "fp32",
     "fp32": "fp32",

@@ -32,7 +32,7 @@ class BlockRecord:
 
 
 @dataclass(frozen=True)
-class Share:
+class HeldSamples:
     """Which of S samples at ``timestep`` [S] this process holds: of each batch it computes what it holds."""
 
     timestep: torch.Tensor
@@ -53,39 +53,39 @@ class Share:
 
 
 class BlockTrainer:
-    """Trains ``parts`` of a block of ``student`` on the values of ``teacher``; both chains have the samples of ``share``."""
+    """Trains ``parts`` of a block of ``student`` on the values of ``teacher``; both chains have the samples of ``held_samples``."""
 
     def __init__(self, block: Block, student: Chain, teacher: Chain, parts: TrainedParts, config: QuantizeConfig,
-                 share: Share | None = None) -> None:  # fmt: skip
+                 held_samples: HeldSamples | None = None) -> None:  # fmt: skip
         self.block, self.student, self.teacher, self.parts, self.config = block, student, teacher, parts, config
-        self.share = share or Share(student.timestep)
-        self.timesteps = self.share.timestep.unique_consecutive()
+        self.held_samples = held_samples or HeldSamples(student.timestep)
+        self.timesteps = self.held_samples.timestep.unique_consecutive()
         self.weights = [self._loss_weight(name) for name in block.outputs]
 
     @torch.no_grad()
     def _loss_weight(self, name: str) -> torch.Tensor:
         """1 / mean square of an output, for each sample that of its timestep: [S]. Each step counts alike, however loud it is."""
-        every = torch.arange(len(self.share.timestep)).reshape(len(self.timesteps), -1)
+        every = torch.arange(len(self.held_samples.timestep)).reshape(len(self.timesteps), -1)
         sums = torch.zeros(len(self.timesteps), 2)  # of squares, and of samples
         for row, index in enumerate(every[:, :8]):
-            own = self.share.own(index)
+            own = self.held_samples.own(index)
             if len(own):
-                squares = self.teacher.read(name, self.share.place(own)).pow(2).flatten(1).mean(dim=1)
+                squares = self.teacher.read(name, self.held_samples.place(own)).pow(2).flatten(1).mean(dim=1)
                 sums[row] = torch.tensor([float(squares.sum()), len(own)])
-        sums = self.share.processes.sum(sums)
+        sums = self.held_samples.processes.sum(sums)
         return (sums[:, 1] / sums[:, 0].clamp(min=1e-12)).repeat_interleave(every.shape[1])
 
     def touched(self, index: torch.Tensor) -> torch.Tensor:
         """Rows of the tables that the samples ``index`` select: bool [T]."""
-        return torch.isin(self.timesteps, self.share.timestep[index]).to(self.student.device)
+        return torch.isin(self.timesteps, self.held_samples.timestep[index]).to(self.student.device)
 
     def loss(self, index: torch.Tensor) -> torch.Tensor:
         """Squared error of the samples ``index`` [B], each relative to its target's power, averaged; of several processes, one's part."""
-        own = self.share.own(index)
+        own = self.held_samples.own(index)
         total = torch.zeros((), device=self.student.device)
         if not len(own):
             return total
-        place = self.share.place(own)
+        place = self.held_samples.place(own)
         outputs = self.block.module(*self.student.inputs(self.block, place))
         for name, weight, output in zip(self.block.outputs, self.weights, outputs, strict=True):
             error = (by_sample(output.float(), len(own)) - self.teacher.read(name, place)).pow(2).flatten(1).mean(dim=1)  # [B]
@@ -97,7 +97,7 @@ class BlockTrainer:
         """Loss of the samples ``index``, of all processes together, in fp32 whatever the training's precision."""
         parts = index.split(self.config.batch_size)
         total = sum(float(self.loss(part)) * len(part) for part in parts) / len(index)
-        return float(self.share.processes.sum(torch.tensor(total, dtype=torch.float64)))
+        return float(self.held_samples.processes.sum(torch.tensor(total, dtype=torch.float64)))
 
     def train(self, train: torch.Tensor, held_out: torch.Tensor, advance: Advance) -> BlockRecord:
         """Train on the samples ``train`` and end in the state that had the least loss over ``held_out``.
@@ -145,7 +145,7 @@ class Steps:
             loss = self.trainer.loss(index)
         if loss.requires_grad:  # not where this process holds none of the batch
             loss.backward()
-        value = reduce_gradients(self.trainer.share.processes, self.trainer.parts.parameters(), loss.detach()).item()
+        value = reduce_gradients(self.trainer.held_samples.processes, self.trainer.parts.parameters(), loss.detach()).item()
         if math.isfinite(value):
             self._move(index)
         return value

@@ -22,7 +22,7 @@ from ..config import Distillation, QuantizeConfig
 from ..graph.blocks import Block, split_blocks, whole_network
 from ..running.processes import Processes
 from ..running.work_folder import Stages
-from .block_trainer import BlockRecord, BlockTrainer, Share
+from .block_trainer import BlockRecord, BlockTrainer, HeldSamples
 from .cache import ValueCache
 from .chain import Chain
 from .trained import TrainedParts, selected
@@ -52,17 +52,17 @@ def _distill(float_graph: GraphModule, quantized: GraphModule, data: Trajectorie
     layers, quantizers = selected(quantized, config.train)
     quantized.requires_grad_(False)  # a block turns on what it trains
     samples, timestep, conditions = data.flat(slice(None))
-    whole, share = config.distillation is Distillation.END_TO_END, Share(timestep, processes)
+    whole, held_samples = config.distillation is Distillation.END_TO_END, HeldSamples(timestep, processes)
     device = next(quantized.buffers()).device
+    held = timestep[held_samples.held]
     teacher, student = (
-        Chain([whole_network(graph)] if whole else split_blocks(graph), ValueCache(folder / name), timestep[share.held], config.batch_size,
-              device)
+        Chain([whole_network(graph)] if whole else split_blocks(graph), ValueCache(folder / name), held, config.batch_size, device)
         for graph, name in ((float_graph, "float"), (quantized, "quantized"))
-    )  # fmt: skip
+    )
     first = next(str(n.target) for n in float_graph.graph.nodes if n.op == "placeholder")
     for chain in (teacher, student):
         for name, value in {first: samples, **conditions}.items():
-            chain.values.write(name, 0, value[share.held])
+            chain.values.write(name, 0, value[held_samples.held])
     train, held_out = split_samples(len(data.timesteps), data.samples.shape[1], data.per_seed)
     parts = {}
     for block in student.blocks:
@@ -79,7 +79,7 @@ def _distill(float_graph: GraphModule, quantized: GraphModule, data: Trajectorie
                     record = BlockRecord(**saved.record)
                     advance(config.iterations, block.name)
                 else:
-                    record = BlockTrainer(block, student, teacher, parts[block], config, share).train(train, held_out, advance)
+                    record = BlockTrainer(block, student, teacher, parts[block], config, held_samples).train(train, held_out, advance)
                     if work:
                         work.save(_stage(block), parts[block].state(), asdict(record))
                 yield record

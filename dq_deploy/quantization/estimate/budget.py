@@ -113,7 +113,7 @@ def budget(prepared: Prepared) -> Budget:
         model=prepared.details["model"],
         blocks=estimates,
         float_layers=[layer.record() for layer in plan.left_float],
-        float_mac_share=plan.float_share,
+        float_mac_share=plan.float_fraction,
         trained_parameters=sum(map(_count, parts)),
         samples=samples,
         disk_bytes=disk,

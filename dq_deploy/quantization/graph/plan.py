@@ -51,7 +51,7 @@ class Plan:
         return [layer for layer in self.layers if layer.float_reason]
 
     @property
-    def float_share(self) -> float:
+    def float_fraction(self) -> float:
         """Share of the multiply-accumulates that stays in float; where only weights are quantized, of those that have one."""
         counted = [layer for layer in self.layers if layer.op != "matmul" or not layer.weight_only]
         total = sum(layer.macs for layer in counted)
@@ -95,12 +95,12 @@ def make_plan(graph_module: GraphModule, config: QuantizeConfig) -> Plan:
         roles = meaning if {FIRST, LAST} & set(unmatched) else ""
         raise UsageError(f"no layer matches {', '.join(map(repr, unmatched))}", f"layers are named like: {names}, …{roles}")
     plan = Plan(layers, "per-timestep" if config.temporal else "static", config.zero_points, of_bits(config.softmax_bits))
-    if plan.float_share > config.max_float_share:
+    if plan.float_fraction > config.max_float_share:
         worst = sorted(plan.left_float, key=lambda x: -x.macs)[:5]
-        enough = min(1.0, math.ceil(plan.float_share * 100) / 100)
+        enough = min(1.0, math.ceil(plan.float_fraction * 100) / 100)
         listing = "; ".join(f"{x.name} ({x.float_reason})" for x in worst)
         raise UsageError(
-            f"{plan.float_share:.1%} of the multiply-accumulates would stay in float, more than {config.max_float_share:.1%}: {listing}",
+            f"{plan.float_fraction:.1%} of the multiply-accumulates would stay in float, more than {config.max_float_share:.1%}: {listing}",
             f'quantize those layers, or allow it: {{"max_float_share": {enough:g}}} in the file of --config',
         )
     return plan

@@ -1,4 +1,4 @@
-"""What a layer is for, seen from how values flow and not from its name: so a recipe fits networks of any family."""
+"""What a layer is for, seen from how values flow and not from its name: so a recipe fits networks of any architecture."""
 
 from __future__ import annotations
 

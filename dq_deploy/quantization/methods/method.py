@@ -8,7 +8,7 @@ from typing import Any
 
 TIME, ATTENTION, FEED_FORWARD = "@time", "@attention", "@feed-forward"
 ROLES = frozenset({TIME, ATTENTION, FEED_FORWARD})
-"""Layers by their role in the network (graph/roles.py), where a pattern of names would fit one family only."""
+"""Layers by their role in the network (graph/roles.py), where a pattern of names would fit one architecture only."""
 
 
 @dataclass(frozen=True)

@@ -85,13 +85,13 @@ class Observation:
         points = middles[used].expand(len(self.low), -1).clamp(self.low[:, None], self.high[:, None])
         return Bins(points, widths[used], self.counts[:, used])
 
-    def quantiles(self, share: float) -> tuple[torch.Tensor, torch.Tensor]:
-        """Values [R] below and above which a (1 − share) part of each row lies, to a bin."""
+    def quantiles(self, fraction: float) -> tuple[torch.Tensor, torch.Tensor]:
+        """Values [R] below and above which a (1 − fraction) part of each row lies, to a bin."""
         bins = self.bins()
         below = bins.counts.cumsum(dim=1, dtype=torch.float64)
         total, last = below[:, -1:], below.shape[1] - 1
-        low = torch.searchsorted(below, total * (1 - share) + 0.5).clamp(max=last)
-        high = torch.searchsorted(below, total * share - 0.5).clamp(max=last)
+        low = torch.searchsorted(below, total * (1 - fraction) + 0.5).clamp(max=last)
+        high = torch.searchsorted(below, total * fraction - 0.5).clamp(max=last)
         return bins.points.gather(1, low)[:, 0], bins.points.gather(1, high)[:, 0]
 
 

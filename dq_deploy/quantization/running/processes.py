@@ -34,7 +34,7 @@ class Processes:
         """Whether this process writes."""
         return self.rank == 0
 
-    def share(self, size: int) -> slice:
+    def part(self, size: int) -> slice:
         """This process's part of ``size`` things that stay together, such as seeds."""
         return slice(self.rank * size // self.count, (self.rank + 1) * size // self.count)
 
@@ -51,7 +51,7 @@ class Processes:
         return value
 
     def joined(self, tensor: torch.Tensor, dim: int, total: int, each: int = 1) -> torch.Tensor:
-        """Every process's ``share`` of ``total`` things, ``each`` elements long along a dimension, joined in order, on all."""
+        """Every process's ``part`` of ``total`` things, ``each`` elements long along a dimension, joined in order, on all."""
         shape, parts = list(tensor.shape), []
         for rank in range(self.count):
             shape[dim] = ((rank + 1) * total // self.count - rank * total // self.count) * each

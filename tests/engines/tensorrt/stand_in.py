@@ -70,6 +70,6 @@ def stand_in(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def recorded(file: Path) -> dict[str, Any]:
-    """What the builder was told."""
+    """What the builder was given."""
     settings: dict[str, Any] = json.loads(file.read_text())
     return settings

@@ -12,7 +12,7 @@ from ..errors import ArtifactError, UsageError
 
 
 @dataclass(frozen=True)
-class Family:
+class ReportedArtifacts:
     """A checkpoint, bundles exported from it (``floats`` are the unquantized ones), and engines built from those, with unique names."""
 
     checkpoint: Artifact[CheckpointDetails]
@@ -35,7 +35,7 @@ class Family:
         return [self.checkpoint, *self.bundles, *self.floats, *self.engines]
 
 
-def gather(paths: Sequence[str | Path], checkpoint: str | Path | None = None) -> Family:
+def gather(paths: Sequence[str | Path], checkpoint: str | Path | None = None) -> ReportedArtifacts:
     """Open and verify artefacts, and sort them by what they are.
 
     Raises UsageError (no checkpoint or two, one given twice, two of one name) and ArtifactError (a damaged one, or one that was made from
@@ -54,7 +54,7 @@ def gather(paths: Sequence[str | Path], checkpoint: str | Path | None = None) ->
     bundles, engines = of_kind(opened, BundleDetails), of_kind(opened, EngineDetails)
     _check_parents(bundles, checkpoints, "exported from", "the checkpoint that it is from")
     _check_parents(engines, bundles, "built from", "the bundle that it is from")
-    return Family(
+    return ReportedArtifacts(
         checkpoints[0],
         tuple(bundle for bundle in bundles if not bundle.details.float),
         tuple(bundle for bundle in bundles if bundle.details.float),
