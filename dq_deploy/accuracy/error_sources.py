@@ -12,13 +12,13 @@ from ..artifacts.details import QuantizedLayer
 from ..decibels import snr_db
 from ..formats import of_bits
 from ..progress import Progress, silent
-from ..quantization.bits.sensitivity import Bits, Sensitivity, sensitivities
+from ..quantization.bits.sensitivity import BitPair, Sensitivity, sensitivities
 from ..quantization.checkpoint import Checkpoint
 from ..quantization.config import QuantizeConfig
-from ..quantization.graph.products import Layer, find_layers
+from ..quantization.graph.products import GraphLayer, find_layers
 from .layer_error import float_graph, inputs_at, layer_errors
 
-RAISED: Bits = (8, 8)
+RAISED: BitPair = (8, 8)
 _SAMPLES = 8  # network inputs that a layer's sensitivity is measured on, at the most
 
 
@@ -81,23 +81,23 @@ def error_sources(checkpoint: Checkpoint, timestep: float, *, min_snr: float | N
     return ErrorSources(timestep=timestep, snr_db=snr, first_below=next(below, None), layers=sources)
 
 
-def _with_bits(layer: Layer, record: QuantizedLayer) -> Layer:
+def _with_bits(layer: GraphLayer, record: QuantizedLayer) -> GraphLayer:
     layer.weight_format = of_bits(record.weight_bits or layer.weight_bits)
     layer.activation_format = of_bits(record.activation_bits)
     layer.options["block"] = record.weight_block
     return layer
 
 
-def _given(layer: Layer) -> Bits:
+def _given(layer: GraphLayer) -> BitPair:
     return layer.weight_bits, layer.activation_bits
 
 
-def _settings(layer: Layer) -> Sequence[Bits]:
+def _settings(layer: GraphLayer) -> Sequence[BitPair]:
     given = _given(layer)
     return list(dict.fromkeys((given, (max(given[0], RAISED[0]), max(given[1], RAISED[1])))))
 
 
-def _source(measured: Sensitivity, layer: Layer, total: float, snr: float, output_db: float | None) -> LayerSource:
+def _source(measured: Sensitivity, layer: GraphLayer, total: float, snr: float, output_db: float | None) -> LayerSource:
     settings = _settings(layer)
     low, high = (float(measured.noise[bits].mean()) / max(total, 1e-300) for bits in (settings[0], settings[-1]))
     return LayerSource(

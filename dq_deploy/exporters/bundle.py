@@ -21,7 +21,7 @@ import onnx_ir as ir
 import onnx_ir.passes.common as passes
 
 from ..artifacts import Artifact, Manifest, check_output, create_artifact
-from ..artifacts.details import BundleDetails
+from ..artifacts.details import BundleDetails, Target
 from ..errors import ArtifactError, UsageError
 from ..progress import Progress, silent
 from ..quantization.checkpoint import Checkpoint, load_checkpoint
@@ -46,7 +46,6 @@ _DEFAULT_DTYPE = {"tensorrt": "fp16", "onnxruntime": "fp32"}
 _CARRIED = ("component", "pipeline_class", "model_config", "sample_shape", "source", "conditions", "picture_size", "call")
 BF16_OPSET = 22  # 21 has no bfloat16 for Conv and InstanceNormalization; 22 adds the type and changes nothing else here
 _EXTERNAL_BYTES = 1 << 20  # smaller initializers stay in the protobuf, where tools show them
-Target = Literal["tensorrt", "onnxruntime"]
 WEIGHT_STORAGE = ("auto", "int8")
 WeightStorage = Literal["auto", "int8"]
 

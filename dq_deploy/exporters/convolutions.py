@@ -14,7 +14,7 @@ from torch.fx import Node
 
 from ..errors import ArtifactError
 from ..formats import FP16
-from ..quantization.checkpoint import Checkpoint, Layer
+from ..quantization.checkpoint import Checkpoint, IntegerLayer
 from ..quantization.graph.insertion import decode
 from ..quantization.initial.dilation import dilate
 from ..quantization.quantizers import ActivationQuantizer
@@ -32,11 +32,11 @@ def in_float(checkpoint: Checkpoint, choice: Convolutions) -> list[str]:
     return {"float": names, "auto": [name for name in names if _slow(checkpoint.layers[name])], "integer": []}[choice]
 
 
-def _quantized(layer: Layer) -> bool:
+def _quantized(layer: IntegerLayer) -> bool:
     return isinstance(layer, QuantizedConv2d) and not layer.weight_only
 
 
-def _slow(layer: Layer) -> bool:
+def _slow(layer: IntegerLayer) -> bool:
     """Whether an integer product takes longer than the float convolution: few channels to copy at a time, or none to sum over."""
     assert isinstance(layer, QuantizedConv2d)
     assert layer.frozen is not None

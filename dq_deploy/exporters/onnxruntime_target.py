@@ -37,7 +37,7 @@ class OnnxRuntimeTarget:
         self._table_rows = TableRows(graph, timestep, timesteps[:1] if static else timesteps, per_sample=False)
 
     def row(self, name: str, table: Array) -> ir.Value:
-        """See ``lower.Target``."""
+        """See ``lower.TargetWriter``."""
         if self.static and table.ndim > 1:  # no scale of a product
             return number(name, table[:1])
         return self._table_rows.of(name, table[:1] if self.static else table)
@@ -57,5 +57,5 @@ class OnnxRuntimeTarget:
         return Operand(name, codes, codes, s, None if quantizer.symmetric and dtype == _INT8 else z)
 
     def product(self, layer: Any, at: Place) -> ir.Value:
-        """See ``lower.Target``."""
+        """See ``lower.TargetWriter``."""
         return integer_product(layer, at)

@@ -37,7 +37,7 @@ class TensorRTTarget:
         self._table_rows = None if static else TableRows(graph, timestep, timesteps, per_sample=True)
 
     def row(self, name: str, table: Array) -> ir.Value:
-        """See ``lower.Target``."""
+        """See ``lower.TargetWriter``."""
         if self._table_rows is not None:
             return self._table_rows.of(name, table)
         return number(name, table[0] if table.ndim == 1 else table[:1])
@@ -65,7 +65,7 @@ class TensorRTTarget:
         return Operand(name, emit.op("DequantizeLinear", [codes, one, zero]), codes, s, z, padded=bool(pads))
 
     def product(self, layer: Any, at: Place) -> ir.Value:
-        """See ``lower.Target``."""
+        """See ``lower.TargetWriter``."""
         return qdq_product(layer, at)
 
 

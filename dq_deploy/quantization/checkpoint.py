@@ -39,7 +39,7 @@ from .weights import LAYERS, QuantizedMatmul, QuantizedWeight
 
 _BIAS_TABLE = f"{OUTPUT_BIAS}.{TABLE}"
 MODEL, GRAPH, REFERENCE = "model.safetensors", "graph.json", "reference.safetensors"
-Layer = QuantizedWeight | QuantizedMatmul
+IntegerLayer = QuantizedWeight | QuantizedMatmul
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Checkpoint:
         return self.artifact.details
 
     @property
-    def layers(self) -> dict[str, Layer]:
+    def layers(self) -> dict[str, IntegerLayer]:
         """Integer layers by name."""
         return dict(named_layers(self.model))
 
@@ -86,10 +86,10 @@ class Checkpoint:
         return Trajectories(tensors["timesteps"], tensors["inputs"], tensors["outputs.float"], conditions, self.details.samples_per_seed)
 
 
-def named_layers(model: nn.Module) -> Iterator[tuple[str, Layer]]:
+def named_layers(model: nn.Module) -> Iterator[tuple[str, IntegerLayer]]:
     """Integer layers of a quantized graph with their names."""
     for target, module in model.named_modules():
-        if isinstance(module, Layer):
+        if isinstance(module, IntegerLayer):
             yield decode(target), module
 
 

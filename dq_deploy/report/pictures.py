@@ -13,12 +13,12 @@ from ..sampling.grid import Images, rgb
 from .data import Pictures
 
 if TYPE_CHECKING:
-    from ..sampling import Pictures as Drawn
+    from ..sampling import DrawnPictures
 
 _DECIMALS = 2  # of a PSNR in dB
 
 
-def page_pictures(drawn: Drawn, artefact: str, seed: int) -> Pictures:
+def page_pictures(drawn: DrawnPictures, artefact: str, seed: int) -> Pictures:
     """Every picture as a PNG of its own size: the page enlarges them."""
     return Pictures(
         engine=drawn.engine,

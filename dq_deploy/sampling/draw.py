@@ -22,7 +22,7 @@ from .pixels import PixelDrawing, pixel_drawing
 
 
 @dataclass(frozen=True)
-class Pictures:
+class DrawnPictures:
     """What was drawn: [n, H, W, C] in [0, 1] each, ``expected`` by the float model from the same seeds (None: not asked for).
 
     ``psnr_db`` compares the two, picture by picture. ``timesteps`` are those at which the model was called; ``furthest`` is the largest
@@ -57,7 +57,7 @@ def draw(
     watch: bool = False,
     batch_size: int = 16,
     progress: Progress = silent,
-) -> Pictures:
+) -> DrawnPictures:
     """Draw ``n`` pictures with a bundle, a checkpoint or an engine, and with the float model.
 
     The scheduler is the one that the model was calibrated with. A model that works on pixels is drawn with in the loop of the calibration;
@@ -79,7 +79,7 @@ def draw(
     with progress("sampling", drawing.calls * (1 if reference is None else 2)) as advance:
         quantized = _observed(drawing, model, advance, visited)
         expected = None if reference is None else _observed(drawing, reference, advance, {})
-    return Pictures(
+    return DrawnPictures(
         quantized=quantized,
         expected=expected,
         psnr_db=None if expected is None else psnr_db(expected, quantized).tolist(),

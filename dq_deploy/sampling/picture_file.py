@@ -12,7 +12,7 @@ import numpy as np
 from ..artifacts.output_file import check_output_file, write_whole
 from ..engines.choice import Runtime
 from ..progress import Progress, silent
-from .draw import Pictures, draw
+from .draw import DrawnPictures, draw
 from .grid import Panel, grid_png
 from .pipelines import Prompts
 
@@ -99,7 +99,7 @@ def sample(
     )
 
 
-def _panels(drawn: Pictures) -> list[Panel]:
+def _panels(drawn: DrawnPictures) -> list[Panel]:
     title = f"quantized · {drawn.engine}"
     if drawn.expected is None or drawn.psnr_db is None:
         return [Panel(title, drawn.quantized)]

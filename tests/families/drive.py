@@ -7,16 +7,16 @@ import time
 from collections import Counter
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import dq_deploy
 from dq_deploy.artifacts import Artifact
+from dq_deploy.artifacts.details import Target
 from dq_deploy.engines.build import load_report
 from dq_deploy.engines.choice import Engine
 from dq_deploy.errors import DqDeployError
 from tests.families.family import Family
 
-Target = Literal["tensorrt", "onnxruntime"]
 TARGETS: tuple[Target, ...] = ("tensorrt", "onnxruntime")
 CAPABILITY = "8.9"
 _SAMPLE = "reads the model's input"

@@ -14,7 +14,7 @@ import dq_deploy
 from dq_deploy.errors import UsageError
 from dq_deploy.formats import FP16, of_bits
 from dq_deploy.progress import silent
-from dq_deploy.quantization.bits.choose import Budget, choose, choose_bits
+from dq_deploy.quantization.bits.choose import BitBudget, choose, choose_bits
 from dq_deploy.quantization.bits.sensitivity import Sensitivity, measure_sensitivities
 from dq_deploy.quantization.calibration.source import Request
 from dq_deploy.quantization.config import QuantizeConfig
@@ -83,7 +83,7 @@ def made_up() -> list[Sensitivity]:
 
 
 def chosen(budget: str, parameters: int = 102_000) -> dq_deploy.BitChoice:
-    return choose(made_up(), {x.layer: list(SETTINGS) for x in made_up()}, Budget.parse(budget), parameters)
+    return choose(made_up(), {x.layer: list(SETTINGS) for x in made_up()}, BitBudget.parse(budget), parameters)
 
 
 def test_a_size_budget_takes_what_saves_most_for_each_byte() -> None:

@@ -8,7 +8,7 @@ import onnx_ir as ir
 
 from .operands import int8_products, scale_of
 from .rule import Hit
-from .view import NIBBLE_CODES, Operand, View
+from .view import NIBBLE_CODES, ProductOperand, View
 
 _HALVES = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
@@ -47,11 +47,11 @@ def int4_per_tensor_int8_activation(view: View) -> Iterator[Hit]:
             yield Hit(product.node, "its INT4 weight has one scale for the whole tensor, and its activation is INT8")
 
 
-def _from_int4(view: View, operand: Operand) -> bool:
+def _from_int4(view: View, operand: ProductOperand) -> bool:
     return operand.dequantize is not None and view.codes(operand.dequantize) in NIBBLE_CODES
 
 
-def _block_size(operand: Operand) -> int:
+def _block_size(operand: ProductOperand) -> int:
     return operand.dequantize.attributes.get_int("block_size", 0) if operand.dequantize is not None else 0
 
 

@@ -30,7 +30,7 @@ _FOLDED_ELEMENTS = 1 << 20
 
 
 @dataclass(frozen=True)
-class Operand:
+class ProductOperand:
     """One side of a product: every DequantizeLinear it comes from (several behind a Concat), and what moves the numbers in between.
 
     ``dequantize`` is the first of them; None for a float, also where one part of a Concat is.
@@ -47,7 +47,7 @@ class Product:
     """A Conv, ConvTranspose, MatMul or Gemm."""
 
     node: ir.Node
-    operands: tuple[Operand, Operand]
+    operands: tuple[ProductOperand, ProductOperand]
 
 
 class View:
@@ -88,7 +88,7 @@ class View:
         found = (n for n in self.nodes if n.op_type in PRODUCTS and not n.domain and len(n.inputs) >= 2)
         return tuple(Product(n, (self._operand(n.inputs[0]), self._operand(n.inputs[1]))) for n in found)
 
-    def _operand(self, value: ir.Value | None) -> Operand:
+    def _operand(self, value: ir.Value | None) -> ProductOperand:
         moves: list[ir.Node] = []
         ends: list[ir.Node | None] = []
         above = [value]
@@ -101,7 +101,7 @@ class View:
             else:
                 ends.append(node if node is not None and node.op_type == "DequantizeLinear" else None)
         sources = tuple(node for node in ends if node is not None)
-        return Operand(ends[0] if None not in ends else None, sources, tuple(moves), self.is_constant(value))
+        return ProductOperand(ends[0] if None not in ends else None, sources, tuple(moves), self.is_constant(value))
 
     def is_constant(self, value: ir.Value | None) -> bool:
         """Whether a value is known before the graph runs. An input that is left out counts as known."""

@@ -34,7 +34,7 @@ class Operand:
     padded: bool = False
 
 
-class Target(Protocol):
+class TargetWriter(Protocol):
     """What a target decides for every kind.
 
     ``int4``: weights of up to 4 bits are stored as INT4. ``folds``: its engine computes what is constant once, when it loads the graph, but
@@ -59,7 +59,7 @@ class Target(Protocol):
 class QuantizerPlace:
     """Where a quantizer is written: its name, the activation ``x`` [N, ...], not yet divided by a dilation, and the zero-points' type."""
 
-    target: Target
+    target: TargetWriter
     emit: Emitter
     name: str
     x: ir.Value
@@ -70,7 +70,7 @@ class QuantizerPlace:
 class Place:
     """Where a layer is written: before its placeholder ``node``. ``operands`` are its quantized inputs; none where they stay float."""
 
-    target: Target
+    target: TargetWriter
     node: ir.Node
     name: str
     operands: tuple[Operand, ...] = ()

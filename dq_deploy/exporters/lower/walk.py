@@ -14,7 +14,7 @@ from ...quantization.quantizers import ActivationQuantizer
 from ..emitter import Emitter, attributes, replace
 from ..skeleton import DOMAIN
 from .float_product import float_product
-from .kinds import Operand, Place, Target
+from .kinds import Operand, Place, TargetWriter
 from .output_bias import corrected
 
 
@@ -27,7 +27,7 @@ class Sites:
     inputs: dict[str, str] = field(default_factory=dict)  # layer whose activation stays float → the value that it reads
 
 
-def lower(model: ir.Model, target: Target | None, layers: Mapping[str, Any], quantizers: Mapping[str, ActivationQuantizer], *,
+def lower(model: ir.Model, target: TargetWriter | None, layers: Mapping[str, Any], quantizers: Mapping[str, ActivationQuantizer], *,
           correction: OutputBias | None = None) -> Sites:  # fmt: skip
     """Replace every placeholder of ``to_onnx``, in place. Without a target all products are float ones.
 
@@ -63,7 +63,7 @@ def lower(model: ir.Model, target: Target | None, layers: Mapping[str, Any], qua
 class _Operands:
     """The quantized forms of layers' inputs, each written once."""
 
-    def __init__(self, graph: ir.Graph, target: Target, quantizers: Mapping[str, ActivationQuantizer], sites: Sites) -> None:
+    def __init__(self, graph: ir.Graph, target: TargetWriter, quantizers: Mapping[str, ActivationQuantizer], sites: Sites) -> None:
         self.graph, self.target, self.quantizers, self.sites = graph, target, quantizers, sites
         self._written: dict[tuple[str, tuple[int, ...]], Operand] = {}
 

@@ -21,12 +21,12 @@ from ...formats import of_bits
 from ...progress import Progress, silent
 from ..calibration.source import Request
 from ..config import QuantizeConfig
-from ..graph.products import Layer
+from ..graph.products import GraphLayer
 from ..graph.skip_halves import name_matches
 from ..prepare import prepare
 from ..running.ambient import default_torch
 from ..running.device import exact_products, find_device
-from .sensitivity import Bits, Sensitivity, measure_sensitivities
+from .sensitivity import BitPair, Sensitivity, measure_sensitivities
 
 RAISED = 8
 _FLOAT_BYTES = 4
@@ -35,21 +35,21 @@ _UNITS = {"B": 1, "kB": 1e3, "MB": 1e6, "GB": 1e9}
 
 
 @dataclass(frozen=True)
-class Budget:
-    """``limit`` bytes of weights ("size"), times the float32 weights ("share"), or dB of predicted median SNR to reach ("snr")."""
+class BitBudget:
+    """``limit`` bytes of weights ("size"), times the float32 weights ("fraction"), or dB of predicted median SNR to reach ("snr")."""
 
-    kind: Literal["size", "share", "snr"]
+    kind: Literal["size", "fraction", "snr"]
     limit: float
 
     @classmethod
-    def parse(cls, text: str) -> Budget:
+    def parse(cls, text: str) -> BitBudget:
         """From "1.6MB", "0.18x" or "32dB". Raises UsageError."""
         match = re.fullmatch(r"(\d+(?:\.\d*)?|\.\d+)\s*([A-Za-z]+)", text.strip())
         value, unit = (float(match[1]), match[2]) if match else (0.0, "")
         if value > 0 and unit in _UNITS:
             return cls("size", value * _UNITS[unit])
         if value > 0 and unit in ("x", "dB"):
-            return cls("share" if unit == "x" else "snr", value)
+            return cls("fraction" if unit == "x" else "snr", value)
         raise UsageError(f"--auto-bits takes a size (1.6MB), a share of the float32 weights (0.18x) or an SNR (32dB), not '{text}'")
 
 
@@ -89,14 +89,14 @@ def choose_bits(source: Any, budget: str, *, preset: str = "w4a8", device: str =
     Raises UsageError (a budget that no choice meets, with what can be had) and whatever ``quantize`` raises of a source.
     """
     request, options = Request.split(arguments)
-    limit, config = Budget.parse(budget), QuantizeConfig.build(preset, **options)
+    limit, config = BitBudget.parse(budget), QuantizeConfig.build(preset, **options)
     if config.weight_bits >= RAISED:
         raise UsageError(f"the preset gives every layer {config.weight_bits} bits already", "choose --preset w4a8, w4a4 or w6a6")
     prepared = prepare(source, config, request, progress)
     prepared.to(find_device(device))
     patterns = list(options.get("keep") or {})  # what the user has decided is no choice
 
-    def settings(layer: Layer) -> list[Bits]:
+    def settings(layer: GraphLayer) -> list[BitPair]:
         return _settings(layer)[: 1 if any(name_matches(layer.name, pattern) for pattern in patterns) else 2]
 
     with exact_products():
@@ -105,14 +105,14 @@ def choose_bits(source: Any, budget: str, *, preset: str = "w4a8", device: str =
     return choose(measured, {layer.name: settings(layer) for layer in prepared.plan.quantized}, limit, parameters)
 
 
-def _settings(layer: Layer) -> list[Bits]:
+def _settings(layer: GraphLayer) -> list[BitPair]:
     """The bits that the plan gives, and the bits to raise them to if that is not the same."""
     given = layer.weight_bits, layer.activation_bits
     raised = max(layer.weight_bits, RAISED), max(layer.activation_bits, RAISED)
     return list(dict.fromkeys((given, raised)))
 
 
-def choose(measured: Sequence[Sensitivity], settings: dict[str, list[Bits]], budget: Budget, parameters: int) -> BitChoice:
+def choose(measured: Sequence[Sensitivity], settings: dict[str, list[BitPair]], budget: BitBudget, parameters: int) -> BitChoice:
     """The layers to raise, from what was measured; ``parameters`` are the model's."""
     low = {x.layer: x.noise[settings[x.layer][0]] for x in measured}
     high = {x.layer: x.noise[settings[x.layer][-1]] for x in measured}
@@ -123,7 +123,7 @@ def choose(measured: Sequence[Sensitivity], settings: dict[str, list[Bits]], bud
     order = sorted(can, key=lambda name: (cost[name] > 0, -gain[name] / max(cost[name], 1)))
     rest = 2 * (parameters - sum(x.weights for x in measured))
     size = sum(_bytes(x, settings[x.layer][0]) for x in measured) + max(rest, 0)
-    limit = budget.limit * _FLOAT_BYTES * parameters if budget.kind == "share" else budget.limit
+    limit = budget.limit * _FLOAT_BYTES * parameters if budget.kind == "fraction" else budget.limit
     raised: set[str] = set()
     for name in order:
         if budget.kind == "snr" and cost[name] and _snr(low, high, raised) >= limit:
@@ -144,7 +144,7 @@ def choose(measured: Sequence[Sensitivity], settings: dict[str, list[Bits]], bud
     return result
 
 
-def _bytes(layer: Sensitivity, bits: Bits) -> int:
+def _bytes(layer: Sensitivity, bits: BitPair) -> int:
     return of_bits(bits[0]).storage_bytes([layer.weights]) + _CHANNEL_BYTES * layer.channels
 
 
@@ -154,12 +154,12 @@ def _snr(low: dict[str, torch.Tensor], high: dict[str, torch.Tensor], raised: se
     return float(median((-10 * noise.log10()).tolist()))
 
 
-def _record(layer: Sensitivity, bits: Bits, raised: bool, low: dict[str, torch.Tensor], total: torch.Tensor) -> LayerChoice:
+def _record(layer: Sensitivity, bits: BitPair, raised: bool, low: dict[str, torch.Tensor], total: torch.Tensor) -> LayerChoice:
     share = float((low[layer.layer] / total).median())
     return LayerChoice(layer=layer.layer, weight_bits=bits[0], activation_bits=bits[1], raised=raised, error_share=share)
 
 
-def _check_met(result: BitChoice, budget: Budget, limit: float) -> None:
+def _check_met(result: BitChoice, budget: BitBudget, limit: float) -> None:
     if budget.kind == "snr":
         if result.snr_db < limit:
             raise UsageError(

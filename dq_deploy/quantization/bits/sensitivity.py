@@ -12,7 +12,7 @@ from torch.fx import GraphModule, Node, map_arg
 from ...formats import NumberFormat, of_bits
 from ...progress import Progress, silent
 from ..config import InitialRange, QuantizeConfig
-from ..graph.products import Layer
+from ..graph.products import GraphLayer
 from ..numerics import clipped_weight_scale, per_channel, per_sample, quantize, quantize_weight, weight_scale
 from ..prepare import Prepared
 from ..quantizers.observation import Observation
@@ -22,8 +22,11 @@ MOST_TIMESTEPS = 8
 """Of the calibrated timesteps, spread evenly with the first and the last among them."""
 SEEDS = 2
 
-Bits = tuple[int, int]
-"""Of a layer's weights and activations; 16 leaves activations in float."""
+BitPair = tuple[int, int]
+"""Bits of a layer's weights and of its activations; 16 leaves activations in float."""
+
+Settings = Callable[[GraphLayer], Sequence[BitPair]]
+"""Which bits to try in a layer."""
 
 
 @dataclass(frozen=True)
@@ -37,12 +40,10 @@ class Sensitivity:
     layer: str
     weights: int
     channels: int
-    noise: dict[Bits, torch.Tensor]
+    noise: dict[BitPair, torch.Tensor]
 
 
-def measure_sensitivities(prepared: Prepared, settings: Callable[[Layer], Sequence[Bits]], progress: Progress = silent) -> tuple[
-    list[Sensitivity], torch.Tensor
-]:  # fmt: skip
+def measure_sensitivities(prepared: Prepared, settings: Settings, progress: Progress = silent) -> tuple[list[Sensitivity], torch.Tensor]:
     """The sensitivity of every layer that is to be quantized, in the graph's order, and the timestep of each sample [n].
 
     ``settings`` says which bits to try in a layer.
@@ -61,7 +62,7 @@ def measure_sensitivities(prepared: Prepared, settings: Callable[[Layer], Sequen
 
 
 @torch.no_grad()
-def sensitivities(graph: GraphModule, inputs: Sequence[torch.Tensor], layers: Sequence[Layer], settings: Callable[[Layer], Sequence[Bits]],
+def sensitivities(graph: GraphModule, inputs: Sequence[torch.Tensor], layers: Sequence[GraphLayer], settings: Settings,
                   config: QuantizeConfig, progress: Progress = silent) -> list[Sensitivity]:  # fmt: skip
     """The sensitivity of ``layers`` of a captured float graph, in their order, on ``inputs`` [n, ...] of the graph.
 
@@ -69,7 +70,7 @@ def sensitivities(graph: GraphModule, inputs: Sequence[torch.Tensor], layers: Se
     before dilation, distillation and shared tables.
     """
     parts = [slice(start, start + config.batch_size) for start in range(0, len(inputs[0]), config.batch_size)]
-    found: dict[str, dict[Bits, list[torch.Tensor]]] = {layer.name: {bits: [] for bits in settings(layer)} for layer in layers}
+    found: dict[str, dict[BitPair, list[torch.Tensor]]] = {layer.name: {bits: [] for bits in settings(layer)} for layer in layers}
     with progress("sensitivity of each layer", len(layers) * len(parts)) as advance:
         for part in parts:
             for layer, noise in _one_at_a_time(graph, [value[part] for value in inputs], layers, settings, config):
@@ -81,15 +82,15 @@ def sensitivities(graph: GraphModule, inputs: Sequence[torch.Tensor], layers: Se
     return [Sensitivity(layer.name, *sizes[layer.name], noises[layer.name]) for layer in layers]
 
 
-def _size(graph: GraphModule, layer: Layer) -> tuple[int, int]:
+def _size(graph: GraphModule, layer: GraphLayer) -> tuple[int, int]:
     if layer.op == "matmul":
         return 0, 0
     weight = graph.get_buffer(str(layer.node.args[1].target))  # type: ignore[union-attr]
     return weight.numel(), len(weight)
 
 
-def _one_at_a_time(graph: GraphModule, inputs: Sequence[torch.Tensor], layers: Sequence[Layer], settings: Callable[[Layer], Sequence[Bits]],
-                   config: QuantizeConfig) -> Iterator[tuple[Layer, dict[Bits, torch.Tensor]]]:  # fmt: skip
+def _one_at_a_time(graph: GraphModule, inputs: Sequence[torch.Tensor], layers: Sequence[GraphLayer], settings: Settings,
+                   config: QuantizeConfig) -> Iterator[tuple[GraphLayer, dict[BitPair, torch.Tensor]]]:  # fmt: skip
     """Walk through the float graph; at each layer, round it and run what comes after from the values that are there."""
     nodes = list(graph.graph.nodes)
     last = {source: index for index, node in enumerate(nodes) for source in node.all_input_nodes}
@@ -144,7 +145,7 @@ def _relative_noise(expected: torch.Tensor, output: torch.Tensor) -> torch.Tenso
     return ((output.double() - expected.double()).flatten(1).pow(2).sum(dim=1) / power).cpu()
 
 
-def _rounded(layer: Layer, arguments: tuple[Any, ...], bits: Bits, config: QuantizeConfig) -> list[Any]:
+def _rounded(layer: GraphLayer, arguments: tuple[Any, ...], bits: BitPair, config: QuantizeConfig) -> list[Any]:
     """A product's arguments as so many bits would have them."""
     weight, activation = map(of_bits, bits)
     rounded = list(arguments)

@@ -13,7 +13,7 @@ from ..quantizers import QUANTIZERS
 from ..weights import LAYERS
 from .edit import drop_unused_tensors
 from .plan import Plan
-from .products import Layer
+from .products import GraphLayer
 from .shapes import static_shape
 
 _CHANNEL_AXES = {"conv2d": 1, "linear": -1, "matmul": 0}  # of what a product reads; two activations are divided by nothing
@@ -49,7 +49,7 @@ def insert_quantizers(graph_module: GraphModule, plan: Plan, timesteps: torch.Te
     graph_module.recompile()
 
 
-def _quantizer_call(graph_module: GraphModule, plan: Plan, layer: Layer, x: Node, name: str, timestep: Node, timesteps: torch.Tensor,
+def _quantizer_call(graph_module: GraphModule, plan: Plan, layer: GraphLayer, x: Node, name: str, timestep: Node, timesteps: torch.Tensor,
                     shared: dict[tuple[Any, ...], Node]) -> Node:  # fmt: skip
     reading, axis = plan.reading(layer, x), _CHANNEL_AXES[layer.op]
     key = (x, axis, reading)
@@ -87,7 +87,7 @@ def decode(target: str) -> str:
     return target.split(".", 1)[1].replace("/", ".")
 
 
-def _build_layer(graph_module: GraphModule, layer: Layer) -> nn.Module:
+def _build_layer(graph_module: GraphModule, layer: GraphLayer) -> nn.Module:
     kind = LAYERS[layer.kind]
     if layer.op == "matmul":
         return kind()

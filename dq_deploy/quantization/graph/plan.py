@@ -14,7 +14,7 @@ from ..config import FIRST, LAST, QuantizeConfig
 from ..weights.blocked import block_length
 from .dataflow import unmixed
 from .moves import MOVES
-from .products import Layer, find_layers
+from .products import GraphLayer, find_layers
 from .shapes import static_shape
 from .skip_halves import name_matches, whole_name
 
@@ -35,18 +35,18 @@ class Reading:
 class Plan:
     """Every product of the model: quantized, or left in float with the reason. ``quantizer`` is the kind that activations have."""
 
-    layers: list[Layer]
+    layers: list[GraphLayer]
     quantizer: str = "per-timestep"
     zero_points: bool = True
     softmax_format: NumberFormat = INT8
 
     @property
-    def quantized(self) -> list[Layer]:
+    def quantized(self) -> list[GraphLayer]:
         """Layers to quantize."""
         return [layer for layer in self.layers if not layer.float_reason]
 
     @property
-    def left_float(self) -> list[Layer]:
+    def left_float(self) -> list[GraphLayer]:
         """Layers that stay in float."""
         return [layer for layer in self.layers if layer.float_reason]
 
@@ -57,7 +57,7 @@ class Plan:
         total = sum(layer.macs for layer in counted)
         return sum(layer.macs for layer in counted if layer.float_reason) / total if total else 0.0
 
-    def reading(self, layer: Layer, operand: Node) -> Reading:
+    def reading(self, layer: GraphLayer, operand: Node) -> Reading:
         """How ``layer`` reads one of its operands."""
         # Only on the left: the zero-point of probabilities is then corrected by column sums of the right operand's codes.
         if layer.probabilities and operand is layer.node.args[0]:
@@ -106,7 +106,7 @@ def make_plan(graph_module: GraphModule, config: QuantizeConfig) -> Plan:
     return plan
 
 
-def _matches(pattern: str, layer: Layer, sample: set[Node], output: Any) -> bool:
+def _matches(pattern: str, layer: GraphLayer, sample: set[Node], output: Any) -> bool:
     if pattern == FIRST:
         return any(x in sample for x in layer.node.all_input_nodes)
     if pattern == LAST:
@@ -123,7 +123,7 @@ def _unmoved(value: Any) -> Any:
     return value
 
 
-def _keep(layer: Layer, pattern: str, value: int | str) -> None:
+def _keep(layer: GraphLayer, pattern: str, value: int | str) -> None:
     if value == "float":
         blurred = pattern == FIRST and not layer.weight_only
         reason = _BLURRED if blurred else f"keep {pattern}=float"
@@ -136,7 +136,7 @@ def _keep(layer: Layer, pattern: str, value: int | str) -> None:
             layer.float_reason, layer.kept = None, False
 
 
-def _weight_only(layer: Layer, config: QuantizeConfig) -> None:
+def _weight_only(layer: GraphLayer, config: QuantizeConfig) -> None:
     """What becomes of a product whose activations stay float."""
     if layer.op == "matmul":
         layer.float_reason = layer.float_reason or "both operands are activations, which stay float"

@@ -26,7 +26,7 @@ _OTHER_PRODUCTS = {
 
 
 @dataclass
-class Layer:
+class GraphLayer:
     """One product in the graph. ``macs`` are multiply-accumulates per sample."""
 
     name: str
@@ -84,7 +84,7 @@ class Layer:
         }
 
 
-def find_layers(graph_module: GraphModule) -> Iterator[Layer]:
+def find_layers(graph_module: GraphModule) -> Iterator[GraphLayer]:
     """Every product of a captured graph, named by its module path."""
     taken: set[str] = set()
     batch = {str(n.meta["val"].shape[0]) for n in graph_module.graph.nodes if n.op == "placeholder"}
@@ -95,7 +95,7 @@ def find_layers(graph_module: GraphModule) -> Iterator[Layer]:
         if op is None and node.target not in _OTHER_PRODUCTS:
             continue
         name = _unique(f"{node.meta['path']}.matmul".lstrip(".") if op == "matmul" else node.meta["path"] or node.name, taken)
-        layer = Layer(name, op or _OTHER_PRODUCTS[node.target], _macs(node), node)
+        layer = GraphLayer(name, op or _OTHER_PRODUCTS[node.target], _macs(node), node)
         layer.float_reason = None if op else f"no integer form for {_OTHER_PRODUCTS[node.target]}"
         if op:
             layer.float_reason = _why_not(node, op, batch)

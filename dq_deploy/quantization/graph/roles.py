@@ -11,7 +11,7 @@ from ..methods.method import ATTENTION, FEED_FORWARD, TIME
 from .dataflow import derived
 from .edit import aten
 from .moves import MOVES
-from .products import Layer
+from .products import GraphLayer
 
 _FUNCTIONS = {
     aten.silu.default, aten.gelu.default, aten.relu.default, aten.relu_.default, aten.mish.default, aten.sigmoid.default,
@@ -20,14 +20,14 @@ _FUNCTIONS = {
 _BETWEEN = MOVES | {operator.getitem, operator.mul, aten.mul.Tensor, aten.dropout.default, aten.to.dtype}
 
 
-def assign_roles(graph_module: GraphModule, layers: Sequence[Layer]) -> None:
+def assign_roles(graph_module: GraphModule, layers: Sequence[GraphLayer]) -> None:
     """Write every layer's roles into its node's ``meta["roles"]``, from where they follow into the quantized graph."""
     found = layers_by_role(graph_module, layers)
     for layer in layers:
         layer.node.meta["roles"] = frozenset(role for role, names in found.items() if layer.name in names)
 
 
-def layers_by_role(graph_module: GraphModule, layers: Sequence[Layer]) -> dict[str, set[str]]:
+def layers_by_role(graph_module: GraphModule, layers: Sequence[GraphLayer]) -> dict[str, set[str]]:
     """Names of the layers of a captured graph by role; a layer has one, or none.
 
     ``@time``: what it reads depends on the timestep and not on the sample (embeddings, their projections, adaptive norms).
@@ -40,14 +40,14 @@ def layers_by_role(graph_module: GraphModule, layers: Sequence[Layer]) -> dict[s
     return {TIME: time, ATTENTION: attention, FEED_FORWARD: _of_feed_forward(nodes) - time - attention}
 
 
-def _of_time(graph_module: GraphModule, nodes: dict[Node, Layer]) -> set[str]:
+def _of_time(graph_module: GraphModule, nodes: dict[Node, GraphLayer]) -> set[str]:
     inputs = [node for node in graph_module.graph.nodes if node.op == "placeholder"]
     timestep = next(node for node in inputs if node.target == "timestep")
     late, spatial = derived(graph_module, timestep), derived(graph_module, inputs[0])
     return {layer.name for node, layer in nodes.items() if node in late and node not in spatial}
 
 
-def _of_attention(nodes: dict[Node, Layer]) -> set[str]:
+def _of_attention(nodes: dict[Node, GraphLayer]) -> set[str]:
     products = [node for node, layer in nodes.items() if layer.op == "matmul"]
     found = {nodes[node].name for node in products}
     for product in products:
@@ -56,7 +56,7 @@ def _of_attention(nodes: dict[Node, Layer]) -> set[str]:
     return found
 
 
-def _of_feed_forward(nodes: dict[Node, Layer]) -> set[str]:
+def _of_feed_forward(nodes: dict[Node, GraphLayer]) -> set[str]:
     found = set()
     for node, layer in nodes.items():
         if layer.op != "linear":

@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from dq_deploy.quantization.graph.capture import capture
 from dq_deploy.quantization.graph.edit import aten
-from dq_deploy.quantization.graph.products import Layer, find_layers
+from dq_deploy.quantization.graph.products import GraphLayer, find_layers
 
 C, T = 8, 16
 
@@ -186,7 +186,7 @@ def test_every_way_to_write_a_product_can_be_quantized(way: str) -> None:
         assert_samples_first(graph, layer, x, t)
 
 
-def assert_samples_first(graph: GraphModule, layer: Layer, x: torch.Tensor, t: torch.Tensor) -> None:
+def assert_samples_first(graph: GraphModule, layer: GraphLayer, x: torch.Tensor, t: torch.Tensor) -> None:
     """Change one sample: only its row of each operand may change."""
     other = x.clone()
     other[2] += 1
