@@ -15,7 +15,7 @@ from ..artifacts.details import BundleDetails, LoweredLayer
 from ..artifacts.reading import read_ir
 from ..errors import ArtifactError
 from ..exporters.session import session_as_written
-from ..formats.tables import UINT8_OFFSET
+from ..formats.tables import CODES, UINT8_OFFSET
 from ..progress import Progress, silent
 from ..quantization.calibration.trajectories import Trajectories
 from ..quantization.checkpoint import Checkpoint
@@ -138,7 +138,7 @@ def _weight_codes(bundle: Artifact, checkpoint: Checkpoint, rows: Mapping[str, L
         return
     graph = read_ir(bundle.file("model.onnx"), listed=bundle.manifest.files).graph
     for name, layer in names.items():
-        stored = graph.initializers.get(f"{name}.weight.codes")
+        stored = graph.initializers.get(f"{name}.{CODES}")
         if stored is None or stored.const_value is None or layer.frozen is None:
             raise ArtifactError(f"{bundle.path}: the graph has no weight '{name}.weight.codes'")
         codes = torch.from_numpy(stored.const_value.numpy().astype(np.int8))

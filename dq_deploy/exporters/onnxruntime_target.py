@@ -14,6 +14,7 @@ from typing import Any
 import onnx_ir as ir
 import torch
 
+from ..formats.tables import INVERSE_DILATION
 from ..quantization.quantizers import ActivationQuantizer
 from .emitter import Emitter, number
 from .lower.kinds import Array, Operand, Place, QuantizerPlace, integer_product, scale, zero_point
@@ -47,7 +48,7 @@ class OnnxRuntimeTarget:
         shape, dtype = x.shape, _INT8 if right else _UINT8
         at = QuantizerPlace(self, emit, name, x, dtype)
         if (factor := inverse_dilation(quantizer.dilation, quantizer.axis, len(shape or ()))) is not None:
-            x = emit.op("Mul", [x, emit.constant(f"{name}.inverse_dilation", factor)], name="dilate")
+            x = emit.op("Mul", [x, emit.constant(f"{name}.{INVERSE_DILATION}", factor)], name="dilate")
         s, z = scale(quantizer, at), zero_point(quantizer, at)
         codes = emit.op("QuantizeLinear", [x, s, z], dtype=dtype)
         if quantizer.format.bits < 8:

@@ -14,7 +14,7 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
-from ..formats.tables import INVERSE_SCALE
+from ..formats.tables import INVERSE_DILATION, INVERSE_SCALE
 from ..quantization.quantizers import ActivationQuantizer
 from .emitter import Emitter, number
 from .lower.kinds import Array, Operand, Place, QuantizerPlace, qdq_product, scale, zero_point
@@ -78,4 +78,4 @@ def _inverse(emit: Emitter, s: ir.Value, quantizer: ActivationQuantizer, name: s
         inverse.shape = s.shape
         inverse = emit.unsqueeze(inverse, rank, "inverse_scale")
     factor = inverse_dilation(quantizer.dilation, quantizer.axis, rank)
-    return inverse if factor is None else emit.product(inverse, emit.constant(f"{name}.inverse_dilation", factor), "dilate")
+    return inverse if factor is None else emit.product(inverse, emit.constant(f"{name}.{INVERSE_DILATION}", factor), "dilate")

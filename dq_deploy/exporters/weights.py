@@ -15,6 +15,7 @@ import numpy as np
 import onnx_ir as ir
 
 from ..formats import of_bits
+from ..formats.tables import BIAS, CODES, WEIGHT_SCALE, WEIGHT_ZERO_POINT
 from ..quantization.weights import QuantizedWeight
 from .emitter import AS_WRITTEN, FP32_MARK, Emitter
 
@@ -35,9 +36,9 @@ def stored(codes: np.ndarray, bits: int, *, int4: bool) -> np.ndarray:
 def dequantized_weight(emit: Emitter, layer: QuantizedWeight, name: str, *, transpose: bool, int4: bool) -> ir.Value:
     """The weight Ŵ = s_w[o] · codes of a layer, [O, ...] or transposed to [C, O], as a value of the graph."""
     assert layer.frozen is not None
-    codes, scale = layer.frozen[0].numpy(), emit.constant(f"{name}.weight.scale", layer.frozen[1].numpy())
+    codes, scale = layer.frozen[0].numpy(), emit.constant(f"{name}.{WEIGHT_SCALE}", layer.frozen[1].numpy())
     codes, axis = (codes.T, 1) if transpose else (codes, 0)
-    held = emit.constant(f"{name}.weight.codes", stored(codes, layer.bits, int4=int4))
+    held = emit.constant(f"{name}.{CODES}", stored(codes, layer.bits, int4=int4))
     if held.dtype == _INT4 and transpose:
         inputs = [held, scale]
     else:
@@ -47,7 +48,7 @@ def dequantized_weight(emit: Emitter, layer: QuantizedWeight, name: str, *, tran
 
 def _zeros(emit: Emitter, layer: QuantizedWeight, name: str) -> ir.Value:
     """Zero-points of int8 codes. One for each layer: onnxruntime rewrites it with the weights (s8 → u8) and refuses to do so twice."""
-    return emit.constant(f"{name}.weight.zero_point", np.zeros(len(layer.log_scale), dtype=np.int8))
+    return emit.constant(f"{name}.{WEIGHT_ZERO_POINT}", np.zeros(len(layer.log_scale), dtype=np.int8))
 
 
 def _as_int8(emit: Emitter, packed: ir.Value) -> ir.Value:
@@ -67,7 +68,7 @@ def _as_int8(emit: Emitter, packed: ir.Value) -> ir.Value:
 def bias(emit: Emitter, layer: QuantizedWeight, name: str, shape: tuple[int, ...] = (-1,)) -> ir.Value:
     """A layer's bias [O], in the shape in which it broadcasts over the output."""
     assert layer.bias is not None
-    return emit.constant(f"{name}.bias", layer.bias.detach().numpy().reshape(shape))
+    return emit.constant(f"{name}.{BIAS}", layer.bias.detach().numpy().reshape(shape))
 
 
 def weight_sums(layer: QuantizedWeight) -> np.ndarray:

@@ -8,10 +8,12 @@ that is constant a graph may have ``<quantizer>.inverse_scale`` [] instead. ``<c
 from __future__ import annotations
 
 SCALE, ZERO_POINT, INVERSE_SCALE, TABLE = "scale", "zero_point", "inverse_scale", "table"
-DILATION = "dilation"
-"""``<quantizer>.dilation`` [C]: what its channels are divided by first."""
+DILATION, INVERSE_DILATION = "dilation", "inverse_dilation"
+"""``<quantizer>.dilation`` [C]: what its channels are divided by first; a graph multiplies by the inverse."""
 CODES, PACKED_CODES, WEIGHT_SCALE, BIAS = "weight.codes", "weight.packed_codes", "weight.scale", "bias"
-"""Of a layer: codes [O, ...], or these packed, their scales [O] or [O, B], and a bias [O]."""
+WEIGHT_ZERO_POINT, WEIGHT_SUM = "weight.zero_point", "weight.sum"
+"""Of a layer: codes [O, ...], or these packed, their scales [O] or [O, B], and a bias [O]; in a graph also zero-points [O] (all 0) and the
+sums of the codes of each output channel [O], which the activation's zero-point is multiplied with."""
 
 BOUNDARIES, ROW = "dq_deploy.boundaries", "dq_deploy.row"
 """In a graph: the midpoints [R − 1] between the timesteps of a table's rows, and the row(s) that they select."""

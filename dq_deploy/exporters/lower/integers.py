@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
+from ...formats.tables import CODES, WEIGHT_SCALE
 from ...quantization.weights import QuantizedWeight
 from ..emitter import Emitter
 from ..weights import bias
@@ -25,8 +26,8 @@ def weighted(at: Place, layer: QuantizedWeight, codes: ir.Value, matrix: np.ndar
     (x,), emit = at.operands, at.emitter()
     assert layer.frozen is not None
     assert x.zero_point is not None
-    scales = [x.scale, emit.constant(f"{at.name}.weight.scale", layer.frozen[1].numpy())]
-    factors = [codes, emit.constant(f"{at.name}.weight.codes", matrix), x.zero_point]
+    scales = [x.scale, emit.constant(f"{at.name}.{WEIGHT_SCALE}", layer.frozen[1].numpy())]
+    factors = [codes, emit.constant(f"{at.name}.{CODES}", matrix), x.zero_point]
     y = scaled_sums(emit, factors, scales, output if layer.bias is None else None)
     if layer.bias is None:
         return y

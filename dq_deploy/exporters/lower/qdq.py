@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from ...formats.tables import WEIGHT_SUM
 from ...quantization.weights import QuantizedWeight
 from ..emitter import Emitter
 from ..weights import bias, weight_sums
@@ -14,7 +15,7 @@ def rescaled(emit: Emitter, at: Place, layer: QuantizedWeight, y: ir.Value, shap
     """The output of a layer whose product is ``y``; ``shape`` is that in which a vector [O] broadcasts over it."""
     (x,) = at.operands
     if x.zero_point is not None:
-        sums = emit.constant(f"{at.name}.weight.sum", weight_sums(layer).reshape(shape))
+        sums = emit.constant(f"{at.name}.{WEIGHT_SUM}", weight_sums(layer).reshape(shape))
         shift = emit.unsqueeze(x.zero_point, at.rank, "zero_point")
         y = emit.op("Sub", [y, emit.product(shift, sums, "zero_point_sum")])
     output = f"{at.name}/output"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from ...formats.tables import CODES, WEIGHT_SCALE
 from ...quantization.weights import WeightOnlyConv2d
 from ..emitter import Emitter, options
 from ..weights import bias, stored
@@ -27,9 +28,9 @@ def weight_only_conv(layer: WeightOnlyConv2d, at: Place) -> ir.Value:
 def _weight(emit: Emitter, layer: WeightOnlyConv2d, at: Place) -> ir.Value:
     assert layer.frozen is not None
     codes, scale = (tensor.numpy() for tensor in layer.frozen)
-    packed = emit.constant(f"{at.name}.weight.codes", stored(codes, layer.bits, int4=at.target.int4))
+    packed = emit.constant(f"{at.name}.{CODES}", stored(codes, layer.bits, int4=at.target.int4))
     if not at.target.folds:
-        return emit.op("DequantizeLinear", [packed, emit.constant(f"{at.name}.weight.scale", scale)], name="DequantizeWeight", axis=0)
-    scales = emit.constant(f"{at.name}.weight.scale", layer.unpacking().detach().numpy())
+        return emit.op("DequantizeLinear", [packed, emit.constant(f"{at.name}.{WEIGHT_SCALE}", scale)], name="DequantizeWeight", axis=0)
+    scales = emit.constant(f"{at.name}.{WEIGHT_SCALE}", layer.unpacking().detach().numpy())
     floats = emit.op("Cast", [packed], name="UnpackWeight", to=ir.DataType.FLOAT.value)
     return emit.op("Mul", [floats, scales], name="ScaleWeight")

@@ -10,6 +10,7 @@ from typing import Any
 
 import onnx_ir as ir
 
+from ...formats.tables import CODES, WEIGHT_SCALE
 from ...quantization.weights import WeightOnlyLinear
 from ..weights import bias, stored
 from .kinds import Place, integer_product, qdq_product
@@ -24,8 +25,8 @@ def weight_only_linear(layer: WeightOnlyLinear, at: Place) -> ir.Value:
     codes, scale = (tensor.numpy().T for tensor in layer.frozen)  # [C, O], [B, O]
     axis: dict[str, Any] = {"axis": 0, "block_size": layer.block} if layer.block else {"axis": 1}
     inputs = [
-        emit.constant(f"{at.name}.weight.codes", stored(codes, layer.bits, int4=at.target.int4)),
-        emit.constant(f"{at.name}.weight.scale", scale if layer.block else scale[0]),
+        emit.constant(f"{at.name}.{CODES}", stored(codes, layer.bits, int4=at.target.int4)),
+        emit.constant(f"{at.name}.{WEIGHT_SCALE}", scale if layer.block else scale[0]),
     ]
     weight = emit.op("DequantizeLinear", inputs, name="DequantizeWeight", **axis)
     y = emit.op("MatMul", [at.x, weight], output=output if layer.bias is None else None)
