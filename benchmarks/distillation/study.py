@@ -7,7 +7,7 @@ import gc
 import re
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +70,7 @@ class Study:
             load_state(quantized, stage.tensors)
         else:
             done = initialize(prepared.float_graph, quantized, data, prepared.config)
-            work.save("initial", quantized.state_dict(), asdict(done))
+            work.save("initial", quantized.state_dict(), done.model_dump())
         return cls(prepared, data, reference, quantized)
 
     @staticmethod
@@ -83,7 +83,7 @@ class Study:
 
     def distill(self) -> list[dict[str, Any]]:
         """Distil in place; records of the blocks."""
-        return [asdict(r) for r in distill(self.prepared.float_graph, self.quantized, self.data, self.prepared.config)]
+        return [r.model_dump() for r in distill(self.prepared.float_graph, self.quantized, self.data, self.prepared.config)]
 
     def quality(self) -> dict[str, Any]:
         """SNR at each timestep and PSNR of final pictures against the float network's, from noises that were never calibrated on."""

@@ -5,6 +5,7 @@ Only those who write a manifest handle dictionaries. More keys than these are le
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
@@ -39,13 +40,13 @@ class Product(_Open):
 
 
 class FloatLayer(Product):
-    """One that is not quantized, and why."""
+    """A layer left in float, and why."""
 
     reason: str
 
 
 class QuantizedLayer(Product):
-    """A quantized one: its bits (no weight: a product of two activations), and the quantizers that it reads (none: floats)."""
+    """A quantized layer: its bits (no weight: a product of two activations), and the quantizers that it reads (none: floats)."""
 
     weight_bits: int | None = Field(default=None, ge=2, le=8)
     activation_bits: Annotated[int, AfterValidator(_known_bits)]
@@ -189,7 +190,7 @@ class Origin(Place):
 
 
 class BlockLoss(_Open):
-    """A distilled block's loss before and after."""
+    """Held-out loss of a block before and after its distillation: relative to its target's power, averaged over timesteps."""
 
     block: str
     before: float
@@ -199,7 +200,12 @@ class BlockLoss(_Open):
 
 
 class DilatedInput(_Open):
-    """What dilation did to a quantizer's input (``report.data.DilationRow`` says what the figures are)."""
+    """What dilation did to a quantizer's input.
+
+    ``unsaturated_share`` and ``dilated_share``: fractions of the input channels where s > 1 is allowed, and used. ``range_ratio``: the
+    dilated range over the plain one, Δ'x/Δx. ``error_ratio``: the output error with dilation over without. ``folded_into``: what else
+    divides by s (quantization/graph/fold.py).
+    """
 
     quantizer: str
     choice: str
@@ -230,7 +236,7 @@ class CalibrationRecord(_Open):
     prompts: Any = None
 
 
-class Details(_Open):
+class Details(_Open, ABC):
     """What every artefact of a model has."""
 
     component: str | None = None
@@ -243,9 +249,9 @@ class Details(_Open):
     source: Origin | None = None
 
     @property
+    @abstractmethod
     def input_names(self) -> list[str]:
         """Names of the network's inputs, in its order."""
-        raise NotImplementedError
 
     @property
     def call_record(self) -> dict[str, Any] | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from copy import deepcopy
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import torch
 from torch.fx import GraphModule
 
 from ..artifacts import Artifact, Manifest, check_output, create_artifact, sha256_json
-from ..artifacts.details import CheckpointDetails
+from ..artifacts.details import BlockLoss, CheckpointDetails
 from ..artifacts.final_error import FinalError
 from ..decibels import snr_db
 from ..progress import Progress, silent
@@ -24,7 +24,6 @@ from .calibration.trajectories import Answer, Model, Trajectories
 from .checkpoint import freeze, write_checkpoint
 from .clipping import counting
 from .config import QuantizeConfig
-from .distillation.block_trainer import BlockRecord
 from .distillation.distill import distill
 from .final_error import final_error
 from .graph.edit import set_tensor
@@ -162,11 +161,11 @@ def _initialized(prepared: Prepared, quantized: GraphModule, data: Trajectories,
     def make() -> Stage:
         done = initialize(prepared.float_graph, quantized, data, prepared.config, progress)
         same = undilated_weights(quantized)  # as they were made, and gigabytes of a large model
-        return Stage({name: tensor.cpu() for name, tensor in quantized.state_dict().items() if name not in same}, asdict(done))
+        return Stage({name: tensor.cpu() for name, tensor in quantized.state_dict().items() if name not in same}, done.model_dump())
 
     stage = work.made("initial", make)
     load_state(quantized, stage.tensors, partial=True)
-    return Initialization.from_dict(stage.record)
+    return Initialization.model_validate(stage.record)
 
 
 def _output_bias(prepared: Prepared, quantized: GraphModule, data: Trajectories, work: SharedWork,
@@ -231,7 +230,7 @@ def per_timestep_snr(model: Model, reference: Trajectories, progress: Progress =
     return result
 
 
-def _manifest(prepared: Prepared, data: Trajectories, initial: Initialization, records: list[BlockRecord],
+def _manifest(prepared: Prepared, data: Trajectories, initial: Initialization, records: list[BlockLoss],
               folded: dict[str, list[str]]) -> Manifest:  # fmt: skip
     config, details, scheduler, plan = prepared.config, prepared.details, prepared.scheduler, prepared.plan
     scheduler_config, ran = plain_config(scheduler), prepared.calibration.choice
@@ -266,8 +265,8 @@ def _manifest(prepared: Prepared, data: Trajectories, initial: Initialization, r
             "float_mac_share": plan.float_fraction,
             "quantizers": [{"name": name, "layers": layers} for name, layers in members.items()],
             "skip_halves": prepared.skip_halves,
-            "dilation": [{**asdict(r), "folded_into": folded.get(r.quantizer, [])} for r in initial.records],
+            "dilation": [{**r.model_dump(), "folded_into": folded.get(r.quantizer, [])} for r in initial.records],
             "dilation_rule": {"used": initial.rule, "mean_snr_db": initial.tried},
-            "distillation": [asdict(r) for r in records],
+            "distillation": [r.model_dump() for r in records],
         },
     )

@@ -21,10 +21,8 @@ from ..quantization.checkpoint import Checkpoint, load_checkpoint
 from .artifacts import ReportedArtifacts
 from .data import (
     ArtifactRow,
-    BlockLoss,
     CheckRow,
     DilationRow,
-    FloatLayer,
     Layer,
     Pictures,
     ReportData,
@@ -69,7 +67,7 @@ def collect(
         pictures=pictures,
         timesteps=manifest.timesteps,
         layers=_layers(artifacts, errors),
-        float_layers=[FloatLayer(name=x.name, op=x.op, macs=x.macs, reason=x.reason) for x in details.float_layers],
+        float_layers=details.float_layers,
         error_samples=errors.samples if errors else 0,
         activation_db=errors.activation_db if errors else {},
         clipped=details.clipped or {},
@@ -78,7 +76,7 @@ def collect(
         final_error=details.final_error,
         snr=_series(details, manifest.timesteps, checks),
         checks=[_check_row(result) for result in checks],
-        distillation=[BlockLoss(block=x.block, before=x.before, after=x.after, iterations=x.iterations) for x in details.distillation],
+        distillation=details.distillation,
         dilation=_dilation(checkpoint),
         dilation_rules=details.dilation_rule.mean_snr_db,
         latency=latency,
@@ -161,14 +159,9 @@ def _dilation(checkpoint: Checkpoint) -> list[DilationRow]:
     quantizers = checkpoint.quantizers
     return [
         DilationRow(
-            quantizer=record.quantizer,
             rule=record.choice,
             largest_s=float(quantizers[record.quantizer].dilation.max()),
-            unsaturated_share=record.unsaturated_share,
-            dilated_share=record.dilated_share,
-            range_ratio=record.range_ratio,
-            error_ratio=record.error_ratio,
-            folded_into=record.folded_into,
+            **record.model_dump(include={"quantizer", "unsaturated_share", "dilated_share", "range_ratio", "error_ratio", "folded_into"}),
         )
         for record in checkpoint.details.dilation
     ]

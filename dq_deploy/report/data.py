@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from ..artifacts.details import BlockLoss, FloatLayer
 from ..artifacts.final_error import FinalError
 from ..artifacts.scale_tables import ScaleTable
 from ..engines.bench import BenchResult
@@ -67,15 +68,6 @@ class Layer(_Part):
     reasons: dict[str, str] = Field(default_factory=dict)
 
 
-class FloatLayer(_Part):
-    """A layer left in float, and why."""
-
-    name: str
-    op: str
-    macs: int
-    reason: str
-
-
 class SnrSeries(_Part):
     """SNR in dB against the float model, one value for each timestep. ``role`` decides how it is drawn."""
 
@@ -106,20 +98,10 @@ class CheckRow(_Part):
     failures: list[str]
 
 
-class BlockLoss(_Part):
-    """Held-out distillation loss of a block before and after its training."""
-
-    block: str
-    before: float
-    after: float
-    iterations: int
-
-
 class DilationRow(_Part):
-    """What dilation did to a quantizer's input.
+    """A ``DilatedInput`` under the ``rule`` that was chosen, and the largest factor that its quantizer multiplies by itself.
 
-    ``range_ratio``: its dilated range over the plain one, Δ'x/Δx; ``error_ratio``: the output error with over without; ``largest_s`` of the
-    factors that the quantizer multiplies by itself, 1 where ``folded_into`` others or where there are none.
+    ``largest_s`` is 1 where the factors are ``folded_into`` others or where there are none.
     """
 
     quantizer: str

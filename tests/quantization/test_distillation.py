@@ -8,17 +8,17 @@ import pytest
 import torch
 from torch.fx import GraphModule
 
+from dq_deploy.artifacts.details import BlockLoss
 from dq_deploy.errors import ArtifactError, UsageError
 from dq_deploy.quantization.calibration.trajectories import Trajectories
 from dq_deploy.quantization.checkpoint import named_quantizers
 from dq_deploy.quantization.config import QuantizeConfig
-from dq_deploy.quantization.distillation.block_trainer import BlockRecord
 from dq_deploy.quantization.distillation.distill import distill, split_samples
 from dq_deploy.quantization.quantizers import TableQuantizer
 from tests.tiny import FAST, quantized_copy
 
 
-def distilled(graph: GraphModule, data: Trajectories, scratch: Path, **options: Any) -> tuple[list[BlockRecord], GraphModule]:
+def distilled(graph: GraphModule, data: Trajectories, scratch: Path, **options: Any) -> tuple[list[BlockLoss], GraphModule]:
     config = QuantizeConfig.build("w4a4", **{**FAST, "iterations": 60, "batch_size": 16, **options})
     quantized, _ = quantized_copy(graph, data, preset="w4a4", initial_range="minmax")
     records = distill(graph, quantized, data, config, scratch=scratch)

@@ -11,16 +11,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dq_deploy.artifacts.details import BlockLoss, FloatLayer
 from dq_deploy.artifacts.final_error import FinalError, StepCost
 from dq_deploy.engines.bench import BenchResult, BenchRow
 from dq_deploy.report.data import (
     ArtifactRow,
-    BlockLoss,
     CheckRow,
     DilationRow,
     EngineRow,
     Fact,
-    FloatLayer,
     Headline,
     Layer,
     Pictures,

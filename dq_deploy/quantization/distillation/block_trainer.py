@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from ...artifacts.details import BlockLoss
 from ...errors import ArtifactError
 from ...progress import Advance
 from ..config import QuantizeConfig
@@ -18,17 +19,6 @@ from .trained import TrainedParts
 
 EVALUATE_EVERY = 50
 _DIVERGED = 10.0  # held-out loss against the start: beyond this the block is stopped
-
-
-@dataclass(frozen=True)
-class BlockRecord:
-    """Held-out loss of a block (relative to its target's power, averaged over timesteps) before and after distillation."""
-
-    block: str
-    before: float
-    after: float
-    iterations: int
-    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -99,7 +89,7 @@ class BlockTrainer:
         total = sum(float(self.loss(part)) * len(part) for part in parts) / len(index)
         return float(self.held_samples.processes.sum(torch.tensor(total, dtype=torch.float64)))
 
-    def train(self, train: torch.Tensor, held_out: torch.Tensor, advance: Advance) -> BlockRecord:
+    def train(self, train: torch.Tensor, held_out: torch.Tensor, advance: Advance) -> BlockLoss:
         """Train on the samples ``train`` and end in the state that had the least loss over ``held_out``.
 
         NaN or Inf in the loss, a held-out loss ten times the first one, or ``patience`` evaluations without a better one end the training
@@ -122,7 +112,7 @@ class BlockTrainer:
                 advance(1, self.block.name)
         self.parts.restore(judge.state)
         advance(self.config.iterations - done, self.block.name)
-        return BlockRecord(self.block.name, before, judge.best, done, judge.note)
+        return BlockLoss(block=self.block.name, before=before, after=judge.best, iterations=done, note=judge.note)
 
 
 class Steps:

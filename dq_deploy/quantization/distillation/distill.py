@@ -10,19 +10,19 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from torch.fx import GraphModule
 
+from ...artifacts.details import BlockLoss
 from ...progress import Progress, silent
 from ..calibration.trajectories import Trajectories
 from ..config import Distillation, QuantizeConfig
 from ..graph.blocks import Block, split_blocks, whole_network
 from ..running.processes import Processes
 from ..running.work_folder import Stages
-from .block_trainer import BlockRecord, BlockTrainer, HeldSamples
+from .block_trainer import BlockTrainer, HeldSamples
 from .cache import ValueCache
 from .chain import Chain
 from .trained import TrainedParts, selected
@@ -30,7 +30,7 @@ from .trained import TrainedParts, selected
 
 def distill(float_graph: GraphModule, quantized: GraphModule, data: Trajectories, config: QuantizeConfig, *,
             work: Stages | None = None, scratch: Path | None = None, processes: Processes | None = None,
-            progress: Progress = silent) -> list[BlockRecord]:  # fmt: skip
+            progress: Progress = silent) -> list[BlockLoss]:  # fmt: skip
     """Train every block of ``quantized`` in place, one after the other.
 
     The last eighth of the seeds (at least one) is held out: a block keeps the state with the least held-out loss, so it never ends worse
@@ -48,7 +48,7 @@ def distill(float_graph: GraphModule, quantized: GraphModule, data: Trajectories
 
 
 def _distill(float_graph: GraphModule, quantized: GraphModule, data: Trajectories, config: QuantizeConfig, folder: Path,
-             work: Stages | None, processes: Processes, progress: Progress) -> Iterator[BlockRecord]:  # fmt: skip
+             work: Stages | None, processes: Processes, progress: Progress) -> Iterator[BlockLoss]:  # fmt: skip
     layers, quantizers = selected(quantized, config.train)
     quantized.requires_grad_(False)  # a block turns on what it trains
     samples, timestep, conditions = data.flat(slice(None))
@@ -76,12 +76,12 @@ def _distill(float_graph: GraphModule, quantized: GraphModule, data: Trajectorie
                 saved = work.load(_stage(block)) if work else None
                 if saved:
                     parts[block].restore(saved.tensors)
-                    record = BlockRecord(**saved.record)
+                    record = BlockLoss.model_validate(saved.record)
                     advance(config.iterations, block.name)
                 else:
                     record = BlockTrainer(block, student, teacher, parts[block], config, held_samples).train(train, held_out, advance)
                     if work:
-                        work.save(_stage(block), parts[block].state(), asdict(record))
+                        work.save(_stage(block), parts[block].state(), record.model_dump())
                 yield record
             if not whole:
                 student.run(block)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from ...artifacts.details import DilatedInput
 from ..config import Dilation, QuantizeConfig
 from ..quantizers import ActivationQuantizer
 from ..quantizers.observation import Observation
@@ -30,18 +31,6 @@ class Group:
     weights: dict[str, torch.Tensor] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class DilationRecord:
-    """What dilation did to one tensor: share of input channels with s > 1 allowed and used, Δ'x/Δx, output error with / without."""
-
-    quantizer: str
-    choice: str
-    unsaturated_share: float
-    dilated_share: float
-    range_ratio: float
-    error_ratio: float
-
-
 class GroupSetter:
     """Chooses dilation and tables for one activation x [T·m, ...] (timesteps slowest), by the rule of ``config``: not AUTO, and not NONE.
 
@@ -53,7 +42,7 @@ class GroupSetter:
         self.x, self.timestep, self.table_rows = x, timestep, table_rows
         self.weights = {name: own(weight) for name, weight in group.weights.items()}
 
-    def run(self) -> DilationRecord | None:
+    def run(self) -> DilatedInput | None:
         """Set the group's quantizer and weights; a record if there are weights to dilate."""
         ones = torch.ones_like(self.quantizer.dilation)
         self.apply(ones, self.x)
@@ -65,13 +54,14 @@ class GroupSetter:
         errors = {name: self._error(s) for name, s in choices.items()}
         best = self._best(errors)
         self.apply(choices[best], self.x)
-        return DilationRecord(
+        return DilatedInput(
             quantizer=self.group.name,
             choice=best,
             unsaturated_share=float((bound > 1).float().mean()),
             dilated_share=float((choices[best] != 1).float().mean()),
             range_ratio=float((self.quantizer.scale_table() / before).mean()),
             error_ratio=errors[best] / max(errors["none"], 1e-30),
+            folded_into=[],
         )
 
     def _best(self, errors: dict[str, float]) -> str:

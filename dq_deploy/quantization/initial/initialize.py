@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from itertools import chain
 from statistics import fmean
 from typing import Any
 
 import torch
+from pydantic import BaseModel
 from torch.fx import GraphModule, Node
 
+from ...artifacts.details import DilatedInput
 from ...decibels import FLOOR_DB, ratio_db
 from ...progress import Progress, silent
 from ..calibration.trajectories import Trajectories
@@ -21,7 +22,7 @@ from ..quantizers import ActivationQuantizer
 from ..quantizers.ranges import clips_weights
 from ..weights import QuantizedWeight
 from .dilation import symmetric_bound
-from .group_setter import DilationRecord, Group, GroupSetter, own, set_weights
+from .group_setter import Group, GroupSetter, own, set_weights
 from .tables import fit_tables, passes, samples_in_a_pass
 from .watcher import Watcher, arguments, device_of
 
@@ -33,18 +34,12 @@ SMOOTHQUANT_LEAD_DB = 0.75
 """SmoothQuant's factors leave the weights' range, and must lead by so much: a smaller lead was gone, or the other way, after training."""
 
 
-@dataclass(frozen=True)
-class Initialization:
+class Initialization(BaseModel):
     """What dilation did to each tensor, the rule used, and for each rule that was tried the network's held-out SNR in dB (mean over t)."""
 
-    records: list[DilationRecord]
+    records: list[DilatedInput]
     rule: str
     tried: dict[str, float]
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Initialization:
-        """The inverse of ``dataclasses.asdict``."""
-        return cls(**{**values, "records": [DilationRecord(**record) for record in values["records"]]})
 
 
 @torch.no_grad()
@@ -58,7 +53,7 @@ def initialize(float_graph: GraphModule, quantized: GraphModule, data: Trajector
     _initialize_weight_only(quantized, config)
     groups = quantizer_groups(quantized, float_graph)
     if not groups:
-        return Initialization([], Dilation.NONE.value, {})
+        return Initialization(records=[], rule=Dilation.NONE.value, tried={})
     rules = AUTO_RULES if config.dilation is Dilation.AUTO else (config.dilation,)
     everything = slice(0, data.samples.shape[1])
     count = _passes(float_graph, data, rules, config) + len(passes(float_graph, data, everything, config))
@@ -72,10 +67,10 @@ def _dilate(float_graph: GraphModule, quantized: GraphModule, groups: Mapping[st
             rules: Sequence[Dilation], config: QuantizeConfig, advance: Any) -> Initialization:  # fmt: skip
     """Dilations and weights by the best of ``rules``, each with tables of its own to be judged with."""
     if list(rules) == [Dilation.NONE]:
-        return Initialization(undilated(groups, config), Dilation.NONE.value, {})
+        return Initialization(records=undilated(groups, config), rule=Dilation.NONE.value, tried={})
     fit, judge = fit_and_judge(data)
     tried: dict[Dilation, float] = {}
-    best: tuple[Dilation, list[DilationRecord], dict[str, torch.Tensor]] | None = None
+    best: tuple[Dilation, list[DilatedInput], dict[str, torch.Tensor]] | None = None
     for rule in rules:
         records = apply_rule(float_graph, groups, data, fit, config.model_copy(update={"dilation": rule}), advance)
         tried[rule] = mean_snr(quantized, data, judge, config.batch_size) if len(rules) > 1 else float("nan")
@@ -85,7 +80,8 @@ def _dilate(float_graph: GraphModule, quantized: GraphModule, groups: Mapping[st
     assert best is not None
     if best[0] is not rules[-1]:
         quantized.load_state_dict(best[2])
-    return Initialization(best[1], best[0].value, {rule.value: snr for rule, snr in tried.items()} if len(rules) > 1 else {})
+    found = {rule.value: snr for rule, snr in tried.items()} if len(rules) > 1 else {}
+    return Initialization(records=best[1], rule=best[0].value, tried=found)
 
 
 def _passes(float_graph: GraphModule, data: Trajectories, rules: Sequence[Dilation], config: QuantizeConfig) -> int:
@@ -133,7 +129,7 @@ def mean_snr(quantized: GraphModule, data: Trajectories, judge: slice, batch_siz
 
 
 def apply_rule(float_graph: GraphModule, groups: Mapping[str, list[Group]], data: Trajectories, fit: slice, config: QuantizeConfig,
-               advance: Any = lambda *_: None) -> list[DilationRecord]:  # fmt: skip
+               advance: Any = lambda *_: None) -> list[DilatedInput]:  # fmt: skip
     """Weights by one rule, which is not AUTO, and tables fitted to the samples ``fit``."""
     if config.dilation is Dilation.NONE:
         records = undilated(groups, config)
@@ -145,7 +141,7 @@ def apply_rule(float_graph: GraphModule, groups: Mapping[str, list[Group]], data
     return runner.records
 
 
-def undilated(groups: Mapping[str, list[Group]], config: QuantizeConfig) -> list[DilationRecord]:
+def undilated(groups: Mapping[str, list[Group]], config: QuantizeConfig) -> list[DilatedInput]:
     """Set every group's weights as they are, and say what a dilation could have done."""
     records = []
     for group in chain.from_iterable(groups.values()):
@@ -154,7 +150,9 @@ def undilated(groups: Mapping[str, list[Group]], config: QuantizeConfig) -> list
         set_weights(group, weights, ones, config)
         if weights:
             bound = symmetric_bound(list(weights.values()), len(ones))
-            records.append(DilationRecord(group.name, "none", float((bound > 1).float().mean()), 0.0, 1.0, 1.0))
+            unsaturated = float((bound > 1).float().mean())
+            figures = {"unsaturated_share": unsaturated, "dilated_share": 0.0, "range_ratio": 1.0, "error_ratio": 1.0}
+            records.append(DilatedInput(quantizer=group.name, choice="none", folded_into=[], **figures))
     return records
 
 
@@ -209,7 +207,7 @@ class _Initializer(Watcher):
                  config: QuantizeConfig, advance: Any) -> None:  # fmt: skip
         super().__init__(module, groups, advance)
         self.table_rows, self.timestep, self.config = table_rows, timestep, config
-        self.records: list[DilationRecord] = []
+        self.records: list[DilatedInput] = []
 
     def watch(self, group: Group, value: torch.Tensor) -> None:
         record = GroupSetter(group, value, self.timestep, self.table_rows, self.config).run()
