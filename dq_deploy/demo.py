@@ -19,7 +19,8 @@ from .report.artifacts import gather
 from .report.collect import collect
 from .report.data import EngineRow, Fact, ReportData
 from .report.page import write_page
-from .report.request import Drawing, ReportRequest, Timing
+from .report.request import ReportRequest, Timing
+from .sampling.request import Drawing
 
 SOURCE = "builtin:fashion-mnist-unet"
 _STEPS = 20

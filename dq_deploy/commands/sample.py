@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("path", type=click.Path(path_type=Path))
 @click.option("-o", "--output", "destination", type=click.Path(path_type=Path), required=True, help="PNG file for the grid.")
-@click.option("-n", "--count", default=16, show_default=True, help="Number of pictures.")
+@click.option("-n", "--count", "n", default=16, show_default=True, help="Number of pictures.")
 @click.option("--seed", default=0, show_default=True, help="Seed of the first picture.")
 @click.option("--steps", type=int, help="Steps of the sampler.  [default: those of the calibration]")
 @asks_for_pictures
@@ -38,9 +38,7 @@ if TYPE_CHECKING:
 @force_option
 @common
 @allows_pickles
-def sample(path: Path, destination: Path, count: int, seed: int, steps: int | None, prompts: Path | None,
-           negative_prompt: str | None, classes: str | None, guidance_scale: float | None, runtime: Any, compare_float: bool, watch: bool,
-           force: bool, output: Output) -> None:  # fmt: skip
+def sample(path: Path, destination: Path, force: bool, output: Output, **drawing: Any) -> None:
     """Draw pictures with PATH (a bundle, a checkpoint or an engine) in the diffusers pipeline and write them as one grid.
 
     A model that takes prompts, or works on latents, is put into the pipeline that it came from, which is loaded for it: text encoders,
@@ -48,22 +46,7 @@ def sample(path: Path, destination: Path, count: int, seed: int, steps: int | No
     """
     from ..sampling import sample as run_sample
 
-    result = run_sample(
-        path,
-        destination,
-        n=count,
-        seed=seed,
-        steps=steps,
-        prompts=prompts,
-        negative_prompt=negative_prompt,
-        classes=classes,
-        guidance_scale=guidance_scale,
-        compare_float=compare_float,
-        runtime=runtime,
-        watch=watch,
-        force=force,
-        progress=output.progress,
-    )
+    result = run_sample(path, destination, **drawing, force=force, progress=output.progress)
     show_sample(result, destination, output)
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from ..accuracy.check import CheckResult, check
 from ..accuracy.layer_error import LayerErrors, layer_errors
@@ -18,6 +18,7 @@ from ..errors import ArtifactError, EnvironmentProblem, UsageError
 from ..formats import of_bits
 from ..progress import Progress, silent
 from ..quantization.checkpoint import Checkpoint, load_checkpoint
+from ..sampling.request import Drawing
 from .artifacts import ReportedArtifacts
 from .data import (
     ArtifactRow,
@@ -32,7 +33,7 @@ from .engine_rows import engine_rows, precisions
 from .headlines import headlines
 from .pictures import page_pictures
 from .recipe import commands, report_command
-from .request import Drawing, ReportRequest, Timing
+from .request import ReportRequest, Timing
 
 Note = Callable[[str], None]
 
@@ -175,11 +176,10 @@ def _pictures(artifacts: ReportedArtifacts, drawing: Drawing, progress: Progress
     if reason := not_drawable(artifact, drawing.prompts):
         left_out(f"No pictures: {reason}.")
         return None
-    options: dict[str, Any] = {**vars(drawing), "progress": progress}
     try:
-        drawn = draw(artifact, **options)
+        drawn = draw(artifact, drawing, progress=progress)
     except (UsageError, ArtifactError) as error:
-        drawn = draw(artifact, **options, compare_float=False)  # fails again where it is the settings that are wrong
+        drawn = draw(artifact, replace(drawing, compare_float=False), progress=progress)  # fails again if the settings are wrong
         left_out(f"No pictures of the float model: {error.message}.")
     return page_pictures(drawn, artifact.path.resolve().name, drawing.seed)
 

@@ -7,11 +7,12 @@ from pathlib import Path
 
 from ..artifacts.output_file import check_output_file
 from ..progress import Progress, silent
+from ..sampling.request import Drawing
 from .artifacts import gather
 from .collect import Note, collect
 from .data import ReportData
 from .page import write_page
-from .request import Drawing, ReportRequest, Timing
+from .request import ReportRequest, Timing
 
 __all__ = ["Drawing", "ReportRequest", "Timing", "write_report"]
 

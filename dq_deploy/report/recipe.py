@@ -15,8 +15,10 @@ from ..engines.registry import builder_named
 from ..formats import of_bits
 from ..quantization.config import PRESETS, QuantizeConfig
 from ..quantization.methods import DILATEQUANT
-from .request import Drawing, ReportRequest
+from ..sampling.request import Drawing
+from .request import ReportRequest
 
+_DRAWING_FLAGS = ("n", "seed", "steps", "prompts", "negative_prompt", "classes", "guidance_scale", "runtime")
 # Options of a quantization that are flags of the command line; the others go into a file.
 _FLAGS = ("steps", "iterations", "dilation", "calibration_samples", "batch_size", "seed", "guidance_scale", "sampler")
 
@@ -47,7 +49,8 @@ def report_command(paths: Sequence[Path], request: ReportRequest) -> str:
         flags.append("--no-samples")
     else:
         default = Drawing()
-        for name, value in vars(request.drawing).items():
+        for name in _DRAWING_FLAGS:
+            value = getattr(request.drawing, name)
             if value != getattr(default, name):
                 text = str(value) if isinstance(value, str | int | float | Path) else ",".join(map(str, value))
                 text = "prompts.txt" if name == "prompts" and not isinstance(value, str | Path) else text  # they came as a list

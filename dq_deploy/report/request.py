@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from ..engines.choice import Runtime
+from ..sampling.request import Drawing
 
 
 @dataclass(frozen=True)
@@ -21,24 +19,10 @@ class Timing:
 
 
 @dataclass(frozen=True)
-class Drawing:
-    """Which pictures to draw (``sampling.draw``)."""
-
-    n: int = 16
-    seed: int = 0
-    steps: int | None = None
-    prompts: str | Path | Sequence[str] | None = None
-    negative_prompt: str | None = None
-    classes: str | Sequence[int] | None = None
-    guidance_scale: float | None = None
-    runtime: Runtime = "auto"
-
-
-@dataclass(frozen=True)
 class ReportRequest:
     """What to measure beside what the manifests hold; None and False leave a section out."""
 
-    drawing: Drawing | None = Drawing()
+    drawing: Drawing | None = field(default_factory=Drawing)
     layer_error: bool = True
     check: bool = True
     timing: Timing | None = None

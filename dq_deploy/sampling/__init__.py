@@ -2,5 +2,6 @@
 
 from .draw import DrawnPictures, draw, not_drawable
 from .picture_file import SampleResult, sample
+from .request import Drawing
 
-__all__ = ["DrawnPictures", "SampleResult", "draw", "not_drawable", "sample"]
+__all__ = ["Drawing", "DrawnPictures", "SampleResult", "draw", "not_drawable", "sample"]

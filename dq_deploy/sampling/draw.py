@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,14 +10,14 @@ import torch
 
 from ..artifacts import Artifact, open_artifact
 from ..decibels import psnr_db
-from ..engines.choice import Runtime
 from ..errors import UsageError
 from ..progress import Advance, Progress, silent
 from .classes import conditioning_of
 from .grid import Images
 from .models import IN_MEMORY, float_model, float_source, quantized_model
-from .pipelines import Asked, PipelineDrawing, Prompts, conditions, needs_pipeline, no_prompts, pipeline_drawing, wish
+from .pipelines import PipelineDrawing, conditions, needs_pipeline, no_prompts, pipeline_drawing, wish
 from .pixels import PixelDrawing, pixel_drawing
+from .request import Drawing, Prompts
 
 
 @dataclass(frozen=True)
@@ -42,43 +41,22 @@ class DrawnPictures:
     watched: list[dict[str, Any]] | None = None
 
 
-def draw(
-    path: str | Path | Artifact,
-    *,
-    n: int = 16,
-    seed: int = 0,
-    steps: int | None = None,
-    prompts: Prompts | None = None,
-    negative_prompt: str | None = None,
-    classes: str | Sequence[int] | None = None,
-    guidance_scale: float | None = None,
-    compare_float: bool = True,
-    runtime: Runtime = "auto",
-    watch: bool = False,
-    batch_size: int = 16,
-    progress: Progress = silent,
-) -> DrawnPictures:
-    """Draw ``n`` pictures with a bundle, a checkpoint or an engine, and with the float model.
+def draw(path: str | Path | Artifact, drawing: Drawing, *, progress: Progress = silent) -> DrawnPictures:
+    """Draw pictures with a bundle, a checkpoint or an engine, and with the float model.
 
     The scheduler is the one that the model was calibrated with. A model that works on pixels is drawn with in the loop of the calibration;
-    one that takes prompts, or works on latents, is put into the pipeline that it came from. Each picture has a seed of its own, made of
-    ``seed`` and its number, so it does not depend on ``batch_size`` (of models of pixels; the others draw one at a time). ``steps`` are the
-    calibration's by default. Prompts (a list, or a file with one on a line) and ``classes`` of a class-conditional model (numbers, or
-    "0-9,3"; all by default) are drawn in turn, with the ``guidance_scale`` that the model was calibrated with by default. A checkpoint runs
-    in PyTorch; ``runtime`` is for bundles. ``watch`` counts NaN and saturated codes of a bundle by timestep (engines/watch.py).
+    one that takes prompts, or works on latents, is put into the pipeline that it came from.
 
-    Raises UsageError (settings, no prompts, a class that there is not, a pipeline that cannot be read again or refuses), ArtifactError (a
-    damaged artefact, a float model other than the one quantized) and EnvironmentProblem (a missing runtime).
+    Raises UsageError (no prompts, a class that there is not, a pipeline that cannot be read again or refuses), ArtifactError (a damaged
+    artefact, a float model other than the one quantized) and EnvironmentProblem (a missing runtime).
     """
     artifact = path if isinstance(path, Artifact) else open_artifact(path, ("bundle", "checkpoint", "engine"))
-    _check(n, seed, steps, batch_size)
-    asked = Asked(prompts, negative_prompt, classes, guidance_scale)
-    drawing, reference = _drawing(artifact, asked, n, seed, steps, batch_size, compare_float=compare_float)
-    model, engine = quantized_model(artifact, runtime, watch=watch)
+    way, reference = _way(artifact, drawing)
+    model, engine = quantized_model(artifact, drawing.runtime, watch=drawing.watch)
     visited: dict[float, None] = {}
-    with progress("sampling", drawing.calls * (1 if reference is None else 2)) as advance:
-        quantized = _observed(drawing, model, advance, visited)
-        expected = None if reference is None else _observed(drawing, reference, advance, {})
+    with progress("sampling", way.calls * (1 if reference is None else 2)) as advance:
+        quantized = _observed(way, model, advance, visited)
+        expected = None if reference is None else _observed(way, reference, advance, {})
     return DrawnPictures(
         quantized=quantized,
         expected=expected,
@@ -86,25 +64,23 @@ def draw(
         engine=engine,
         timesteps=list(visited),
         furthest=max(min(abs(t - c) for c in artifact.manifest.timesteps) for t in visited),
-        labels=drawing.labels,
-        prompts=drawing.prompts,
-        guidance_scale=drawing.guidance_scale,
-        watched=[row.model_dump() for row in model.watched()] if watch else None,
+        labels=way.labels,
+        prompts=way.prompts,
+        guidance_scale=way.guidance_scale,
+        watched=[row.model_dump() for row in model.watched()] if drawing.watch else None,
     )
 
 
-def _drawing(artifact: Artifact, asked: Asked, n: int, seed: int, steps: int | None, batch_size: int, *,
-             compare_float: bool) -> tuple[PixelDrawing | PipelineDrawing, torch.nn.Module | None]:  # fmt: skip
+def _way(artifact: Artifact, drawing: Drawing) -> tuple[PixelDrawing | PipelineDrawing, torch.nn.Module | None]:
     """How to draw with any denoiser of this kind, and the float one if it is asked for."""
-    if not conditions(artifact) and (asked.prompts is not None or asked.negative_prompt is not None):
+    if not conditions(artifact) and (drawing.prompts is not None or drawing.negative_prompt is not None):
         raise UsageError("a prompt is given, and the model takes none", "leave that out")
     if needs_pipeline(artifact):
-        wishes = wish(artifact, asked)
+        wishes = wish(artifact, drawing)
         source = float_source(artifact)
-        return pipeline_drawing(artifact, source, n, seed, steps, wishes), source.model if compare_float else None
-    conditioning = conditioning_of(artifact, asked.classes, asked.guidance_scale)
-    drawing = pixel_drawing(artifact, n, seed, steps, batch_size, conditioning)
-    return drawing, float_model(artifact) if compare_float else None
+        return pipeline_drawing(artifact, source, drawing, wishes), source.model if drawing.compare_float else None
+    conditioning = conditioning_of(artifact, drawing.classes, drawing.guidance_scale)
+    return pixel_drawing(artifact, drawing, conditioning), float_model(artifact) if drawing.compare_float else None
 
 
 def _observed(drawing: PixelDrawing | PipelineDrawing, model: torch.nn.Module, advance: Advance, visited: dict[float, None]) -> Images:
@@ -134,12 +110,3 @@ def not_drawable(artifact: Artifact, prompts: Prompts | None = None) -> str | No
     if not details.pipeline_class or reference.startswith(IN_MEMORY):
         return f"{artifact.path} {reason}, which the pipeline that it came from would make; that was an object in memory"
     return no_prompts(artifact) if conditions(artifact) and prompts is None else None
-
-
-def _check(n: int, seed: int, steps: int | None, batch_size: int) -> None:
-    problems = [f"n is {n}, and at least 1 is needed"] if n < 1 else []
-    problems += [f"seed is {seed}, and cannot be negative"] if seed < 0 else []
-    problems += [f"steps is {steps}, and at least 1 is needed"] if steps is not None and steps < 1 else []
-    problems += [f"batch size is {batch_size}, and at least 1 is needed"] if batch_size < 1 else []
-    if problems:
-        raise UsageError("; ".join(problems))

@@ -14,7 +14,7 @@ from ..engines.choice import Runtime
 from ..progress import Progress, silent
 from .draw import DrawnPictures, draw
 from .grid import Panel, grid_png
-from .pipelines import Prompts
+from .request import Drawing, Prompts
 
 
 @dataclass(frozen=True)
@@ -62,25 +62,15 @@ def sample(
 ) -> SampleResult:
     """Draw ``n`` pictures with a bundle, a checkpoint or an engine and write them as one PNG, the float model's beside them.
 
-    The arguments are those of ``draw``, and so is what is raised; and UsageError for an existing output without ``force``.
+    The arguments are those of ``Drawing``. Raises as that and ``draw`` do, and UsageError for an existing output without ``force``.
     """
     output = Path(output_png)
     check_output_file(output, ".png", force=force)
-    drawn = draw(
-        path,
-        n=n,
-        seed=seed,
-        steps=steps,
-        prompts=prompts,
-        negative_prompt=negative_prompt,
-        classes=classes,
-        guidance_scale=guidance_scale,
-        compare_float=compare_float,
-        runtime=runtime,
-        watch=watch,
-        batch_size=batch_size,
-        progress=progress,
-    )
+    drawing = Drawing(
+        n=n, seed=seed, steps=steps, prompts=prompts, negative_prompt=negative_prompt, classes=classes, guidance_scale=guidance_scale,
+        runtime=runtime, compare_float=compare_float, watch=watch, batch_size=batch_size,
+    )  # fmt: skip
+    drawn = draw(path, drawing, progress=progress)
     write_whole(output, grid_png(_panels(drawn)))
     psnr = drawn.psnr_db
     return SampleResult(

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,21 +17,9 @@ from ..quantization.calibration.walk import own_noise
 from ..sources import Source, text_pipeline
 from .classes import conditioning_of, guidance_of
 from .grid import Images
+from .request import Drawing
 from .schedulers import calibrated_scheduler, calibrated_steps
 from .seeds import generators
-
-Prompts = str | Path | Sequence[str]
-"""A file with a prompt on each line, or the prompts themselves."""
-
-
-@dataclass(frozen=True)
-class Asked:
-    """What a user asks to be drawn."""
-
-    prompts: Prompts | None = None
-    negative_prompt: str | None = None
-    classes: str | Sequence[int] | None = None
-    guidance_scale: float | None = None
 
 
 @dataclass(frozen=True)
@@ -53,25 +39,25 @@ class Wish:
         return {**({self.parameter: [self.subject(number)]} if self.parameter else {}), **self.options}
 
 
-def wish(artifact: Artifact, asked: Asked) -> Wish:
+def wish(artifact: Artifact, drawing: Drawing) -> Wish:
     """What to draw with the pipeline of an artefact: prompts, classes (all by default), or whatever it draws; guided as calibrated.
 
     Raises UsageError: no prompts, or what the model does not take.
     """
     if not conditions(artifact):
-        conditioning = conditioning_of(artifact, asked.classes, asked.guidance_scale)
+        conditioning = conditioning_of(artifact, drawing.classes, drawing.guidance_scale)
         if conditioning is None:
             return Wish(None, [])
         scale = conditioning.guidance_scale
         return Wish(CLASS_INPUT, list(conditioning.labels), {} if scale is None else {"guidance_scale": scale})
-    if asked.classes is not None:
+    if drawing.classes is not None:
         raise UsageError("classes are given, and the model takes none", "leave that out")
-    if asked.prompts is None:
+    if drawing.prompts is None:
         raise UsageError(no_prompts(artifact), "--prompts FILE: a prompt on each line, drawn in turn")
-    negative = None if asked.negative_prompt is None else [asked.negative_prompt]
+    negative = None if drawing.negative_prompt is None else [drawing.negative_prompt]
     size = {str(name): value for name, value in artifact.details.picture_size.items()}  # what the graph's shapes were made for
-    options: dict[str, Any] = {"guidance_scale": guidance_of(artifact, asked.guidance_scale), "negative_prompt": negative, **size}
-    return Wish("prompt", read_prompts(asked.prompts), {name: value for name, value in options.items() if value is not None})
+    options: dict[str, Any] = {"guidance_scale": guidance_of(artifact, drawing.guidance_scale), "negative_prompt": negative, **size}
+    return Wish("prompt", read_prompts(drawing.prompts), {name: value for name, value in options.items() if value is not None})
 
 
 def no_prompts(artifact: Artifact) -> str:
@@ -140,7 +126,7 @@ def film_strip(frames: Images) -> Images:
     return frames.transpose(0, 2, 1, 3, 4).reshape(n, height, count * width, channels)
 
 
-def pipeline_drawing(artifact: Artifact, source: Source, n: int, seed: int, steps: int | None, wishes: Wish) -> PipelineDrawing:
+def pipeline_drawing(artifact: Artifact, source: Source, drawing: Drawing, wishes: Wish) -> PipelineDrawing:
     """The pipeline of ``source`` with the scheduler of the calibration, which took as many ``steps`` as are taken by default.
 
     Raises UsageError for an option that the pipeline does not take, and as ``text_pipeline`` does.
@@ -150,8 +136,8 @@ def pipeline_drawing(artifact: Artifact, source: Source, n: int, seed: int, step
     if foreign := [name.replace("_", " ") for name in wishes.of(0) if name not in taken]:
         raise UsageError(f"a {type(pipeline).__name__} takes no {' and no '.join(foreign)}", "leave that out")
     pipeline.register_modules(scheduler=calibrated_scheduler(artifact))
-    steps = calibrated_steps(artifact) if steps is None else steps
-    return PipelineDrawing(pipeline, source.component, n, seed, steps, wishes)
+    steps = calibrated_steps(artifact) if drawing.steps is None else drawing.steps
+    return PipelineDrawing(pipeline, source.component, drawing.n, drawing.seed, steps, wishes)
 
 
 def needs_pipeline(artifact: Artifact) -> str | None:

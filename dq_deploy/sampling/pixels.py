@@ -17,6 +17,7 @@ from ..quantization.calibration.view import View, view_of
 from ..quantization.calibration.walk import Walk
 from .classes import Conditioning
 from .grid import Images
+from .request import Drawing
 from .schedulers import calibrated_scheduler, calibrated_steps
 from .seeds import generators
 
@@ -66,17 +67,17 @@ class PixelDrawing:
         return images
 
 
-def pixel_drawing(artifact: Artifact, n: int, seed: int, steps: int | None, batch_size: int,
-                  conditioning: Conditioning | None) -> PixelDrawing:  # fmt: skip
-    """The calibration's scheduler, in as many steps as it took there unless ``steps`` says otherwise.
+def pixel_drawing(artifact: Artifact, drawing: Drawing, conditioning: Conditioning | None) -> PixelDrawing:
+    """The calibration's scheduler, in as many steps as it took there unless the request says otherwise.
 
     Raises UsageError for steps that the scheduler refuses, and for an engine whose batch is too small; else as ``calibrated_scheduler``.
     """
     scheduler, shape = calibrated_scheduler(artifact), tuple(artifact.details.sample_shape)
-    steps = calibrated_steps(artifact) if steps is None else steps
+    steps = calibrated_steps(artifact) if drawing.steps is None else drawing.steps
     Walk(copy.deepcopy(scheduler), steps, [])
     view = view_of((artifact.details.network_config or {}).get("_class_name"))
-    return PixelDrawing(scheduler, view, shape, n, seed, steps, _fitting(artifact, batch_size, conditioning), conditioning)
+    batch_size = _fitting(artifact, drawing.batch_size, conditioning)
+    return PixelDrawing(scheduler, view, shape, drawing.n, drawing.seed, steps, batch_size, conditioning)
 
 
 def _fitting(artifact: Artifact, batch_size: int, conditioning: Conditioning | None) -> int:

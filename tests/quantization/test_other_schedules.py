@@ -28,7 +28,7 @@ from dq_deploy.quantization import load_checkpoint, quantize
 from dq_deploy.quantization.calibration.choice import settings
 from dq_deploy.quantization.calibration.schedules import plain_config
 from dq_deploy.quantization.calibration.walk import Walk, try_out
-from dq_deploy.sampling import draw
+from dq_deploy.sampling import Drawing, draw
 from dq_deploy.sampling.schedulers import calibrated_scheduler
 from dq_deploy.sampling.seeds import picture_seed
 from tests.tiny import FAST, SHAPE, tiny_unet
@@ -113,7 +113,7 @@ def test_rows_are_where_the_network_is_called(saved: tuple[Any, Artifact]) -> No
 @pytest.mark.parametrize("steps", [None, 7])
 def test_pictures_are_drawn_with_the_scheduler_of_the_calibration(saved: tuple[Any, Artifact], steps: int | None) -> None:
     scheduler, bundle = saved
-    drawn = draw(bundle, n=2, seed=5, steps=steps)
+    drawn = draw(bundle, Drawing(n=2, seed=5, steps=steps))
     expected = visited(scheduler, steps or 4)
     assert drawn.timesteps == expected
     rows = bundle.manifest.timesteps
@@ -138,7 +138,7 @@ def test_a_scheduler_of_the_users_own(tmp_path: Path) -> None:
     assert artifact.manifest.scheduler is not None
     assert (artifact.manifest.scheduler["class"], artifact.manifest.scheduler["config"]) == ("NoConfig", {})
     with pytest.raises(UsageError, match=r"was calibrated with a NoConfig, and diffusers .* has no scheduler of that name\ndraw in Python"):
-        draw(artifact, n=1, compare_float=False)
+        draw(artifact, Drawing(n=1, compare_float=False))
 
 
 def test_a_mask_is_a_condition(tmp_path: Path) -> None:
@@ -161,7 +161,7 @@ def test_inside_inference_mode(tmp_path: Path) -> None:
         )  # fmt: skip
         bundle = export(artifact, tmp_path / "bundle", target="onnxruntime")
         assert check(bundle, artifact)
-        assert draw(bundle, n=1, compare_float=False).timesteps == [750.0, 500.0, 250.0, 0.0]
+        assert draw(bundle, Drawing(n=1, compare_float=False)).timesteps == [750.0, 500.0, 250.0, 0.0]
     assert all(parameter.is_inference() for parameter in model.parameters())
 
 

@@ -57,7 +57,7 @@ def test_figures_are_the_manifests_and_the_measured_ones(written: Written, flow:
 def test_pictures_are_those_that_sampling_draws(written: Written, flow: Flow) -> None:
     pictures = written.data.pictures
     assert pictures is not None
-    drawn = draw(flow.bundles["tensorrt"], n=3, seed=5)
+    drawn = draw(flow.bundles["tensorrt"], Drawing(n=3, seed=5))
     assert drawn.expected is not None
     for addresses, images in ((pictures.quantized, drawn.quantized), (pictures.expected or [], drawn.expected)):
         for address, image in zip(addresses, images, strict=True):

@@ -57,7 +57,7 @@ def text(bundle_of: Callable[..., Artifact]) -> Artifact:
 
 
 def test_prompts_are_drawn_in_turn_as_the_pipeline_draws_them(text: Artifact) -> None:
-    drawn = draw(text, n=3, seed=7, prompts=PROMPTS)
+    drawn = draw(text, Drawing(n=3, seed=7, prompts=PROMPTS))
     assert (drawn.prompts, drawn.labels, drawn.guidance_scale) == (["a cat", "two dogs", "a cat"], None, 3.0)
     assert (drawn.timesteps, drawn.furthest) == ([667.0, 334.0, 1.0], 0.0)
     assert drawn.expected is not None
@@ -74,48 +74,48 @@ def test_prompts_are_drawn_in_turn_as_the_pipeline_draws_them(text: Artifact) ->
 
 def test_guidance_and_the_negative_prompt_reach_the_pipeline(text: Artifact) -> None:
     options: dict[str, Any] = {"n": 1, "prompts": PROMPTS, "compare_float": False}
-    plain = draw(text, **options)
+    plain = draw(text, Drawing(**options))
     assert plain.expected is None
-    assert not np.allclose(plain.quantized, draw(text, **options, negative_prompt="blurred").quantized, atol=1e-3)
-    unguided = draw(text, **options, guidance_scale=1.0)
+    assert not np.allclose(plain.quantized, draw(text, Drawing(**options, negative_prompt="blurred")).quantized, atol=1e-3)
+    unguided = draw(text, Drawing(**options, guidance_scale=1.0))
     assert unguided.guidance_scale == 1.0
     assert not np.allclose(plain.quantized, unguided.quantized, atol=1e-3)
 
 
 def test_sizes_that_stable_diffusion_xl_asks_its_unet_for(bundle_of: Callable[..., Artifact]) -> None:
-    drawn = draw(bundle_of(tiny_stable_diffusion_xl, prompts=PROMPTS), n=1, prompts=PROMPTS)
+    drawn = draw(bundle_of(tiny_stable_diffusion_xl, prompts=PROMPTS), Drawing(n=1, prompts=PROMPTS))
     assert drawn.psnr_db is not None
     assert drawn.psnr_db[0] > 20
 
 
 def test_classes_of_a_model_of_latents(bundle_of: Callable[..., Artifact]) -> None:
-    drawn = draw(bundle_of(latent_dit, classes="0-3", guidance_scale=2.0), n=3, classes=[2, 5])
+    drawn = draw(bundle_of(latent_dit, classes="0-3", guidance_scale=2.0), Drawing(n=3, classes=[2, 5]))
     assert (drawn.labels, drawn.prompts, drawn.guidance_scale) == ([2, 5, 2], None, 2.0)
     assert drawn.quantized.shape == (3, 16, 16, 3)
     assert drawn.psnr_db is not None
     assert min(drawn.psnr_db) > 25
     with pytest.raises(UsageError, match="a prompt is given, and the model takes none"):
-        draw(bundle_of(latent_dit), prompts=["a"])
+        draw(bundle_of(latent_dit), Drawing(prompts=["a"]))
 
 
 def test_what_a_text_pipeline_cannot_draw(text: Artifact, tmp_path: Path) -> None:
     assert "draws what a prompt says, and none was given" in (not_drawable(text) or "")
     assert not_drawable(text, PROMPTS) is None
     with pytest.raises(UsageError, match="draws what a prompt says, and none was given\n--prompts FILE"):
-        draw(text)
+        draw(text, Drawing())
     with pytest.raises(UsageError, match="classes are given, and the model takes none"):
-        draw(text, prompts=PROMPTS, classes="1")
+        draw(text, Drawing(prompts=PROMPTS, classes="1"))
     with pytest.raises(UsageError, match="no prompts given"):
-        draw(text, prompts=[])
+        draw(text, Drawing(prompts=[]))
     with pytest.raises(UsageError, match="refuses to draw in 2000 steps"):
-        draw(text, prompts=PROMPTS, n=1, steps=2000)
+        draw(text, Drawing(prompts=PROMPTS, n=1, steps=2000))
     with pytest.raises(UsageError, match="the guidance scale is -1"):
-        draw(text, prompts=PROMPTS, guidance_scale=-1)
+        draw(text, Drawing(prompts=PROMPTS, guidance_scale=-1))
     other = text.manifest.model_copy(
         update={"details": {**text.manifest.details, "source": {"reference": "builtin:fashion-mnist-unet", "sha256": "0"}}}
     )
     with pytest.raises(ArtifactError, match="has other weights now"):
-        draw(Artifact(text.path, other), prompts=PROMPTS)
+        draw(Artifact(text.path, other), Drawing(prompts=PROMPTS))
 
 
 def test_from_the_command_line(text: Artifact, cli: Cli, tmp_path: Path) -> None:
