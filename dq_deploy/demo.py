@@ -10,6 +10,7 @@ from statistics import mean, median
 
 from .artifacts import Artifact, check_output
 from .artifacts.details import BundleDetails, EngineDetails
+from .engines.layer_report import formats_in_words
 from .engines.registry import DEFAULT_BUILDER, REFERENCE
 from .errors import EnvironmentProblem, UsageError
 from .exporters import export
@@ -204,8 +205,8 @@ def _engine_facts(engines: list[EngineRow]) -> list[Fact]:
         ratio = row.weights_bytes / (row.float_weights_bytes or row.weights_bytes)
         facts.append(
             Fact(
-                label=f"{row.name}: planned layers in INT8",
-                value=f"{row.planned_int8} of {row.planned_layers}, {row.kernels} kernels",
+                label=f"{row.name}: planned layers in {formats_in_words(row.planned_formats)}",
+                value=f"{row.as_planned} of {row.planned_layers}, {row.kernels} kernels",
                 wanted="all",
                 passed=row.as_planned == row.planned_layers,
             )

@@ -84,7 +84,7 @@ def build_engine(
 
 def show_engine(engine: Artifact[EngineDetails], made: Sequence[LayerReport], output: Output) -> None:
     """The layer report of every compute capability, in figures; warns of each planned layer that does not run in its planned format."""
-    from ..engines.layer_report import undocumented
+    from ..engines.layer_report import formats_in_words, undocumented
 
     reports = [report.summary() for report in made]
     rows = [
@@ -98,7 +98,7 @@ def show_engine(engine: Artifact[EngineDetails], made: Sequence[LayerReport], ou
         )
         for report in reports
     ]
-    formats = " and ".join(name.upper() for name in reports[0]["planned_formats"]) or "INT8"
+    formats = formats_in_words(reports[0]["planned_formats"])
     output.table(str(engine.path), ("built for", f"planned layers in {formats}", "convs", "GEMMs", "kernels", "weights"), rows)
     not_as_planned = {name: planned for report in reports for name, planned in report["not_as_planned"].items()}
     reasons = {name: reason for report in reports for name, reason in report["reasons"].items()}

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
@@ -195,6 +195,11 @@ def kernel_rows(report: LayerReport) -> list[tuple[str, str, int]]:
     """(kernel type, datatypes, count), the commonest first: rows for a table. What only orders the others is no kernel and left out."""
     counts = Counter((kernel.type, datatypes(kernel)) for kernel in report.kernels if kernel.type not in _BOOKKEEPING)
     return sorted(((kind, datatype, count) for (kind, datatype), count in counts.items()), key=lambda row: (-row[2], row[0], row[1]))
+
+
+def formats_in_words(planned_formats: Iterable[str]) -> str:
+    """Number formats that layers were planned in, for the sentence "planned layers in …"."""
+    return " and ".join(name.upper() for name in planned_formats) or "no format"
 
 
 def layer_rows(report: LayerReport) -> list[tuple[str, str, str, str]]:

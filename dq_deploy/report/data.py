@@ -11,6 +11,7 @@ from ..artifacts.details import BlockLoss, FloatLayer
 from ..artifacts.final_error import FinalError
 from ..artifacts.scale_tables import ScaleTable
 from ..engines.bench import BenchResult
+from ..engines.layer_report import formats_in_words
 from ..errors import AccuracyGateError
 
 SCHEMA_VERSION = 1
@@ -123,10 +124,17 @@ class EngineRow(_Part):
     planned_int8: int
     as_planned: int
     planned_layers: int
+    planned_formats: dict[str, int] = Field(default_factory=dict)
+    """Number format → planned layers."""
     conv_by_precision: dict[str, int]
     gemm_by_precision: dict[str, int]
     weights_bytes: int
     float_weights_bytes: int | None = None
+
+    @property
+    def planned(self) -> str:
+        """How many planned layers run in their planned number format, and in which, in words."""
+        return f"{self.as_planned} of {self.planned_layers} in {formats_in_words(self.planned_formats)}"
 
     @classmethod
     def from_summary(cls, name: str, summary: Mapping[str, Any], float_weights_bytes: int | None = None) -> EngineRow:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from statistics import mean, median
 
+from ..engines.layer_report import formats_in_words
 from .data import Headline, ReportData
 
 
@@ -57,8 +58,8 @@ def _engines(data: ReportData) -> list[Headline]:
     best = max(data.engines, key=lambda row: row.as_planned)
     found = [
         Headline(
-            value=f"{best.planned_int8} of {best.planned_layers}",
-            label=f"planned layers in INT8 kernels ({best.name})",
+            value=f"{best.as_planned} of {best.planned_layers}",
+            label=f"planned layers in {formats_in_words(best.planned_formats)} kernels ({best.name})",
             passed=best.as_planned == best.planned_layers,
         )
     ]

@@ -122,7 +122,7 @@ def report_data(name: str) -> ReportData:
         engines=[
             EngineRow(
                 name=name, statement=f"chosen {name}", kernels=141, planned_int8=61, as_planned=61, planned_layers=62,
-                gemm_by_precision={},
+                planned_formats={"int8": 60, "fp8": 2}, gemm_by_precision={},
                 conv_by_precision={"fp16": 1, "int8": 33}, weights_bytes=2_900_000, float_weights_bytes=10_000_000,
             )
         ],

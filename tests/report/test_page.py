@@ -16,6 +16,7 @@ from dq_deploy.artifacts.output_file import write_whole
 from dq_deploy.console import to_json
 from dq_deploy.errors import AccuracyGateError, ResourceError, UsageError
 from dq_deploy.report.data import ReportData, ScaleTable, SnrSeries
+from dq_deploy.report.headlines import headlines
 from dq_deploy.report.page import render, write_page
 from tests.report.conftest import ATTACK, T, Written, latency, report_data
 
@@ -120,7 +121,7 @@ def test_ids_are_unique(html: str) -> None:
         "0.45–0.55",
         "Note: a note plain.",
         "Kernels were chosen plain.",
-        "61 of 62",
+        "61 of 62 in INT8 and FP8",
         "33 int8, 1 fp16",
         '2.90 MB</td>\n<td class="number">0.29',
         "<td>engine plain</td><td>fp16</td><td>reason plain</td>",
@@ -184,3 +185,10 @@ def test_a_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monke
     with pytest.raises(ResourceError, match="cannot write .*page.html: No space left on device"):
         write_whole(tmp_path / "page.html", b"x")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_headline_names_the_formats_that_were_planned() -> None:
+    found = [tile for tile in headlines(report_data("plain")) if tile.label.startswith("planned layers")]
+    assert [(tile.value, tile.label, tile.passed) for tile in found] == [
+        ("61 of 62", "planned layers in INT8 and FP8 kernels (plain)", False)
+    ]

@@ -101,7 +101,7 @@ function about({ layer, output, rounding, clipped }, at, onpick) {
   const facts = [
     ["operation", layer.op], ["weights", weights], ["activations", activations],
     ["multiply-accumulates", total ? `${((100 * layer.macs) / total).toFixed(2)} %` : "–"],
-    ...Object.entries(layer.precisions).map(([engine, precision]) => [engine, precision === "int8" ? "INT8" : `${precision}: ${layer.reasons[engine] ?? ""}`]),
+    ...Object.entries(layer.precisions).map(([engine, precision]) => [engine, layer.reasons[engine] ? `${precision}: ${layer.reasons[engine]}` : precision.toUpperCase()]),
     output && ["output against float", decibels(output[at])], rounding && ["rounding of its input", decibels(rounding[at])],
     clipped && ["clipped on held-out samples", percent(clipped[at])],
   ].filter(Boolean);
