@@ -31,7 +31,7 @@ def ratio_db(signal: float, noise: float) -> float:
 
 
 def snr_db(expected: torch.Tensor, got: torch.Tensor) -> float:
-    """10·log10(‖expected‖² / ‖got − expected‖²), within ±150; NaN where there is nothing to compare, or the error is no finite number."""
+    """10·log10(‖expected‖² / ‖got − expected‖²) of any shape, within ±150; NaN where nothing is compared or the error is not finite."""
     if not expected.numel():
         return math.nan
     noise = float((got.double() - expected.double()).pow(2).sum())

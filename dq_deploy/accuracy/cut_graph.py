@@ -54,7 +54,7 @@ class CutGraph:
         return serialized
 
     def feeds(self, session: Any, inputs: list[torch.Tensor], fed: dict[str, torch.Tensor]) -> dict[str, Array]:
-        """What a session of the cut graph wants, in its types."""
+        """The inputs that a session of the cut graph has, in its types: arrays [N, ...] by name."""
         known = dict(zip(self.details.input_names, inputs, strict=True))
         known |= {cut: fed[name] for name, cut in self.cuts.items()}
         if self.details.target == "onnxruntime":

@@ -62,7 +62,7 @@ class TimestepParity(BaseModel):
 
 
 def relative_error(expected: torch.Tensor, got: torch.Tensor) -> float:
-    """‖got − expected‖ / ‖expected‖."""
+    """‖got − expected‖ / ‖expected‖ of two tensors of any shape, the same."""
     return float((got.double() - expected.double()).norm() / expected.double().norm().clamp(min=1e-30))
 
 

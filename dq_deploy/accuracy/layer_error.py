@@ -89,7 +89,7 @@ def _passes(reference: Trajectories) -> Iterator[slice]:
 
 
 def inputs_at(checkpoint: Checkpoint, reference: Trajectories, row: int, part: slice) -> list[torch.Tensor]:
-    """A part of the samples at a row's timestep, with their conditions, in the order of the checkpoint's inputs."""
+    """Samples [n, ...] of a part at a row's timestep, it [n] and their conditions [n, ...], in the order of the checkpoint's inputs."""
     names = checkpoint.details.inputs
     samples = reference.samples[row, part]
     conditions = {name: values[part] for name, values in reference.conditions.items()}

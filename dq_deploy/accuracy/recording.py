@@ -35,7 +35,7 @@ class Records:
 
 @torch.no_grad()
 def record(checkpoint: Checkpoint, inputs: Mapping[str, torch.Tensor]) -> Records:
-    """Run the reference forward and keep what layers and quantizers read."""
+    """Run the reference forward on ``inputs`` [N, ...] by name and keep what layers and quantizers read."""
     recorder = _Recorder(checkpoint)
     recorder.run(*[inputs[name] for name in checkpoint.details.inputs])
     return recorder.records

@@ -40,7 +40,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """As ``write_bytes``, in safetensors. Raises OSError, also where the library has an error of its own for it."""
+    """As ``write_bytes``, tensors of any shape in safetensors. Raises OSError, also where the library has an error of its own for it."""
     from safetensors import SafetensorError
     from safetensors.torch import save_file  # noqa: TID251  the door
 

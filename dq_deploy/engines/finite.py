@@ -29,7 +29,7 @@ def checked(nonfinite: Nonfinite) -> Nonfinite:
 
 
 def spoiled(specs: Sequence[InputSpec], feeds: Mapping[str, Array], nonfinite: Nonfinite) -> Any:
-    """Which samples are not finite in some input: an index of the output's first dimension; None for none.
+    """Which samples are not finite in some input [N, ...]: an index of the output's first dimension, as bool [N]; None for none.
 
     An input without a batch dimension spoils all of them. Raises UsageError, naming every such input, unless they are to propagate.
     """

@@ -40,7 +40,7 @@ class Emitter:
         return value
 
     def constant(self, name: str, array: np.ndarray[Any, Any]) -> ir.Value:
-        """An initializer; a second request for the same one gives it again, and where the name is another one's it has a free one."""
+        """An initializer of any shape. A second request for the same one gives it again; where another has the name, it gets a free one."""
         array, free = np.asarray(array, order="C"), name
         while (held := self.graph.initializers.get(free)) is not None:
             if _holds(held, array):
@@ -76,7 +76,7 @@ def _holds(value: ir.Value, array: np.ndarray[Any, Any]) -> bool:
 
 
 def number(name: str, array: np.ndarray[Any, Any]) -> ir.Value:
-    """A constant of no graph yet: where a node first reads it, it becomes an initializer."""
+    """A constant of any shape and of no graph yet: where a node first reads it, it becomes an initializer."""
     return _constant(name, ir.tensor(np.asarray(array, order="C"), name=name))
 
 

@@ -28,7 +28,7 @@ class TableRows:
         self._gathered: dict[str, ir.Value] = {}
 
     def of(self, name: str, table: np.ndarray[Any, Any]) -> ir.Value:
-        """Those of one table, gathered once and before its readers. Why so: docs/decisions/scale-tables.md."""
+        """Rows [N, ...] or [...] of one table [T, ...], gathered once, before its readers (why: docs/decisions/scale-tables.md)."""
         if name not in self._gathered:
             emit = Emitter(self.graph, name, after=self._anchor)
             dtype = ir.DataType.from_numpy(table.dtype)
@@ -75,6 +75,6 @@ def inverse_dilation(dilation: torch.Tensor, axis: int, rank: int) -> np.ndarray
 
 
 def as_codes(value: np.ndarray[Any, Any] | int, dtype: ir.DataType) -> np.ndarray[Any, Any]:
-    """The checkpoint's int8 codes or zero-points in a type of the graph."""
+    """The checkpoint's int8 codes or zero-points, of any shape, in a type of the graph."""
     offset = UINT8_OFFSET if dtype == ir.DataType.UINT8 else 0
     return (np.asarray(value, dtype=np.int16) + offset).astype(dtype.numpy())

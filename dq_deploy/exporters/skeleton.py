@@ -87,7 +87,7 @@ def to_onnx(model: GraphModule, inputs: dict[str, torch.Tensor], float_layers: d
     """Export a captured or quantized graph with placeholders in domain ``dq_deploy``.
 
     They are ``Quantize``, ``Conv``, ``Linear``, ``MatMul`` and ``OutputBias``.
-    ``inputs`` are examples with batch 2, in the graph's order; ``float_layers`` maps node names of unquantized products to layer names.
+    ``inputs`` are examples [2, ...], in the graph's order; ``float_layers`` maps node names of unquantized products to layer names.
     Raises ArtifactError when the exporter does.
     """
     graph_module = _with_placeholders(model, float_layers)

@@ -29,7 +29,7 @@ def storage_of(bits: int, *, int4: bool) -> Storage:
 
 
 def stored(codes: np.ndarray, bits: int, *, int4: bool) -> np.ndarray:
-    """Codes int8 in the type of their container."""
+    """Codes int8 [O, ...] in the type of their container."""
     return codes.astype((_INT4 if storage_of(bits, int4=int4) == "int4" else _INT8).numpy())
 
 

@@ -67,7 +67,7 @@ class Checkpoint:
         return dict(named_quantizers(self.model))
 
     def examples(self) -> dict[str, torch.Tensor]:
-        """Example inputs of batch 2 in the graph's order; only their shapes and types matter."""
+        """Example inputs [2, ...] in the graph's order; only their shapes and types matter."""
         found = {}
         for index, name in enumerate(self.details.inputs):
             if name == "timestep":
@@ -109,7 +109,7 @@ def freeze(model: GraphModule) -> None:
 
 
 def integer_tensors(model: GraphModule) -> dict[str, torch.Tensor]:
-    """Every tensor of a frozen model under its checkpoint name."""
+    """Every tensor of a frozen model, of any shape, under its checkpoint name."""
     tensors: dict[str, torch.Tensor] = {}
     constants = {str(n.target) for n in model.graph.nodes if n.op == "get_attr"}
     for name, layer in named_layers(model):

@@ -15,7 +15,7 @@ _TINY = torch.finfo(torch.float32).tiny
 
 
 def not_finite(tensor: torch.Tensor, *, mask: bool) -> bool:
-    """Whether a tensor has NaN or infinity in it; ``mask``: it may be one, which says with minus infinity what attention passes over."""
+    """Whether a tensor of any shape has NaN or infinity. ``mask``: it may be one, whose minus infinity is what attention skips."""
     if not tensor.is_floating_point():
         return False
     fine = torch.isfinite(tensor) | torch.isneginf(tensor) if mask else torch.isfinite(tensor)
@@ -32,7 +32,7 @@ def read_format(name: str, entry: Mapping[str, Any]) -> NumberFormat:
 
 
 def check_quantizer(name: str, tensors: Mapping[str, torch.Tensor], table_rows: int, fmt: NumberFormat, *, channels: int) -> None:
-    """Tables of ``table_rows`` scales > 0 and int8 zero-points in range, and a dilation > 0 per channel."""
+    """Tables [T] of T = ``table_rows`` scales > 0 and int8 zero-points in range, and a dilation [C] > 0."""
     scale, zero_point, dilation = (f"{name}.{part}" for part in (SCALE, ZERO_POINT, DILATION))
     _check_scale(scale, tensors[scale], [table_rows], "calibrated timesteps")
     _check_codes(zero_point, tensors[zero_point], fmt, narrow=False)

@@ -30,7 +30,7 @@ def select_table_rows(timestep: torch.Tensor, boundaries: torch.Tensor) -> torch
 
 
 def quantize(x: torch.Tensor, inverse_scale: torch.Tensor, zero_point: torch.Tensor, fmt: NumberFormat) -> torch.Tensor:
-    """Codes of ``x`` in a format, minus their zero-point, as floats: clip(round(x / s) + z) − z. All tensors broadcast.
+    """Codes of ``x`` [...] in a format, minus their zero-point, as floats [...]: clip(round(x / s) + z) − z. All tensors broadcast.
 
     Differentiable in x, the scale and the zero-point (STE for both roundings; a clipped element passes no gradient to x).
     """
@@ -76,7 +76,7 @@ def weight_scale(weight: torch.Tensor, fmt: NumberFormat) -> torch.Tensor:
 
 
 def clipped_weight_scale(weight: torch.Tensor, fmt: NumberFormat) -> torch.Tensor:
-    """As ``weight_scale``, with each channel's range shrunk, by half at most, to the least squared error of its rounded weights."""
+    """As ``weight_scale``, [O, ...] → [O], with each channel's range shrunk, by half at most, to the least squared error of its weights."""
     flat = weight.flatten(1).float()
     largest = weight_scale(weight, fmt)
     qmax = fmt.code_range(narrow=True)[1]
@@ -90,7 +90,7 @@ def clipped_weight_scale(weight: torch.Tensor, fmt: NumberFormat) -> torch.Tenso
 
 
 def half_precision(scale: torch.Tensor) -> torch.Tensor:
-    """Scales as fp32 that fp16 has exactly: the nearest, but none that is subnormal there.
+    """Scales of any shape as fp32 that fp16 has exactly: the nearest, but none that is subnormal there.
 
     A graph in fp16 then holds the very weights of the checkpoint.
     """

@@ -20,7 +20,7 @@ class QuantizeActivation(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, inverse_scale: torch.Tensor, zero_point: torch.Tensor, qmin: float, qmax: float) -> torch.Tensor:
-        """Codes minus the zero-point, shaped as ``x``."""
+        """Codes minus the zero-point [...], shaped as ``x``."""
         z = torch.round(zero_point)
         rounded = (x * inverse_scale).round_()
         codes = torch.clamp(rounded, qmin - z, qmax - z)
@@ -34,7 +34,7 @@ class QuantizeActivation(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        """Gradients of x, the inverse scale and the zero-point."""
+        """Gradients of x [...], the inverse scale and the zero-point, each in its shape."""
         (grad,) = grads
         x, inverse_scale, inside = ctx.saved_tensors
         passed = grad if inside is None else grad * inside
@@ -53,7 +53,7 @@ class QuantizeWeight(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, weight: torch.Tensor, scale: torch.Tensor, qmin: float, qmax: float) -> torch.Tensor:
-        """Codes, shaped as ``weight``."""
+        """Codes [O, ...], shaped as ``weight``."""
         rounded = (weight / scale).round_()
         codes = rounded.clamp(qmin, qmax)
         ctx.save_for_backward(weight, scale, codes == rounded)
@@ -62,7 +62,7 @@ class QuantizeWeight(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        """Gradients of the weight and its scale."""
+        """Gradients of the weight [O, ...] and its scale [O, 1, ...]."""
         weight, scale, inside = ctx.saved_tensors
         passed = grads[0] * inside / scale
         grad_scale = (passed * weight / -scale).sum_to_size(scale.shape) if ctx.needs_input_grad[1] else None

@@ -14,7 +14,7 @@ from ..artifacts.reading.safetensors_files import read_tensors
 
 
 def offloaded_values(module: nn.Module) -> dict[int, torch.Tensor]:
-    """Value of every parameter and buffer that is offloaded, by the id of the tensor that stands in its place."""
+    """Value, of any shape, of every parameter and buffer that is offloaded, by the id of the tensor that stands in its place."""
     found: dict[int, torch.Tensor] = {}
     for part in module.modules():
         for hook in _accelerate_hooks(vars(part).get("_hf_hook")):

@@ -50,7 +50,7 @@ class Source:
 
 
 def weights_sha256(state: Mapping[str, torch.Tensor]) -> str:
-    """Hex sha256 over name, shape and float32 bytes of every tensor, in name order: the same for an fp16 file and its float32 copy."""
+    """Hex sha256 over name, shape [...] and float32 bytes of every tensor, by name: the same for an fp16 file and its float32 copy."""
     digest = hashlib.sha256()
     for name in sorted(state):
         tensor = state[name].detach().to("cpu")
@@ -61,7 +61,7 @@ def weights_sha256(state: Mapping[str, torch.Tensor]) -> str:
 
 
 def check_finite(label: str, state: Mapping[str, torch.Tensor]) -> None:
-    """Raise ArtifactError, naming the tensors, when a weight holds a NaN or an infinity."""
+    """Raise ArtifactError, naming the tensors, when a weight of any shape holds a NaN or an infinity."""
     bad = [name for name, tensor in state.items() if tensor.is_floating_point() and not torch.isfinite(tensor).all()]
     if bad:
         listed = ", ".join(bad[:_MOST_LISTED]) + (f" and {len(bad) - _MOST_LISTED} more" if len(bad) > _MOST_LISTED else "")

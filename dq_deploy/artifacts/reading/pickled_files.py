@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def read_pickled_tensors(path: Path) -> dict[str, torch.Tensor]:
-    """A state dict: name → tensor, on the CPU. Raises ArtifactError for anything else, of which nothing has run."""
+    """A state dict: name → tensor of any shape, on the CPU. Raises ArtifactError for anything else, of which nothing has run."""
     import torch
 
     regular_file(path)

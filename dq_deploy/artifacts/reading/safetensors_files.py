@@ -42,7 +42,7 @@ def tensor_shapes(path: Path) -> dict[str, list[int]]:
 
 
 def read_arrays(path: Path, names: Iterable[str]) -> dict[str, np.ndarray[Any, Any]]:
-    """Those of the tensors that are there. Raises ArtifactError as ``check_safetensors`` does."""
+    """Those of the tensors that are there, of any shape. Raises ArtifactError as ``check_safetensors`` does."""
     from safetensors import SafetensorError, safe_open  # noqa: TID251  the door
 
     check_safetensors(path)
@@ -55,7 +55,7 @@ def read_arrays(path: Path, names: Iterable[str]) -> dict[str, np.ndarray[Any, A
 
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
-    """Every tensor, mapped from the file. Raises ArtifactError as ``check_safetensors`` does."""
+    """Every tensor, of any shape, mapped from the file. Raises ArtifactError as ``check_safetensors`` does."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file  # noqa: TID251  the door
 

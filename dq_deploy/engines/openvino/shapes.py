@@ -40,7 +40,7 @@ class ShapedModels:
         self._compiling = threading.Lock()
 
     def infer(self, feeds: Mapping[str, Array]) -> Array:
-        """The first output for these inputs. Raises RuntimeError, and what compiling raises."""
+        """The first output [N, ...] for inputs [N, ...] by name. Raises RuntimeError, and what compiling raises."""
         return self._for(feeds).infer(feeds)
 
     def any(self) -> Any:

@@ -49,7 +49,7 @@ class CudaDevice:
         return self._stream.cuda_stream
 
     def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-        """Memory on the GPU."""
+        """Memory on the GPU for a tensor of any shape."""
         return torch.empty(shape, dtype=dtype, device="cuda")
 
     def on_stream(self) -> AbstractContextManager[Any]:

@@ -90,11 +90,11 @@ class TensorRtRunner(GraphRunner):
         }
 
     def bind(self, feeds: Mapping[str, Array]) -> Callable[[], None]:
-        """Copy inputs that fit to the GPU; what is returned starts one run on them, without waiting for it."""
+        """Copy inputs [N, ...] that fit to the GPU; what is returned starts one run on them, without waiting for it."""
         return self._bound(feeds).run
 
     def device_ms(self, inputs: Mapping[str, Array]) -> float:
-        """Milliseconds that one run takes on the GPU, between two events: without the copies in and out, and without Python."""
+        """Milliseconds that one run on inputs [N, ...] takes, between two events: without the copies in and out, and without Python."""
         return self.device.timed(self.bind(bind_inputs(self.specs, inputs)))
 
     def peaks(self) -> Peaks | None:

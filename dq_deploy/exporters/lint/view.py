@@ -115,7 +115,7 @@ class View:
         return self._constant[value]
 
     def array(self, value: ir.Value | None) -> Array | None:
-        """The contents of a constant, folded where it is computed from others; None when it is not constant, large or unreadable."""
+        """A constant of any shape, folded where it is computed from others; None when it is not constant, large or unreadable."""
         if value is None or not self.is_constant(value):
             return None
         if value not in self._folded:
@@ -200,7 +200,7 @@ class View:
         return self.dtype(node.inputs[0]) if node.inputs else None
 
     def scale_tables(self) -> Iterator[tuple[ir.Node, Array, ir.DataType | None]]:
-        """(Gather, table, type) of every scale table: by its name where a manifest gives them, else by what reads its rows."""
+        """(Gather, table [T], type) of every scale table: by its name where a manifest gives them, else by what reads its rows."""
         for node in self.nodes:
             if node.op_type != "Gather" or self.dtype(node.inputs[0]) not in FLOATS or self.is_constant(node.outputs[0]):
                 continue

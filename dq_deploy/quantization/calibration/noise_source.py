@@ -58,7 +58,7 @@ class NoiseSource:
         return assemble(visited, samples, outputs, conditions, 1)
 
     def final_samples(self, answer: Answer, seeds: range, part: slice, runs: int, output: OutputForm) -> torch.Tensor:  # noqa: ARG002
-        """Raises UsageError: there is no trajectory that ends."""
+        """As ``CalibrationSource`` says. Raises UsageError: no trajectory ends."""
         raise UsageError("the network predicts no step of a sample")
 
     def record(self) -> dict[str, Any]:

@@ -27,7 +27,7 @@ class View:
         return 1 - times if self.from_noise else times
 
     def prediction(self, output: torch.Tensor) -> torch.Tensor:
-        """The network's output as the scheduler takes it."""
+        """The network's output [N, ...] as the scheduler takes it."""
         return -output if self.negated else output
 
 

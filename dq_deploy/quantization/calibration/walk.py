@@ -59,14 +59,14 @@ class Walk:
         return scaled
 
     def input(self, position: int, x: torch.Tensor) -> torch.Tensor:
-        """The network's input for the state ``x``: some schedulers (Euler) scale it by a factor of the timestep."""
+        """The network's input for the state ``x`` [N, ...]: some schedulers (Euler) scale it by a factor of the timestep."""
         if not hasattr(self.scheduler, "scale_model_input"):
             return x
         scaled: torch.Tensor = self.scheduler.scale_model_input(x, self._moments[position])
         return scaled
 
     def step(self, position: int, output: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        """The next state. Raises UsageError where the scheduler cannot step from this output."""
+        """The next state, from the state and the output [N, ...]. Raises UsageError where the scheduler cannot step from this output."""
         moments, scheduler = self._moments, self.scheduler
         prediction = for_step(self._view.prediction(output), x, scheduler)
         t = moments[position].expand(len(x)) if type(scheduler).__name__ == _RATIOS else moments[position]
@@ -102,7 +102,7 @@ def own_noise(scheduler: Any, seeds: Sequence[int]) -> None:
 
 
 def for_step(prediction: torch.Tensor, x: torch.Tensor, scheduler: Any) -> torch.Tensor:
-    """A model that also predicts the variance gives twice the channels, and few schedulers can use the second half."""
+    """The prediction [N, C, ...] for a scheduler. Some models predict the variance too, [N, 2C, ...]; few schedulers use that half."""
     variance = settings(scheduler).get("variance_type")  # DDIM keeps DDPM's, and does not know what it means
     learned = type(scheduler).__name__ in _LEARNED and variance in ("learned", "learned_range")
     doubled = prediction.shape[1] == 2 * x.shape[1]
@@ -111,7 +111,7 @@ def for_step(prediction: torch.Tensor, x: torch.Tensor, scheduler: Any) -> torch
 
 @torch.no_grad()
 def try_out(walk: Walk, output: torch.Tensor, x: torch.Tensor) -> None:
-    """Take every step of the walk with one ``output`` of the model for ``x``, so that a scheduler that cannot says so before the run.
+    """Take every step of the walk with one ``output`` for ``x``, both [N, ...], so that a scheduler that cannot says so before the run.
 
     Raises UsageError.
     """

@@ -118,7 +118,7 @@ class CallForm:
         return set(input_names(self.arguments[NESTED])) if NESTED in self.arguments else set()
 
     def call(self, module: nn.Module, tensors: Mapping[str, torch.Tensor]) -> Any:
-        """The module's own output for the graph's inputs by name."""
+        """The module's own output for the graph's inputs [N, ...] by name."""
         named = dict(tensors)
         batch = named[self.parameters[0]].shape[0]
         size = batch if isinstance(batch, int) else 2  # the graph is captured at 2, and what is equal for all may be as long as it likes

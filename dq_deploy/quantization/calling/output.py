@@ -77,7 +77,7 @@ def counted(output: Any) -> Any:
 
 
 def packed(output: Any, *, sample_list: bool = False) -> torch.Tensor:
-    """What the graph computes: the one tensor of an output that counts, or all of them side by side.
+    """What the graph computes [N, ...]: the one tensor of an output that counts, or all of them side by side.
 
     ``sample_list``: the tensors are those of single samples, for a network that takes its batch as a list.
     """

@@ -30,15 +30,15 @@ class HeldSamples:
 
     @property
     def held(self) -> torch.Tensor:
-        """The samples held, in order."""
+        """The samples held, in order: int64 [held]."""
         return torch.arange(self.processes.rank, len(self.timestep), self.processes.count)
 
     def own(self, index: torch.Tensor) -> torch.Tensor:
-        """Those of the samples ``index`` that are held."""
+        """Those of the samples ``index`` [n] that are held."""
         return index[index % self.processes.count == self.processes.rank]
 
     def place(self, own: torch.Tensor) -> torch.Tensor:
-        """Positions of held samples among those held."""
+        """Positions of held samples ``own`` [n] among those held: [n]."""
         return own // self.processes.count
 
 
@@ -84,13 +84,13 @@ class BlockTrainer:
 
     @torch.no_grad()
     def evaluate(self, index: torch.Tensor) -> float:
-        """Loss of the samples ``index``, of all processes together, in fp32 whatever the training's precision."""
+        """Loss of the samples ``index`` [n], of all processes together, in fp32 whatever the training's precision."""
         parts = index.split(self.config.batch_size)
         total = sum(float(self.loss(part)) * len(part) for part in parts) / len(index)
         return float(self.held_samples.processes.sum(torch.tensor(total, dtype=torch.float64)))
 
     def train(self, train: torch.Tensor, held_out: torch.Tensor, advance: Advance) -> BlockLoss:
-        """Train on the samples ``train`` and end in the state that had the least loss over ``held_out``.
+        """Train on the samples ``train`` [n] and end in the state that had the least loss over ``held_out`` [m].
 
         NaN or Inf in the loss, a held-out loss ten times the first one, or ``patience`` evaluations without a better one end the training
         early. Raises ArtifactError where the loss is NaN or Inf before any training.

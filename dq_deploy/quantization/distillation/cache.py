@@ -16,7 +16,7 @@ class Values(Protocol):
     def __contains__(self, name: str) -> bool: ...
 
     def write(self, name: str, start: int, values: torch.Tensor) -> None:
-        """Store samples [start, start + len(values)) of a tensor; the first call decides shape and type of the samples."""
+        """Store ``values`` [n, ...] as the samples from ``start`` on; the first call decides shape and type of the samples."""
 
     def read(self, name: str, index: torch.Tensor) -> torch.Tensor:
         """Samples ``index`` [N] of a tensor, in a tensor of their own on the CPU."""
@@ -49,7 +49,7 @@ class ValueCache:
         return name in self._entries
 
     def write(self, name: str, start: int, values: torch.Tensor) -> None:
-        """Store samples [start, start + len(values)) of a tensor; the first call decides shape and type of the samples."""
+        """Store ``values`` [n, ...] as the samples from ``start`` on; the first call decides shape and type of the samples."""
         values = values.detach().cpu().contiguous()
         if name not in self._entries:
             handle = os.open(self._path(name), os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)

@@ -26,12 +26,12 @@ class Chain:
         self.grouped: set[str] = set()  # values that have several entries a sample
 
     def inputs(self, block: Block, index: torch.Tensor) -> list[torch.Tensor]:
-        """The block's arguments for the samples ``index``, on the chain's device."""
+        """The block's arguments [n, ...] for the samples ``index`` [n], on the chain's device."""
         values = ((name, self.read(name, index)) for name in block.inputs)
         return [self.timestep[index].to(self.device), *(v.flatten(0, 1) if name in self.grouped else v for name, v in values)]
 
     def read(self, name: str, index: torch.Tensor) -> torch.Tensor:
-        """A value of the samples ``index``, on the chain's device, as ``by_sample`` gives it."""
+        """A value [n, ...] of the samples ``index`` [n], on the chain's device, as ``by_sample`` gives it."""
         return self.values.read(name, index).to(self.device)
 
     @torch.no_grad()

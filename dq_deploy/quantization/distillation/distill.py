@@ -95,7 +95,7 @@ def _stage(block: Block) -> str:
 
 
 def split_samples(rows: int, samples: int, per_seed: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
-    """Indices into the flat samples (timesteps slowest, a seed's ``per_seed`` together) of the training seeds and of the held-out ones."""
+    """Indices [n] into the flat samples (timesteps slowest, a seed's ``per_seed`` together) of the training and the held-out seeds."""
     index = torch.arange(rows * samples).reshape(rows, samples)
     held = max(1, samples // per_seed // 8) * per_seed
     return index[:, :-held].flatten(), index[:, -held:].flatten()

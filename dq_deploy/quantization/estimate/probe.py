@@ -40,12 +40,12 @@ class MemoryValues:
         return name in self._values
 
     def write(self, name: str, start: int, values: torch.Tensor) -> None:
-        """Store samples; they come in order."""
+        """Store samples [n, ...]; they come in order."""
         values = values.detach().cpu()
         self._values[name] = values if start == 0 else torch.cat([self._values[name][:start], values])
 
     def read(self, name: str, index: torch.Tensor) -> torch.Tensor:
-        """Samples of a tensor."""
+        """Samples ``index`` [n] of a tensor: [n, ...]."""
         return self._values[name][index]
 
     def drop(self, name: str) -> None:

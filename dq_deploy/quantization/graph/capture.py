@@ -97,7 +97,7 @@ def capture(
 ) -> GraphModule:
     """Capture ``module`` as a GraphModule whose placeholders are named as ``inputs``; every input's first dimension is the batch.
 
-    ``inputs`` are example tensors in the forward's order (see ``input_names``), batch 2, and ``form`` is how the module is called with
+    ``inputs`` are example tensors [2, ...] in the forward's order (see ``input_names``), and ``form`` is how the module is called with
     them, where that is not each under its own name. The result holds the module's own parameters
     under their own names, and its nodes carry the module path in ``meta["path"]`` and the module class in ``meta["class"]``. Its own
     ``meta["output"]`` is the ``OutputForm``: several tensors are side by side in the graph's one output.

@@ -15,7 +15,7 @@ Size = int | Node
 
 
 def set_tensor(root: nn.Module, name: str, tensor: torch.Tensor) -> None:
-    """Register ``tensor`` as a buffer of ``root`` under a dotted name, creating the modules on the way."""
+    """Register ``tensor``, of any shape, as a buffer of ``root`` under a dotted name, creating the modules on the way."""
     *path, leaf = name.split(".")
     for part in path:
         if not hasattr(root, part):
@@ -70,7 +70,7 @@ class Editor:
         return node
 
     def constant(self, name: str, tensor: torch.Tensor) -> Node:
-        """A new buffer, under ``name`` or a variant of it that is free."""
+        """A new buffer of any shape, under ``name`` or a variant of it that is free."""
         name = name.lstrip(".")  # a path that is empty, at the top of the model
         free, count = name, 1
         taken = {n for n, _ in self.graph_module.named_buffers()}

@@ -34,7 +34,7 @@ class NoSymbolError(ArtifactError):
 
 
 def exported(wrapper: nn.Module, tensors: Sequence[torch.Tensor]) -> GraphModule:
-    """The graph of ``wrapper(*tensors)``, of whatever sizes of the inputs' first dimensions torch.export finds it to be.
+    """The graph of ``wrapper(*tensors)``, of whatever sizes N of the inputs [N, ...] torch.export finds it to be.
 
     ``meta["largest_batch"]`` is the largest that it holds for, as the model's own conditions on the size have it; without: any.
     Raises ArtifactError when it cannot be captured, and NoSymbolError where sizes that are numbers may do.
@@ -56,7 +56,7 @@ def _noted(module: GraphModule, largest: int | None) -> GraphModule:
 
 
 def exported_as_is(wrapper: nn.Module, tensors: Sequence[torch.Tensor]) -> GraphModule:
-    """The graph of ``wrapper(*tensors)`` at the very sizes of the tensors. Raises ArtifactError when it cannot be captured."""
+    """The graph of ``wrapper(*tensors)`` at the very sizes of the tensors [N, ...]. Raises ArtifactError when it cannot be captured."""
     with _explained(wrapper):
         return _module(_program(wrapper, tensors, None))
 

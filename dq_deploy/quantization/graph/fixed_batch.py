@@ -24,7 +24,7 @@ from .rewrites.clean import drop_checks
 
 
 def freed(small: GraphModule, large: GraphModule, tensors: Sequence[torch.Tensor]) -> GraphModule:
-    """``small``, captured at the batch of ``tensors``, for every batch; ``large`` was captured at one sample more.
+    """``small``, captured at the batch of ``tensors`` [N, ...], for every batch; ``large`` was captured at one sample more.
 
     Its values in ``meta`` have the batch as a symbol. Raises ArtifactError with the model's line that is bound to the batch.
     """

@@ -20,7 +20,7 @@ _CHANNEL_AXES = {"conv2d": 1, "linear": -1, "matmul": 0}  # of what a product re
 
 
 def insert_quantizers(graph_module: GraphModule, plan: Plan, timesteps: torch.Tensor) -> None:
-    """Rewrite the captured graph in place: quantizer and integer layer in the place of every planned product.
+    """Rewrite the captured graph in place: quantizer (of ``timesteps`` [T]) and integer layer in the place of every planned product.
 
     Consumers of the same tensor that read it alike, along the same channel axis, share one quantizer.
     """

@@ -20,7 +20,7 @@ MOVES = frozenset({
 
 
 def origins(node: Node) -> list[torch.Tensor]:
-    """For each output of a mover: the flat positions in its input that its elements come from, for one sample."""
+    """For each output [...] of a mover: the flat positions [...] in its input that its elements come from, for one sample."""
     source = node.args[0]
     assert isinstance(source, Node)
     shape = static_shape(source.meta["val"])
@@ -31,7 +31,7 @@ def origins(node: Node) -> list[torch.Tensor]:
 
 
 def reads(user: Node, mask: torch.Tensor) -> bool:
-    """Whether ``user`` may read an element of its input where ``mask`` (of the input's shape for one sample) is true."""
+    """Whether ``user`` may read an element of its input where ``mask`` [...] (the input's shape for one sample) is true."""
     if user.target not in MOVES:
         return True
     outputs = origins(user)

@@ -19,7 +19,7 @@ def at_batch_one(size: Any) -> int:
 
 
 def static_shape(value: torch.Tensor) -> list[int]:
-    """The shape for a batch of one."""
+    """The shape of a value [N, ...] for a batch of one: [1, ...]."""
     return [at_batch_one(size) for size in value.shape]
 
 

@@ -133,6 +133,6 @@ def set_weights(group: Group, weights: Mapping[str, torch.Tensor], s: torch.Tens
 
 
 def own(weight: torch.Tensor) -> torch.Tensor:
-    """The weight as torch itself would lay it out, copied only if it is not: BLAS sums in another order at another alignment."""
+    """The weight [O, ...] as torch itself would lay it out, copied only if it is not: BLAS sums in another order at another alignment."""
     weight = weight.detach()
     return weight if weight.dtype == torch.float32 and weight.data_ptr() % _ALIGNMENT == 0 else weight.clone().float()

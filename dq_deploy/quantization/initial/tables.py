@@ -63,7 +63,7 @@ class Observer(Watcher):
         self.run(*arguments(self.module, samples, torch.full((len(samples),), timestep), conditions))
 
     def watch(self, group: Group, value: torch.Tensor) -> None:
-        """Remember what of ``value`` a table is fitted to."""
+        """Remember what of ``value`` [N, ...] a table is fitted to."""
         seen = self.seen[group.name]
         seen.add(group.quantizer.divided(value), self.row if len(seen.low) > 1 else 0)
 

@@ -16,7 +16,7 @@ from .group_setter import Group
 def arguments(
     graph: GraphModule, sample: torch.Tensor, timestep: torch.Tensor, conditions: Mapping[str, torch.Tensor]
 ) -> list[torch.Tensor]:
-    """The inputs of a captured graph, whose first is the sample, in its order and on its device."""
+    """The inputs [N, ...] of a captured graph, whose first is the sample, in its order and on its device."""
     names = [str(n.target) for n in graph.graph.nodes if n.op == "placeholder"]
     values = {names[0]: sample, "timestep": timestep, **conditions}
     return [values[name].to(device_of(graph)) for name in names]
@@ -45,14 +45,14 @@ class Watcher(Interpreter, ABC):
 
     @abstractmethod
     def watch(self, group: Group, value: torch.Tensor) -> None:
-        """``group`` reads ``value``."""
+        """``group`` reads ``value`` [N, ...]."""
 
     @abstractmethod
     def where(self, sample: int) -> tuple[float, int]:
         """Timestep and calibration sample of a sample of the batch."""
 
     def check(self, name: str, value: torch.Tensor) -> None:
-        """Raise ArtifactError where ``value`` is not finite."""
+        """Raise ArtifactError where ``value`` [N, ...] is not finite."""
         bad = (~torch.isfinite(value.flatten(1))).any(dim=1).nonzero()[:, 0]
         if len(bad):
             timestep, sample = self.where(int(bad[0]))

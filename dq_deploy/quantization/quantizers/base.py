@@ -83,14 +83,14 @@ class ActivationQuantizer(nn.Module, ABC):
     @abstractmethod
     def from_tensors(cls, name: str, config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], timesteps: torch.Tensor,
                      gaps: int) -> Self:  # fmt: skip
-        """The frozen quantizer that ``config`` and ``tensors`` (``<name>.<part>``) were made of.
+        """The frozen quantizer that ``config`` and ``tensors`` (``<name>.<part>``: tables [T], a dilation [C]) were made of.
 
         Each gap between the T ``timesteps`` is divided into ``gaps`` parts (``table_rows.py``). Raises ArtifactError.
         """
 
     @abstractmethod
     def tensors(self) -> dict[str, torch.Tensor]:
-        """What a checkpoint stores of it when it is frozen, by part."""
+        """What a checkpoint stores of it when it is frozen, by part: tables [T], a dilation [C]."""
 
     @abstractmethod
     def calibrate(self, seen: Observation, config: QuantizeConfig) -> None:

@@ -35,7 +35,7 @@ class ProbabilityQuantizer(TableQuantizer):
         return False
 
     def divided(self, x: torch.Tensor) -> torch.Tensor:
-        """X as it is."""
+        """X [N, ...] as it is."""
         return x
 
     def _set_range(self, largest: float) -> None:

@@ -39,11 +39,11 @@ class Processes:
         return slice(self.rank * size // self.count, (self.rank + 1) * size // self.count)
 
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The sum of every process's tensor, the same on all."""
+        """The sum of every process's tensor of any shape, the same on all."""
         return tensor
 
     def spread(self, tensor: torch.Tensor, source: int = 0) -> torch.Tensor:  # noqa: ARG002  one process has it already
-        """The tensor that process ``source`` has, on all; the others give one of the same shape and type."""
+        """The tensor, of any shape, that process ``source`` has, on all; the others give one that is alike."""
         return tensor
 
     def spread_json(self, value: Any) -> Any:
@@ -51,7 +51,7 @@ class Processes:
         return value
 
     def joined(self, tensor: torch.Tensor, dim: int, total: int, each: int = 1) -> torch.Tensor:
-        """Every process's ``part`` of ``total`` things, ``each`` elements long along a dimension, joined in order, on all."""
+        """Every process's ``part`` [..., n·each, ...] of ``total`` things along dimension ``dim``, joined in order, on all."""
         shape, parts = list(tensor.shape), []
         for rank in range(self.count):
             shape[dim] = ((rank + 1) * total // self.count - rank * total // self.count) * each
@@ -140,7 +140,7 @@ class SharedWork:
         return self._spread(stage)
 
     def save(self, name: str, tensors: dict[str, torch.Tensor], record: Any) -> None:
-        """Record a stage as finished; the main process does."""
+        """Record a stage, with tensors of any shape, as finished; the main process does."""
         if self.work:
             self.work.save(name, tensors, record)
 
@@ -167,7 +167,7 @@ class SharedWork:
 
 
 def reduce_gradients(processes: Processes, parameters: Sequence[torch.nn.Parameter], loss: torch.Tensor) -> torch.Tensor:
-    """Sum the processes' gradients, in place, and their losses; every process gives its share of one batch's mean.
+    """Sum the processes' gradients, in place, and their losses []; every process gives its part of one batch's mean.
 
     One message for everything: a block has dozens of small parameters.
     """

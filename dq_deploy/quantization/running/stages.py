@@ -13,7 +13,7 @@ from .work_folder import Stage
 
 
 def pack_trajectories(data: Trajectories) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Tensors, and all else: every field of the class, whatever they are."""
+    """Tensors [T, n, ...], and all else: every field of the class, whatever they are."""
     tensors: dict[str, torch.Tensor] = {}
     record: dict[str, Any] = {}
     for field in fields(data):
@@ -44,7 +44,7 @@ def unpack_trajectories(stage: Stage) -> Trajectories:
 
 @torch.no_grad()
 def load_state(model: GraphModule, tensors: dict[str, torch.Tensor], *, partial: bool = False) -> None:
-    """Set parameters and buffers of a quantized graph, into the memory that they have.
+    """Set parameters and buffers of a quantized graph, of any shape, into the memory that they have.
 
     ``partial``: weights that are not among ``tensors`` stay as they are.
     """

@@ -42,7 +42,7 @@ class Stages(Protocol):
         """A finished stage; None if it is not finished."""
 
     def save(self, name: str, tensors: dict[str, torch.Tensor], record: Any) -> None:
-        """Record a stage as finished."""
+        """Record a stage, with tensors of any shape, as finished."""
 
 
 def work_path(output: str | Path) -> Path:
@@ -93,7 +93,7 @@ class WorkFolder:
             raise ArtifactError(f"{path} of the interrupted run is damaged ({said})", "start anew with --force") from None
 
     def save(self, name: str, tensors: dict[str, torch.Tensor], record: Any) -> None:
-        """Record a stage as finished: the file appears complete or not at all."""
+        """Record a stage, with tensors of any shape, as finished: the file appears complete or not at all."""
         contents = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
         write_tensors(self._file(name), contents, {"record": json.dumps(record)})
 

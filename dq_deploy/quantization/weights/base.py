@@ -36,10 +36,10 @@ class QuantizedLayer(nn.Module, ABC):
     @classmethod
     @abstractmethod
     def from_tensors(cls, name: str, config: Mapping[str, Any], tensors: dict[str, torch.Tensor], bias: str) -> Self:
-        """The frozen layer that ``config`` and ``tensors`` (``<name>.<part>``, its bias ``bias``) were made of. Raises ArtifactError."""
+        """The frozen layer of ``config`` and ``tensors`` (codes [O, ...], scales [O], ``bias`` [O]). Raises ArtifactError."""
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """What a checkpoint stores of it when it is frozen, by part."""
+        """What a checkpoint stores of it when it is frozen, by part: codes [O, ...], scales [O], a bias [O]."""
         return {}
 
     def freeze(self) -> None:
@@ -103,7 +103,7 @@ class QuantizedWeight(QuantizedLayer):
 
     @torch.no_grad()
     def set_weight(self, weight: torch.Tensor, *, clip: bool = False) -> None:
-        """Replace the float weight (after dilation) and derive its scale anew: of its whole range, or ``clip`` it to the least error."""
+        """Replace the float weight [O, ...] (after dilation) and its scale [O]: of its whole range, or ``clip`` it to the least error."""
         self.weight.copy_(weight)
         scale = numerics.clipped_weight_scale if clip else numerics.weight_scale
         self.log_scale.copy_(scale(self.weight, self.format).log())
@@ -153,9 +153,9 @@ class QuantizedWeight(QuantizedLayer):
 
     @abstractmethod
     def float_product(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        """What the layer gives with a float input and ``weight``."""
+        """What the layer gives [N, ..., O, ...] with a float input x [N, ..., C, ...] and ``weight`` [O, C, ...]."""
 
     def finish(self, y: torch.Tensor, w_scale: torch.Tensor, x_scale: torch.Tensor) -> torch.Tensor:
-        """Integer sums → output: · (s_w[o] · s_t) + bias, in fp32."""
+        """Integer sums [N, ..., O, ...] → output: · (s_w [O] · s_t [N]) + bias [O], in fp32."""
         y = y * (numerics.per_channel(w_scale, y, self.channel_axis) * numerics.per_sample(x_scale, y))
         return y if self.bias is None else y + numerics.per_channel(self.bias, y, self.channel_axis)

@@ -55,7 +55,7 @@ def constant(values: Any, dtype: Any = np.float32) -> Any:
 
 
 def array_of(value: Any) -> Array | None:
-    """What a value is if it depends on constants alone, as the unpacking of weights does; None for anything else."""
+    """A value of any shape that depends on constants alone, as the unpacking of weights does; None for anything else."""
     node = value.get_node()
     if kind(value) == "Constant":
         return np.array(node.data) if node.get_element_type().get_type_name() in _PLAIN else None

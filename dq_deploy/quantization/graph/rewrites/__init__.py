@@ -26,7 +26,7 @@ __all__ = ["clean", "normalize"]
 
 
 def normalize(graph_module: GraphModule, inputs: Sequence[torch.Tensor]) -> None:
-    """Run every pass in order, in place. ``inputs`` are two samples, in the order of the graph's inputs, that differ."""
+    """Run every pass in order, in place. ``inputs`` [2, ...] are two samples, in the order of the graph's inputs, that differ."""
     real_numbers(graph_module)
     decompose_attention(graph_module)
     lower_einsums(graph_module)

@@ -44,7 +44,7 @@ class Layout:
 
 
 def batch_first(graph_module: GraphModule, inputs: Sequence[torch.Tensor]) -> None:
-    """Rewrite linear and matmul whose operands do not begin with the batch, in place. ``inputs`` are two samples that differ.
+    """Rewrite linear and matmul whose operands do not begin with the batch, in place. ``inputs`` [2, ...] are two samples that differ.
 
     A product that no layout fits is left alone; the planner names it.
     """
