@@ -198,7 +198,7 @@ def to_json(value: Any) -> Any:
 
 
 class _Patient(io.FileIO):
-    """A stream whose reader may leave: what is written then is lost, and the command goes on to its own end."""
+    """A stream whose reader may leave: what is written then is lost, and the command runs to its own end."""
 
     def __init__(self, number: int, forgiven: type[OSError]) -> None:
         super().__init__(number, "w", closefd=False)

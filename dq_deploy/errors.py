@@ -76,7 +76,7 @@ def causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def out_of_memory(error: BaseException, doing: str = "") -> ResourceError | None:
-    """The ResourceError that an error is, or was caused by, saying how much was asked for while ``doing`` what; None for any other error.
+    """The ResourceError that an error is, or was caused by, saying how much was requested while ``doing`` what; None for any other error.
 
     Allocators have no class of error in common: torch's for the CPU raises RuntimeError, and so do OpenVINO and ONNX Runtime.
     """
@@ -102,14 +102,14 @@ def raise_if_out_of_memory(error: BaseException, doing: str = "") -> None:
 
 
 def _asked(text: str) -> str:
-    """An allocator's message with what it was asked for in front, in words; nothing where it does not say."""
+    """An allocator's message with the requested amount in front, in words; nothing where it does not say."""
     found = _ASKED.search(text)
     if found is None:
         return ""
     number, unit = float(found[1].rstrip(".")), found[2] or "bytes"
     size = number * (1 if unit == "bytes" else 1024 ** (_UNITS.index(unit) + 1))
     power = min(len(_UNITS), (int(max(size, 1)).bit_length() - 1) // 10)
-    return f"{size / 1024**power:.4g} {_UNITS[power - 1] if power else 'bytes'} were asked for ({text})"
+    return f"{size / 1024**power:.4g} {_UNITS[power - 1] if power else 'bytes'} were requested ({text})"
 
 
 def summarized(error: Exception) -> str:

@@ -28,11 +28,11 @@ def raised(act: Callable[[], object]) -> BaseException:
 @pytest.mark.parametrize(
     ("error", "asked"),
     [
-        (raised(lambda: torch.empty(10**14)), "363.8 TiB were asked for"),
-        (raised(lambda: np.empty(10**14, np.float32)), "364 TiB were asked for"),
+        (raised(lambda: torch.empty(10**14)), "363.8 TiB were requested"),
+        (raised(lambda: np.empty(10**14, np.float32)), "364 TiB were requested"),
         (raised(lambda: bytearray(10**15)), "out of memory: MemoryError"),
-        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has"), "20 GiB were asked for"),
-        (RuntimeError("Failed to allocate memory for requested buffer of size 4294967296"), "4 GiB were asked for"),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has"), "20 GiB were requested"),
+        (RuntimeError("Failed to allocate memory for requested buffer of size 4294967296"), "4 GiB were requested"),
         (RuntimeError("Exception from src/inference: std::bad_alloc"), "std::bad_alloc"),
         (OSError(errno.ENOMEM, "Cannot allocate memory"), "Cannot allocate memory"),
     ],

@@ -173,7 +173,7 @@ def _engines(artifact: Artifact[GraphDetails], asked: Sequence[Engine]) -> Seque
 def _same_family(artifact: Artifact[GraphDetails], checkpoint: Checkpoint) -> None:
     manifest, origin = artifact.manifest, checkpoint.artifact.as_parent.manifest_sha256
     if artifact.details.float:
-        raise UsageError(f"this {manifest.kind} is the float baseline: there is nothing quantized in it to check")
+        raise UsageError(f"this {manifest.kind} is the float baseline: it has nothing quantized to check")
     exported_from = manifest.parent.manifest_sha256 if manifest.parent else None
     if isinstance(artifact.details, EngineDetails):
         exported_from = artifact.details.checkpoint_sha256
@@ -225,4 +225,4 @@ def _why(step: TimestepParity) -> str:
             f"SNR {step.snr_bundle_db:.2f} dB, and the PyTorch forward has {step.snr_reference_db:.2f} dB "
             f"(allowed difference {step.allowed_db:.2f} dB over {step.samples} samples)"
         )
-    return f"SNR {step.snr_bundle_db:.2f} dB, and {step.min_snr_db:g} dB are asked for"
+    return f"SNR {step.snr_bundle_db:.2f} dB, and {step.min_snr_db:g} dB are required"

@@ -18,7 +18,7 @@ from .parity_spread import NoisePowers, chance_db, noise_powers, standard_error_
 
 MAX_SNR_DIFFERENCE_DB = {"fp32": 0.5, "fp16": 3.0, "bf16": 3.0}
 """By the type of what is not quantized. Half precision adds an error of its own, which is reported; only a gross one is judged.
-To these comes what chance makes of the samples at hand (parity_spread.py)."""
+To these comes what chance makes of the samples given (parity_spread.py)."""
 Model = Callable[[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]], torch.Tensor]
 
 
@@ -52,7 +52,7 @@ class TimestepParity(BaseModel):
 
     @property
     def close(self) -> bool:
-        """Whether it is as close to the float model as was asked for; NaN is not."""
+        """Whether it is as close to the float model as was requested; NaN is not."""
         return self.min_snr_db is None or bool(self.snr_bundle_db >= self.min_snr_db)
 
     @property

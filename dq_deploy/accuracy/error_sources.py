@@ -42,7 +42,7 @@ class LayerSource(BaseModel):
 class ErrorSources(BaseModel):
     """The layers at one timestep, in the graph's order. ``snr_db`` is the PyTorch quantized forward's, against the float model.
 
-    ``first_below`` is the first layer whose output is below the bound that was asked for, None for none.
+    ``first_below`` is the first layer whose output is below the bound that was requested, None for none.
     """
 
     timestep: float

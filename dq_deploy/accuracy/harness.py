@@ -36,7 +36,7 @@ def build_harness(bundle: Artifact[BundleDetails]) -> tuple[bytes, list[str]]:
 
     Layers whose activations stay float are cut at their input.
 
-    Raises ArtifactError when the graph has not the values that the manifest names.
+    Raises ArtifactError when the graph lacks values that the manifest names.
     """
     details = bundle.details
     model = read_ir(bundle.file("model.onnx"), listed=bundle.manifest.files)

@@ -1,4 +1,4 @@
-"""How far chance takes the SNRs of two right forwards apart, as the samples at hand tell it.
+"""How far chance takes the SNRs of two right forwards apart, as the samples given tell it.
 
 Equivalent forwards of a quantized network flip codes near ties, few and rarely, and a flip may move a sample's noise by a decibel. Over
 many samples the flips average out; over four they need not, and a fixed bound would fail what is right. Both forwards see the same samples,

@@ -42,7 +42,7 @@ class FinalError(BaseModel):
 
     @property
     def worst(self) -> StepCost | None:
-        """The step with the largest share; None where there is none."""
+        """The step with the largest share; None without one."""
         return max((step for step in self.steps if step.share is not None), key=lambda step: step.share or 0.0, default=None)
 
     @property

@@ -173,7 +173,7 @@ def create_artifact(path: str | Path, manifest: Manifest, *, force: bool = False
         path.absolute().parent.mkdir(parents=True, exist_ok=True)
         remove_abandoned(path.absolute().parent, prefix)
         work = Path(tempfile.mkdtemp(prefix=prefix, dir=path.absolute().parent))
-    except (FileNotFoundError, FileExistsError, NotADirectoryError) as error:  # what looks like a folder, and is none that takes files
+    except (FileNotFoundError, FileExistsError, NotADirectoryError) as error:  # not a folder that takes files
         raise UsageError(f"cannot create {path}: {error.strerror}", "choose another output") from error
     try:
         with held(work):

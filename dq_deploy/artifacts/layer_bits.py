@@ -1,4 +1,4 @@
-"""The bits that a model's layers have: the preset is what was asked for, and ``keep`` or a budget may have given many of them others."""
+"""The bits that a model's layers have: the preset is what was requested, and ``keep`` or a budget may have given many of them others."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _WORTH_SAYING = 0.02  # of the multiply-accumulates: less is the last layer, whi
 
 
 def fraction_of_work(layers: Iterable[Product], counts: Callable[[Product], bool]) -> float:
-    """The share of the layers' multiply-accumulates in those that count; 0 where there are none."""
+    """The share of the layers' multiply-accumulates in those that count; 0 without any."""
     layers = list(layers)
     total = sum(layer.macs for layer in layers)
     return sum(layer.macs for layer in layers if counts(layer)) / total if total else 0.0

@@ -77,7 +77,7 @@ class Manifest(BaseModel):
 
 
 def parse_manifest(path: Path) -> Manifest:
-    """Read ``manifest.json``. Raises ArtifactError when it is none, or is of a schema version that this dq-deploy does not read."""
+    """Read ``manifest.json``. Raises ArtifactError when it is not a manifest, or of a schema version that this dq-deploy does not read."""
     found = read_json(path, "a valid manifest", hint=_HINT)
     # Judged first: other fields of another version would only be called unknown.
     version = found.get("schema_version", SCHEMA_VERSION) if isinstance(found, dict) else SCHEMA_VERSION

@@ -56,7 +56,7 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Map
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary sibling of ``path`` (empty) to write into, which takes its place on a clean exit and goes on any other."""
+    """A temporary sibling of ``path`` (empty) to write into, which takes its place on a clean exit and is removed on any other."""
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.partial-", dir=path.absolute().parent)
     os.close(handle)
     partial = Path(name)

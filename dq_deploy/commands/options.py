@@ -33,7 +33,7 @@ def common(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def calibration_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """What the calibration is conditioned on (handed over as ``calibration``), and how it is sampled (options like any other)."""
+    """What the calibration is conditioned on (passed as ``calibration``), and how it is sampled (options like any other)."""
 
     @functools.wraps(command)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
@@ -98,7 +98,7 @@ _build_option = functools.partial(click.option, cls=_BuildOption)
 
 
 def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Options of an engine's build, handed over as ``engine_options`` (those that were given) and ``sizes`` (of dynamic dimensions)."""
+    """Options of an engine's build, passed as ``engine_options`` (those that were given) and ``sizes`` (of dynamic dimensions)."""
 
     @functools.wraps(command)
     def wrapper(*args: Any, **kwargs: Any) -> Any:

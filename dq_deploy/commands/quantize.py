@@ -114,7 +114,7 @@ def quantize(
         )
     except (KeyboardInterrupt, MemoryError, OSError, RuntimeError, ResourceError):
         if work_path(destination).exists():
-            output.warn(f"what is finished is kept in {work_path(destination)}: the same command with --resume goes on from there")
+            output.warn(f"finished stages are kept in {work_path(destination)}: the same command with --resume continues from there")
         raise
     show_checkpoint(artifact, output, choice)
     output.note("next: " + shlex.join(["dq-deploy", "export", str(destination), "-o", f"{destination}-tensorrt", "--target", "tensorrt"]))

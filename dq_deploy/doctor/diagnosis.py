@@ -115,7 +115,7 @@ def _onnxruntime_on_gpu(runtime: Probed | None, version_of: InstalledVersion) ->
         yield Finding(
             name=CUDA.distributions[0],
             state="wrong",
-            found=used if used != "CPUExecutionProvider" else "asked for CUDA, it runs on the CPU",
+            found=used if used != "CPUExecutionProvider" else "asked for CUDA, runs on the CPU",
             meaning="CUDA or cuDNN of the version that it was built for is missing",
             mend='pip install --force-reinstall "onnxruntime-gpu[cuda,cudnn]"',
         )

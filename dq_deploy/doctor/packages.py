@@ -96,7 +96,7 @@ def _optional(extra: str, requirements: list[Requirement], version_of: Installed
 
 
 def _exclusive() -> list[tuple[str, ...]]:
-    """Packages of which one is to be installed: they bring the same module."""
+    """Packages of which only one should be installed: they bring the same module."""
     return [engine.distributions for engine in engines().values() if len(engine.distributions) > 1]
 
 

@@ -12,7 +12,7 @@ The manifest's ``details``:
     batch, sizes            [min, opt, max] of the batch, and of every other dynamic dimension by its name
     output_spec             the output's name, dtype and shape
     rows                    input → how many entries the table has that it selects from, where it does (lookup_tables.py)
-    options                 those of BuildOptions that were asked for
+    options                 those of BuildOptions that were requested
     lint_allowed            rule of the lint → how often the graph breaks it: errors that the user let pass
     layer_bits              bits of the layers and the share of the multiply-accumulates that have them (artifacts/layer_bits.py)
     bundle                  where the bundle was: with the rest, all that it takes to build the engine again

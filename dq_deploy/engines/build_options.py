@@ -16,7 +16,7 @@ HardwareCompatibility = Literal["ampere-plus", "same-compute-capability"]
 
 
 class BuildOptions(BaseModel):
-    """What is None or False was not asked for, and is left to the builder.
+    """What is None or False was not requested, and is left to the builder.
 
     TensorRT and TensorRT-RTX:
     ``optimization_level``: 0 (fastest build) to 5 (most tactics tried).
@@ -44,7 +44,7 @@ class BuildOptions(BaseModel):
 
     @classmethod
     def build(cls, backend: str, **given: Any) -> BuildOptions:
-        """The options, when the backend has all that are given. Raises UsageError naming every one that it has not, and bad values."""
+        """The options, when the backend has all that are given. Raises UsageError naming every one that it lacks, and bad values."""
         try:
             options = cls(**given)
         except ValidationError as error:
@@ -60,7 +60,7 @@ class BuildOptions(BaseModel):
         return options
 
     def asked(self) -> dict[str, Any]:
-        """What was asked for, by name."""
+        """What was requested, by name."""
         return {name: value for name, value in self.model_dump(mode="json").items() if value is not None and value is not False}
 
     @property

@@ -87,7 +87,7 @@ def _shape_range(shape: Sequence[int | str], ranges: Mapping[str, Range]) -> Sha
 
 
 def check_graph(bundle: Artifact[BundleDetails]) -> Any:
-    """The bundle's graph; refuse a file that is none, or that is not the one that its manifest describes.
+    """The bundle's graph; refuse a file that is not ONNX, or not the one that its manifest describes.
 
     The builder's parser opens whatever file the graph names as external data, so each must be one that the manifest lists and whose hash
     has been verified. Raises ArtifactError for a file that is no ONNX graph, other inputs than the manifest's, or a foreign data file.

@@ -28,7 +28,7 @@ class BuildRequest(BaseModel):
     """One build. ``plan`` is the engine's file, ``profile`` maps every graph input to its (min, opt, max) shapes.
 
     ``compute_capability`` is the (major, minor) to compile for; None means the device of this machine. ``options`` are those of
-    ``BuildOptions`` that were asked for, ``about`` what the builder's ``details`` say of the bundle.
+    ``BuildOptions`` that were requested, ``about`` what the builder's ``details`` say of the bundle.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)

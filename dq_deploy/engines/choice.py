@@ -1,4 +1,4 @@
-"""Which engine runs an artefact: the one it was built for, the one that was asked for, or the best of those that are here."""
+"""Which engine runs an artefact: the one it was built for, the one that was requested, or the best of those that are here."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .runner import GraphRunner, Runner
 Runtime = str
 """What runs a bundle: "auto", or the name of an engine that runs bundles (registry.runtimes)."""
 Engine = str
-"""The name of an engine, or of a setting of one (registry.engines): what can be asked for where engines are compared."""
+"""The name of an engine, or of a setting of one (registry.engines): what can be requested where engines are compared."""
 
 
 def runner_on(artifact: Artifact, engine: Engine, *, threads: int | None = None) -> Runner:
@@ -41,7 +41,7 @@ def _settings(engine: EngineDescriptor, threads: int | None) -> dict[str, Any]:
 
 
 def engines_of(artifact: Artifact[EngineDetails], asked: Sequence[Engine] | None) -> Sequence[Engine]:
-    """What a built engine runs on: what it was built for, and of what was asked for, those that are that. Raises UsageError for none."""
+    """What a built engine runs on: what it was built for, and of what was requested, those that are that. Raises UsageError for none."""
     backend = artifact.details.backend
     fitting = [name for name in asked or [backend] if engine_named(name).base == backend]
     if not fitting:

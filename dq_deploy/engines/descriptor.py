@@ -33,7 +33,7 @@ FLOATS = ("fp32", "fp16", "bf16")
 class Products:
     """Products whose two operands an engine takes in a number format other than ``FLOATS``.
 
-    ``documented``: its vendor documents that they are computed in that format. Where it does not, the layer report says what became of
+    ``documented``: its vendor documents that they are computed in that format. Where it does not, the layer report says what happened to
     them. ``capability`` is the lowest compute capability (major, minor) of the GPUs meant; of ``instructions`` a CPU needs one.
     """
 
@@ -66,7 +66,7 @@ class Builder:
 
     ``child``: the module that a process of its own runs, ``python -m child request.json`` (build_request.py). ``target``: of the bundles
     that it takes. ``file``: the engine's name in its folder; one for a compute capability has that in its name too. ``options``: those of
-    BuildOptions that it has, ``refused``: why it has not another. ``statement``: what its layer report is. ``reads``: whether an installed
+    BuildOptions that it has, ``refused``: why it lacks another. ``statement``: what its layer report is. ``reads``: whether an installed
     version reads an engine that another has built: (installed, built with, built version-compatible).
 
     ``compute_capabilities`` are those that it builds for without a GPU, ``default_capabilities`` those of them that are built for unasked;
@@ -95,9 +95,9 @@ class Builder:
 
 @dataclass(frozen=True)
 class EngineDescriptor:
-    """An inference engine, or a setting of one that can be asked for by name (``variant_of``, which ``settings`` make).
+    """An inference engine, or a setting of one that can be requested by name (``variant_of``, which ``settings`` make).
 
-    ``modules`` are imported, the first is the engine's own; ``distributions`` bring that one (of several, one is to be installed);
+    ``modules`` are imported, the first is the engine's own; ``distributions`` bring that one (of several, only one should be installed);
     ``extra`` is ours that installs them, ``purpose`` what for, ``note`` what else to know of it.
 
     ``runner`` makes a GraphRunner of an artefact: a bundle, an ONNX file (``runs`` has "bundle"), an engine folder ("engine"). ``options``

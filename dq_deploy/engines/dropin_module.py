@@ -125,7 +125,7 @@ class EngineModule(ModelMixin):
 
 
 class _Refused:
-    """A method of diffusers' models that the drop-in has not: asked for it, Python goes on to ``EngineModule.__getattr__``."""
+    """A method of diffusers' models that the drop-in lacks: asked for it, Python goes on to ``EngineModule.__getattr__``."""
 
     def __get__(self, instance: object, owner: type) -> Any:
         raise AttributeError

@@ -22,7 +22,7 @@ _HINT = 'find what made them (often a scheduler\'s first or last step); nonfinit
 
 
 def checked(nonfinite: Nonfinite) -> Nonfinite:
-    """Raises UsageError for a word that is none of the two."""
+    """Raises UsageError for any other word."""
     if nonfinite not in get_args(Nonfinite):
         raise UsageError(f"unknown way '{nonfinite}' to treat what is not finite", f"choose {' or '.join(get_args(Nonfinite))}")
     return nonfinite

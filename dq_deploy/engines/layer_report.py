@@ -51,7 +51,7 @@ class Contraction(BaseModel):
 
 
 class ReportedLayer(BaseModel):
-    """A layer whose products were planned in ``planned_format``, with what became of it: ``precision`` is None when no kernel runs it.
+    """A layer whose products were planned in ``planned_format``, with what happened to it: ``precision`` is None when no kernel runs it.
 
     ``reason`` says why it is not as planned; None where it is.
     """

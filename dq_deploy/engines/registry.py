@@ -1,4 +1,4 @@
-"""The table of the inference engines: what can be asked for by name, what is found by ``doctor``, what builds and what runs.
+"""The table of the inference engines: what can be requested by name, what is found by ``doctor``, what builds and what runs.
 
 To add an engine, write a room with a runner (``GraphRunner``, runner.py), if it builds a child process (build_request.py), and a
 ``descriptor.py`` that makes an ``EngineDescriptor`` of them; then either

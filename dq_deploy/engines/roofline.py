@@ -1,4 +1,4 @@
-"""The least time that a GPU can take for a network, from its peaks: what a measured time is to be held against.
+"""The least time that a GPU can take for a network, from its peaks: what a measured time is compared with.
 
     time ≥ max( Σ_p operations_p / peak_p,  bytes / bandwidth )
 

@@ -66,7 +66,7 @@ class InputSpec:
 class GraphRunner(ABC):
     """A loaded ONNX graph. Subclasses fill ``name``, ``details`` and ``specs`` and run one batch that already fits.
 
-    ``nonfinite`` says what becomes of samples with NaN or infinity (finite.py).
+    ``nonfinite`` says what happens to samples with NaN or infinity (finite.py).
     """
 
     name: str

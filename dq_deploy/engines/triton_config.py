@@ -77,7 +77,7 @@ def shares_batches(inputs: Sequence[GraphInput]) -> bool:
 def tensors_of(inputs: Sequence[GraphInput | GraphOutput], *, batched: bool) -> tuple[TritonTensor, ...]:
     """Inputs or outputs as Triton has them.
 
-    Raises ArtifactError for a type that Triton has not, and for a name that cannot be quoted.
+    Raises ArtifactError for a type that Triton lacks, and for a name that cannot be quoted.
     """
     tensors = []
     for entry in inputs:

@@ -72,10 +72,10 @@ class _Counts:
 class WatchedRunner(GraphRunner):
     """A quantized bundle in onnxruntime whose codes are outputs too. Slower than without: nothing is fused, and every code is looked at.
 
-    ``nonfinite`` is what becomes of samples with NaN or infinity (finite.py). Here they propagate by default: who watches looks for them.
+    ``nonfinite`` is what happens to samples with NaN or infinity (finite.py). Here they propagate by default: who watches looks for them.
 
     Raises UsageError (a float bundle, which has no codes), ArtifactError (a graph without the values that its manifest names, or too large
-    to be handed over in memory) and EnvironmentProblem (no onnxruntime).
+    to be passed in memory) and EnvironmentProblem (no onnxruntime).
     """
 
     name = ONNXRUNTIME.name

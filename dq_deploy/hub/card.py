@@ -55,7 +55,7 @@ def read_report(path: Path, artifact: Artifact) -> ReportData:
 def model_card(artifact: Artifact, report: ReportData | None = None, *, repo_id: str | None = None, license_id: str | None = None) -> str:
     """The card as Markdown with YAML metadata. Without a ``report`` it says what the manifest holds, and nothing of accuracy and speed.
 
-    Raises UsageError for a ``repo_id`` that is none.
+    Raises UsageError for an invalid ``repo_id``.
     """
     if repo_id is not None:
         check_repo_id(repo_id)
@@ -95,7 +95,7 @@ def _decoded(addresses: Sequence[str]) -> np.ndarray[Any, Any]:
     try:
         images = [Image.open(io.BytesIO(base64.b64decode(one.partition(",")[2]))).convert("RGB") for one in addresses]
     except (OSError, ValueError) as error:
-        raise ArtifactError(f"a picture in the report is none: {error}", "write the report again") from None
+        raise ArtifactError(f"a picture in the report cannot be read: {error}", "write the report again") from None
     return np.stack([np.asarray(image, np.float64) / 255 for image in images])
 
 

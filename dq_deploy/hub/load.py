@@ -29,7 +29,7 @@ def load(path: str | Path | Artifact, *, runtime: Runtime = "auto", revision: st
     on_hub = isinstance(path, str) and REPO_ID.fullmatch(path) and not Path(path).exists()
     if not on_hub:
         if revision is not None:
-            raise UsageError(f"a revision is of a hub repository, and {path} is none", "leave revision out")
+            raise UsageError(f"a revision belongs to a hub repository, and {path} is not one", "leave revision out")
         return load_local(path, runtime=runtime, **options)
     return load_local(download(str(path), revision), runtime=runtime, **options)
 

@@ -30,7 +30,7 @@ class Pushed:
 
 def push(path: str | Path, repo_id: str, *, report: str | Path | None = None, license_id: str | None = None, private: bool = False,
          message: str | None = None, dry_run: bool = False) -> Pushed:  # fmt: skip
-    """Upload a checkpoint, bundle or engine with a model card to the hub's repository ``repo_id``, which is made if there is none.
+    """Upload a checkpoint, bundle or engine with a model card to the hub's repository ``repo_id``, which is created if it does not exist.
 
     Only what the manifest lists is uploaded, verified, with the card and (from the JSON of a ``report``) the pictures; whatever else the
     repository held is removed in the same commit. ``dry_run`` contacts nobody.

@@ -1,6 +1,6 @@
 """What each step's error costs the final sample, in runs that differ in which steps are quantized.
 
-The SNR of a step's output says how wrong that step is, and not what becomes of it: later steps correct much of an early error, and what the
+The SNR of a step's output says how wrong that step is, and not what happens to it: later steps correct much of an early error, and what the
 last steps do stays. So the same seeds are sampled with only one step quantized, and without the dearest ones.
 """
 

@@ -37,7 +37,7 @@ def check_quantizer(name: str, tensors: Mapping[str, torch.Tensor], table_rows: 
     _check_scale(scale, tensors[scale], [table_rows], "calibrated timesteps")
     _check_codes(zero_point, tensors[zero_point], fmt, narrow=False)
     if tensors[zero_point].shape != (table_rows,):
-        raise ArtifactError(f"table '{zero_point}' has not one row for each of {table_rows} calibrated timesteps")
+        raise ArtifactError(f"table '{zero_point}' does not have one row for each of {table_rows} calibrated timesteps")
     _check_scale(dilation, tensors[dilation], [channels], "channels")
 
 

@@ -65,7 +65,7 @@ def quantize(source: Any, output: str | Path, *, preset: str = "w8a8", scheduler
     ``blocks`` are fnmatch patterns of module paths to distil as one block; by default the classes of diffusers. ``options`` are the fields
     of ``QuantizeConfig``.
 
-    Finished stages are kept in ``<output>.resume`` until the checkpoint is written. With ``resume`` a run that was killed goes on from them
+    Finished stages are kept in ``<output>.resume`` until the checkpoint is written. With ``resume`` a killed run continues from them
     and ends, on a CPU and with the same number of threads, in the very files of a run that was not.
 
     Calibration, initialization and distillation run on ``device``: cpu, cuda or cuda:N. In processes that ``accelerate launch`` has

@@ -35,7 +35,7 @@ from .running.device import move
 
 @dataclass(frozen=True)
 class Prepared:
-    """A captured model and what is to become of it. ``details`` is what the manifest says about the source."""
+    """A captured model and what will be done with it. ``details`` is what the manifest says about the source."""
 
     config: QuantizeConfig
     details: dict[str, Any]
@@ -126,7 +126,7 @@ def prepare(source: Any, config: QuantizeConfig, request: Request, progress: Pro
 
 
 def _resolve(source: Any, request: Request) -> tuple[Source, dict[str, Any]]:
-    """The loaded source, with the scheduler and sample shape that were asked for, and what the manifest says about it."""
+    """The loaded source, with the scheduler and sample shape that were requested, and what the manifest says about it."""
     scheduler, sample_shape, lora = request.scheduler, request.sample_shape, request.adapter
     if isinstance(source, nn.Module):
         if scheduler is None or sample_shape is None:

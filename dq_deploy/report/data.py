@@ -102,7 +102,7 @@ class CheckRow(_Part):
 class DilationRow(_Part):
     """A ``DilatedInput`` under the ``rule`` that was chosen, and the largest factor that its quantizer multiplies by itself.
 
-    ``largest_s`` is 1 where the factors are ``folded_into`` others or where there are none.
+    ``largest_s`` is 1 where the factors are ``folded_into`` others or where nothing is dilated.
     """
 
     quantizer: str
@@ -156,7 +156,7 @@ class ArtifactRow(_Part):
 
 
 class ReportData(_Part):
-    """Everything on the page. ``commands`` are shown as they are to be typed, ``versions`` are name → version."""
+    """Everything on the page. ``commands`` are shown as they are typed, ``versions`` are name → version."""
 
     schema_version: int = SCHEMA_VERSION
     title: str = "dq-deploy report"

@@ -33,7 +33,7 @@ def write_report(
     """Write one self-contained HTML page about a checkpoint and what was made from it; returns the page's data.
 
     ``paths`` are the checkpoint (or give ``checkpoint``), bundles, float bundles and engines. ``wanted`` says what to measure beside what
-    the manifests hold: pictures, the error of every layer, checks of the bundles and, if asked for, latency. What cannot be measured here
+    the manifests hold: pictures, the error of every layer, checks of the bundles and, if requested, latency. What cannot be measured here
     is left out, and said to ``note``. A check that fails is on the page; ``enforce`` of the result raises for it.
 
     Raises UsageError (an existing output without ``force``, no checkpoint, settings that make no sense), ArtifactError (a damaged artefact,

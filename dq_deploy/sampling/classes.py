@@ -47,7 +47,7 @@ class Conditioning:
 def conditioning_of(artifact: Artifact, classes: str | Sequence[int] | None, guidance_scale: float | None) -> Conditioning | None:
     """What to draw and how strongly, None for an unconditional model; without arguments all classes, guided as calibrated.
 
-    Raises UsageError: classes of a model without them, unknown ones, a guidance scale that is none.
+    Raises UsageError: classes of a model without them, unknown ones, an invalid guidance scale.
     """
     if CLASS_INPUT not in artifact.details.input_names:
         if classes is not None or guidance_scale is not None:
@@ -64,7 +64,7 @@ def conditioning_of(artifact: Artifact, classes: str | Sequence[int] | None, gui
 
 
 def guidance_of(artifact: Artifact, guidance_scale: float | None) -> float | None:
-    """The guidance scale asked for, or that of the calibration. Raises UsageError for a number that is none."""
+    """The guidance scale asked for, or that of the calibration. Raises UsageError for an invalid number."""
     scale: float | None = (artifact.manifest.quantization or {}).get("guidance_scale") if guidance_scale is None else guidance_scale
     if scale is not None and not 0 <= scale < math.inf:
         raise UsageError(f"the guidance scale is {scale}, and must be a number of at least 0")

@@ -26,7 +26,7 @@ class DrawnPictures:
 
     ``psnr_db`` compares the two, picture by picture. ``timesteps`` are those at which the model was called; ``furthest`` is the largest
     distance from one of them to its calibrated timestep. ``labels`` are the classes drawn and ``prompts`` the prompts, None for a model
-    without them. ``watched`` has what was counted at each timestep, where that was asked for.
+    without them. ``watched`` has what was counted at each timestep, where that was requested.
     """
 
     quantized: Images
@@ -47,7 +47,7 @@ def draw(path: str | Path | Artifact, drawing: Drawing, *, progress: Progress = 
     The scheduler is the one that the model was calibrated with. A model that works on pixels is drawn with in the loop of the calibration;
     one that takes prompts, or works on latents, is put into the pipeline that it came from.
 
-    Raises UsageError (no prompts, a class that there is not, a pipeline that cannot be read again or refuses), ArtifactError (a damaged
+    Raises UsageError (no prompts, an unknown class, a pipeline that cannot be read again or refuses), ArtifactError (a damaged
     artefact, a float model other than the one quantized) and EnvironmentProblem (a missing runtime).
     """
     artifact = path if isinstance(path, Artifact) else open_artifact(path, ("bundle", "checkpoint", "engine"))

@@ -24,7 +24,7 @@ from .seeds import generators
 
 @dataclass(frozen=True)
 class Wish:
-    """What a pipeline is to draw: ``subjects`` in turn, each handed over as ``parameter``, and further ``options`` of its call."""
+    """What a pipeline will draw: ``subjects`` in turn, each passed as ``parameter``, and further ``options`` of its call."""
 
     parameter: str | None
     subjects: list[Any]

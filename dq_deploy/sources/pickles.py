@@ -1,4 +1,4 @@
-"""Pickled weights: refused, unless asked for. Then they are read as plain tensors, and everything behind sees safetensors."""
+"""Pickled weights: refused, unless requested. Then they are read as plain tensors, and everything behind sees safetensors."""
 
 from __future__ import annotations
 

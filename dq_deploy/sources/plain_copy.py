@@ -127,7 +127,7 @@ def _listed(names: list[str]) -> str:
 
 
 def _memo(module: nn.Module, values: Mapping[int, torch.Tensor], dtype: torch.dtype | None) -> dict[int, Any]:
-    """For ``deepcopy``: what becomes of every tensor, by the tensor's id; and the hooks, which are shared and then dropped."""
+    """For ``deepcopy``: what happens to every tensor, by the tensor's id; and the hooks, which are shared and then dropped."""
     memo: dict[int, Any] = {}
     tensor: torch.Tensor
     for tensor in module.parameters():

@@ -24,7 +24,7 @@ _FLOAT_MODEL = "give the PyTorch model that it was made from: a diffusers pipeli
 
 
 def file_error(path: Path) -> ArtifactError:
-    """Why this file is no source. Raises ArtifactError itself for a stand-in, and for safetensors that are none."""
+    """Why this file is not a source. Raises ArtifactError itself for a stand-in, and for invalid safetensors."""
     if not path.is_file():
         return ArtifactError(f"{path} is no regular file, and no diffusers pipeline folder")
     refuse_stand_in(path)
@@ -77,7 +77,7 @@ def folder_error(root: Path) -> ArtifactError:
 
 
 def other_weights(folder: Path) -> str | None:
-    """Names of files in a part's folder that hold its weights for another framework; None where there are none."""
+    """Names of files in a part's folder that hold its weights for another framework; None without any."""
     found = [path.name for path in sorted(folder.iterdir()) if path.suffix in (".onnx", ".gguf", ".msgpack", ".h5", *_ENGINES)]
     return ", ".join(found[:3]) or None
 
@@ -85,7 +85,9 @@ def other_weights(folder: Path) -> str | None:
 def _tensors_error(path: Path, shapes: Mapping[str, object]) -> ArtifactError:
     names = list(shapes)
     if names and all(_of_adapter(name) for name in names):
-        return ArtifactError(f"{path} is a LoRA, which changes a model and is none", "give the pipeline that it is for, with --lora FILE")
+        return ArtifactError(
+            f"{path} is a LoRA, which changes a model and is not one itself", "give the pipeline that it is for, with --lora FILE"
+        )
     if _json(path.parent / "config.json").get("_class_name"):
         error = folder_error(path.parent)
         return ArtifactError(f"{path} holds the weights of one part of a pipeline: {error.message.partition('; ')[2]}", error.hint)

@@ -69,7 +69,7 @@ def weight_files(folder: Path) -> list[Path]:
         raise ArtifactError(
             f"{folder} has {total - len(missing)} of the {total} shards of its weights: {name} is missing"
             + (f", and {len(missing) - 1} more" if len(missing) > 1 else ""),
-            "a download that was interrupted goes on where it was: hf download OWNER/NAME",
+            "an interrupted download continues where it stopped: hf download OWNER/NAME",
         )
     return [shards[number] for number in sorted(shards)]
 

@@ -116,7 +116,7 @@ def test_too_far_from_float(cli: Cli, flow: Flow) -> None:
     bound = f"{lowest + 0.1:.3f}"
     ended = cli(*common, "--min-snr", bound, "--bisect")
     assert ended.code == 6
-    assert f"dB, and {float(bound):g} dB are asked for" in ended.err
+    assert f"dB, and {float(bound):g} dB are required" in ended.err
     assert "the first layer whose output is below: " in ended.out
     assert "goes wrong" not in ended.out
     assert "error at timestep" in ended.out

@@ -53,9 +53,9 @@ HOSTILE = {
     "a negative offset": (safetensors({"a": entry(-16, 0)}, bytes(16)), "at bytes [-16, 0]"),
     "an unknown dtype": (safetensors({"a": entry(0, 16, dtype="PICKLE")}, bytes(16)), "of dtype 'PICKLE', which is not known"),
     "a dtype that is a list": (safetensors({"a": entry(0, 16, dtype=["F32"])}, bytes(16)), "of dtype ['F32']"),
-    "another key": (safetensors({"a": {**entry(0, 16), "run": "rm"}}, bytes(16)), "has not exactly a dtype, a shape and data_offsets"),
+    "another key": (safetensors({"a": {**entry(0, 16), "run": "rm"}}, bytes(16)), "must have a dtype, a shape and data_offsets"),
     "metadata that are no texts": (safetensors({"__metadata__": {"a": 1}}), "its metadata are no texts"),
-    "a tensor that is a string": (safetensors({"a": "F32"}), "has not exactly a dtype, a shape and data_offsets"),
+    "a tensor that is a string": (safetensors({"a": "F32"}), "must have a dtype, a shape and data_offsets, and nothing else"),
 }  # fmt: skip
 
 

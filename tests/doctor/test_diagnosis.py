@@ -50,7 +50,7 @@ def test_what_does_not_load_is_wrong_with_the_command_that_installs_it_anew() ->
     ([DRIVER, torch("12.8", cuda=True), runtime("CUDAExecutionProvider")], [("ok", "for CUDA 12.8, 1 GPU(s)")]),
     ([DRIVER, torch("13.0", cuda=False)], [("ok", "for CUDA 12.8, 1 GPU(s)"), ("wrong", "built for CUDA 13.0")]),
     ([DRIVER, torch(None, cuda=False)], [("ok", "for CUDA 12.8, 1 GPU(s)"), ("note", "a build for the CPU")]),
-    ([DRIVER, runtime("CPUExecutionProvider")], [("ok", "for CUDA 12.8, 1 GPU(s)"), ("wrong", "asked for CUDA, it runs on the CPU")]),
+    ([DRIVER, runtime("CPUExecutionProvider")], [("ok", "for CUDA 12.8, 1 GPU(s)"), ("wrong", "asked for CUDA, runs on the CPU")]),
     ([DRIVER, runtime("libcudnn.so.9: no such file")], [("ok", "for CUDA 12.8, 1 GPU(s)"), ("wrong", "libcudnn.so.9: no such file")]),
 ])  # fmt: skip
 def test_the_gpu(probed: list[Probed], expected: list[tuple[str, str]]) -> None:

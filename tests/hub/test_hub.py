@@ -230,7 +230,7 @@ def test_a_picture_that_is_none(flow: Flow, report: Path, tmp_path: Path, cli: C
     data["pictures"]["quantized"][0] = "data:image/png;base64,aGVsbG8="
     (tmp_path / "r.json").write_text(json.dumps(data))
     ended = cli("model-card", flow.checkpoint, "--report", tmp_path / "r.json", "-o", tmp_path / "README.md")
-    assert_refused(ended, 3, "a picture in the report is none")
+    assert_refused(ended, 3, "a picture in the report cannot be read")
     assert not (tmp_path / "README.md").exists()
 
 

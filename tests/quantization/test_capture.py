@@ -227,7 +227,7 @@ def test_out_of_memory_is_not_a_model_that_does_not_run() -> None:
         def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
             return x * t[:, None, None, None] + torch.zeros(10**14)[0]
 
-    with pytest.raises(ResourceError, match="out of memory: 363.8 TiB were asked for"):
+    with pytest.raises(ResourceError, match="out of memory: 363.8 TiB were requested"):
         captured(Hungry())
 
 

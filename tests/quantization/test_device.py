@@ -27,7 +27,7 @@ def test_names(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert find_device("cuda:1") == torch.device("cuda", 1)
-    with pytest.raises(EnvironmentProblem, match="'cuda:2' was asked for, and torch sees 2 CUDA GPUs"):
+    with pytest.raises(EnvironmentProblem, match="'cuda:2' was requested, and torch sees 2 CUDA GPUs"):
         find_device("cuda:2")
 
 
@@ -36,7 +36,7 @@ def test_a_gpu_that_is_not_there(flow_pipeline: Path, tmp_path: Path, capfd: pyt
     for extra in ([], ["--dry-run"]):
         assert run(["quantize", str(flow_pipeline), "-o", str(tmp_path / "o"), "--device", "cuda", *extra]) == 4
         error = capfd.readouterr().err
-        assert "device 'cuda' was asked for, and torch sees 0 CUDA GPUs" in error
+        assert "device 'cuda' was requested, and torch sees 0 CUDA GPUs" in error
         assert "hint: leave the device out for cpu" in error
     assert not list(tmp_path.iterdir())
 

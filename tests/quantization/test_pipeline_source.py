@@ -367,7 +367,7 @@ def test_the_pipelines_first_step_is_tried() -> None:
         (
             RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 4096 bytes."),
             ResourceError,
-            "4 KiB were asked for",
+            "4 KiB were requested",
         ),
     ],
     ids=["a shape", "memory"],

@@ -105,7 +105,7 @@ def test_an_interrupt_says_that_resume_goes_on(flow_pipeline: Path, tmp_path: Pa
     assert code == 130, text
     assert "Traceback" not in text
     first, last = filter(None, text.splitlines())
-    assert first == f"warning: what is finished is kept in {output}.resume: the same command with --resume goes on from there"
+    assert first == f"warning: finished stages are kept in {output}.resume: the same command with --resume continues from there"
     assert last == "warning: interrupted; nothing half-written is left"
     stages = snapshot(work_path(output))
     assert {"run.json", "calibration.safetensors", "block-0000.safetensors"} <= set(stages)
@@ -114,7 +114,7 @@ def test_an_interrupt_says_that_resume_goes_on(flow_pipeline: Path, tmp_path: Pa
     code, text = in_a_process(output, "never", signal.SIGINT, arguments)
     assert code == 2
     assert "interrupted run that was writing" in text
-    assert "hint: --resume goes on with it, --force forgets it and starts anew" in text
+    assert "hint: --resume continues it, --force discards it and starts anew" in text
     code, text = in_a_process(output, "never", signal.SIGINT, [*arguments, "--resume", "--iterations", "10", "--seed", "7"])
     assert code == 2
     assert "was another one: iterations was 9, now 10; seed was 0, now 7\n" in text

@@ -45,7 +45,7 @@ def test_an_interrupted_run_must_be_resumed_or_forgotten(tmp_path: Path) -> None
         lambda: check_no_run(tmp_path / "out", resume=False, force=False),
         lambda: work_folder(tmp_path / "out", ASKED).__enter__(),
     ):
-        with pytest.raises(UsageError, match=r"interrupted run .*out is kept in .*out\.resume\n--resume goes on with it, --force"):
+        with pytest.raises(UsageError, match=r"interrupted run .*out is kept in .*out\.resume\n--resume continues it, --force"):
             refuse()
     check_no_run(tmp_path / "out", resume=True, force=False)
     with work_folder(tmp_path / "out", ASKED, force=True) as work:

@@ -155,7 +155,7 @@ def graph(path: Path) -> None:
 
 
 FILES: dict[str, tuple[Callable[[Path], object], str]] = {
-    "x.safetensors": (lora, r"is a LoRA, which changes a model and is none\ngive the pipeline that it is for, with --lora FILE"),
+    "x.safetensors": (lora, r"is a LoRA, which changes a model and is not one itself\ngive the pipeline that it is for, with --lora FILE"),
     "kohya.safetensors": (lambda p: tensors(p, "lora_unet_down_to_q.lora_down.weight", "lora_unet_down_to_q.alpha"), "is a LoRA"),
     "sd15.safetensors": (
         lambda p: tensors(p, "model.diffusion_model.input_blocks.0.0.weight", "first_stage_model.a"),
@@ -237,5 +237,5 @@ def test_near_a_pipeline(folder: Path, saved: Path, tmp_path: Path) -> None:
 def test_out_of_memory_is_no_damaged_file(folder: Path) -> None:
     """Torch's own error, from a network that no machine can hold."""
     edit_json(folder / "unet/config.json", block_out_channels=[1 << 24])
-    with pytest.raises(ResourceError, match=r"out of memory while loading the UNet2DModel in .*unet: .* were asked for"):
+    with pytest.raises(ResourceError, match=r"out of memory while loading the UNet2DModel in .*unet: .* were requested"):
         load_source(folder)

@@ -30,7 +30,7 @@ _EXPORT_AGAIN = "export it again: dq-deploy export CHECKPOINT -o BUNDLE --target
 
 
 def read_onnx(path: Path) -> onnx.ModelProto:
-    """The graph of a file; what is kept in data files is not read. Raises ArtifactError when it is none."""
+    """The graph of a file; what is kept in data files is not read. Raises ArtifactError when it is not ONNX."""
     import onnx
     from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
@@ -190,7 +190,7 @@ def data_problem(
 def _problem(tensor: Any, folder: Path, listed: Collection[str] | None) -> str | None:
     if not _is_external(tensor):
         return None
-    # Where a text is no UTF-8, protobuf hands over bytes.
+    # Where a text is not UTF-8, protobuf passes bytes.
     entries = {_text(entry.key): _text(entry.value) for entry in tensor.external_data}
     location = entries.get("location", "")
     if len(entries) != len(tensor.external_data):

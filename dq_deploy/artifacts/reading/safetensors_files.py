@@ -50,7 +50,7 @@ def read_arrays(path: Path, names: Iterable[str]) -> dict[str, np.ndarray[Any, A
         with safe_open(path, "numpy") as tensors:
             present = set(tensors.keys())
             return {name: tensors.get_tensor(name) for name in names if name in present}
-    except (SafetensorError, OSError, TypeError, AttributeError) as error:  # the last two: a dtype that numpy has not
+    except (SafetensorError, OSError, TypeError, AttributeError) as error:  # the last two: a dtype that numpy lacks
         raise ArtifactError(f"{path}: not a valid safetensors file ({error})", REMAKE) from None
 
 
@@ -62,7 +62,7 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     check_safetensors(path)
     try:
         return load_file(path)
-    except (SafetensorError, OSError, KeyError) as error:  # the last one: a dtype that torch has not
+    except (SafetensorError, OSError, KeyError) as error:  # the last one: a dtype that torch lacks
         raise ArtifactError(f"{path}: not a valid safetensors file ({error})", REMAKE) from None
 
 
@@ -106,7 +106,7 @@ def _metadata(header: Mapping[str, Any]) -> dict[str, str]:
 def _span(name: str, entry: Any) -> tuple[int, int, str]:
     """(begin, end, name). Raises ValueError when the entry is not one of a tensor, or its shape does not take these bytes."""
     if not isinstance(entry, Mapping) or set(entry) != {"dtype", "shape", "data_offsets"}:
-        raise ValueError(f"tensor '{name}' has not exactly a dtype, a shape and data_offsets")
+        raise ValueError(f"tensor '{name}' must have a dtype, a shape and data_offsets, and nothing else")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in _BITS:
         raise ValueError(f"tensor '{name}' is of dtype {dtype!r}, which is not known")

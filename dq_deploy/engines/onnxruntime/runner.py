@@ -46,7 +46,7 @@ class OnnxRuntimeRunner(GraphRunner):
     """A bundle (folder or opened artefact) or an ONNX file in an onnxruntime session.
 
     ``providers``: in order of preference; the first must be the one in use. ``optimized`` off runs the graph node by node as it is
-    written, which is what parity is judged on. ``threads`` None leaves the number to onnxruntime. ``nonfinite`` is what becomes of samples
+    written, which is what parity is judged on. ``threads`` None leaves the number to onnxruntime. ``nonfinite`` is what happens to samples
     with NaN or infinity (finite.py). May be run by several threads at once.
 
     Raises EnvironmentProblem (onnxruntime or the provider is missing) and ArtifactError (a graph that it does not load).

@@ -39,14 +39,14 @@ class OpenVinoRunner(GraphRunner):
 
     ``precision`` is that of what is not INT8 (``INFERENCE_PRECISION_HINT``); None leaves the choice to OpenVINO, which takes bf16 where
     the CPU has it. ``integer`` says whether quantized layers run on INT8 kernels; None is as the engine was built, or else takes them
-    where they serve on this CPU (see ``int8_serves``). In float they are slow and exact. ``nonfinite`` is what becomes of samples with NaN
+    where they serve on this CPU (see ``int8_serves``). In float they are slow and exact. ``nonfinite`` is what happens to samples with NaN
     or infinity (finite.py).
 
     Each of the first few shapes that it is run at is compiled when it comes, which takes seconds (``ShapedModels``). A graph that OpenVINO
     refuses is tried in other ways (ladder.py), each said once, as a warning, and the one taken in ``details["compiled"]``; where
     it refuses all, ``otherwise`` makes the runner that is used instead. May be run by several threads at once.
 
-    Raises EnvironmentProblem (OpenVINO is missing or older than the engine, or the CPU has not that precision) and ArtifactError (a graph
+    Raises EnvironmentProblem (OpenVINO is missing or older than the engine, or the CPU lacks that precision) and ArtifactError (a graph
     that it does not load).
     """
 

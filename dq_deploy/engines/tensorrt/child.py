@@ -81,7 +81,7 @@ def _config(request: BuildRequest, options: BuildOptions, builder: Any, network:
 
 
 def builder_settings(options: BuildOptions, trt: Any) -> dict[str, Any]:
-    """The options in Polygraphy's terms; only those that were asked for."""
+    """The options in Polygraphy's terms; only those that were requested."""
     settings: dict[str, Any] = {}
     if options.optimization_level is not None:
         settings["builder_optimization_level"] = options.optimization_level

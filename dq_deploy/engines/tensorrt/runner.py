@@ -27,7 +27,7 @@ from .cuda_device import CudaDevice
 from .cuda_driver import gpu_compute_capability
 from .descriptor import TENSORRT, TENSORRT_RTX
 
-# By TensorRT's names; numpy has no bfloat16, so such outputs are handed over as float32.
+# By TensorRT's names; numpy has no bfloat16, so such outputs are passed as float32.
 _TORCH = {
     "FLOAT": torch.float32, "HALF": torch.float16, "BF16": torch.bfloat16, "INT64": torch.int64, "INT32": torch.int32, "BOOL": torch.bool,
 }  # fmt: skip
@@ -46,7 +46,7 @@ class _Binding:
 class TensorRtRunner(GraphRunner):
     """An engine folder (or opened artefact) on the first GPU. ``cuda_graphs`` replays each set of shapes as one CUDA graph.
 
-    ``nonfinite`` is what becomes of samples with NaN or infinity (finite.py).
+    ``nonfinite`` is what happens to samples with NaN or infinity (finite.py).
 
     Raises ArtifactError (a changed file, an engine of another backend, one that does not load), EnvironmentProblem (TensorRT or a GPU is
     missing, or is not what the engine was built for; with the command that builds it again) and ResourceError (GPU memory).
@@ -149,7 +149,7 @@ class TensorRtRunner(GraphRunner):
     def _new_context(self) -> Any:
         if self.name == TENSORRT.name:
             return _created(self._engine.create_execution_context, "an execution context")
-        # TensorRT-RTX would exchange kernels for ones of the shapes at hand in the background, and a graph would keep the first ones.
+        # TensorRT-RTX would exchange kernels for ones of the shapes given in the background, and a graph would keep the first ones.
         config = self._engine.create_runtime_config()
         config.dynamic_shapes_kernel_specialization_strategy = self._trt.DynamicShapesKernelSpecializationStrategy.EAGER
         return _created(lambda: self._engine.create_execution_context(config), "an execution context")

@@ -20,7 +20,7 @@ _HINT = "delete it, or give another file to --timing-cache"
 
 
 def load_timing_cache(config: Any, path: Path) -> None:
-    """Give a builder's ``config`` the cache on disk, or an empty one where there is none yet.
+    """Give a builder's ``config`` the cache on disk, or an empty one where none exists yet.
 
     Raises ArtifactError (damaged, or of another TensorRT or GPU) and EnvironmentProblem (locked for too long).
     """

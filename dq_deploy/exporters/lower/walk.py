@@ -46,7 +46,7 @@ def lower(model: ir.Model, target: TargetWriter | None, layers: Mapping[str, Any
         elif name not in layers:
             replace(node, float_product(Emitter(graph, name, node, fp32=False), node))
         elif written is None:
-            raise ArtifactError(f"layer '{name}' is quantized, and a float graph was asked for")
+            raise ArtifactError(f"layer '{name}' is quantized, and a float graph was requested")
         else:
             at = Place(written.target, node, name, written.of(node))
             if not at.operands:

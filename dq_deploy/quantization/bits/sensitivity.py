@@ -44,7 +44,7 @@ class Sensitivity:
 
 
 def measure_sensitivities(prepared: Prepared, settings: Settings, progress: Progress = silent) -> tuple[list[Sensitivity], torch.Tensor]:
-    """The sensitivity of every layer that is to be quantized, in the graph's order, and the timestep of each sample [n].
+    """The sensitivity of every layer that will be quantized, in the graph's order, and the timestep of each sample [n].
 
     ``settings`` says which bits to try in a layer.
     """

@@ -1,4 +1,4 @@
-"""Whether a pipeline draws at the size that it was asked for: some take height and width, and draw at a size of their own."""
+"""Whether a pipeline draws at the size requested of it: some take height and width, and draw at a size of their own."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def check_size(pipeline: Any, component: str, shape: tuple[int, ...], asked: Map
 
 
 def speaks_of_size(reason: str) -> bool:
-    """Whether a pipeline's own message is about the size of what it is to draw."""
+    """Whether a pipeline's own message is about the size of what it will draw."""
     return any(word in reason for word in ("height", "width", "num_frames", "frames"))
 
 

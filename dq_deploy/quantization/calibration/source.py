@@ -105,7 +105,7 @@ class LoopSource:
     form: CallForm | None = None
 
     def __post_init__(self) -> None:
-        self._walk()  # a scheduler that is none for this loop is refused here
+        self._walk()  # a scheduler that does not fit this loop is refused here
 
     @property
     def choice(self) -> Choice:

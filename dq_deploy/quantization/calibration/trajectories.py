@@ -89,8 +89,8 @@ def collect_trajectories(model: Model, scheduler: Any, *, steps: int, seeds: ran
     The scheduler is ``choice.choose``'s; one that draws noise takes it from the seed's own generator. ``part`` of the seeds may be sampled
     alone, as it would be with the others. ``view`` is the network's of the schedule.
 
-    Raises UsageError when the scheduler is none for this loop (``Walk``) or guidance has no null conditions, ArtifactError when the model's
-    output has NaN or Inf (naming the timestep and the seed).
+    Raises UsageError when the scheduler does not fit this loop (``Walk``) or guidance has no null conditions, ArtifactError when the
+    model's output has NaN or Inf (naming the timestep and the seed).
     """
     if len(seeds) == 0:
         raise UsageError("no samples to calibrate on", "choose --calibration-samples of 2 or more")

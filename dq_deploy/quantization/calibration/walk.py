@@ -27,7 +27,7 @@ _NO_LOOP = {
     "HeliosDMDScheduler": _STAGES,
     "SCMScheduler": "its pipeline changes the timestep, the sample and the prediction on both sides of the network",
 }
-"""Schedulers of diffusers whose methods look like those of a denoising loop, and why they are none."""
+"""Schedulers of diffusers whose methods look like those of a denoising loop, and why they do not fit one."""
 
 _RATIOS = "DDPMWuerstchenScheduler"  # its last timestep is where it arrives, and its step takes a timestep for each sample
 _LEARNED = ("DDPMScheduler", "DDPMParallelScheduler", "UnCLIPScheduler")

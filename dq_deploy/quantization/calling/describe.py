@@ -39,7 +39,7 @@ def whole_batch(value: Any) -> Any:
 
 
 def stacked(value: Any) -> Any:
-    """Marks tensors [P, k, ...] of ``conditions=`` as handed over as [N·k, ...], such as AnimateDiff's text for each frame."""
+    """Marks tensors [P, k, ...] of ``conditions=`` as passed as [N·k, ...], such as AnimateDiff's text for each frame."""
     return _Marked(value, "stacked")
 
 

@@ -21,7 +21,7 @@ from ...errors import UsageError
 
 Tree = dict[str, Any]
 SCALARS = (bool, int, float, str, type(None))
-_AGAIN = "give what it was quantized with, or quantize the model again with what it is to be called with"
+_AGAIN = "give what it was quantized with, or quantize the model again, with the arguments of its calls"
 
 
 def leaves(tree: Tree) -> Iterator[Tree]:

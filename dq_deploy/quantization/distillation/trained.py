@@ -106,7 +106,7 @@ class TrainedParts:
                 parameter.grad = None
 
     def adam(self, config: QuantizeConfig) -> torch.optim.Adam | None:
-        """Optimizer of the dense parameters, at the rates of the first step; None when there are none."""
+        """Optimizer of the dense parameters, at the rates of the first step; None without any."""
         groups = [group for layer in self.layers.values() for group in layer.parameter_groups(config)]
         return torch.optim.Adam(groups, fused=True) if groups else None
 

@@ -86,7 +86,7 @@ def _along(s: torch.Tensor, node: Node, axis: int) -> torch.Tensor:
 
 
 def _reduced(s: torch.Tensor, shape: list[int]) -> torch.Tensor | None:
-    """The factors s as a tensor of ``shape``, which broadcasts to it; None where s varies along a dimension that ``shape`` has not."""
+    """The factors s as a tensor of ``shape``, which broadcasts to it; None where s varies along a dimension that ``shape`` lacks."""
     for dim in range(s.dim()):
         own = dim - (s.dim() - len(shape))
         if own >= 0 and shape[own] == s.shape[dim]:

@@ -85,7 +85,7 @@ def make_plan(graph_module: GraphModule, config: QuantizeConfig) -> Plan:
     sample = unmixed(graph_module, inputs[0], {layer.node for layer in layers})
     for pattern, value in config.keep.items():
         hits = [x for x in layers if _matches(pattern, x, sample, output)]
-        if not hits and _KEEP.get(pattern) != value:  # the defaults say what becomes of such a layer where there is one
+        if not hits and _KEEP.get(pattern) != value:  # the defaults say what happens to such a layer where there is one
             unmatched.append(pattern)
         for layer in hits:
             _keep(layer, pattern, value)
@@ -137,7 +137,7 @@ def _keep(layer: GraphLayer, pattern: str, value: int | str) -> None:
 
 
 def _weight_only(layer: GraphLayer, config: QuantizeConfig) -> None:
-    """What becomes of a product whose activations stay float."""
+    """What happens to a product whose activations stay float."""
     if layer.op == "matmul":
         layer.float_reason = layer.float_reason or "both operands are activations, which stay float"
     if layer.op == "linear" and not layer.float_reason:

@@ -125,7 +125,7 @@ def _modulated(x: Node, axis: int) -> Node | None:
 
 
 def _axis_before(mover: Node, axis: int) -> int:
-    """The dimension of a mover's input that its output's ``axis`` runs along; -1 where there is none."""
+    """The dimension of a mover's input that its output's ``axis`` runs along; -1 without one."""
     source = mover.args[0]
     assert isinstance(source, Node)
     shape = static_shape(source.meta["val"])

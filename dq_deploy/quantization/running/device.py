@@ -23,7 +23,7 @@ def find_device(name: str) -> torch.device:
         if int(number or 0) >= count:
             built = "" if torch.version.cuda else f" (the installed torch {torch.__version__} is built without CUDA)"
             raise EnvironmentProblem(
-                f"device '{name}' was asked for, and torch sees {count} CUDA GPUs{built}", "leave the device out for cpu"
+                f"device '{name}' was requested, and torch sees {count} CUDA GPUs{built}", "leave the device out for cpu"
             )
     return torch.device(name)
 

@@ -184,7 +184,7 @@ def _check_resumed(path: Path, output: Path, *, resume: bool, force: bool) -> No
     if not resume and not force:
         raise UsageError(
             f"an interrupted run that was writing {output} is kept in {path}",
-            "--resume goes on with it, --force forgets it and starts anew",
+            "--resume continues it, --force discards it and starts anew",
         )
 
 

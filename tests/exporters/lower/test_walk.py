@@ -66,7 +66,7 @@ def test_a_float_graph_has_no_quantized_layer() -> None:
     x, timestep, y = value("x", "batch", 4), value("timestep", "batch"), value("y", "batch", 4)
     node = ir.Node(DOMAIN, "MatMul", [x, x], ir.convenience.convert_attributes({"name": "a.b"}), outputs=[y], name="p")
     graph = ir.Graph([x, timestep], [y], nodes=[node], opset_imports={"": 21, DOMAIN: 1}, name="graph")
-    with pytest.raises(ArtifactError, match=r"layer 'a\.b' is quantized, and a float graph was asked for"):
+    with pytest.raises(ArtifactError, match=r"layer 'a\.b' is quantized, and a float graph was requested"):
         lower(ir.Model(graph, ir_version=10), None, {"a.b": conv(1)}, {})
 
 
