@@ -22,7 +22,7 @@ PSNR_CEILING_DB = 100.0
 
 
 def ratio_db(signal: float, noise: float) -> float:
-    """10·log10(signal / noise) of two powers, within floor and ceiling; NaN where one is no finite number."""
+    """10·log10(signal / noise) of two powers, within floor and ceiling; NaN where one is not a finite number."""
     if not (math.isfinite(noise) and math.isfinite(signal)):
         return math.nan
     if noise == 0:

@@ -92,7 +92,7 @@ def _check_before(folder: Path, iterations: int, seed: int, force: bool) -> None
     if not folder.exists():
         check_output(folder)
     elif not folder.is_dir():
-        raise UsageError(f"output {folder} exists and is no folder")
+        raise UsageError(f"output {folder} exists and is not a folder")
     elif not force:
         raise UsageError(f"output {folder} already exists", "choose another folder, or pass --force to replace an earlier demo")
 

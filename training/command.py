@@ -103,7 +103,7 @@ def _network(recipe: Recipe, init: str | None, model_config: Path | None) -> _Ne
             raise UsageError("--init brings its own configuration: leave --model-config out")
         source = load_source(init)
         if source.config["_class_name"] != recipe.class_name or source.scheduler.config.prediction_type != "epsilon":
-            raise UsageError(f"{init} is no {recipe.class_name} that predicts epsilon")
+            raise UsageError(f"{init} is not a {recipe.class_name} that predicts epsilon")
         return _Network(source.config, DDPMScheduler.from_config(settings(source.scheduler)), source.model.state_dict())
     path = model_config or builtin_path(recipe.builtin) / recipe.component / "config.json"
     if not path.is_file():

@@ -50,7 +50,7 @@ class TrainingSet:
 def load_images(folder: Path, split: Split, size: int) -> torch.Tensor:
     """Images of a split as uint8 [N, 1, size, size], padded with background (0) on all sides; plain and gzipped files are read.
 
-    Raises UsageError (no such folder or file, images larger than ``size``) and ArtifactError (a file that is no whole IDX file of images).
+    Raises UsageError (no such folder or file, images larger than ``size``) and ArtifactError (not a whole IDX file of images).
     """
     path = _find(folder, _IMAGES[split])
     images = _read_idx(path, dimensions=3, what="images")
@@ -81,11 +81,11 @@ def _read_idx(path: Path, *, dimensions: int, what: str) -> torch.Tensor:
     try:
         data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     except (gzip.BadGzipFile, EOFError) as error:
-        raise ArtifactError(f"{path} is no whole gzip file: {error}") from None
+        raise ArtifactError(f"{path} is not a whole gzip file: {error}") from None
     header = struct.Struct(f">{1 + dimensions}I")
     magic, *shape = header.unpack_from(data) if len(data) >= header.size else (0,)
     if magic != _UNSIGNED_BYTES + dimensions:
-        raise ArtifactError(f"{path} is no IDX file of {what}")
+        raise ArtifactError(f"{path} is not an IDX file of {what}")
     if shape[0] == 0 or len(data) != header.size + math.prod(shape):
         size = "" if dimensions == 1 else f" of {'x'.join(map(str, shape[1:]))}"
         raise ArtifactError(f"{path} announces {shape[0]} {what}{size}, and holds {len(data) - header.size} bytes of them")

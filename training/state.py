@@ -94,7 +94,7 @@ def _read(path: Path, *, tensors: bool = True) -> tuple[dict[str, Any], dict[str
             record = json.loads((file.metadata() or {})["record"])
             return record, {name: file.get_tensor(name) for name in file.keys()} if tensors else {}  # noqa: SIM118  no mapping
     except (SafetensorError, KeyError, ValueError, OSError) as error:
-        raise ArtifactError(f"{path} is no training state: {error}") from None
+        raise ArtifactError(f"{path} is not a training state: {error}") from None
 
 
 def _under(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:

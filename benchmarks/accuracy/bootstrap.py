@@ -59,7 +59,7 @@ def paired_difference(a: Sequence[float] | Array, b: Sequence[float] | Array, *,
 
 
 def replicated_difference(value_a: float, a: Sequence[float] | Array, value_b: float, b: Sequence[float] | Array) -> Interval:
-    """The difference a − b of estimates that are no means (a Fréchet distance), from their replicates over the same resamples.
+    """The difference a − b of estimates that are not means (a Fréchet distance), from their replicates over the same resamples.
 
     Raises UsageError when the numbers of replicates differ.
     """

@@ -131,7 +131,7 @@ def _scope(models: tuple[str, ...] | None, presets: tuple[str, ...] | None, meth
     """Raises UsageError naming every unknown preset, method and seed at once."""
     problems = [f"unknown preset '{p}' (presets: {', '.join(INTEGER_PRESETS)})" for p in presets or () if p not in INTEGER_PRESETS]
     problems += [f"unknown method '{m}' (methods: {', '.join(BY_NAME)})" for m in methods or () if m not in BY_NAME]
-    problems += [f"'{s}' is no seed" for s in seeds if not s.isdecimal()]
+    problems += [f"'{s}' is not a seed" for s in seeds if not s.isdecimal()]
     if problems:
         raise UsageError("; ".join(problems))
     return Scope(

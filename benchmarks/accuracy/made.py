@@ -80,7 +80,7 @@ def _check(found: Any, source: str) -> None:
     for key in ("conditions", "held_out"):
         values = found.get(key) or {}
         problems += [
-            f"{key}['{name}'] is no tensor [P, ...] of at least one value"
+            f"{key}['{name}'] is not a tensor [P, ...] of at least one value"
             for name, value in values.items()
             if not (isinstance(value, torch.Tensor) and value.dim() and len(value))
         ]

@@ -43,7 +43,7 @@ def _samples(results: ModelResults, work: Path, file: Path) -> None:
         value = row.psnr.value if row.psnr else float("nan")
         panels.append((f"{method(row.name).label}\n{value:.1f} dB", load_array(folder / SAMPLES)))
     drawn = [(label, as_pictures(samples[:_COLUMNS])) for label, samples in panels if samples is not None]
-    if len(drawn) < 2 or drawn[0][1].ndim != 4 or drawn[0][1].shape[1] not in (1, 3):  # latents are no pictures
+    if len(drawn) < 2 or drawn[0][1].ndim != 4 or drawn[0][1].shape[1] not in (1, 3):  # latents are not pictures
         return
     figure = Figure(figsize=(1.9 + 0.62 * _COLUMNS, 0.66 * len(drawn)), layout="constrained")
     axes = figure.subplots(len(drawn), 1, squeeze=False)[:, 0]

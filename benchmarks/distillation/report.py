@@ -53,7 +53,7 @@ trajectories of 20 steps. Both start from the same initialized network, calibrat
 
 Resident memory at its peak (`VmHWM`) minus what was resident when model, graphs and calibration data had been loaded, each kind in a
 process of its own, two iterations. The values between the blocks lie in files that are read with plain reads, so the system's cache of them
-is no part of it.
+is not a part of it.
 
 | | above the loaded model | ratio |
 |---|---:|---:|

@@ -33,7 +33,7 @@ The lint is not asked to be right about everything: `build-engine --allow RULE` 
 errors of one rule pass, with a warning that says what the rule is about. The engine's manifest (`lint_allowed`, with how many errors there
 were) and `inspect` show it, and so does the command that an engine which must be built again ends with. A rule marked as one of a *crash*
 is about the builder dying: it does so in a process of its own, and the build ends with exit code 3. `external-data` and `invalid-onnx` keep
-files from parsers, and cannot be allowed; they, names that are no rule, and rules that are no error for TensorRT end with exit code 2.
+files from parsers, and cannot be allowed; they, unknown names, and rules that are not an error for TensorRT end with exit code 2.
 `check --lint` has no such option: it only tells.
 
 A bundle is judged for its own target. What is known of the engines comes from building the patterns that each rule names

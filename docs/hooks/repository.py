@@ -1,6 +1,6 @@
 """The site's pages that lie outside of docs/, and links between the two: what is a link on GitHub is one on the site.
 
-README.md is the front page. A link to a file of the repository that is no page (source code, say) keeps its text and loses its target.
+README.md is the front page. A link to a file of the repository that is not a page (source code, say) keeps its text and loses its target.
 """
 
 from __future__ import annotations

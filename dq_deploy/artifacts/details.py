@@ -132,7 +132,7 @@ class OutputTree(_Tree):
 
 
 class CallArguments(_Open):
-    """Arguments of the network: what may be given by position, and the structure and constants of those that are no plain tensor."""
+    """Arguments of the network: what may be given by position, and the structure and constants of those that are not plain tensor."""
 
     parameters: list[str] = Field(min_length=1)
     timestep: str
@@ -397,6 +397,6 @@ def parse_details(path: Path, manifest: Manifest) -> Any:
     return as_record(
         manifest.details,
         kind.details,
-        f"{path} is no {manifest.kind} of this dq-deploy",
+        f"{path} is not a valid {manifest.kind} of this dq-deploy",
         hint=f"make it again with: dq-deploy {kind.made_by}",
     )

@@ -71,20 +71,22 @@ def check_output(path: Path, *, force: bool = False, source: Path | None = None)
     """Refuse an output path that cannot be written to, before any long step.
 
     Raises UsageError when the path exists and ``force`` is off, or when it exists and carries no manifest of ours; when it is the artefact
-    ``source`` that the output is made from, or a folder around it; and for a path that is no text in this system's encoding.
+    ``source`` that the output is made from, or a folder around it; and for a path that is not text in this system's encoding.
     """
     _check_text(path)
     if source is not None and path.exists() and path.resolve() in (source.resolve(), *source.resolve().parents):
         raise UsageError(f"output {path} is what it would be made from, {source}, or holds it", "choose another output")
     if not path.exists() and not path.is_symlink():
-        parent = next(p for p in path.absolute().parents if os.path.lexists(p))  # a link that leads nowhere is no folder either
+        parent = next(p for p in path.absolute().parents if os.path.lexists(p))  # a link that leads nowhere is not a folder either
         if not parent.is_dir() or not os.access(parent, os.W_OK):
             raise UsageError(f"cannot create {path}: {parent} is not a writable folder")
         return
     if not force:
         raise UsageError(f"output {path} already exists", "choose another output, or pass --force to replace an artefact of ours")
     if not (path / MANIFEST_NAME).is_file():
-        raise UsageError(f"output {path} exists and is no artefact of dq-deploy (it has no {MANIFEST_NAME}), so --force will not delete it")
+        raise UsageError(
+            f"output {path} exists and is not an artefact of dq-deploy (it has no {MANIFEST_NAME}), so --force will not delete it"
+        )
     read_manifest(path)
 
 
@@ -94,7 +96,7 @@ def _check_text(path: Path) -> None:
         str(path.absolute()).encode()
     except UnicodeEncodeError:
         hint = "give another path; if this one is UTF-8, set PYTHONUTF8=1"
-        raise UsageError(f"the path {str(path)!a} is no text in this system's encoding", hint) from None
+        raise UsageError(f"the path {str(path)!a} is not text in this system's encoding", hint) from None
 
 
 def read_manifest(path: Path) -> Manifest:
@@ -106,9 +108,9 @@ def read_manifest(path: Path) -> Manifest:
         raise UsageError(f"no such path: {path}")
     source = path / MANIFEST_NAME
     if not path.is_dir() or not (source.exists() or source.is_symlink()):
-        raise ArtifactError(f"{path} is no dq-deploy artefact: it has no {MANIFEST_NAME}")
+        raise ArtifactError(f"{path} is not a dq-deploy artefact: it has no {MANIFEST_NAME}")
     if problem := file_problem(path, MANIFEST_NAME):
-        raise ArtifactError(f"{path} is no dq-deploy artefact: its {MANIFEST_NAME} {problem}", REMAKE)
+        raise ArtifactError(f"{path} is not a dq-deploy artefact: its {MANIFEST_NAME} {problem}", REMAKE)
     return parse_manifest(source)
 
 

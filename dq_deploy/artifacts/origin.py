@@ -33,7 +33,7 @@ def place_relative(details: dict[str, Any], artifact: Path) -> None:
 
 
 def places(entry: Place, artifact: Path) -> list[Path]:
-    """Where a source or a LoRA should lie: first as seen from the artefact, then where it was; empty for what is no path."""
+    """Where a source or a LoRA should lie: first as seen from the artefact, then where it was; empty for what is not a path."""
     if not entry.absolute:
         return []
     found = [Path(os.path.normpath(_absolute(artifact) / entry.relative))] if entry.relative else []

@@ -12,7 +12,7 @@ from .writing import write_bytes
 def check_output_file(path: Path, suffix: str, *, force: bool = False) -> None:
     """Refuse an output file that cannot be written, before any long step.
 
-    Raises UsageError: another suffix, a folder, an existing file without ``force``, a parent that is no writable folder.
+    Raises UsageError: another suffix, a folder, an existing file without ``force``, a parent that is not a writable folder.
     """
     if path.suffix.lower() != suffix:
         raise UsageError(f"output {path} does not end in {suffix}")

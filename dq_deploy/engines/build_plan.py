@@ -90,7 +90,7 @@ def check_graph(bundle: Artifact[BundleDetails]) -> Any:
     """The bundle's graph; refuse a file that is not ONNX, or not the one that its manifest describes.
 
     The builder's parser opens whatever file the graph names as external data, so each must be one that the manifest lists and whose hash
-    has been verified. Raises ArtifactError for a file that is no ONNX graph, other inputs than the manifest's, or a foreign data file.
+    has been verified. Raises ArtifactError for a file that is not an ONNX graph, other inputs than the manifest's, or a foreign data file.
     """
     path = bundle.file("model.onnx")
     model = check_onnx(path, listed=bundle.manifest.files)

@@ -107,7 +107,7 @@ def load(path: str | Path | Artifact, *, runtime: Runtime = "auto", watch: bool 
     timestep: NaN in the output and before the quantizers, and the share of codes at an end of their range (watch.py).
 
     Raises UsageError (no such path, unknown runtime), ArtifactError (neither of the two, a changed file, another runtime than the engine's)
-    and EnvironmentProblem (the runtime is not installed, or is no match for the engine).
+    and EnvironmentProblem (the runtime is not installed, or does not match the engine).
     """
     artifact = open_runnable(path)
     runner = WatchedRunner(watchable(artifact, runtime), **options) if watch else make_runner(artifact, runtime=runtime, **options)

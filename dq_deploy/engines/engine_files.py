@@ -34,7 +34,7 @@ def builder_of(path: Path, details: EngineDetails) -> EngineDescriptor:
 def options_of(path: Path, details: EngineDetails) -> BuildOptions:
     """The options that the engine there was built with. Raises ArtifactError where there are no such options."""
     hint = "build it again with: dq-deploy build-engine"
-    return as_record(details.options, BuildOptions, f"{path} is no engine of this dq-deploy: options", hint=hint)
+    return as_record(details.options, BuildOptions, f"{path} is not a valid engine of this dq-deploy: options", hint=hint)
 
 
 def open_runnable(path: str | Path | Artifact[Any]) -> Artifact[GraphDetails]:

@@ -192,7 +192,7 @@ def undocumented(reports: Sequence[LayerReport], instructions: Sequence[str] | N
 
 
 def kernel_rows(report: LayerReport) -> list[tuple[str, str, int]]:
-    """(kernel type, datatypes, count), the commonest first: rows for a table. What only orders the others is no kernel and left out."""
+    """(kernel type, datatypes, count), the commonest first: rows for a table. What only orders the others is not a kernel and left out."""
     counts = Counter((kernel.type, datatypes(kernel)) for kernel in report.kernels if kernel.type not in _BOOKKEEPING)
     return sorted(((kind, datatype, count) for (kind, datatype), count in counts.items()), key=lambda row: (-row[2], row[0], row[1]))
 

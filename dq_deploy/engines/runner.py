@@ -109,7 +109,7 @@ class GraphRunner(ABC):
 def graph_file(source: str | Path | Artifact) -> Path:
     """The ONNX file of a bundle (folder or opened artefact), or the file itself when the path names one.
 
-    Raises UsageError (no such path) and ArtifactError (a folder that is no bundle, or whose files do not match its manifest; a
+    Raises UsageError (no such path) and ArtifactError (a folder that is not a bundle, or whose files do not match its manifest; a
     graph that names data outside of its folder).
     """
     if isinstance(source, Artifact):
@@ -157,11 +157,11 @@ def _as_array(name: str, value: Array) -> Array:
     try:
         return np.asarray(value)
     except (ValueError, TypeError, RuntimeError) as error:  # lists of different lengths, tensors of torch that numpy cannot show
-        raise UsageError(f"input '{name}' is no array: {error}") from None
+        raise UsageError(f"input '{name}' is not an array: {error}") from None
 
 
 def _type_problems(spec: InputSpec, array: Array) -> Iterator[str]:
-    """Why the graph's type is no type for these values: a cast would change them, or a float model would not take them."""
+    """Why the graph's type is not a type for these values: a cast would change them, or a float model would not take them."""
     floating = array.dtype.kind == "f" or array.dtype.name == "bfloat16"  # numpy itself has none
     if not floating and array.dtype.kind not in "biu":
         yield f"input '{spec.name}' has dtype {array.dtype}, and the graph takes {spec.dtype}"
@@ -172,7 +172,8 @@ def _type_problems(spec: InputSpec, array: Array) -> Iterator[str]:
         with np.errstate(invalid="ignore"):
             changed = np.flatnonzero((array.astype(spec.dtype) != array).reshape(-1))
         if changed.size:
-            yield f"input '{spec.name}' has {array.reshape(-1)[changed[0]]} in it, which is no {spec.dtype}, and the graph takes that"
+            value = array.reshape(-1)[changed[0]]
+            yield f"input '{spec.name}' has {value} in it, which is not of type {spec.dtype}, and the graph takes that"
 
 
 def _entry_problems(spec: InputSpec, array: Array) -> Iterator[str]:

@@ -65,7 +65,9 @@ class TritonConfig:
 def check_name(name: str) -> str:
     """A model's name, which is a folder's and a quoted string's. Raises UsageError."""
     if not _NAME.fullmatch(name):
-        raise UsageError(f"'{name}' is no name for a model of Triton's", "letters, digits, '.', '_' and '-', the first a letter or digit")
+        raise UsageError(
+            f"'{name}' is not a name for a model of Triton's", "letters, digits, '.', '_' and '-', the first a letter or digit"
+        )
     return name
 
 

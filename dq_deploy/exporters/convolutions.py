@@ -46,7 +46,7 @@ def _slow(layer: IntegerLayer) -> bool:
 def float_convolutions(checkpoint: Checkpoint, names: Collection[str]) -> Checkpoint:
     """A copy of the checkpoint in which these convolutions take their activations unquantized; its manifest says so too.
 
-    Raises ArtifactError for a name that is no quantized convolution.
+    Raises ArtifactError for a name that is not a quantized convolution.
     """
     layers = checkpoint.layers
     if unknown := sorted(name for name in names if name not in layers or not _quantized(layers[name])):

@@ -1,7 +1,7 @@
 """Number formats: what the numbers of a tensor are, and what they take to store.
 
 Add one with ``register_format``; plans, quantizers, weights and checkpoints then take it as they take INT8. An integer format needs no
-more. What is no integer also needs its rounding in ``quantization/numerics.py`` (``quantize``, ``quantize_weight``).
+more. What is not an integer also needs its rounding in ``quantization/numerics.py`` (``quantize``, ``quantize_weight``).
 """
 
 from __future__ import annotations

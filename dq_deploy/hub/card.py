@@ -84,7 +84,7 @@ def model_card(artifact: Artifact, report: ReportData | None = None, *, repo_id:
 
 
 def sample_grid(pictures: Pictures) -> bytes:
-    """The report's pairs as one PNG, float on the left where there is one. Raises ArtifactError where one is no picture."""
+    """The report's pairs as one PNG, float on the left where there is one. Raises ArtifactError where one is not a picture."""
     panels = [Panel(f"quantized · {pictures.engine}", _decoded(pictures.quantized))]
     if pictures.expected:
         panels.insert(0, Panel("float · pytorch", _decoded(pictures.expected)))
@@ -112,7 +112,7 @@ def _metadata(artifact: Artifact, report: ReportData | None, license_id: str | N
     return ModelCardData(
         license=license_id,
         library_name="dq-deploy",
-        # A folder's name may look like an id; only what is no path here is taken for one.
+        # A folder's name may look like an id; only what is not a path here is taken for one.
         base_model=base if REPO_ID.fullmatch(base) and not own and not Path(reference).exists() else None,
         pipeline_tag=_task(details),
         tags=tags,

@@ -24,7 +24,7 @@ def load(path: str | Path | Artifact, *, runtime: Runtime = "auto", revision: st
     infinity, or "propagate" them. ``watch=True`` counts those, and codes at an end of their range, by timestep (``model.watched()``).
 
     Raises UsageError (no such path or repository, unknown runtime), ArtifactError (neither of the two, a changed file, another runtime than
-    the engine's) and EnvironmentProblem (the runtime is not installed, or is no match for the engine).
+    the engine's) and EnvironmentProblem (the runtime is not installed, or does not match the engine).
     """
     on_hub = isinstance(path, str) and REPO_ID.fullmatch(path) and not Path(path).exists()
     if not on_hub:

@@ -17,7 +17,7 @@ _MOST_CURVES = 12
 
 
 def check_picture(path: Path, *, force: bool) -> None:
-    """Raise UsageError for a file that is no PNG or SVG by its name, exists already, or has no folder."""
+    """Raise UsageError for a file that is not a PNG or SVG by its name, exists already, or has no folder."""
     if path.suffix.lower() not in SUFFIXES:
         raise UsageError(f"{path} is neither {' nor '.join(SUFFIXES)}", "name the picture FILE.png or FILE.svg")
     if path.exists() and not (force and path.is_file()):

@@ -17,7 +17,7 @@ from ..quantization.config import Sampler
 def calibrated_scheduler(artifact: Artifact) -> Any:
     """The scheduler of the calibration trajectories, made anew.
 
-    Raises ArtifactError for a manifest without one, and UsageError where it was no scheduler of diffusers, or one that had been changed.
+    Raises ArtifactError for a manifest without one, and UsageError where it was not a scheduler of diffusers, or one that had been changed.
     """
     entry = artifact.manifest.scheduler
     if not entry or not artifact.manifest.timesteps:

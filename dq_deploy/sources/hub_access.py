@@ -33,7 +33,7 @@ def unreachable(error: Exception) -> bool:
 
 
 def download_error(error: Exception, hub_id: str, what: str) -> DqDeployError:
-    """Why ``hub_id``, which was no path either, could not be downloaded; ``what`` it should be: a model, a repository."""
+    """Why ``hub_id``, which was not a path either, could not be downloaded; ``what`` it should be: a model, a repository."""
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     reason = first_line(error)

@@ -81,7 +81,7 @@ def reload_source(origin: Origin, artifact: Path) -> Source:
 
 
 def _found(entry: Place, typed: str, artifact: Path) -> list[str | Path]:
-    """Where it lies now; what was typed where that is no path. Raises UsageError when it lies nowhere."""
+    """Where it lies now; what was typed where that is not a path. Raises UsageError when it lies nowhere."""
     expected = places(entry, artifact)
     found: list[str | Path] = [place for place in expected if place.exists()]
     if expected and not found:
@@ -93,7 +93,7 @@ def _found(entry: Place, typed: str, artifact: Path) -> list[str | Path]:
 def source_from_module(module: torch.nn.Module, *, scheduler: Any, sample_shape: tuple[int, ...], name: str | None = None) -> Source:
     """A source from any module called as ``module(sample, timestep, **conditions)``; the module is copied, not changed.
 
-    ``sample_shape`` is the shape of one sample without the batch. Raises UsageError when it is no shape and ArtifactError for a NaN or
+    ``sample_shape`` is the shape of one sample without the batch. Raises UsageError when it is not a shape and ArtifactError for a NaN or
     infinite weight.
     """
     if not sample_shape or any(not isinstance(size, int) or size < 1 for size in sample_shape):
@@ -171,7 +171,7 @@ def _from_pipeline(pipeline: Any) -> Source:
 
 def _config(model: Any) -> dict[str, Any]:
     config: dict[str, Any] = json.loads(model.to_json_string())
-    # The folder that a model came from is no property of the model, and would differ from machine to machine.
+    # The folder that a model came from is not a property of the model, and would differ from machine to machine.
     config.pop("_name_or_path", None)
     return config
 
@@ -222,7 +222,7 @@ _MISFITS = ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs")
 def _check_weights(folder: Path) -> None:
     """Refuse a part without safetensors: what is pickled, what is another framework's, and what is not there."""
     if not folder.is_dir():
-        raise ArtifactError(f"{folder.parent} is no complete diffusers pipeline: it has no folder '{folder.name}'")
+        raise ArtifactError(f"{folder.parent} is not a complete diffusers pipeline: it has no folder '{folder.name}'")
     if weight_files(folder):
         return
     pickled = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLES)

@@ -26,7 +26,7 @@ class Lora:
 def fused_copy(model: torch.nn.Module) -> torch.nn.Module:
     """A plain float32 copy of ``model`` on the CPU (``plain_copy``) without adapters, the active ones added into its weights.
 
-    Every layer is compared with what it was. Raises UsageError for an adapter that is no plain change of a weight.
+    Every layer is compared with what it was. Raises UsageError for an adapter that is not a plain change of a weight.
     """
     copied = plain_copy(model)
     layers = _adapted(copied)
@@ -49,7 +49,7 @@ def check_lora(lora: Lora) -> None:
     if not lora.path.is_file():
         raise UsageError(f"no such LoRA file: {lora.path}")
     if lora.path.suffix != ".safetensors":
-        raise UsageError(f"{lora.path} is no .safetensors file", "a pickle can run code when loaded, so only safetensors are read")
+        raise UsageError(f"{lora.path} is not a .safetensors file", "a pickle can run code when loaded, so only safetensors are read")
     check_safetensors(lora.path)
     try:
         import peft  # noqa: F401
@@ -107,7 +107,7 @@ def _fused(name: str, layer: Any) -> torch.nn.Module:
     got = fused(x)
     if not torch.allclose(got, expected, rtol=0, atol=_TOLERANCE * float(expected.abs().max())):
         difference = float((got - expected).abs().max() / expected.abs().max())
-        raise UsageError(f"{kind} is no change of its weight alone: fused, the output differs by {difference:.1e}", hint)
+        raise UsageError(f"{kind} is not a change of its weight alone: fused, the output differs by {difference:.1e}", hint)
     return fused
 
 

@@ -47,7 +47,7 @@ def pickles_allowed() -> bool:
 def as_safetensors(root: Path, parts: Sequence[str]) -> Iterator[Path]:
     """``root``; where pickles are allowed and a part has no other weights, a temporary folder of links to it that has them as safetensors.
 
-    Raises ArtifactError when a pickle is no state dict, or a shard is missing.
+    Raises ArtifactError when a pickle is not a state dict, or a shard is missing.
     """
     warn = _WARN.get()
     pickled = {part: files for part in parts if (files := pickled_files(root / part))} if warn else {}

@@ -57,7 +57,7 @@ def read_components(root: Path) -> dict[str, tuple[str, str]]:
 def _read(root: Path) -> dict[str, Any]:
     path = root / INDEX_NAME
     if not path.is_file():
-        raise ArtifactError(f"{root} is no diffusers pipeline: it has no {INDEX_NAME}", "`pipeline.save_pretrained(DIR)` writes one")
+        raise ArtifactError(f"{root} is not a diffusers pipeline: it has no {INDEX_NAME}", "`pipeline.save_pretrained(DIR)` writes one")
     index = read_json(path, "valid JSON")
     if not isinstance(index, dict) or not isinstance(index.get("_class_name"), str):
         raise ArtifactError(f"{path} names no pipeline class of diffusers")

@@ -71,7 +71,7 @@ def _unwrapped(module: nn.Module) -> nn.Module:
 
 
 def _inner(module: nn.Module) -> nn.Module | None:
-    """What a wrapper is around; None for a module that is no wrapper."""
+    """What a wrapper is around; None for a module that is not a wrapper."""
     from torch._dynamo import OptimizedModule
     from torch.optim.swa_utils import AveragedModel
 
@@ -151,7 +151,7 @@ def _converted(tensor: torch.Tensor, dtype: torch.dtype | None, *, own: bool = F
     plain = tensor.detach().as_subclass(torch.Tensor)
     if dtype is not None:
         plain = plain.to("cpu", dtype if plain.is_floating_point() else plain.dtype)
-        if plain.stride() != torch.empty(plain.shape, device="meta").stride():  # channels last, which is no property of the model
+        if plain.stride() != torch.empty(plain.shape, device="meta").stride():  # channels last, which is not a property of the model
             plain = plain.clone(memory_format=torch.contiguous_format)
     same = plain.data_ptr() == tensor.data_ptr()
     # A tensor from inference mode can never be part of anything that records gradients.

@@ -26,7 +26,7 @@ _FLOAT_MODEL = "give the PyTorch model that it was made from: a diffusers pipeli
 def file_error(path: Path) -> ArtifactError:
     """Why this file is not a source. Raises ArtifactError itself for a stand-in, and for invalid safetensors."""
     if not path.is_file():
-        return ArtifactError(f"{path} is no regular file, and no diffusers pipeline folder")
+        return ArtifactError(f"{path} is not a regular file, and no diffusers pipeline folder")
     refuse_stand_in(path)
     suffix = path.suffix.lower()
     if folder := _pipeline_around(path):
@@ -47,8 +47,8 @@ def file_error(path: Path) -> ArtifactError:
 
 
 def folder_error(root: Path) -> ArtifactError:
-    """Why this folder, which has no ``model_index.json``, is no source."""
-    message = f"{root} is no diffusers pipeline: it has no {INDEX_NAME}"
+    """Why this folder, which has no ``model_index.json``, is not a source."""
+    message = f"{root} is not a diffusers pipeline: it has no {INDEX_NAME}"
     kind = _json(root / MANIFEST_NAME).get("kind")
     if isinstance(kind, str) and "schema_version" in _json(root / MANIFEST_NAME):
         return ArtifactError(f"{message}; it is a {kind} of dq-deploy", f"dq-deploy inspect {root} says what it was made from")

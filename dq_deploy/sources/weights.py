@@ -31,7 +31,7 @@ _INDEX = f"{WEIGHTS_SUFFIX}.index.json"
 def readable(root: Path, parts: Sequence[str]) -> Iterator[Path]:
     """``root``, or a temporary folder of links to it in which the weights of ``parts`` have the names that diffusers looks for.
 
-    Raises ArtifactError: weights that another tool has quantized, that are no safetensors, or of which a shard is missing.
+    Raises ArtifactError: weights that another tool has quantized, that are not safetensors, or of which a shard is missing.
     """
     for part in parts:
         check_precision(root / part)

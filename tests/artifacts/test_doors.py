@@ -1,6 +1,6 @@
 """Files are opened and written in two places. What has no name that lint can ban is looked for in the syntax trees of the package.
 
-A new line in ``EXCEPTIONS`` takes a reason: the file is our own of the same run, is no artefact, or is read by a library that cannot be
+A new line in ``EXCEPTIONS`` takes a reason: the file is our own of the same run, is not an artefact, or is read by a library that cannot be
 handed bytes.
 """
 

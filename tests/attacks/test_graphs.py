@@ -1,4 +1,4 @@
-"""Graphs that are none, are no model, or name bytes that are not there."""
+"""Graphs that are none, are not model, or name bytes that are not there."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ NO_MANIFEST = {
     "no UTF-8": (b"\xff\xfe", "can't decode"),
     "nested": (b'{"details": ' + b"[" * 100_000, "nested too deeply"),
     "a key twice": (b'{"kind": "bundle", "kind": "engine"}', "key 'kind' stands there twice"),
-    "NaN": (b'{"kind": "bundle", "model": "m", "timesteps": [NaN]}', "NaN is no JSON number"),
+    "NaN": (b'{"kind": "bundle", "model": "m", "timesteps": [NaN]}', "NaN is not a JSON number"),
     "infinity": (b'{"kind": "bundle", "model": "m", "timesteps": [1e999]}', "1e999 is beyond the range of a double"),
     "a number of a million digits": (b'{"schema_version": ' + b"9" * 1_000_000 + b"}", "digits"),
     "a pickle": (b"\x80\x04\x95\x10\x00\x00\x00\x00\x00\x00\x00\x8c\x02os\x94.", "can't decode"),
@@ -78,7 +78,7 @@ def without(key: str) -> Callable[[dict[str, Any]], None]:
 @pytest.mark.parametrize("key", ["inputs", "output", "target", "dtype", "float", "layers", "quantizers", "sample_shape", "float_layers"])
 def test_details_missing_from_a_bundle(cli: Cli, outside_bundle: Artifact, nothing_runs: None, tmp_path: Path, key: str) -> None:
     bundle = change_manifest(copy_of(outside_bundle, tmp_path / "bundle"), without(key))
-    words = ("is no bundle of this dq-deploy: ", f"{key}: Field required", "hint: make it again with: dq-deploy export")
+    words = ("is not a valid bundle of this dq-deploy: ", f"{key}: Field required", "hint: make it again with: dq-deploy export")
     for arguments in (
         ("inspect", bundle),
         ("bench", bundle),
@@ -108,7 +108,7 @@ def test_details_missing_from_a_bundle(cli: Cli, outside_bundle: Artifact, nothi
 )
 def test_details_missing_from_a_checkpoint(cli: Cli, plain_checkpoint: Checkpoint, tmp_path: Path, key: str) -> None:
     checkpoint = change_manifest(copy_of(plain_checkpoint.artifact, tmp_path / "checkpoint"), without(key))
-    words = ("is no checkpoint of this dq-deploy: ", f"{key}: Field required", "hint: make it again with: dq-deploy quantize")
+    words = ("is not a valid checkpoint of this dq-deploy: ", f"{key}: Field required", "hint: make it again with: dq-deploy quantize")
     for arguments in (("inspect", checkpoint), ("export", checkpoint, "-o", tmp_path / "o", "--target", "tensorrt")):
         assert_refused(cli(*arguments), 3, *words)
 
@@ -116,14 +116,14 @@ def test_details_missing_from_a_checkpoint(cli: Cli, plain_checkpoint: Checkpoin
 @pytest.mark.parametrize("details", [{"layers": [{"name": "x"}]}, {"quantizers": [7]}, {"inputs": "sample"}, {"sample_shape": []}])
 def test_details_of_another_form(cli: Cli, outside_bundle: Artifact, tmp_path: Path, details: dict[str, Any]) -> None:
     bundle = change_manifest(copy_of(outside_bundle, tmp_path / "bundle"), lambda m: m["details"].update(details))
-    assert_refused(cli("inspect", bundle), 3, f"is no bundle of this dq-deploy: {next(iter(details))}", "hint: ")
+    assert_refused(cli("inspect", bundle), 3, f"is not a valid bundle of this dq-deploy: {next(iter(details))}", "hint: ")
 
 
 @pytest.mark.parametrize("key", ["backend", "version", "engines", "inputs", "batch", "sample_shape"])
 def test_details_missing_from_an_engine(cli: Cli, outside_bundle: Artifact, tmp_path: Path, key: str) -> None:
     engine = engine_of(outside_bundle, tmp_path / "engine")
     change_manifest(engine.path, without(key))
-    with pytest.raises(ArtifactError, match=f"is no engine of this dq-deploy: {key}: Field required") as caught:
+    with pytest.raises(ArtifactError, match=f"is not a valid engine of this dq-deploy: {key}: Field required") as caught:
         load(engine.path)
     assert caught.value.hint
     assert_refused(cli("sample", engine.path, "-o", tmp_path / "grid.png"), 3, f"{key}: Field required", "hint: ")
@@ -151,7 +151,7 @@ def test_nothing_of_a_pickle_runs(cli: Cli, pipeline_dir: Path, tmp_path: Path) 
         (pipeline / "unet" / f"diffusion_pytorch_model{suffix}").write_bytes(program)
         assert_refused(cli("quantize", pipeline, "-o", tmp_path / "o"), 3, "pickled weights", "refused", "hint: ")
         assert_refused(
-            cli("quantize", pipeline, "-o", tmp_path / "o", "--lora", tmp_path / "model.engine"), 2, "no .safetensors file", "hint: "
+            cli("quantize", pipeline, "-o", tmp_path / "o", "--lora", tmp_path / "model.engine"), 2, "not a .safetensors file", "hint: "
         )
     assert not flag.exists()
 

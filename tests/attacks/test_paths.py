@@ -25,12 +25,12 @@ NAMES = {
     "\\\\server\\share": "is absolute",
     "C:\\secret": "is absolute",
     "C:secret": "is absolute",
-    "./model.onnx.data": "is no plain file name",
-    "a//b": "is no plain file name",
-    "model.onnx.data/": "is no plain file name",
-    "": "is no plain file name",
-    "model.onnx.data\n": "is no plain file name",
-    "nul\0byte": "is no plain file name",
+    "./model.onnx.data": "is not a plain file name",
+    "a//b": "is not a plain file name",
+    "model.onnx.data/": "is not a plain file name",
+    "": "is not a plain file name",
+    "model.onnx.data\n": "is not a plain file name",
+    "nul\0byte": "is not a plain file name",
 }
 
 
@@ -103,8 +103,8 @@ LINKS: dict[Callable[[Path, Path], None], str] = {
     linked_graph: "leaves the folder through a link",
     linked_to_itself: "cannot be followed to a file",
     device: "leaves the folder through a link",
-    pipe: "is no regular file",
-    folder: "is no regular file",
+    pipe: "is not a regular file",
+    folder: "is not a regular file",
 }
 
 

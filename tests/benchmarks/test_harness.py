@@ -283,7 +283,7 @@ def test_the_command_measures_what_is_missing_and_writes_the_table(
     [
         (["--presets", "w9a9", "--methods", "magic", "--seeds", "x"], "unknown preset 'w9a9'"),
         (["--methods", "magic"], "unknown method 'magic'"),
-        (["--seeds", "-1"], "'-1' is no seed"),
+        (["--seeds", "-1"], "'-1' is not a seed"),
         (["--tier", "silver"], "unknown tier 'silver'"),
         (["--report-only"], "no results in"),
     ],

@@ -52,7 +52,7 @@ def test_a_keep_pattern_that_matches_no_layer(cli: Cli, tmp_path: Path, flow: Fl
         ('{"keep": {"conv_in": "int8"}}', ("keep",)),
         ('{"preset": ["w8a8"]}', ("preset",)),
         ('{"preset": "w5a5"}', ("w5a5", "w6a6")),
-        ('{"lr_scale": NaN}', ("not a JSON file", "NaN is no JSON number")),
+        ('{"lr_scale": NaN}', ("not a JSON file", "NaN is not a JSON number")),
         ('{"seed": 1, "seed": 2}', ("not a JSON file", "key 'seed' stands there twice")),
         ('{"source": "x", "force": true, "cls": 1}', ("source", "force", "cls")),
         ("[1, 2]", ("one JSON object",)),
@@ -96,9 +96,9 @@ def test_a_folder_that_is_no_pipeline(cli: Cli, tmp_path: Path, flow: Flow) -> N
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "readme.txt").write_text("nothing here")
     before = snapshot(tmp_path)
-    assert_refused(cli("quantize", tmp_path / "in", "-o", tmp_path / "o"), 3, "no diffusers pipeline", "model_index.json")
+    assert_refused(cli("quantize", tmp_path / "in", "-o", tmp_path / "o"), 3, "not a diffusers pipeline", "model_index.json")
     assert_refused(cli("quantize", tmp_path / "in" / "readme.txt", "-o", tmp_path / "o"), 3, "is a file")
-    assert_refused(cli("quantize", flow.checkpoint, "-o", tmp_path / "o"), 3, "no diffusers pipeline")
+    assert_refused(cli("quantize", flow.checkpoint, "-o", tmp_path / "o"), 3, "not a diffusers pipeline")
     assert_refused(cli("export", flow.pipeline, "-o", tmp_path / "o", "--target", "tensorrt"), 3, "manifest.json")
     assert_refused(cli("inspect", flow.pipeline), 3, "manifest.json")
     assert snapshot(tmp_path) == before

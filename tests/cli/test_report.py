@@ -54,7 +54,7 @@ def test_bad_paths(cli: Cli, flow: Flow, tmp_path: Path) -> None:
     page = tmp_path / "r.html"
     assert_refused(cli("report", "-o", page), 2, "--help")
     assert_refused(cli("report", tmp_path / "missing", "-o", page), 2, "no such path")
-    assert_refused(cli("report", flow.pipeline, "-o", page), 3, "no dq-deploy artefact")
+    assert_refused(cli("report", flow.pipeline, "-o", page), 3, "not a dq-deploy artefact")
     assert_refused(cli("report", flow.bundles["tensorrt"], "-o", page), 2, "none was given", "--checkpoint")
     assert_refused(cli("report", flow.checkpoint, "-o", tmp_path / "r.pdf"), 2, "does not end in .html")
     damaged = tampered(flow.checkpoint, tmp_path / "damaged")

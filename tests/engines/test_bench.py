@@ -154,7 +154,7 @@ def test_bundles_on_both_engines(tiny_bundle: Artifact) -> None:
 def test_what_cannot_be_timed_is_named(tiny_bundle: Artifact, tmp_path: Path) -> None:
     with create_artifact(tmp_path / "engine", Manifest(kind="engine", model="m")):
         pass
-    with pytest.raises(ArtifactError, match="engine is no engine of this dq-deploy: sample_shape: Field required"):
+    with pytest.raises(ArtifactError, match="engine is not a valid engine of this dq-deploy: sample_shape: Field required"):
         contenders_from([tiny_bundle, tmp_path / "engine"])
     with pytest.raises(UsageError, match="the same artefact is given twice"):
         contenders_from([tiny_bundle, tiny_bundle.path])

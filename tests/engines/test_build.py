@@ -205,7 +205,7 @@ def test_options_are_checked_before_the_build(bundle: Artifact, tmp_path: Path) 
     assert "no such path" in refused(UsageError, tmp_path / "none", output)
     output.mkdir()
     assert "already exists" in refused(UsageError, bundle, output)
-    assert "is no artefact of dq-deploy" in refused(UsageError, bundle, output, force=True)
+    assert "is not an artefact of dq-deploy" in refused(UsageError, bundle, output, force=True)
 
 
 def test_onnxruntime_bundle_is_refused_with_the_right_command(tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ def with_bits(flow: Flow, path: Path, weights: int, activations: int, *, wide: f
 )
 def test_without_vnni_int8_is_for_layers_with_narrow_weights(flow: Flow, tmp_path: Path, weights: int, activations: int, wide: float,
                                                              serves: bool) -> None:  # fmt: skip
-    """W4A8 whose layers were raised to 8 bits by a budget is no W4A8 for kernels that saturate."""
+    """W4A8 whose layers were raised to 8 bits by a budget is not W4A8 for kernels that saturate."""
     assert int8_without_vnni(with_bits(flow, tmp_path / "bundle", weights, activations, wide=wide)) is serves
 
 

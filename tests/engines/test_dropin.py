@@ -161,5 +161,5 @@ def test_what_cannot_be_loaded_is_refused(tmp_path: Path, tiny_bundle: Artifact)
         load(tmp_path / "checkpoint")
     with create_artifact(tmp_path / "engine", Manifest(kind="engine", model="m", details={"backend": "tensorrt-rtx"})):
         pass
-    with pytest.raises(ArtifactError, match="is no engine of this dq-deploy: sample_shape: Field required"):
+    with pytest.raises(ArtifactError, match="is not a valid engine of this dq-deploy: sample_shape: Field required"):
         load(tmp_path / "engine")

@@ -37,7 +37,7 @@ BY_THE_CLASS = {"head_dim", "inner_dim", "max_seq", "num_heads", "visual_cond"}
 OF_OTHER_MODELS = {
     "action_dim", "height", "width", "num_latent_pixels", "num_vector_embeds", "transformer", "image_proj", "model", "base_add_embedding",
 }  # fmt: skip
-"""Asked of what is no denoiser here: text decoders, VQ-Diffusion, parts of BLIP's and of ControlNet-XS's."""
+"""Asked of what is not a denoiser here: text decoders, VQ-Diffusion, parts of BLIP's and of ControlNet-XS's."""
 REFUSED = {
     "attn_processors", "set_attn_processor", "fuse_qkv_projections", "unfuse_qkv_projections", "enable_freeu",
     "disable_freeu", "down_blocks", "mid_block", "up_blocks", "encoder_hid_proj", "text_encoder_hid_proj",

@@ -100,7 +100,7 @@ def test_what_is_no_graph_is_refused(engine: type[GraphRunner], tmp_path: Path) 
         engine(tmp_path / "noise.onnx")
     with pytest.raises(UsageError, match="no such path"):
         engine(tmp_path / "absent")
-    with pytest.raises(ArtifactError, match="is no dq-deploy artefact"):
+    with pytest.raises(ArtifactError, match="is not a dq-deploy artefact"):
         engine(tmp_path)
 
 
@@ -187,15 +187,15 @@ classes (float[batch, 2] sample, int64[batch] class_labels) => (float[batch, 2] 
         ({"sample": np.ones((1, 2), bool)}, "input 'sample' has dtype bool, and the graph takes float32"),
         ({"sample": np.ones((1, 2), np.complex64)}, "input 'sample' has dtype complex64, and the graph takes float32"),
         ({"sample": np.array([["a", "b"]])}, "input 'sample' has dtype <U1, and the graph takes float32"),
-        ({"sample": [[1.0, 2.0], [3.0]]}, "input 'sample' is no array: "),
-        ({"sample": torch.ones(1, 2, requires_grad=True)}, "input 'sample' is no array: (?s:.*)requires grad"),
-        ({"sample": torch.ones(1, 2, dtype=torch.bfloat16)}, "input 'sample' is no array: (?s:.*)BFloat16"),
-        ({"sample": torch.ones(1, 2, device="meta")}, "input 'sample' is no array: (?s:.*)meta"),
+        ({"sample": [[1.0, 2.0], [3.0]]}, "input 'sample' is not an array: "),
+        ({"sample": torch.ones(1, 2, requires_grad=True)}, "input 'sample' is not an array: (?s:.*)requires grad"),
+        ({"sample": torch.ones(1, 2, dtype=torch.bfloat16)}, "input 'sample' is not an array: (?s:.*)BFloat16"),
+        ({"sample": torch.ones(1, 2, device="meta")}, "input 'sample' is not an array: (?s:.*)meta"),
         ({"sample": np.ones((2,), np.float32)}, r"input 'sample' has shape \[2\], and the graph takes \[any, 2\]"),
         ({"sample": np.ones((2, 2), np.float32)}, "the inputs' batches differ: sample has 2, class_labels has 1"),
-        ({"class_labels": np.array([1.5])}, "input 'class_labels' has 1.5 in it, which is no int64"),
-        ({"class_labels": np.array([np.nan])}, "input 'class_labels' has nan in it, which is no int64"),
-        ({"class_labels": np.array([2**63], np.uint64)}, "input 'class_labels' has 9223372036854775808 in it, which is no int64"),
+        ({"class_labels": np.array([1.5])}, "input 'class_labels' has 1.5 in it, which is not of type int64"),
+        ({"class_labels": np.array([np.nan])}, "input 'class_labels' has nan in it, which is not of type int64"),
+        ({"class_labels": np.array([2**63], np.uint64)}, "input 'class_labels' has 9223372036854775808 in it, which is not of type int64"),
         ({"class_labels": np.array([3])}, "input 'class_labels' is 3, and the graph has entries 0 to 2 for it"),
         ({"class_labels": np.array([-1])}, "input 'class_labels' is -1, and the graph has entries 0 to 2 for it"),
     ],

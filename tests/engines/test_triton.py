@@ -112,8 +112,8 @@ def test_one_timestep_for_a_batch_is_never_put_together(pipeline_dir: Path, tmp_
     ("options", "expected"),
     [
         ({"instances": 0, "max_batch_size": 0, "queue_delay_us": -1}, "instances is 0.*max_batch_size is 0.*queue_delay_us is -1"),
-        ({"name": "../up"}, "'../up' is no name for a model"),
-        ({"name": 'a"b'}, "is no name for a model"),
+        ({"name": "../up"}, "'../up' is not a name for a model"),
+        ({"name": 'a"b'}, "is not a name for a model"),
         ({"max_batch_size": 5}, "max_batch_size is 5, and .* was built for at most 4"),
         ({"device": "gpu"}, "an engine of openvino does not run on a GPU"),
     ],
@@ -146,7 +146,7 @@ def test_only_our_own_repository_is_replaced(engine: Artifact, tmp_path: Path) -
     triton_repository(engine, output, name="other", force=True)
     assert {path.name for path in output.iterdir()} == {"manifest.json", "other"}
     (tmp_path / "theirs" / "model").mkdir(parents=True)
-    with pytest.raises(UsageError, match="is no artefact of dq-deploy"):
+    with pytest.raises(UsageError, match="is not an artefact of dq-deploy"):
         triton_repository(engine, tmp_path / "theirs", force=True)
 
 

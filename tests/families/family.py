@@ -102,7 +102,7 @@ def positions(tokens: int, axes: int = 3, width: int = 0) -> torch.Tensor:
 
 
 class Fixed(nn.Module):
-    """A network with arguments that are no conditions (sizes, positions), as one writes it who quantizes a module and not a pipeline.
+    """A network with arguments that are not conditions (sizes, positions), as one writes it who quantizes a module and not a pipeline.
 
     Its own timestep is ``time_offset + time_scale · timestep``: many flow-matching networks take 0 … 1 where the scheduler has 0 … 1000.
     """

@@ -165,7 +165,7 @@ FAMILIES = [
         "Inpainting, called directly", lambda: unet(in_channels=9), (9, 8, 8), lambda: text(32),
         refused=Refusal(
             "quantize", "UsageError", "takes samples of [9, 8, 8] and gives [4, 8, 8]",
-            "9 channels in and 4 out are no sample that a scheduler can step; mask and masked picture are conditions in the row above",
+            "9 channels in and 4 out are not a sample that a scheduler can step; mask and masked picture are conditions in the row above",
         ),
     ),
     Family("IP-Adapter", lambda: WithIpAdapter(unet()), LATENT, lambda: {**text(32), "image_embeds": seeded(PROMPTS, 1, 20)}),

@@ -93,9 +93,9 @@ def test_an_engine_is_code_and_stays_on_the_hub(hub: LocalHub, flow: Flow, tmp_p
 def test_a_repository_that_is_none(hub: LocalHub, flow: Flow) -> None:
     with pytest.raises(UsageError, match="no such path: someone/nothing; nor can it be had from the hub"):
         dq_deploy.load("someone/nothing")
-    with pytest.raises(UsageError, match="a revision is of a hub repository"):
+    with pytest.raises(UsageError, match="a revision belongs to a hub repository"):
         dq_deploy.load(flow.bundles["onnxruntime"], revision="main")
-    with pytest.raises(UsageError, match="'tiny' is no repository of the hub"):
+    with pytest.raises(UsageError, match="'tiny' is not a repository of the hub"):
         push(flow.bundles["onnxruntime"], "tiny")
 
 

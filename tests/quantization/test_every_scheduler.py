@@ -34,9 +34,9 @@ class Row:
     needs: str | None = None  # a package that diffusers asks for
 
 
-TOKENS = "is no denoising loop: its samples are tokens, and not noisy signals"
-INVERSE = "is no denoising loop: it goes from a sample to noise"
-STAGES = "is no denoising loop: it samples in stages of growing size, which only its own pipeline does"
+TOKENS = "is not a denoising loop: its samples are tokens, and not noisy signals"
+INVERSE = "is not a denoising loop: it goes from a sample to noise"
+STAGES = "is not a denoising loop: it samples in stages of growing size, which only its own pipeline does"
 PROTEIN = {"schedule_mode": "log", "noise_mode": "1/t", "tsr_k": 1.0, "tsr_sigma": 1.0}
 
 ROWS = {
@@ -84,9 +84,9 @@ ROWS = {
     "RFD4ProteinaScheduler": Row(refused="'s step needs emit_mask, which only its own pipeline has", options=PROTEIN),
     "RePaintScheduler": Row(refused="'s step needs original_image, mask, which only its own pipeline has"),
     "SASolverScheduler": Row(ddim=True),
-    "SCMScheduler": Row(refused="is no denoising loop: its pipeline changes the timestep, the sample and the prediction on both sides"),
-    "ScoreSdeVeScheduler": Row(refused="is no denoising loop: it has no step"),
-    "ScoreSdeVpScheduler": Row(refused="is no denoising loop: it has no step"),
+    "SCMScheduler": Row(refused="is not a denoising loop: its pipeline changes the timestep, the sample and the prediction on both sides"),
+    "ScoreSdeVeScheduler": Row(refused="is not a denoising loop: it has no step"),
+    "ScoreSdeVpScheduler": Row(refused="is not a denoising loop: it has no step"),
     "TCDScheduler": Row(ddim=True),
     "UnCLIPScheduler": Row(ddim=True),
     "UniPCMultistepScheduler": Row(ddim=True),

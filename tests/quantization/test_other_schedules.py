@@ -184,7 +184,7 @@ def test_one_trial_before_the_run() -> None:
     ):
         tried(DDPMScheduler(rescale_betas_zero_snr=True, timestep_spacing="trailing"), x, x)
     tried(DDIMScheduler(), torch.cat([x, x], dim=1), x)  # noise and a variance
-    with pytest.raises(UsageError, match="a str is no denoising loop: it has no set_timesteps and no step"):
+    with pytest.raises(UsageError, match="a str is not a denoising loop: it has no set_timesteps and no step"):
         tried("ddim", x, x)
 
 
@@ -203,7 +203,7 @@ def test_the_scheduler_of_a_manifest_is_made_anew(saved: tuple[Any, Artifact]) -
     # Manifests of earlier versions do not say which ran; the rule does.
     assert isinstance(calibrated_scheduler(with_entry(lcm)), DDIMScheduler)
     assert isinstance(calibrated_scheduler(with_entry(lcm, sampler="pipeline")), LCMScheduler)
-    # One that is no class of diffusers may still have been replaced by DDIM, whose settings are there.
+    # One that is not a class of diffusers may still have been replaced by DDIM, whose settings are there.
     assert isinstance(
         calibrated_scheduler(with_entry({**lcm, "class": "Mine", "calibrated_with": {"class": "DDIMScheduler"}})), DDIMScheduler
     )

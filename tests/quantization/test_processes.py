@@ -90,7 +90,7 @@ def test_what_the_main_process_refuses_all_refuse(flow_pipeline: Path, tmp_path:
     (tmp_path / "out.resume").mkdir()
     done = launched("quantize", flow_pipeline, "-o", tmp_path / "out", *FLAGS)
     assert done.returncode != 0
-    assert "out.resume is in the way: it is no work folder of dq-deploy" in done.stderr
+    assert "out.resume is in the way: it is not a work folder of dq-deploy" in done.stderr
     assert "exitcode  : 2" in done.stderr, done.stderr
     assert [p.name for p in tmp_path.iterdir()] == ["out.resume"]
 

@@ -150,5 +150,5 @@ def test_what_is_not_ours_is_left_alone(tmp_path: Path) -> None:
 
 def test_a_work_folder_is_no_artefact(tmp_path: Path) -> None:
     interrupted(tmp_path / "out")
-    with pytest.raises(UsageError, match="no artefact of dq-deploy"):
+    with pytest.raises(UsageError, match="not an artefact of dq-deploy"):
         check_output(work_path(tmp_path / "out"), force=True)

@@ -217,7 +217,7 @@ def test_hub_id_that_cannot_be_had(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_folder_that_is_no_pipeline(tmp_path: Path) -> None:
-    with pytest.raises(ArtifactError, match=r"is no diffusers pipeline: it has no model_index.json"):
+    with pytest.raises(ArtifactError, match=r"is not a diffusers pipeline: it has no model_index.json"):
         load_source(tmp_path)
 
 

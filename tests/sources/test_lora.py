@@ -100,7 +100,7 @@ def test_adapters_that_no_weight_can_hold_are_refused(monkeypatch: pytest.Monkey
 
     pipeline = with_adapters(lora())
     monkeypatch.setattr(layers.Linear, "merge", lambda *_, **__: None)
-    with pytest.raises(UsageError, match=r"adapter_0 \(lora\) on .*to_q is no change of its weight alone: .* differs by .*\nfuse"):
+    with pytest.raises(UsageError, match=r"adapter_0 \(lora\) on .*to_q is not a change of its weight alone: .* differs by .*\nfuse"):
         load_source(pipeline)
     monkeypatch.undo()
     with pytest.raises(UsageError, match="on .*to_q cannot be fused: Impossible to merge LoRA with `lora_bias=True`"):
@@ -160,7 +160,7 @@ def test_bad_lora_files(saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     with pytest.raises(UsageError, match="no such LoRA file: .*none.safetensors"):
         load(tmp_path / "none.safetensors")
     (tmp_path / "lora.bin").write_bytes(b"\x80")
-    with pytest.raises(UsageError, match="lora.bin is no .safetensors file\na pickle can run code"):
+    with pytest.raises(UsageError, match="lora.bin is not a .safetensors file\na pickle can run code"):
         load(tmp_path / "lora.bin")
     (tmp_path / "broken.safetensors").write_bytes(b"\x80" * 20)
     with pytest.raises(ArtifactError, match=r"broken.safetensors: not a valid safetensors file \(its header claims "):

@@ -74,7 +74,7 @@ def test_nothing_of_a_hostile_pickle_runs_even_then(folder: Path, tmp_path: Path
 @pytest.mark.parametrize("content", [[torch.zeros(1)], {"state_dict": {"a": torch.zeros(1)}}, {1: torch.zeros(1)}, torch.zeros(1), 3])
 def test_tensors_in_another_form(folder: Path, content: object) -> None:
     torch.save(content, pickled(folder))
-    with allow_pickles(lambda _: None), pytest.raises(ArtifactError, match="is no state dict"):
+    with allow_pickles(lambda _: None), pytest.raises(ArtifactError, match="is not a state dict"):
         load_source(folder)
 
 
@@ -85,7 +85,7 @@ def test_damaged_weights_and_a_pipe(folder: Path) -> None:
         load_source(folder)
     path.unlink()
     os.mkfifo(path)
-    with allow_pickles(lambda _: None), pytest.raises(ArtifactError, match="is no regular file"):
+    with allow_pickles(lambda _: None), pytest.raises(ArtifactError, match="is not a regular file"):
         load_source(folder)
 
 

@@ -1,4 +1,4 @@
-"""Weights under the names that other tools give them are found; what is no pipeline is named for what it is, with the way on."""
+"""Weights under the names that other tools give them are found; what is not a pipeline is named for what it is, with the way on."""
 
 from __future__ import annotations
 

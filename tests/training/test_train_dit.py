@@ -93,7 +93,7 @@ def test_init_goes_on_from_a_pipeline(data: Path, tmp_path: Path) -> None:
     assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
     unet = train(data, tmp_path / "third", "--init", "builtin:fashion-mnist-unet")
     assert unet.exit_code == 2
-    assert "builtin:fashion-mnist-unet is no DiTTransformer2DModel that predicts epsilon" in unet.stderr
+    assert "builtin:fashion-mnist-unet is not a DiTTransformer2DModel that predicts epsilon" in unet.stderr
 
 
 def test_a_network_starts_with_nothing_to_say(data: Path) -> None:

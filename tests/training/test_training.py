@@ -79,8 +79,8 @@ def test_images_are_padded_with_background(data: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "is no IDX file of images"),
-        (struct.pack(">IIII", 0x801, 1, 28, 28), "is no IDX file of images"),
+        (b"", "is not an IDX file of images"),
+        (struct.pack(">IIII", 0x801, 1, 28, 28), "is not an IDX file of images"),
         (struct.pack(">IIII", 0x803, 2, 28, 28) + bytes(784), "announces 2 images of 28x28, and holds 784 bytes"),
         (struct.pack(">IIII", 0x803, 0, 28, 28), "announces 0 images"),
     ],
@@ -96,7 +96,7 @@ def test_no_images_and_images_too_large(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="holds neither train-images-idx3-ubyte nor train-images-idx3-ubyte.gz"):
         load_images(tmp_path, "train", 32)
     (tmp_path / "train-images-idx3-ubyte.gz").write_bytes(b"no gzip")
-    with pytest.raises(ArtifactError, match="is no whole gzip file"):
+    with pytest.raises(ArtifactError, match="is not a whole gzip file"):
         load_images(tmp_path, "train", 32)
     write_images(tmp_path / "t10k-images-idx3-ubyte", 2, edge=40)
     with pytest.raises(UsageError, match="images of 40x40 do not fit into the model's 32x32"):
@@ -115,7 +115,7 @@ def test_labels(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (struct.pack(">II", 0x803, 1) + bytes(1), "is no IDX file of labels"),
+        (struct.pack(">II", 0x803, 1) + bytes(1), "is not an IDX file of labels"),
         (struct.pack(">II", 0x801, 3) + bytes(2), "announces 3 labels, and holds 2 bytes of them"),
         (struct.pack(">II", 0x801, 2) + bytes([9, 10]), "has the label 10; Fashion-MNIST's go from 0 to 9"),
     ],
@@ -260,7 +260,7 @@ def test_options_that_cannot_be(data: Path, tmp_path: Path) -> None:
     (output / "state.safetensors").write_bytes(b"damaged")
     damaged = train(data, output, "--resume")
     assert damaged.exit_code == 3
-    assert "is no training state" in damaged.stderr
+    assert "is not a training state" in damaged.stderr
 
 
 def test_loss_that_diverges_stops(data: Path, tmp_path: Path) -> None:

@@ -133,7 +133,7 @@ def check_structure(path: Path) -> None:
 
 @contextmanager
 def without_links(folder: Path, names: Collection[str]) -> Iterator[Path]:
-    """A folder in which files of ``folder`` are no links: itself, but for a hub's cache, which OpenVINO's parser refuses.
+    """A folder in which files of ``folder`` are not links: itself, but for a hub's cache, which OpenVINO's parser refuses.
 
     There it is a temporary one beside the blobs, with hard links, or copies where the system makes none.
     """

@@ -12,7 +12,7 @@ REMAKE = "make it again, or restore the original files"
 
 
 def path_inside(folder: Path, name: str) -> Path:
-    """The regular file that ``name`` stands for in ``folder``. Raises ArtifactError when it leaves the folder or is no regular file."""
+    """The regular file that ``name`` stands for in ``folder``. Raises ArtifactError when it leaves the folder or is not a regular file."""
     if problem := name_problem(name) or file_problem(folder, name):
         raise ArtifactError(f"{folder}: {shown(name)} {problem}", REMAKE)
     return folder / name
@@ -31,7 +31,7 @@ def name_problem(name: str) -> str | None:
     if ".." in windows.parts:  # which split at both kinds of slashes
         return "leaves the folder"
     if not name or not name.isprintable() or "\\" in name or PurePosixPath(name).as_posix() != name:
-        return "is no plain file name"
+        return "is not a plain file name"
     return None
 
 
@@ -47,7 +47,7 @@ def file_problem(folder: Path, name: str) -> str | None:
         return "cannot be followed to a file"
     if not any(real.is_relative_to(root) for root in _roots(folder)):
         return "leaves the folder through a link"
-    return None if stat.S_ISREG(mode) else "is no regular file"
+    return None if stat.S_ISREG(mode) else "is not a regular file"
 
 
 def in_hub_cache(folder: Path, path: Path) -> bool:

@@ -27,5 +27,5 @@ def read_pickled_tensors(path: Path) -> dict[str, torch.Tensor]:
         reason = f"it asks for {asked[1]}" if asked else type(error).__name__
         raise ArtifactError(f"{path} holds more than plain tensors, or is damaged; nothing in it was run ({reason})") from error
     if not isinstance(found, Mapping) or not all(isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in found.items()):
-        raise ArtifactError(f"{path} is no state dict: names of tensors, and tensors", "write the weights as safetensors")
+        raise ArtifactError(f"{path} is not a state dict: names of tensors, and tensors", "write the weights as safetensors")
     return dict(found)

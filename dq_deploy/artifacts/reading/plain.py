@@ -33,10 +33,10 @@ def read_bytes(path: Path, *, limit: int | None = None, hint: str | None = None)
 
 
 def regular_file(path: Path, *, hint: str | None = None) -> int:
-    """Size in bytes of a file that is no pipe or device. Raises ArtifactError, and OSError as above."""
+    """Size in bytes of a file that is not a pipe or device. Raises ArtifactError, and OSError as above."""
     found = path.stat()
     if not stat.S_ISREG(found.st_mode):
-        raise ArtifactError(f"{path} is no regular file", hint)
+        raise ArtifactError(f"{path} is not a regular file", hint)
     return found.st_size
 
 
@@ -101,7 +101,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} is no JSON number")
+    raise ValueError(f"{name} is not a JSON number")
 
 
 def _finite(text: str) -> float:

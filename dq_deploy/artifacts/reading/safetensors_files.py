@@ -28,7 +28,7 @@ _BITS = {
 
 
 def check_safetensors(path: Path) -> dict[str, str]:
-    """Refuse a file whose header is no safetensors header, or does not describe the bytes behind it exactly; gives its metadata.
+    """Refuse a file whose header is not a safetensors header, or does not describe the bytes behind it exactly; gives its metadata.
 
     Raises ArtifactError: oversized or truncated header, duplicate keys, an unknown dtype, a shape that does not fit its bytes, overlaps,
     holes, missing or trailing bytes.
@@ -85,7 +85,7 @@ def _checked_header(path: Path) -> Mapping[str, Any]:
 
 def _check_header(header: Any, size: int) -> None:
     if not isinstance(header, Mapping):
-        raise ValueError("its header is no JSON object")
+        raise ValueError("its header is not a JSON object")
     spans = sorted(_span(name, entry) for name, entry in header.items() if name != "__metadata__")
     end = 0
     for begin, stop, name in spans:
@@ -99,7 +99,7 @@ def _check_header(header: Any, size: int) -> None:
 def _metadata(header: Mapping[str, Any]) -> dict[str, str]:
     found = header.get("__metadata__", {})
     if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
-        raise ValueError("its metadata are no texts")
+        raise ValueError("its metadata are not texts")
     return found
 
 

@@ -221,19 +221,19 @@ def _model_file(source: str | Path | Artifact[Any]) -> tuple[Path, bool | None, 
 
 
 def _valid(file: Path) -> Path:
-    """Raise ArtifactError for a graph that is no valid model: OpenVINO takes one with a circle, or with a value that is made twice."""
+    """Raise ArtifactError for a graph that is not a valid model: OpenVINO takes one with a circle, or with a value that is made twice."""
     import onnx
 
     try:
         check_structure(file)
     except onnx.checker.ValidationError as error:
-        raise ArtifactError(f"{file} is no valid model: {' '.join(str(error).split())[:400]}") from None
+        raise ArtifactError(f"{file} is not a valid model: {' '.join(str(error).split())[:400]}") from None
     return file
 
 
 @contextmanager
 def _plain_file(source: str | Path | Artifact, file: Path) -> Iterator[Path]:
-    """The file where it and its data are no links: in a hub's cache they are, and OpenVINO does not follow them to the data."""
+    """The file where it and its data are not links: in a hub's cache they are, and OpenVINO does not follow them to the data."""
     if not isinstance(source, Artifact) and Path(source).is_file():
         yield file
         return

@@ -72,6 +72,6 @@ def _read(config: Any, path: Path) -> Any:
 
 def _foreign(path: Path) -> ArtifactError:
     return ArtifactError(
-        f"{path} is no timing cache of this TensorRT on this GPU: it is damaged, or was made with another version or on another GPU",
+        f"{path} is not a timing cache of this TensorRT on this GPU: it is damaged, or was made with another version or on another GPU",
         _HINT,
     )

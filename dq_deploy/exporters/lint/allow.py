@@ -10,7 +10,7 @@ from .rules import RULES
 
 
 def check_allowed(names: Iterable[str], target: str) -> list[str]:
-    """The rules, each once. Raises UsageError naming all that are unknown, guard the parsers, or are no error for that target."""
+    """The rules, each once. Raises UsageError naming all that are unknown, guard the parsers, or are not an error for that target."""
     requested = list(dict.fromkeys(names))
     known = [rule.id for rule in RULES if target in rule.targets and rule.severity == "error" and rule.id not in _GUARDS]
     if unknown := [name for name in requested if name not in known]:

@@ -16,7 +16,7 @@ ONNXRUNTIME_OPSET = 26  # the newest that ONNX Runtime 1.31 has released support
 
 
 def int4_opset(view: View) -> Iterator[Hit]:
-    """INT4 came with opset 21: below it the graph is no ONNX, and ONNX Runtime refuses it, though TensorRT-RTX builds it.
+    """INT4 came with opset 21: below it the graph is not ONNX, and ONNX Runtime refuses it, though TensorRT-RTX builds it.
 
     Built and opened: pattern ``matmul-int4-opset-20``.
     """

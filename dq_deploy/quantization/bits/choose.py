@@ -94,7 +94,7 @@ def choose_bits(source: Any, budget: str, *, preset: str = "w4a8", device: str =
         raise UsageError(f"the preset gives every layer {config.weight_bits} bits already", "choose --preset w4a8, w4a4 or w6a6")
     prepared = prepare(source, config, request, progress)
     prepared.to(find_device(device))
-    patterns = list(options.get("keep") or {})  # what the user has decided is no choice
+    patterns = list(options.get("keep") or {})  # what the user has decided is not a choice
 
     def settings(layer: GraphLayer) -> list[BitPair]:
         return _settings(layer)[: 1 if any(name_matches(layer.name, pattern) for pattern in patterns) else 2]

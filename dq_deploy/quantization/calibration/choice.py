@@ -106,7 +106,7 @@ def _other_noise(scheduler: Any, ddim: Any) -> str | None:
 
 
 def _other_time(scheduler: Any) -> str | None:
-    """Why the scheduler's timesteps are no places in its ``alphas_cumprod``; None where they are."""
+    """Why the scheduler's timesteps are not places in its ``alphas_cumprod``; None where they are."""
     tried = copy.deepcopy(scheduler)
     if not any(_accepts(tried, steps) for steps in _TRIED_STEPS):
         return f"it takes none of {', '.join(map(str, _TRIED_STEPS))} steps by itself"

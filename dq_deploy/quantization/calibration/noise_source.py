@@ -84,7 +84,7 @@ def without_steps(calibration: CalibrationSource, model: torch.nn.Module) -> Cal
         )
     if calibration.config.guidance_scale is not None:
         raise UsageError(
-            f"a guidance scale is given, and {type(model).__name__} returns several tensors, which are no prediction to guide",
+            f"a guidance scale is given, and {type(model).__name__} returns several tensors, which are not a prediction to guide",
             "leave the guidance scale out",
         )
     return NoiseSource(

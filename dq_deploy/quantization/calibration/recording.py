@@ -163,7 +163,7 @@ def by_seed(values: Sequence[torch.Tensor], count: int) -> torch.Tensor:
 
 
 def check_call(call: Call, seeds: Sequence[int]) -> None:
-    """Raise UsageError for a batch that is no multiple of the seeds', and ArtifactError for NaN or Inf in the output."""
+    """Raise UsageError for a batch that is not a multiple of the seeds', and ArtifactError for NaN or Inf in the output."""
     assert call.output is not None
     if len(call.sample) % len(seeds):
         raise UsageError(f"the pipeline calls its model with {len(call.sample)} samples for {len(seeds)} prompts")

@@ -41,7 +41,7 @@ class Walk:
     """One pass of ``scheduler`` (which is changed: give it a copy) in ``steps`` steps, for a sample of each generator's own noise.
 
     ``timesteps`` are those to visit in their order, as the network gets them (``view``) in fp32; some may repeat. Raises UsageError for a
-    scheduler that is no denoising loop, that needs more than this loop has, or that refuses the steps.
+    scheduler that is not a denoising loop, that needs more than this loop has, or that refuses the steps.
     """
 
     def __init__(self, scheduler: Any, steps: int, generators: Sequence[torch.Generator], view: View = AS_IT_IS) -> None:
@@ -146,9 +146,9 @@ def _step_options(scheduler: Any) -> list[str]:
     name = type(scheduler).__name__
     advice = "give scheduler= one that denoises (DDIMScheduler, EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler, ...)"
     if reason := _NO_LOOP.get(name):
-        raise UsageError(f"a {name} is no denoising loop: {reason}", advice)
+        raise UsageError(f"a {name} is not a denoising loop: {reason}", advice)
     if missing := [method for method in ("set_timesteps", "step") if not callable(getattr(scheduler, method, None))]:
-        raise UsageError(f"a {name} is no denoising loop: it has no {' and no '.join(missing)}", advice)
+        raise UsageError(f"a {name} is not a denoising loop: it has no {' and no '.join(missing)}", advice)
     parameters = [p for p in inspect.signature(scheduler.step).parameters.values() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
     needed = [p.name for p in parameters if p.default is p.empty][1:]
     optional = [p.name for p in parameters if p.name in ("generator", "prev_timestep")]

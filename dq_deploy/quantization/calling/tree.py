@@ -138,7 +138,7 @@ def same(a: Any, b: Any) -> bool:
 
 
 def plain(value: Any) -> Any:
-    """A constant as JSON has it; None for what is no number, text, truth value or list of these."""
+    """A constant as JSON has it; None for what is not a number, text, truth value or list of these."""
     if isinstance(value, list | tuple):
         inner = [plain(entry) for entry in value]
         return inner if None not in inner else None

@@ -55,7 +55,7 @@ class _Positional(nn.Module):
         return packed(self._own(*tensors), sample_list=self.form.sample_list)
 
     def checked(self, *tensors: torch.Tensor) -> torch.Tensor:
-        """The output, after a look at what the module itself returns. Raises ArtifactError for what is no output."""
+        """The output, after a look at what the module itself returns. Raises ArtifactError for what is not an output."""
         output = self._own(*tensors)
         self.returns = output_form(output, self.module, len(tensors[0]), sample_list=self.form.sample_list)
         return packed(output, sample_list=self.form.sample_list)
@@ -73,7 +73,7 @@ class _Positional(nn.Module):
 def input_names(module: nn.Module, conditions: Sequence[str] = (), form: CallForm | None = None) -> list[str]:
     """Graph input names, in the order of the module's forward: its first parameter, ``timestep``, and the given conditions.
 
-    Raises UsageError when a condition is no parameter of the forward and no part of one in ``form``, and when one is missing.
+    Raises UsageError when a condition is not a parameter of the forward and no part of one in ``form``, and when one is missing.
     """
     parameters = list(inspect.signature(module.forward).parameters.values())
     form = form or CallForm.plain(module, conditions)

@@ -1,6 +1,6 @@
 """Parts of a forward under autocast, or with and without gradients, as nodes of the graph that they are parts of.
 
-torch.export makes a graph of each, which a call in the outer graph runs. They are no control flow: what is in them runs always.
+torch.export makes a graph of each, which a call in the outer graph runs. They are not control flow: what is in them runs always.
 """
 
 from __future__ import annotations

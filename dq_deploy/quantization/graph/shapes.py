@@ -36,7 +36,7 @@ def live_bytes(nodes: Sequence[Node]) -> int:
 
 
 def value_bytes(value: Any) -> int:
-    """Bytes of one sample of a captured value; 0 for what is no tensor."""
+    """Bytes of one sample of a captured value; 0 for what is not a tensor."""
     if not isinstance(value, torch.Tensor):
         return 0
     return math.prod(d for d in value.shape if isinstance(d, int)) * value.element_size()

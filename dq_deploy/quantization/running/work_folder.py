@@ -169,7 +169,7 @@ def _open(path: Path, output: Path, described: dict[str, Any], *, resume: bool, 
 def _lock(path: Path, output: Path) -> int:
     """Lock a work folder; the system lets go of it when the process ends, however it ends."""
     if not (path / _RUN).is_file() or not (path / _LOCK).is_file():
-        raise UsageError(f"{path} is in the way: it is no work folder of dq-deploy", "move it, or choose another output")
+        raise UsageError(f"{path} is in the way: it is not a work folder of dq-deploy", "move it, or choose another output")
     handle = locked(path / _LOCK)
     if handle is None:
         raise _busy(output, path)

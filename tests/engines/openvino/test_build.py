@@ -140,7 +140,7 @@ def test_engine_of_a_later_openvino_is_refused_with_the_command(engine: Artifact
 
 def test_options_that_there_are_not_are_refused(engine: Artifact, tmp_path: Path) -> None:
     odd = altered_manifest(engine, tmp_path / "odd", details=engine.manifest.details | {"options": {"turbo": True}})
-    with pytest.raises(ArtifactError, match="odd is no engine of this dq-deploy: options: turbo: Extra inputs are not permitted"):
+    with pytest.raises(ArtifactError, match="odd is not a valid engine of this dq-deploy: options: turbo: Extra inputs are not permitted"):
         load(odd.path)
 
 

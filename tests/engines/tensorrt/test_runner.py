@@ -174,7 +174,7 @@ def test_other_backend(trt: FakeTensorRT, fixed: Artifact, tmp_path: Path) -> No
 
 
 def test_manifest_that_is_no_engine_s(trt: FakeTensorRT, fixed: Artifact, tmp_path: Path) -> None:
-    with pytest.raises(ArtifactError, match="is no engine of this dq-deploy: engines: List should have at least 1 item"):
+    with pytest.raises(ArtifactError, match="is not a valid engine of this dq-deploy: engines: List should have at least 1 item"):
         engine_of(fixed, tmp_path / "engine", engines=[])
     engine = engine_of(fixed, tmp_path / "other", backend="tvm")
     assert "is an engine of 'tvm', and no engine here is called so: tensorrt-rtx, tensorrt, openvino" in refused(

@@ -1,4 +1,4 @@
-"""Builds share a timing cache: nothing is lost, and what is no cache is named.
+"""Builds share a timing cache: nothing is lost, and what is not a cache is named.
 
 TensorRT-RTX's timing caches are always empty, so the cache of a builder is a set of names here; lock and files are real.
 """
@@ -94,7 +94,7 @@ def test_builds_side_by_side_lose_nothing_of_each_other(tmp_path: Path) -> None:
 def test_damaged_and_foreign_caches_are_named_and_kept(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "cache"
     path.write_bytes(content)
-    with pytest.raises(ArtifactError, match=r"is no timing cache of this TensorRT on this GPU(?s:.*)delete it, or give another file"):
+    with pytest.raises(ArtifactError, match=r"is not a timing cache of this TensorRT on this GPU(?s:.*)delete it, or give another file"):
         load_timing_cache(Config(), path)
     assert path.read_bytes() == content
 
@@ -110,7 +110,7 @@ def test_cache_replaced_by_a_foreign_one_during_a_build_is_kept(tmp_path: Path) 
     config, path = Config(), tmp_path / "cache"
     load_timing_cache(config, path)
     path.write_bytes(b"another's")
-    with pytest.raises(ArtifactError, match="is no timing cache"):
+    with pytest.raises(ArtifactError, match="is not a timing cache"):
         save_timing_cache(config, path)
     assert path.read_bytes() == b"another's"
 
