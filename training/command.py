@@ -134,8 +134,8 @@ def _prepare(output: Path, settings: Settings, resume: bool) -> None:
         return
     if not exists:
         raise UsageError(f"{output} holds no {STATE_NAME} to resume from", "leave --resume out to start")
-    former, wanted = read_settings(output), asdict(settings)
-    changed = [f"{name} was {former.get(name)!r}, not {value!r}" for name, value in wanted.items() if former.get(name) != value]
+    former, now = read_settings(output), asdict(settings)
+    changed = [f"{name} was {former.get(name)!r}, not {value!r}" for name, value in now.items() if former.get(name) != value]
     if changed:
         raise UsageError(
             f"the run in {output} has other settings: {'; '.join(changed)}", "resume with the same options, or start in another folder"

@@ -54,27 +54,27 @@ class Task(BaseModel):
 def run(task: Task, progress: Progress) -> CellResult:
     """Measure a task and write its figures. Raises what loading, quantizing and measuring raise."""
     reference = load_reference(task.cell.model)
-    wanted = identity(task.cell, task.settings, model_sha256=reference.source.sha256, family=reference.family)
+    now = identity(task.cell, task.settings, model_sha256=reference.source.sha256, family=reference.family)
     workspace = Workspace(task.work, task.cell.model, reference.source.sha256)
     found = read_result(task.cell.result_file(task.results))
-    kept = found if found and not differences(found, wanted, same_code(task.results)) else None
-    result = kept or _new(task, wanted, reference.family)
+    kept = found if found and not differences(found, now, same_code(task.results)) else None
+    result = kept or _new(task, now, reference.family)
     if task.cell.method == FLOAT:
         result = _float(task, reference, workspace, result, progress)
     else:
-        result = _method(task, reference, workspace, wanted, result, progress)
+        result = _method(task, reference, workspace, now, result, progress)
     write_result(task.cell.result_file(task.results), result)
     return result
 
 
-def _new(task: Task, wanted: Identity, family: Family) -> CellResult:
+def _new(task: Task, now: Identity, family: Family) -> CellResult:
     return CellResult(
         cell=task.cell,
         family=family,
         measured=datetime.now(UTC).strftime("%Y-%m-%d"),
-        model_sha256=wanted.model_sha256,
-        code_sha256=wanted.code_sha256,
-        config=wanted.config,
+        model_sha256=now.model_sha256,
+        code_sha256=now.code_sha256,
+        config=now.config,
         settings=task.settings,
         environment=environment(task.device, task.threads),
     )
@@ -108,10 +108,10 @@ def _float(task: Task, reference: Reference, workspace: Workspace, result: CellR
     return result.model_copy(update={task.tier: figures, "settings": task.settings})
 
 
-def _method(task: Task, reference: Reference, workspace: Workspace, wanted: Identity, result: CellResult,
+def _method(task: Task, reference: Reference, workspace: Workspace, now: Identity, result: CellResult,
             progress: Progress) -> CellResult:  # fmt: skip
     chosen = method(task.cell.method)
-    folder = workspace.cell_folder(task.cell, wanted.sha256)
+    folder = workspace.cell_folder(task.cell, now.sha256)
     cost: Cost = quantizing.quantize_cell(task.cell, chosen, reference, task.settings, folder, task.device, progress)
     bench = Bench(reference, task.settings, workspace, task.data, task.device)
     quantized = denoiser(chosen, reference, folder, task.device)

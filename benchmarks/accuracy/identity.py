@@ -45,16 +45,16 @@ def identity(cell: Cell, settings: Settings, *, model_sha256: str, family: Famil
     return Identity(config, model_sha256, peers_sha256())
 
 
-def differences(found: CellResult, wanted: Identity, same: SameCode) -> list[str]:
-    """What a cell was measured with that is not what is wanted now. ``same`` knows which changes of the code changed no figure.
+def differences(found: CellResult, now: Identity, same: SameCode) -> list[str]:
+    """What a cell was measured with that differs from now. ``same`` knows which changes of the code changed no figure.
 
     A setting that did not exist yet had its default: what that does is the code's matter.
     """
     config = {**_defaults(), **found.config} if "tool" not in found.config and found.cell.method != FLOAT else found.config
-    changed = sorted(k for k in {*config, *wanted.config} if config.get(k) != wanted.config.get(k))
-    reasons = ["other weights"] if found.model_sha256 != wanted.model_sha256 else []
+    changed = sorted(k for k in {*config, *now.config} if config.get(k) != now.config.get(k))
+    reasons = ["other weights"] if found.model_sha256 != now.model_sha256 else []
     reasons += [f"other settings ({', '.join(changed)})"] if changed else []
-    return reasons + ([] if same(found.code_sha256, wanted.code_sha256) else [OTHER_CODE])
+    return reasons + ([] if same(found.code_sha256, now.code_sha256) else [OTHER_CODE])
 
 
 def _defaults() -> dict[str, Any]:
@@ -62,7 +62,7 @@ def _defaults() -> dict[str, Any]:
 
 
 def state(
-    found: CellResult | None, wanted: Identity, settings: Settings, tier: Tier, same: SameCode = _NOTHING_CONFIRMED
+    found: CellResult | None, now: Identity, settings: Settings, tier: Tier, same: SameCode = _NOTHING_CONFIRMED
 ) -> tuple[State, str]:
     """Whether a cell's figures of a tier stand, and if not, why.
 
@@ -70,7 +70,7 @@ def state(
     """
     if found is None:
         return "missing", ""
-    reasons = differences(found, wanted, same)
+    reasons = differences(found, now, same)
     figures = found.figures(tier)
     if figures is None and not reasons:
         return "missing", ""

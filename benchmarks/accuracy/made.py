@@ -35,7 +35,7 @@ class Made(TypedDict, total=False):
 
 
 def make(source: str) -> Made:
-    """Call the function. Raises UsageError where there is none, it fails, or what it returns is not what is wanted."""
+    """Call the function. Raises UsageError where there is none, it fails, or what it returns does not fit."""
     place, _, name = source.rpartition(":")
     function: Callable[[], Any] | None = getattr(_module(place, source), name, None)
     if not callable(function):

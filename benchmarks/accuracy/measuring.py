@@ -102,10 +102,10 @@ def measure_grid(bench: Bench, denoiser: Denoiser, folder: Path, progress: Progr
     """Paired metrics against the float model's pictures and trajectories."""
     started = time.perf_counter()
     count = bench.settings.grid_samples
-    wanted = _float_samples(bench, count)
+    floats = _float_samples(bench, count)
     trace = _load_trace(bench.float_folder / TRACE)
     samples = bench.samples(denoiser, folder, count, progress)
-    expected, pictures = as_pictures(wanted), as_pictures(samples)
+    expected, pictures = as_pictures(floats), as_pictures(samples)
     extractor = bench.classifier()
     distance = None if extractor is None else feature_distance(extractor(expected), extractor(pictures))
     return GridFigures(
@@ -116,7 +116,7 @@ def measure_grid(bench: Bench, denoiser: Denoiser, folder: Path, progress: Progr
         feature_distance=None if distance is None else rounded(distance, 4),
         timesteps=trace.timesteps,
         error=rounded(output_errors(bench, denoiser, trace), 5),
-        final_error=rounded(_squares(torch.from_numpy(samples - wanted)), 5),
+        final_error=rounded(_squares(torch.from_numpy(samples - floats)), 5),
         cost_of_steps=cost_of_steps(bench, denoiser, trace.timesteps, progress),
     )
 

@@ -143,10 +143,10 @@ def canonical(config: QuantizeConfig, family: Family) -> dict[str, Any]:
 
 def representative(name: str, preset: str, settings: Settings, *, family: Family = "unet") -> str:
     """The method whose cell stands for ``name`` at a preset: the first one in the list with the same canonical configuration."""
-    wanted = method(name)
-    if wanted.tool != "dq-deploy":
+    chosen = method(name)
+    if chosen.tool != "dq-deploy":
         return name
-    own = canonical(wanted.config(preset, settings, seed=0), family)
+    own = canonical(chosen.config(preset, settings, seed=0), family)
     for other in METHODS:
         if other.tool == "dq-deploy" and canonical(other.config(preset, settings, seed=0), family) == own:
             return other.name

@@ -112,7 +112,7 @@ def onnxruntime_denoiser(folder: Path, names: list[str]) -> Denoiser:
 def quantize_nncf(folder: Path, names: list[str], batches: Iterator[dict[str, Array]], *, transformer: bool) -> None:
     """``float.onnx`` → ``quantized.xml``: NNCF's post-training quantization of the OpenVINO model, all calibration batches.
 
-    Two things are told to it that are not its defaults, since with those it knows one timestep from another badly (docs/accuracy.md): the
+    Two settings are not its defaults, since with those it knows one timestep from another badly (docs/accuracy.md): the
     sines and cosines of the timestep stay in float, as they do in every other method, and a range covers what all samples have; by default
     it is the mean of each sample's extremes, which samples of other timesteps exceed. Constants are folded first: a product whose weight is
     computed (weight standardization) would stay in float.

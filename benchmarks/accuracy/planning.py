@@ -120,9 +120,9 @@ class Planner:
 
     def _planned(self, task: Task) -> Planned:
         reference = self.references[task.cell.model]
-        wanted = identity(task.cell, task.settings, model_sha256=reference.source.sha256, family=reference.family)
+        now = identity(task.cell, task.settings, model_sha256=reference.source.sha256, family=reference.family)
         found = read_result(task.cell.result_file(task.results))
-        what, why = state(found, wanted, task.settings, task.tier, self._same)
+        what, why = state(found, now, task.settings, task.tier, self._same)
         workspace = Workspace(task.work, task.cell.model, reference.source.sha256)
         if task.cell.method == FLOAT and task.tier == "grid" and what == "done":
             folder = workspace.float_folder(task.settings)
@@ -156,8 +156,8 @@ class Planner:
         cells = [r for r in self._results(task.cell.model) if r.settings == task.settings and r.cost and r.grid]
         same = [r for r in cells if r.cell.method == task.cell.method]
         if not same and task.cell.method != FLOAT:
-            wanted = method(task.cell.method)
-            alike = [r for r in cells if _kind(r.cell.method) == (wanted.tool, wanted.training)]
+            own = method(task.cell.method)
+            alike = [r for r in cells if _kind(r.cell.method) == (own.tool, own.training)]
             times = [r.cost.wall_s + r.grid.wall_s for r in alike if r.cost and r.grid]
             yield from [median(times)] if times else []
         yield from (r.cost.wall_s + r.grid.wall_s for r in same if r.cost and r.grid)

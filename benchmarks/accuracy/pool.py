@@ -48,7 +48,7 @@ def run(
     label: str = "accuracy",
     progress: Progress = silent,
 ) -> Outcome:
-    """Run every task, ``jobs`` at a time. ``finished`` is told of each that succeeded, and the seconds it took.
+    """Run every task, ``jobs`` at a time. ``finished`` is called for each that succeeded, and the seconds it took.
 
     A task that is not expected to end before ``deadline`` (of ``time.monotonic``) is left; one that runs is let end. When this is
     interrupted, the children are ended and nothing half-measured remains.

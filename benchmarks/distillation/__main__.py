@@ -40,11 +40,11 @@ def main(context: click.Context, /, block_iterations: str, whole_iterations: str
     numbers = [list(map(int, text.split(","))) for text in (block_iterations, whole_iterations)]
     longest = max(map(len, numbers))
     quality = [(kind, column[i]) for i in range(longest) for kind, column in zip(KINDS, numbers, strict=True) if i < len(column)]
-    wanted = [("quality", "block", 0), *(("memory", kind, 2) for kind in KINDS), *(("quality", *run) for run in quality)]
+    runs = [("quality", "block", 0), *(("memory", kind, 2) for kind in KINDS), *(("quality", *run) for run in quality)]
     folder = Path(tempfile.gettempdir()) / f"dq-deploy-benchmark-distillation-{'-'.join(map(str, options.values())).replace(':', '-')}"
     folder.mkdir(exist_ok=True)
-    with out.progress("distillation", len(wanted)) as advance:
-        for what, kind, iterations in wanted:
+    with out.progress("distillation", len(runs)) as advance:
+        for what, kind, iterations in runs:
             path = results / f"{what}-{kind}-{iterations}.json"
             if not path.exists() or json.loads(path.read_text())["setting"] != asdict(setting):
                 path.write_text(

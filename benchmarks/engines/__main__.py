@@ -17,10 +17,10 @@ def main(page_only: bool, again: bool) -> None:
     """Build the built-in models with TensorRT-RTX, per-timestep, static and in float; writes results/ and RESULTS.md."""
     out = Output()
     RESULTS.mkdir(exist_ok=True)
-    wanted = [cell for cell in cells() if again or not (RESULTS / f"{cell_name(*cell)}.json").is_file()]
-    if wanted and not page_only:
-        with out.progress("engines", len(wanted)) as advance:
-            for cell in wanted:
+    pending = [cell for cell in cells() if again or not (RESULTS / f"{cell_name(*cell)}.json").is_file()]
+    if pending and not page_only:
+        with out.progress("engines", len(pending)) as advance:
+            for cell in pending:
                 file = RESULTS / f"{cell_name(*cell)}.json"
                 partial = file.with_suffix(".partial")
                 partial.write_text(measure(*cell).model_dump_json(indent=1) + "\n")

@@ -23,7 +23,7 @@ def trajectory_snr(contenders: Sequence[Contender], checkpoint: Checkpoint) -> d
     expected, *others = (_outputs(contender, steps) for contender in contenders)
     found = {}
     for contender, outputs in zip(contenders[1:], others, strict=True):
-        values = [snr_db(wanted, got) for wanted, got in zip(expected, outputs, strict=True)]
+        values = [snr_db(reference, got) for reference, got in zip(expected, outputs, strict=True)]
         each = [float("inf") if value is None else value for value in values]
         found[contender.name] = {"median": float(np.median(each)), "worst": min(each)}
     return found

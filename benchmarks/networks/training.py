@@ -39,15 +39,15 @@ def train(network: Network, minutes: float, progress: Progress) -> int:
     scheduler = scheduler_of(network.time)
     started = saved = time.monotonic()
     with progress(f"training {network.name} (seconds)", round(60 * minutes)) as advance:
-        told, mean = 0, 1.0
+        reported, mean = 0, 1.0
         while (now := time.monotonic()) < started + 60 * minutes:
             loss = _step(state, network, data, scheduler)
             mean += 0.02 * (loss - mean)
             if now > saved + _SAVE_S:
                 state.save(folder, {"network": network.name})
                 saved = now
-            advance(int(now - started) - told, f"step {state.step}, loss {mean:.4f}")
-            told = int(now - started)
+            advance(int(now - started) - reported, f"step {state.step}, loss {mean:.4f}")
+            reported = int(now - started)
     state.save(folder, {"network": network.name})
     _write_weights(state, network, folder)
     return state.step
@@ -71,7 +71,7 @@ def _step(state: TrainingState, network: Network, data: TrainingSet, scheduler: 
 
 
 def noised(clean: torch.Tensor, timesteps: torch.Tensor, scheduler: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """What the network sees of ``clean`` [N, ...], the time [N] that it is told, and what it is to say."""
+    """What the network sees of ``clean`` [N, ...], the time [N] that it is given, and its target."""
     noise = torch.randn_like(clean)
     if hasattr(scheduler, "alphas_cumprod"):
         noisy = scheduler.add_noise(clean, noise, timesteps)

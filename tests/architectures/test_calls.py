@@ -87,9 +87,7 @@ def test_several_outputs_of_a_flow_are_calibrated_on_noise_too(tmp_path: Path) -
     got = dq_deploy.load(bundle, runtime="onnxruntime")(x, sigma=250.0, shift=shift)
     assert [t.shape for t in got] == [(N, 4, 8, 8), (N, 4)]
     assert min(snr_db(a, b) for a, b in zip(expected, got, strict=True)) > 25
-    with pytest.raises(
-        UsageError, match="and Pair returns several tensors, which are not a prediction to guide"
-    ):
+    with pytest.raises(UsageError, match="and Pair returns several tensors, which are not a prediction to guide"):
         dq_deploy.quantize(net, tmp_path / "other", guidance_scale=2.0, null_conditions={"shift": numbers(1, 4, 1, 1)}, **options)
 
 
