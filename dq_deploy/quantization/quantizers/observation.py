@@ -32,19 +32,19 @@ class Bins:
     counts: torch.Tensor
 
     def error(self, scale: torch.Tensor, zero_point: torch.Tensor, fmt: NumberFormat) -> tuple[torch.Tensor, torch.Tensor]:
-        """Summed squared error [R] of rounding, and of clipping, with these scales and zero-points [R].
+        """Summed squared error [C·R] of rounding, and of clipping, with scales and zero-points [C·R], C sets of them one after the other.
 
         A bin wider than a step holds every fraction of one alike, whose mean square is a twelfth of a step's.
         """
-        step = scale[:, None]
-        codes = numerics.quantize(self.points, 1 / step, zero_point[:, None], fmt)
+        step, zero_point = (value.reshape(-1, len(self.points), 1) for value in (scale, zero_point))
+        codes = numerics.quantize(self.points, 1 / step, zero_point, fmt)
         squared = codes.mul_(step).sub_(self.points).square_()
         qmin, qmax = fmt.code_range()
-        low, high = (((code - zero_point) * scale)[:, None] for code in (qmin - 0.5, qmax + 0.5))
+        low, high = ((code - zero_point) * step for code in (qmin - 0.5, qmax + 0.5))
         clipped = (self.points < low) | (self.points > high)
         rounding = torch.where(self.widths > step, step.square() / 12, squared).masked_fill_(clipped, 0)
         clipping = squared.masked_fill_(~clipped, 0)
-        return tuple((self.counts * part).sum(dim=1, dtype=torch.float64) for part in (rounding, clipping))  # type: ignore[return-value]
+        return tuple((self.counts * part).sum(dim=2, dtype=torch.float64).flatten() for part in (rounding, clipping))  # type: ignore[return-value]
 
 
 @dataclass(frozen=True)

@@ -65,25 +65,27 @@ class _Search:
         self.error = self._error(self.low, self.high)
 
     def run(self) -> tuple[torch.Tensor, torch.Tensor]:
-        for factor in _TOGETHER:
-            self._offer(self.seen.low * factor, self.seen.high * factor)
+        together = torch.tensor(_TOGETHER, device=self.low.device)[:, None]
+        self._offer(self.seen.low * together, self.seen.high * together)
         if not self.symmetric:
             for factors in _ALONE:
-                low, high = self.low.clone(), self.high.clone()
-                for factor in factors:
-                    self._offer(low, torch.minimum(high * factor, self.seen.high))
-                high = self.high.clone()
-                for factor in factors:
-                    self._offer(torch.maximum(low * factor, self.seen.low), high)
+                alone = torch.tensor(factors, device=self.low.device)[:, None]
+                low = self.low
+                self._offer(low.expand(len(alone), -1), torch.minimum(self.high * alone, self.seen.high))
+                self._offer(torch.maximum(low * alone, self.seen.low), self.high.expand(len(alone), -1))
         return self.low, self.high
 
     def _offer(self, low: torch.Tensor, high: torch.Tensor) -> None:
-        error = self._error(low, high)
+        """Take of the candidates [C, R] the one of least error, where it is better than the range so far."""
+        errors = self._error(low.flatten(), high.flatten()).unflatten(0, low.shape)
+        error, best = errors.min(dim=0)
         better = error < self.error
         self.error = torch.where(better, error, self.error)
-        self.low, self.high = torch.where(better, low, self.low), torch.where(better, high, self.high)
+        self.low = torch.where(better, low.gather(0, best[None])[0], self.low)
+        self.high = torch.where(better, high.gather(0, best[None])[0], self.high)
 
     def _error(self, low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
+        """Error of ranges [C·R]; row i is that of the row i modulo R."""
         tables = numerics.affine_parameters(low, high, self.fmt, symmetric=self.symmetric)
         rounding, clipping = self.bins.error(*tables, self.fmt)
         return rounding + self.clipping_weight * clipping
