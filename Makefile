@@ -19,7 +19,7 @@ torch = $(shell grep '^torch==' constraints.txt)
 pip := $(bin)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo docs test families soak pins audit schemas lint format clean
+.PHONY: help setup demo docs test nightly families soak pins audit schemas lint format clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -53,13 +53,17 @@ demo: $(stamp) ## quantize, export, build, check, time and sample the built-in m
 docs: $(stamp) ## build the documentation's site; writes site/index.html (searching it takes a server: python -m http.server -d site)
 	NO_MKDOCS_2_WARNING=1 $(bin)/python -m mkdocs build --strict --quiet
 
-test: lint ## lint, then run every test
+test: lint ## lint, then run the tests (8 minutes on two cores)
 	OMP_NUM_THREADS=1 $(bin)/python -m pytest $(PYTEST_ARGS)
 
 families: $(stamp) ## take every denoiser class of the catalogue through all stages; writes the table of docs/families.md
 	rm -rf families-output
 	OMP_NUM_THREADS=1 $(bin)/python -m pytest $(PYTEST_ARGS) --dist load tests/families --families --family-rows families-output; \
 	  result=$$?; $(bin)/python -m tests.families.table families-output && exit $$result
+
+nightly: lint ## run every test, every denoiser class, the soak and the audit: hours
+	OMP_NUM_THREADS=1 $(bin)/python -m pytest $(PYTEST_ARGS) --nightly
+	$(MAKE) families soak audit
 
 # Hours are as good as minutes: SOAK_MINUTES of fuzzing and of load on each runtime, and SOAK_KILLS.
 SOAK_MINUTES ?= 10

@@ -10,17 +10,18 @@ pytest_plugins = ["tests.browser", "tests.bundles", "tests.command_line", "tests
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """``--families`` runs every family of denoisers, not only the quick ones (``make families``)."""
+    """``--nightly`` runs what ``make test`` leaves out, ``--families`` every family of denoisers (``make families``)."""
+    parser.addoption("--nightly", action="store_true", help="run the long tests too (make nightly)")
     parser.addoption("--families", action="store_true", help="run every family of tests/families, not only the quick ones")
     parser.addoption("--family-rows", metavar="DIR", help="write what became of each family to DIR, for docs/families.md")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out tests marked ``families`` unless they are asked for, and skip those marked ``gpu`` on a machine without a CUDA GPU."""
-    if not config.getoption("--families"):
-        left_out = [item for item in items if item.get_closest_marker("families")]
-        config.hook.pytest_deselected(items=left_out)
-        items[:] = [item for item in items if item not in left_out]
+    """Leave out tests marked ``nightly`` or ``families`` unless they are asked for, and skip those marked ``gpu`` where there is none."""
+    names = [name for name in ("nightly", "families") if not config.getoption(f"--{name}")]
+    left_out = [item for item in items if any(map(item.get_closest_marker, names))]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if item not in left_out]
     marked = [item for item in items if item.get_closest_marker("gpu")]
     if not marked:
         return

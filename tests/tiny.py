@@ -35,6 +35,7 @@ FAST: dict[str, Any] = {
     "calibration_samples": 8,
     "reference_samples": 2,
     "iterations": 0,
+    "dilation": "symmetric",  # "auto" tries this rule and four others
     "batch_size": 8,
     "max_float_share": 0.5,  # the first layer weighs more in a tiny model
 }

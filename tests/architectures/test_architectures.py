@@ -27,6 +27,7 @@ from dq_deploy.engines.contenders import contenders_from
 from dq_deploy.engines.statistics import snr_db
 from dq_deploy.exporters import export
 from dq_deploy.quantization import load_checkpoint, quantize
+from tests.nightly import mostly_nightly
 
 PROMPTS, TOKENS = 3, 7
 
@@ -130,7 +131,7 @@ ARCHITECTURES: dict[str, Architecture] = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module", params=ARCHITECTURES)
+@pytest.fixture(scope="module", params=mostly_nightly(ARCHITECTURES, "stable-diffusion-1.5", "flux"))
 def architecture(request: pytest.FixtureRequest) -> Architecture:
     return ARCHITECTURES[request.param]
 

@@ -15,6 +15,7 @@ import dq_deploy
 from dq_deploy.artifacts import open_artifact
 from dq_deploy.cli import run
 from dq_deploy.decibels import psnr_db
+from tests.nightly import mostly_nightly
 from tests.tiny_pipelines import tiny_flux, tiny_pixart, tiny_stable_diffusion_3, tiny_wan
 
 SIZE = {"height": 16, "width": 24}
@@ -37,7 +38,7 @@ FAMILIES: dict[str, tuple[Callable[[], Any], dict[str, int]]] = {
 }
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+@pytest.fixture(scope="module", params=mostly_nightly(FAMILIES, "stable-diffusion-3"))
 def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Family:
     """A pipeline, a folder with it and its bundles, and the size of its pictures where one is asked for."""
     make, size = FAMILIES[request.param]

@@ -22,6 +22,7 @@ from benchmarks.networks.training import noised
 from benchmarks.networks.weights import make_sane
 from dq_deploy.errors import EnvironmentProblem
 from dq_deploy.quantization import load_checkpoint
+from tests.nightly import mostly_nightly
 
 OPTIONS: dict[str, Any] = {"steps": 2, "calibration_samples": 4, "reference_samples": 2, "iterations": 0, "dilation": "none"}
 
@@ -36,8 +37,12 @@ def small(name: str, **options: Any) -> tuple[Network, torch.nn.Module]:
         pytest.skip(error.message)
 
 
-@pytest.mark.parametrize(("name", "options"), [*((name, {}) for name in NAMES), ("adm", {"new_order": True})])
-def test_each_network_is_quantized(name: str, options: dict[str, Any], tmp_path: Path) -> None:
+CASES = {**{name: (name, {}) for name in NAMES}, "adm in its new order": ("adm", {"new_order": True})}
+
+
+@pytest.mark.parametrize("case", mostly_nightly(CASES, "sit", "unet2d", "adm in its new order"))
+def test_each_network_is_quantized(case: str, tmp_path: Path) -> None:
+    name, options = CASES[case]
     own, model = small(name, **options)
     make_sane(model, own.shape, own.inputs(8), scheduler_of(own.time))
     assert all(float(p.std()) > 1e-3 / p[0].numel() ** 0.5 for p in model.parameters() if p.dim() >= 2)

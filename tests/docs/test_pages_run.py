@@ -18,6 +18,7 @@ from PIL import Image
 from dq_deploy.cli import cli, run
 from tests.docs.documented import PAGES, SHELL, SMALL, Fence, beside, fences, mapped, mapped_python, our_arguments, shell_lines
 from tests.flow import Flow
+from tests.nightly import mostly_nightly
 from tests.tiny_pipelines import tiny_stable_diffusion
 
 # What a page's command needs beside torch: where it is not installed, the command is parsed only (test_commands.py).
@@ -79,7 +80,7 @@ def test_a_page(page: str, runner: Runner, monkeypatch: pytest.MonkeyPatch) -> N
 _OTHERS = ("choosing-bits", "deploy-tensorrt", "large-models", "report", "troubleshooting", "weight-only", "your-own-model")
 
 
-@pytest.mark.parametrize("page", [f"docs/{name}.md" for name in _OTHERS])
+@pytest.mark.parametrize("page", mostly_nightly([f"docs/{name}.md" for name in _OTHERS], "docs/your-own-model.md", "docs/choosing-bits.md"))
 def test_a_page_for_who_has_artefacts(page: str, tmp_path: Path, flow: Flow, monkeypatch: pytest.MonkeyPatch) -> None:
     """What such a page makes itself goes beside what is there: it begins where it likes."""
     monkeypatch.chdir(tmp_path)

@@ -10,11 +10,12 @@ import pytest
 from dq_deploy.accuracy import check
 from dq_deploy.exporters import export
 from dq_deploy.quantization.checkpoint import Checkpoint
+from tests.nightly import mostly_nightly
 from tests.quantization.test_fold import CONDITIONS, tiny_dit, tiny_text_unet
 from tests.tiny import WHOLE, make_checkpoint
 
 
-@pytest.fixture(scope="module", params=["text", "dit"])
+@pytest.fixture(scope="module", params=mostly_nightly(["text", "dit"], "text"))
 def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     model = tiny_text_unet() if request.param == "text" else tiny_dit()
     return make_checkpoint(

@@ -9,12 +9,13 @@ import pytest
 
 from dq_deploy.exporters import export
 from dq_deploy.quantization import quantize
+from tests.nightly import mostly_nightly
 
 OPTIONS = {"steps": 2, "calibration_samples": 2, "reference_samples": 1, "iterations": 0, "dilation": "none", "initial_range": "minmax"}
 MERGEABLE = {"builtin:fashion-mnist-unet": 4, "builtin:fashion-mnist-dit": 5}  # attention blocks, whose q, k and v read one tensor
 
 
-@pytest.fixture(scope="module", params=MERGEABLE)
+@pytest.fixture(scope="module", params=mostly_nightly(MERGEABLE, "builtin:fashion-mnist-dit"))
 def graph(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ir.Graph]:
     folder = tmp_path_factory.mktemp("quality")
     checkpoint = quantize(request.param, folder / "checkpoint", preset="w4a8", **OPTIONS)

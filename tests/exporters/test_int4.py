@@ -19,12 +19,13 @@ from dq_deploy.errors import UsageError
 from dq_deploy.exporters import export
 from dq_deploy.quantization.checkpoint import Checkpoint
 from dq_deploy.quantization.weights import QuantizedWeight
+from tests.nightly import mostly_nightly
 from tests.tiny import SHAPE, make_checkpoint, snr_db, tiny_unet
 
 needs_rtx = pytest.mark.skipif(importlib.util.find_spec("tensorrt_rtx") is None, reason="TensorRT-RTX is not installed")
 
 
-@pytest.fixture(scope="module", params=[4, 3])
+@pytest.fixture(scope="module", params=mostly_nightly([4, 3], 4))
 def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     folder = tmp_path_factory.mktemp("int4") / "checkpoint"
     return make_checkpoint(tiny_unet(), folder, weight_bits=request.param, activation_bits=8, reference_samples=16)

@@ -11,6 +11,7 @@ import torch
 from dq_deploy.engines.onnxruntime.runner import optimized_operators
 from dq_deploy.exporters import TARGETS, export
 from dq_deploy.quantization.checkpoint import Checkpoint
+from tests.nightly import mostly_nightly
 from tests.tiny import WHOLE, PlainUNet, make_checkpoint, run, snr_db
 
 CASES = {
@@ -20,7 +21,7 @@ CASES = {
 }
 
 
-@pytest.fixture(scope="module", params=CASES)
+@pytest.fixture(scope="module", params=mostly_nightly(CASES, "dilated, clipped"))
 def static(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     return make_checkpoint(PlainUNet(), tmp_path_factory.mktemp("static") / "checkpoint", temporal=False, **CASES[request.param])
 

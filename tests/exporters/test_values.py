@@ -14,6 +14,7 @@ from dq_deploy.errors import ArtifactError
 from dq_deploy.exporters.bundle import _finish, _tidy, write_model
 from dq_deploy.exporters.lower import lower
 from dq_deploy.exporters.skeleton import to_onnx
+from tests.nightly import mostly_nightly
 from tests.tiny import SHAPE, captured, run
 
 SIZES = [1e-3, 1e-7, 9e-9, 1e-10, 1e-15, 1e-30]
@@ -76,7 +77,7 @@ FUNCTIONS: dict[str, Callable[[torch.Tensor, float], torch.Tensor]] = {
 }
 
 
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("size", mostly_nightly(SIZES, 1e-7))
 def test_a_constant_keeps_its_value(size: float, tmp_path: Path) -> None:
     """Equal to the last bits, NaN and infinity too: what PyTorch makes of zeros is what the graph does."""
     x, t = samples(size), torch.ones(6)

@@ -8,6 +8,7 @@ from torch.fx import GraphModule
 
 from dq_deploy.quantization.calibration.trajectories import Trajectories
 from dq_deploy.quantization.initial.watcher import arguments
+from tests.nightly import mostly_nightly
 from tests.tiny import PlainUNet, captured, quantized_copy, tiny_unet, trajectories
 
 
@@ -37,7 +38,7 @@ def gradients(quantized: GraphModule, data: Trajectories, parts: list[torch.Tens
     return {n: (g.to_dense() if g.is_sparse else g).clone() for n, g in found.items()}
 
 
-@pytest.mark.parametrize("kind", ["plain", "diffusers"])
+@pytest.mark.parametrize("kind", mostly_nightly(["plain", "diffusers"], "plain"))
 @pytest.mark.parametrize("bits", [4, 8])
 def test_a_mixed_batch_has_the_gradients_of_a_loop_over_timesteps(kind: str, bits: int) -> None:
     quantized, data = prepared(kind, weight_bits=bits, activation_bits=bits)

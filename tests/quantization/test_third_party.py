@@ -14,6 +14,7 @@ import dq_deploy
 from dq_deploy.accuracy import check
 from dq_deploy.quantization.checkpoint import Checkpoint, load_checkpoint
 from dq_deploy.quantization.graph.skip_halves import whole_name
+from tests.nightly import mostly_nightly
 from tests.third_party import AdmUNet, LinearAttentionUNet
 from tests.tiny import SHAPE, WHOLE, scheduler, snr_db
 
@@ -23,7 +24,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], list[str]]] = {
 }
 
 
-@pytest.fixture(scope="module", params=MODELS)
+@pytest.fixture(scope="module", params=mostly_nightly(MODELS, "adm"))
 def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[nn.Module, Checkpoint]:
     model, blocks = MODELS[request.param]
     artifact = dq_deploy.quantize(
