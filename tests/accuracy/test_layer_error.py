@@ -103,7 +103,7 @@ def test_other_weights_are_not_compared(unet_checkpoint: Checkpoint) -> None:
 
 
 def test_weight_only_layers_have_an_output_error_alone(tmp_path: Path, attention_pipeline: Path) -> None:
-    checkpoint = make_checkpoint(attention_pipeline, tmp_path / "w4a16", preset="w4a16", weight_block=0)
+    checkpoint = make_checkpoint(attention_pipeline, tmp_path / "w4a16", preset="w4a16", dilation="auto", weight_block=0)
     errors = layer_errors(checkpoint)
     assert errors.activation_db == {}
     assert errors.output_db.keys() == checkpoint.layers.keys()

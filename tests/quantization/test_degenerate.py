@@ -122,7 +122,9 @@ class Zero(nn.Module):
         return self.final(h).reshape(x.shape)
 
 
-@pytest.mark.parametrize("options", [{}, {"iterations": 2}, {"dilation": "auto"}, {"weight_bits": 4, "activation_bits": 16}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"iterations": 2}, {"dilation": "auto"}, {"weight_bits": 4, "activation_bits": 16, "dilation": "auto"}], ids=str
+)
 def test_a_network_whose_output_is_zero_has_a_defined_snr(options: dict[str, Any], tmp_path: Path) -> None:
     made = make_checkpoint(Zero(), tmp_path / "checkpoint", **{**QUICK, "max_float_share": 1.0, **options})
     assert set(made.details.snr_db["after_distillation"]) <= {CEILING_DB, FLOOR_DB}

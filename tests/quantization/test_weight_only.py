@@ -41,7 +41,9 @@ def unet() -> UNet2DModel:
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
-    return make_checkpoint(unet(), tmp_path_factory.mktemp("w4a16") / "checkpoint", preset="w4a16", iterations=10, reference_samples=8)
+    return make_checkpoint(
+        unet(), tmp_path_factory.mktemp("w4a16") / "checkpoint", preset="w4a16", dilation="auto", iterations=10, reference_samples=8
+    )
 
 
 @pytest.fixture(scope="module")
