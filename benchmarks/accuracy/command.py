@@ -37,6 +37,7 @@ FAILED = 1
 _DATA = Path("/usr/share/datasets/fashion-mnist")  # where Debian's dataset-fashion-mnist puts it
 _CONFIRM = "Measure the stale cells of this selection again; if every bit is as it was, all that the older code measured stands."
 _DRAWN_BY = "What runs quantized models for rivals and headlines; openvino runs the exported graph on INT8 kernels, the faster way."
+_SEEDS = "First seeds of the calibration, with commas; nearer together than --calibration-samples they share trajectories."
 _SOURCE = (
     "A model of your own: a pipeline folder, a hub id, or FILE.py:FUNCTION or module:FUNCTION that returns it (docs/accuracy-harness.md). "
     "Repeatable; with --models beside those, else alone."
@@ -45,8 +46,13 @@ _OWN = Path("accuracy-results") / "results"
 _SIZES = {name: info.default for name, info in Settings.model_fields.items()}
 
 
-def _list(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[str, ...] | None:  # noqa: ARG001  click's signature
-    return tuple(part.strip() for part in value.split(",") if part.strip()) if value else None
+def comma_list(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[str, ...] | None:  # noqa: ARG001  click's signature
+    """The parts of an option's value between commas; None where it was not given."""
+    if value is None:
+        return None
+    if not (parts := tuple(part.strip() for part in value.split(",") if part.strip())):
+        raise click.BadParameter(f"nothing is named in {value!r}")
+    return parts
 
 
 def _sizes(command: Any) -> Any:
@@ -58,12 +64,12 @@ def _sizes(command: Any) -> Any:
 
 
 @click.command()
-@click.option("--models", callback=_list, help="Built-in names and paths of pipelines, with commas.  [default: every built-in]")
+@click.option("--models", callback=comma_list, help="Built-in names and paths of pipelines, with commas.  [default: every built-in]")
 @click.option("--source", "sources", multiple=True, help=_SOURCE)
-@click.option("--presets", callback=_list, help="With commas.  [default: w4a4,w4a8,w6a6,w8a8]")
-@click.option("--methods", callback=_list, help=f"With commas.  [default: {','.join(BY_NAME)}]")
-@click.option("--seeds", callback=_list, default="0", show_default=True, help="Calibration seeds, with commas.")
-@click.option("--tier", "tiers", callback=_list, help="grid, rival, headline, with commas.  [default: all; grid with --source]")
+@click.option("--presets", callback=comma_list, help="With commas.  [default: w4a4,w4a8,w6a6,w8a8]")
+@click.option("--methods", callback=comma_list, help=f"With commas.  [default: {','.join(BY_NAME)}]")
+@click.option("--seeds", callback=comma_list, default="0", show_default=True, help=_SEEDS)
+@click.option("--tier", "tiers", callback=comma_list, help="grid, rival, headline, with commas.  [default: all; grid with --source]")
 @click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Cells at a time, each in a process of its own.")
 @click.option("--threads", type=click.IntRange(1), default=None, help="CPU threads of a cell.  [default: cores / jobs]")
 @click.option("--max-minutes", type=click.FloatRange(0), default=None, help="Start no cell that is not expected to end within this time.")

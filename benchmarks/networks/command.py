@@ -15,7 +15,7 @@ from typing import Any
 import click
 from safetensors import safe_open
 
-from benchmarks.accuracy.command import Run
+from benchmarks.accuracy.command import Run, comma_list
 from benchmarks.accuracy.planning import Folders, Scope
 from benchmarks.accuracy.results import write_text
 from benchmarks.accuracy.settings import Settings
@@ -40,6 +40,8 @@ _ROOT = Path(__file__).parents[2]
 @click.option("--calibration-samples", type=click.IntRange(2), default=8, show_default=True, help="Trajectories, the same for everyone.")
 @click.option("--steps", type=click.IntRange(1), default=10, show_default=True, help="Of calibration and of the samples.")
 @click.option("--samples", type=click.IntRange(2), default=16, show_default=True, help="Held-out noises, and conditions, to judge by.")
+@click.option("--methods", callback=comma_list, default=",".join(METHODS), show_default=True, help="With commas.")
+@click.option("--seeds", callback=comma_list, default="0", show_default=True, help="First calibration seeds: 0,8 share no trajectory of 8.")
 @click.option("--rounds", type=click.IntRange(5), default=25, show_default=True, help="Of the timing; slow networks take fewer.")
 @click.option("--again", is_flag=True, help="Measure anew what is recorded: of accuracy, what other code or settings measured.")
 @click.option("--report-only", is_flag=True, help="Only write the tables.")
@@ -47,8 +49,8 @@ _ROOT = Path(__file__).parents[2]
 @click.option(
     "--results", type=click.Path(path_type=Path), default=HERE / "results", help="Folder of the figures.  [default: beside the code]"
 )
-def main(names: tuple[str, ...], accuracy: bool, speed: bool, calibration_samples: int, steps: int, samples: int, rounds: int, again: bool,
-         report_only: bool, note: str, results: Path) -> None:  # fmt: skip
+def main(names: tuple[str, ...], accuracy: bool, speed: bool, calibration_samples: int, steps: int, samples: int, methods: tuple[str, ...],
+         seeds: tuple[str, ...], rounds: int, again: bool, report_only: bool, note: str, results: Path) -> None:  # fmt: skip
     """Judge networks that nothing here was tuned on, W8A8 without training: final samples and speed, against the tools that others use.
 
     NAME are of the list (all by default). Figures lie in one file each; what is there is not measured again, so a run may be stopped at any
@@ -58,6 +60,10 @@ def main(names: tuple[str, ...], accuracy: bool, speed: bool, calibration_sample
     try:
         if unknown := [name for name in names if name not in NAMES]:
             raise UsageError(f"unknown network '{unknown[0]}'", f"networks: {', '.join(NAMES)}")
+        if unknown := [name for name in methods if name not in METHODS]:
+            raise UsageError(f"unknown method '{unknown[0]}'", f"methods: {', '.join(METHODS)}")
+        if wrong := [seed for seed in seeds if not seed.isdecimal()]:
+            raise UsageError(f"'{wrong[0]}' is no seed", "give whole numbers with commas: --seeds 0,8,16")
         if not (accuracy or speed or report_only):
             raise UsageError("nothing to measure", "give --accuracy, --speed or both; --report-only writes the tables")
         settings = Settings(
@@ -66,7 +72,7 @@ def main(names: tuple[str, ...], accuracy: bool, speed: bool, calibration_sample
         )  # fmt: skip
         failed = 0
         for name in () if report_only else names or NAMES:
-            plan = _Plan(name, settings, results.absolute(), again, rounds, note, out)
+            plan = _Plan(name, settings, methods, tuple(map(int, seeds)), results.absolute(), again, rounds, note, out)
             started = time.monotonic()
             try:
                 failed += plan.accuracy() if accuracy else 0
@@ -90,6 +96,8 @@ class _Plan:
 
     name: str
     settings: Settings
+    methods: tuple[str, ...]
+    seeds: tuple[int, ...]
     results: Path
     again: bool
     rounds: int
@@ -100,7 +108,8 @@ class _Plan:
         """Cells of the accuracy harness."""
         folder = accuracy_folder(self.results, self.settings)
         write_text(folder / f"{self.name}.json", json.dumps(self._facts(), indent=1))
-        scope = Scope((source_name(self.name),), (PRESET,), METHODS, (0,), self.settings, Folders(folder, work_folder() / "accuracy", DATA))
+        folders = Folders(folder, work_folder() / "accuracy", DATA)
+        scope = Scope((source_name(self.name),), (PRESET,), self.methods, self.seeds, self.settings, folders)
         return len(Run(scope, ("grid",), 1, None, self.again, self.out).measure())
 
     def _facts(self) -> dict[str, Any]:

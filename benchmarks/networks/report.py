@@ -11,7 +11,7 @@ from benchmarks.accuracy.bootstrap import Interval, paired_difference
 from benchmarks.accuracy.code_hash import peers_sha256, quantization_sha256
 from benchmarks.accuracy.comparison import ModelResults
 from benchmarks.accuracy.results import CellResult, read_all, write_text
-from benchmarks.accuracy.settings import Settings
+from benchmarks.accuracy.settings import FLOAT, Settings, model_name
 from benchmarks.accuracy.tables import MISSING, difference, markdown, with_interval
 
 from .methods import LABELS, METHODS, OURS, OURS_STATIC, PEERS, PRESET
@@ -30,6 +30,7 @@ written here from the papers and their published structure; [zoo/](zoo) has one 
 
 _JUDGED = """SNR in dB of the final samples against the float network's: {noises} held-out noises, and pictures and tokens that nobody
 was calibrated under, {steps} steps. Everyone is calibrated on the same trajectories."""
+_LUCK = """Marks are of the noises that the samples begin from. Calibrating on other trajectories moves a difference too:"""
 _TIMED = f"""Speeds relative to {BASELINE}: medians of interleaved rounds, above 1 is faster; ours with its 95% interval. NNCF's
 constants are folded first."""
 
@@ -70,7 +71,7 @@ def _accuracy(folder: Path) -> str:
         markdown(columns, rows),
     ]
     parts += ["PSNR in dB of the pictures, of the networks that were trained:", markdown(*pictures)] if trained else []  # type: ignore[arg-type]
-    return "\n\n".join(filter(None, [*parts, _told_apart(measured, found), _stale(measured, found)]))
+    return "\n\n".join(filter(None, [*parts, _told_apart(measured, found), _other_seeds(measured, cells), _stale(measured, cells)]))
 
 
 def _accuracy_row(one: Mapping[str, Any], results: ModelResults) -> list[str]:
@@ -128,13 +129,27 @@ def _picture_row(one: Mapping[str, Any], results: ModelResults) -> list[str]:
     return [one["title"], *(f"{means[name]:.1f}" if name in means else MISSING for name in METHODS), against]
 
 
-def _stale(networks: Sequence[Mapping[str, Any]], found: Mapping[str, ModelResults]) -> str:
+def _other_seeds(networks: Sequence[Mapping[str, Any]], cells: Sequence[CellResult]) -> str:
+    """Ours beside static where both were calibrated on other trajectories too: what luck there is in a calibration."""
+    rows = []
+    for one in networks:
+        found = {seed: ModelResults(one["name"], cells, seed) for seed in sorted({r.cell.seed for r in cells})}
+        both = {seed: results for seed, results in found.items() if _cell(results, OURS) and _cell(results, OURS_STATIC)}
+        for seed, results in both.items() if len(both) > 1 else ():
+            values = [f"{final.value:.1f}" if (final := _final(results, name)) else MISSING for name in (OURS, OURS_STATIC)]
+            rows.append([one["title"], str(seed), *values, _against(results, OURS_STATIC)])
+    columns = ["network", "first calibration seed", LABELS[OURS], LABELS[OURS_STATIC], "ours against static"]
+    return "\n\n".join(["### Calibrated on other trajectories", _LUCK, markdown(columns, rows)]) if rows else ""
+
+
+def _stale(networks: Sequence[Mapping[str, Any]], cells: Sequence[CellResult]) -> str:
     """Which figures other code made than that beside this file."""
     stale = []
     for one in networks:
-        for (_, name), cell in found[one["name"]].cells.items():
+        for cell in (r for r in cells if model_name(r.cell.model) == one["name"] and r.cell.method != FLOAT):
+            name, seed = cell.cell.method, f" from seed {cell.cell.seed}" if cell.cell.seed else ""
             if cell.code_sha256 != (peers_sha256() if name in PEERS else quantization_sha256()):
-                stale.append(f"{one['name']} {LABELS[name]}")
+                stale.append(f"{one['name']} {LABELS[name]}{seed}")
     return f"Measured with other code than that beside this file: {', '.join(stale)}." if stale else ""
 
 
