@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from pathlib import Path
+from statistics import median
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
@@ -199,6 +200,17 @@ class BlockLoss(_Open):
     note: str = ""
 
 
+class RoundedLayer(_Open):
+    """A layer whose weights GPTQ rounded: its output's squared error on calibration samples, against that of the nearest codes.
+
+    Its inputs were rounded in ``parts``, each for itself, where there are too many for one.
+    """
+
+    layer: str
+    error_ratio: float = Field(ge=0)
+    parts: int = Field(default=1, ge=1)
+
+
 class DilatedInput(_Open):
     """What dilation did to a quantizer's input.
 
@@ -277,9 +289,10 @@ class CheckpointDetails(Details):
     skip_halves: SkipHalvesRecord
     float_mac_share: float = Field(ge=0, le=1)
     snr_db: dict[str, list[float]]
-    # None: a checkpoint from before they were measured.
+    # None: a checkpoint from before there were any.
     final_error: FinalError | None = None
     clipped: dict[str, list[float]] | None = None
+    rounding: list[RoundedLayer] | None = None
     distillation: list[BlockLoss]
     dilation: list[DilatedInput]
     dilation_rule: DilationRule
@@ -288,6 +301,14 @@ class CheckpointDetails(Details):
     def input_names(self) -> list[str]:
         """See ``Details``."""
         return self.inputs
+
+    @property
+    def rounding_summary(self) -> str:
+        """How many layers GPTQ rounded, and what that was worth before any training, in a line."""
+        if not self.rounding:
+            return "none"
+        middle = median(layer.error_ratio for layer in self.rounding)
+        return f"{len(self.rounding)} of {len(self.layers)} layers; a layer's error is {middle:.2f} of that of nearest codes (median)"
 
 
 class GraphDetails(Details):

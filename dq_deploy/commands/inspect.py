@@ -85,7 +85,7 @@ def _of_its_kind(artifact: Artifact) -> list[tuple[str, object]]:
     if isinstance(details, BundleDetails) and details.float_convolutions:
         rows += [("convolutions left in float", len(details.float_convolutions))]
     if isinstance(details, CheckpointDetails):
-        rows += [("float_mac_share", details.float_mac_share)]
+        rows += [("float_mac_share", details.float_mac_share), ("weights rounded by GPTQ", details.rounding_summary)]
         if details.final_error:
             rows += [("SNR of the final sample", details.final_error.summary)]
         if details.clipped is not None:

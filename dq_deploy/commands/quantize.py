@@ -42,6 +42,12 @@ _SHOWN_LAYERS = 10
     type=click.Choice(["auto", "layerwise", "none", "symmetric", "asymmetric", "smoothquant"]),
     help="Rule of weight dilation; auto takes the one that serves the network best.  [default: auto]",
 )
+@click.option(
+    "--rounding",
+    type=click.Choice(["auto", "nearest", "gptq"]),
+    help="How weights become codes: each the nearest, or by GPTQ, by what they do to the layer's output; auto is GPTQ for layers of up to "
+    "6 bits, but not before training with activations of fewer than 8.  [default: auto]",
+)
 @click.option("--calibration-samples", type=int, help="Trajectories to calibrate and distil on.  [default: 64]")
 @click.option("--batch-size", type=int, help="Samples in a batch.  [default: 32]")
 @click.option("--seed", type=int, help="First seed of the calibration noise.  [default: 0]")
@@ -152,9 +158,13 @@ def show_checkpoint(checkpoint: Artifact[CheckpointDetails], output: Output, cho
         ]
     else:
         rows.append(("SNR against the float model", _span(snr["after_distillation"])))
+    if details.rounding:
+        rows.append(("weights rounded by GPTQ", details.rounding_summary))
     if details.final_error:
         rows.append(("SNR of the final sample", details.final_error.summary))
     output.table(str(checkpoint.path), ("", ""), rows)
+    if wide := [record.layer for record in details.rounding or () if record.parts > 1]:
+        output.note(f"too many inputs to be rounded as one, and rounded in parts: {', '.join(wide)}")
     if apart := parted(snr, checkpoint.manifest.timesteps):
         output.warn(apart.message(checkpoint.manifest.quantization or {}))
     output.data({"checkpoint": checkpoint.path, "manifest": checkpoint.manifest.model_dump(), **_choice_json(choice)})

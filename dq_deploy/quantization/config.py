@@ -54,6 +54,26 @@ class InitialRange(StrEnum):
     PERCENTILE = "percentile"
 
 
+class Rounding(StrEnum):
+    """How weights become codes.
+
+    NEAREST rounds each alone. GPTQ rounds one input of a layer after the other, by what it does to the layer's output on the calibration
+    samples (rounding/). AUTO is GPTQ for layers of up to ``GPTQ_BITS`` bits, where nothing is trained or activations have
+    ``GPTQ_ACTIVATION_BITS``: by measurement (docs/decisions/rounding.md).
+    """
+
+    AUTO = "auto"
+    NEAREST = "nearest"
+    GPTQ = "gptq"
+
+
+GPTQ_BITS = 6
+"""Most bits of a weight that AUTO rounds by GPTQ."""
+
+GPTQ_ACTIVATION_BITS = 8
+"""Least bits of activations with which distillation starts from GPTQ under AUTO: with 4 it ended worse than from nearest codes."""
+
+
 class SkipHalves(StrEnum):
     """Inputs concatenated from two ranges: one quantizer over both, or one for each half and two products that are summed."""
 
@@ -110,6 +130,7 @@ class QuantizeConfig(BaseModel):
     zero_points: bool = True
     """False makes every activation symmetric."""
     initial_range: InitialRange = InitialRange.AUTO
+    rounding: Rounding = Rounding.AUTO
     percentile: float = Field(default=99.99, gt=50, le=100)
     """Share of a timestep's values that a percentile range covers, in percent, counted from both ends."""
     output_bias: bool | None = None
@@ -149,6 +170,12 @@ class QuantizeConfig(BaseModel):
     def weight_only(self) -> bool:
         """Whether activations stay float."""
         return not of_bits(self.activation_bits).integer
+
+    def rounds_by_gptq(self, bits: int) -> bool:
+        """Whether a weight of so many bits is rounded by GPTQ."""
+        if self.rounding is Rounding.AUTO:
+            return bits <= GPTQ_BITS and (not self.iterations or self.activation_bits >= GPTQ_ACTIVATION_BITS)
+        return self.rounding is Rounding.GPTQ
 
     @property
     def corrects_output(self) -> bool:

@@ -13,7 +13,7 @@ import torch
 from torch.fx import GraphModule
 
 from ..artifacts import Artifact, Manifest, check_output, create_artifact, sha256_json
-from ..artifacts.details import BlockLoss, CheckpointDetails
+from ..artifacts.details import BlockLoss, CheckpointDetails, RoundedLayer
 from ..artifacts.final_error import FinalError
 from ..decibels import snr_db
 from ..progress import Progress, silent
@@ -33,6 +33,8 @@ from .graph.plan import Plan
 from .initial.initialize import Initialization, initialize, undilated_weights
 from .output_bias import insert_output_bias, mean_error
 from .prepare import Prepared, prepare
+from .rounding.groups import groups_of
+from .rounding.layerwise import codes_and_scales, round_weights, take_codes
 from .running.ambient import default_torch
 from .running.device import exact_products, find_device, move, placed
 from .running.processes import SharedWork, started_processes
@@ -106,6 +108,7 @@ def _quantize(prepared: Prepared, work: SharedWork, progress: Progress) -> tuple
     reference = _collect(prepared, "reference", _reference_seeds(config), work, progress)
     quantized = move(copy_with_quantizers(float_graph, plan, data.timesteps), prepared.device)
     initial = _initialized(prepared, quantized, data, work, progress)
+    rounded = _rounded(prepared, quantized, data, work, progress)
     records = []
     if config.iterations:
         before = per_timestep_snr(prepared.call(quantized), reference, progress)
@@ -124,7 +127,7 @@ def _quantize(prepared: Prepared, work: SharedWork, progress: Progress) -> tuple
     if config.iterations or folded or bias is not None:
         with counting(quantized) as clipped:
             after = per_timestep_snr(prepared.call(quantized), reference, progress)
-    manifest = _manifest(prepared, data, initial, records, folded)
+    manifest = _manifest(prepared, data, initial, rounded, records, folded)
     seen = per_timestep_snr(prepared.call(quantized), data.spread(config.reference_samples), progress)
     manifest.details["snr_db"] = {"before_distillation": before, "after_distillation": after, "calibration_samples": seen}
     manifest.details["clipped"] = clipped.fractions()
@@ -166,6 +169,22 @@ def _initialized(prepared: Prepared, quantized: GraphModule, data: Trajectories,
     stage = work.made("initial", make)
     load_state(quantized, stage.tensors, partial=True)
     return Initialization.model_validate(stage.record)
+
+
+def _rounded(prepared: Prepared, quantized: GraphModule, data: Trajectories, work: SharedWork, progress: Progress) -> list[RoundedLayer]:
+    """Round weights by GPTQ, in place, where that is wanted; the main process does it for all."""
+    config = prepared.config
+    layers = {name: layer for group in groups_of(quantized, config) for name, layer in group.layers.items()}
+    if not layers:
+        return []
+
+    def make() -> Stage:
+        done = round_weights(quantized, data, config, work=work.work, progress=progress)
+        return Stage(codes_and_scales(layers), [record.model_dump() for record in done])
+
+    stage = work.made("rounding", make)
+    take_codes(layers, stage.tensors)
+    return [RoundedLayer(**entry) for entry in stage.record]
 
 
 def _output_bias(prepared: Prepared, quantized: GraphModule, data: Trajectories, work: SharedWork,
@@ -230,8 +249,8 @@ def per_timestep_snr(model: Model, reference: Trajectories, progress: Progress =
     return result
 
 
-def _manifest(prepared: Prepared, data: Trajectories, initial: Initialization, records: list[BlockLoss],
-              folded: dict[str, list[str]]) -> Manifest:  # fmt: skip
+def _manifest(prepared: Prepared, data: Trajectories, initial: Initialization, rounded: list[RoundedLayer],
+              records: list[BlockLoss], folded: dict[str, list[str]]) -> Manifest:  # fmt: skip
     config, details, scheduler, plan = prepared.config, prepared.details, prepared.scheduler, prepared.plan
     scheduler_config, ran = plain_config(scheduler), prepared.calibration.choice
     altered = changed(ran.scheduler, config.steps)
@@ -267,6 +286,7 @@ def _manifest(prepared: Prepared, data: Trajectories, initial: Initialization, r
             "skip_halves": prepared.skip_halves,
             "dilation": [{**r.model_dump(), "folded_into": folded.get(r.quantizer, [])} for r in initial.records],
             "dilation_rule": {"used": initial.rule, "mean_snr_db": initial.tried},
+            "rounding": [r.model_dump() for r in rounded],
             "distillation": [r.model_dump() for r in records],
         },
     )

@@ -20,7 +20,7 @@ from .request import ReportRequest
 
 _DRAWING_FLAGS = ("n", "seed", "steps", "prompts", "negative_prompt", "classes", "guidance_scale", "runtime")
 # Options of a quantization that are flags of the command line; the others go into a file.
-_FLAGS = ("steps", "iterations", "dilation", "calibration_samples", "batch_size", "seed", "guidance_scale", "sampler")
+_FLAGS = ("steps", "iterations", "dilation", "rounding", "calibration_samples", "batch_size", "seed", "guidance_scale", "sampler")
 
 
 def commands(artifact: Artifact, parent: Artifact | None = None) -> list[str]:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,10 +13,11 @@ from dq_deploy.errors import UsageError
 from dq_deploy.quantization.config import QuantizeConfig
 from dq_deploy.quantization.distillation.block_trainer import EVALUATE_EVERY
 from dq_deploy.quantization.estimate.probe import MemoryValues, StepCost
+from dq_deploy.quantization.estimate.rounding import Rates
 from tests.flow import snapshot
 from tests.tiny import FAST, SHAPE, PlainUNet, scheduler
 
-OPTIONS = {**FAST, "iterations": 20, "preset": "w4a4"}
+OPTIONS = {**FAST, "iterations": 20, "preset": "w4a4", "rounding": "gptq"}
 
 
 def estimated(**options: object) -> dq_deploy.quantization.Budget:
@@ -47,6 +49,28 @@ def test_what_is_left_out_costs_nothing() -> None:
         estimated(train=["nowhere"])
 
 
+def test_rounding_is_counted_where_there_is_any() -> None:
+    gptq, nearest = estimated(iterations=0, rounding="gptq"), estimated(iterations=0, rounding="nearest")
+    assert gptq.memory_bytes["rounding"] > 0
+    assert gptq.disk_bytes["values between rounded layers"] > 0
+    assert gptq.memory_bytes["peak"] >= gptq.memory_bytes["rounding"]
+    assert nearest.seconds["rounding"] == nearest.memory_bytes["rounding"] == nearest.disk_bytes["values between rounded layers"] == 0
+
+
+def test_time_of_rounding_grows_with_the_layers() -> None:
+    class Layers:
+        shape = (2, 10, 2048)
+
+    some: Any = [Layers(), Layers()]
+    assert Rates(moments=0.0, rounding=0.0, column=3.0).seconds(some) == 3.0 * 2 * 2 * 2048
+    # H: 8 positions for each input, three of four blocks of 1,024.
+    assert Rates(moments=1.0, rounding=0.0, column=0.0).seconds(some) == 2 * 2 * 8 * 2048 * 2048**2 * 3 / 4
+    # The factor; and of ten outputs half a product for each of five scales, and one for the nearest codes.
+    assert Rates(moments=0.0, rounding=1.0, column=0.0).seconds(some) == pytest.approx(2 * 2 * 2048**2 * (2048 / 6 + 35))
+    measured = Rates.measured(torch.device("cpu"))
+    assert min(measured.moments, measured.rounding, measured.column) > 0
+
+
 def test_time_grows_with_what_is_asked_for() -> None:
     cost = StepCost(step_s=2.0, forward_s=0.5, batch=4, bytes=0)
     config = QuantizeConfig.build(iterations=2 * EVALUATE_EVERY, batch_size=8)
@@ -75,7 +99,7 @@ def test_the_command_writes_nothing(
     flags = ["--steps", "2", "--calibration-samples", "2", "--iterations", "5", "--dry-run"]
     assert run(["quantize", str(flow_pipeline), "-o", str(tmp_path / "out"), *flags, "--format", "json"]) == 0
     budget = json.loads(capfd.readouterr().out)
-    stages = {"calibration", "initialization", "distillation", "output bias", "cost of each step", "total"}
+    stages = {"calibration", "initialization", "rounding", "distillation", "output bias", "cost of each step", "total"}
     assert set(budget["seconds"]) == stages
     assert run(["quantize", str(flow_pipeline), "-o", str(tmp_path / "out"), *flags]) == 0
     text = capfd.readouterr().out

@@ -20,7 +20,15 @@ from dq_deploy.quantization.running.work_folder import WorkFolder, work_path
 from tests.flow import snapshot
 from tests.tiny import FAST, SHAPE, PlainUNet, scheduler
 
-OPTIONS: dict[str, Any] = {**FAST, "preset": "w4a4", "steps": 3, "calibration_samples": 4, "iterations": 12, "batch_size": 4}
+OPTIONS: dict[str, Any] = {
+    **FAST,
+    "preset": "w4a4",
+    "rounding": "gptq",
+    "steps": 3,
+    "calibration_samples": 4,
+    "iterations": 12,
+    "batch_size": 4,
+}
 FLAGS = ("--preset", "w4a4", "--steps", "2", "--calibration-samples", "2", "--batch-size", "4", "--iterations", "9")
 
 
@@ -75,14 +83,21 @@ def test_killed_again_and_again_it_ends_in_the_same_bytes(kind: str, tmp_path: P
     code, text = in_a_process(tmp_path / "through", "never", signal.SIGKILL, distillation=kind)
     assert code == 0, text
     output = tmp_path / "out"
-    stages = ["calibration", "initial", *(["in embed.2", "down", "in last"] if kind == "block" else ["in whole network"])]
+    stages = [
+        "calibration",
+        "initial",
+        "rounding-0000",
+        "rounding-0003",
+        "rounding",
+        *(["in embed.2", "down", "in last"] if kind == "block" else ["in whole network"]),
+    ]
     for index, stage in enumerate(stages):
         code, text = in_a_process(output, stage, signal.SIGKILL, distillation=kind, resume=index > 0)
         assert code == -signal.SIGKILL, (stage, text)
         assert not output.exists()
         assert work_path(output).exists()
     finished = {p.stem for p in work_path(output).glob("*.safetensors")}
-    assert {"calibration", "initial", "reference"} <= finished
+    assert {"calibration", "initial", "reference", "rounding", "rounding-0007"} <= finished
     code, text = in_a_process(output, "never", signal.SIGKILL, distillation=kind, resume=True)
     assert code == 0, text
     assert snapshot(output) == snapshot(tmp_path / "through")

@@ -40,7 +40,14 @@ class Trajectories:
         """Those of ``count`` seeds, evenly spaced, or all where there are fewer."""
         seeds = self.samples.shape[1] // self.per_seed
         index = turns(seeds, min(count, seeds))
-        chosen = (index[:, None] * self.per_seed + torch.arange(self.per_seed)).flatten()
+        return self._of(index)
+
+    def first(self, count: int) -> Trajectories:
+        """Those of the first ``count`` seeds."""
+        return self._of(torch.arange(count))
+
+    def _of(self, seeds: torch.Tensor) -> Trajectories:
+        chosen = (seeds[:, None] * self.per_seed + torch.arange(self.per_seed)).flatten()
         conditions = {name: value[chosen] for name, value in self.conditions.items()}
         return replace(self, samples=self.samples[:, chosen], outputs=self.outputs[:, chosen], conditions=conditions)
 

@@ -13,15 +13,18 @@ from ..calibration.source import Request
 from ..config import Distillation, QuantizeConfig
 from ..distillation.trained import TrainedParts, selected
 from ..final_error import calls
-from ..graph.blocks import Block, split_blocks, whole_network
+from ..graph.blocks import Block, split_before, split_blocks, whole_network
 from ..graph.plan import make_plan
 from ..graph.shapes import value_bytes
 from ..initial.initialize import initialization_bytes
 from ..pipeline import copy_with_quantizers
 from ..prepare import Prepared, prepare
+from ..rounding.groups import Group, groups_of
+from ..rounding.layerwise import memory_bytes, seeds_used
 from ..running.ambient import default_torch
 from ..running.device import find_device, move
 from .probe import Probe
+from .rounding import Rates
 
 _FLOAT_BYTES = 4
 
@@ -89,21 +92,26 @@ def budget(prepared: Prepared) -> Budget:
         BlockBudget(block.name, block.layers, _count(part), size, round(seconds, 1))
         for block, part, size, seconds in zip(blocks, parts, sizes, spent, strict=True)
     ]
+    groups = groups_of(quantized, config)
+    rounded_on = config.steps * seeds_used(config.calibration_samples) * per_seed if groups else 0
     memory = {
         "calibration data": (samples + config.steps * config.reference_samples * per_seed) * probe.sample_bytes,
         "initialization": initialization_bytes(probe.live_bytes, probe.fit_seeds * per_seed, config),
+        "rounding": max((memory_bytes(group.shape) for group in groups), default=0),
         "training step": max((cost.bytes for cost in costs), default=0),
     }
-    memory["peak"] = memory["calibration data"] + max(memory["initialization"], memory["training step"])
+    memory["peak"] = memory["calibration data"] + max(memory["initialization"], memory["rounding"], memory["training step"])
     weights = sum(p.numel() * p.element_size() for p in quantized.state_dict().values())
     disk = {
         "values between blocks": _value_bytes(blocks, prepared.float_graph) * samples * 2 if costs else 0,
+        "values between rounded layers": _rounding_values(quantized, prepared.float_graph, groups) * rounded_on,
         "finished stages": memory["calibration data"] + weights + sum(map(_count, parts)) * _FLOAT_BYTES,
     }
-    disk["peak"] = sum(disk.values())
+    disk["peak"] = max(disk["values between blocks"], disk["values between rounded layers"]) + disk["finished stages"]
     times = {
         "calibration": probe.forward_s * (samples + config.steps * config.reference_samples * per_seed),
         "initialization": probe.initialization_s,
+        "rounding": Rates.measured(prepared.device).seconds(groups) + probe.forward_s * rounded_on if groups else 0.0,
         "distillation": sum(spent),
         "output bias": probe.forward_s * samples if config.corrects_output else 0.0,
         "cost of each step": probe.forward_s * calls(config.steps) * config.sampled_to_the_end * per_seed,
@@ -145,6 +153,11 @@ def _parts(quantized: GraphModule, blocks: list[Block], config: QuantizeConfig) 
 
 def _count(parts: TrainedParts) -> int:
     return sum(p.numel() for p in (parts.dense() | parts.tables()).values())
+
+
+def _rounding_values(quantized: GraphModule, float_graph: GraphModule, groups: list[Group]) -> int:
+    """Largest sum of one sample's values that pass from layer to layer while weights are rounded."""
+    return _value_bytes(split_before(quantized, {group.first for group in groups}), float_graph) if groups else 0
 
 
 def _value_bytes(blocks: list[Block], float_graph: GraphModule) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -24,6 +23,7 @@ from ..initial.tables import fit_tables
 from ..pipeline import copy_with_quantizers
 from ..prepare import Prepared
 from ..running.device import move
+from .timing import timed
 
 _MEASURED_BLOCKS = 6  # the others are interpolated by their multiply-accumulates
 _SLOW_S = 0.1  # a forward pass of one sample: beyond this fewer samples must do
@@ -171,15 +171,6 @@ def _between(measured: dict[int, StepCost], sizes: Sequence[int], index: int) ->
         some.batch,
         int(between([measured[i].bytes for i in known])),
     )
-
-
-def timed(action: Callable[[], Any]) -> float:
-    """Seconds that an action takes."""
-    start = time.perf_counter()
-    action()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
 
 
 def saved_bytes(action: Callable[[], Any]) -> int:

@@ -6,7 +6,7 @@ A module's nodes are contiguous in a captured graph, so a block is a run of node
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
@@ -94,6 +94,16 @@ def split_blocks(graph_module: GraphModule) -> list[Block]:
     computed = _computed(graph_module)
     last = max(n.meta["block"] for n in graph_module.graph.nodes if n.op != "output")
     return [_extract(graph_module, index, [n for n in computed if n.meta["block"] == index]) for index in range(last + 1)]
+
+
+def split_before(graph_module: GraphModule, first: Collection[Node]) -> list[Block]:
+    """The same cut in front of each of the nodes ``first``: every block but perhaps the first begins with one of them."""
+    runs: list[list[Node]] = []
+    for node in _computed(graph_module):
+        if node in first or not runs:
+            runs.append([])
+        runs[-1].append(node)
+    return [_extract(graph_module, index, run) for index, run in enumerate(runs)]
 
 
 def whole_network(graph_module: GraphModule) -> Block:

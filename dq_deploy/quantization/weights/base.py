@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any, ClassVar, Self
 
 import torch
@@ -15,6 +15,9 @@ from .. import numerics
 from ..config import QuantizeConfig
 from ..integrity import check_weight, read_format
 from .packing import pack_int4, unpack_int4
+
+_REACH = 0.3
+"""Steps from its code that a weight may be after ``set_codes``: where it was tells distillation more (docs/decisions/rounding.md)."""
 
 
 class QuantizedLayer(nn.Module, ABC):
@@ -54,6 +57,8 @@ class QuantizedWeight(QuantizedLayer):
     """Base of the layers with weights: symmetric codes with a scale for each output channel, trained as floats until frozen."""
 
     scheme: Scheme = PER_CHANNEL
+    groups: int = 1
+    """Of outputs, each with inputs of its own."""
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, fmt: NumberFormat) -> None:
         super().__init__()
@@ -108,13 +113,44 @@ class QuantizedWeight(QuantizedLayer):
         scale = numerics.clipped_weight_scale if clip else numerics.weight_scale
         self.log_scale.copy_(scale(self.weight, self.format).log())
 
+    @property
+    def footprint(self) -> Hashable | None:
+        """Which inputs an output meets at each position: layers of one footprint see one input in the same ``columns``.
+
+        None: a form of weight whose rows cannot be rounded input by input (``rounding``); each of its codes is the nearest.
+        """
+        return None
+
+    def matrix(self) -> torch.Tensor:
+        """The float weight [O, ...] as ``float_product`` takes it."""
+        return self.weight
+
+    def columns(self, x: torch.Tensor) -> torch.Tensor:
+        """What the weights of an output are multiplied with, of an input x [N, ...]: [g, N, P, K] at P positions for ``groups`` g.
+
+        Weights are [g · O/g, K] then.
+        """
+        raise NotImplementedError
+
+    def settled(self, scale: torch.Tensor) -> torch.Tensor:
+        """Scales [O] or of any shape as a checkpoint stores them: those of fp16 where it is ``weight_only``."""
+        return numerics.half_precision(scale) if self.weight_only else scale
+
+    @torch.no_grad()
+    def set_codes(self, codes: torch.Tensor, scale: torch.Tensor) -> None:
+        """Take a ``scale`` [O], and move the float weight only as far as it must to have these ``codes`` [O, ...], one for each weight."""
+        self.log_scale.copy_(scale.log())
+        steps = numerics.per_channel(self.steps(), self.weight, 0)
+        codes = codes.reshape(self.weight.shape).to(self.weight)
+        self.weight.copy_((self.weight / steps).clamp(codes - _REACH, codes + _REACH) * steps)
+
     def freeze(self) -> None:
         """Fix the weight to integer codes and drop the float one; if it is ``weight_only``, with scales that fp16 has."""
         with torch.no_grad():
             if self.weight_only and self.frozen is None:  # the scales first, so that the codes are of these
-                self.log_scale.copy_(numerics.half_precision(self.log_scale.exp()).log())
+                self.log_scale.copy_(self.settled(self.log_scale.exp()).log())
             codes, scale = self.integer_weight()
-        scale = numerics.half_precision(scale) if self.weight_only else scale.clone()
+        scale = self.settled(scale).clone()
         self.set_frozen(codes.to(getattr(torch, self.format.torch_dtype)), scale)
 
     def set_frozen(self, codes: torch.Tensor, scale: torch.Tensor) -> None:
@@ -133,6 +169,14 @@ class QuantizedWeight(QuantizedLayer):
     def steps(self) -> torch.Tensor:
         """Quantization steps of the weight [O]."""
         return self.log_scale.detach().exp()
+
+    def steps_by_weight(self) -> torch.Tensor:
+        """The same for each weight [O, ...]."""
+        return numerics.per_channel(self.steps(), self.weight, 0).expand_as(self.weight)
+
+    def by_output(self, steps: torch.Tensor) -> torch.Tensor:
+        """Steps [O], as ``steps`` gives them, of those for each weight."""
+        return steps.reshape(len(self.weight), -1)[:, 0].float()
 
     def parameter_groups(self, config: QuantizeConfig) -> list[dict[str, Any]]:
         """Weight, scales and bias, at the rates of the first step."""

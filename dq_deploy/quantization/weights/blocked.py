@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ import torch.nn.functional as F
 
 from ...formats import PER_CHANNEL, Granularity, NumberFormat, ScaleSource, Scheme
 from .base import QuantizedWeight
+from .per_channel import tokens
 
 BLOCKS = (128, 64, 32)
 """Lengths of a block that the engines take (docs/engine-patterns.md)."""
@@ -49,6 +51,19 @@ class WeightOnlyLinear(QuantizedWeight):
             return self.frozen[0].float(), self.frozen[1]
         codes, scale = super().integer_weight()
         return codes.reshape(self.out_channels, -1), scale.reshape(self.out_channels, -1)
+
+    @property
+    def footprint(self) -> Hashable:
+        """As ``QuantizedWeight`` says: a token."""
+        return "linear"
+
+    def matrix(self) -> torch.Tensor:
+        """As ``QuantizedWeight`` says: [O, C]."""
+        return self.weight.reshape(self.out_channels, -1)
+
+    def columns(self, x: torch.Tensor) -> torch.Tensor:
+        """As ``QuantizedWeight`` says: tokens."""
+        return tokens(x)
 
     def float_product(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         """X [..., C], weight [O, C] → [..., O]."""
