@@ -42,6 +42,7 @@ class Method:
             "max_float_share": settings.max_float_share,
             "iterations": self.iterations(settings),
             "output_bias": False,
+            "rounding": "nearest",
             "seed": seed,
             **self.options,
         }
@@ -78,13 +79,18 @@ METHODS: tuple[Method, ...] = (
            {"method": "quest"}, "block", rival=True),
     Method("end-to-end", "end-to-end distillation", "DilateQuant's quantizer, trained as a whole against the float network's output",
            {}, "end-to-end", rival=True),
-    Method(DILATEQUANT, "DilateQuant", "the default of `dq-deploy quantize`: error-aware dilation, tables, block distillation",
+    Method(DILATEQUANT, "DilateQuant", "error-aware dilation, tables, block distillation from the nearest codes",
            {}, "block"),
+    Method("gptq", "DilateQuant from GPTQ's codes", "the default of `dq-deploy quantize` at W4A8: distillation starts from GPTQ",
+           {"rounding": "gptq"}, "block"),
+    Method("gptq-untrained", "WD + TPQ + GPTQ + output bias", "`dq-deploy quantize --iterations 0 --rounding gptq`: nothing is trained",
+           {"rounding": "gptq", "output_bias": True}),
     Method("base", "nothing", "one scale a tensor, the default initial range", _STATIC),
     Method("wd", "WD", "base and error-aware dilation", {"temporal": False}),
     Method("tpq", "TPQ", "base with a scale and zero-point for each timestep", _TEMPORAL),
     Method("wd-tpq", "WD + TPQ", "DilateQuant without training", {}),
-    Method("untrained", "WD + TPQ + output bias", "`dq-deploy quantize --iterations 0`: the output's mean error is taken off too",
+    Method("untrained", "WD + TPQ + output bias",
+           "`dq-deploy quantize --iterations 0 --rounding nearest`: the output's mean error is taken off too",
            {"output_bias": True}),
     Method("untrained-static", "WD + output bias, static", "`dq-deploy quantize --iterations 0` with `temporal: false`",
            {"temporal": False, "output_bias": True}, presets=("w8a8",)),
@@ -134,6 +140,8 @@ def canonical(config: QuantizeConfig, family: Family) -> dict[str, Any]:
     values = config.model_dump(mode="json", exclude=NAMES)
     values["initial_range"] = resolve(config.initial_range).value
     values["output_bias"] = True if config.corrects_output else None  # as cells say that were measured before there was one
+    if values["rounding"] == "nearest":  # likewise
+        del values["rounding"]
     defaults = QuantizeConfig().model_dump(mode="json")
     unused = [] if values["initial_range"] == "percentile" else ["percentile"]
     unused += ["skip_halves"] if family == "transformer" else []
