@@ -14,8 +14,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.measure import Measurement
+from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, Task, TextColumn
 from rich.progress import Progress as RichProgress
 from rich.table import Table
 from rich.text import Text
@@ -29,6 +30,8 @@ Format = Literal["table", "json"]
 _PIPE_WIDTH = 200
 # Where there is no terminal, a line this often is enough to see that a job lives, and few enough for a log.
 _LINE_INTERVAL_S = 10.0
+# Of a longer name this much of the end is shown, however little room there is.
+_SHORTEST_NAME = 16
 
 
 class Output:
@@ -75,17 +78,21 @@ class Output:
         self._stdout.file.flush()
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-        """Print a table for people; does nothing in JSON format. Columns that hold only numbers are set to the right.
+        """Print a table for people; does nothing in JSON format.
 
+        Columns that hold only numbers are set to the right and never broken. Names that are too long for the terminal lose their beginning,
+        since layers differ at their ends.
         Numbers should come as finished text ("12.3 ms"); anything else is passed through ``str``. Without any names no header is drawn.
         """
         if self.format != "table":
             return
         table = Table(title=Text(title) if title else None, title_justify="left", header_style="bold", show_header=any(columns))
         for index, name in enumerate(columns):
-            table.add_column(Text(name), justify="right" if rows and all(_is_number(row[index]) for row in rows) else "left")
+            numbers = bool(rows) and all(_is_number(row[index]) for row in rows)
+            whole = max(len(str(row[index])) for row in rows) if numbers else None
+            table.add_column(Text(name), justify="right" if numbers else "left", min_width=whole)
         for row in rows:
-            table.add_row(*(Text(str(cell)) for cell in row))
+            table.add_row(*(_cell(str(cell)) for cell in row))
         self._stdout.print(table)
 
     def text(self, message: str) -> None:
@@ -176,6 +183,11 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02} min"
 
 
+def megabytes(size: float) -> str:
+    """A size in bytes for people, in decimal MB: "0.03 MB", "12.3 MB", "5,140 MB"."""
+    return f"{size / 1e6:,.0f} MB" if size >= 1e8 else f"{size / 1e6:.3g} MB"
+
+
 def to_json(value: Any) -> Any:
     """``value`` in terms of JSON; see `Output.data` for what is accepted. Raises TypeError for anything else."""
     if isinstance(value, float):
@@ -243,6 +255,43 @@ def _encodable(text: str, encoding: str) -> bool:
     return True
 
 
+class _Name:
+    """A name in a cell: where there is no room for it, its end."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
+        return Measurement(min(_SHORTEST_NAME, len(self._name)), len(self._name)).with_maximum(options.max_width)
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        room = options.max_width
+        yield Text(self._name if len(self._name) <= room else f"…{self._name[len(self._name) + 1 - room :]}")
+
+
+def _cell(text: str) -> Text | _Name:
+    is_name = len(text) > _SHORTEST_NAME and not any(letter.isspace() for letter in text) and text.isascii()
+    return _Name(text) if is_name and not _is_number(text) else Text(text)
+
+
+class _Time(ProgressColumn):
+    """A span of time with its name before it: "elapsed 0:01"; nothing where it is not known yet."""
+
+    def __init__(self, name: str, seconds: Callable[[Task], float | None]) -> None:
+        super().__init__()
+        self._name, self._seconds = name, seconds
+
+    def render(self, task: Task) -> Text:
+        seconds = self._seconds(task)
+        return Text("" if seconds is None else f"{self._name} {clock(seconds)}")
+
+
+def clock(seconds: float) -> str:
+    """A span of time as a clock has it: "0:01", "12:30", "1:02:03"."""
+    minutes, rest = divmod(int(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}" if minutes >= 60 else f"{minutes}:{rest:02}"
+
+
 def _console(*, stderr: bool) -> Console:
     stream = sys.stderr if stderr else sys.stdout
     return Console(file=stream, stderr=stderr, width=None if stream.isatty() else _PIPE_WIDTH, highlight=False)
@@ -258,9 +307,8 @@ def _live_display(console: Console) -> RichProgress:
         TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
+        _Time("elapsed", lambda task: task.finished_time if task.finished else task.elapsed),
+        _Time("left", lambda task: task.time_remaining),
         TextColumn("{task.fields[note]}", markup=False),
         console=console,
         redirect_stdout=False,  # data must stay on stdout

@@ -114,10 +114,10 @@ def _quantize(run: _Run) -> Artifact:
 def _export(run: _Run) -> dict[str, Artifact[BundleDetails]]:
     bundles = {}
     for name, target, dtype, is_float in (
-        ("tensorrt", "tensorrt", "fp32", False),
-        ("tensorrt-fp16", "tensorrt", "fp16", False),
+        ("qdq", "qdq", "fp32", False),
+        ("qdq-fp16", "qdq", "fp16", False),
         ("onnxruntime", "onnxruntime", "fp32", False),
-        ("float", "tensorrt", "fp32", True),
+        ("float", "qdq", "fp32", True),
     ):
         run.command(f"export checkpoint -o {name} --target {target} --dtype {dtype}{' --float' if is_float else ''}")
         bundles[name] = export(
@@ -134,7 +134,7 @@ def _build(run: _Run, bundles: dict[str, Artifact[BundleDetails]]) -> list[Artif
     from .engines.build import build_engine
 
     engines = []
-    for name, bundle in (("engine", "tensorrt-fp16"), ("engine-float", "float")):
+    for name, bundle in (("engine", "qdq-fp16"), ("engine-float", "float")):
         run.command(f"build-engine {bundle} -o {name} --backend {DEFAULT_BUILDER.name} --compute-capability 8.9 --compute-capability 12.0")
         engines.append(
             build_engine(

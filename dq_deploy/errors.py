@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import errno
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from difflib import get_close_matches
 
 
 class DqDeployError(Exception):
@@ -59,6 +60,13 @@ class PerformanceGateError(DqDeployError):
     """The performance gate failed."""
 
     exit_code = 7
+
+
+def did_you_mean(given: Iterable[str], known: Iterable[str]) -> str:
+    """A question for a hint: the three known names that those given, or patterns, are nearest to; "" where none is near."""
+    names = {name.lower(): name for name in known}
+    near = dict.fromkeys(near for one in given for near in get_close_matches(one.lower().strip("*"), names, cutoff=0.5))
+    return f"did you mean {', '.join(names[name] for name in list(near)[:3])}? " if near else ""
 
 
 _NO_MEMORY = ("not enough memory", "out of memory", "can't allocate memory", "cannot allocate memory", "bad_alloc", "bad allocation",

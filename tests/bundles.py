@@ -46,8 +46,8 @@ def tiny_pipeline(path: Path) -> Path:
     return path
 
 
-def float_bundle(path: Path, pipeline: Path, *, target: str = "tensorrt") -> Artifact:
-    """The pipeline's network as a float bundle: ``timestep`` is [N] in target ``tensorrt`` and [1] in ``onnxruntime``."""
+def float_bundle(path: Path, pipeline: Path, *, target: str = "qdq") -> Artifact:
+    """The pipeline's network as a float bundle: ``timestep`` is [N] in target ``qdq`` and [1] in ``onnxruntime``."""
     source = load_source(pipeline)
     scheduler = dict(source.scheduler.config)
     manifest = Manifest(
@@ -61,7 +61,7 @@ def float_bundle(path: Path, pipeline: Path, *, target: str = "tensorrt") -> Art
             "float": True,
             "inputs": [
                 {"name": "sample", "dtype": "float32", "shape": ["batch", *source.sample_shape]},
-                {"name": "timestep", "dtype": "float32", "shape": ["batch"] if target == "tensorrt" else [1]},
+                {"name": "timestep", "dtype": "float32", "shape": ["batch"] if target == "qdq" else [1]},
             ],
             "output": "out_sample",
             "component": source.component,
@@ -81,7 +81,7 @@ def float_bundle(path: Path, pipeline: Path, *, target: str = "tensorrt") -> Art
 
 def _export(model: torch.nn.Module, sample_shape: tuple[int, ...], target: str, file: Path) -> None:
     batch = torch.export.Dim("batch", min=1, max=1024)
-    per_sample = target == "tensorrt"
+    per_sample = target == "qdq"
     torch.onnx.export(
         _Plain(model).eval(),
         (torch.zeros(2, *sample_shape), torch.zeros(2 if per_sample else 1)),

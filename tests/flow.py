@@ -51,12 +51,12 @@ def flow_pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def flow(flow_pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> Flow:
-    """W8A8, five timesteps, not distilled; bundles tensorrt (fp32), tensorrt-fp16, onnxruntime and float."""
+    """W8A8, five timesteps, not distilled; bundles qdq (fp32), qdq-fp16, onnxruntime and float."""
     kinds: dict[str, dict[str, Any]] = {
-        "tensorrt": {"target": "tensorrt", "dtype": "fp32"},
-        "tensorrt-fp16": {"target": "tensorrt"},
+        "qdq": {"target": "qdq", "dtype": "fp32"},
+        "qdq-fp16": {"target": "qdq"},
         "onnxruntime": {"target": "onnxruntime", "convolutions": "integer"},
-        "float": {"target": "tensorrt", "float": True},
+        "float": {"target": "qdq", "float": True},
     }
 
     def make(root: Path) -> None:

@@ -77,7 +77,7 @@ def test_a_plain_module_all_the_way(tmp_path: Path) -> None:
     assert isinstance(checkpoint, Artifact)
     assert checkpoint.path.is_dir()
     assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
-    bundle = dq_deploy.export(checkpoint, tmp_path / "bundle", target="tensorrt", dtype="fp32")
+    bundle = dq_deploy.export(checkpoint, tmp_path / "bundle", target="qdq", dtype="fp32")
     verdict = dq_deploy.check(bundle, checkpoint)
     assert isinstance(verdict, dq_deploy.CheckResult)
     assert verdict, verdict.failures
@@ -90,17 +90,17 @@ def test_a_plain_module_all_the_way(tmp_path: Path) -> None:
 
 
 def test_paths_artefacts_and_strings_are_all_taken(flow: Flow, tmp_path: Path) -> None:
-    bundle = flow.bundle("tensorrt")
+    bundle = flow.bundle("qdq")
     for given in (bundle, bundle.path, str(bundle.path)):
         assert dq_deploy.check(given, str(flow.checkpoint), optimized=False)
         assert dq_deploy.load(given).config["sample_size"] == 8
 
 
 def test_the_lint(flow: Flow) -> None:
-    result = dq_deploy.lint(flow.bundle("tensorrt"))
+    result = dq_deploy.lint(flow.bundle("qdq"))
     assert isinstance(result, dq_deploy.LintResult)
     assert result
-    found = dq_deploy.lint(str(flow.bundles["onnxruntime"]), target="tensorrt")
+    found = dq_deploy.lint(str(flow.bundles["onnxruntime"]), target="qdq")
     assert not found
     assert {f.rule for f in found.errors} >= {"code-type", "zero-point"}
 
@@ -111,10 +111,10 @@ def test_an_engine(flow: Flow, tmp_path: Path) -> None:
         flow.bundle("tensorrt"), str(tmp_path / "engine") + "/", backend="tensorrt-rtx", compute_capabilities=["8.9"]
     )
     assert [entry["compute_capability"] for entry in engine.manifest.details["engines"]] == ["8.9"]
-    assert engine.manifest.parent == flow.bundle("tensorrt").as_parent
+    assert engine.manifest.parent == flow.bundle("qdq").as_parent
 
 
-@pytest.mark.parametrize("name", ["tensorrt", "tensorrt-fp16", "onnxruntime"])
+@pytest.mark.parametrize("name", ["qdq", "qdq-fp16", "onnxruntime"])
 @pytest.mark.parametrize("pipeline_class", [DDPMPipeline, DDIMPipeline])
 def test_the_bundle_in_a_real_pipeline(flow: Flow, name: str, pipeline_class: type[DDPMPipeline] | type[DDIMPipeline]) -> None:
     pipe = pipeline_class.from_pretrained(flow.pipeline)
@@ -165,5 +165,5 @@ def test_settings_are_judged_before_anything_is_loaded(flow: Flow, tmp_path: Pat
     with pytest.raises(UsageError, match="coreml"):
         dq_deploy.export(flow.checkpoint, tmp_path / "o", target="coreml")  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="fp8"):
-        dq_deploy.export(flow.checkpoint, tmp_path / "o", target="tensorrt", dtype="fp8")
+        dq_deploy.export(flow.checkpoint, tmp_path / "o", target="qdq", dtype="fp8")
     assert list(tmp_path.iterdir()) == []

@@ -40,7 +40,7 @@ FAST: dict[str, Any] = {
     "max_float_share": 0.5,  # the first layer weighs more in a tiny model
 }
 SHAPE = (1, 8, 8)
-WHOLE: dict[str, dict[str, Any]] = {"tensorrt": {}, "onnxruntime": {"convolutions": "integer"}}
+WHOLE: dict[str, dict[str, Any]] = {"qdq": {}, "onnxruntime": {"convolutions": "integer"}}
 """By target: options of an export in which every layer that is quantized is an integer one, few as its channels are."""
 
 

@@ -41,7 +41,7 @@ def integer_denoiser(folder: Path, *, threads: int) -> Denoiser:
         raise EnvironmentProblem("the INT8 kernels of this CPU saturate: it has no VNNI", "draw by torch")
     bundle = folder / "bundle"
     if not bundle.exists():
-        dq_deploy.export(folder / CHECKPOINT, bundle, target="tensorrt", dtype="fp32", weight_storage="int8")
+        dq_deploy.export(folder / CHECKPOINT, bundle, target="qdq", dtype="fp32", weight_storage="int8")
     names = load_checkpoint(folder / CHECKPOINT).details.inputs
     runner = OpenVinoRunner(bundle, threads=threads, integer=True)
 

@@ -80,7 +80,7 @@ def measure(model: str, precision: str, kind: str) -> Cell:
         is_float = precision in _FLOATS
         checkpoint = dq_deploy.quantize(MODELS[model], folder / "checkpoint", preset="w8a8" if is_float else precision, **options)
         dtype = precision if is_float else "fp16"
-        bundle = dq_deploy.export(checkpoint, folder / "bundle", target="tensorrt", dtype=dtype, float=is_float)
+        bundle = dq_deploy.export(checkpoint, folder / "bundle", target="qdq", dtype=dtype, float=is_float)
         if kind == "plain":
             bundle = rewritten(bundle, folder / "plain", plain_static)
         return build(bundle, folder / "engine", model=model, precision=precision, kind=kind)

@@ -70,7 +70,7 @@ def prepare(subject: Subject, folder: Path, progress: Progress) -> Made:
     if not made.checkpoint.exists():
         dq_deploy.quantize(subject.source(folder), made.checkpoint, preset="w8a8", progress=progress, **_CHEAP)
     for name, options in {
-        "tensorrt": {"target": "tensorrt", "dtype": "fp32"},
+        "tensorrt": {"target": "qdq", "dtype": "fp32"},
         "onnxruntime": {"target": "onnxruntime"},
         "float": {"target": "onnxruntime", "float": True},
     }.items():
@@ -89,7 +89,7 @@ def _prepare_narrow(subject: Subject, made: Made, progress: Progress) -> None:
     path = made.folder / "checkpoint-narrow"
     if not path.exists():
         dq_deploy.quantize(subject.source(made.folder), path, preset="w6a6", progress=progress, **_CHEAP)
-    dq_deploy.export(path, made.bundle("narrow"), target="tensorrt", dtype="fp32", progress=progress)
+    dq_deploy.export(path, made.bundle("narrow"), target="qdq", dtype="fp32", progress=progress)
 
 
 def _prepare_peers(subject: Subject, made: Made) -> None:

@@ -32,7 +32,7 @@ def startup(subject: Subject, made: Made, progress: Progress) -> dict[str, Any]:
             advance(1, "help")
         ours, bare = [], []
         for _ in range(_EXPORT_ROUNDS + 1):
-            ours.append(_timed(lambda: dq_deploy.export(made.checkpoint, Path(folder) / "bundle", target="tensorrt", force=True)))
+            ours.append(_timed(lambda: dq_deploy.export(made.checkpoint, Path(folder) / "bundle", target="qdq", force=True)))
             bare.append(_timed(lambda: export_float(reference, reference.source.sample_shape, Path(folder) / "bare.onnx")))
             advance(1, "export")
     return {"help_s": median(helps), "help_s_least": min(helps), "export_s": median(ours[1:]), "bare_export_s": median(bare[1:])}

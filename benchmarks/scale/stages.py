@@ -84,7 +84,7 @@ def again(setting: Setting, folder: Path, out: Output) -> Result:  # noqa: ARG00
     import dq_deploy
 
     first = open_artifact(folder / "tensorrt", "bundle")
-    second = dq_deploy.export(folder / "checkpoint", folder / "again", target="tensorrt", force=True, progress=out.progress)
+    second = dq_deploy.export(folder / "checkpoint", folder / "again", target="qdq", force=True, progress=out.progress)
     names = sorted({*first.manifest.files, *second.manifest.files, "manifest.json"})
     paths = [(first.path / name, second.path / name) for name in names]
     return {"files": names, "differing": [a.name for a, b in paths if sha256_file(a) != sha256_file(b)]}

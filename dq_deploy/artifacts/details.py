@@ -13,11 +13,13 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from ..formats import CODES, FP16
+from ..formats.target import target_name
 from .final_error import FinalError
 from .manifest import Manifest
 from .reading.plain import as_record
 
-Target = Literal["tensorrt", "onnxruntime"]
+Target = Annotated[Literal["qdq", "onnxruntime", "tensorrt"], AfterValidator(target_name)]
+"""``tensorrt`` is a former name, and read as that of today."""
 
 
 class _Open(BaseModel):

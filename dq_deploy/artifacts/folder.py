@@ -137,7 +137,12 @@ def open_artifact(path: str | Path, kind: Kind | tuple[Kind, ...]) -> Artifact[A
     manifest = read_manifest(path)
     kinds = (kind,) if isinstance(kind, str) else kind
     if manifest.kind not in kinds:
-        raise ArtifactError(f"{path} is a {manifest.kind}, and a {' or '.join(kinds)} is needed here")
+        wanted = " or ".join(f"{'an' if kind == 'engine' else 'a'} {kind}" for kind in kinds)
+        made = [command.format(path) for kind, command in _MADE.get(manifest.kind, {}).items() if kind in kinds]
+        raise ArtifactError(
+            f"{path} is {'an' if manifest.kind == 'engine' else 'a'} {manifest.kind}, and {wanted} is needed here",
+            f"make one from it: {made[0]}" if made else None,
+        )
     problems = [problem for name, entry in manifest.files.items() if (problem := _verify(path, name, entry))]
     if problems:
         raise ArtifactError(f"{path} does not match its manifest: " + "; ".join(problems), REMAKE)
@@ -147,6 +152,13 @@ def open_artifact(path: str | Path, kind: Kind | tuple[Kind, ...]) -> Artifact[A
         if name.endswith(".safetensors"):
             check_safetensors(path / name)
     return artifact
+
+
+_MADE = {
+    "checkpoint": {"bundle": "dq-deploy export {} -o BUNDLE --target qdq"},
+    "bundle": {"engine": "dq-deploy build-engine {} -o ENGINE --backend BACKEND (--help lists the backends)"},
+}
+"""From a kind of artefact to others, the command that makes one of it."""
 
 
 def _verify(root: Path, name: str, entry: FileEntry) -> str | None:

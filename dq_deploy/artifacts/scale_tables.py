@@ -7,14 +7,13 @@ a zero-point that is 0 may not be there.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from typing import Any
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, model_validator
 
-from ..errors import ArtifactError, UsageError
+from ..errors import ArtifactError, UsageError, did_you_mean
 from ..formats.tables import INVERSE_SCALE, SCALE, UINT8_OFFSET, ZERO_POINT
 from .details import BundleDetails, CheckpointDetails
 from .folder import Artifact
@@ -85,10 +84,9 @@ def select_tables(artifact: Artifact, tables: Mapping[str, ScaleTable], pattern:
             readers.setdefault(quantizer, []).append(layer.name)
     chosen = {n: t for n, t in tables.items() if any(fnmatchcase(candidate, pattern) for candidate in (n, *readers.get(n, ())))}
     if not chosen:
-        near = get_close_matches(pattern, [*tables, *(name for names in readers.values() for name in names)], n=3, cutoff=0.3)
+        near = did_you_mean([pattern], [*(name for names in readers.values() for name in names), *tables])
         raise UsageError(
-            f"no quantizer or layer matches '{pattern}'",
-            f"near it: {', '.join(near)}" if near else f"dq-deploy inspect {artifact.path} lists them all",
+            f"no quantizer or layer matches '{pattern}'", near.strip() or f"dq-deploy inspect {artifact.path} --layer '*' shows them all"
         )
     return chosen
 

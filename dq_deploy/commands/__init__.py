@@ -22,17 +22,17 @@ from .triton_repository import triton_repository
 COMMANDS = (
     quantize,
     export,
+    check,
     build_engine,
     layers,
-    triton_repository,
-    check,
     bench,
     sample,
     report,
+    inspect,
     model_card,
     push,
-    inspect,
-    doctor,
+    triton_repository,
     demo,
+    doctor,
 )
-"""In the order in which help lists them."""
+"""In the order of the work, in which help lists them."""

@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..console import Output
-from .options import EngineChoice, common, whole_numbers
+from .options import EngineChoice, EngineOption, common, whole_numbers
 
 if TYPE_CHECKING:
     from ..engines.bench import BenchResult, BenchRow
 
-_BENCH_COLUMNS = ("contender", "batch", "median ms", "p90 ms", "IQR ms", "time ratio", "95% interval", "")
+_BENCH_COLUMNS = ("contender", "batch", "median ms", "p90 ms", "time ratio", "95% interval", "")
 _DEVICE_COLUMNS = ("contender", "batch", "device median ms", "device p90 ms", "roofline ms")
 
 
-@click.command()
+@click.command(short_help="Time bundles and engines against each other.")
 @click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="PATH...")
 @click.option("--baseline", type=click.Path(path_type=Path), help="Which of them the others are compared with.  [default: the first]")
 @click.option("--batch", default="1", show_default=True, metavar="N[,N...]", help="Batch sizes.")
@@ -25,8 +25,10 @@ _DEVICE_COLUMNS = ("contender", "batch", "device median ms", "device p90 ms", "r
 @click.option(
     "--engine",
     "engines",
-    multiple=True,
+    cls=EngineOption,
     type=EngineChoice("engines"),
+    metavar="ENGINE",
+    multiple=True,
     help="Engines; repeatable.  [default: all that can run a bundle, and its own for a built engine]",
 )
 @click.option("--threads", type=int, help="Threads of every engine.  [default: the engine's own choice]")
@@ -67,7 +69,7 @@ def bench(
 
 def show_bench(result: BenchResult, output: Output) -> None:
     """Every contender at every batch size."""
-    output.table(f"latency, against {result.baseline}", _BENCH_COLUMNS, [_bench_row(row) for row in result.rows])
+    output.table(f"latency, against {result.baseline}", _BENCH_COLUMNS, [_bench_row(row, result.baseline) for row in result.rows])
     on_device = [row for row in result.rows if row.device_median_ms is not None]
     if on_device:
         shown = [(row.contender, row.batch, *map(_ms, (row.device_median_ms, row.device_p90_ms, row.floor_ms))) for row in on_device]
@@ -81,14 +83,14 @@ def _ms(value: float | None) -> str:
     return "" if value is None else f"{value:.4f}"
 
 
-def _bench_row(row: BenchRow) -> tuple[object, ...]:
+def _bench_row(row: BenchRow, baseline: str) -> tuple[object, ...]:
+    is_baseline = row.contender == baseline
     return (
         row.contender,
         row.batch,
         f"{row.median_ms:.2f}",
         f"{row.p90_ms:.2f}",
-        f"{row.iqr_ms:.2f}",
         f"{row.ratio:.2f}",
-        f"{row.ratio_low:.2f}–{row.ratio_high:.2f}",
-        "within the noise" if row.within_noise else "",
+        "" if is_baseline else f"{row.ratio_low:.2f}–{row.ratio_high:.2f}",
+        "baseline" if is_baseline else "within the noise" if row.within_noise else "",
     )

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..console import Output
+from .completion import compute_capabilities, lint_rules
 from .options import EngineChoice, common, engine_options, force_option, output_folder, size_range
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 _SHOWN_LAYERS = 5
 
 
-@click.command("build-engine")
+@click.command("build-engine", short_help="Compile a bundle with TensorRT(-RTX) or OpenVINO.")
 @click.argument("bundle", type=click.Path(path_type=Path))
 @output_folder("engine")
 @click.option(
@@ -32,16 +33,21 @@ _SHOWN_LAYERS = 5
     "--compute-capability",
     "capabilities",
     multiple=True,
-    help="GPU generation, such as 8.9; repeatable (tensorrt-rtx only).  [default: 8.9 and 12.0]",
+    shell_complete=compute_capabilities,
+    help="GPU generation: 8.6 RTX 30, 8.9 RTX 40, 12.0 RTX 50; repeatable (tensorrt-rtx only).  [default: 8.9 and 12.0]",
 )
 @click.option(
     "--batch", default="1,1,8", show_default=True, metavar="MIN,OPT,MAX", help="Batch sizes: the smallest, the usual, the largest."
 )
 @engine_options
 @click.option(
-    "--allow", multiple=True, metavar="RULE", help="Build although the graph breaks this rule of the lint (docs/lint.md); repeatable."
+    "--allow",
+    multiple=True,
+    metavar="RULE",
+    shell_complete=lint_rules,
+    help="Build although the graph breaks this lint rule (docs/lint.md); repeatable.",
 )
-@click.option("--timeout", type=float, help="Seconds that one build may take.")
+@click.option("--timeout", type=float, metavar="SECONDS", help="Time limit of one build, in seconds.  [default: none]")
 @force_option
 @common
 def build_engine(
@@ -57,7 +63,7 @@ def build_engine(
     force: bool,
     output: Output,
 ) -> None:
-    """Build an engine of TensorRT or OpenVINO from BUNDLE, with a report of what every layer runs in.
+    """Compile BUNDLE with TensorRT, TensorRT-RTX or OpenVINO, and report what every layer runs in.
 
     The graph is linted first (see check --lint); an error ends the command with exit code 3 before anything is built. --allow RULE lets one
     rule's errors pass, where you know better or want to see; the engine's manifest says so.

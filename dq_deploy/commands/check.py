@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..console import Output
-from .options import EngineChoice, common
+from .options import EngineChoice, EngineOption, common
 
 if TYPE_CHECKING:
     from ..accuracy import CheckResult
@@ -23,14 +23,16 @@ _SHOWN_LAYERS = 5
 _SHOWN_SOURCES = 8
 
 
-@click.command()
+@click.command(short_help="Compare a bundle or an engine with its checkpoint.")
 @click.argument("path", type=click.Path(path_type=Path))
 @click.option("--checkpoint", type=click.Path(path_type=Path), help="The checkpoint that PATH was exported or built from.")
 @click.option(
     "--engine",
     "engines",
-    multiple=True,
+    cls=EngineOption,
     type=EngineChoice("engines"),
+    metavar="ENGINE",
+    multiple=True,
     help="Compare a bundle end to end on these engines too; repeatable. A built engine is compared on its own.",
 )
 @click.option(

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from ..doctor import Diagnosis
 
 
-@click.command()
+@click.command(short_help="What is installed, what is wrong, how to fix it.")
 @common
 def doctor(output: Output) -> None:
     """Say what is installed, what works, what is wrong, and the command that fixes it.

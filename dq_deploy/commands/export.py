@@ -9,33 +9,33 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..console import Output
-from .options import allows_pickles, common, force_option, output_folder
+from .options import TargetChoice, allows_pickles, common, force_option, output_folder
 
 if TYPE_CHECKING:
     from ..artifacts import Artifact
     from ..artifacts.details import BundleDetails
 
 
-@click.command()
+@click.command(short_help="Checkpoint in, ONNX bundle out.")
 @click.argument("checkpoint", type=click.Path(path_type=Path))
 @output_folder("bundle")
 @click.option(
     "--target",
-    type=click.Choice(["tensorrt", "onnxruntime"]),
+    type=TargetChoice(),
     required=True,
-    help="tensorrt: constant Q/DQ scales, each sample its own timestep. onnxruntime: scales as graph values.",
+    help="qdq: for OpenVINO, TensorRT and TensorRT-RTX (and ONNX Runtime). onnxruntime: for ONNX Runtime alone, and faster there.",
 )
 @click.option(
     "--dtype",
     type=click.Choice(["fp32", "fp16", "bf16"]),
-    help="Type of what is not quantized.  [default: fp16 for tensorrt, fp32 for onnxruntime and --float]",
+    help="Type of what is not quantized.  [default: fp16 for qdq, fp32 for onnxruntime and --float]",
 )
 @click.option(
     "--weight-storage",
     type=click.Choice(["auto", "int8"]),
     default="auto",
     show_default=True,
-    help="auto: weights of up to 4 bits take half a byte in the tensorrt target. int8: a byte each.",
+    help="auto: weights of up to 4 bits take half a byte in target qdq. int8: a byte each.",
 )
 @click.option(
     "--attention",

@@ -8,22 +8,29 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..console import Output
+from ..console import Output, megabytes
 from .options import common, force_option
 
 if TYPE_CHECKING:
     from ..artifacts import Artifact
     from ..artifacts.scale_tables import ScaleTable
 
+_SHOWN_TIMESTEPS = 6
 
-@click.command()
+
+@click.command(short_help="What an artefact is, and its scale tables.")
 @click.argument("path", type=click.Path(path_type=Path))
-@click.option("--layer", metavar="PATTERN", help="Show the scale tables of the quantizers and layers that match (fnmatch), row by row.")
+@click.option(
+    "--layer", metavar="PATTERN", help="Show the scale tables of the quantizers and layers that match (fnmatch), such as '*conv1'."
+)
 @click.option("--plot", type=click.Path(path_type=Path), metavar="FILE", help="Draw the scale tables (or those of --layer) as PNG or SVG.")
 @force_option
 @common
 def inspect(path: Path, layer: str | None, plot: Path | None, force: bool, output: Output) -> None:
-    """Show what PATH (a checkpoint, bundle or engine) is and its scale tables, and verify its files. Needs no runtime."""
+    """Show what PATH (a checkpoint, bundle or engine) is, and verify its files. Needs no runtime.
+
+    --layer '*' shows the scale tables of all layers; --format json has a summary of each.
+    """
     from ..artifacts import open_artifact
     from ..artifacts.scale_tables import read_tables, select_tables
 
@@ -44,29 +51,27 @@ def inspect(path: Path, layer: str | None, plot: Path | None, force: bool, outpu
 
 
 def show_artifact(artifact: Artifact, found: Mapping[str, ScaleTable], output: Output, *, in_full: bool) -> None:
-    """What the manifest says, that the files are those it lists, and the scale tables: a line each, or ``in_full`` every row."""
+    """What the manifest says, that the files are those it lists, and of the scale tables how many, or ``in_full`` every row."""
     from ..artifacts.layer_bits import bits_in_words
 
     manifest = artifact.manifest
     rows: list[tuple[str, object]] = [("kind", manifest.kind), ("model", manifest.model), ("schema version", manifest.schema_version)]
-    rows += [("calibrated timesteps", ", ".join(f"{t:g}" for t in manifest.timesteps))]
+    rows += [("calibrated timesteps", _span(manifest.timesteps))]
     if ran := (manifest.scheduler or {}).get("calibrated_with"):
         rows += [("calibrated with", f"{ran['class']}: {ran['why']}")]
     rows += _of_its_kind(artifact)
     if manifest.quantization:
         rows += [("bits, by work", bits_in_words(artifact))]
         rows += [(f"preset: {what} bits", manifest.quantization[f"{what}_bits"]) for what in ("weight", "activation")]
-    rows += [(f"file {name}", f"{entry.size} bytes, sha256 verified") for name, entry in manifest.files.items()]
-    rows += [(f"made with {name}", version) for name, version in manifest.tools.items()]
+    rows += [("scale tables", f"{len(found)}, see --layer '*'")] if found and not in_full else []
+    rows += [(f"file {name}", f"{megabytes(entry.size)}, sha256 verified") for name, entry in manifest.files.items()]
+    rows += [("made with", ", ".join(f"{name} {version}" for name, version in manifest.tools.items()))]
     output.table(str(artifact.path), ("", ""), rows)
     if in_full:
         for name, table in found.items():
             lines = zip(table.timesteps, table.scales, table.zero_points, strict=True)
             full = [(f"{timestep:g}", f"{scale:.6g}", str(zero_point)) for timestep, scale, zero_point in lines]
             output.table(name, ("timestep", "scale", "zero-point"), full)
-    elif found:
-        columns = ("quantizer", "rows", "scale: min", "max", "first", "last", "zero-point: min", "max")
-        output.table("scale tables, first and last by timestep", columns, [_table_row(name, table) for name, table in found.items()])
     output.data({**manifest.model_dump(), "scale_tables": {name: _table_json(table, in_full=in_full) for name, table in found.items()}})
 
 
@@ -85,7 +90,7 @@ def _of_its_kind(artifact: Artifact) -> list[tuple[str, object]]:
     if isinstance(details, BundleDetails) and details.float_convolutions:
         rows += [("convolutions left in float", len(details.float_convolutions))]
     if isinstance(details, CheckpointDetails):
-        rows += [("float_mac_share", details.float_mac_share), ("weights rounded by GPTQ", details.rounding_summary)]
+        rows += [("multiply-accumulates in float", f"{details.float_mac_share:.2%}"), ("weights rounded by GPTQ", details.rounding_summary)]
         if details.final_error:
             rows += [("SNR of the final sample", details.final_error.summary)]
         if details.clipped is not None:
@@ -93,10 +98,11 @@ def _of_its_kind(artifact: Artifact) -> list[tuple[str, object]]:
     return rows
 
 
-def _table_row(name: str, table: ScaleTable) -> tuple[object, ...]:
-    summary = table.summary()
-    scales = (f"{summary['scale'][key]:.4g}" for key in ("min", "max", "first", "last"))
-    return name, summary["rows"], *scales, *(summary["zero_point"][key] for key in ("min", "max"))
+def _span(timesteps: list[float]) -> str:
+    """All of a few, else how many from where to where."""
+    if len(timesteps) <= _SHOWN_TIMESTEPS:
+        return ", ".join(f"{t:g}" for t in timesteps)
+    return f"{len(timesteps)}, from {max(timesteps):g} to {min(timesteps):g}"
 
 
 def _table_json(table: ScaleTable, *, in_full: bool) -> dict[str, Any]:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ..engines.layer_compare import LayerComparison
 
 
-@click.command()
+@click.command(short_help="What each layer of an engine runs in.")
 @click.argument("engine", type=click.Path(path_type=Path))
 @click.option("--compare", "baseline", type=click.Path(path_type=Path), help="Engine to compare with: the float build's, usually.")
 @click.option("-o", "--output", "picture", type=click.Path(path_type=Path), help="SVG file for the report as a picture.")

@@ -10,7 +10,7 @@ from ..console import Output
 from .options import common, force_option
 
 
-@click.command("model-card")
+@click.command("model-card", short_help="Write a model card.")
 @click.argument("path", type=click.Path(path_type=Path))
 @click.option(
     "-o", "--output", "destination", type=click.Path(path_type=Path), help="File for the card, README.md usually.  [default: stdout]"

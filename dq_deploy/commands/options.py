@@ -13,6 +13,7 @@ from rich.console import Console
 
 from ..console import Output
 from ..errors import ArtifactError, UsageError
+from ..formats.target import TARGETS, target_name
 from ..launched import is_first_process
 
 
@@ -20,9 +21,14 @@ def common(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add --format and --quiet, and hand the command an ``Output``."""
 
     @click.option(
-        "--format", "format_", type=click.Choice(["table", "json"]), default="table", show_default=True, help="Tables, or one JSON object."
+        "--format",
+        "format_",
+        type=click.Choice(["table", "json"]),
+        default="table",
+        show_default=True,
+        help="Tables for people, or one JSON object.",
     )
-    @click.option("-q", "--quiet", is_flag=True, help="No progress and no notes.")
+    @click.option("-q", "--quiet", is_flag=True, help="No progress, no notes.")
     @functools.wraps(command)
     def wrapper(*args: Any, format_: Any, quiet: bool, **kwargs: Any) -> Any:
         # Of several processes of one command the first speaks; of the others only errors are heard.
@@ -44,20 +50,20 @@ def calibration_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
     for option in reversed((
         click.option(
-            "--prompts", type=click.Path(path_type=Path), help="File of prompts to calibrate a text pipeline on: UTF-8, one on a line."
+            "--prompts", type=click.Path(path_type=Path), help="Text file of calibration prompts, one a line (UTF-8)."
         ),
-        click.option("--negative-prompt", help="What the unconditional half of a text pipeline is given."),
-        click.option("--height", type=click.IntRange(1), help="Pixels of a text pipeline's pictures.  [default: the pipeline's]"),
-        click.option("--width", type=click.IntRange(1), help="Pixels of a text pipeline's pictures.  [default: the pipeline's]"),
-        click.option("--frames", type=click.IntRange(1), help="Frames of a text pipeline's videos.  [default: the pipeline's]"),
-        click.option("--classes", metavar="LIST", help="Classes of a class-conditional model, such as 0-9,3.  [default: all]"),
-        click.option("--guidance-scale", type=float, help="Classifier-free guidance; above 1 both of its halves are calibrated."),
+        click.option("--negative-prompt", help="Negative prompt.  [default: empty]"),
+        click.option("--height", type=click.IntRange(1), metavar="PIXELS", help="Image height in pixels.  [default: the pipeline's]"),
+        click.option("--width", type=click.IntRange(1), metavar="PIXELS", help="Image width in pixels.  [default: the pipeline's]"),
+        click.option("--frames", type=click.IntRange(1), metavar="N", help="Frames of a video.  [default: the pipeline's]"),
+        click.option("--classes", metavar="LIST", help="Class labels of a class-conditional model, such as 0-9,3.  [default: all]"),
+        click.option("--guidance-scale", type=float, help="Classifier-free guidance that you sample with.  [default: none]"),
         click.option(
             "--sampler",
             type=click.Choice(["ddim", "pipeline"]),
             help="Scheduler of the calibration: DDIM where the network takes it for its own, or the pipeline's.  [default: ddim]",
         ),
-        click.option("--lora", type=click.Path(path_type=Path), help="LoRA file (safetensors) to fuse into the weights."),
+        click.option("--lora", type=click.Path(path_type=Path), help="LoRA file (safetensors) to merge into the weights."),
         click.option("--lora-scale", type=float, help="Weight of the LoRA.  [default: 1]"),
     )):  # fmt: skip
         wrapper = option(wrapper)
@@ -71,13 +77,13 @@ def asks_for_pictures(command: Callable[..., Any]) -> Callable[..., Any]:
     """What pictures are drawn of."""
     for option in reversed((
         click.option(
-            "--prompts", type=click.Path(path_type=Path), help="File of prompts to draw in turn with a text pipeline: UTF-8, one on a line."
+            "--prompts", type=click.Path(path_type=Path), help="Text file of prompts to draw in turn, one a line (UTF-8)."
         ),
-        click.option("--negative-prompt", help="What the unconditional half of a text pipeline is given."),
+        click.option("--negative-prompt", help="Negative prompt.  [default: empty]"),
         click.option(
-            "--classes", metavar="LIST", help="Classes to draw in turn with a class-conditional model, such as 0-9,3.  [default: all]"
+            "--classes", metavar="LIST", help="Class labels to draw in turn, such as 0-9,3.  [default: all]"
         ),
-        click.option("--guidance-scale", type=float, help="Classifier-free guidance towards prompts or classes.  [default: as calibrated]"),
+        click.option("--guidance-scale", type=float, help="Classifier-free guidance.  [default: as calibrated]"),
     )):  # fmt: skip
         command = option(command)
     return command
@@ -108,11 +114,14 @@ def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
         sizes = {name: size_range(value, f"--{name}") for name in _DIMENSIONS if (value := kwargs.pop(name)) is not None}
         return command(*args, engine_options=given, sizes=sizes, **kwargs)
 
-    dimensions = (click.option(f"--{name}", metavar="MIN,OPT,MAX", help=f"Sizes of a dynamic {name}.") for name in _DIMENSIONS)
+    dimensions = (
+        click.option(f"--{name}", metavar="MIN,OPT,MAX", help=f"Sizes of a dynamic {name}, in the input's own units.")
+        for name in _DIMENSIONS
+    )
     for option in reversed((
         *dimensions,
         _build_option("--optimization-level", type=int, help="0 (fast build) to 5 (thorough).  [default: 3]"),
-        _build_option("--workspace-mb", type=int, metavar="MIB", help="GPU memory that one kernel may work in."),
+        _build_option("--workspace-mb", type=int, metavar="MIB", help="GPU memory that one kernel may use, in MiB.  [default: all]"),
         _build_option("--weight-streaming", is_flag=True, help="weights may stay in host memory."),
         _build_option("--timing-cache", type=click.Path(path_type=Path), help="file of kernel timings; builds may share it."),
         _build_option(
@@ -148,7 +157,7 @@ def allows_pickles(command: Callable[..., Any]) -> Callable[..., Any]:
     @click.option(
         "--allow-pickle",
         is_flag=True,
-        help="Read weights of which there are no safetensors from pickles (.bin): plain tensors alone, and nothing in them is run.",
+        help="Read pickled weights (.bin) where there are no safetensors: tensors only, no code is run.",
     )
     @functools.wraps(command)
     def wrapper(*args: Any, allow_pickle: bool, output: Output, **kwargs: Any) -> Any:
@@ -177,7 +186,28 @@ class EngineChoice(click.Choice):  # type: ignore[type-arg]  # it has a paramete
         return *self._more, *getattr(registry, self._table)()
 
 
-force_option = click.option("--force", is_flag=True, help="Replace the output if it is one of ours.")
+class EngineOption(click.Option):
+    """--engine, whose names are too many for one line: they stand in its help."""
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        """With the names at its end."""
+        record = super().get_help_record(ctx)
+        assert isinstance(self.type, click.Choice)
+        return record and (record[0], f"{record[1]}  {', '.join(self.type.choices)}.")
+
+
+class TargetChoice(click.Choice):  # type: ignore[type-arg]  # it has a parameter from click 8.4 on
+    """Targets by their names of today; those of before are taken too."""
+
+    def __init__(self) -> None:
+        super().__init__(TARGETS)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The name of today."""
+        return super().convert(target_name(value), param, ctx)
+
+
+force_option = click.option("--force", is_flag=True, help="Overwrite an existing dq-deploy output.")
 
 
 def output_folder(what: str) -> Callable[..., Any]:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from ..hub.push import Pushed
 
 
-@click.command()
+@click.command(short_help="Upload an artefact to the Hugging Face hub.")
 @click.argument("path", type=click.Path(path_type=Path))
 @click.argument("repo_id", metavar="OWNER/NAME")
 @click.option("--report", "measured", type=click.Path(path_type=Path), help="What dq-deploy report --format json printed, for the card.")

@@ -12,6 +12,7 @@ import click
 
 from ..console import Output
 from ..errors import ResourceError
+from .completion import devices, presets, sources
 from .options import allows_pickles, calibration_options, common, force_option, output_folder, parse_keep, read_config
 
 if TYPE_CHECKING:
@@ -23,20 +24,27 @@ if TYPE_CHECKING:
 _SHOWN_LAYERS = 10
 
 
-@click.command()
-@click.argument("source")
+@click.command(short_help="Float model in, checkpoint of integers and scales out.")
+@click.argument("source", shell_complete=sources)
 @output_folder("checkpoint")
-@click.option("--preset", help="w8a8, w6a6, w4a8 or w4a4: bits of weights and activations; w4a16: only weights.  [default: w8a8]")
+@click.option(
+    "--preset",
+    metavar="NAME",
+    shell_complete=presets,
+    help="Bits of weights and activations: w8a8, w6a6, w4a8, w4a4; w4a16 is weight-only.  [default: w8a8]",
+)
 @click.option(
     "--method",
     metavar="NAME",
     help="A published method, whose options are filled in and give way to yours: dilatequant, quest, quest-paper (docs/methods.md).  "
     "[default: dilatequant]",
 )
-@click.option("--weight-bits", type=int, help="2 to 8; overrides the preset.")
-@click.option("--activation-bits", type=int, help="2 to 8, or 16 to leave activations in float; overrides the preset.")
-@click.option("--steps", type=int, help="T: steps of the calibration, rows of every scale table.  [default: 20]")
-@click.option("--iterations", type=int, help="Distillation steps for each block; 0 turns it off.  [default: 200]")
+@click.option("--weight-bits", type=int, metavar="2-8", help="Bits of weights.  [default: the preset's]")
+@click.option(
+    "--activation-bits", type=int, metavar="2-8|16", help="Bits of activations; 16 leaves them in float.  [default: the preset's]"
+)
+@click.option("--steps", type=int, help="Sampling steps of the calibration: as many as you will sample with.  [default: 20]")
+@click.option("--iterations", type=int, help="Distillation steps per block; 0 for none.  [default: 200]")
 @click.option(
     "--dilation",
     type=click.Choice(["auto", "layerwise", "none", "symmetric", "asymmetric", "smoothquant"]),
@@ -48,8 +56,8 @@ _SHOWN_LAYERS = 10
     help="How weights become codes: each the nearest, or by GPTQ, by what they do to the layer's output; auto is GPTQ for layers of up to "
     "6 bits, but not before training with activations of fewer than 8.  [default: auto]",
 )
-@click.option("--calibration-samples", type=int, help="Trajectories to calibrate and distil on.  [default: 64]")
-@click.option("--batch-size", type=int, help="Samples in a batch.  [default: 32]")
+@click.option("--calibration-samples", type=int, help="Images to calibrate and distil on, each with all its steps.  [default: 64]")
+@click.option("--batch-size", type=int, help="Samples per batch; fewer need less memory.  [default: 32]")
 @click.option("--seed", type=int, help="First seed of the calibration noise.  [default: 0]")
 @click.option(
     "--keep",
@@ -65,9 +73,9 @@ _SHOWN_LAYERS = 10
 )
 @calibration_options
 @click.option("--config", type=click.Path(path_type=Path), help="JSON file with options, named as in the manifest; flags win.")
-@click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N: where to calibrate and distil.")
-@click.option("--resume", is_flag=True, help="Go on with the run that was interrupted while it wrote this output, if there is one.")
-@click.option("--dry-run", is_flag=True, help="Only say what would be done, and what it would take; writes nothing.")
+@click.option("--device", default="cpu", show_default=True, shell_complete=devices, help="cpu, cuda or cuda:N.")
+@click.option("--resume", is_flag=True, help="Continue an interrupted run with the same output.")
+@click.option("--dry-run", is_flag=True, help="Only estimate time, memory and disk; writes nothing.")
 @force_option
 @common
 @allows_pickles
@@ -85,7 +93,7 @@ def quantize(
     output: Output,
     **options: Any,
 ) -> None:
-    """Quantize SOURCE with DilateQuant and write a checkpoint of integers and scale tables.
+    """Quantize SOURCE (DilateQuant by default) and write a checkpoint of integers and scale tables.
 
     SOURCE is a diffusers pipeline folder, a hub id, or a built-in name such as builtin:fashion-mnist-unet. Calibration data comes from the
     model's own sampling trajectories; no data set is needed.
@@ -123,7 +131,7 @@ def quantize(
             output.warn(f"finished stages are kept in {work_path(destination)}: the same command with --resume continues from there")
         raise
     show_checkpoint(artifact, output, choice)
-    output.note("next: " + shlex.join(["dq-deploy", "export", str(destination), "-o", f"{destination}-tensorrt", "--target", "tensorrt"]))
+    output.note("next: " + shlex.join(["dq-deploy", "export", str(destination), "-o", f"{destination}-qdq", "--target", "qdq"]))
 
 
 def show_choice(choice: BitChoice, output: Output) -> None:

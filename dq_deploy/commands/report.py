@@ -18,15 +18,15 @@ _OF_PICTURES = ("count", "seed", "steps", "prompts", "negative_prompt", "classes
 _OF_BENCH = ("baseline", "batch", "runs")
 
 
-@click.command()
+@click.command(short_help="One HTML page about a checkpoint and what it became.")
 @click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="PATH...")
 @click.option("-o", "--output", "destination", type=click.Path(path_type=Path), required=True, help="HTML file for the page.")
 @click.option("--checkpoint", type=click.Path(path_type=Path), help="The checkpoint, if it is not among the paths.")
 @click.option("--title", help="Title of the page.  [default: the model's name]")
-@click.option("--samples/--no-samples", default=True, show_default=True, help="Draw pictures, the float model's beside them.")
-@click.option("-n", "--count", type=int, help="Number of pictures.  [default: 16]")
-@click.option("--seed", type=int, help="Seed of the first picture.  [default: 0]")
-@click.option("--steps", type=int, help="Steps of the pictures' sampler.  [default: those of the calibration]")
+@click.option("--samples/--no-samples", default=True, show_default=True, help="Draw images, the float model's beside them.")
+@click.option("-n", "--count", type=int, help="Number of images.  [default: 16]")
+@click.option("--seed", type=int, help="Seed of the first image.  [default: 0]")
+@click.option("--steps", type=int, help="Steps of the sampler.  [default: those of the calibration]")
 @asks_for_pictures
 @click.option("--runtime", type=EngineChoice("runtimes", "auto"), help="Engine that draws with a bundle.  [default: auto]")
 @click.option("--layer-error/--no-layer-error", default=True, show_default=True, help="Measure the error of every layer at every timestep.")

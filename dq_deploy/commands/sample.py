@@ -14,11 +14,11 @@ if TYPE_CHECKING:
     from ..sampling import SampleResult
 
 
-@click.command()
+@click.command(short_help="Draw images beside the float model's.")
 @click.argument("path", type=click.Path(path_type=Path))
 @click.option("-o", "--output", "destination", type=click.Path(path_type=Path), required=True, help="PNG file for the grid.")
-@click.option("-n", "--count", "n", default=16, show_default=True, help="Number of pictures.")
-@click.option("--seed", default=0, show_default=True, help="Seed of the first picture.")
+@click.option("-n", "--count", "n", default=16, show_default=True, help="Number of images.")
+@click.option("--seed", default=0, show_default=True, help="Seed of the first image.")
 @click.option("--steps", type=int, help="Steps of the sampler.  [default: those of the calibration]")
 @asks_for_pictures
 @click.option(
@@ -32,14 +32,14 @@ if TYPE_CHECKING:
     "--compare-float/--no-compare-float",
     default=True,
     show_default=True,
-    help="Draw the float model's pictures beside them, from the same seeds.",
+    help="Draw the float model's images beside them, from the same seeds.",
 )
 @click.option("--watch", is_flag=True, help="Count NaN and saturated codes at every timestep (a bundle in onnxruntime; slower).")
 @force_option
 @common
 @allows_pickles
 def sample(path: Path, destination: Path, force: bool, output: Output, **drawing: Any) -> None:
-    """Draw pictures with PATH (a bundle, a checkpoint or an engine) in the diffusers pipeline and write them as one grid.
+    """Draw images with PATH (a bundle, a checkpoint or an engine) in the diffusers pipeline and write them as one grid.
 
     A model that takes prompts, or works on latents, is put into the pipeline that it came from, which is loaded for it: text encoders,
     decoder and all. The scheduler is the calibration's.

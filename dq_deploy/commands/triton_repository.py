@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from ..artifacts.details import RepositoryDetails
 
 
-@click.command("triton-repository")
+@click.command("triton-repository", short_help="Write a model repository for Triton.")
 @click.argument("path", type=click.Path(path_type=Path))
 @output_folder("model repository")
 @click.option("--name", help="Name of the model.  [default: PATH's folder name]")
@@ -29,7 +29,7 @@ def triton_repository(path: Path, destination: Path, force: bool, output: Output
     """Write PATH (a bundle, or an engine of TensorRT or OpenVINO) as a model repository of the Triton Inference Server.
 
     Requests at different denoising steps share a batch where each sample has its own timestep: in every engine, and in bundles of target
-    tensorrt. A bundle of target onnxruntime has one timestep for a batch, so Triton does not put its requests together.
+    qdq. A bundle of target onnxruntime has one timestep for a batch, so Triton does not put its requests together.
     """
     from ..engines.triton import triton_repository as write_repository
 

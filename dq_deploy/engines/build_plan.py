@@ -11,6 +11,7 @@ from ..artifacts.reading import check_onnx
 from ..errors import ArtifactError, UsageError
 from .build_request import ShapeRange
 from .descriptor import EngineDescriptor, capability_of
+from .gpu_names import gpu_named
 from .layer_report import op_of, planned_format
 from .registry import builders
 
@@ -36,7 +37,8 @@ def check_capabilities(engine: EngineDescriptor, capabilities: Sequence[str] | N
     if not chosen:
         raise UsageError("no compute capability was given", f"choose among: {known}")
     if unknown := [capability for capability in chosen if capability not in builder.compute_capabilities]:
-        reasons = [builder.elsewhere[capability] for capability in unknown if capability in builder.elsewhere]
+        named = [f"the {gpu[0]} has compute capability {gpu[1]}" for capability in unknown if (gpu := gpu_named(capability))]
+        reasons = [*named, *(builder.elsewhere[capability] for capability in unknown if capability in builder.elsewhere)]
         raise UsageError(
             f"{engine.title} cannot build for compute capability {', '.join(unknown)}", "; ".join([*reasons, f"it builds for: {known}"])
         )

@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from importlib.metadata import entry_points
 from pkgutil import resolve_name
 
-from ..errors import EnvironmentProblem, UsageError
+from ..errors import EnvironmentProblem, UsageError, did_you_mean
 from .descriptor import EngineDescriptor
 
 GROUP = "dq_deploy.engines"
@@ -74,7 +74,7 @@ def engine_named(name: str, among: Mapping[str, EngineDescriptor] | None = None,
         return table[name]
     if name in broken():
         raise EnvironmentProblem(f"engine {name} of another package cannot be used: {broken()[name]}", "reinstall that package")
-    raise UsageError(f"unknown {what} '{name}'", f"choose one of: {', '.join(table)}")
+    raise UsageError(f"unknown {what} '{name}'", f"{did_you_mean([name], table)}choose one of: {', '.join(table)}")
 
 
 def runtimes() -> dict[str, EngineDescriptor]:

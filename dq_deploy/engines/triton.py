@@ -55,7 +55,7 @@ def triton_repository(
 ) -> Artifact[RepositoryDetails]:
     """Write a model repository with one model, version 1.
 
-    ``max_batch_size``: of an engine, its largest batch; of a bundle of target ``tensorrt`` 8 by default. ``queue_delay_us``: how long a
+    ``max_batch_size``: of an engine, its largest batch; of a bundle of target ``qdq`` 8 by default. ``queue_delay_us``: how long a
     request may wait for others. ``instances`` run side by side on ``device`` ("auto": the GPU for TensorRT, the CPU for OpenVINO, Triton's
     choice for ONNX Runtime). A bundle runs in the reference's backend, ONNX Runtime, an engine in that of its builder.
 
@@ -90,7 +90,7 @@ def _bundle_model(bundle: Artifact[GraphDetails], asked: _Asked) -> tuple[Triton
     if not batched and (asked.max_batch_size or asked.queue_delay_us is not None):
         raise UsageError(
             f"{bundle.path} takes one timestep for a whole batch, so Triton cannot put requests together, and batching has no options",
-            "leave them out, or export it with --target tensorrt, where each sample has its own timestep",
+            "leave them out, or export it with --target qdq, where each sample has its own timestep",
         )
     largest = asked.max_batch_size or DEFAULT_MAX_BATCH
     assert REFERENCE.triton is not None

@@ -1,6 +1,6 @@
 """``config.pbtxt`` of a Triton model: inputs and outputs without the batch's dimension, batching, instances, warm-up.
 
-Triton batches requests along the first dimension of every input. In a graph of target ``tensorrt`` ``timestep`` is [N], a number for each
+Triton batches requests along the first dimension of every input. In a graph of target ``qdq`` ``timestep`` is [N], a number for each
 sample: requests at different denoising steps share a batch. In one of target ``onnxruntime`` it is [1], one for the whole batch:
 Triton must not put requests together, so such a model has ``max_batch_size: 0`` and each request is a batch of its own at one timestep.
 """

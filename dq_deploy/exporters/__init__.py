@@ -8,8 +8,10 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from ..formats.target import TARGETS
+
 if TYPE_CHECKING:
-    from .bundle import TARGETS, export
+    from .bundle import export
 
 __all__ = ["TARGETS", "export"]
 

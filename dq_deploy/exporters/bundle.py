@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import onnx
 import onnx_ir as ir
@@ -23,6 +23,7 @@ import onnx_ir.passes.common as passes
 from ..artifacts import Artifact, Manifest, check_output, create_artifact
 from ..artifacts.details import BundleDetails, Target
 from ..errors import ArtifactError, UsageError
+from ..formats.target import TARGETS, target_name
 from ..progress import Progress, silent
 from ..quantization.checkpoint import Checkpoint, load_checkpoint
 from ..quantization.float_source import FloatModel, load_float
@@ -40,9 +41,8 @@ from .skeleton import to_onnx
 from .tensorrt_target import TensorRTTarget
 from .weights import storage_of
 
-_TARGETS: dict[str, type[TensorRTTarget | OnnxRuntimeTarget]] = {"tensorrt": TensorRTTarget, "onnxruntime": OnnxRuntimeTarget}
-TARGETS = tuple(_TARGETS)
-_DEFAULT_DTYPE = {"tensorrt": "fp16", "onnxruntime": "fp32"}
+_TARGETS: dict[str, type[TensorRTTarget | OnnxRuntimeTarget]] = {"qdq": TensorRTTarget, "onnxruntime": OnnxRuntimeTarget}
+_DEFAULT_DTYPE = {"qdq": "fp16", "onnxruntime": "fp32"}
 _CARRIED = ("component", "pipeline_class", "model_config", "sample_shape", "source", "conditions", "picture_size", "call")
 BF16_OPSET = 22  # 21 has no bfloat16 for Conv and InstanceNormalization; 22 adds the type and changes nothing else here
 _EXTERNAL_BYTES = 1 << 20  # smaller initializers stay in the protobuf, where tools show them
@@ -56,8 +56,8 @@ def export(checkpoint: str | Path | Artifact, output: str | Path, *, target: Tar
            float: bool = False, force: bool = False, progress: Progress = silent) -> Artifact[BundleDetails]:  # fmt: skip  # noqa: A002
     """Export a checkpoint as an ONNX bundle, opset 21 (22 for bf16), dynamic batch.
 
-    ``dtype`` (fp32, fp16, bf16) is the type of what is not quantized: by default fp16 for ``tensorrt`` and fp32 for ``onnxruntime``.
-    ``weight_storage``: "auto" stores weights of up to 4 bits as INT4, two to a byte, in the ``tensorrt`` target; "int8" gives every
+    ``dtype`` (fp32, fp16, bf16) is the type of what is not quantized: by default fp16 for ``qdq`` and fp32 for ``onnxruntime``.
+    ``weight_storage``: "auto" stores weights of up to 4 bits as INT4, two to a byte, in the ``qdq`` target; "int8" gives every
     weight a byte, for OpenVINO, which multiplies an INT4 MatMul in float, or for fewer kernels.
     ``attention``: "float" leaves the products of attention (q·kᵀ and P·v) unquantized, in ``dtype``; docs/attention.md says when.
     ``convolutions``, of target ``onnxruntime``: "auto" (the default) leaves those in float, activations and all, that its integer kernels
@@ -66,6 +66,7 @@ def export(checkpoint: str | Path | Artifact, output: str | Path, *, target: Tar
 
     Raises UsageError or ArtifactError.
     """
+    target = cast("Target", target_name(target))
     if target not in TARGETS:
         raise UsageError(f"unknown target '{target}'", f"targets: {', '.join(TARGETS)}")
     dtype = dtype or ("fp32" if float else _DEFAULT_DTYPE[target])
@@ -88,7 +89,7 @@ def export(checkpoint: str | Path | Artifact, output: str | Path, *, target: Tar
         if target == "onnxruntime" and not float and not weight_only:
             names = in_float(loaded, convolutions or "auto")
             loaded, choice = float_convolutions(loaded, names), {"convolutions": convolutions or "auto", "float_convolutions": names}
-        int4 = weight_storage == "auto" and not float and (target == "tensorrt" or weight_only)
+        int4 = weight_storage == "auto" and not float and (target == "qdq" or weight_only)
         advance(1, "capturing")
         model, sites = _float_graph(load_float(loaded)) if float else _integer_graph(loaded, target, int4=int4)
         advance(7, "lowering")

@@ -1,4 +1,4 @@
-"""The ``tensorrt`` target: Q/DQ with constant scales, per-timestep arithmetic in fp32 around it.
+"""The ``qdq`` target: Q/DQ with constant scales, per-timestep arithmetic in fp32 around it.
 
     x · (1/s_t) → [round, + z_t] → QuantizeLinear(1) → DequantizeLinear(1) → Conv/MatMul → [− z_t · Σ Ŵ_o] → · s_t → + bias
 
@@ -24,7 +24,7 @@ _INT8 = ir.DataType.INT8
 
 
 class TensorRTTarget:
-    """Writes the ``tensorrt`` target; each sample of a batch selects its own rows.
+    """Writes the ``qdq`` target; each sample of a batch selects its own rows.
 
     ``static`` says that all rows of every table are the same: what a timestep would select is a constant then, and nothing is gathered.
     """

@@ -23,6 +23,7 @@ from ..artifacts.layer_bits import bits_in_words, bits_label, bits_worth_saying
 from ..artifacts.origin import source_name
 from ..artifacts.reading import read_json
 from ..errors import ArtifactError, UsageError
+from ..formats.target import target_name
 from ..report.data import Pictures, ReportData, SnrSeries
 from ..report.recipe import commands
 from ..sampling.grid import Panel, grid_png
@@ -62,7 +63,7 @@ def model_card(artifact: Artifact, report: ReportData | None = None, *, repo_id:
     environment = Environment(
         loader=PackageLoader("dq_deploy.hub"), autoescape=False, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True  # noqa: S701  Markdown; what comes from outside goes through `cell`
     )  # fmt: skip
-    environment.filters["cell"] = _cell
+    environment.filters |= {"cell": _cell, "target": target_name}
     environment.filters["number"] = "{:g}".format  # flow matching's timesteps may run from 0 to 1
     manifest = artifact.manifest
     body = environment.get_template("card.md.j2").render(

@@ -8,12 +8,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from ..errors import UsageError
+from ..errors import UsageError, did_you_mean
 from ..formats import of_bits
+from ..formats.presets import PRESETS
 from .methods import DILATEQUANT, METHODS
-
-PRESETS: dict[str, tuple[int, int]] = {"w8a8": (8, 8), "w6a6": (6, 6), "w4a8": (4, 8), "w4a4": (4, 4), "w4a16": (4, 16)}
-"""Name → (weight bits, activation bits), as ``formats.of_bits`` understands them."""
 
 INTEGER_PRESETS = tuple(name for name, (_, bits) in PRESETS.items() if of_bits(bits).integer)
 """The presets whose products are of integers."""
@@ -209,12 +207,15 @@ class QuantizeConfig(BaseModel):
         Raises UsageError naming every unknown key and bad value at once.
         """
         if preset not in PRESETS:
-            raise UsageError(f"unknown preset '{preset}'", f"presets: {', '.join(PRESETS)}; or set --weight-bits and --activation-bits")
+            near = did_you_mean([preset], PRESETS)
+            raise UsageError(
+                f"unknown preset '{preset}'", f"{near}presets: {', '.join(PRESETS)}; or set --weight-bits and --activation-bits"
+            )
         weight_bits, activation_bits = PRESETS[preset]
         given = {key: value for key, value in options.items() if value is not None}
         method = given.get("method", DILATEQUANT.name)
         if method not in METHODS:
-            raise UsageError(f"unknown method '{method}'", f"methods: {', '.join(METHODS)}")
+            raise UsageError(f"unknown method '{method}'", f"{did_you_mean([method], METHODS)}methods: {', '.join(METHODS)}")
         given = {**METHODS[method].options, **given}
         if "keep" in given:
             given["keep"] = {**cls().keep, **given["keep"]}

@@ -13,7 +13,8 @@ from ..artifacts.details import BundleDetails, CheckpointDetails, EngineDetails
 from ..artifacts.origin import source_name
 from ..engines.registry import builder_named
 from ..formats import of_bits
-from ..quantization.config import PRESETS, QuantizeConfig
+from ..formats.presets import PRESETS
+from ..quantization.config import QuantizeConfig
 from ..quantization.methods import DILATEQUANT
 from ..sampling.request import Drawing
 from .request import ReportRequest
@@ -97,7 +98,7 @@ def _export_flags(details: BundleDetails) -> list[str]:
     if details.float:
         return [*flags, "--float"]
     narrow = {layer.weight_storage for layer in details.layers if layer.weight_storage and of_bits(layer.weight_bits or 8).packed}
-    if details.target == "tensorrt" and narrow == {"int8"}:
+    if details.target == "qdq" and narrow == {"int8"}:
         flags += ["--weight-storage", "int8"]
     if details.convolutions in ("integer", "float"):  # "auto" is what happens without being asked
         flags += ["--convolutions", details.convolutions]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from ..errors import EnvironmentProblem, UsageError
+from ..errors import EnvironmentProblem, UsageError, did_you_mean
 from .hub_access import download_error, from_hub
 from .pickles import PICKLED_WEIGHTS, pickles_allowed
 from .pipeline_index import INDEX_NAME, WEIGHTS_SUFFIX, read_components, read_pipeline_index
@@ -31,7 +31,9 @@ def builtin_path(name: str) -> Path:
     Raises UsageError, listing those that exist, when there is none of this name.
     """
     if name not in builtin_names():
-        raise UsageError(f"unknown built-in model '{BUILTIN_PREFIX}{name}'", f"those that exist: {_known()}")
+        raise UsageError(
+            f"unknown built-in model '{BUILTIN_PREFIX}{name}'", f"{did_you_mean([name], builtin_names())}those that exist: {_known()}"
+        )
     return _BUILTINS / name
 
 

@@ -22,7 +22,7 @@ from tests.command_line import Cli, assert_refused
 from tests.flow import OPTIONS, Flow, altered
 
 BROKEN = "mid_block.resnets.0.conv2"
-TARGETS = ["tensorrt", "onnxruntime"]
+TARGETS = ["qdq", "onnxruntime"]
 
 
 def broken(bundle: Artifact, path: Path) -> Artifact:
@@ -38,11 +38,11 @@ def broken(bundle: Artifact, path: Path) -> Artifact:
 @pytest.mark.parametrize("target", TARGETS)
 def test_the_broken_layer_is_found_at_the_first_timestep_of_sampling(flow: Flow, tmp_path: Path, target: str) -> None:
     bundle = broken(flow.bundle(target), tmp_path / "b")
-    result = check(bundle, flow.checkpoint, optimized=False, bisect=True, engines=["openvino"] if target == "tensorrt" else [])
+    result = check(bundle, flow.checkpoint, optimized=False, bisect=True, engines=["openvino"] if target == "qdq" else [])
     assert not result
     assert result.bisection is not None
     found = result.bisection.divergences
-    assert [row.engine for row in found] == ["onnxruntime, as written", "openvino"][: 2 if target == "tensorrt" else 1]
+    assert [row.engine for row in found] == ["onnxruntime, as written", "openvino"][: 2 if target == "qdq" else 1]
     for row in found:
         assert row.layer == BROKEN
         assert row.timestep == max(bundle.manifest.timesteps)
@@ -53,7 +53,7 @@ def test_the_broken_layer_is_found_at_the_first_timestep_of_sampling(flow: Flow,
 
 
 def test_nothing_diverges_where_nothing_is_broken(flow: Flow) -> None:
-    result = check(flow.bundles["tensorrt"], flow.checkpoint, optimized=False, bisect=True)
+    result = check(flow.bundles["qdq"], flow.checkpoint, optimized=False, bisect=True)
     assert result
     assert result.bisection is not None
     assert result.bisection.divergences == []
@@ -102,15 +102,15 @@ def test_a_float_model_that_is_gone_is_said(flow: Flow) -> None:
     loaded = load_checkpoint(flow.checkpoint)
     manifest = loaded.artifact.manifest.model_copy(update={"details": {**loaded.artifact.manifest.details, "source": None}})
     orphan = replace(loaded, artifact=replace(loaded.artifact, manifest=manifest))
-    result = check(flow.bundles["tensorrt"], flow.checkpoint, optimized=False)
-    found = bisect(flow.bundle("tensorrt"), orphan, result)
+    result = check(flow.bundles["qdq"], flow.checkpoint, optimized=False)
+    found = bisect(flow.bundle("qdq"), orphan, result)
     assert found.sources is None
     assert found.no_sources is not None
     assert "in memory" in found.no_sources
 
 
 def test_too_far_from_float(cli: Cli, flow: Flow) -> None:
-    common = ("check", flow.bundles["tensorrt"], "--checkpoint", flow.checkpoint)
+    common = ("check", flow.bundles["qdq"], "--checkpoint", flow.checkpoint)
     passed = json.loads(cli(*common, "--format", "json").out)
     lowest = min(row["snr_bundle_db"] for row in passed["timesteps"])
     bound = f"{lowest + 0.1:.3f}"
@@ -124,5 +124,5 @@ def test_too_far_from_float(cli: Cli, flow: Flow) -> None:
 
 
 def test_what_a_bisection_cannot_do(cli: Cli, flow: Flow) -> None:
-    assert_refused(cli("check", flow.bundles["tensorrt"], "--lint", "--bisect"), 2, "--bisect compares with a checkpoint")
-    assert_refused(cli("check", flow.bundles["tensorrt"], "--lint", "--min-snr", "3"), 2, "--min-snr compares with a checkpoint")
+    assert_refused(cli("check", flow.bundles["qdq"], "--lint", "--bisect"), 2, "--bisect compares with a checkpoint")
+    assert_refused(cli("check", flow.bundles["qdq"], "--lint", "--min-snr", "3"), 2, "--min-snr compares with a checkpoint")

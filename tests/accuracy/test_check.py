@@ -23,7 +23,7 @@ from dq_deploy.quantization.quantizers import Quantized
 from dq_deploy.quantization.table_rows import parts
 from tests.flow import STEPS, Flow, altered, altered_manifest
 
-TARGETS = ["tensorrt", "onnxruntime"]
+TARGETS = ["qdq", "onnxruntime"]
 CONV = "down_blocks.0.resnets.0.conv2"
 LINEAR = "down_blocks.0.attentions.0.to_out.0"
 PRODUCT = "down_blocks.0.attentions.0.matmul"
@@ -70,7 +70,7 @@ def judged(flow: Flow, bundle: Artifact) -> CheckResult:
     return check(bundle, flow.checkpoint, optimized=False)
 
 
-@pytest.mark.parametrize("name", ["tensorrt", "onnxruntime", "tensorrt-fp16"])
+@pytest.mark.parametrize("name", ["qdq", "onnxruntime", "qdq-fp16"])
 def test_passes_on_what_was_exported(flow: Flow, name: str) -> None:
     result = check(flow.bundles[name], flow.checkpoint)
     assert result.failures == []
@@ -191,7 +191,7 @@ def test_a_calibrated_timestep_without_reference_is_a_failure(flow: Flow, tmp_pa
         tensors = load_file(work / "reference.safetensors")
         save_file({k: torch.clone(v[1:]) for k, v in tensors.items()}, work / "reference.safetensors")
     changed = open_artifact(tmp_path / "c", "checkpoint")
-    bundle = altered_manifest(flow.bundle("tensorrt"), tmp_path / "b", parent=changed.as_parent)
+    bundle = altered_manifest(flow.bundle("qdq"), tmp_path / "b", parent=changed.as_parent)
     result = check(bundle, changed, optimized=False)
     assert not result
     assert result.failures == [f"timesteps not compared: {source.manifest.timesteps[0]:g}"]
@@ -202,15 +202,15 @@ def test_nothing_compared_is_a_failure(flow: Flow) -> None:
     from dq_deploy.quantization import load_checkpoint
 
     checkpoint = load_checkpoint(flow.checkpoint)
-    failures = _failures(flow.bundle("tensorrt"), [], [], [], checkpoint)
+    failures = _failures(flow.bundle("qdq"), [], [], [], checkpoint)
     assert failures[-1] == "no layer was compared"
     assert "timesteps not compared: " in failures[0]
-    empty = CheckResult(bundle="b", target="tensorrt", dtype="fp32", layers=[], timesteps=[], failures=failures)
+    empty = CheckResult(bundle="b", target="qdq", dtype="fp32", layers=[], timesteps=[], failures=failures)
     assert not empty
     assert empty.worst_layer is None
     assert empty.worst_timestep is None
     engine = EngineParity(engine="openvino", details={}, timesteps=[])
-    as_engine = flow.bundle("tensorrt").manifest.model_copy(update={"kind": "engine"})
+    as_engine = flow.bundle("qdq").manifest.model_copy(update={"kind": "engine"})
     assert _failures(Artifact(flow.checkpoint, as_engine), [], [], [], checkpoint) == ["nothing was compared"]
     (missing,) = _failures(Artifact(flow.checkpoint, as_engine), [], [], [engine], checkpoint)
     assert missing.startswith("openvino, timesteps not compared: ")
@@ -232,7 +232,7 @@ def test_no_samples_at_a_timestep_are_no_agreement(flow: Flow, tmp_path: Path) -
         save_file(empty, work / "reference.safetensors")
     changed = open_artifact(tmp_path / "c", "checkpoint")
     try:
-        result = check(altered_manifest(flow.bundle("tensorrt"), tmp_path / "b", parent=changed.as_parent), changed, optimized=False)
+        result = check(altered_manifest(flow.bundle("qdq"), tmp_path / "b", parent=changed.as_parent), changed, optimized=False)
     except (ArtifactError, RuntimeError, IndexError):  # or nothing can be run on an empty batch
         return
     assert not result
@@ -259,14 +259,14 @@ def test_a_tie_or_two_among_few_codes_are_no_fault(codes: int, flips: int) -> No
 
 
 def test_layers_missing_from_the_bundle_are_refused(flow: Flow, tmp_path: Path) -> None:
-    bundle = flow.bundle("tensorrt")
+    bundle = flow.bundle("qdq")
     details = {**bundle.manifest.details, "layers": [x for x in bundle.manifest.details["layers"] if x["name"] != CONV]}
     with pytest.raises(ArtifactError, match=CONV):
         check(altered_manifest(bundle, tmp_path / "b", details=details), flow.checkpoint)
 
 
 def test_a_quantizer_missing_from_the_bundle_is_no_pass(flow: Flow, tmp_path: Path) -> None:
-    bundle = flow.bundle("tensorrt")
+    bundle = flow.bundle("qdq")
     kept = [x for x in bundle.manifest.details["quantizers"] if x["name"] != f"{CONV}.input"]
     changed = altered_manifest(bundle, tmp_path / "b", details={**bundle.manifest.details, "quantizers": kept})
     with pytest.raises(ArtifactError, match=CONV):
@@ -279,7 +279,7 @@ def test_another_checkpoint_is_refused(flow: Flow, tmp_path: Path) -> None:
     source = open_artifact(flow.checkpoint, "checkpoint")
     other = altered_manifest(source, tmp_path / "other", model="another")
     with pytest.raises(ArtifactError, match="was not exported from"):
-        check(flow.bundles["tensorrt"], other)
+        check(flow.bundles["qdq"], other)
 
 
 def test_the_float_baseline_is_refused(flow: Flow) -> None:
@@ -326,12 +326,12 @@ def test_an_engine_that_cannot_run_here_is_no_verdict(openvino_engine: Artifact,
 
 
 def test_a_bundle_is_compared_on_other_engines_too(flow: Flow) -> None:
-    result = check(flow.bundles["tensorrt"], flow.checkpoint, engines=["openvino", "onnxruntime"], optimized=False)
+    result = check(flow.bundles["qdq"], flow.checkpoint, engines=["openvino", "onnxruntime"], optimized=False)
     assert result, result.failures
     assert [engine.engine for engine in result.engines] == ["openvino", "onnxruntime"]
     assert result.layers
     with pytest.raises(EnvironmentProblem, match="CUDAExecutionProvider"):
-        check(flow.bundles["tensorrt"], flow.checkpoint, engines=["onnxruntime-cuda"])
+        check(flow.bundles["qdq"], flow.checkpoint, engines=["onnxruntime-cuda"])
     with pytest.raises(UsageError, match=r"is a bundle, and tensorrt-rtx runs engines(?s:.*)build-engine"):
         check(flow.bundles["tensorrt"], flow.checkpoint, engines=["tensorrt-rtx"])
 

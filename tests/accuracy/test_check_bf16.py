@@ -13,7 +13,7 @@ from dq_deploy.quantization.checkpoint import Checkpoint
 
 @pytest.fixture(scope="module")
 def bundle(unet_checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
-    return export(unet_checkpoint.artifact, tmp_path_factory.mktemp("bf16") / "bundle", target="tensorrt", dtype="bf16")
+    return export(unet_checkpoint.artifact, tmp_path_factory.mktemp("bf16") / "bundle", target="qdq", dtype="bf16")
 
 
 def test_check_says_why_it_cannot(bundle: Artifact, unet_checkpoint: Checkpoint) -> None:

@@ -108,7 +108,7 @@ def few(request: pytest.FixtureRequest, flow: Flow, tmp_path_factory: pytest.Tem
         kept = {name: value if name == "timesteps" else value[:, : request.param].clone() for name, value in tensors.items()}
         save_file(kept, work / "reference.safetensors")
     checkpoint = open_artifact(folder / "checkpoint", "checkpoint")
-    return checkpoint, altered_manifest(flow.bundle("tensorrt"), folder / "bundle", parent=checkpoint.as_parent)
+    return checkpoint, altered_manifest(flow.bundle("qdq"), folder / "bundle", parent=checkpoint.as_parent)
 
 
 def test_a_right_bundle_passes_with_few_samples(few: tuple[Artifact, Artifact]) -> None:

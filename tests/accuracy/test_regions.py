@@ -55,7 +55,7 @@ def changed(bundle: Artifact, before: float, after: float) -> Artifact:
     return open_artifact(resealed(bundle.path), "bundle")
 
 
-@pytest.mark.parametrize(("target", "dtype"), [("tensorrt", "fp32"), ("tensorrt", "fp16"), ("onnxruntime", "fp32")])
+@pytest.mark.parametrize(("target", "dtype"), [("qdq", "fp32"), ("qdq", "fp16"), ("onnxruntime", "fp32")])
 def test_a_right_bundle_passes(checkpoint: Checkpoint, target: str, dtype: str, tmp_path: Path) -> None:
     bundle = export(checkpoint.artifact, tmp_path / "b", target=target, dtype=dtype, **WHOLE[target])
     result = check(bundle, checkpoint.artifact)
@@ -77,7 +77,7 @@ class Growing(nn.Module):
 
 def test_what_no_kernel_can_square_is_not_judged(tmp_path: Path) -> None:
     made = make_checkpoint(Growing(), tmp_path / "c", max_float_share=1, steps=2)
-    result = check(export(made.artifact, tmp_path / "b", target="tensorrt", dtype="fp32"), made.artifact)
+    result = check(export(made.artifact, tmp_path / "b", target="qdq", dtype="fp32"), made.artifact)
     assert result, result.failures
 
 
@@ -86,7 +86,7 @@ def test_what_no_kernel_can_square_is_not_judged(tmp_path: Path) -> None:
     [(1e-10, 0.0, "aten.add.Tensor(mean, 1e-10)"), (1e-10, 1e-9, "aten.add.Tensor(mean, 1e-10)"), (2.0, 1.9, "2)"), (0.5, 0.25, "0.5)")],
 )
 def test_a_lost_constant_is_found_and_named(checkpoint: Checkpoint, before: float, after: float, node: str, tmp_path: Path) -> None:
-    bundle = changed(export(checkpoint.artifact, tmp_path / "b", target="tensorrt", dtype="fp32"), before, after)
+    bundle = changed(export(checkpoint.artifact, tmp_path / "b", target="qdq", dtype="fp32"), before, after)
     result = check(bundle, checkpoint.artifact, bisect=True)
     failed = [row for row in result.regions if not row.passed]
     assert failed
@@ -100,7 +100,7 @@ def test_a_lost_constant_is_found_and_named(checkpoint: Checkpoint, before: floa
 def test_the_built_in_graphs_pass(plain_checkpoint: Checkpoint, unet_checkpoint: Checkpoint, tmp_path: Path) -> None:
     for number, each in enumerate((plain_checkpoint, unet_checkpoint)):
         for dtype in ("fp32",) if each is plain_checkpoint else ("fp32", "fp16"):
-            bundle = export(each.artifact, tmp_path / f"{number}{dtype}", target="tensorrt", dtype=dtype)
+            bundle = export(each.artifact, tmp_path / f"{number}{dtype}", target="qdq", dtype=dtype)
             rows = region_parity(bundle, each, each.reference())
             assert rows
             assert [row for row in rows if not row.passed] == []
@@ -131,7 +131,7 @@ def cancelled(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     return make_checkpoint(Cancelled(), tmp_path_factory.mktemp("cancelled") / "c", max_float_share=1, steps=2)
 
 
-@pytest.mark.parametrize("target", ["tensorrt", "onnxruntime"])
+@pytest.mark.parametrize("target", ["qdq", "onnxruntime"])
 def test_a_variance_that_rounding_swallows_is_no_fault(cancelled: Checkpoint, target: str, tmp_path: Path) -> None:
     rows = region_parity(
         export(cancelled.artifact, tmp_path / "b", target=target, dtype="fp32", **WHOLE[target]), cancelled, cancelled.reference()
@@ -141,7 +141,7 @@ def test_a_variance_that_rounding_swallows_is_no_fault(cancelled: Checkpoint, ta
 
 
 def test_a_norm_with_another_epsilon_is_found(cancelled: Checkpoint, tmp_path: Path) -> None:
-    bundle = export(cancelled.artifact, tmp_path / "b", target="tensorrt", dtype="fp32")
+    bundle = export(cancelled.artifact, tmp_path / "b", target="qdq", dtype="fp32")
     model = onnx.load(bundle.path / "model.onnx")
     for node in model.graph.node:
         if node.op_type == "GroupNormalization":

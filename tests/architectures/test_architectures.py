@@ -149,7 +149,7 @@ def checkpoint(architecture: Architecture, tmp_path_factory: pytest.TempPathFact
 
 @pytest.fixture(scope="module")
 def bundle(checkpoint: Artifact) -> Artifact:
-    return export(checkpoint, checkpoint.path.parent / "tensorrt", target="tensorrt", dtype="fp32")
+    return export(checkpoint, checkpoint.path.parent / "qdq", target="qdq", dtype="fp32")
 
 
 def test_only_the_layer_that_reads_the_sample_stays_in_float(checkpoint: Artifact) -> None:

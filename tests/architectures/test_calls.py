@@ -48,7 +48,7 @@ def test_a_controlnet_gives_all_its_residuals(tmp_path: Path) -> None:
     net, text, picture = tiny_controlnet(), numbers(N, 8, 16), numbers(N, 3, 16, 16)
     checkpoint = quantized(net, tmp_path, encoder_hidden_states=text, controlnet_cond=picture, conditioning_scale=0.5)
     assert checkpoint.manifest.details["calibration"]["from"] == "noise"
-    bundle = dq_deploy.export(checkpoint, tmp_path / "bundle", target="tensorrt", dtype="fp32")
+    bundle = dq_deploy.export(checkpoint, tmp_path / "bundle", target="qdq", dtype="fp32")
     assert dq_deploy.check(bundle, checkpoint)
     model = dq_deploy.load(bundle, runtime="onnxruntime")
     x = numbers(N, *SHAPE, seed=1)
@@ -107,7 +107,7 @@ def test_a_unet_with_residuals_and_an_image_prompt(tmp_path: Path) -> None:
         "sample", "timestep", "encoder_hidden_states", "down_block_additional_residuals_0", "down_block_additional_residuals_1",
         "mid_block_additional_residual", "image_embeds",
     ]  # fmt: skip
-    model = dq_deploy.load(dq_deploy.export(checkpoint, tmp_path / "bundle", target="tensorrt", dtype="fp32"), runtime="openvino")
+    model = dq_deploy.load(dq_deploy.export(checkpoint, tmp_path / "bundle", target="qdq", dtype="fp32"), runtime="openvino")
     x = numbers(N, *SHAPE, seed=1)
     with torch.no_grad():
         expected = net(x, torch.tensor(500.0), **call).sample

@@ -50,7 +50,7 @@ def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     flags = ["--prompts", str(root / "prompts.txt"), "--config", str(root / "config.json"), "--sampler", "pipeline", *asked]
     fast = ["--steps", "3", "--calibration-samples", "2", "--iterations", "0", "--dilation", "none"]
     assert run(["quantize", str(root / "pipeline"), "-o", str(root / "checkpoint"), "-q", *flags, *fast]) == 0
-    for name, option in (("float", ["--float", "--target", "onnxruntime"]), ("int8", ["--target", "tensorrt", "--dtype", "fp32"])):
+    for name, option in (("float", ["--float", "--target", "onnxruntime"]), ("int8", ["--target", "qdq", "--dtype", "fp32"])):
         assert run(["export", str(root / "checkpoint"), "-o", str(root / name), "-q", *option]) == 0
     return Family(make, root, size)
 

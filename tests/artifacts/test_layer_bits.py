@@ -11,7 +11,7 @@ from dq_deploy.artifacts.layer_bits import bits_in_words, bits_label, fraction_o
 
 PRESET = {"weight_bits": 4, "activation_bits": 8}
 GRAPH: dict[str, Any] = {
-    "target": "tensorrt", "dtype": "fp32", "float": False, "sample_shape": [1], "component": None, "pipeline_class": None,
+    "target": "qdq", "dtype": "fp32", "float": False, "sample_shape": [1], "component": None, "pipeline_class": None,
     "model_config": None, "source": None, "inputs": [{"name": "sample", "dtype": "float32", "shape": ["batch", 1]}], "output": "out_sample",
     "layers": [], "float_layers": [], "quantizers": [],
 }  # fmt: skip

@@ -43,7 +43,7 @@ def test_a_recalibrated_table_changes_its_own_initializers_and_nothing_else(
 
 
 def test_a_table_that_is_missing_or_has_other_rows_is_named(plain_checkpoint: Checkpoint, tmp_path: Path) -> None:
-    made = export(plain_checkpoint.artifact, tmp_path / "bundle", target="tensorrt")
+    made = export(plain_checkpoint.artifact, tmp_path / "bundle", target="qdq")
     other = open_artifact(shutil.copytree(made.path, tmp_path / "other"), "bundle")
     spoil(made, f"{QUANTIZER}.scale", None)
     with pytest.raises(ArtifactError, match="no scale table for quantizer 'up.input', which its manifest names"):

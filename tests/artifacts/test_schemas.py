@@ -49,7 +49,7 @@ def test_manifests_fit_those_of_their_kind_and_of_no_other(flow: Flow, engine: A
 
 
 def test_a_manifest_with_less_or_more_does_not_fit(flow: Flow) -> None:
-    manifest = json.loads((flow.bundles["tensorrt"] / "manifest.json").read_text())
+    manifest = json.loads((flow.bundles["qdq"] / "manifest.json").read_text())
     for change in ({"surprise": 1}, {"schema_version": "1"}, {"details": {}}, {"files": {"x": {"sha256": "short", "size": 1}}}):
         assert not published("manifest-bundle").is_valid({**manifest, **change})
 
@@ -60,7 +60,7 @@ def test_what_commands_print_fits(cli: Cli, flow: Flow, engine: Artifact, tmp_pa
         assert ended.code == 0, ended.err
         return json.loads(ended.out)
 
-    bundle = flow.bundles["tensorrt"]
+    bundle = flow.bundles["qdq"]
     results = {
         "check-result": printed("check", bundle, "--checkpoint", flow.checkpoint),
         "lint-result": printed("check", bundle, "--lint"),

@@ -109,7 +109,7 @@ def test_details_missing_from_a_bundle(cli: Cli, outside_bundle: Artifact, nothi
 def test_details_missing_from_a_checkpoint(cli: Cli, plain_checkpoint: Checkpoint, tmp_path: Path, key: str) -> None:
     checkpoint = change_manifest(copy_of(plain_checkpoint.artifact, tmp_path / "checkpoint"), without(key))
     words = ("is not a valid checkpoint of this dq-deploy: ", f"{key}: Field required", "hint: make it again with: dq-deploy quantize")
-    for arguments in (("inspect", checkpoint), ("export", checkpoint, "-o", tmp_path / "o", "--target", "tensorrt")):
+    for arguments in (("inspect", checkpoint), ("export", checkpoint, "-o", tmp_path / "o", "--target", "qdq")):
         assert_refused(cli(*arguments), 3, *words)
 
 

@@ -91,7 +91,7 @@ def test_in_a_checkpoint_whose_manifest_vouches_for_it(cli: Cli, plain_checkpoin
         copied = Path(shutil.copytree(checkpoint, tmp_path / name))
         (copied / name).write_bytes(HOSTILE[kind][0])
         resealed(copied)
-        for arguments in (("inspect", copied), ("export", copied, "-o", tmp_path / "o", "--target", "tensorrt")):
+        for arguments in (("inspect", copied), ("export", copied, "-o", tmp_path / "o", "--target", "qdq")):
             assert_refused(cli(*arguments), 3, name, HOSTILE[kind][1], "hint: ")
     assert not (tmp_path / "o").exists()
 

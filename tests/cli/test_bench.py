@@ -12,7 +12,7 @@ from tests.flow import Flow
 
 @pytest.mark.parametrize("value", ["", "0", "-1", "1,x", "1.5"])
 def test_bad_batch_of_a_bench(cli: Cli, flow: Flow, value: str) -> None:
-    assert_refused(cli("bench", flow.bundles["tensorrt"], "--batch", value), 2, "batch")
+    assert_refused(cli("bench", flow.bundles["qdq"], "--batch", value), 2, "batch")
 
 
 @pytest.mark.parametrize(
@@ -26,7 +26,7 @@ def test_bad_batch_of_a_bench(cli: Cli, flow: Flow, value: str) -> None:
     ],
 )
 def test_bad_settings_of_a_bench(cli: Cli, flow: Flow, arguments: tuple[str, ...], words: tuple[str, ...]) -> None:
-    assert_refused(cli("bench", flow.bundles["tensorrt"], flow.bundles["onnxruntime"], *arguments), 2, *words)
+    assert_refused(cli("bench", flow.bundles["qdq"], flow.bundles["onnxruntime"], *arguments), 2, *words)
 
 
 def test_the_performance_gate(cli: Cli, flow: Flow) -> None:

@@ -30,17 +30,17 @@ def test_enterprise_tensorrt_is_not_installed_here(cli: Cli, tmp_path: Path, flo
     if find_spec("tensorrt") is not None:
         pytest.skip("TensorRT is installed")
     ended = cli("build-engine", flow.bundles["tensorrt"], "-o", tmp_path / "o", "--backend", "tensorrt")
-    assert_refused(ended, 4, "tensorrt", "pip install")
+    assert_refused(ended, 4, "qdq", "pip install")
     assert snapshot(tmp_path) == {}
 
 
 @pytest.mark.skipif(find_spec("tensorrt_rtx") is None, reason="TensorRT-RTX is not installed")
 def test_the_compiler_takes_every_planned_layer_as_int8(cli: Cli, tmp_path: Path, flow: Flow) -> None:
     common = ("--backend", "tensorrt-rtx", "--compute-capability", "8.9", "--format", "json")
-    ended = cli("build-engine", flow.bundles["tensorrt-fp16"], "-o", tmp_path / "engine", *common)
+    ended = cli("build-engine", flow.bundles["qdq-fp16"], "-o", tmp_path / "engine", *common)
     assert ended.code == 0, ended.err
     (report,) = json.loads(ended.out)["reports"]
-    planned = flow.bundle("tensorrt-fp16").manifest.details["layers"]
+    planned = flow.bundle("qdq-fp16").manifest.details["layers"]
     assert report["planned_int8"] == report["planned_layers"] == len(planned)
     assert report["not_int8"] == report["not_found"] == []
     assert "warning" not in ended.err

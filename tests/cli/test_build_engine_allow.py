@@ -34,7 +34,7 @@ def test_a_rule_that_is_none(cli: Cli, tmp_path: Path) -> None:
     assert_refused(
         ended,
         2,
-        "no rule of the lint that may be allowed in a build for tensorrt: computed-scale-matmull",
+        "no rule of the lint that may be allowed in a build for qdq: computed-scale-matmull",
         "did you mean computed-scale-matmul",
     )
     assert snapshot(tmp_path) == before

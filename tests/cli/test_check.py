@@ -22,7 +22,7 @@ def test_the_accuracy_gate(cli: Cli, tmp_path: Path, flow: Flow) -> None:
         (tensor,) = (t for t in model.graph.initializer if t.name == f"{layer}.bias")
         tensor.CopyFrom(numpy_helper.from_array(np.zeros_like(numpy_helper.to_array(tensor)), tensor.name))
 
-    bundle = altered(flow.bundle("tensorrt"), tmp_path / "b", drop_bias)
+    bundle = altered(flow.bundle("qdq"), tmp_path / "b", drop_bias)
     ended = cli("check", bundle.path, "--checkpoint", flow.checkpoint, "--format", "json")
     assert ended.code == 6
     verdict = json.loads(ended.out)
@@ -40,12 +40,12 @@ def test_what_each_step_costs_the_final_sample_is_said(cli: Cli, tmp_path: Path,
     """As the checkpoint's manifest has it; of a checkpoint from before it was measured nothing is."""
     checkpoint = open_artifact(flow.checkpoint, "checkpoint")
     details = checkpoint.manifest.details
-    ended = cli("check", flow.bundles["tensorrt"], "--checkpoint", flow.checkpoint, "--format", "json")
+    ended = cli("check", flow.bundles["qdq"], "--checkpoint", flow.checkpoint, "--format", "json")
     verdict = json.loads(ended.out)
     assert ended.code == 0, ended.err
     assert verdict["final_error"] == details["final_error"]
     assert verdict["clipped"] == details["clipped"]
-    table = cli("check", flow.bundles["tensorrt"], "--checkpoint", flow.checkpoint).out
+    table = cli("check", flow.bundles["qdq"], "--checkpoint", flow.checkpoint).out
     found = details["final_error"]
     assert f"cost to the final sample (seeds: 1, in PyTorch): {found['all_db']:.2f} dB with every step quantized" in table
     for step in found["steps"]:
@@ -61,18 +61,18 @@ def test_what_each_step_costs_the_final_sample_is_said(cli: Cli, tmp_path: Path,
 
 
 def test_other_engines_are_judged_and_said(cli: Cli, flow: Flow) -> None:
-    ended = cli("check", flow.bundles["tensorrt"], "--checkpoint", flow.checkpoint, "--engine", "openvino")
+    ended = cli("check", flow.bundles["qdq"], "--checkpoint", flow.checkpoint, "--engine", "openvino")
     assert ended.code == 0, ended.err
     assert "on openvino against" in ended.out
     assert "openvino computes what is not INT8 in f32, and quantized layers" in ended.out
-    assert_refused(cli("check", flow.bundles["tensorrt"], "--lint", "--engine", "openvino"), 2, "--checkpoint")
+    assert_refused(cli("check", flow.bundles["qdq"], "--lint", "--engine", "openvino"), 2, "--checkpoint")
 
 
 def test_lint_passes_what_was_exported(cli: Cli, flow: Flow) -> None:
-    for name in ("tensorrt", "tensorrt-fp16", "float"):
+    for name in ("qdq", "qdq-fp16", "float"):
         ended = cli("check", flow.bundles[name], "--lint")
         assert ended.code == 0, ended.out
-        assert ended.out == "lint for tensorrt: passed, 0 errors, 0 warnings\n"
+        assert ended.out == "lint for qdq: passed, 0 errors, 0 warnings\n"
     ended = cli("check", flow.bundles["onnxruntime"], "--lint", "--format", "json")
     assert ended.code == 0
     found = json.loads(ended.out)
@@ -90,8 +90,8 @@ def computed_scale(model: ModelProto) -> None:
 
 
 def test_lint_names_every_offender_and_ends_with_exit_code_3(cli: Cli, tmp_path: Path, flow: Flow) -> None:
-    bundle = altered(flow.bundle("tensorrt"), tmp_path / "b", computed_scale).path
-    layers = {layer["name"] for layer in flow.bundle("tensorrt").manifest.details["layers"]}
+    bundle = altered(flow.bundle("qdq"), tmp_path / "b", computed_scale).path
+    layers = {layer["name"] for layer in flow.bundle("qdq").manifest.details["layers"]}
     before = snapshot(tmp_path)
     ended = cli("check", bundle, "--lint", "--format", "json")
     assert ended.code == 3
@@ -105,7 +105,7 @@ def test_lint_names_every_offender_and_ends_with_exit_code_3(cli: Cli, tmp_path:
     # The lint comes first: nothing is compared, and nothing is built.
     table = cli("check", bundle, "--lint", "--checkpoint", flow.checkpoint)
     assert table.code == 3
-    assert "lint for tensorrt: FAILED" in table.out
+    assert "lint for qdq: FAILED" in table.out
     assert "PyTorch dB" not in table.out
     built = cli("build-engine", bundle, "-o", tmp_path / "engine", "--backend", "tensorrt-rtx")
     assert built.code == (3 if find_spec("tensorrt_rtx") else 4)
@@ -113,7 +113,7 @@ def test_lint_names_every_offender_and_ends_with_exit_code_3(cli: Cli, tmp_path:
 
 
 def test_lint_and_parity_in_one_command(cli: Cli, flow: Flow) -> None:
-    ended = cli("check", flow.bundles["tensorrt"], "--lint", "--checkpoint", flow.checkpoint, "--format", "json")
+    ended = cli("check", flow.bundles["qdq"], "--lint", "--checkpoint", flow.checkpoint, "--format", "json")
     assert ended.code == 0, ended.err
     verdict = json.loads(ended.out)
     assert verdict["passed"]
@@ -123,7 +123,7 @@ def test_lint_and_parity_in_one_command(cli: Cli, flow: Flow) -> None:
 
 
 def test_lint_of_any_onnx_file(cli: Cli, tmp_path: Path, flow: Flow) -> None:
-    shutil.copytree(flow.bundles["tensorrt"], tmp_path / "copy")
+    shutil.copytree(flow.bundles["qdq"], tmp_path / "copy")
     assert cli("check", tmp_path / "copy" / "model.onnx", "--lint").code == 0
     (tmp_path / "broken.onnx").write_bytes(b"ftrt")
     assert_refused(cli("check", tmp_path / "broken.onnx", "--lint"), 3, "broken.onnx is not an ONNX graph")
@@ -132,5 +132,5 @@ def test_lint_of_any_onnx_file(cli: Cli, tmp_path: Path, flow: Flow) -> None:
 
 
 def test_lint_needs_no_torch_and_no_engine(flow: Flow) -> None:
-    ended = process("check", flow.bundles["tensorrt"], "--lint", without=tuple(set(HEAVY) - {"onnx", "onnx_ir", "onnxscript"}))
+    ended = process("check", flow.bundles["qdq"], "--lint", without=tuple(set(HEAVY) - {"onnx", "onnx_ir", "onnxscript"}))
     assert ended.code == 0, ended.err

@@ -35,12 +35,12 @@ FAST = ("--steps", "2", "--calibration-samples", "2", "--iterations", "0")
 def test_a_path_that_does_not_exist(cli: Cli, tmp_path: Path, flow: Flow) -> None:
     missing = tmp_path / "missing"
     assert_refused(cli("quantize", missing, "-o", tmp_path / "o"), 2, f"no such path: {missing}")
-    assert_refused(cli("export", missing, "-o", tmp_path / "o", "--target", "tensorrt"), 2, f"no such path: {missing}")
+    assert_refused(cli("export", missing, "-o", tmp_path / "o", "--target", "qdq"), 2, f"no such path: {missing}")
     assert_refused(cli("build-engine", missing, "-o", tmp_path / "o", "--backend", "tensorrt-rtx"), 2, f"no such path: {missing}")
     assert_refused(cli("check", missing, "--checkpoint", flow.checkpoint), 2, f"no such path: {missing}")
-    assert_refused(cli("check", flow.bundles["tensorrt"], "--checkpoint", missing), 2, f"no such path: {missing}")
+    assert_refused(cli("check", flow.bundles["qdq"], "--checkpoint", missing), 2, f"no such path: {missing}")
     assert_refused(cli("bench", missing), 2, f"no such path: {missing}")
-    assert_refused(cli("bench", flow.bundles["tensorrt"], "--baseline", missing), 2, f"no such path: {missing}")
+    assert_refused(cli("bench", flow.bundles["qdq"], "--baseline", missing), 2, f"no such path: {missing}")
     assert_refused(cli("sample", missing, "-o", tmp_path / "o.png"), 2, f"no such path: {missing}")
     assert_refused(cli("inspect", missing), 2, f"no such path: {missing}")
     assert_refused(cli("quantize", flow.pipeline, "-o", tmp_path / "o", "--config", missing), 2, f"no such path: {missing}")
@@ -74,8 +74,8 @@ def test_bad_command_lines(cli: Cli, arguments: tuple[str, ...]) -> None:
 
 @pytest.mark.parametrize(("option", "value"), [("--steps", "0"), ("--steps", "2000"), ("-n", "0"), ("--seed", "-1")])
 def test_bad_settings_of_sampling(cli: Cli, tmp_path: Path, flow: Flow, option: str, value: str) -> None:
-    assert_refused(cli("sample", flow.bundles["tensorrt"], "-o", tmp_path / "o.png", option, value), 2)
-    assert_refused(cli("sample", flow.bundles["tensorrt"], "-o", tmp_path / "o.jpeg"), 2, ".png")
+    assert_refused(cli("sample", flow.bundles["qdq"], "-o", tmp_path / "o.png", option, value), 2)
+    assert_refused(cli("sample", flow.bundles["qdq"], "-o", tmp_path / "o.jpeg"), 2, ".png")
     assert snapshot(tmp_path) == {}
 
 
@@ -100,7 +100,7 @@ def test_importing_the_package_imports_nothing_heavy() -> None:
 
 
 def test_inspect_needs_no_runtime(flow: Flow) -> None:
-    for path in (flow.checkpoint, flow.bundles["tensorrt"]):
+    for path in (flow.checkpoint, flow.bundles["qdq"]):
         # A bundle's tables lie in its graph, which onnx reads.
         ended = process("inspect", path, "--format", "json", without=tuple(name for name in HEAVY if name != "onnx"))
         assert ended.code == 0, ended.err
@@ -124,10 +124,10 @@ def test_inspect_needs_no_runtime(flow: Flow) -> None:
     ],
 )
 def test_a_missing_dependency(tmp_path: Path, flow: Flow, missing: str, command: str) -> None:
-    bundle, output = flow.bundles["tensorrt"], tmp_path / "o"
+    bundle, output = flow.bundles["qdq"], tmp_path / "o"
     arguments: dict[str, tuple[Any, ...]] = {
         "quantize": (flow.pipeline, "-o", output, *FAST),
-        "export": (flow.checkpoint, "-o", output, "--target", "tensorrt"),
+        "export": (flow.checkpoint, "-o", output, "--target", "qdq"),
         "check": (bundle, "--checkpoint", flow.checkpoint, "-q"),
         "bench": (bundle, *(("--engine", "openvino") if missing == "openvino" else ())),
         "demo": ("-o", output),
@@ -165,13 +165,13 @@ def test_the_whole_way(cli: Cli, tmp_path: Path, flow_pipeline: Path) -> None:
         assert isinstance(value, dict)
         return value
 
-    checkpoint, tensorrt, onnxruntime = (tmp_path / name for name in ("checkpoint", "tensorrt", "onnxruntime"))
+    checkpoint, tensorrt, onnxruntime = (tmp_path / name for name in ("checkpoint", "qdq", "onnxruntime"))
     options = ("--steps", "3", "--calibration-samples", "8", "--iterations", "2", "--config", tmp_path / "options.json")
     (tmp_path / "options.json").write_text('{"max_float_share": 0.2, "reference_samples": 24}')
     made = data("quantize", flow_pipeline, "-o", checkpoint, *options)
     assert made["manifest"] == json.loads((checkpoint / "manifest.json").read_text())
     assert len(made["manifest"]["details"]["snr_db"]["after_distillation"]) == 3
-    assert data("export", checkpoint, "-o", tensorrt, "--target", "tensorrt")["manifest"]["details"]["dtype"] == "fp16"
+    assert data("export", checkpoint, "-o", tensorrt, "--target", "qdq")["manifest"]["details"]["dtype"] == "fp16"
     # Force replaces an artefact of ours, the whole of it.
     shutil.copytree(checkpoint, onnxruntime)
     assert data("export", checkpoint, "-o", onnxruntime, "--target", "onnxruntime", "--force")["manifest"]["details"]["dtype"] == "fp32"
@@ -181,7 +181,7 @@ def test_the_whole_way(cli: Cli, tmp_path: Path, flow_pipeline: Path) -> None:
     assert len(verdict["timesteps"]) == 3
     timing = data("bench", tensorrt, onnxruntime, "--runs", "3", "--engine", "onnxruntime", "--batch", "1,2", "--baseline", tensorrt)
     assert [row["batch"] for row in timing["rows"]] == [1, 1, 2, 2]
-    assert timing["baseline"] == "tensorrt · onnxruntime"
+    assert timing["baseline"] == "qdq · onnxruntime"
     drawn = data("sample", onnxruntime, "-o", tmp_path / "grid.png", "-n", "2")
     assert len(drawn["psnr_db"]) == 2
     assert (tmp_path / "grid.png").read_bytes().startswith(b"\x89PNG")

@@ -41,7 +41,7 @@ print("codes", codes, file=sys.__stderr__)
 
 @pytest.mark.parametrize("environment", [ASCII, CODEPAGE], ids=["ascii", "cp1252"])
 def test_letters_that_a_terminal_has_not(flow: Flow, environment: dict[str, str], tmp_path: Path) -> None:
-    artefacts = [str(flow.checkpoint), str(flow.bundles["tensorrt"]), str(flow.bundles["onnxruntime"])]
+    artefacts = [str(flow.checkpoint), str(flow.bundles["qdq"]), str(flow.bundles["onnxruntime"])]
     odd = tmp_path / "é–\udcff-folder"
     commands = [
         *([name, "--help"] for name in NAMES),

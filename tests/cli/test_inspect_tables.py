@@ -29,7 +29,7 @@ def stored_tables(flow: Flow) -> dict[str, tuple[list[float], list[int]]]:
     return {name: (tensors[f"{name}.scale"].tolist(), tensors[f"{name}.zero_point"].tolist()) for name in loaded.quantizers}
 
 
-@pytest.mark.parametrize("artifact", ["checkpoint", "tensorrt-fp16", "onnxruntime"])
+@pytest.mark.parametrize("artifact", ["checkpoint", "qdq-fp16", "onnxruntime"])
 def test_every_table_is_shown_with_the_checkpoints_values(artifact: str, flow: Flow, capfd: pytest.CaptureFixture[str]) -> None:
     path = flow.checkpoint if artifact == "checkpoint" else flow.bundles[artifact]
     code, out, _ = inspect(capfd, path, "--format", "json")
@@ -47,7 +47,7 @@ def test_every_table_is_shown_with_the_checkpoints_values(artifact: str, flow: F
 
 
 def test_one_layer_in_full(flow: Flow, capfd: pytest.CaptureFixture[str]) -> None:
-    bundle = flow.bundles["tensorrt"]
+    bundle = flow.bundles["qdq"]
     code, out, _ = inspect(capfd, bundle, "--layer", "*resnets.0.conv1", "--format", "json")
     assert code == 0
     tables = json.loads(out)["scale_tables"]
@@ -66,7 +66,7 @@ def test_a_bundles_tables_are_drawn_without_torch(suffix: str, flow: Flow, tmp_p
     picture = tmp_path / f"tables.{suffix}"
     program = (
         "import sys\nsys.modules['torch'] = None\nfrom dq_deploy.cli import run\n"
-        f"sys.exit(run(['inspect', {str(flow.bundles['tensorrt'])!r}, '--plot', {str(picture)!r}]))"
+        f"sys.exit(run(['inspect', {str(flow.bundles['qdq'])!r}, '--plot', {str(picture)!r}]))"
     )
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr
@@ -84,7 +84,7 @@ def test_bad_requests(flow: Flow, tmp_path: Path, capfd: pytest.CaptureFixture[s
         (["--plot", existing], "exists already"),
         (["--plot", tmp_path / "no" / "tables.png"], "no such folder"),
     ):
-        code, _, err = inspect(capfd, flow.bundles["tensorrt"], *arguments)
+        code, _, err = inspect(capfd, flow.bundles["qdq"], *arguments)
         assert code == 2
         assert words in " ".join(err.split())
     code, _, err = inspect(capfd, flow.bundles["float"], "--plot", tmp_path / "float.svg")

@@ -27,7 +27,7 @@ VALUES = (
     ("--auto-bits", "-1x"), ("--auto-bits", "1e999dB"), ("--preset", ""), ("--height", "8"), ("--sampler", "x"),
 )  # fmt: skip
 REST = {
-    "export": ("-o", "o", "--target", "tensorrt"),
+    "export": ("-o", "o", "--target", "qdq"),
     "check": ("--checkpoint", "folder"),
     "inspect": (),
     "layers": (),
@@ -86,9 +86,9 @@ def test_values(cli: Cli, flow: Flow) -> None:
 
 def test_force_never_replaces_what_an_artefact_is_made_from(cli: Cli, flow: Flow, tmp_path: Path) -> None:
     checkpoint, bundle = tmp_path / "outer" / "c", tmp_path / "b"
-    shutil.copytree(flow.bundles["tensorrt"], tmp_path / "outer")
+    shutil.copytree(flow.bundles["qdq"], tmp_path / "outer")
     shutil.copytree(flow.checkpoint, checkpoint)
-    shutil.copytree(flow.bundles["tensorrt"], bundle)
+    shutil.copytree(flow.bundles["qdq"], bundle)
     (tmp_path / "link").symlink_to(checkpoint)
     before = snapshot(tmp_path)
     for output in (checkpoint, tmp_path / "link", tmp_path / "outer"):

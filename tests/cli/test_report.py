@@ -55,12 +55,12 @@ def test_bad_paths(cli: Cli, flow: Flow, tmp_path: Path) -> None:
     assert_refused(cli("report", "-o", page), 2, "--help")
     assert_refused(cli("report", tmp_path / "missing", "-o", page), 2, "no such path")
     assert_refused(cli("report", flow.pipeline, "-o", page), 3, "not a dq-deploy artefact")
-    assert_refused(cli("report", flow.bundles["tensorrt"], "-o", page), 2, "none was given", "--checkpoint")
+    assert_refused(cli("report", flow.bundles["qdq"], "-o", page), 2, "none was given", "--checkpoint")
     assert_refused(cli("report", flow.checkpoint, "-o", tmp_path / "r.pdf"), 2, "does not end in .html")
     damaged = tampered(flow.checkpoint, tmp_path / "damaged")
     assert_refused(cli("report", damaged, "-o", page), 3, "another sha256")
     timed = ("--bench", "--baseline", flow.bundles["float"])
-    assert_refused(cli("report", flow.checkpoint, flow.bundles["tensorrt"], "-o", page, *timed), 2, "is not among what is timed")
+    assert_refused(cli("report", flow.checkpoint, flow.bundles["qdq"], "-o", page, *timed), 2, "is not among what is timed")
     page.write_text("mine")
     assert_refused(cli("report", flow.checkpoint, "-o", page), 2, "already exists", "--force")
     assert page.read_text() == "mine"
@@ -71,7 +71,7 @@ def test_a_failed_check_is_on_the_page_and_in_the_exit_code(cli: Cli, flow: Flow
         table = next(t for t in model.graph.initializer if t.name.endswith(".input.scale") and numpy_helper.to_array(t).size > 1)
         table.CopyFrom(numpy_helper.from_array(np.roll(numpy_helper.to_array(table), 1), table.name))
 
-    bundle = altered(flow.bundle("tensorrt"), tmp_path / "shifted", shifted)
+    bundle = altered(flow.bundle("qdq"), tmp_path / "shifted", shifted)
     page = tmp_path / "report.html"
     ended = cli("report", flow.checkpoint, bundle.path, "-o", page, "--no-samples", "--no-layer-error")
     assert ended.code == 6, ended.err

@@ -101,7 +101,7 @@ def keywords_of(name: str) -> set[str]:
         ("quantize SOURCE -o OUT --pre-set w8a8", "No such option"),
         ("quantize SOURCE", "Missing option"),
         ("export CHECKPOINT -o OUT --target tensorflow", "is not one of"),
-        ("export CHECKPOINT OTHER -o OUT --target tensorrt", "unexpected extra argument"),
+        ("export CHECKPOINT OTHER -o OUT --target qdq", "unexpected extra argument"),
     ],
 )
 def test_a_wrong_command_is_found(line: str, wrong: str) -> None:
@@ -154,4 +154,4 @@ def test_bash_completes_commands_options_and_choices(tmp_path: Path) -> None:
 
     assert complete("dq-deploy qua") == {"quantize"}
     assert complete("dq-deploy quantize --pre") == {"--preset"}
-    assert complete("dq-deploy export x --target ") == {"tensorrt", "onnxruntime"}
+    assert complete("dq-deploy export x --target ") == {"qdq", "onnxruntime"}

@@ -84,7 +84,7 @@ _OTHERS = ("choosing-bits", "deploy-tensorrt", "large-models", "report", "troubl
 def test_a_page_for_who_has_artefacts(page: str, tmp_path: Path, flow: Flow, monkeypatch: pytest.MonkeyPatch) -> None:
     """What such a page makes itself goes beside what is there: it begins where it likes."""
     monkeypatch.chdir(tmp_path)
-    for name, path in {"checkpoint": flow.checkpoint, "bundle": flow.bundles["tensorrt"], "float-bundle": flow.bundles["float"]}.items():
+    for name, path in {"checkpoint": flow.checkpoint, "bundle": flow.bundles["qdq"], "float-bundle": flow.bundles["float"]}.items():
         shutil.copytree(path, name)
     if "path/to/text-pipeline" in PAGES[page].read_text():
         tiny_stable_diffusion().save_pretrained("path/to/text-pipeline")

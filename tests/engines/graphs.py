@@ -101,7 +101,7 @@ class Graph:
 
 
 def make_bundle(
-    path: Path, graph: Graph, output: str, shape: list[int | str], *, rank: int = 0, target: str = "tensorrt", external: bool = False
+    path: Path, graph: Graph, output: str, shape: list[int | str], *, rank: int = 0, target: str = "qdq", external: bool = False
 ) -> Artifact:
     """The graph as a bundle with every layer that it planned. ``rank`` of the output: by default the input's."""
     model = graph.model(output, rank or len(shape), shape)

@@ -125,7 +125,7 @@ def test_what_the_lint_knows_is_refused_before_any_build(tmp_path: Path, monkeyp
 
     monkeypatch.setattr(build, "run_child", never)
     text = refused(ArtifactError, graphs.computed_scale(tmp_path / "conv", "Conv"), tmp_path / "engine")
-    assert "conv is not fit for target tensorrt, 1 error:\n  computed-scale-conv: layer/Conv (module layer): " in text
+    assert "conv is not fit for target qdq, 1 error:\n  computed-scale-conv: layer/Conv (module layer): " in text
     assert "keep the Q/DQ scale constant (1)" in text
     text = refused(ArtifactError, graphs.computed_scale(tmp_path / "matmul", "MatMul"), tmp_path / "engine")
     assert "computed-scale-matmul: layer/MatMul (module layer): it multiplies what was dequantized with a scale that is computed" in text
@@ -165,7 +165,7 @@ def test_only_rules_that_end_a_build_can_be_allowed(bundle: Artifact, tmp_path: 
     text = refused(
         UsageError, bundle, tmp_path / "engine", allow=["zero-points", "float-activation", "bfloat16", "invalid-onnx", "zero-point"]
     )
-    assert "in a build for tensorrt: zero-points, float-activation, bfloat16, invalid-onnx\ndid you mean zero-point" in text
+    assert "in a build for qdq: zero-points, float-activation, bfloat16, invalid-onnx\ndid you mean zero-point" in text
     assert "there are: computed-scale-conv, " in refused(UsageError, bundle, tmp_path / "engine", allow=["?"])
 
 
@@ -211,7 +211,7 @@ def test_options_are_checked_before_the_build(bundle: Artifact, tmp_path: Path) 
 def test_onnxruntime_bundle_is_refused_with_the_right_command(tmp_path: Path) -> None:
     text = refused(ArtifactError, graphs.network(tmp_path / "bundle", target="onnxruntime"), tmp_path / "engine")
     assert "exported for target 'onnxruntime'" in text
-    assert "dq-deploy export CHECKPOINT -o BUNDLE --target tensorrt" in text
+    assert "dq-deploy export CHECKPOINT -o BUNDLE --target qdq" in text
 
 
 def test_tampered_bundle_is_refused(tmp_path: Path) -> None:

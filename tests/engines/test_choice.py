@@ -15,11 +15,11 @@ from tests.flow import Flow, altered_manifest
 
 
 def with_bits(flow: Flow, path: Path, weights: int, activations: int, *, wide: float = 0.0) -> Artifact:
-    """The tensorrt bundle as if its layers had these bits, and the heaviest ones, up to a share ``wide`` of the work, 8 and 8.
+    """The qdq bundle as if its layers had these bits, and the heaviest ones, up to a share ``wide`` of the work, 8 and 8.
 
     The preset stays W8A8: nothing is to be read from it.
     """
-    bundle = flow.bundle("tensorrt")
+    bundle = flow.bundle("qdq")
     layers = [dict(layer) for layer in bundle.manifest.details["layers"]]
     left = wide * sum(layer["macs"] for layer in layers)
     for layer in sorted(layers, key=lambda layer: layer["macs"]):
@@ -73,7 +73,7 @@ def test_onnxruntime_for_everything_else(flow: Flow, tmp_path: Path, monkeypatch
     assert best_runtime(flow.bundle("onnxruntime")) == "onnxruntime"
     assert best_runtime(flow.bundle("float")) == "onnxruntime"
     monkeypatch.setitem(sys.modules, "openvino", None)
-    assert best_runtime(flow.bundle("tensorrt")) == "onnxruntime"
+    assert best_runtime(flow.bundle("qdq")) == "onnxruntime"
 
 
 def test_an_option_of_one_engine_chooses_it(flow: Flow, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -104,7 +104,7 @@ def test_one_timestep_for_a_batch_is_never_put_together(pipeline_dir: Path, tmp_
     assert [(w.batch_size, list(w.inputs["sample"].dims)) for w in server.config.model_warmup] == [(1, [1, 1, 8, 8])]
     requests = [{"sample": np.ones((n, 1, 8, 8), np.float32), "timestep": np.array([250.0 * n], np.float32)} for n in (1, 3)]
     assert [answer.shape for answer in server.infer(requests)] == [(1, 1, 8, 8), (3, 1, 8, 8)]
-    with pytest.raises(UsageError, match="takes one timestep for a whole batch(?s:.*)export it with --target tensorrt"):
+    with pytest.raises(UsageError, match="takes one timestep for a whole batch(?s:.*)export it with --target qdq"):
         triton_repository(bundle, tmp_path / "other", max_batch_size=4)
 
 

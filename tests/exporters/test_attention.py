@@ -29,7 +29,7 @@ def test_the_products_are_float_and_the_bundle_is_judged_as_such(plain_checkpoin
     producers = {output: node.op_type for node in graph.node for output in node.output}
     floats = {node.name.partition("/")[0]: {producers.get(i) for i in node.input} for node in graph.node if node.op_type == "MatMul"}
     assert all("DequantizeLinear" not in floats[name] for name in products)
-    if target == "tensorrt":
+    if target == "qdq":
         assert floats["out"] == {"DequantizeLinear"}
     else:
         integers = {node.name.partition("/")[0] for node in graph.node if node.op_type == "MatMulInteger"}
@@ -43,7 +43,7 @@ def test_the_products_are_float_and_the_bundle_is_judged_as_such(plain_checkpoin
 
 def test_the_reference_without_them_is_another_network(plain_checkpoint: Checkpoint, tmp_path: Path) -> None:
     """Else the comparison above would not tell the two apart."""
-    made = export(plain_checkpoint.artifact, tmp_path / "bundle", target="tensorrt", dtype="fp32", attention="float")
+    made = export(plain_checkpoint.artifact, tmp_path / "bundle", target="qdq", dtype="fp32", attention="float")
     x, t = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(1)), torch.tensor([0.0, 400.0, 990.0])
     with torch.no_grad():
         own, quantized = float_attention(plain_checkpoint).model(x, t), plain_checkpoint.model(x, t)
@@ -53,4 +53,4 @@ def test_the_reference_without_them_is_another_network(plain_checkpoint: Checkpo
 
 def test_an_unknown_choice(plain_checkpoint: Checkpoint, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="unknown attention 'bf16'"):
-        export(plain_checkpoint.artifact, tmp_path / "bundle", target="tensorrt", attention="bf16")  # type: ignore[arg-type]
+        export(plain_checkpoint.artifact, tmp_path / "bundle", target="qdq", attention="bf16")  # type: ignore[arg-type]

@@ -36,7 +36,7 @@ def initializers(made: Artifact) -> dict[str, np.ndarray]:
 def test_inputs_and_output_keep_their_names_order_and_types(bundles: dict[str, Artifact], target: str) -> None:
     graph = graph_of(bundles[target])
     shapes = {i.name: [d.dim_param or d.dim_value for d in i.type.tensor_type.shape.dim] for i in graph.input}
-    timestep = ["batch"] if target == "tensorrt" else [1]
+    timestep = ["batch"] if target == "qdq" else [1]
     assert list(shapes.items()) == [("sample", ["batch", 1, 8, 8]), ("timestep", timestep)]
     assert [o.name for o in graph.output] == ["out_sample"]
     assert {v.type.tensor_type.elem_type for v in [*graph.input, *graph.output]} == {onnx.TensorProto.FLOAT}
@@ -169,7 +169,7 @@ def test_exporting_twice_gives_the_same_bytes(plain_checkpoint: Checkpoint, targ
 
 def test_large_tensors_lie_beside_the_graph(plain_checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bundle, "_EXTERNAL_BYTES", 256)
-    made = export(plain_checkpoint.artifact, tmp_path / "bundle", target="tensorrt", dtype="fp32")
+    made = export(plain_checkpoint.artifact, tmp_path / "bundle", target="qdq", dtype="fp32")
     assert sorted(made.manifest.files) == ["model.onnx", "model.onnx.data"]
     raw = onnx.load(made.path / "model.onnx", load_external_data=False)
     external = [{e.key: e.value for e in i.external_data} for i in raw.graph.initializer if i.external_data]
@@ -182,7 +182,7 @@ def test_large_tensors_lie_beside_the_graph(plain_checkpoint: Checkpoint, tmp_pa
 
 
 def test_the_float_export_is_the_source(unet_checkpoint: Checkpoint, tmp_path: Path) -> None:
-    made = export(unet_checkpoint.artifact, tmp_path / "float", target="tensorrt", float=True)
+    made = export(unet_checkpoint.artifact, tmp_path / "float", target="qdq", float=True)
     assert made.manifest.details["float"] is True
     assert not [n for n in graph_of(made).node if "Quantize" in n.op_type]
     reference = unet_checkpoint.reference()
@@ -192,18 +192,18 @@ def test_the_float_export_is_the_source(unet_checkpoint: Checkpoint, tmp_path: P
 
 def test_the_float_export_of_a_module_in_memory_is_refused(plain_checkpoint: Checkpoint, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="in memory"):
-        export(plain_checkpoint.artifact, tmp_path / "float", target="tensorrt", float=True)
+        export(plain_checkpoint.artifact, tmp_path / "float", target="qdq", float=True)
 
 
 def test_bad_options_are_usage_errors(plain_checkpoint: Checkpoint, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="openvino"):
         export(plain_checkpoint.artifact, tmp_path / "b", target="openvino")  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="int8"):
-        export(plain_checkpoint.artifact, tmp_path / "b", target="tensorrt", dtype="int8")
+        export(plain_checkpoint.artifact, tmp_path / "b", target="qdq", dtype="int8")
     with pytest.raises(UsageError, match="no such path"):
-        export(tmp_path / "nowhere", tmp_path / "b", target="tensorrt")
+        export(tmp_path / "nowhere", tmp_path / "b", target="qdq")
     with pytest.raises(UsageError, match="already exists"):
-        export(plain_checkpoint.artifact, tmp_path, target="tensorrt")
+        export(plain_checkpoint.artifact, tmp_path, target="qdq")
 
 
 def test_a_source_that_has_changed_is_refused(attention_pipeline: Path, tmp_path: Path) -> None:
@@ -218,4 +218,4 @@ def test_a_source_that_has_changed_is_refused(attention_pipeline: Path, tmp_path
         unet.conv_in.weight[0, 0, 0, 0] += 1
     unet.save_pretrained(copy / "unet")
     with pytest.raises(ArtifactError, match="weights"):
-        export(made.artifact, tmp_path / "float", target="tensorrt", float=True)
+        export(made.artifact, tmp_path / "float", target="qdq", float=True)

@@ -123,8 +123,8 @@ def test_few_channels_are_left_in_float(plain_checkpoint: Checkpoint) -> None:
 def test_choices_that_are_none(wide: Checkpoint, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="unknown choice of convolutions 'int8'\nchoices: auto, integer, float"):
         export(wide.artifact, tmp_path / "bundle", target="onnxruntime", convolutions="int8")  # type: ignore[arg-type]
-    with pytest.raises(UsageError, match="'float' is a choice for target onnxruntime, and the target is tensorrt\nleave it out"):
-        export(wide.artifact, tmp_path / "bundle", target="tensorrt", convolutions="float")
+    with pytest.raises(UsageError, match="'float' is a choice for target onnxruntime, and the target is qdq\nleave it out"):
+        export(wide.artifact, tmp_path / "bundle", target="qdq", convolutions="float")
 
 
 def test_a_manifest_that_names_no_convolution(wide: Checkpoint, bundles: dict[str, Artifact], tmp_path: Path) -> None:

@@ -16,13 +16,13 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def test_a_bundle_depends_on_its_checkpoint_alone(plain_checkpoint: Checkpoint, tmp_path: Path) -> None:
-    first = contents(export(plain_checkpoint.artifact, tmp_path / "first", target="tensorrt").path)
-    assert contents(export(plain_checkpoint.artifact, tmp_path / "again", target="tensorrt").path) == first
+    first = contents(export(plain_checkpoint.artifact, tmp_path / "first", target="qdq").path)
+    assert contents(export(plain_checkpoint.artifact, tmp_path / "again", target="qdq").path) == first
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     root = str(Path(__file__).parents[2])
     ended = subprocess.run(
-        [sys.executable, "-m", "dq_deploy", "export", str(plain_checkpoint.artifact.path), "-o", "bundle", "--target", "tensorrt"],
+        [sys.executable, "-m", "dq_deploy", "export", str(plain_checkpoint.artifact.path), "-o", "bundle", "--target", "qdq"],
         cwd=elsewhere,
         env={**os.environ, "PYTHONPATH": root, "PYTHONHASHSEED": "12345", "TZ": "Asia/Tokyo"},
         capture_output=True,

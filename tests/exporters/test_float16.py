@@ -53,7 +53,7 @@ FUNCTIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_what_fp16_cannot_hold_comes_out_right(name: str, tmp_path: Path) -> None:
     checkpoint = make_checkpoint(Between(FUNCTIONS[name]), tmp_path / "c", max_float_share=1, steps=2)
-    made = export(checkpoint.artifact, tmp_path / "b", target="tensorrt")
+    made = export(checkpoint.artifact, tmp_path / "b", target="qdq")
     assert made.manifest.details["dtype"] == "fp16"
     assert made.manifest.details["kept_fp32"]
     reference = checkpoint.reference()
@@ -63,7 +63,7 @@ def test_what_fp16_cannot_hold_comes_out_right(name: str, tmp_path: Path) -> Non
 
 
 def test_what_fits_is_fp16(plain_checkpoint: Checkpoint, tmp_path: Path) -> None:
-    made = export(plain_checkpoint.artifact, tmp_path / "b", target="tensorrt")
+    made = export(plain_checkpoint.artifact, tmp_path / "b", target="qdq")
     assert "kept_fp32" not in made.manifest.details
 
 
@@ -72,5 +72,5 @@ def test_without_onnxruntime_an_fp16_export_says_what_else_there_is(
 ) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(EnvironmentProblem, match="onnxruntime is not installed: an fp16 export runs the graph") as caught:
-        export(plain_checkpoint.artifact, tmp_path / "b", target="tensorrt")
+        export(plain_checkpoint.artifact, tmp_path / "b", target="qdq")
     assert "--dtype fp32 or --dtype bf16" in (caught.value.hint or "")

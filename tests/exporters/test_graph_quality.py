@@ -19,7 +19,7 @@ MERGEABLE = {"builtin:fashion-mnist-unet": 4, "builtin:fashion-mnist-dit": 5}  #
 def graph(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ir.Graph]:
     folder = tmp_path_factory.mktemp("quality")
     checkpoint = quantize(request.param, folder / "checkpoint", preset="w4a8", **OPTIONS)
-    return request.param, ir.load(export(checkpoint, folder / "bundle", target="tensorrt").path / "model.onnx").graph
+    return request.param, ir.load(export(checkpoint, folder / "bundle", target="qdq").path / "model.onnx").graph
 
 
 def test_constants_are_folded_but_for_dequantized_weights(graph: tuple[str, ir.Graph]) -> None:

@@ -33,7 +33,7 @@ def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
 
 @pytest.fixture(scope="module")
 def bundle(checkpoint: Checkpoint) -> Artifact:
-    return export(checkpoint.artifact, checkpoint.artifact.path.parent / "bundle", target="tensorrt", dtype="fp32")
+    return export(checkpoint.artifact, checkpoint.artifact.path.parent / "bundle", target="qdq", dtype="fp32")
 
 
 def weights_of(made: Artifact) -> dict[str, onnx.TensorProto]:
@@ -66,13 +66,13 @@ def test_both_parity_tests_pass(checkpoint: Checkpoint, bundle: Artifact) -> Non
 
 def test_a_byte_a_weight_where_it_is_asked_for_or_int4_would_not_be_an_integer_product(checkpoint: Checkpoint, tmp_path: Path) -> None:
     for made in (
-        export(checkpoint.artifact, tmp_path / "a", target="tensorrt", weight_storage="int8"),
+        export(checkpoint.artifact, tmp_path / "a", target="qdq", weight_storage="int8"),
         export(checkpoint.artifact, tmp_path / "b", target="onnxruntime"),
     ):
         assert {i.data_type for i in weights_of(made).values()} == {TensorProto.INT8}
         assert "int4" not in {layer.get("weight_storage") for layer in made.manifest.details["layers"]}
     with pytest.raises(UsageError, match="unknown weight storage 'int4'"):
-        export(checkpoint.artifact, tmp_path / "c", target="tensorrt", weight_storage="int4")  # type: ignore[arg-type]
+        export(checkpoint.artifact, tmp_path / "c", target="qdq", weight_storage="int4")  # type: ignore[arg-type]
 
 
 def test_openvino_computes_the_same(checkpoint: Checkpoint, bundle: Artifact) -> None:
@@ -88,7 +88,7 @@ def test_openvino_computes_the_same(checkpoint: Checkpoint, bundle: Artifact) ->
 def test_the_compiler_makes_int8_products_of_half_the_bytes(checkpoint: Checkpoint, tmp_path: Path) -> None:
     reports = {}
     for storage in ("auto", "int8"):
-        made = export(checkpoint.artifact, tmp_path / storage, target="tensorrt", weight_storage=storage)  # type: ignore[arg-type]
+        made = export(checkpoint.artifact, tmp_path / storage, target="qdq", weight_storage=storage)  # type: ignore[arg-type]
         (reports[storage],) = load_report(build_engine(made, tmp_path / f"{storage}-engine", compute_capabilities=["8.9"]))
     for report in reports.values():
         assert {layer.precision for layer in report.layers} == {"int8"}

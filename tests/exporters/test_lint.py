@@ -134,7 +134,7 @@ def test_all_offenders_at_once_with_values_and_hints(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError) as caught:
         result.enforce()
     text = str(caught.value)
-    assert "is not fit for target tensorrt, 6 errors:" in text
+    assert "is not fit for target qdq, 6 errors:" in text
     assert "zero-point: bad/Q: its zero-point is 7" in text
     assert "computed-scale-conv: keep the Q/DQ scale constant (1)" in (caught.value.hint or "")
     assert next(f for f in result.errors if f.rule == "zero-point").values == {"zero_points": [7]}
@@ -175,7 +175,7 @@ def test_the_bundles_target_decides_unless_another_is_asked_for(tmp_path: Path) 
     bundle = graphs.computed_scale(tmp_path / "bundle", "MatMul")
     assert rules(lint(bundle)) == {"computed-scale-matmul"}
     assert lint(bundle, target="onnxruntime").findings == ()
-    with pytest.raises(UsageError, match="unknown target 'coreml'\ntargets: tensorrt, onnxruntime"):
+    with pytest.raises(UsageError, match="unknown target 'coreml'\ntargets: qdq, onnxruntime"):
         lint(bundle, target="coreml")
 
 
@@ -240,7 +240,7 @@ def external(location: str) -> onnx.ModelProto:
         ("missing.data", "is missing"),
     ],
 )
-@pytest.mark.parametrize("target", ["tensorrt", "onnxruntime"])
+@pytest.mark.parametrize("target", ["qdq", "onnxruntime"])
 def test_external_data_from_elsewhere(tmp_path: Path, location: str, problem: str, target: str) -> None:
     (tmp_path / "secret").write_bytes(bytes(64))
     folder = tmp_path / "model"

@@ -25,7 +25,7 @@ LOW = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
 @pytest.fixture(scope="module", params=LOW)
 def exported(request: pytest.FixtureRequest, plain_checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
     """Written by ``export``, so onnx's full check has passed."""
-    made = export(plain_checkpoint.artifact, tmp_path_factory.mktemp("precision") / "b", target="tensorrt", dtype=request.param)
+    made = export(plain_checkpoint.artifact, tmp_path_factory.mktemp("precision") / "b", target="qdq", dtype=request.param)
     return request.param, made.path / "model.onnx"
 
 

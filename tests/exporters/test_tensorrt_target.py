@@ -24,7 +24,7 @@ def _spread(tensors: dict[str, torch.Tensor]) -> None:
 def spread(plain_checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> tuple[Checkpoint, Artifact]:
     folder = tmp_path_factory.mktemp("spread")
     changed = change_tensors(Path(shutil.copytree(plain_checkpoint.artifact.path, folder / "checkpoint")), _spread)
-    return load_checkpoint(changed), export(changed, folder / "bundle", target="tensorrt", dtype="fp32")
+    return load_checkpoint(changed), export(changed, folder / "bundle", target="qdq", dtype="fp32")
 
 
 def test_a_mixed_batch_is_what_its_samples_give_alone(spread: tuple[Checkpoint, Artifact]) -> None:

@@ -36,7 +36,7 @@ def checkpoint(folder: Path) -> Checkpoint:
     return load_checkpoint(folder.parent / "checkpoint")
 
 
-@pytest.fixture(scope="module", params=["tensorrt", "onnxruntime"])
+@pytest.fixture(scope="module", params=["qdq", "onnxruntime"])
 def bundle(request: pytest.FixtureRequest, checkpoint: Checkpoint) -> Artifact:
     return export(checkpoint.artifact, checkpoint.artifact.path.parent / request.param, target=request.param, dtype="fp32")
 

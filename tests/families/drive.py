@@ -17,7 +17,7 @@ from dq_deploy.engines.choice import Engine
 from dq_deploy.errors import DqDeployError
 from tests.families.family import Family
 
-TARGETS: tuple[Target, ...] = ("tensorrt", "onnxruntime")
+TARGETS: tuple[Target, ...] = ("qdq", "onnxruntime")
 CAPABILITY = "8.9"
 _SAMPLE = "reads the model's input"
 FAST: dict[str, Any] = {
@@ -82,7 +82,7 @@ def run_family(family: Family, folder: Path, *, openvino: bool = True) -> Row:
     try:
         checkpoint, bundles = _made(family, folder, row, stages)
         _judged(checkpoint, bundles, row, stages, openvino=openvino)
-        _built(bundles["tensorrt"], folder, row, stages, openvino=openvino)
+        _built(bundles["qdq"], folder, row, stages, openvino=openvino)
         stages.end()
     except DqDeployError as error:
         known = next(kind for kind in type(error).__mro__ if kind.__module__ == "dq_deploy.errors")
@@ -119,7 +119,7 @@ def _planned(checkpoint: Artifact, row: Row) -> None:
 def _judged(checkpoint: Artifact, bundles: dict[Target, Artifact], row: Row, stages: _Stages, *, openvino: bool) -> None:
     stages.begin("check")
     for target, bundle in bundles.items():
-        engines: list[Engine] = ["openvino"] if openvino and target == "tensorrt" else []
+        engines: list[Engine] = ["openvino"] if openvino and target == "qdq" else []
         verdict = dq_deploy.check(bundle, checkpoint, engines=engines)
         row.failures += [f"{target}: {line}" for line in verdict.failures]
 

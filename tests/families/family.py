@@ -12,7 +12,7 @@ from torch import nn
 
 PROMPTS, TOKENS = 3, 7
 USUAL_SNR_DB = 12.0
-STAGES = ("quantize", "export tensorrt", "export onnxruntime", "check", "build", "build openvino")
+STAGES = ("quantize", "export qdq", "export onnxruntime", "check", "build", "build openvino")
 
 Conditions = dict[str, Any]
 

@@ -15,5 +15,5 @@ from tests.tiny import PlainUNet, make_checkpoint
 if __name__ == "__main__":
     folder = Path(__file__).parent / f"schema-{SCHEMA_VERSION}"
     checkpoint = make_checkpoint(PlainUNet(), folder / "checkpoint", preset="w4a8", steps=3)
-    export(checkpoint.artifact, folder / "bundle", target="tensorrt", dtype="fp32")
+    export(checkpoint.artifact, folder / "bundle", target="qdq", dtype="fp32")
     sys.stderr.write(f"{folder}\n")

@@ -197,7 +197,7 @@ def test_a_model_of_videos_is_tagged_as_one(flow: Flow, tmp_path: Path) -> None:
 
 
 def test_a_card_says_what_part_of_the_work_has_other_bits_than_the_preset(flow: Flow, tmp_path: Path) -> None:
-    bundle = flow.bundle("tensorrt")
+    bundle = flow.bundle("qdq")
     layers = [{**layer, "weight_bits": 4 if layer.get("weight_bits") else None} for layer in bundle.manifest.details["layers"]]
     heaviest = max((layer for layer in layers if layer["weight_bits"]), key=lambda layer: layer["macs"])
     heaviest["weight_bits"] = 8
@@ -212,7 +212,7 @@ def test_a_card_says_what_part_of_the_work_has_other_bits_than_the_preset(flow: 
 
 def test_the_card_lies_beside_the_artefacts_files(flow: Flow, report: Path, cli: Cli, tmp_path: Path) -> None:
     bundle = altered_manifest(flow.bundle("onnxruntime"), tmp_path / "bundle").path
-    for path in (flow.checkpoint, flow.bundles["tensorrt"]):
+    for path in (flow.checkpoint, flow.bundles["qdq"]):
         # The report is about the checkpoint, and not about that bundle.
         ended = cli("model-card", path, "--report", report)
         assert ended.code == (0 if path == flow.checkpoint else 3), ended.err

@@ -61,7 +61,7 @@ def test_a_guided_transformer_all_the_way(tmp_path: Path) -> None:
     with torch.no_grad():
         got = checkpoint.model(reference.samples[1], reference.timesteps[1].expand(4), reference.conditions["class_labels"])
     assert snr_db(reference.outputs[1], got) > 25
-    assert check(export(artifact, tmp_path / "tensorrt", target="tensorrt", dtype="fp32"), artifact)
+    assert check(export(artifact, tmp_path / "qdq", target="qdq", dtype="fp32"), artifact)
 
 
 def test_a_unet_with_classes_has_no_null_class(tmp_path: Path) -> None:
@@ -170,7 +170,7 @@ def test_xl_all_the_way(tmp_path: Path) -> None:
     checkpoint = load_checkpoint(artifact.path)
     assert checkpoint.details.inputs == ["sample", "timestep", "encoder_hidden_states", "text_embeds", "time_ids"]
     assert not checkpoint.reference().conditions["encoder_hidden_states"][0].any()
-    result = check(export(artifact, tmp_path / "tensorrt", target="tensorrt", dtype="fp32"), artifact)
+    result = check(export(artifact, tmp_path / "qdq", target="qdq", dtype="fp32"), artifact)
     assert result, result.failures
 
 

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from dq_deploy.errors import UsageError
-from dq_deploy.quantization.config import FIRST, LAST, PRESETS, QuantizeConfig
+from dq_deploy.formats.presets import PRESETS
+from dq_deploy.quantization.config import FIRST, LAST, QuantizeConfig
 
 
 def test_presets_set_both_bit_widths_and_options_win() -> None:

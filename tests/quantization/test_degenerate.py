@@ -89,7 +89,7 @@ def test_results_are_finite_and_close(options: dict[str, Any], tmp_path: Path) -
     json.dumps(made.artifact.manifest.details, allow_nan=False)
 
 
-@pytest.mark.parametrize("target", ["tensorrt", "onnxruntime"])
+@pytest.mark.parametrize("target", ["qdq", "onnxruntime"])
 def test_both_graphs_compute_what_the_checkpoint_does(checkpoint: Checkpoint, target: str, tmp_path: Path) -> None:
     bundle = export(checkpoint.artifact, tmp_path / "bundle", target=target, dtype="fp32", **WHOLE[target])  # type: ignore[arg-type]
     verdict = check(bundle, checkpoint.artifact, optimized=False)
@@ -132,7 +132,7 @@ def test_a_network_whose_output_is_zero_has_a_defined_snr(options: dict[str, Any
     x, t = torch.randn(4, *SHAPE), torch.tensor([0.0, 500.0, 0.0, 500.0])
     assert float(made.model(x, t).abs().max()) < 1e-6
     if not options:
-        bundle = export(made.artifact, tmp_path / "bundle", target="tensorrt", dtype="fp32")
+        bundle = export(made.artifact, tmp_path / "bundle", target="qdq", dtype="fp32")
         result = check(bundle, made.artifact)
         assert result
         json.dumps(result.model_dump(mode="json"), allow_nan=False)
@@ -174,5 +174,5 @@ class Causal(nn.Module):
 @pytest.mark.parametrize("way", ["is_causal", "a buffer", "a constant"])
 def test_a_mask_of_minus_infinity_goes_the_whole_way(way: str, tmp_path: Path) -> None:
     checkpoint = make_checkpoint(Causal(way), tmp_path / "c", steps=2, max_float_share=1)
-    result = check(export(checkpoint.artifact, tmp_path / "b", target="tensorrt"), checkpoint.artifact)
+    result = check(export(checkpoint.artifact, tmp_path / "b", target="qdq"), checkpoint.artifact)
     assert result, result.failures

@@ -156,7 +156,7 @@ def test_a_quantizer_of_ones_own_is_exported_too(
 ) -> None:  # fmt: skip
     """Its scales are nodes of the graph; between Q/DQ with scale 1 they need nothing of the target."""
     checkpoint = replanned(lambda plan: setattr(plan, "quantizer", "toy-token"))
-    bundle = export(checkpoint.artifact, tmp_path / "bundle", target="tensorrt", dtype="fp32")
+    bundle = export(checkpoint.artifact, tmp_path / "bundle", target="qdq", dtype="fp32")
     x, t = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(1)), torch.tensor([1.0, 300.0, 900.0])
     got = torch.from_numpy(OnnxRuntimeRunner(bundle).run({"x": x.numpy(), "timestep": t.numpy()}))
     with torch.no_grad():

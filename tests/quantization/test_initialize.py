@@ -153,7 +153,7 @@ def test_dilation_of_what_grouped_and_ordinary_convolutions_read_leaves_the_floa
 def test_a_network_of_grouped_convolutions_goes_the_whole_way(tmp_path: Path) -> None:
     checkpoint = make_checkpoint(Grouped(), tmp_path / "checkpoint", dilation="symmetric")
     assert min(checkpoint.details.snr_db["after_distillation"]) > 25
-    bundle = export(tmp_path / "checkpoint", tmp_path / "bundle", target="tensorrt", dtype="fp32")
+    bundle = export(tmp_path / "checkpoint", tmp_path / "bundle", target="qdq", dtype="fp32")
     assert check(bundle, tmp_path / "checkpoint")
 
 
@@ -182,7 +182,7 @@ def test_probabilities_that_are_spread_over_many_tokens_keep_their_codes(
     assert quantizer.scale_table().tolist() == pytest.approx([2.0**-halvings / 255] * quantizer.table_rows)
     assert set(quantizer.zero_point_table().tolist()) == {-128}
     assert min(made.details.snr_db["after_distillation"]) > least_snr  # over [0, 1] the first one has 7 dB
-    for target in ("tensorrt", "onnxruntime"):
+    for target in ("qdq", "onnxruntime"):
         bundle = export(tmp_path / "spread", tmp_path / target, target=target, dtype="fp32", **WHOLE[target])
         assert check(bundle, tmp_path / "spread")
 

@@ -84,7 +84,7 @@ def test_the_checkpoint_keeps_it_and_both_targets_subtract_it(plain_checkpoint: 
     change_tensors(path, lambda t: t.update({TABLE: t[TABLE] + torch.tensor([[1.0], [2.0], [3.0], [4.0]])}))
     sample, timestep = torch.randn(4, 1, 8, 8), plain_checkpoint.timesteps
     expected = torch.tensor([1.0, 2.0, 3.0, 4.0])
-    for target in ("tensorrt", "onnxruntime"):
+    for target in ("qdq", "onnxruntime"):
         two = [
             run(export(source, tmp_path / f"{target}-{index}", target=target, dtype="fp32", **WHOLE[target]), sample, timestep)  # type: ignore[arg-type]
             for index, source in enumerate((plain_checkpoint.artifact.path, path))
@@ -95,7 +95,7 @@ def test_the_checkpoint_keeps_it_and_both_targets_subtract_it(plain_checkpoint: 
 def test_it_can_be_left_out(tmp_path: Path) -> None:
     checkpoint = make_checkpoint(PlainUNet(), tmp_path / "without", output_bias=False)
     assert output_bias(checkpoint.model) is None
-    bundle = export(checkpoint.artifact, tmp_path / "bundle", target="tensorrt", dtype="fp32")
+    bundle = export(checkpoint.artifact, tmp_path / "bundle", target="qdq", dtype="fp32")
     sample, timestep = torch.randn(4, 1, 8, 8), checkpoint.timesteps
     with torch.no_grad():
         assert torch.allclose(run(bundle, sample, timestep), checkpoint.model(sample, timestep), atol=1e-3)

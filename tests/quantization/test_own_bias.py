@@ -80,7 +80,7 @@ class TwoHalves(nn.Module):
 
 
 @pytest.mark.parametrize("named", [False, True])
-@pytest.mark.parametrize("target", ["onnxruntime", "tensorrt"])
+@pytest.mark.parametrize("target", ["onnxruntime", "qdq"])
 def test_biases_of_one_name_are_not_taken_for_each_other(named: bool, target: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     dq_deploy.quantize(

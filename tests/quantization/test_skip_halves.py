@@ -266,7 +266,7 @@ def test_each_half_has_its_own_scales(checkpoint: Checkpoint) -> None:
         assert checkpoint.layers[f"{reader}#skip"].bias is None  # type: ignore[union-attr]
 
 
-@pytest.mark.parametrize("target", ["tensorrt", "onnxruntime"])
+@pytest.mark.parametrize("target", ["qdq", "onnxruntime"])
 def test_both_graphs_compute_what_the_checkpoint_does(checkpoint: Checkpoint, target: str, tmp_path: Path) -> None:
     bundle = export(checkpoint.artifact, tmp_path / "bundle", target=target, dtype="fp32", **WHOLE[target])  # type: ignore[arg-type]
     verdict = check(bundle, checkpoint.artifact, optimized=False)
@@ -276,7 +276,7 @@ def test_both_graphs_compute_what_the_checkpoint_does(checkpoint: Checkpoint, ta
 
 @pytest.mark.skipif(importlib.util.find_spec("tensorrt_rtx") is None, reason="TensorRT-RTX is not installed")
 def test_the_compiler_runs_both_halves_in_int8(checkpoint: Checkpoint, tmp_path: Path) -> None:
-    bundle = export(checkpoint.artifact, tmp_path / "bundle", target="tensorrt")
+    bundle = export(checkpoint.artifact, tmp_path / "bundle", target="qdq")
     (report,) = load_report(build_engine(bundle, tmp_path / "engine", compute_capabilities=["8.9"]))
     precision = {layer.name: layer.precision for layer in report.layers}
     assert {precision[f"{reader}{half}"] for reader in READERS[:4] for half in ("#h", "#skip")} == {"int8"}

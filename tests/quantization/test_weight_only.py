@@ -48,12 +48,12 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
 
 @pytest.fixture(scope="module")
 def bundles(checkpoint: Checkpoint) -> dict[str, Artifact]:
-    """Both targets, in the type that each has by default: fp16 for ``tensorrt``, fp32 for ``onnxruntime``."""
+    """Both targets, in the type that each has by default: fp16 for ``qdq``, fp32 for ``onnxruntime``."""
     folder = checkpoint.artifact.path.parent
-    return {target: export(checkpoint.artifact, folder / target, target=target) for target in ("tensorrt", "onnxruntime")}
+    return {target: export(checkpoint.artifact, folder / target, target=target) for target in ("qdq", "onnxruntime")}
 
 
-@pytest.fixture(params=["tensorrt", "onnxruntime"])
+@pytest.fixture(params=["qdq", "onnxruntime"])
 def bundle(request: pytest.FixtureRequest, bundles: dict[str, Artifact]) -> Artifact:
     return bundles[request.param]
 

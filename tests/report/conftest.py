@@ -46,7 +46,7 @@ def written(tmp_path_factory: pytest.TempPathFactory, flow: Flow) -> Written:
     """The page about all of the flow's artefacts: three pairs of pictures, every layer, two checks, a timing."""
     path, notes = tmp_path_factory.mktemp("report") / "report.html", []
     wanted = ReportRequest(drawing=Drawing(n=3, seed=5), timing=Timing(batches=(1, 2), runs=3))
-    bundles = [flow.bundles[name] for name in ("tensorrt", "onnxruntime", "float")]
+    bundles = [flow.bundles[name] for name in ("qdq", "onnxruntime", "float")]
     data = write_report([flow.checkpoint, *bundles], path, wanted=wanted, note=notes.append)
     return Written(path, data, notes)
 

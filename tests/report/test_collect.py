@@ -31,16 +31,16 @@ def test_figures_are_the_manifests_and_the_measured_ones(written: Written, flow:
     assert reference.snr_db == manifest.details["snr_db"]["after_distillation"]
     # Nothing was trained: "before" is without the output bias, which comes after the last layer.
     assert last.output_db == pytest.approx(manifest.details["snr_db"]["before_distillation"], abs=0.01)
-    assert [series.name for series in bundles] == ["tensorrt", "onnxruntime"]
+    assert [series.name for series in bundles] == ["qdq", "onnxruntime"]
     for series in bundles:
         assert series.snr_db == pytest.approx(reference.snr_db, abs=0.5)
     assert [(row.bundle, row.passed, row.layers) for row in data.checks] == [
-        ("tensorrt", True, len(data.layers)),
+        ("qdq", True, len(data.layers)),
         ("onnxruntime", True, len(data.layers)),
     ]
     assert set(data.activation_db) == set(data.tables) == {name for layer in data.layers for name in layer.quantizers}
     assert [row.quantizer for row in data.dilation] == [row["quantizer"] for row in manifest.details["dilation"]]
-    assert [row.name for row in data.artifacts] == ["checkpoint", "tensorrt", "onnxruntime", "float"]
+    assert [row.name for row in data.artifacts] == ["checkpoint", "qdq", "onnxruntime", "float"]
     assert data.artifacts[0].manifest_sha256 == sha256_file(flow.checkpoint / "manifest.json")
     assert data.final_error is not None
     assert data.final_error.model_dump() == manifest.details["final_error"]
@@ -57,7 +57,7 @@ def test_figures_are_the_manifests_and_the_measured_ones(written: Written, flow:
 def test_pictures_are_those_that_sampling_draws(written: Written, flow: Flow) -> None:
     pictures = written.data.pictures
     assert pictures is not None
-    drawn = draw(flow.bundles["tensorrt"], Drawing(n=3, seed=5))
+    drawn = draw(flow.bundles["qdq"], Drawing(n=3, seed=5))
     assert drawn.expected is not None
     for addresses, images in ((pictures.quantized, drawn.quantized), (pictures.expected or [], drawn.expected)):
         for address, image in zip(addresses, images, strict=True):
@@ -79,11 +79,11 @@ def test_the_commands_make_the_same_artefacts(
     for line in (quantize, export):
         ended = cli(*shlex.split(line)[1:])
         assert ended.code == 0, ended.err
-    for name, original, kind in (("checkpoint", flow.checkpoint, "checkpoint"), ("tensorrt", flow.bundles["tensorrt"], "bundle")):
+    for name, original, kind in (("checkpoint", flow.checkpoint, "checkpoint"), ("qdq", flow.bundles["qdq"], "bundle")):
         made, before = open_artifact(tmp_path / name, kind).manifest, open_artifact(original, kind).manifest
         assert made.files == before.files  # manifests name the folder as it was typed
         assert made.quantization == before.quantization
-    assert report == ("dq-deploy report checkpoint tensorrt onnxruntime float -o report.html -n 3 --seed 5 --bench --batch 1,2 --runs 3")
+    assert report == ("dq-deploy report checkpoint qdq onnxruntime float -o report.html -n 3 --seed 5 --bench --batch 1,2 --runs 3")
 
 
 def test_commands_of_every_kind_of_artefact(flow: Flow, tmp_path: Path) -> None:
@@ -94,9 +94,9 @@ def test_commands_of_every_kind_of_artefact(flow: Flow, tmp_path: Path) -> None:
     command = commands(changed)[-1]
     assert command.startswith("dq-deploy quantize SOURCE -o changed --weight-bits 5 --activation-bits 8 ")
     assert "--keep @first=8 --keep 'a b*=float' --classes 1,3" in command
-    bundle = flow.bundle("tensorrt")
+    bundle = flow.bundle("qdq")
     floats = commands(flow.bundle("float"), source)
-    assert floats == ["dq-deploy export checkpoint -o float --target tensorrt --dtype fp32 --float"]
+    assert floats == ["dq-deploy export checkpoint -o float --target qdq --dtype fp32 --float"]
     attention = altered_manifest(bundle, tmp_path / "attention", details={**bundle.manifest.details, "attention": "float"})
     assert commands(attention, source)[0].endswith("--dtype fp32 --attention float")
     details = {
@@ -115,7 +115,7 @@ def test_commands_of_every_kind_of_artefact(flow: Flow, tmp_path: Path) -> None:
 
 
 def test_only_one_family_is_reported(flow: Flow, tmp_path: Path) -> None:
-    bundle = flow.bundles["tensorrt"]
+    bundle = flow.bundles["qdq"]
     family = gather([bundle, flow.bundles["float"]], flow.checkpoint)
     assert ([a.path for a in family.bundles], [a.path for a in family.floats]) == ([bundle], [flow.bundles["float"]])
     with pytest.raises(UsageError, match="a report is about one checkpoint, and none was given"):
@@ -125,7 +125,7 @@ def test_only_one_family_is_reported(flow: Flow, tmp_path: Path) -> None:
     other = altered_manifest(open_artifact(flow.checkpoint, "checkpoint"), tmp_path / "other", model="other")
     with pytest.raises(UsageError, match="these were given: .*checkpoint, .*other"):
         gather([flow.checkpoint, other.path])
-    with pytest.raises(ArtifactError, match="tensorrt: not exported from .*other") as raised:
+    with pytest.raises(ArtifactError, match="qdq: not exported from .*other") as raised:
         gather([bundle], other.path)
     assert raised.value.hint == "give the checkpoint that it is from too, or make it again"
 

@@ -57,7 +57,7 @@ def _load(given: argparse.Namespace) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory(prefix="load-", dir=given.output) as folder:
         checkpoint = quantize(tiny_unet(), Path(folder) / "c", scheduler=scheduler(), sample_shape=(1, 8, 8), **OPTIONS)
         found = []
-        for runtime, target in (("onnxruntime", "onnxruntime"), ("openvino", "tensorrt")):
+        for runtime, target in (("onnxruntime", "onnxruntime"), ("openvino", "qdq")):
             bundle = export(checkpoint, Path(folder) / target, target=target)  # type: ignore[arg-type]
             found.append(asdict(under_load(bundle, runtime, given.minutes * 60)))  # type: ignore[arg-type]
     return found

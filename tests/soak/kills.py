@@ -72,7 +72,7 @@ def stages(work: Path) -> list[Stage]:
 
     return [
         Stage("quantize", "checkpoint", quantized, same=True),
-        Stage("export", "bundle", lambda output: export(checkpoint, output, target="tensorrt"), same=True),
+        Stage("export", "bundle", lambda output: export(checkpoint, output, target="qdq"), same=True),
         Stage("build", "engine", lambda output: build_engine(bundle, output, compute_capabilities=["8.9"], batch=(1, 1, 1)), same=False),
     ]
 

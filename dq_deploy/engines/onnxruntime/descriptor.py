@@ -34,7 +34,7 @@ ONNXRUNTIME = EngineDescriptor(
     runs=("bundle",),
     options=("providers", "optimized", "threads"),
     settings={"providers": ("CPUExecutionProvider",)},
-    targets=("onnxruntime", "tensorrt"),
+    targets=("onnxruntime", "qdq"),
     # Its quantization guide names INT8 on CPUs (uint8 and int8 activations, int8 weights); FP8 is refused by its optimizer.
     products=(Products("int8", documented=True),),
     weight_formats=("int8", "int4"),

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def _faster(bundle: Artifact[BundleDetails]) -> bool:
-    """Graphs of target ``tensorrt`` whose products are integers, by half of the multiply-accumulates or more (docs/engines.md has the
+    """Graphs of target ``qdq`` whose products are integers, by half of the multiply-accumulates or more (docs/engines.md has the
     measurements): with INT8 kernels where these are exact on this CPU, else in float.
     """  # noqa: D205
     from ...artifacts.layer_bits import fraction_of_work, integer_activations
@@ -36,7 +36,7 @@ OPENVINO = EngineDescriptor(
     kept=("precision", "integer"),
     falls_back=True,
     # Scales that are computed at run time, the other target's, make it multiply in float.
-    targets=("tensorrt",),
+    targets=("qdq",),
     prefers=_faster,
     # Documented for CPUs with VNNI or its like; FP8 is emulated, in a fifth of INT8's speed.
     products=(Products("int8", documented=True, instructions=INTEGER_INSTRUCTIONS), Products("fp8")),
@@ -46,7 +46,7 @@ OPENVINO = EngineDescriptor(
     probe="import openvino\nfound = {'devices': openvino.Core().available_devices}",
     builder=Builder(
         child="dq_deploy.engines.openvino.child",
-        target="tensorrt",
+        target="qdq",
         file="model.xml",
         statement="chosen by OpenVINO for this machine's CPU at the usual shapes; another CPU chooses again when it loads the engine",
         reads=not_older,

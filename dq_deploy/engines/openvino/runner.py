@@ -1,4 +1,4 @@
-"""OpenVINO: integer execution of the ``tensorrt`` target's graph on a CPU, from a bundle or from an engine built for OpenVINO."""
+"""OpenVINO: integer execution of the ``qdq`` target's graph on a CPU, from a bundle or from an engine built for OpenVINO."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ TENSORRT_RTX = EngineDescriptor(
     purpose="TensorRT-RTX engines, built without a GPU",
     builder=Builder(
         child=_CHILD,
-        target="tensorrt",
+        target="qdq",
         file="model.engine",
         statement="chosen ahead of time by the compiler; not executed on this machine",
         reads=same_or_compatible,
@@ -77,7 +77,7 @@ TENSORRT = EngineDescriptor(
     ),
     builder=Builder(
         child=_CHILD,
-        target="tensorrt",
+        target="qdq",
         file="model.engine",
         statement="chosen by the builder for this machine's GPU; not a timing",
         reads=same_or_compatible,

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
-from difflib import get_close_matches
 
-from ...errors import UsageError
+from ...errors import UsageError, did_you_mean
 from .rules import RULES
 
 
@@ -14,8 +13,7 @@ def check_allowed(names: Iterable[str], target: str) -> list[str]:
     requested = list(dict.fromkeys(names))
     known = [rule.id for rule in RULES if target in rule.targets and rule.severity == "error" and rule.id not in _GUARDS]
     if unknown := [name for name in requested if name not in known]:
-        near = dict.fromkeys(found for name in unknown for found in get_close_matches(name, known))
-        hint = f"did you mean {', '.join(near)}?" if near else f"there are: {', '.join(known)}"
+        hint = did_you_mean(unknown, known).strip() or f"there are: {', '.join(known)}"
         raise UsageError(f"no rule of the lint that may be allowed in a build for {target}: {', '.join(unknown)}", hint)
     return requested
 

@@ -7,26 +7,26 @@ from .rule import Rule
 
 __all__ = ["RULES", "Rule"]
 
-_TENSORRT, _ONNXRUNTIME = ("tensorrt",), ("onnxruntime",)
-_BOTH = _TENSORRT + _ONNXRUNTIME
-_OUTSIDE = "keep the Q/DQ scale constant (1) and multiply by 1/s before and by s after, as `dq-deploy export --target tensorrt` does"
+_QDQ, _ONNXRUNTIME = ("qdq",), ("onnxruntime",)
+_BOTH = _QDQ + _ONNXRUNTIME
+_OUTSIDE = "keep the Q/DQ scale constant (1) and multiply by 1/s before and by s after, as `dq-deploy export --target qdq` does"
 _CALIBRATE = "find out why the calibration gave it, and quantize that layer again or keep it in float"
 
 RULES = (
-    Rule("computed-scale-conv", product_rules.computed_scale_conv, _OUTSIDE, _TENSORRT, crashes=True),
-    Rule("computed-scale-matmul", product_rules.computed_scale_matmul, _OUTSIDE, _TENSORRT),
+    Rule("computed-scale-conv", product_rules.computed_scale_conv, _OUTSIDE, _QDQ, crashes=True),
+    Rule("computed-scale-matmul", product_rules.computed_scale_matmul, _OUTSIDE, _QDQ),
     Rule(
         "zero-point",
         scale_rules.zero_point,
         "add the zero-point outside of Q/DQ and correct by the weight's sums, or quantize symmetrically",
-        _TENSORRT,
+        _QDQ,
     ),
-    Rule("code-type", scale_rules.code_type, "use int8 codes, with an int8 zero-point of 0", _TENSORRT),
+    Rule("code-type", scale_rules.code_type, "use int8 codes, with an int8 zero-point of 0", _QDQ),
     Rule(
         "no-such-operator",
         operator_rules.not_in_tensorrt,
         "switch off what needs it (FreeU needs a DFT), write it in other operators, or run the graph on ONNX Runtime",
-        _TENSORRT,
+        _QDQ,
     ),
     Rule("boolean-where", operator_rules.boolean_where, "write it with And, Or and Not", _ONNXRUNTIME),
     Rule("zero-scale", scale_rules.zero_scale, _CALIBRATE, _BOTH),
@@ -37,38 +37,38 @@ RULES = (
         "per-channel-activation",
         product_rules.per_channel_activation,
         "one scale a tensor; multiply by the channel's factor before it",
-        _TENSORRT,
+        _QDQ,
     ),
     Rule(
         "float-activation",
         product_rules.float_activation,
         "quantize right before the product, or mean it: weights that are only smaller",
-        _TENSORRT,
+        _QDQ,
         "warning",
     ),
-    Rule("weight-scale-axis", product_rules.weight_scale_axis, "quantize the weight along its output channels", _TENSORRT),
+    Rule("weight-scale-axis", product_rules.weight_scale_axis, "quantize the weight along its output channels", _QDQ),
     Rule(
         "block-wise-int8-activation",
         int4_rules.block_wise_int8_activation,
         "one scale for each output channel, or leave the activation in fp16",
-        _TENSORRT,
+        _QDQ,
     ),
     Rule(
         "int4-conv-int8-activation",
         int4_rules.int4_conv_int8_activation,
         "DequantizeLinear(scale 1) → Cast fp16 → QuantizeLinear(int8) → DequantizeLinear per channel, or an activation in fp16",
-        _TENSORRT,
+        _QDQ,
     ),
-    Rule("int4-per-tensor-int8-activation", int4_rules.int4_per_tensor_int8_activation, "one scale for each output channel", _TENSORRT),
-    Rule("int4-requantize-uncast", int4_rules.int4_requantize_uncast, "put a Cast to fp16 between the two", _TENSORRT),
+    Rule("int4-per-tensor-int8-activation", int4_rules.int4_per_tensor_int8_activation, "one scale for each output channel", _QDQ),
+    Rule("int4-requantize-uncast", int4_rules.int4_requantize_uncast, "put a Cast to fp16 between the two", _QDQ),
     Rule(
         "int4-requantize-matmul",
         int4_rules.int4_requantize_matmul,
         "dequantize the INT4 codes per channel, straight into the MatMul",
-        _TENSORRT,
+        _QDQ,
         crashes=True,
     ),
-    Rule("int4-cast", int4_rules.int4_cast, "read the codes with a DequantizeLinear", _TENSORRT),
+    Rule("int4-cast", int4_rules.int4_cast, "read the codes with a DequantizeLinear", _QDQ),
     Rule("int4-opset", file_rules.int4_opset, f"export with opset {file_rules.INT4_OPSET} or newer", _BOTH),
     Rule("new-opset", file_rules.new_opset, "export with opset 21", _ONNXRUNTIME),
     Rule("external-data", file_rules.external_data, "save the data beside the model, under a relative name", _BOTH),
@@ -79,12 +79,12 @@ RULES = (
         "move the values before they are quantized, or use uint8 with zero-point 128",
         _ONNXRUNTIME,
     ),
-    Rule("bfloat16", onnxruntime_rules.bfloat16, "export with --dtype fp32, or with --target tensorrt for TensorRT", _ONNXRUNTIME),
+    Rule("bfloat16", onnxruntime_rules.bfloat16, "export with --dtype fp32, or with --target qdq for TensorRT", _ONNXRUNTIME),
     Rule("shared-weight", onnxruntime_rules.shared_weight, "give every layer codes and zero-points of its own", _ONNXRUNTIME),
     Rule(
         "float-convolution",
         onnxruntime_rules.float_convolution,
-        "quantize its output too, or run the tensorrt target on OpenVINO",
+        "quantize its output too, or run target qdq on OpenVINO",
         _ONNXRUNTIME,
         "warning",
     ),

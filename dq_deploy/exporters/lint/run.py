@@ -13,26 +13,26 @@ from ...artifacts.details import BundleDetails
 from ...artifacts.reading import read_onnx
 from ...errors import ArtifactError, UsageError
 from ...formats.tables import SCALE
+from ...formats.target import TARGETS, target_name
 from .finding import Finding, LintResult
 from .rule import Hit, Rule
 from .rules import RULES
 from .view import View
 
-_TARGETS = ("tensorrt", "onnxruntime")
-
 
 def lint(source: str | Path | Artifact[BundleDetails], *, target: str | None = None) -> LintResult:
     """Name everything in a graph that would crash an engine's builder, be refused, lose INT8, or be slow; all at once, building nothing.
 
-    ``source`` is a bundle (folder or opened artefact) or an ONNX file. ``target`` ("tensorrt", "onnxruntime") says whose rules apply: by
-    default the bundle's own, and "tensorrt" for an ONNX file. Large weights are not read. Needs neither torch nor an engine.
+    ``source`` is a bundle (folder or opened artefact) or an ONNX file. ``target`` ("qdq", "onnxruntime") says whose rules apply: by
+    default the bundle's own, and "qdq" for an ONNX file. Large weights are not read. Needs neither torch nor an engine.
 
     Raises UsageError (unknown target, no such path) and ArtifactError (no bundle, or no ONNX graph). Findings are a result, not an error.
     """
-    if target is not None and target not in _TARGETS:
-        raise UsageError(f"unknown target '{target}'", f"targets: {', '.join(_TARGETS)}")
+    target = target and target_name(target)
+    if target is not None and target not in TARGETS:
+        raise UsageError(f"unknown target '{target}'", f"targets: {', '.join(TARGETS)}")
     if not isinstance(source, Artifact) and Path(source).is_file():
-        return _judge(View(_load(Path(source)), Path(source), frozenset()), target or "tensorrt", str(source))
+        return _judge(View(_load(Path(source)), Path(source), frozenset()), target or "qdq", str(source))
     bundle = source if isinstance(source, Artifact) else open_artifact(source, "bundle")
     details = bundle.details
     layers = frozenset([*(layer.name for layer in details.layers), *(site.name for site in details.quantizers)])

@@ -4,7 +4,7 @@ A kind is a class of module. Functions that are registered for it (a subclass ha
 
 - of a quantizer: ``scale`` and, unless it is symmetric, ``zero_point``, which give values of the graph. Where these come from is their own
   matter: the row of a table (``table``), a constant (``probabilities``), or nodes that compute it from the activation ``at.x``.
-- of a layer: its product in the way that a target multiplies, ``qdq_product`` (``tensorrt``) or ``integer_product`` (``onnxruntime``). It
+- of a layer: its product in the way that a target multiplies, ``qdq_product`` (``qdq``) or ``integer_product`` (``onnxruntime``). It
   reads ``at.operands`` and knows no quantizer. A layer that is not a kind of convolution, linear layer or product of two activations also
   needs a ``skeleton.placeholder``, which stands for it while torch exports the graph.
 

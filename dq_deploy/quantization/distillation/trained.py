@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch.fx import GraphModule
 
-from ...errors import UsageError
+from ...errors import UsageError, did_you_mean
 from ..config import QuantizeConfig
 from ..graph.blocks import Block
 from ..graph.insertion import decode, encode
@@ -32,7 +32,10 @@ def check_patterns(patterns: Sequence[str], layers: Mapping[str, Collection[str]
     missing = [p for p in patterns if not any(_matches(p, name, roles) for name, roles in layers.items())]
     if set(missing) - ROLES or len(missing) == len(patterns):
         example = ", ".join(list(layers)[:8])
-        raise UsageError(f"no quantized layer matches {', '.join(map(repr, missing))} of train", f"layers are named like: {example}, …")
+        near = did_you_mean(missing, [*layers, *ROLES])
+        raise UsageError(
+            f"no quantized layer matches {', '.join(map(repr, missing))} of train", f"{near}layers are named like: {example}, …"
+        )
 
 
 def _matches(pattern: str, name: str, roles: Collection[str]) -> bool:

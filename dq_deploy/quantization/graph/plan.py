@@ -8,7 +8,7 @@ from typing import Any
 
 from torch.fx import GraphModule, Node
 
-from ...errors import UsageError
+from ...errors import UsageError, did_you_mean
 from ...formats import INT8, NumberFormat, of_bits
 from ..config import FIRST, LAST, QuantizeConfig
 from ..weights.blocked import block_length
@@ -93,7 +93,8 @@ def make_plan(graph_module: GraphModule, config: QuantizeConfig) -> Plan:
         names = ", ".join(layer.name for layer in layers[:8])
         meaning = f"; {FIRST} and {LAST} are those that read the sample as it is, and whose output is the model's"
         roles = meaning if {FIRST, LAST} & set(unmatched) else ""
-        raise UsageError(f"no layer matches {', '.join(map(repr, unmatched))}", f"layers are named like: {names}, …{roles}")
+        near = did_you_mean(unmatched, [layer.name for layer in layers])
+        raise UsageError(f"no layer matches {', '.join(map(repr, unmatched))}", f"{near}layers are named like: {names}, …{roles}")
     plan = Plan(layers, "per-timestep" if config.temporal else "static", config.zero_points, of_bits(config.softmax_bits))
     if plan.float_fraction > config.max_float_share:
         worst = sorted(plan.left_float, key=lambda x: -x.macs)[:5]

@@ -68,7 +68,7 @@ def refuse(*_: Any) -> Any:
 
 
 def test_onnxruntime_takes_over_where_openvino_takes_nothing(flow: Flow, monkeypatch: pytest.MonkeyPatch) -> None:
-    bundle = flow.bundle("tensorrt")
+    bundle = flow.bundle("qdq")
     expected = make_runner(bundle, runtime="onnxruntime")
     inputs = {spec.name: noise(*(2 if size is None else size for size in spec.shape)) for spec in expected.specs}
     inputs["timestep"] = np.float32(3)

@@ -151,7 +151,7 @@ def test_group_norm_is_the_same_from_its_moments(shape: tuple[int, ...], offset:
 
 def test_group_norm_of_half_precision_is_computed_in_single(flow: Flow) -> None:
     sample = noise(2, 1, 8, 8)
-    graph = fixed(openvino.Core().read_model(flow.bundle("tensorrt-fp16").file("model.onnx")), 2, sample.shape)
+    graph = fixed(openvino.Core().read_model(flow.bundle("qdq-fp16").file("model.onnx")), 2, sample.shape)
     plain = graph.clone()
     group_norms_as_moments(graph)
     graph.validate_nodes_and_infer_types()
@@ -360,7 +360,7 @@ def test_layers_on_pixels_that_are_not_ours_stay(case: str) -> None:
     np.testing.assert_array_equal(found, expected)
 
 
-@pytest.mark.parametrize("name", ["tensorrt", "tensorrt-fp16"])
+@pytest.mark.parametrize("name", ["qdq", "qdq-fp16"])
 def test_a_whole_network_keeps_its_output(flow: Flow, name: str) -> None:
     sample = noise(2, 1, 8, 8)
     graph = fixed(openvino.Core().read_model(flow.bundle(name).file("model.onnx")), 2, sample.shape)

@@ -93,14 +93,14 @@ def test_int8_kernels_serve_where_they_are_exact_or_without_vnni(monkeypatch: py
     ("bits", "op", "serves"), [(8, "conv2d", False), (7, "conv2d", False), (6, "conv2d", True), (4, "conv2d", True), (6, "linear", False)]
 )
 def test_without_vnni_int8_is_for_narrow_weights_of_convolutions(flow: Flow, tmp_path: Path, bits: int, op: str, serves: bool) -> None:
-    bundle = flow.bundle("tensorrt")
+    bundle = flow.bundle("qdq")
     layers = [{**layer, "op": op, "weight_bits": bits} for layer in bundle.manifest.details["layers"]]
     changed = altered_manifest(bundle, tmp_path / "changed", details={**bundle.manifest.details, "layers": layers})
     assert int8_without_vnni(changed) is serves
 
 
 def test_narrow_weights_run_on_int8_kernels_on_every_cpu(flow: Flow, tmp_path: Path) -> None:
-    bundle = flow.bundle("tensorrt")
+    bundle = flow.bundle("qdq")
     layers = [{**layer, "weight_bits": 6} for layer in bundle.manifest.details["layers"]]
     narrow = altered_manifest(bundle, tmp_path / "narrow", details={**bundle.manifest.details, "layers": layers})
     assert OpenVinoRunner(narrow).details["integer"] is True

@@ -42,11 +42,11 @@ def test_the_numbers_are_pytorchs(target: str, case: str, bits: int, tmp_path: P
 
 
 def test_padding_becomes_the_zero_point_before_q_and_dq() -> None:
-    made = written("tensorrt", "3×3", layer("3×3"), quantizer(axis=1, channels=CHANNELS))
+    made = written("qdq", "3×3", layer("3×3"), quantizer(axis=1, channels=CHANNELS))
     assert made.node("layer/Conv").attributes["pads"].value == (0, 0, 0, 0)
     assert made.ops("layer.input#pad1x1x1x1/")[:1] == ["Pad"]
     assert made.sites.quantizers[0]["pads"] == [1, 1, 1, 1]
-    symmetric = written("tensorrt", "3×3", layer("3×3"), quantizer(axis=1, channels=CHANNELS, symmetric=True))
+    symmetric = written("qdq", "3×3", layer("3×3"), quantizer(axis=1, channels=CHANNELS, symmetric=True))
     assert symmetric.node("layer/Conv").attributes["pads"].value == (1, 1, 1, 1)
     assert "Pad" not in symmetric.ops("")
     assert symmetric.sites.quantizers[0]["pads"] == []
@@ -63,7 +63,7 @@ def test_of_integers_it_multiplies_patches_and_puts_channels_first_again() -> No
 
 def test_four_bits_reach_int8_through_half_precision() -> None:
     """The one way that TensorRT takes (docs/engine-patterns.md)."""
-    made = written("tensorrt", "3×3", layer("3×3", 4), quantizer(axis=1, channels=CHANNELS, symmetric=True))
+    made = written("qdq", "3×3", layer("3×3", 4), quantizer(axis=1, channels=CHANNELS, symmetric=True))
     assert made.ops()[:5] == ["DequantizeLinear", "Cast", "QuantizeLinear", "DequantizeLinear", "Conv"]
-    stored = written("tensorrt", "3×3", layer("3×3", 4), quantizer(axis=1, channels=CHANNELS, symmetric=True), int4=False)
+    stored = written("qdq", "3×3", layer("3×3", 4), quantizer(axis=1, channels=CHANNELS, symmetric=True), int4=False)
     assert stored.ops()[:2] == ["DequantizeLinear", "Conv"]

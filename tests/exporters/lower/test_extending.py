@@ -79,5 +79,5 @@ def test_a_scale_for_each_token(tmp_path: Path) -> None:
     read, made, x = PerToken(1.0), layer(), random(len(ASKED), *SHAPE)
     codes, found = read(x, ASKED)
     expected = nn.functional.linear(codes, made.integer_weight()[0]) * (found * made.integer_weight()[1]) + made.bias
-    agree(written("tensorrt", read, made).run(tmp_path, ASKED, x), expected)
-    assert written("tensorrt", read, made).ops() == ["DequantizeLinear", "MatMul", "Mul", "Add"]
+    agree(written("qdq", read, made).run(tmp_path, ASKED, x), expected)
+    assert written("qdq", read, made).ops() == ["DequantizeLinear", "MatMul", "Mul", "Add"]

@@ -34,18 +34,18 @@ def test_the_numbers_are_pytorchs(target: str, symmetric: bool, bits: int, bias:
 
 def test_between_q_and_dq_it_is_a_matmul_that_is_scaled_afterwards() -> None:
     read = quantizer(channels=SHAPE[1])
-    written = Written("tensorrt", "Linear", [SHAPE], (SHAPE[0], OUTPUTS), layer=layer(), quantizers={"layer.input": read})
+    written = Written("qdq", "Linear", [SHAPE], (SHAPE[0], OUTPUTS), layer=layer(), quantizers={"layer.input": read})
     assert written.ops() == ["DequantizeLinear", "MatMul", "Unsqueeze", "Mul", "Sub", "Unsqueeze", "Mul", "Add"]
     assert written.constant("layer.weight.codes").shape == (SHAPE[1], OUTPUTS)
     symmetric = quantizer(channels=SHAPE[1], symmetric=True)
-    written = Written("tensorrt", "Linear", [SHAPE], (SHAPE[0], OUTPUTS), layer=layer(bias=False), quantizers={"layer.input": symmetric})
+    written = Written("qdq", "Linear", [SHAPE], (SHAPE[0], OUTPUTS), layer=layer(bias=False), quantizers={"layer.input": symmetric})
     assert written.ops() == ["DequantizeLinear", "MatMul", "Unsqueeze", "Mul"]
 
 
 @pytest.mark.parametrize(("int4", "stored"), [(True, "INT4"), (False, "INT8")])
 def test_four_bits_are_stored_in_half_a_byte_where_that_is_asked_for(int4: bool, stored: str) -> None:
     read = quantizer(channels=SHAPE[1])
-    written = Written("tensorrt", "Linear", [SHAPE], (SHAPE[0], OUTPUTS), layer=layer(4), quantizers={"layer.input": read}, int4=int4)
+    written = Written("qdq", "Linear", [SHAPE], (SHAPE[0], OUTPUTS), layer=layer(4), quantizers={"layer.input": read}, int4=int4)
     assert str(written.model.graph.initializers["layer.weight.codes"].dtype) == stored
 
 

@@ -31,8 +31,8 @@ def test_probabilities(target: str, tmp_path: Path) -> None:
 
 
 def test_a_zero_point_is_corrected_by_the_right_sides_column_sums() -> None:
-    assert written("tensorrt", quantizer(symmetric=True, axis=0)).ops() == ["MatMul", "Mul", "Unsqueeze", "Mul"]
-    made = written("tensorrt", probabilities())
+    assert written("qdq", quantizer(symmetric=True, axis=0)).ops() == ["MatMul", "Mul", "Unsqueeze", "Mul"]
+    made = written("qdq", probabilities())
     assert made.ops("layer_correction/") == ["ReduceSum", "Mul"]
     assert "Sub" in made.ops()
     assert made.constant("layer.lhs.scale").shape == ()
@@ -58,7 +58,7 @@ def test_static_tables(target: str, tmp_path: Path) -> None:
     made = Written(target, "MatMul", [LEFT, RIGHT], OUTPUT, layer=QuantizedMatmul(), quantizers=options, static=True)
     a, b = random(len(ASKED), *LEFT), random(len(ASKED), *RIGHT, seed=1)
     agree(made.run(tmp_path, ASKED, a, b), QuantizedMatmul()(left(a, ASKED), right(b, ASKED)))
-    assert made.ops("layer.lhs.scale/") == ([] if target == "tensorrt" else ["Gather"])
-    if target == "tensorrt":
+    assert made.ops("layer.lhs.scale/") == ([] if target == "qdq" else ["Gather"])
+    if target == "qdq":
         assert made.ops() == ["MatMul", "Mul"]
         assert made.constant("layer.scales") == torch.tensor(0.05).square().numpy()

@@ -30,7 +30,7 @@ def value(name: str, *shape: int | str) -> ir.Value:
 
 def siblings(target: str) -> tuple[ir.Graph, list[dict[str, object]]]:
     """Three convolutions of one quantized input, two of them with padding."""
-    x, timestep = value("x", "batch", 4, 8, 8), value("timestep", "batch" if target == "tensorrt" else 1)
+    x, timestep = value("x", "batch", 4, 8, 8), value("timestep", "batch" if target == "qdq" else 1)
     codes, outputs = value("codes", "batch", 4, 8, 8), {name: value(name, "batch", 4, 8, 8) for name in KERNELS}
     convert = ir.convenience.convert_attributes
     nodes = [ir.Node(DOMAIN, "Quantize", [x], convert({"name": "shared"}), outputs=[codes], name="q")]
@@ -45,7 +45,7 @@ def siblings(target: str) -> tuple[ir.Graph, list[dict[str, object]]]:
 
 
 def test_consumers_with_equal_padding_share_a_quantizer() -> None:
-    graph, sites = siblings("tensorrt")
+    graph, sites = siblings("qdq")
     ops = [node.op_type for node in graph]
     assert ops.count("QuantizeLinear") == 2
     assert [site["pads"] for site in sites] == [[1, 1, 1, 1], []]
@@ -70,7 +70,7 @@ def test_a_float_graph_has_no_quantized_layer() -> None:
         lower(ir.Model(graph, ir_version=10), None, {"a.b": conv(1)}, {})
 
 
-@pytest.mark.parametrize(("target", "product"), [("tensorrt", "qdq_product"), ("onnxruntime", "integer_product")])
+@pytest.mark.parametrize(("target", "product"), [("qdq", "qdq_product"), ("onnxruntime", "integer_product")])
 def test_what_nothing_is_registered_for_is_named(target: str, product: str) -> None:
     class Unheard(torch.nn.Module):
         bits, symmetric, axis, dilation = 8, False, -1, torch.ones(4)

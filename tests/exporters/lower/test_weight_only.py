@@ -62,12 +62,12 @@ def test_a_linear_layer_has_a_scale_for_each_block(target: str) -> None:
 
 
 def test_a_convolution_is_unpacked_by_what_the_engine_folds() -> None:
-    assert written_conv("tensorrt", conv()).ops() == ["DequantizeLinear", "Conv"]
+    assert written_conv("qdq", conv()).ops() == ["DequantizeLinear", "Conv"]
     assert written_conv("onnxruntime", conv()).ops() == ["Cast", "Mul", "Conv"]
 
 
 def test_its_nodes_take_the_type_of_what_is_not_quantized() -> None:
     """They have no mark of scale arithmetic."""
-    for written in (written_linear("tensorrt", linear(32)), written_conv("tensorrt", conv())):
+    for written in (written_linear("qdq", linear(32)), written_conv("qdq", conv())):
         assert not any(node.metadata_props for node in written.model.graph if str(node.name).startswith("layer/"))
     assert torch.equal(linear(32).frozen[1], linear(32).frozen[1].half().float())  # type: ignore[index]  # scales that fp16 has

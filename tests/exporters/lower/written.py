@@ -21,7 +21,7 @@ from dq_deploy.quantization.output_bias import OutputBias
 from dq_deploy.quantization.quantizers import ProbabilityQuantizer, TableQuantizer
 from tests.tiny import session
 
-TARGETS = {"tensorrt": TensorRTTarget, "onnxruntime": OnnxRuntimeTarget}
+TARGETS = {"qdq": TensorRTTarget, "onnxruntime": OnnxRuntimeTarget}
 TIMESTEPS = torch.tensor([0.0, 100.0, 500.0])
 ASKED = torch.tensor([0.0, 260.0, 900.0, 40.0])  # rows 0, 1, 2 and 0
 
@@ -67,7 +67,7 @@ class Written:
         static: bool = False,
     ) -> None:
         xs = [_value(f"x{i}", "batch", *shape) for i, shape in enumerate(inputs)]
-        timestep = _value("timestep", "batch" if target == "tensorrt" else 1)
+        timestep = _value("timestep", "batch" if target == "qdq" else 1)
         y = _value("y", "batch", *output)
         quantizers = quantizers or {}
         read = [_quantize(x, name) for x, name in zip(xs, quantizers, strict=True)] if quantizers else list(xs)
