@@ -27,12 +27,11 @@ SOURCE = "builtin:fashion-mnist-unet"
 _STEPS = 20
 _PICTURES = 16
 _RUNS = 15
-_FLOAT_GATE_DB = 30.0
 
 
 @dataclass
 class DemoResult:
-    """What the demo measured: the page's data, and in ``facts`` what was required of it."""
+    """What the demo measured: the page's data, and its most important figures as ``facts``."""
 
     page: Path
     facts: list[Fact]
@@ -75,7 +74,7 @@ def run_demo(folder: Path, *, iterations: int, seed: int, force: bool, progress:
         *_accuracy_facts(data),
         *_engine_facts(data.engines),
         *_speed_facts(data),
-        Fact(label="time for all of this", value=f"{minutes:.1f} min", wanted="≤ 10 min on 2 cores", passed=None),
+        Fact(label="time for all of this", value=f"{minutes:.1f} min"),
     ]
     page = folder / "index.html"
     write_page(
@@ -118,6 +117,7 @@ def _export(run: _Run) -> dict[str, Artifact[BundleDetails]]:
         ("qdq-fp16", "qdq", "fp16", False),
         ("onnxruntime", "onnxruntime", "fp32", False),
         ("float", "qdq", "fp32", True),
+        ("float-fp16", "qdq", "fp16", True),
     ):
         run.command(f"export checkpoint -o {name} --target {target} --dtype {dtype}{' --float' if is_float else ''}")
         bundles[name] = export(
@@ -127,14 +127,14 @@ def _export(run: _Run) -> dict[str, Artifact[BundleDetails]]:
 
 
 def _build(run: _Run, bundles: dict[str, Artifact[BundleDetails]]) -> list[Artifact[EngineDetails]]:
-    """The quantized engine and the float one; nothing where their builder, which needs no GPU, is not installed."""
+    """The quantized engine and the float one in fp16, as a GPU would run it; nothing where their builder is not installed."""
     if DEFAULT_BUILDER.missing():
         run.note(f"{DEFAULT_BUILDER.title} is not installed, so no engine is built: {DEFAULT_BUILDER.install}")
         return []
     from .engines.build import build_engine
 
     engines = []
-    for name, bundle in (("engine", "qdq-fp16"), ("engine-float", "float")):
+    for name, bundle in (("engine", "qdq-fp16"), ("engine-float-fp16", "float-fp16")):
         run.command(f"build-engine {bundle} -o {name} --backend {DEFAULT_BUILDER.name} --compute-capability 8.9 --compute-capability 12.0")
         engines.append(
             build_engine(
@@ -163,7 +163,6 @@ def _accuracy_facts(data: ReportData) -> list[Fact]:
         Fact(
             label=f"parity of {row.bundle}: {row.layers} layers, {row.timesteps} timesteps",
             value="passed" if row.passed else f"failed: {row.failures[0]}",
-            wanted=f"codes equal, outputs within 1e-5, SNR within {row.allowed_db:g} dB",
             passed=row.passed,
         )
         for row in data.checks
@@ -171,49 +170,31 @@ def _accuracy_facts(data: ReportData) -> list[Fact]:
     series = {one.role: [value for value in one.snr_db if value is not None] for one in data.snr}
     after, before = series["reference"], series.get("before", series["reference"])
     typical, worst = median(after), min(range(len(after)), key=lambda i: after[i])
-    facts.append(Fact(label="SNR against the float model, median step", value=f"{typical:.1f} dB", wanted="≥ 40 dB", passed=typical >= 40))
+    facts.append(Fact(label="SNR against the float model, median step", value=f"{typical:.1f} dB"))
     gain = after[worst] - min(before)
     facts.append(
         Fact(
             label=f"SNR at the worst step (timestep {data.timesteps[worst]:g})",
             value=f"{after[worst]:.1f} dB, {gain:+.1f} dB by distillation",
-            wanted="+5 dB by distillation",
-            passed=gain >= 5,
         )
     )
     blocks = data.distillation
     if blocks:
-        fraction = sum(block.after < block.before for block in blocks) / len(blocks)
-        facts.append(
-            Fact(label="blocks whose held-out loss fell", value=f"{fraction:.0%} of {len(blocks)}", wanted="≥ 90%", passed=fraction >= 0.9)
-        )
+        lowered = sum(block.after < block.before for block in blocks)
+        facts.append(Fact(label="blocks whose held-out loss fell", value=f"{lowered} of {len(blocks)}"))
     psnr = (data.pictures and data.pictures.psnr_db) or [0.0]
-    facts.append(
-        Fact(
-            label=f"PSNR of {len(psnr)} pictures, same seeds",
-            value=f"{mean(psnr):.1f} dB mean, {min(psnr):.1f} dB worst",
-            wanted=f"≥ {_FLOAT_GATE_DB:.0f} dB mean",
-            passed=mean(psnr) >= _FLOAT_GATE_DB,
-        )
-    )
+    facts.append(Fact(label=f"PSNR of {len(psnr)} images, same seeds", value=f"{mean(psnr):.1f} dB mean, {min(psnr):.1f} dB worst"))
     return facts
 
 
 def _engine_facts(engines: list[EngineRow]) -> list[Fact]:
     facts = []
     for row in engines:
-        ratio = row.weights_bytes / (row.float_weights_bytes or row.weights_bytes)
-        facts.append(
-            Fact(
-                label=f"{row.name}: planned layers in {formats_in_words(row.planned_formats)}",
-                value=f"{row.as_planned} of {row.planned_layers}, {row.kernels} kernels",
-                wanted="all",
-                passed=row.as_planned == row.planned_layers,
-            )
-        )
-        facts.append(
-            Fact(label=f"{row.name}: weights against the FP32 engine", value=f"{ratio:.3f} ×", wanted="≤ 0.30 ×", passed=ratio <= 0.30)
-        )
+        formats = formats_in_words(row.planned_formats)
+        how = f"layers planned in {formats} by the compiler, not run" if row.only_planned else f"planned layers in {formats}"
+        facts.append(Fact(label=f"{row.name}: {how}", value=f"{row.as_planned} of {row.planned_layers}, {row.kernels} kernels"))
+        for dtype, ratio in row.ratios.items():
+            facts.append(Fact(label=f"{row.name}: bytes of weights, of the {dtype.upper()} engine’s", value=f"{ratio:.2f} ×"))
     return facts
 
 
@@ -222,10 +203,10 @@ def _speed_facts(data: ReportData) -> list[Fact]:
     if latency is None:
         return []
     facts = []
-    float_path = latency.contenders[latency.baseline]["path"]
+    floats = {row.name for row in data.artifacts if row.is_float}
     for batch in sorted({row.batch for row in latency.rows}):
-        rows = [row for row in latency.rows if row.batch == batch and latency.contenders[row.contender]["path"] != float_path]
+        rows = [row for row in latency.rows if row.batch == batch and Path(latency.contenders[row.contender]["path"]).name not in floats]
         best = min(rows, key=lambda row: row.ratio)
-        value = f"{best.ratio:.2f} × the time of {latency.baseline} ({best.contender})"
-        facts.append(Fact(label=f"fastest quantized session here, batch {batch}", value=value, passed=None))
+        value = f"{1 / best.ratio:.1f} × as fast as {latency.baseline} ({best.contender})"
+        facts.append(Fact(label=f"fastest quantized session here, batch {batch}", value=value))
     return facts

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..console import Output
+from ..console import Output, megabytes
 from .options import EngineChoice, EngineOption, common, whole_numbers
 
 if TYPE_CHECKING:
@@ -46,7 +46,11 @@ def bench(
     max_ratio: float | None,
     output: Output,
 ) -> None:
-    """Time bundles and built engines against each other, interleaved, on every engine that can run here."""
+    """Time bundles and built engines against each other, interleaved, on every engine that can run here.
+
+    The baseline is the first path, or --baseline. A fair one is the float model as you would run it: export --float for a CPU, and for a
+    GPU export --float --dtype fp16 and an engine built from it.
+    """
     from ..engines.bench import bench as run_bench
     from ..engines.bench import contenders_from
 
@@ -64,7 +68,13 @@ def bench(
         progress=output.progress,
     )
     show_bench(result, output)
+    output.note(f"sizes: {', '.join(f'{path} {megabytes(_size(path))}' for path in given)}")
     result.enforce()
+
+
+def _size(path: Path) -> int:
+    """Bytes of a folder's files, the manifest's and a report's apart."""
+    return sum(file.stat().st_size for file in path.iterdir() if file.is_file() and file.suffix != ".json")
 
 
 def show_bench(result: BenchResult, output: Output) -> None:

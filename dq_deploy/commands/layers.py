@@ -8,31 +8,39 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ..console import Output
+from ..console import Output, megabytes
 from .build_engine import counts
 from .options import common, force_option
 
 if TYPE_CHECKING:
+    from ..artifacts import Artifact
+    from ..artifacts.details import EngineDetails
     from ..engines.layer_compare import LayerComparison
 
 
 @click.command(short_help="What each layer of an engine runs in.")
 @click.argument("engine", type=click.Path(path_type=Path))
-@click.option("--compare", "baseline", type=click.Path(path_type=Path), help="Engine to compare with: the float build's, usually.")
+@click.option(
+    "--compare", "baseline", type=click.Path(path_type=Path), help="Engine to compare with: for a GPU that of export --float --dtype fp16."
+)
 @click.option("-o", "--output", "picture", type=click.Path(path_type=Path), help="SVG file for the report as a picture.")
 @force_option
 @common
 def layers(engine: Path, baseline: Path | None, picture: Path | None, force: bool, output: Output) -> None:
     """Show what ENGINE's convolutions and matrix products run in, which are not as planned and why, its kernels and bytes of weights.
 
-    With --compare all of it beside another engine, such as one built from export --float. Needs no runtime.
+    With --compare all of it beside another engine: for a GPU the one built from export --float --dtype fp16, since FP16 is what you would
+    run otherwise. Needs no runtime.
     """
+    from ..artifacts import open_artifact
     from ..engines.build import load_report
     from ..engines.layer_compare import compare
     from ..engines.layer_report import undocumented
 
-    reports = load_report(engine)
-    comparisons = compare(reports, load_report(baseline) if baseline else ())
+    opened = open_artifact(engine, "engine")
+    beside = open_artifact(baseline, "engine") if baseline else None
+    reports = load_report(opened)
+    comparisons = compare(reports, load_report(beside) if beside else ())
     if picture is not None:
         from ..artifacts.output_file import check_output_file, write_whole
         from ..report.layer_plot import layer_plot
@@ -40,13 +48,15 @@ def layers(engine: Path, baseline: Path | None, picture: Path | None, force: boo
 
         check_output_file(picture, ".svg", force=force)
         write_whole(picture, standalone(layer_plot(comparisons[0])))
-    show_layers(comparisons, output)
+    show_layers(comparisons, [one for one in (opened, beside) if one], output)
     for sentence in undocumented(reports):
         output.note(sentence)
 
 
-def show_layers(comparisons: Sequence[LayerComparison], output: Output) -> None:
-    """Both builds in figures, then every product that is in float or not as planned, with the reason; the JSON has all of them."""
+def show_layers(comparisons: Sequence[LayerComparison], engines: Sequence[Artifact[EngineDetails]], output: Output) -> None:
+    """Both builds (``engines``) in figures, then every product that is in float or not as planned, and why; the JSON has all of them."""
+    from ..engines.engine_files import engine_bytes
+
     for comparison in comparisons:
         ours, theirs = comparison.totals, comparison.baseline
         device = ours.compute_capability or "CPU"
@@ -57,9 +67,11 @@ def show_layers(comparisons: Sequence[LayerComparison], output: Output) -> None:
                 ("GEMMs", lambda totals: counts(totals.gemm_by_precision)),
                 ("kernels", lambda totals: totals.kernels),
                 ("kernels by type", lambda totals: ", ".join(f"{count} {kind}" for kind, count in totals.kernels_by_type.items())),
-                ("weights", lambda totals: f"{totals.weights_bytes / 1e6:.2f} MB"),
+                ("weights", lambda totals: megabytes(totals.weights_bytes)),
             )
         ]
+        rows += [("file", *(megabytes(engine_bytes(engine, ours.compute_capability)) for engine in engines))]
+        rows += [("not quantized", *(engine.details.dtype for engine in engines))]
         output.table(f"{ours.backend} for {device}", ("", "engine", *(["baseline"] if theirs else [])), rows)
         deviating = [layer for layer in comparison.layers if layer.reason]
         if deviating:
@@ -68,6 +80,6 @@ def show_layers(comparisons: Sequence[LayerComparison], output: Output) -> None:
             shown = [(n.name, n.op, n.planned_format or "", n.precision or "not found", *beside[n.name], n.reason) for n in deviating]
             output.table(f"{len(deviating)} of {len(comparison.layers)} products are in float or not as planned", columns, shown)
         if comparison.weights_ratio is not None:
-            output.text(f"weights: {comparison.weights_ratio:.3f} × the baseline's")
+            output.text(f"weights: {comparison.weights_ratio:.2f} × the baseline's ({engines[-1].details.dtype})")
         output.text(ours.statement)
     output.data({"comparisons": [comparison.to_json() for comparison in comparisons]})

@@ -138,6 +138,13 @@ def entry_for(engine: Artifact[Any], details: EngineDetails, capability: str) ->
     )
 
 
+def engine_bytes(engine: Artifact[EngineDetails], capability: str | None) -> int:
+    """Size in bytes of what was built for a compute capability (None: the CPU): the file, and its weights where they lie beside it."""
+    entry = next(entry for entry in engine.details.engines if entry.compute_capability == capability)
+    names = {entry.file, str(Path(entry.file).with_suffix(".bin"))}
+    return sum(found.size for name, found in engine.manifest.files.items() if name in names)
+
+
 def verified_bytes(engine: Artifact[Any], name: str) -> bytes:
     """Contents of one of an engine's files, whose sha256 is compared once more on the very bytes that are returned.
 

@@ -30,11 +30,10 @@ class Headline(_Part):
 
 
 class Fact(_Part):
-    """A row of the summary: what was measured, what was required (``wanted``), and whether it was reached (None: nothing was required)."""
+    """A row of the summary: what was measured, and whether a check passed (None: there is no verdict in it)."""
 
     label: str
     value: str
-    wanted: str = ""
     passed: bool | None = None
 
 
@@ -116,7 +115,10 @@ class DilationRow(_Part):
 
 
 class EngineRow(_Part):
-    """An engine's layer report in a line. ``statement`` says who chose the kernels, and that nothing was executed if so."""
+    """An engine's layer report in a line. ``statement`` says who chose the kernels, and that nothing was executed if so.
+
+    ``float_weights``: bytes of weights of the float engines for the same device, by the type of their floats ("fp16", "fp32").
+    """
 
     name: str
     statement: str
@@ -129,7 +131,18 @@ class EngineRow(_Part):
     conv_by_precision: dict[str, int]
     gemm_by_precision: dict[str, int]
     weights_bytes: int
-    float_weights_bytes: int | None = None
+    file_bytes: int
+    float_weights: dict[str, int] = Field(default_factory=dict)
+
+    @property
+    def ratios(self) -> dict[str, float]:
+        """Bytes of weights over those of each float engine."""
+        return {dtype: self.weights_bytes / size for dtype, size in self.float_weights.items() if size}
+
+    @property
+    def only_planned(self) -> bool:
+        """Whether the kernels are a compiler's plan for a device that is not here."""
+        return "not executed" in self.statement
 
     @property
     def planned(self) -> str:
@@ -137,10 +150,10 @@ class EngineRow(_Part):
         return f"{self.as_planned} of {self.planned_layers} in {formats_in_words(self.planned_formats)}"
 
     @classmethod
-    def from_summary(cls, name: str, summary: Mapping[str, Any], float_weights_bytes: int | None = None) -> EngineRow:
-        """From ``LayerReport.summary()``, with the weights of the float engine to compare with."""
+    def from_summary(cls, name: str, summary: Mapping[str, Any], file_bytes: int, float_weights: Mapping[str, int]) -> EngineRow:
+        """From ``LayerReport.summary()``, with the size of the engine's file and the weights of the float engines to compare with."""
         fields = {field: summary[field] for field in cls.model_fields if field in summary}
-        return cls(name=name, float_weights_bytes=float_weights_bytes, **fields)
+        return cls(name=name, file_bytes=file_bytes, float_weights=dict(float_weights), **fields)
 
 
 class ArtifactRow(_Part):

@@ -5,36 +5,41 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ..artifacts import Artifact
+from ..artifacts.details import EngineDetails
 from ..engines.build import load_report
+from ..engines.engine_files import engine_bytes
 from ..engines.layer_report import LayerReport
 from .artifacts import ReportedArtifacts
 from .data import EngineRow
 
 
 def engine_rows(artifacts: ReportedArtifacts) -> list[EngineRow]:
-    """A row for each quantized engine and device, with the weights of the float engine built for the same, where one was given."""
-    floats = {
-        _device(report): report.weights_bytes
-        for engine in artifacts.engines
-        if artifacts.is_float(engine)
-        for report in load_report(engine)
-    }
-    return [EngineRow.from_summary(name, report.summary(), floats.get(_device(report))) for name, report in _quantized(artifacts)]
+    """A row for each quantized engine and device, with the weights of the float engines built for the same, where some were given."""
+    floats: dict[tuple[str, str | None], dict[str, int]] = {}
+    for engine in artifacts.engines:
+        if artifacts.is_float(engine):
+            for report in load_report(engine):
+                floats.setdefault(_device(report), {})[engine.details.dtype] = report.weights_bytes
+    rows = []
+    for engine, report in _quantized(artifacts):
+        size = engine_bytes(engine, report.compute_capability)
+        rows.append(EngineRow.from_summary(_name(engine, report), report.summary(), size, floats.get(_device(report), {})))
+    return rows
 
 
 def precisions(artifacts: ReportedArtifacts) -> dict[str, dict[str, tuple[str, str | None]]]:
     """Engine → layer → what it runs in ("not found": in no kernel), and why that is not as planned."""
     return {
-        name: {layer.name: (layer.precision or "not found", layer.reason) for layer in report.layers}
-        for name, report in _quantized(artifacts)
+        _name(engine, report): {layer.name: (layer.precision or "not found", layer.reason) for layer in report.layers}
+        for engine, report in _quantized(artifacts)
     }
 
 
-def _quantized(artifacts: ReportedArtifacts) -> Iterator[tuple[str, LayerReport]]:
+def _quantized(artifacts: ReportedArtifacts) -> Iterator[tuple[Artifact[EngineDetails], LayerReport]]:
     for engine in artifacts.engines:
         if not artifacts.is_float(engine):
             for report in load_report(engine):
-                yield _name(engine, report), report
+                yield engine, report
 
 
 def _device(report: LayerReport) -> tuple[str, str | None]:

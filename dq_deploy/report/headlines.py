@@ -6,12 +6,29 @@ from pathlib import Path
 from statistics import mean, median
 
 from ..engines.layer_report import formats_in_words
+from ..engines.registry import engines
 from .data import Headline, ReportData
 
 
 def headlines(data: ReportData) -> list[Headline]:
     """What was measured, in the order in which a reader asks; what was not is not there."""
-    return [*_accuracy(data), *_pictures(data), *_parity(data), *_engines(data), *_latency(data)]
+    return [*_pictures(data), *_latency(data), *_engines(data), *_parity(data), *_accuracy(data)]
+
+
+def verdict(data: ReportData) -> str:
+    """The page in one sentence: how near, whether it computes what it should, how fast. Empty where nothing of it was measured."""
+    parts = []
+    if psnr := _psnr(data):
+        parts.append(f"the quantized images have {mean(psnr):.1f} dB of PSNR against the float model’s ({min(psnr):.1f} dB at worst)")
+    if data.checks:
+        failed = [row.bundle for row in data.checks if not row.passed]
+        parts.append(f"{', '.join(failed)} failed the check" if failed else "every bundle computes what the checkpoint does")
+    parts += [f"the fastest is {found.value} {found.label}" for found in _latency(data)]
+    if not parts:
+        return ""
+    *first, last = parts
+    sentence = f"{', '.join(first)}, and {last}" if first else last
+    return f"{sentence[0].upper()}{sentence[1:]}."
 
 
 def _accuracy(data: ReportData) -> list[Headline]:
@@ -37,11 +54,15 @@ def _final(data: ReportData) -> list[Headline]:
     return [Headline(value=f"{found.all_db:.1f} dB", label=label)]
 
 
+def _psnr(data: ReportData) -> list[float]:
+    return (data.pictures.psnr_db if data.pictures else None) or []
+
+
 def _pictures(data: ReportData) -> list[Headline]:
-    psnr = data.pictures.psnr_db if data.pictures else None
+    psnr = _psnr(data)
     if not psnr:
         return []
-    return [Headline(value=f"{mean(psnr):.1f} dB", label=f"PSNR of {len(psnr)} pictures from the same seeds; the worst {min(psnr):.1f} dB")]
+    return [Headline(value=f"{mean(psnr):.1f} dB", label=f"PSNR of {len(psnr)} images from the same seeds; the worst {min(psnr):.1f} dB")]
 
 
 def _parity(data: ReportData) -> list[Headline]:
@@ -56,19 +77,17 @@ def _engines(data: ReportData) -> list[Headline]:
     if not data.engines:
         return []
     best = max(data.engines, key=lambda row: row.as_planned)
-    found = [
-        Headline(
-            value=f"{best.as_planned} of {best.planned_layers}",
-            label=f"planned layers in {formats_in_words(best.planned_formats)} kernels ({best.name})",
-            passed=best.as_planned == best.planned_layers,
-        )
-    ]
-    if best.float_weights_bytes:
-        found.append(Headline(value=f"{best.weights_bytes / best.float_weights_bytes:.2f} ×", label="the float engine's bytes of weights"))
+    formats = formats_in_words(best.planned_formats)
+    how = f"layers planned in {formats} by the compiler, not run" if best.only_planned else f"planned layers in {formats} kernels"
+    planned = f"{best.as_planned} of {best.planned_layers}"
+    found = [Headline(value=planned, label=f"{how} ({best.name})", passed=best.as_planned == best.planned_layers)]
+    for dtype, ratio in best.ratios.items():
+        found.append(Headline(value=f"{ratio:.2f} ×", label=f"the {dtype.upper()} engine’s bytes of weights"))
     return found
 
 
 def _latency(data: ReportData) -> list[Headline]:
+    """The fastest quantized session, by how many times it is as fast as the baseline."""
     if data.latency is None:
         return []
     floats = {row.name for row in data.artifacts if row.is_float}
@@ -78,4 +97,15 @@ def _latency(data: ReportData) -> list[Headline]:
     if not rows:
         return []
     best = min(rows, key=lambda row: row.ratio)
-    return [Headline(value=f"{best.ratio:.2f} ×", label=f"the time of {latency.baseline} at batch {best.batch} ({best.contender})")]
+    baseline = next(row for row in latency.rows if row.contender == latency.baseline)
+    is_float = Path(latency.contenders[latency.baseline]["path"]).resolve().name in floats
+    against = f"{_title(baseline.engine)} in float" if is_float else latency.baseline
+    here = "CPU" if best.device_median_ms is None else "GPU"
+    return [
+        Headline(value=f"{1 / best.ratio:.1f} ×", label=f"as fast as {against}, {_title(best.engine)} on this {here} (batch {best.batch})")
+    ]
+
+
+def _title(engine: str) -> str:
+    known = engines()
+    return known[engine].title if engine in known else engine

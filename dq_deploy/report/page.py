@@ -15,6 +15,7 @@ from markupsafe import Markup
 from ..artifacts.output_file import check_output_file, write_whole
 from ..console import to_json
 from .data import ReportData
+from .headlines import verdict
 
 # In the order in which they use each other.
 _SCRIPTS = ("lib.js", "charts.js", "pictures.js", "heatmap.js", "layers.js", "sections.js")
@@ -46,6 +47,8 @@ def render(data: ReportData) -> str:
         lowered=sum(row.after < row.before for row in data.distillation),
         dilated=sum(row.dilated_share > 0 for row in data.dilation),
         not_as_planned=[(layer, engine) for layer in data.layers for engine in layer.reasons],
+        verdict=verdict(data),
+        float_types=sorted({dtype for row in data.engines for dtype in row.float_weights}),
     )
 
 

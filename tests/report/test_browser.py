@@ -142,7 +142,7 @@ def test_the_map_follows_the_colour_scheme(shown: Any) -> None:
 
 def test_every_section_has_a_link_and_every_part_is_drawn(shown: Any, written: Written) -> None:
     links = shown.execute_script("return [...document.querySelectorAll('nav a')].map((link) => link.getAttribute('href'))")
-    assert links == ["#pictures", "#timesteps", "#layers", "#dilation", "#latency", "#made"]
+    assert links == ["#pictures", "#result", "#timesteps", "#layers", "#dilation", "#latency", "#made"]
     empty = (
         "return [...document.querySelectorAll('[data-part]')].filter((part) => !part.querySelector('svg[role=img], canvas, img')).length"
     )
