@@ -78,8 +78,8 @@ def cli() -> None:
     """Quantize diffusion models, with activation scales per timestep, and deploy them with ONNX Runtime, OpenVINO and TensorRT.
 
     \b
-    A first round; quantize takes about five minutes, or seconds with
-    --iterations 0 (for a model of your own: quantize --dry-run):
+    A first round. It takes minutes, fewer with quantize --iterations 0 (what a
+    model of your own takes: quantize --dry-run):
       dq-deploy quantize builtin:fashion-mnist-unet -o checkpoint
       dq-deploy export checkpoint -o bundle --target qdq
       dq-deploy check bundle --checkpoint checkpoint

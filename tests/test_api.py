@@ -108,7 +108,7 @@ def test_the_lint(flow: Flow) -> None:
 @pytest.mark.skipif(find_spec("tensorrt_rtx") is None, reason="TensorRT-RTX is not installed")
 def test_an_engine(flow: Flow, tmp_path: Path) -> None:
     engine = dq_deploy.build_engine(
-        flow.bundle("tensorrt"), str(tmp_path / "engine") + "/", backend="tensorrt-rtx", compute_capabilities=["8.9"]
+        flow.bundle("qdq"), str(tmp_path / "engine") + "/", backend="tensorrt-rtx", compute_capabilities=["8.9"]
     )
     assert [entry["compute_capability"] for entry in engine.manifest.details["engines"]] == ["8.9"]
     assert engine.manifest.parent == flow.bundle("qdq").as_parent

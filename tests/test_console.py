@@ -17,9 +17,11 @@ import torch
 from pydantic import BaseModel
 from rich.console import Console
 
-from dq_deploy.console import Output, duration, to_json
+from dq_deploy.commands.bench import show_bench
+from dq_deploy.console import Output, clock, duration, megabytes, to_json
 from dq_deploy.errors import UsageError
 from dq_deploy.progress import Progress
+from tests.report.conftest import latency
 
 
 class Clock:
@@ -203,3 +205,46 @@ def test_json_stays_json_where_a_letter_cannot_be_written(encoding: str) -> None
     stream = io.TextIOWrapper(written, encoding)
     Output("json", stdout=Console(file=stream)).data(value)
     assert json.loads(written.getvalue().decode(encoding)) == value
+
+
+def narrow() -> tuple[Output, io.StringIO]:
+    text = io.StringIO()
+    return Output(stdout=Console(file=text, width=80)), text
+
+
+def test_a_name_that_is_too_long_for_the_terminal_loses_its_beginning() -> None:
+    output, text = narrow()
+    name = "down_blocks.0.attentions.1.transformer_blocks.0.attn1.to_q"
+    output.table("layers", ["layer", "output dB", "why"], [[name, "43.52", "a reason that wraps where there is no room"]])
+    lines = text.getvalue().splitlines()
+    assert max(map(len, lines)) <= 80
+    row = next(line for line in lines if "43.52" in line)
+    assert "…" in row.split("│")[1]
+    assert row.split("│")[1].strip().endswith("attn1.to_q")
+
+
+def test_numbers_are_never_broken() -> None:
+    output, text = narrow()
+    output.table("", ["a contender with words", "95% interval", "n"], [["some words " * 9, "0.512–0.548", "1,234.5 ms"]])
+    assert "│  0.512–0.548 │ 1,234.5 ms │" in text.getvalue()
+
+
+@pytest.mark.parametrize(("seconds", "shown"), [(0, "0:00"), (1.9, "0:01"), (75, "1:15"), (3723, "1:02:03")])
+def test_a_clock(seconds: float, shown: str) -> None:
+    assert clock(seconds) == shown
+
+
+@pytest.mark.parametrize(("size", "shown"), [(9_210, "0.00921 MB"), (2_850_000, "2.85 MB"), (5_140_000_000, "5,140 MB")])
+def test_megabytes(size: int, shown: str) -> None:
+    assert megabytes(size) == shown
+
+
+def test_a_latency_table_in_eighty_columns() -> None:
+    output, text = narrow()
+    show_bench(latency("openvino"), output)
+    lines = text.getvalue().splitlines()
+    assert max(map(len, lines)) <= 80
+    assert "0.45–0.55" in text.getvalue()
+    baseline = next(line for line in lines if line.startswith("│ float"))
+    assert [cell.strip() for cell in baseline.split("│")[-3:-1]] == ["", "baseline"]
+    assert "within" in text.getvalue()

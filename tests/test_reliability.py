@@ -1,11 +1,11 @@
-"""docs/reliability.md names a test for each fault: every one of them must be there."""
+"""RELIABILITY.md names a test for each fault: every one of them must be there."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
 
-PAGE = Path(__file__).parents[1] / "docs" / "reliability.md"
+PAGE = Path(__file__).parent / "RELIABILITY.md"
 
 
 def named(page: str) -> list[tuple[str, str | None]]:
@@ -23,7 +23,7 @@ def test_every_test_that_the_page_names_is_there() -> None:
     missing = [
         f"{file} {test or ''}"
         for file, test in references
-        if not (path := PAGE.parents[1] / "tests" / file).is_file() or (test and f"def {test}(" not in path.read_text())
+        if not (path := PAGE.parent / file).is_file() or (test and f"def {test}(" not in path.read_text())
     ]
     assert missing == []
 

@@ -39,7 +39,7 @@ _CONFIRM = "Measure the stale cells of this selection again; if every bit is as 
 _DRAWN_BY = "What runs quantized models for rivals and headlines; openvino runs the exported graph on INT8 kernels, the faster way."
 _SEEDS = "First seeds of the calibration, with commas; nearer together than --calibration-samples they share trajectories."
 _SOURCE = (
-    "A model of your own: a pipeline folder, a hub id, or FILE.py:FUNCTION or module:FUNCTION that returns it (docs/accuracy-harness.md). "
+    "A model of your own: a pipeline folder, a hub id, or FILE.py:FUNCTION or module:FUNCTION that returns it (README.md). "
     "Repeatable; with --models beside those, else alone."
 )
 _OWN = Path("accuracy-results") / "results"

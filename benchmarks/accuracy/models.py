@@ -66,7 +66,7 @@ class Reference:
         if needed:
             raise UsageError(
                 f"{self.source.reference} needs {', '.join(sorted(needed))}: models that take classes or nothing are compared as they are",
-                "write a function that returns the model with its conditions: --source FILE.py:FUNCTION (docs/accuracy-harness.md)",
+                "write a function that returns the model with its conditions: --source FILE.py:FUNCTION (benchmarks/accuracy/README.md)",
             )
         space = None if self.given else class_space(self.source.model, self.source.config)
         return space.count if space else 0

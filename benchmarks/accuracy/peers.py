@@ -2,7 +2,7 @@
 
 Both see the trajectories that the other methods are calibrated on, and both leave the first layer in float as the other methods do. ONNX
 Runtime's is judged by what its graph says, QDQ nodes computed in float; NNCF's by OpenVINO's INT8 kernels, on a CPU where they are exact:
-in float OpenVINO computes something else from it (docs/accuracy.md).
+in float OpenVINO computes something else from it (benchmarks/accuracy/STUDY.md).
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ def onnxruntime_denoiser(folder: Path, names: list[str]) -> Denoiser:
 def quantize_nncf(folder: Path, names: list[str], batches: Iterator[dict[str, Array]], *, transformer: bool) -> None:
     """``float.onnx`` → ``quantized.xml``: NNCF's post-training quantization of the OpenVINO model, all calibration batches.
 
-    Two settings are not its defaults, since with those it knows one timestep from another badly (docs/accuracy.md): the
+    Two settings are not its defaults, since with those it knows one timestep from another badly (STUDY.md): the
     sines and cosines of the timestep stay in float, as they do in every other method, and a range covers what all samples have; by default
     it is the mean of each sample's extremes, which samples of other timesteps exceed. Constants are folded first: a product whose weight is
     computed (weight standardization) would stay in float.

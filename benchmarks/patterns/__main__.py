@@ -15,7 +15,7 @@ from .rules_page import RULES_PAGE, rules_page
 @click.command()
 @click.option("--page-only", is_flag=True, help="Write the pages again from what is recorded; builds nothing.")
 def main(page_only: bool) -> None:
-    """Build every pattern with TensorRT-RTX, OpenVINO and ONNX Runtime; writes results.json, docs/engine-patterns.md, docs/lint.md."""
+    """Build every pattern with TensorRT-RTX, OpenVINO and ONNX Runtime; writes results.json, RESULTS.md, docs/lint.md."""
     out = Output()
     if not page_only:
         recorded = Recorded(versions=installed(), instructions=instructions(), behaviours=_ask(out))

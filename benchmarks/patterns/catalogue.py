@@ -30,7 +30,7 @@ class Pattern:
     title: str
     build: Callable[[], onnx.ModelProto]
     lint: tuple[str, ...] = ()
-    target: str = "tensorrt"
+    target: str = "qdq"
     float_wanted: bool = False
     valid: bool = True
 

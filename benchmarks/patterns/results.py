@@ -14,7 +14,7 @@ from .catalogue import GROUPS, Pattern
 from .engines import COMPUTE_CAPABILITY, ENGINES, Behaviour
 
 RESULTS = Path(__file__).parent / "results.json"
-PAGE = Path(__file__).parents[2] / "docs" / "engine-patterns.md"
+PAGE = Path(__file__).parent / "RESULTS.md"
 _PACKAGES = {"TensorRT-RTX": "tensorrt-rtx", "OpenVINO": "openvino", "ONNX Runtime": "onnxruntime"}
 _WORDS = {"int8": "INT8", "int4": "INT4 in memory, float product", "float": "**float**", "refused": "**refused**", "crash": "**crash**"}
 _INTRODUCTION = """\
@@ -28,7 +28,7 @@ on a CPU with {instructions}.
 - TensorRT-RTX: what its compiler *chose*. Nothing was executed: INT8 in a plan is no proof of what a GPU runs, nor of its numbers.
 - OpenVINO: the precision of the compiled model's products. ONNX Runtime: the operators that are left when it has optimized the graph, with
   the session options of `dq_deploy.engines.onnxruntime.runner`.
-- Lint: the rules of `dq-deploy check --lint` that fire for the target in brackets (tensorrt where there is none): errors, and
+- Lint: the rules of `dq-deploy check --lint` that fire for the target in brackets (qdq where there is none): errors, and
   *warnings* in italics.
 """
 
@@ -85,5 +85,5 @@ def _cell(behaviour: Behaviour) -> str:
 def _lint(pattern: Pattern) -> str:
     severities = {rule.id: rule.severity for rule in RULES}
     names = [f"`{name}`" if severities[name] == "error" else f"*`{name}`*" for name in pattern.lint]
-    target = "" if pattern.target == "tensorrt" else f" ({pattern.target})"
+    target = "" if pattern.target == "qdq" else f" ({pattern.target})"
     return (", ".join(names) or "–") + target

@@ -22,23 +22,14 @@ for finding in result.findings:  # truthy result: no errors
 result.enforce()  # ArtifactError naming every error
 ```
 
-- **error**: an engine of that target refuses the graph, crashes, leaves INT8, or computes nonsense. Exit code 3 (bad input artefact).
+- **error**: an engine of that target refuses the graph, crashes, leaves INT8, or computes nonsense. Exit code 3.
 - **warning**: it works, slower or larger than it could. Exit code 0.
 - `--lint --checkpoint CHECKPOINT` lints first; errors end the command before anything is compared.
-- `--format json`: `source`, `target`, `passed`, `errors`, `warnings` (counts) and `findings`, each with `rule`, `severity`, `node`,
-  `op`, `module` (null where the graph does not tell), `message`, `values` and `hint`; with `--checkpoint` the same object is `lint` in the
-  verdict.
+- `build-engine --allow RULE` (repeatable) lets the errors of one rule pass, with a warning; the engine's manifest (`lint_allowed`) and
+  `inspect` show it. `external-data` and `invalid-onnx` keep files from parsers and cannot be allowed.
 
-The lint is not asked to be right about everything: `build-engine --allow RULE` (repeatable; `build_engine(..., allow=[RULE])`) lets the
-errors of one rule pass, with a warning that says what the rule is about. The engine's manifest (`lint_allowed`, with how many errors there
-were) and `inspect` show it, and so does the command that an engine which must be built again ends with. A rule marked as one of a *crash*
-is about the builder dying: it does so in a process of its own, and the build ends with exit code 3. `external-data` and `invalid-onnx` keep
-files from parsers, and cannot be allowed; they, unknown names, and rules that are not an error for TensorRT end with exit code 2.
-`check --lint` has no such option: it only tells.
-
-A bundle is judged for its own target. What is known of the engines comes from building the patterns that each rule names
-([engine-patterns.md](engine-patterns.md) has their versions and every outcome). What no pattern shows, the lint does not know: it is no
-proof that a graph builds.
+The rules come from building the patterns that each one names ([Graph patterns](../benchmarks/patterns/RESULTS.md)). What no pattern
+shows, the lint does not know: it is no proof that a graph builds.
 
 `python -m benchmarks.patterns --page-only` writes this page from the rules.
 """

@@ -23,7 +23,7 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
 def reference() -> str:
     """Every command as Markdown: what it does, how it is called, every option."""
     context = click.Context(cli, info_name="dq-deploy", **cli.context_settings)
-    return "\n".join(line for name in sorted(cli.commands) for line in _command(name, cli.commands[name], context))
+    return "\n".join(line for name in cli.commands for line in _command(name, cli.commands[name], context))
 
 
 def _command(name: str, command: click.Command, parent: click.Context) -> Iterator[str]:

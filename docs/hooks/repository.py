@@ -14,8 +14,10 @@ from mkdocs.structure.files import File
 
 ROOT = Path(__file__).parents[2]
 _FRONT = "README.md"
-_PATTERNS = (_FRONT, "CHANGELOG.md", "CONTRIBUTING.md", "training/README.md", "benchmarks/*/RESULTS.md", "benchmarks/*/images/*.png")
+_PATTERNS = (_FRONT, "CHANGELOG.md", "CONTRIBUTING.md", "training/README.md", "benchmarks/*/RESULTS.md", "benchmarks/accuracy/README.md",
+             "benchmarks/accuracy/STUDY.md", "benchmarks/*/images/*.png", "tests/RELIABILITY.md")  # fmt: skip
 _FENCE = re.compile(r"(^```.*?^```)", re.MULTILINE | re.DOTALL)
+_WIDE = 5  # marks of a row that has five columns or more
 _LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\((?![a-z]+:)([^)#\s]+)(#[^)\s]*)?\)")
 
 
@@ -28,7 +30,12 @@ def on_files(files: Any, config: Any) -> Any:
 
 
 def on_page_markdown(markdown: str, page: Any, files: Any, **_: Any) -> str:
-    """Point the links of a page, which are relative to its place in the repository, to the pages of the site."""
+    """Point the links of a page, which are relative to its place in the repository, to the pages of the site.
+
+    Beside a wide table there is no room for a table of contents.
+    """
+    if page.file.src_uri == "index.md" or any(line.count("|") > _WIDE for line in markdown.splitlines() if line.startswith("|--")):
+        page.meta["hide"] = ["toc"]
     pieces = _FENCE.split(markdown)
     pieces[::2] = [_LINK.sub(lambda link: _rewritten(link, page.file.src_uri, files), piece) for piece in pieces[::2]]
     return "".join(pieces)

@@ -57,7 +57,7 @@ def calibration_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--width", type=click.IntRange(1), metavar="PIXELS", help="Image width in pixels.  [default: the pipeline's]"),
         click.option("--frames", type=click.IntRange(1), metavar="N", help="Frames of a video.  [default: the pipeline's]"),
         click.option("--classes", metavar="LIST", help="Class labels of a class-conditional model, such as 0-9,3.  [default: all]"),
-        click.option("--guidance-scale", type=float, help="Classifier-free guidance that you sample with.  [default: none]"),
+        click.option("--guidance-scale", type=float, help="Classifier-free guidance that you sample with.  [default: the pipeline's]"),
         click.option(
             "--sampler",
             type=click.Choice(["ddim", "pipeline"]),

@@ -59,7 +59,7 @@ def export(checkpoint: str | Path | Artifact, output: str | Path, *, target: Tar
     ``dtype`` (fp32, fp16, bf16) is the type of what is not quantized: by default fp16 for ``qdq`` and fp32 for ``onnxruntime``.
     ``weight_storage``: "auto" stores weights of up to 4 bits as INT4, two to a byte, in the ``qdq`` target; "int8" gives every
     weight a byte, for OpenVINO, which multiplies an INT4 MatMul in float, or for fewer kernels.
-    ``attention``: "float" leaves the products of attention (q·kᵀ and P·v) unquantized, in ``dtype``; docs/attention.md says when.
+    ``attention``: "float" leaves the products of attention (q·kᵀ and P·v) unquantized, in ``dtype``; docs/decisions/attention.md says when.
     ``convolutions``, of target ``onnxruntime``: "auto" (the default) leaves those in float, activations and all, that its integer kernels
     would make slower (docs/engines.md); "integer" leaves none, "float" all of them, for a CPU without VNNI.
     ``float`` exports the unquantized model that the checkpoint came from, as the baseline (default fp32).

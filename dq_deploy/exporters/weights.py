@@ -2,7 +2,7 @@
 
 MatMul: DequantizeLinear(int4, per channel); the engine casts the codes to INT8 on every run.
 Conv: DequantizeLinear(int4, scale 1) → Cast fp16 → QuantizeLinear(int8, scale 1) → DequantizeLinear(int8, per channel). Without the cast to
-half precision between, the builder refuses it (docs/engine-patterns.md). Codes of 4 bits are exact in fp16.
+half precision between, the builder refuses it (benchmarks/patterns/RESULTS.md). Codes of 4 bits are exact in fp16.
 Either way the weight takes half a byte an element in the file and in the engine, the product is the one of int8 storage, and the cast is a
 kernel more: smaller, not faster. OpenVINO multiplies the MatMul form in float.
 """

@@ -33,7 +33,7 @@ Edit = Callable[[np.ndarray], np.ndarray]
 @pytest.fixture(scope="module")
 def openvino_engine(flow: Flow, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     """Of the fp32 bundle, for batches of 1 to 3: fewer than there are reference samples."""
-    return build_engine(flow.bundle("tensorrt"), tmp_path_factory.mktemp("engine") / "engine", backend="openvino", batch=(1, 2, 3))
+    return build_engine(flow.bundle("qdq"), tmp_path_factory.mktemp("engine") / "engine", backend="openvino", batch=(1, 2, 3))
 
 
 def edited(bundle: Artifact, path: Path, name: str, edit: Edit) -> Artifact:
@@ -333,7 +333,7 @@ def test_a_bundle_is_compared_on_other_engines_too(flow: Flow) -> None:
     with pytest.raises(EnvironmentProblem, match="CUDAExecutionProvider"):
         check(flow.bundles["qdq"], flow.checkpoint, engines=["onnxruntime-cuda"])
     with pytest.raises(UsageError, match=r"is a bundle, and tensorrt-rtx runs engines(?s:.*)build-engine"):
-        check(flow.bundles["tensorrt"], flow.checkpoint, engines=["tensorrt-rtx"])
+        check(flow.bundles["qdq"], flow.checkpoint, engines=["tensorrt-rtx"])
 
 
 def test_a_layer_is_judged_beside_what_its_zero_point_takes_off(flow: Flow) -> None:

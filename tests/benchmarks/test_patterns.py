@@ -44,7 +44,7 @@ def holds(engine: str, pattern: Pattern, recorded: Recorded) -> None:
     assert found.outcome == expected, found.detail
 
 
-OWN = [pattern for pattern in PATTERNS.values() if pattern.target == "tensorrt"]
+OWN = [pattern for pattern in PATTERNS.values() if pattern.target == "qdq"]
 
 
 @pytest.mark.parametrize("pattern", OWN, ids=[p.name for p in OWN])
@@ -61,14 +61,14 @@ def test_engines_on_a_cpu(pattern: Pattern, engine: str, recorded: Recorded) -> 
 @pytest.mark.parametrize("pattern", PATTERNS.values(), ids=list(PATTERNS))
 def test_the_lint_agrees_with_the_engine(pattern: Pattern, recorded: Recorded) -> None:
     """An error where the target's engine refuses, crashes or leaves INT8; none where it does what is wanted."""
-    engine = "TensorRT-RTX" if pattern.target == "tensorrt" else "ONNX Runtime"
+    engine = "TensorRT-RTX" if pattern.target == "qdq" else "ONNX Runtime"
     outcome = recorded.behaviours[pattern.name][engine].outcome
     errors = {name for name in pattern.lint if SEVERITY[name] == "error"}
     warnings = set(pattern.lint) - errors
     if outcome in ("refused", "crash"):
         assert errors
     elif outcome == "float":
-        assert errors or warnings == {"float-activation"} if pattern.target == "tensorrt" else warnings
+        assert errors or warnings == {"float-activation"} if pattern.target == "qdq" else warnings
     elif outcome == "int4":
         assert pattern.float_wanted
         assert not pattern.lint

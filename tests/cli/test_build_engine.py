@@ -14,13 +14,13 @@ from tests.flow import Flow, snapshot
 
 @pytest.mark.parametrize("value", ["", "1,2", "1,2,3,4", "a,b,c", "1.5,2,3", "0,1,2", "4,2,1", "1;2;3"])
 def test_bad_batch_of_an_engine(cli: Cli, tmp_path: Path, flow: Flow, value: str) -> None:
-    ended = cli("build-engine", flow.bundles["tensorrt"], "-o", tmp_path / "o", "--backend", "tensorrt-rtx", "--batch", value)
+    ended = cli("build-engine", flow.bundles["qdq"], "-o", tmp_path / "o", "--backend", "tensorrt-rtx", "--batch", value)
     assert_refused(ended, 2, "batch")
     assert snapshot(tmp_path) == {}
 
 
 def test_a_wrong_capability(cli: Cli, tmp_path: Path, flow: Flow) -> None:
-    common = ("build-engine", flow.bundles["tensorrt"], "-o", tmp_path / "o", "--backend", "tensorrt-rtx")
+    common = ("build-engine", flow.bundles["qdq"], "-o", tmp_path / "o", "--backend", "tensorrt-rtx")
     assert_refused(cli(*common, "--compute-capability", "ada"), 2, "ada")
     assert_refused(cli(*common, "--timeout", "-1", "--compute-capability", "8.9"), 2, "-1")
     assert snapshot(tmp_path) == {}
@@ -29,8 +29,8 @@ def test_a_wrong_capability(cli: Cli, tmp_path: Path, flow: Flow) -> None:
 def test_enterprise_tensorrt_is_not_installed_here(cli: Cli, tmp_path: Path, flow: Flow) -> None:
     if find_spec("tensorrt") is not None:
         pytest.skip("TensorRT is installed")
-    ended = cli("build-engine", flow.bundles["tensorrt"], "-o", tmp_path / "o", "--backend", "tensorrt")
-    assert_refused(ended, 4, "qdq", "pip install")
+    ended = cli("build-engine", flow.bundles["qdq"], "-o", tmp_path / "o", "--backend", "tensorrt")
+    assert_refused(ended, 4, "engine tensorrt needs", "pip install")
     assert snapshot(tmp_path) == {}
 
 

@@ -79,6 +79,11 @@ def test_every_gpu_is_found_under_its_own_name_and_no_number_is_one() -> None:
     assert [gpu_named(text) for text in ("8.9", "89", "RTX", "")] == [None] * 4
 
 
+def test_the_page_has_every_gpu() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "deploy-tensorrt.md").read_text()
+    assert [capability for capability, names in GPUS.items() if f"| {capability} | {', '.join(names)} |" not in page] == []
+
+
 def test_a_gpu_in_the_place_of_its_compute_capability(cli: Cli, flow: Flow, tmp_path: Path) -> None:
     ended = cli("build-engine", flow.bundles["qdq"], "-o", tmp_path / "o", "--backend", "tensorrt-rtx", "--compute-capability", "4090")
     assert ended.code == 2

@@ -43,7 +43,7 @@ def test_the_other_way_round_names_the_reason(engine: Artifact, in_float: Artifa
     assert run(["layers", str(in_float.path), "--compare", str(engine.path)]) == 0
     out = capfd.readouterr().out
     assert "8 of 8 products are in float or not as planned" in out
-    (ours, theirs) = re.findall(r"file +│ +([\d.]+) MB │ +([\d.]+) MB", out)[0]
+    (ours, theirs) = re.findall(r"file +│ +([\d.]+) MB +│ +([\d.]+) MB", out)[0]
     sizes = [(path / "model.xml").stat().st_size + (path / "model.bin").stat().st_size for path in (in_float.path, engine.path)]
     assert [float(ours), float(theirs)] == pytest.approx([size / 1e6 for size in sizes], rel=0.01)
     assert re.search(r"weights: [\d.]+ × the baseline's \(fp\d\d\)", out)

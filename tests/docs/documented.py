@@ -78,7 +78,7 @@ def shell_lines(fence: Fence) -> Iterator[list[str]]:
 
 def our_arguments(words: list[str]) -> list[str] | None:
     """What follows ``dq-deploy`` (or a launcher's ``-m dq_deploy``), without the ``...`` that stands for more; None for another program."""
-    for name in ("dq-deploy", "dq_deploy"):
+    for name in ("dq-deploy", ".venv/bin/dq-deploy", "dq_deploy"):
         if name in words and not any("_COMPLETE=" in word for word in words):
             return [word for word in words[words.index(name) + 1 :] if word != "..."]
     return None

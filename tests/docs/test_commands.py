@@ -23,7 +23,7 @@ _FENCES = [fence for page in PAGES for fence in fences(page)]
 _SHELL = [fence for fence in _FENCES if fence.language in SHELL]
 _PYTHON = [fence for fence in _FENCES if fence.language == "python"]
 # Programs that are not ours: nothing here can say more of them than that they are meant.
-_OTHERS = ("tritonserver", "git", "cd", "hf", "trtexec", "nvidia-smi")
+_OTHERS = (".", "tritonserver", "git", "cd", "hf", "trtexec", "nvidia-smi")
 
 
 def parse(arguments: list[str]) -> None:
@@ -41,6 +41,9 @@ def check_foreign(words: list[str]) -> str | None:
             return None if re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE) else "no such target"
         case ["python", "-m", "pytest", *arguments]:
             return next((f"no {a}" for a in arguments if a.startswith("tests/") and not (ROOT / a).exists()), None)
+        case ["python", "-c", program]:
+            ast.parse(program)
+            return None
         case ["python", "-m", module, *_]:
             return None if find_spec(module) else "no such module"
         case ["python", script, *_]:

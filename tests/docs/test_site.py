@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from html.parser import HTMLParser
-from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -20,19 +16,6 @@ from dq_deploy.cli import cli
 ROOT = Path(__file__).parents[2]
 _LOADED = {"script": "src", "img": "src", "iframe": "src", "source": "src", "video": "src", "audio": "src", "object": "data"}
 _LOADED_LINKS = {"stylesheet", "icon", "preconnect", "preload", "prefetch", "dns-prefetch", "modulepreload", "manifest"}
-
-
-@pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    missing = [name for name in ("latex2mathml", "material", "mkdocs", "mkdocstrings") if find_spec(name) is None]
-    if missing:
-        pytest.skip(f"not installed: {', '.join(missing)}: pip install 'dq-deploy[docs]'")
-    path = tmp_path_factory.mktemp("site") / "site"
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(path)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "NO_MKDOCS_2_WARNING": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=300)
-    assert done.returncode == 0, done.stderr
-    return path
 
 
 class Page(HTMLParser):
@@ -85,8 +68,7 @@ def text_of(page: Path) -> str:
 
 def test_links_lead_somewhere_and_nothing_is_loaded_from_elsewhere(site: Path) -> None:
     # 404.html names its files from the root of a server.
-    (site / "404.html").unlink()
-    assert list(wrong_links(site)) == []
+    assert [wrong for wrong in wrong_links(site) if not wrong.startswith("404.html ")] == []
 
 
 @pytest.mark.parametrize(

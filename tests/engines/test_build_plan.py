@@ -25,7 +25,7 @@ SIZES = {"height": (8, 16, 32), "width": (8, 8, 8)}
 
 
 def test_unknown_backend_lists_those_that_exist() -> None:
-    with pytest.raises(UsageError, match=r"unknown engine backend 'trt'\nchoose one of: tensorrt-rtx, tensorrt"):
+    with pytest.raises(UsageError, match=r"unknown engine backend 'trt'\n(did you mean .*\? )?choose one of: tensorrt-rtx, tensorrt"):
         builder_named("trt")
 
 

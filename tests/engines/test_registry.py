@@ -214,7 +214,7 @@ def test_an_entry_point_registers_and_a_broken_one_ends_nothing(tmp_path: Path) 
         command = [sys.executable, *arguments]
         return subprocess.run(command, capture_output=True, text=True, check=True, env=environment, cwd=tmp_path).stdout
 
-    assert "|toy]" in "".join(run("-m", "dq_deploy", "bench", "--help").split())
+    assert ",toy." in "".join(run("-m", "dq_deploy", "bench", "--help").split())
     found = run(
         "-c", "from dq_deploy.doctor.packages import engine_findings as f; print('[%s]' % ','.join(x.model_dump_json() for x in f()))"
     )

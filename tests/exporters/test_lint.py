@@ -287,7 +287,7 @@ def test_no_graph_at_all(tmp_path: Path, content: bytes) -> None:
 def test_other_artefacts_are_refused(tmp_path: Path) -> None:
     with create_artifact(tmp_path / "engine", Manifest(kind="engine", model="m")):
         pass
-    with pytest.raises(ArtifactError, match="is a engine, and a bundle is needed here"):
+    with pytest.raises(ArtifactError, match="is an engine, and a bundle is needed here"):
         lint(tmp_path / "engine")
 
 

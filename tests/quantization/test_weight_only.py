@@ -205,7 +205,7 @@ def test_onnxruntime_multiplies_packed_weights(checkpoint: Checkpoint, bundles: 
 
 @pytest.mark.skipif(importlib.util.find_spec("tensorrt_rtx") is None, reason="TensorRT-RTX is not installed")
 def test_the_compiler_keeps_the_weights_in_half_a_byte(checkpoint: Checkpoint, bundles: dict[str, Artifact], tmp_path: Path) -> None:
-    (report,) = load_report(build_engine(bundles["tensorrt"], tmp_path / "engine", backend="tensorrt-rtx", compute_capabilities=["8.9"]))
+    (report,) = load_report(build_engine(bundles["qdq"], tmp_path / "engine", backend="tensorrt-rtx", compute_capabilities=["8.9"]))
     weights = sum(layer.frozen[0].numel() for layer in checkpoint.layers.values() if isinstance(layer, QuantizedWeight) and layer.frozen)
     # Half a byte a weight, and scales, biases, norms and the first layer in fp16.
     assert 0.5 * weights < report.weights_bytes < 0.8 * weights

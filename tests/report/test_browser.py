@@ -13,8 +13,8 @@ from selenium.webdriver.support.wait import WebDriverWait
 
 from dq_deploy.report.data import ReportData
 from dq_deploy.report.page import render
-from tests.browser import Open
-from tests.report.conftest import ATTACK, Written
+from tests.browser import Open, cut_text, resized
+from tests.report.conftest import ATTACK, Written, report_data
 
 
 def one(page: Any, selector: str) -> Any:
@@ -180,3 +180,13 @@ def test_any_number_of_timesteps_and_layers_is_drawn(open_page: Open, tmp_path: 
     assert count(page, ".map canvas") == 1
     assert facts(page)["activations"] == "float"
     assert facts(page)["output against float"] == "30.0 dB"
+
+
+@pytest.mark.parametrize("width", [1300, 420])
+def test_no_text_is_cut(open_page: Open, tmp_path: Path, width: int) -> None:
+    data = report_data("down_blocks.0.attentions.1.transformer_blocks.0.attn1.to_q")
+    (tmp_path / "report.html").write_text(render(data))
+    page = resized(open_page(tmp_path / "report.html"), width)
+    WebDriverWait(page, 10).until(lambda _: count(page, ".panel .chart svg") > 0)
+    assert page.execute_script("return document.documentElement.scrollWidth") <= width
+    assert cut_text(page) == []

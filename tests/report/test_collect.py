@@ -110,7 +110,7 @@ def test_commands_of_every_kind_of_artefact(flow: Flow, tmp_path: Path) -> None:
     }
     engine = Artifact(tmp_path / "engine", Manifest(kind="engine", model="m", details=details))
     (built,) = commands(engine, bundle)
-    assert built.startswith("dq-deploy build-engine tensorrt -o engine --backend tensorrt-rtx --compute-capability 8.9 --batch 1,2,4 ")
+    assert built.startswith("dq-deploy build-engine qdq -o engine --backend tensorrt-rtx --compute-capability 8.9 --batch 1,2,4 ")
     assert built.endswith(" --height 8,8,16 --optimization-level 0 --weight-streaming")
 
 

@@ -1,4 +1,4 @@
-"""A convolution of a float activation [N, C, H, W] with integer codes, which are unpacked in front of it (docs/engine-patterns.md).
+"""A convolution of a float activation [N, C, H, W] with integer codes, which are unpacked in front of it (benchmarks/patterns/RESULTS.md).
 
 TensorRT has a DequantizeLinear; ONNX Runtime, which would run that every time, a Cast and a Mul, which it folds when it loads the graph.
 """

@@ -46,7 +46,7 @@ class ProbabilityQuantizer(TableQuantizer):
         """Quantize over [0, 2⁻ᵏ] where no probability that was seen exceeds a peak far below 1.
 
         Spread over thousands of tokens, all of them are less than half a step of [0, 1] and would become 0. Peaks of 1/8 and more leave
-        [0, 1] as it is; else a third of the range is left for what was not seen (docs/attention.md has figures).
+        [0, 1] as it is; else a third of the range is left for what was not seen (docs/decisions/attention.md has figures).
         """
         peak = float(seen.high.max())
         self._set_range(1.0 if peak >= _SPREAD else 2.0 ** -math.floor(-math.log2(max(1.5 * peak, _LEAST_RANGE))))

@@ -13,7 +13,7 @@ from .base import QuantizedWeight
 from .per_channel import tokens
 
 BLOCKS = (128, 64, 32)
-"""Lengths of a block that the engines take (docs/engine-patterns.md)."""
+"""Lengths of a block that the engines take (benchmarks/patterns/RESULTS.md)."""
 
 
 def block_length(most: int, channels: int) -> int:

@@ -62,7 +62,7 @@ def test_of_integers_it_multiplies_patches_and_puts_channels_first_again() -> No
 
 
 def test_four_bits_reach_int8_through_half_precision() -> None:
-    """The one way that TensorRT takes (docs/engine-patterns.md)."""
+    """The one way that TensorRT takes (benchmarks/patterns/RESULTS.md)."""
     made = written("qdq", "3×3", layer("3×3", 4), quantizer(axis=1, channels=CHANNELS, symmetric=True))
     assert made.ops()[:5] == ["DequantizeLinear", "Cast", "QuantizeLinear", "DequantizeLinear", "Conv"]
     stored = written("qdq", "3×3", layer("3×3", 4), quantizer(axis=1, channels=CHANNELS, symmetric=True), int4=False)
