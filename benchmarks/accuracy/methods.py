@@ -140,9 +140,9 @@ def canonical(config: QuantizeConfig, family: Family) -> dict[str, Any]:
     values = config.model_dump(mode="json", exclude=NAMES)
     values["initial_range"] = resolve(config.initial_range).value
     values["output_bias"] = True if config.corrects_output else None  # as cells say that were measured before there was one
-    if values["rounding"] == "nearest":  # likewise
-        del values["rounding"]
     defaults = QuantizeConfig().model_dump(mode="json")
+    if values["rounding"] == "nearest":  # likewise: what had no such setting is read with its default
+        values["rounding"] = defaults["rounding"]
     unused = [] if values["initial_range"] == "percentile" else ["percentile"]
     unused += ["skip_halves"] if family == "transformer" else []
     unused += ["distillation", "train", "patience", "precision", "lr_scale", "lr_weight"] if config.iterations == 0 else []
