@@ -68,7 +68,7 @@ def _group(chosen: Method) -> str:
         return "DilateQuant"
     if chosen.tool != "dq-deploy":
         return "outside tools"
-    return "a scale for each timestep" if chosen.options.get("temporal", True) else "one scale for all timesteps"
+    return "one scale for all timesteps" if chosen.options.get("activations") == "static" else "a scale for each timestep"
 
 
 def snr_chart(results: ModelResults, preset: str, file: Path) -> None:

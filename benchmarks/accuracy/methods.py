@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from dq_deploy.errors import UsageError
-from dq_deploy.quantization.config import INTEGER_PRESETS, QuantizeConfig
+from dq_deploy.quantization.config import INTEGER_PRESETS, Activations, QuantizeConfig
 from dq_deploy.quantization.quantizers.ranges import resolve
 
 from .settings import Family, Settings
@@ -57,8 +57,8 @@ class Method:
         return settings.iterations if self.training == "block" else round(settings.iterations * settings.end_to_end_factor)
 
 
-_STATIC: dict[str, Any] = {"temporal": False, "dilation": "none"}
-_TEMPORAL: dict[str, Any] = {"temporal": True, "dilation": "none"}
+_STATIC: dict[str, Any] = {"activations": "static", "dilation": "none"}
+_TEMPORAL: dict[str, Any] = {"activations": "per-timestep", "dilation": "none"}
 
 METHODS: tuple[Method, ...] = (
     Method("min-max", "min-max, static", "one scale a tensor for all timesteps, covering every value",
@@ -86,15 +86,15 @@ METHODS: tuple[Method, ...] = (
     Method("gptq-untrained", "WD + TPQ + GPTQ + output bias", "`dq-deploy quantize --iterations 0 --rounding gptq`: nothing is trained",
            {"rounding": "gptq", "output_bias": True}),
     Method("base", "nothing", "one scale a tensor, the default initial range", _STATIC),
-    Method("wd", "WD", "base and error-aware dilation", {"temporal": False}),
+    Method("wd", "WD", "base and error-aware dilation", {"activations": "static"}),
     Method("tpq", "TPQ", "base with a scale and zero-point for each timestep", _TEMPORAL),
     Method("wd-tpq", "WD + TPQ", "DilateQuant without training", {}),
     Method("untrained", "WD + TPQ + output bias",
            "`dq-deploy quantize --iterations 0 --rounding nearest`: the output's mean error is taken off too",
            {"output_bias": True}),
-    Method("untrained-static", "WD + output bias, static", "`dq-deploy quantize --iterations 0` with `temporal: false`",
-           {"temporal": False, "output_bias": True}, presets=("w8a8",)),
-    Method("wd-bkd", "WD + BKD", "DilateQuant with one scale for all timesteps", {"temporal": False}, "block"),
+    Method("untrained-static", "WD + output bias, static", "`dq-deploy quantize --iterations 0` with `--activations static`",
+           {"activations": "static", "output_bias": True}, presets=("w8a8",)),
+    Method("wd-bkd", "WD + BKD", "DilateQuant with one scale for all timesteps", {"activations": "static"}, "block"),
     Method("tpq-bkd", "TPQ + BKD", "DilateQuant without dilation", _TEMPORAL, "block"),
     Method("asymmetric", "DilateQuant, the paper's dilation", "dilation by the paper's rule for asymmetric weights",
            {"dilation": "asymmetric"}, "block"),
@@ -141,6 +141,9 @@ def canonical(config: QuantizeConfig, family: Family) -> dict[str, Any]:
     values["initial_range"] = resolve(config.initial_range).value
     values["output_bias"] = True if config.corrects_output else None  # as cells say that were measured before there was one
     defaults = QuantizeConfig().model_dump(mode="json")
+    if config.activations in (Activations.PER_TIMESTEP, Activations.STATIC):  # likewise: they say it by its former name
+        values["temporal"] = config.activations is Activations.PER_TIMESTEP
+        values["activations"] = defaults["activations"]
     if values["rounding"] == "nearest":  # likewise: what had no such setting is read with its default
         values["rounding"] = defaults["rounding"]
     unused = [] if values["initial_range"] == "percentile" else ["percentile"]

@@ -21,7 +21,7 @@ the values), exports them and builds them with TensorRT-RTX {version}, ahead of 
 The kernels are those that the compiler *chose*; none was executed.
 
 - **per-timestep**: scales and zero-points selected by the timestep. **static**: the same model with one scale and zero-point a layer
-  (`--config` with `{{"temporal": false}}`), as constants of the same graph.
+  (`--activations static`), as constants of the same graph.
 - **plain static**: static, symmetric, with the scale inside Q/DQ, as static quantization is usually exported; only there for 8-bit
   activations.
 - **ratio**: per-timestep kernels over the static ones. **weights**: the engine's, and their share of FP32's.

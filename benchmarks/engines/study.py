@@ -76,7 +76,7 @@ def measure(model: str, precision: str, kind: str) -> Cell:
     """Quantize, export and build."""
     with TemporaryDirectory(prefix="dq-deploy-engines-") as name:
         folder = Path(name)
-        options = {**_CHEAP, "temporal": kind == "per-timestep", "zero_points": kind != "plain"}
+        options = {**_CHEAP, "activations": "per-timestep" if kind == "per-timestep" else "static", "zero_points": kind != "plain"}
         is_float = precision in _FLOATS
         checkpoint = dq_deploy.quantize(MODELS[model], folder / "checkpoint", preset="w8a8" if is_float else precision, **options)
         dtype = precision if is_float else "fp16"

@@ -10,7 +10,7 @@ from pydantic import BaseModel
 
 from ..artifacts.details import QuantizedLayer
 from ..decibels import snr_db
-from ..formats import of_bits
+from ..formats import ScaleSource, of_bits
 from ..progress import Progress, silent
 from ..quantization.bits.sensitivity import BitPair, Sensitivity, sensitivities
 from ..quantization.checkpoint import Checkpoint
@@ -70,7 +70,7 @@ def error_sources(checkpoint: Checkpoint, timestep: float, *, min_snr: float | N
     graph = float_graph(checkpoint)
     measured = layer_errors(checkpoint, table_rows=[row], graph=graph, progress=progress)
     bits = {layer.name: layer for layer in checkpoint.details.layers}
-    layers = [_with_bits(layer, bits[layer.name]) for layer in find_layers(graph) if layer.name in bits]
+    layers = [_as_quantized(layer, bits[layer.name], checkpoint) for layer in find_layers(graph) if layer.name in bits]
     chosen = slice(max(1, _SAMPLES // reference.per_seed) * reference.per_seed)
     config = QuantizeConfig(**(checkpoint.artifact.manifest.quantization or {}))
     found = sensitivities(graph, inputs_at(checkpoint, reference, row, chosen), layers, _settings, config, progress)
@@ -81,10 +81,13 @@ def error_sources(checkpoint: Checkpoint, timestep: float, *, min_snr: float | N
     return ErrorSources(timestep=timestep, snr_db=snr, first_below=next(below, None), layers=sources)
 
 
-def _with_bits(layer: GraphLayer, record: QuantizedLayer) -> GraphLayer:
+def _as_quantized(layer: GraphLayer, record: QuantizedLayer, checkpoint: Checkpoint) -> GraphLayer:
+    """The float graph's layer with the bits, blocks and kind of quantizer that the checkpoint has for it."""
     layer.weight_format = of_bits(record.weight_bits or layer.weight_bits)
     layer.activation_format = of_bits(record.activation_bits)
     layer.options["block"] = record.weight_block
+    read = [checkpoint.quantizers[name] for name in record.quantizers]
+    layer.quantizer = next((quantizer.kind for quantizer in read if quantizer.source is ScaleSource.COMPUTED), None)
     return layer
 
 

@@ -20,7 +20,7 @@ def table_row_failures(bundle: Artifact, checkpoint: Checkpoint) -> list[str]:
             continue
         wrong = np.zeros(len(timesteps), dtype=bool)
         if scale.size == len(timesteps):
-            wrong |= ~np.isclose(scale, quantizer.scale_table().numpy(), rtol=_SCALE_TOLERANCE, atol=0)
+            wrong |= ~np.isclose(scale, quantizer.table().numpy(), rtol=_SCALE_TOLERANCE, atol=0)
         if zero_point.size == len(timesteps):
             wrong |= zero_point != quantizer.zero_point_table().numpy()
         if wrong.any():

@@ -12,7 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from ..formats import CODES, FP16
+from ..formats import CODES, FP16, ScaleSource
 from ..formats.target import target_name
 from .final_error import FinalError
 from .manifest import Manifest
@@ -70,10 +70,11 @@ class LoweredLayer(QuantizedLayer):
 
 
 class QuantizerEntry(_Open):
-    """An activation quantizer of a checkpoint and the layers that read it."""
+    """An activation quantizer of a checkpoint and the layers that read it. ``source``: its scales are computed, or rows of a table."""
 
     name: str
     layers: list[str]
+    source: ScaleSource = ScaleSource.TABLE
 
 
 class QuantizerSite(_Open):
@@ -84,6 +85,7 @@ class QuantizerSite(_Open):
     codes: str
     pads: list[int]
     code_type: Literal["INT8", "UINT8"]
+    source: ScaleSource = ScaleSource.TABLE
 
 
 class Condition(_Open):
@@ -237,6 +239,14 @@ class DilationRule(_Open):
     mean_snr_db: dict[str, float]
 
 
+class ScaleChoice(_Open):
+    """Linear layers that read one tensor, their outputs' SNR in dB by where its scale comes from, and what was taken."""
+
+    layers: list[str]
+    snr_db: dict[str, float]
+    chosen: str
+
+
 class SkipHalvesRecord(_Open):
     """How concatenated skip inputs are quantized."""
 
@@ -298,6 +308,13 @@ class CheckpointDetails(Details):
     distillation: list[BlockLoss]
     dilation: list[DilatedInput]
     dilation_rule: DilationRule
+    scale_choices: list[ScaleChoice] = Field(default_factory=list)
+
+    @property
+    def per_token(self) -> str:
+        """How many of the quantizers compute a scale for each token, in words."""
+        computed = sum(entry.source is ScaleSource.COMPUTED for entry in self.quantizers)
+        return f"{computed} of {len(self.quantizers)} quantizers"
 
     @property
     def input_names(self) -> list[str]:

@@ -71,6 +71,12 @@ class Manifest(BaseModel):
             raise ValueError("calibrated timesteps are finite and ascend")
         return timesteps
 
+    @property
+    def activations(self) -> str:
+        """Where the scales of activations come from, an option of ``quantization``; ``temporal`` was its name before there was a third."""
+        options = self.quantization or {}
+        return str(options.get("activations") or ("per-timestep" if options.get("temporal", True) else "static"))
+
     def to_json(self) -> str:
         """Deterministic JSON text."""
         return json.dumps(self.model_dump(), indent=2, sort_keys=True, allow_nan=False) + "\n"

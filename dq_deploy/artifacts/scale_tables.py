@@ -14,19 +14,24 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, model_validator
 
 from ..errors import ArtifactError, UsageError, did_you_mean
-from ..formats.tables import INVERSE_SCALE, SCALE, UINT8_OFFSET, ZERO_POINT
+from ..formats import ScaleSource, of_bits
+from ..formats.tables import CLIPPING_RATIO, INVERSE_SCALE, RELATIVE_SCALE, SCALE, UINT8_OFFSET, ZERO_POINT
 from .details import BundleDetails, CheckpointDetails
 from .folder import Artifact
 from .reading import read_arrays, read_onnx
 
 
 class ScaleTable(BaseModel):
-    """One activation quantizer's table: [T] each, T rows for the T calibrated timesteps."""
+    """One activation quantizer's table: [T] each, T rows for the T calibrated timesteps.
+
+    ``per_token``: scales are computed from each token's values, and these are the clipping ratios that they are multiplied with.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     timesteps: list[float]
     scales: list[float]
     zero_points: list[int]
+    per_token: bool = False
 
     @model_validator(mode="after")
     def _same_length(self) -> ScaleTable:
@@ -38,6 +43,7 @@ class ScaleTable(BaseModel):
         """The table in a few numbers, as plain JSON. ``spread`` is the largest scale over the smallest."""
         return {
             "rows": len(self.scales),
+            **({"per_token": True} if self.per_token else {}),
             "scale": {"min": min(self.scales), "max": max(self.scales), "first": self.scales[0], "last": self.scales[-1]},
             "spread": max(self.scales) / min(self.scales) if min(self.scales) > 0 else None,
             "zero_point": {
@@ -55,11 +61,17 @@ def read_tables(artifact: Artifact) -> dict[str, ScaleTable]:
     Raises UsageError (an engine, which has its tables inside) and ArtifactError (a table that is missing or does not fit the timesteps).
     """
     timesteps = artifact.manifest.timesteps
-    return {name: _table(artifact, name, table_rows, timesteps) for name, table_rows in read_table_rows(artifact).items()}
+    computed = _computed(artifact)
+    return {
+        name: _table(artifact, name, table_rows, timesteps, per_token=name in computed)
+        for name, table_rows in read_table_rows(artifact).items()
+    }
 
 
 def read_table_rows(artifact: Artifact) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Scales and zero-points by quantizer, every row that there is: [T], interpolated ones between them in a bundle, or one for all [1].
+
+    Of computed scales the clipping ratios.
 
     Raises as ``read_tables`` does.
     """
@@ -72,7 +84,15 @@ def read_table_rows(artifact: Artifact) -> dict[str, tuple[np.ndarray, np.ndarra
     if not names:
         return {}
     arrays = _checkpoint_arrays(artifact, names) if isinstance(details, CheckpointDetails) else _bundle_arrays(artifact, names)
-    return {name: _table_rows(artifact, name, arrays) for name in names}
+    computed = _computed(artifact)
+    return {name: _ratios(artifact, name, arrays) if name in computed else _table_rows(artifact, name, arrays) for name in names}
+
+
+def _computed(artifact: Artifact) -> set[str]:
+    """Quantizers whose scales are computed when the network runs."""
+    details = artifact.details
+    known = details.quantizers if isinstance(details, BundleDetails | CheckpointDetails) else []
+    return {entry.name for entry in known if entry.source is ScaleSource.COMPUTED}
 
 
 def select_tables(artifact: Artifact, tables: Mapping[str, ScaleTable], pattern: str) -> dict[str, ScaleTable]:
@@ -91,6 +111,18 @@ def select_tables(artifact: Artifact, tables: Mapping[str, ScaleTable], pattern:
     return chosen
 
 
+def _ratios(artifact: Artifact, name: str, arrays: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Clipping ratios of computed scales; a graph has them over the largest code."""
+    zero_point = np.zeros(1, dtype=np.int64)
+    if (ratio := arrays.get(f"{name}.{CLIPPING_RATIO}")) is not None:
+        return ratio.reshape(-1), zero_point
+    relative, details = arrays.get(f"{name}.{RELATIVE_SCALE}"), artifact.details
+    bits = {layer.activation_bits for layer in getattr(details, "layers", ()) if name in layer.quantizers}
+    if relative is None or len(bits) != 1:
+        raise ArtifactError(f"{artifact.path} has no table of clipping ratios for quantizer '{name}', which its manifest names")
+    return relative.reshape(-1) * np.float32(of_bits(bits.pop()).largest), zero_point
+
+
 def _table_rows(artifact: Artifact, name: str, arrays: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     scale, zero_point = arrays.get(f"{name}.{SCALE}"), arrays.get(f"{name}.{ZERO_POINT}", np.zeros(()))
     if scale is None:
@@ -103,7 +135,9 @@ def _table_rows(artifact: Artifact, name: str, arrays: dict[str, np.ndarray]) ->
     return scale.reshape(-1), zero_point.reshape(-1)
 
 
-def _table(artifact: Artifact, name: str, table_rows: tuple[np.ndarray, np.ndarray], timesteps: list[float]) -> ScaleTable:
+def _table(
+    artifact: Artifact, name: str, table_rows: tuple[np.ndarray, np.ndarray], timesteps: list[float], *, per_token: bool
+) -> ScaleTable:
     found = []
     for what, array in zip(("scale", "zero-point"), table_rows, strict=True):
         calibrated = _calibrated(array, len(timesteps))
@@ -111,7 +145,8 @@ def _table(artifact: Artifact, name: str, table_rows: tuple[np.ndarray, np.ndarr
             raise ArtifactError(f"{artifact.path}: quantizer '{name}' has {array.size} {what} rows for {len(timesteps)} timesteps")
         found.append(np.broadcast_to(calibrated, len(timesteps)))
     scales, zero_points = found
-    return ScaleTable(timesteps=timesteps, scales=scales.astype(float).tolist(), zero_points=zero_points.astype(int).tolist())
+    shifts = zero_points.astype(int).tolist()
+    return ScaleTable(timesteps=timesteps, scales=scales.astype(float).tolist(), zero_points=shifts, per_token=per_token)
 
 
 def _calibrated(table: np.ndarray, table_rows: int) -> np.ndarray | None:
@@ -123,7 +158,9 @@ def _calibrated(table: np.ndarray, table_rows: int) -> np.ndarray | None:
 
 
 def _checkpoint_arrays(artifact: Artifact, names: list[str]) -> dict[str, np.ndarray]:
-    return read_arrays(artifact.file("model.safetensors"), [f"{name}.{part}" for name in names for part in (SCALE, ZERO_POINT)])
+    return read_arrays(
+        artifact.file("model.safetensors"), [f"{name}.{part}" for name in names for part in (SCALE, ZERO_POINT, CLIPPING_RATIO)]
+    )
 
 
 def _bundle_arrays(artifact: Artifact, names: list[str]) -> dict[str, np.ndarray]:
@@ -131,7 +168,7 @@ def _bundle_arrays(artifact: Artifact, names: list[str]) -> dict[str, np.ndarray
     import onnx
 
     path = artifact.file("model.onnx")
-    tables = {f"{name}.{part}" for name in names for part in (SCALE, ZERO_POINT, INVERSE_SCALE)}
+    tables = {f"{name}.{part}" for name in names for part in (SCALE, ZERO_POINT, INVERSE_SCALE, RELATIVE_SCALE)}
     found = [tensor for tensor in read_onnx(path).graph.initializer if tensor.name in tables]
     if outside := [tensor.name for tensor in found if tensor.data_location == tensor.EXTERNAL]:
         raise ArtifactError(f"{path}: the table {outside[0]} is kept in external data, where no export puts one")

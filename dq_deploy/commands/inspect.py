@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 _SHOWN_TIMESTEPS = 6
 
+_CLIPPING_RATIO = "clipping ratio"
+
 
 @click.command(short_help="What an artefact is, and its scale tables.")
 @click.argument("path", type=click.Path(path_type=Path))
@@ -71,7 +73,7 @@ def show_artifact(artifact: Artifact, found: Mapping[str, ScaleTable], output: O
         for name, table in found.items():
             lines = zip(table.timesteps, table.scales, table.zero_points, strict=True)
             full = [(f"{timestep:g}", f"{scale:.6g}", str(zero_point)) for timestep, scale, zero_point in lines]
-            output.table(name, ("timestep", "scale", "zero-point"), full)
+            output.table(name, ("timestep", _CLIPPING_RATIO if table.per_token else "scale", "zero-point"), full)
     output.data({**manifest.model_dump(), "scale_tables": {name: _table_json(table, in_full=in_full) for name, table in found.items()}})
 
 
@@ -91,6 +93,8 @@ def _of_its_kind(artifact: Artifact) -> list[tuple[str, object]]:
         rows += [("convolutions left in float", len(details.float_convolutions))]
     if isinstance(details, CheckpointDetails):
         rows += [("multiply-accumulates in float", f"{details.float_mac_share:.2%}"), ("weights rounded by GPTQ", details.rounding_summary)]
+        if artifact.manifest.activations in ("auto", "per-token"):
+            rows += [("scales for each token", details.per_token)]
         if details.final_error:
             rows += [("SNR of the final sample", details.final_error.summary)]
         if details.clipped is not None:

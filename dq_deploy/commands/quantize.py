@@ -43,6 +43,13 @@ _SHOWN_LAYERS = 10
 @click.option(
     "--activation-bits", type=int, metavar="2-8|16", help="Bits of activations; 16 leaves them in float.  [default: the preset's]"
 )
+@click.option(
+    "--activations",
+    type=click.Choice(["auto", "per-timestep", "per-token", "static"]),
+    help="Scales of activations: a table by timestep, one computed for each token that a linear layer reads, one for all, or of the first "
+    "two what measures better for each layer.  "
+    "[default: per-timestep]",
+)
 @click.option("--steps", type=int, help="Sampling steps of the calibration: as many as you will sample with.  [default: 20]")
 @click.option("--iterations", type=int, help="Distillation steps per block; 0 for none.  [default: 200]")
 @click.option(
@@ -157,6 +164,8 @@ def show_checkpoint(checkpoint: Artifact[CheckpointDetails], output: Output, cho
         ("quantized layers", len(details.layers)),
         ("multiply-accumulates in float", f"{details.float_mac_share:.2%}"),
     ]
+    if checkpoint.manifest.activations in ("auto", "per-token"):
+        rows.append(("scales for each token", details.per_token))
     snr = details.snr_db
     if blocks:
         rows += [

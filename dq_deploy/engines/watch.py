@@ -2,7 +2,8 @@
 
 What a quantizer clips is at the end of its range, so a table that no longer fits what the network sees (another schedule, other prompts,
 a fine-tuned adapter) shows as a share that grows. It is an upper bound on what was clipped: a value that falls on the last code is at the
-end too, a ReLU's zeros are, and an attention's that are rounded to 0.
+end too, a ReLU's zeros are, and an attention's that are rounded to 0. Scales that are computed from the values fit whatever comes, and each
+token's largest is on the last code: these quantizers' codes are not counted, their inputs are looked at like all others.
 
 A quantizer makes a code of anything, and a NaN of before it is gone behind it: so its input is looked at, and not the output alone.
 """
@@ -16,12 +17,12 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from ..artifacts import Artifact
-from ..artifacts.details import BundleDetails
+from ..artifacts.details import BundleDetails, QuantizerSite
 from ..artifacts.reading import read_ir, read_onnx
 from ..errors import ArtifactError, UsageError
 from ..exporters.exact_sums import make_exact, saturates
 from ..exporters.session import session_as_written
-from ..formats import of_bits
+from ..formats import ScaleSource, of_bits
 from ..formats.tables import UINT8_OFFSET
 from .finite import Nonfinite, checked
 from .lookup_tables import entries_in_onnx
@@ -51,12 +52,12 @@ class WatchRow(BaseModel):
 
 @dataclass(frozen=True)
 class _Site:
-    """A quantizer: the values that it reads and gives, and the ends of the range of its codes."""
+    """A quantizer: the values that it reads and gives, and the ends of the range of its codes; None where the range follows the values."""
 
     name: str
     input: str
     codes: str
-    ends: tuple[float, float]
+    ends: tuple[float, float] | None
 
 
 @dataclass
@@ -87,10 +88,7 @@ class WatchedRunner(GraphRunner):
         if not details.quantizers:
             raise UsageError(f"{bundle.path} has no quantizers to watch", "give a quantized bundle, which onnxruntime runs")
         bits = {name: layer.activation_bits for layer in details.layers for name in layer.quantizers}
-        self._sites = [
-            _Site(site.name, site.input, site.codes, _ends(bits.get(site.name) or 8, unsigned=site.code_type == "UINT8"))
-            for site in details.quantizers
-        ]
+        self._sites = [_Site(site.name, site.input, site.codes, _ends(site, bits.get(site.name) or 8)) for site in details.quantizers]
         self._session = _session(bundle, list(dict.fromkeys(value for site in self._sites for value in (site.codes, site.input))), threads)
         entries = entries_in_onnx(read_onnx(bundle.file("model.onnx")))
         self.specs = tuple(_spec(value, entries.get(value.name)) for value in self._session.get_inputs())
@@ -112,9 +110,10 @@ class WatchedRunner(GraphRunner):
         counts.not_finite += int((~np.isfinite(output)).sum())
         values |= feeds  # a quantizer may read an input of the graph itself
         for site in self._sites:
-            array, (low, high) = values[site.codes], site.ends
-            _add(counts.codes, site.name, array.size)
-            _add(counts.at_end, site.name, int(((array <= low) | (array >= high)).sum()))
+            if site.ends is not None:
+                array, (low, high) = values[site.codes], site.ends
+                _add(counts.codes, site.name, array.size)
+                _add(counts.at_end, site.name, int(((array <= low) | (array >= high)).sum()))
             _add(counts.not_finite_inputs, site.name, int((~np.isfinite(values[site.input])).sum()))
         return output
 
@@ -128,9 +127,11 @@ def _spec(value: Any, entries: int | None) -> InputSpec:
     return InputSpec(value.name, shape, np.dtype(DTYPES[value.type]), entries=entries)
 
 
-def _ends(bits: int, *, unsigned: bool) -> tuple[float, float]:
+def _ends(site: QuantizerSite, bits: int) -> tuple[float, float] | None:
+    if site.source is ScaleSource.COMPUTED:
+        return None
     low, high = of_bits(bits).code_range()
-    return (low + UINT8_OFFSET, high + UINT8_OFFSET) if unsigned else (low, high)
+    return (low + UINT8_OFFSET, high + UINT8_OFFSET) if site.code_type == "UINT8" else (low, high)
 
 
 def _row(timestep: float, counts: _Counts) -> WatchRow:

@@ -125,7 +125,7 @@ def _integer_graph(checkpoint: Checkpoint, target: Target, *, int4: bool) -> tup
     names = {node.name: node.meta["layer"] for node in checkpoint.model.graph.nodes if node.meta.get("layer")}
     model = to_onnx(checkpoint.model, checkpoint.examples(), names)
     timestep = next(v for v in model.graph.inputs if v.name == "timestep")
-    static = len(checkpoint.timesteps) == 1 or not (checkpoint.artifact.manifest.quantization or {}).get("temporal", True)
+    static = len(checkpoint.timesteps) == 1 or checkpoint.artifact.manifest.activations == "static"
     if target == "onnxruntime":
         _one_timestep(model.graph, timestep)
     writer = _TARGETS[target](model.graph, timestep, checkpoint.table_timesteps, int4=int4, static=static)

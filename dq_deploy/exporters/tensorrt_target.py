@@ -14,6 +14,7 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
+from ..formats import ScaleSource
 from ..formats.tables import INVERSE_DILATION, INVERSE_SCALE
 from ..quantization.quantizers import ActivationQuantizer
 from .emitter import Emitter, number
@@ -31,6 +32,7 @@ class TensorRTTarget:
 
     folds = False
     pads_first = True
+    per_sample = True
 
     def __init__(self, graph: ir.Graph, timestep: ir.Value, timesteps: torch.Tensor, *, int4: bool = True, static: bool = False) -> None:
         self.int4 = int4
@@ -44,14 +46,19 @@ class TensorRTTarget:
 
     def quantize(self, emit: Emitter, x: ir.Value, quantizer: ActivationQuantizer, name: str, pads: list[int], *, right: bool) -> Operand:  # noqa: ARG002
         """See the module."""
-        assert x.shape is not None
-        rank, at = len(x.shape), QuantizerPlace(self, emit, name, x, ir.DataType.FLOAT)
+        shape = x.shape
+        assert shape is not None
+        rank, factor = len(shape), inverse_dilation(quantizer.dilation, quantizer.axis, len(shape))
         if pads:
             half = len(pads) // 2
             amounts = np.array([0, 0, *pads[:half], 0, 0, *pads[half:]], dtype=np.int64)
             x = emit.op("Pad", [x, emit.constant(f"dq_deploy.pads_{'_'.join(map(str, pads))}", amounts)])
+        if factor is not None and quantizer.source is ScaleSource.COMPUTED:
+            x, factor = emit.op("Mul", [x, emit.constant(f"{name}.{INVERSE_DILATION}", factor)], name="dilate"), None
+            x.shape = shape
+        at = QuantizerPlace(self, emit, name, x, ir.DataType.FLOAT)
         s, z = scale(quantizer, at), None
-        u = emit.op("Mul", [x, _inverse(emit, s, quantizer, name, rank)])
+        u = emit.op("Mul", [x, _inverse(emit, s, factor, name, rank)])
         if not quantizer.symmetric:
             u = emit.op("Round", [u])
             z = zero_point(quantizer, at)
@@ -69,13 +76,12 @@ class TensorRTTarget:
         return qdq_product(layer, at)
 
 
-def _inverse(emit: Emitter, s: ir.Value, quantizer: ActivationQuantizer, name: str, rank: int) -> ir.Value:
-    """What takes an activation to units of its codes: 1 / (dilation · s_t)."""
+def _inverse(emit: Emitter, s: ir.Value, factor: Array | None, name: str, rank: int) -> ir.Value:
+    """What takes an activation to units of its codes: 1 / (dilation · s_t), ``factor`` being 1 / dilation."""
     if s.const_value is not None:
         inverse = number(f"{name}.{INVERSE_SCALE}", 1 / s.const_value.numpy())
     else:
         inverse = emit.op("Reciprocal", [s])
         inverse.shape = s.shape
         inverse = emit.unsqueeze(inverse, rank, "inverse_scale")
-    factor = inverse_dilation(quantizer.dilation, quantizer.axis, rank)
     return inverse if factor is None else emit.product(inverse, emit.constant(f"{name}.{INVERSE_DILATION}", factor), "dilate")

@@ -2,12 +2,15 @@
 
 ``<quantizer>.scale`` fp32 [T] and ``<quantizer>.zero_point`` int8 [T] are tables with a row for each calibrated timestep, ascending; in a
 bundle with interpolated rows between these, or one element where all rows are the same, and zero-points as floats or as uint8. Of a scale
-that is constant a graph may have ``<quantizer>.inverse_scale`` [] instead. ``<correction>.table`` [T, C] is taken off the output.
+that is constant a graph may have ``<quantizer>.inverse_scale`` [] instead. Of scales that are computed, s = α_t · max|x| / largest code, a
+checkpoint has ``<quantizer>.clipping_ratio`` α fp32 [T], and a graph ``<quantizer>.relative_scale`` α / largest code.
+``<correction>.table`` [T, C] is taken off the output.
 """
 
 from __future__ import annotations
 
 SCALE, ZERO_POINT, INVERSE_SCALE, TABLE = "scale", "zero_point", "inverse_scale", "table"
+CLIPPING_RATIO, RELATIVE_SCALE = "clipping_ratio", "relative_scale"
 DILATION, INVERSE_DILATION = "dilation", "inverse_dilation"
 """``<quantizer>.dilation`` [C]: what its channels are divided by first; a graph multiplies by the inverse."""
 CODES, PACKED_CODES, WEIGHT_SCALE, BIAS = "weight.codes", "weight.packed_codes", "weight.scale", "bias"

@@ -161,7 +161,7 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
             raise ArtifactError(f"{path}: NaN or Inf in {', '.join(bad[:5])}")
         timesteps = torch.tensor(artifact.manifest.timesteps, dtype=torch.float32)
         # Static tables say the same at every timestep.
-        gaps = parts(len(timesteps)) if (artifact.manifest.quantization or {}).get("temporal", True) else 1
+        gaps = 1 if artifact.manifest.activations == "static" else parts(len(timesteps))
         model = _rebuild(description, tensors, timesteps, gaps)
     except (KeyError, ValueError, TypeError, RuntimeError, AttributeError) as error:
         raise_if_out_of_memory(error)

@@ -16,10 +16,24 @@ from .methods import DILATEQUANT, METHODS
 INTEGER_PRESETS = tuple(name for name, (_, bits) in PRESETS.items() if of_bits(bits).integer)
 """The presets whose products are of integers."""
 
-_OF_ACTIVATIONS = ("softmax_bits", "dilation_relaxation", "temporal", "zero_points", "output_bias", "skip_halves")
+_OF_ACTIVATIONS = ("softmax_bits", "dilation_relaxation", "activations", "zero_points", "output_bias", "skip_halves")
 
 FIRST, LAST = "@first", "@last"
 """Patterns of ``keep`` for the layers that read the model's input and write its output."""
+
+
+class Activations(StrEnum):
+    """Where the scales of activations come from.
+
+    PER_TIMESTEP is a table with a row for each calibrated timestep, STATIC one row for all. PER_TOKEN computes a scale for each token of
+    what linear layers read, while the network runs; other products keep their tables. AUTO takes it for those whose outputs it brings
+    nearer by a decibel, measured on calibration samples.
+    """
+
+    AUTO = "auto"
+    PER_TIMESTEP = "per-timestep"
+    PER_TOKEN = "per-token"  # noqa: S105
+    STATIC = "static"
 
 
 class Dilation(StrEnum):
@@ -102,6 +116,17 @@ def _no_bool(value: Any) -> Any:
 Bits = Annotated[int, BeforeValidator(_no_bool), Field(ge=2, le=8)]
 
 
+def _renamed(given: dict[str, Any]) -> dict[str, Any]:
+    """Options with ``temporal``, which is ``activations`` now, under its new name. Raises ValueError for both, and for no truth value."""
+    if "temporal" not in given:
+        return given
+    temporal = given["temporal"]
+    if "activations" in given or not isinstance(temporal, bool):
+        raise ValueError(f"temporal is the former name of activations, true for per-timestep and false for static (got {temporal!r})")
+    chosen = Activations.PER_TIMESTEP if temporal else Activations.STATIC
+    return {name: value for name, value in given.items() if name != "temporal"} | {"activations": chosen}
+
+
 class QuantizeConfig(BaseModel):
     """Options of ``dq_deploy.quantize``. Bits are of the codes; everything is recorded in the checkpoint's manifest."""
 
@@ -123,8 +148,9 @@ class QuantizeConfig(BaseModel):
     dilation: Dilation = Dilation.AUTO
     dilation_relaxation: float = Field(default=0.0, ge=0, le=1)
     """r: dilation may let an output channel's weight range grow by this share where the measured output error falls."""
-    temporal: bool = True
-    """One row for each calibrated timestep (Temporal Parallel Quantizer, §4.2); False: one static scale and zero-point."""
+    activations: Activations = Activations.PER_TIMESTEP
+    """Scales of activations: a row of a table for each calibrated timestep (Temporal Parallel Quantizer, §4.2), one for each token, or one
+    for all. Options of before there was a choice say ``temporal`` true or false: per-timestep or static."""
     zero_points: bool = True
     """False makes every activation symmetric."""
     initial_range: InitialRange = InitialRange.AUTO
@@ -187,6 +213,11 @@ class QuantizeConfig(BaseModel):
         chosen = (2 if self.iterations else 1) if self.final_samples is None else self.final_samples
         return min(chosen, self.reference_samples)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _former_names(cls, given: Any) -> Any:
+        return _renamed(given) if isinstance(given, dict) else given
+
     @model_validator(mode="after")
     def _nothing_is_ignored(self) -> QuantizeConfig:
         """Refuse choices about activations where these stay float, and blocks where they do not."""
@@ -216,7 +247,8 @@ class QuantizeConfig(BaseModel):
         method = given.get("method", DILATEQUANT.name)
         if method not in METHODS:
             raise UsageError(f"unknown method '{method}'", f"{did_you_mean([method], METHODS)}methods: {', '.join(METHODS)}")
-        given = {**METHODS[method].options, **given}
+        filled = {name: value for name, value in METHODS[method].options.items() if name != "activations" or "temporal" not in given}
+        given = {**filled, **given}
         if "keep" in given:
             given["keep"] = {**cls().keep, **given["keep"]}
         try:

@@ -9,7 +9,7 @@ import torch
 
 from ..errors import ArtifactError
 from ..formats import NumberFormat, recorded
-from ..formats.tables import CODES, DILATION, SCALE, WEIGHT_SCALE, ZERO_POINT
+from ..formats.tables import CLIPPING_RATIO, CODES, DILATION, SCALE, WEIGHT_SCALE, ZERO_POINT
 
 _TINY = torch.finfo(torch.float32).tiny
 
@@ -39,6 +39,12 @@ def check_quantizer(name: str, tensors: Mapping[str, torch.Tensor], table_rows: 
     if tensors[zero_point].shape != (table_rows,):
         raise ArtifactError(f"table '{zero_point}' does not have one row for each of {table_rows} calibrated timesteps")
     _check_scale(dilation, tensors[dilation], [channels], "channels")
+
+
+def check_token_quantizer(name: str, tensors: Mapping[str, torch.Tensor], table_rows: int, *, channels: int) -> None:
+    """A table [T] of ``table_rows`` clipping ratios > 0, and a dilation [C] > 0."""
+    _check_scale(f"{name}.{CLIPPING_RATIO}", tensors[f"{name}.{CLIPPING_RATIO}"], [table_rows], "calibrated timesteps")
+    _check_scale(f"{name}.{DILATION}", tensors[f"{name}.{DILATION}"], [channels], "channels")
 
 
 def check_weight(name: str, tensors: Mapping[str, torch.Tensor], fmt: NumberFormat, *, bias: str, block: int | None = None) -> None:

@@ -13,17 +13,18 @@ import torch
 from torch.fx import GraphModule
 
 from ..artifacts import Artifact, Manifest, check_output, create_artifact, sha256_json
-from ..artifacts.details import BlockLoss, CheckpointDetails, RoundedLayer
+from ..artifacts.details import BlockLoss, CheckpointDetails, RoundedLayer, ScaleChoice
 from ..artifacts.final_error import FinalError
 from ..decibels import snr_db
+from ..formats import ScaleSource
 from ..progress import Progress, silent
 from .calibration.choice import changed
 from .calibration.schedules import plain_config
 from .calibration.source import Request
 from .calibration.trajectories import Answer, Model, Trajectories
-from .checkpoint import freeze, write_checkpoint
+from .checkpoint import freeze, named_quantizers, write_checkpoint
 from .clipping import counting
-from .config import QuantizeConfig
+from .config import Activations, QuantizeConfig
 from .distillation.distill import distill
 from .final_error import final_error
 from .graph.edit import set_tensor
@@ -31,6 +32,7 @@ from .graph.fold import fold_dilations
 from .graph.insertion import insert_quantizers
 from .graph.plan import Plan
 from .initial.initialize import Initialization, initialize, undilated_weights
+from .initial.scale_choice import choose_scales, take_choices
 from .output_bias import insert_output_bias, mean_error
 from .prepare import Prepared, prepare
 from .rounding.groups import groups_of
@@ -106,6 +108,7 @@ def _quantize(prepared: Prepared, work: SharedWork, progress: Progress) -> tuple
     config, float_graph, plan = prepared.config, prepared.float_graph, prepared.plan
     data = _collect(prepared, "calibration", range(config.seed, config.seed + config.calibration_samples), work, progress)
     reference = _collect(prepared, "reference", _reference_seeds(config), work, progress)
+    choices = _chosen_scales(prepared, data, work, progress)
     quantized = move(copy_with_quantizers(float_graph, plan, data.timesteps), prepared.device)
     initial = _initialized(prepared, quantized, data, work, progress)
     rounded = _rounded(prepared, quantized, data, work, progress)
@@ -127,7 +130,9 @@ def _quantize(prepared: Prepared, work: SharedWork, progress: Progress) -> tuple
     if config.iterations or folded or bias is not None:
         with counting(quantized) as clipped:
             after = per_timestep_snr(prepared.call(quantized), reference, progress)
-    manifest = _manifest(prepared, data, initial, rounded, records, folded)
+    manifest = _manifest(prepared, quantized, data, initial, rounded, records, folded)
+    if choices:
+        manifest.details["scale_choices"] = [choice.model_dump() for choice in choices]
     seen = per_timestep_snr(prepared.call(quantized), data.spread(config.reference_samples), progress)
     manifest.details["snr_db"] = {"before_distillation": before, "after_distillation": after, "calibration_samples": seen}
     manifest.details["clipped"] = clipped.fractions()
@@ -156,6 +161,20 @@ def _collect(prepared: Prepared, name: str, seeds: range, work: SharedWork, prog
     data = replace(part, samples=whole(part.samples, 1), outputs=whole(part.outputs, 1), conditions=conditions)
     work.save(name, *pack_trajectories(data))
     return data
+
+
+def _chosen_scales(prepared: Prepared, data: Trajectories, work: SharedWork, progress: Progress) -> list[ScaleChoice]:
+    """Sources of scales that are ours to choose, taken over into the plan; the main process measures for all."""
+    if prepared.config.activations is not Activations.AUTO or prepared.config.weight_only:
+        return []
+
+    def make() -> Stage:
+        found = choose_scales(prepared.float_graph, prepared.plan, data, prepared.config, progress)
+        return Stage({}, {"choices": [choice.model_dump() for choice in found]})
+
+    choices = [ScaleChoice(**choice) for choice in work.made("scale-choices", make).record["choices"]]
+    take_choices(prepared.plan, choices)
+    return choices
 
 
 def _initialized(prepared: Prepared, quantized: GraphModule, data: Trajectories, work: SharedWork, progress: Progress) -> Initialization:
@@ -196,7 +215,14 @@ def _output_bias(prepared: Prepared, quantized: GraphModule, data: Trajectories,
 
     def make() -> Stage:
         model = prepared.call(quantized)
-        return Stage({"table": mean_error(model, data, batch_size=config.batch_size, static=not config.temporal, progress=progress)}, {})
+        return Stage(
+            {
+                "table": mean_error(
+                    model, data, batch_size=config.batch_size, static=config.activations is Activations.STATIC, progress=progress
+                )
+            },
+            {},
+        )
 
     return work.made("output-bias", make).tensors["table"]
 
@@ -249,7 +275,13 @@ def per_timestep_snr(model: Model, reference: Trajectories, progress: Progress =
     return result
 
 
-def _manifest(prepared: Prepared, data: Trajectories, initial: Initialization, rounded: list[RoundedLayer],
+def _source(quantized: GraphModule, name: str) -> dict[str, str]:
+    """The manifest's word for a quantizer whose scales are computed; of others it has none."""
+    quantizer = dict(named_quantizers(quantized))[name]
+    return {"source": quantizer.source.value} if quantizer.source is ScaleSource.COMPUTED else {}
+
+
+def _manifest(prepared: Prepared, quantized: GraphModule, data: Trajectories, initial: Initialization, rounded: list[RoundedLayer],
               records: list[BlockLoss], folded: dict[str, list[str]]) -> Manifest:  # fmt: skip
     config, details, scheduler, plan = prepared.config, prepared.details, prepared.scheduler, prepared.plan
     scheduler_config, ran = plain_config(scheduler), prepared.calibration.choice
@@ -282,7 +314,7 @@ def _manifest(prepared: Prepared, data: Trajectories, initial: Initialization, r
             "layers": [layer.record() for layer in plan.quantized],
             "float_layers": [layer.record() for layer in plan.left_float],
             "float_mac_share": plan.float_fraction,
-            "quantizers": [{"name": name, "layers": layers} for name, layers in members.items()],
+            "quantizers": [{"name": name, "layers": layers, **_source(quantized, name)} for name, layers in members.items()],
             "skip_halves": prepared.skip_halves,
             "dilation": [{**r.model_dump(), "folded_into": folded.get(r.quantizer, [])} for r in initial.records],
             "dilation_rule": {"used": initial.rule, "mean_snr_db": initial.tried},

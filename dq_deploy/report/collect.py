@@ -91,12 +91,20 @@ def collect(
     return data.model_copy(update={"headlines": headlines(data)})
 
 
+_SCALES = {
+    "auto": "a scale for each token where that measured better, and elsewhere for each of {} timesteps",
+    "per-timestep": "a scale for each of {} timesteps",
+    "per-token": "a scale for each token, and elsewhere for each of {} timesteps",
+    "static": "static scales",
+}
+
+
 def _subtitle(checkpoint: Artifact) -> str:
     manifest, (most, *_) = checkpoint.manifest, layer_bits(checkpoint)
     options = manifest.quantization or {}
     activations = f"{most.activation_bits}-bit activations" if of_bits(most.activation_bits).integer else "float activations"
     others = (bits_in_words(checkpoint) or "").partition(", ")[2]
-    tables = f"a scale for each of {len(manifest.timesteps)} timesteps" if options["temporal"] else "static scales"
+    tables = _SCALES[manifest.activations].format(len(manifest.timesteps))
     trained = f"{options['iterations']} distillation steps a block" if options["iterations"] else "not distilled"
     bits = f"{most.weight_bits}-bit weights, {activations}" + (f" ({others})" if others else "")
     return f"{bits}, {tables}, {trained}"

@@ -21,7 +21,18 @@ from .request import ReportRequest
 
 _DRAWING_FLAGS = ("n", "seed", "steps", "prompts", "negative_prompt", "classes", "guidance_scale", "runtime")
 # Options of a quantization that are flags of the command line; the others go into a file.
-_FLAGS = ("steps", "iterations", "dilation", "rounding", "calibration_samples", "batch_size", "seed", "guidance_scale", "sampler")
+_FLAGS = (
+    "activations",
+    "steps",
+    "iterations",
+    "dilation",
+    "rounding",
+    "calibration_samples",
+    "batch_size",
+    "seed",
+    "guidance_scale",
+    "sampler",
+)
 
 
 def commands(artifact: Artifact, parent: Artifact | None = None) -> list[str]:
@@ -70,7 +81,8 @@ def _line(*words: str) -> str:
 
 def _quantize_flags(manifest: Manifest, details: CheckpointDetails) -> tuple[list[str], dict[str, Any]]:
     """The flags, and the options that have none."""
-    options = manifest.quantization or {}
+    options = {name: value for name, value in (manifest.quantization or {}).items() if name != "temporal"}
+    options["activations"] = manifest.activations
     method = options.get("method", DILATEQUANT.name)
     defaults = QuantizeConfig.build(method=method).model_dump(mode="json")  # with what the method fills in by itself
     bits = (options["weight_bits"], options["activation_bits"])

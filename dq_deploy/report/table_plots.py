@@ -63,7 +63,7 @@ def draw_curves(tables: Mapping[str, ScaleTable], most: int = _CURVES) -> Figure
         table = tables[name]
         axes.plot(table.timesteps, table.scales, color=BLUE, linewidth=1.8, marker=".", markersize=4)
         _decades(axes)
-        axes.set_title(_short(name), fontsize=8)
+        axes.set_title(_short(name) + (" (clipping ratio)" if table.per_token else ""), fontsize=8)
         axes.tick_params(labelsize=8)
         if any(table.zero_points):
             other = axes.twinx()

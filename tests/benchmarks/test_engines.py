@@ -36,7 +36,7 @@ def test_every_form_of_the_tables_computes_the_same(per_timestep: Artifact, form
 
 
 def test_the_plain_form_computes_what_the_static_graph_does(tmp_path: Path) -> None:
-    checkpoint = make_checkpoint(PlainUNet(), tmp_path / "checkpoint", temporal=False, zero_points=False, dilation="none")
+    checkpoint = make_checkpoint(PlainUNet(), tmp_path / "checkpoint", activations="static", zero_points=False, dilation="none")
     exported = export(checkpoint.artifact, tmp_path / "bundle", target="qdq", dtype="fp32")
     plain = rewritten(exported, tmp_path / "plain", plain_static)
     assert snr_db(run(exported, X, T), run(plain, X, T)) > 60

@@ -23,7 +23,7 @@ CASES = {
 
 @pytest.fixture(scope="module", params=mostly_nightly(CASES, "dilated, clipped"))
 def static(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
-    return make_checkpoint(PlainUNet(), tmp_path_factory.mktemp("static") / "checkpoint", temporal=False, **CASES[request.param])
+    return make_checkpoint(PlainUNet(), tmp_path_factory.mktemp("static") / "checkpoint", activations="static", **CASES[request.param])
 
 
 @pytest.mark.parametrize("target", TARGETS)

@@ -128,8 +128,8 @@ def test_a_budget_that_nothing_meets_says_what_can_be_had(budget: str, words: st
 def test_a_network_is_better_for_it_and_as_small_as_said(flow_pipeline: Path, tmp_path: Path) -> None:
     choice = choose_bits(str(flow_pipeline), "0.2x", preset="w4a8", **FAST)
     assert 0 < len(choice.keep) < len(choice.layers)
-    plain = dq_deploy.quantize(str(flow_pipeline), tmp_path / "plain", preset="w4a8", dilation="none", **FAST)
-    mixed = dq_deploy.quantize(str(flow_pipeline), tmp_path / "mixed", preset="w4a8", dilation="none", keep=choice.keep, **FAST)
+    plain = dq_deploy.quantize(str(flow_pipeline), tmp_path / "plain", preset="w4a8", **FAST)
+    mixed = dq_deploy.quantize(str(flow_pipeline), tmp_path / "mixed", preset="w4a8", keep=choice.keep, **FAST)
     before, after = (median(x.manifest.details["snr_db"]["after_distillation"]) for x in (plain, mixed))
     assert after > before + 1
     assert abs(after - choice.snr_db) < 3

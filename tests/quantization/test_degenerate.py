@@ -55,7 +55,7 @@ class Degenerate(nn.Module):
 QUICK: dict[str, Any] = {"steps": 2, "calibration_samples": 4, "iterations": 2}
 OPTIONS: list[dict[str, Any]] = [
     {"dilation": "none"},
-    {"dilation": "symmetric", "temporal": False},
+    {"dilation": "symmetric", "activations": "static"},
     {"dilation": "asymmetric", "zero_points": False},
     {"dilation": "auto", "initial_range": "percentile"},
     {"dilation": "smoothquant", "initial_range": "mse"},

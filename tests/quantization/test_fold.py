@@ -125,9 +125,10 @@ EXPECTED = {
 }  # fmt: skip
 
 
-def test_what_is_folded_changes_by_rounding_only(case: tuple[str, GraphModule, dict[str, torch.Tensor]]) -> None:
+@pytest.mark.parametrize("activations", ["per-timestep", "per-token"])
+def test_what_is_folded_changes_by_rounding_only(case: tuple[str, GraphModule, dict[str, torch.Tensor]], activations: str) -> None:
     kind, graph, conditions = case
-    before = dilated(graph, conditions)
+    before = dilated(graph, conditions, activations=activations)
     after = deepcopy(before)
     folded = fold_dilations(after)
     for pattern, place in EXPECTED[kind].items():

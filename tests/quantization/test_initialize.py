@@ -27,11 +27,11 @@ from tests.tiny import FAST, WHOLE, captured, make_checkpoint, quantized_copy, t
 
 
 @pytest.mark.parametrize("rule", [Dilation.NONE, Dilation.SYMMETRIC])
-@pytest.mark.parametrize("temporal", [True, False])
+@pytest.mark.parametrize("activations", ["per-timestep", "static"])
 def test_tables_see_every_sample_and_do_not_depend_on_how_many_memory_has_room_for(
-    monkeypatch: pytest.MonkeyPatch, plain_graph: GraphModule, plain_data: Trajectories, rule: Dilation, temporal: bool
+    monkeypatch: pytest.MonkeyPatch, plain_graph: GraphModule, plain_data: Trajectories, rule: Dilation, activations: str
 ) -> None:
-    options = {"initial_range": "minmax", "temporal": temporal}
+    options = {"initial_range": "minmax", "activations": activations}
     whole = dict(named_quantizers(quantized_copy(plain_graph, plain_data, rule=rule, **options)[0]))
     runs: list[int] = []
     observe = tables.Observer.observe
@@ -44,7 +44,9 @@ def test_tables_see_every_sample_and_do_not_depend_on_how_many_memory_has_room_f
         # Products of other batch sizes differ in the last bits.
         torch.testing.assert_close(quantizer.scale_table(), whole[name].scale_table(), rtol=1e-4, atol=0)
         assert int((quantizer.zero_point_table() - whole[name].zero_point_table()).abs().max()) <= 1
-        assert quantizer.fixed or len(set(quantizer.scale_table().tolist())) == (quantizer.table_rows if temporal else 1)
+        assert quantizer.fixed or len(set(quantizer.scale_table().tolist())) == (
+            quantizer.table_rows if activations == "per-timestep" else 1
+        )
 
 
 def test_the_last_sample_widens_a_range_as_the_first_one_does(plain_graph: GraphModule, plain_data: Trajectories) -> None:

@@ -45,7 +45,7 @@ def test_nothing_is_left_of_the_mean_error(plain_graph: GraphModule, plain_data:
 
 
 def test_a_static_model_has_one_bias_for_all_timesteps(plain_graph: GraphModule, plain_data: Trajectories) -> None:
-    quantized, _ = quantized_copy(plain_graph, plain_data, activation_bits=3, temporal=False)
+    quantized, _ = quantized_copy(plain_graph, plain_data, activation_bits=3, activations="static")
     table = mean_error(quantized, plain_data, batch_size=8, static=True)
     assert torch.equal(table, table[:1].expand_as(table))
     with torch.no_grad():

@@ -39,9 +39,9 @@ def gradients(quantized: GraphModule, data: Trajectories, parts: list[torch.Tens
 
 
 @pytest.mark.parametrize("kind", mostly_nightly(["plain", "diffusers"], "plain"))
-@pytest.mark.parametrize("bits", [4, 8])
-def test_a_mixed_batch_has_the_gradients_of_a_loop_over_timesteps(kind: str, bits: int) -> None:
-    quantized, data = prepared(kind, weight_bits=bits, activation_bits=bits)
+@pytest.mark.parametrize(("bits", "activations"), [(4, "per-timestep"), (8, "per-timestep"), (4, "per-token")])
+def test_a_mixed_batch_has_the_gradients_of_a_loop_over_timesteps(kind: str, bits: int, activations: str) -> None:
+    quantized, data = prepared(kind, weight_bits=bits, activation_bits=bits, activations=activations)
     count, rows = data.samples.shape[1], len(data.timesteps)
     mixed = torch.randperm(rows * count, generator=torch.Generator().manual_seed(0))
     together = gradients(quantized, data, [mixed])
@@ -49,6 +49,7 @@ def test_a_mixed_batch_has_the_gradients_of_a_loop_over_timesteps(kind: str, bit
     tables = [n for n in together if n.startswith("quantizers.")]
     assert any(n.endswith("zero_point") for n in tables)
     assert any(n.endswith("log_scale") for n in tables)
+    assert any(n.endswith("log_ratio") for n in tables) == (activations == "per-token")
     assert set(together) == set(looped)
     for name, gradient in together.items():
         scale = float(looped[name].abs().max()) or 1.0
@@ -67,7 +68,7 @@ def test_each_row_gets_the_gradient_of_its_own_timestep_only() -> None:
 def test_a_static_table_is_one_row_for_all_timesteps() -> None:
     graph = captured(PlainUNet())
     data = trajectories(graph)
-    quantized, _ = quantized_copy(graph, data, temporal=False)
+    quantized, _ = quantized_copy(graph, data, activations="static")
     for name, module in quantized.named_modules():
         if name.startswith("quantizers.") and not module.fixed:  # type: ignore[union-attr]
             assert module.log_scale.shape == (1, 1)  # type: ignore[union-attr]

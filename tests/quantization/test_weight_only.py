@@ -98,7 +98,7 @@ def test_each_block_of_a_row_has_the_scale_of_its_own_range() -> None:
 
 @pytest.mark.parametrize(("options", "words"), [
     ({"dilation": "symmetric"}, "dilation"),
-    ({"temporal": False}, "temporal"),
+    ({"activations": "static"}, "activations"),
     ({"zero_points": False, "skip_halves": "joint"}, "zero_points, skip_halves"),
     ({"weight_block": 48}, "weight_block"),
 ])  # fmt: skip

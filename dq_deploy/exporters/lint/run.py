@@ -12,7 +12,7 @@ from ...artifacts import Artifact, open_artifact
 from ...artifacts.details import BundleDetails
 from ...artifacts.reading import read_onnx
 from ...errors import ArtifactError, UsageError
-from ...formats.tables import SCALE
+from ...formats.tables import RELATIVE_SCALE, SCALE
 from ...formats.target import TARGETS, target_name
 from .finding import Finding, LintResult
 from .rule import Hit, Rule
@@ -37,7 +37,7 @@ def lint(source: str | Path | Artifact[BundleDetails], *, target: str | None = N
     details = bundle.details
     layers = frozenset([*(layer.name for layer in details.layers), *(site.name for site in details.quantizers)])
     file = bundle.file("model.onnx")
-    tables = frozenset(f"{name}.{SCALE}" for layer in details.layers for name in layer.quantizers)
+    tables = frozenset(f"{name}.{part}" for layer in details.layers for name in layer.quantizers for part in (SCALE, RELATIVE_SCALE))
     view = View(_load(file), file, layers, tuple(bundle.manifest.timesteps), tables, frozenset(bundle.manifest.files))
     return _judge(view, target or details.target, str(bundle.path))
 

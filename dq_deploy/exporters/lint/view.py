@@ -14,6 +14,7 @@ import onnx_ir as ir
 from onnx.reference import ReferenceEvaluator
 
 from ...artifacts.reading import data_problem
+from ...formats.tables import RELATIVE_SCALE, SCALE
 
 Array = np.ndarray[Any, Any]
 
@@ -227,7 +228,8 @@ class View:
         if scopes := node.metadata_props.get("pkg.torch.onnx.name_scopes"):
             names = [name for name in _literal_list(scopes)[:-1] if name]  # the last one is the node itself
             return names[-1] if names else None
-        prefix = str(node.name).partition("/")[0].removesuffix(".scale").partition("#pad")[0]  # what the exporters add to a layer's name
+        prefix = str(node.name).partition("/")[0].partition("#pad")[0]  # what the exporters add to a layer's name
+        prefix = prefix.removesuffix(f".{SCALE}").removesuffix(f".{RELATIVE_SCALE}")
         return prefix if prefix in self._layers else None
 
 

@@ -28,7 +28,10 @@ def weighted(at: Place, layer: QuantizedWeight, codes: ir.Value, matrix: np.ndar
     assert x.zero_point is not None
     scales = [x.scale, emit.constant(f"{at.name}.{WEIGHT_SCALE}", layer.frozen[1].numpy())]
     factors = [codes, emit.constant(f"{at.name}.{CODES}", matrix), x.zero_point]
-    y = scaled_sums(emit, factors, scales, output if layer.bias is None else None)
+    last = "bias" if layer.bias is not None else "tokens" if x.token_scale is not None else "sums"
+    y = scaled_sums(emit, factors, scales, output if last == "sums" else None)
+    if x.token_scale is not None:
+        y = emit.op("Mul", [y, x.token_scale], name="token_scale", output=output if last == "tokens" else None)
     if layer.bias is None:
         return y
     return emit.op("Add", [y, bias(emit, layer, at.name)], output=output)

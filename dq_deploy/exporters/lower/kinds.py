@@ -20,10 +20,11 @@ Array = np.ndarray[Any, Any]
 
 @dataclass(frozen=True)
 class Operand:
-    """A quantized activation [N, ...] of the graph: (codes − zero_point) · scale.
+    """A quantized activation [N, ...] of the graph: (codes − zero_point) · scale · token_scale.
 
     ``value`` is what products read, the codes as floats between Q/DQ pairs and else the codes. ``scale`` and ``zero_point`` are [N],
     constants [], or shaped to broadcast over the activation; without a zero-point it is 0. ``padded``: a convolution's padding is in it.
+    ``token_scale`` is what a target keeps apart that can have no scale of more than one number; None where there is none.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Operand:
     scale: ir.Value
     zero_point: ir.Value | None
     padded: bool = False
+    token_scale: ir.Value | None = None
 
 
 class TargetWriter(Protocol):
@@ -39,11 +41,13 @@ class TargetWriter(Protocol):
 
     ``int4``: weights of up to 4 bits are stored as INT4. ``folds``: its engine computes what is constant once, when it loads the graph, but
     a DequantizeLinear on every run. ``pads_first``: a convolution's padding must become the zero-point, so it precedes the quantizer.
+    ``per_sample``: each sample of a batch selects its own row of a table.
     """
 
     int4: bool
     folds: bool
     pads_first: bool
+    per_sample: bool
 
     def product(self, layer: Any, at: Place) -> ir.Value:
         """Emit a layer and give its output: ``qdq_product`` or ``integer_product``."""
@@ -57,7 +61,10 @@ class TargetWriter(Protocol):
 
 @dataclass(frozen=True)
 class QuantizerPlace:
-    """Where a quantizer is written: its name, the activation ``x`` [N, ...], not yet divided by a dilation, and the zero-points' type."""
+    """Where a quantizer is written: its name, the activation ``x`` [N, ...] and the zero-points' type.
+
+    ``x`` is divided by the dilation already where scales are computed from it.
+    """
 
     target: TargetWriter
     emit: Emitter

@@ -9,6 +9,7 @@ from typing import Any
 import onnx_ir as ir
 
 from ...errors import ArtifactError
+from ...formats import ScaleSource
 from ...quantization.output_bias import OutputBias
 from ...quantization.quantizers import ActivationQuantizer
 from ..emitter import Emitter, attributes, replace
@@ -88,5 +89,7 @@ class _Operands:
             self._written[key] = operand
             codes = operand.codes
             site = {"name": name, "input": str(x.name), "codes": str(codes.name), "pads": pads, "code_type": str(codes.dtype)}
+            if quantizer.source is ScaleSource.COMPUTED:
+                site["source"] = quantizer.source.value
             self.sites.quantizers.append(site)
         return self._written[key]

@@ -15,6 +15,7 @@ from ..config import InitialRange, QuantizeConfig
 from ..graph.products import GraphLayer
 from ..numerics import clipped_weight_scale, per_channel, per_sample, quantize, quantize_weight, weight_scale
 from ..prepare import Prepared
+from ..quantizers import QUANTIZERS
 from ..quantizers.observation import Observation
 from ..quantizers.ranges import clips_weights, search_tables
 
@@ -154,7 +155,10 @@ def _rounded(layer: GraphLayer, arguments: tuple[Any, ...], bits: BitPair, confi
         for position in operands:
             own = of_bits(config.softmax_bits) if layer.probabilities and position == 0 else activation
             symmetric = (layer.op == "matmul" and not (layer.probabilities and position == 0)) or not config.zero_points
-            rounded[position] = _activation(rounded[position], own, symmetric=symmetric, rule=config.initial_range)
+            if layer.quantizer is None:
+                rounded[position] = _activation(rounded[position], own, symmetric=symmetric, rule=config.initial_range)
+            else:
+                rounded[position] = _by_kind(rounded[position], layer.quantizer, own, symmetric=symmetric, config=config)
     if layer.op != "matmul":
         rounded[1] = _weight(rounded[1], weight, layer.weight_block)
     return rounded
@@ -163,6 +167,16 @@ def _rounded(layer: GraphLayer, arguments: tuple[Any, ...], bits: BitPair, confi
 def _activation(x: torch.Tensor, fmt: NumberFormat, *, symmetric: bool, rule: InitialRange) -> torch.Tensor:
     scale, zero_point = search_tables(Observation.of(x, len(x)), fmt, symmetric=symmetric, rule=rule)
     return quantize(x, per_sample(1 / scale, x), per_sample(zero_point, x), fmt) * per_sample(scale, x)
+
+
+def _by_kind(x: torch.Tensor, kind: str, fmt: NumberFormat, *, symmetric: bool, config: QuantizeConfig) -> torch.Tensor:
+    """A linear layer's input as another kind of quantizer than the plan's has it, fitted to each sample by itself."""
+    symmetric, each = symmetric or not QUANTIZERS[kind].zero_points, torch.arange(len(x), device=x.device)
+    quantizer = QUANTIZERS[kind](each.float(), fmt, symmetric=symmetric, axis=-1, channels=x.shape[-1]).to(x.device)
+    quantizer.calibrate(quantizer.observation().after(x), config)
+    codes, scale = quantizer(x, each)
+    rounded: torch.Tensor = codes * per_sample(scale, codes)
+    return rounded
 
 
 def _weight(weight: torch.Tensor, fmt: NumberFormat, block: int) -> torch.Tensor:

@@ -10,7 +10,8 @@ from torch.fx import GraphModule, Node
 
 from ...errors import UsageError, did_you_mean
 from ...formats import INT8, NumberFormat, of_bits
-from ..config import FIRST, LAST, QuantizeConfig
+from ..config import FIRST, LAST, Activations, QuantizeConfig
+from ..quantizers import QUANTIZERS, StaticQuantizer, TableQuantizer, TokenQuantizer
 from ..weights.blocked import block_length
 from .dataflow import unmixed
 from .moves import MOVES
@@ -20,6 +21,12 @@ from .skip_halves import name_matches, whole_name
 
 _BLURRED = "reads the model's input, which 8 bits would blur by more than the noise of the last step"
 _KEEP = QuantizeConfig().keep
+_KIND_OF_TABLES = {
+    Activations.AUTO: TableQuantizer.kind,  # until they are chosen
+    Activations.PER_TIMESTEP: TableQuantizer.kind,
+    Activations.PER_TOKEN: TableQuantizer.kind,
+    Activations.STATIC: StaticQuantizer.kind,
+}
 
 
 @dataclass(frozen=True)
@@ -36,7 +43,7 @@ class Plan:
     """Every product of the model: quantized, or left in float with the reason. ``quantizer`` is the kind that activations have."""
 
     layers: list[GraphLayer]
-    quantizer: str = "per-timestep"
+    quantizer: str = TableQuantizer.kind
     zero_points: bool = True
     softmax_format: NumberFormat = INT8
 
@@ -57,12 +64,14 @@ class Plan:
         total = sum(layer.macs for layer in counted)
         return sum(layer.macs for layer in counted if layer.float_reason) / total if total else 0.0
 
-    def reading(self, layer: GraphLayer, operand: Node) -> Reading:
-        """How ``layer`` reads one of its operands."""
+    def reading(self, layer: GraphLayer, operand: Node, kind: str | None = None) -> Reading:
+        """How ``layer`` reads one of its operands; with another ``kind`` of quantizer, if one is given."""
         # Only on the left: the zero-point of probabilities is then corrected by column sums of the right operand's codes.
         if layer.probabilities and operand is layer.node.args[0]:
             return Reading("probabilities", self.softmax_format, symmetric=False)
-        return Reading(self.quantizer, layer.activation_format, symmetric=layer.op == "matmul" or not self.zero_points)
+        kind = kind or layer.quantizer or self.quantizer
+        zero_points = self.zero_points and layer.op != "matmul" and QUANTIZERS[kind].zero_points
+        return Reading(kind, layer.activation_format, symmetric=not zero_points)
 
 
 def make_plan(graph_module: GraphModule, config: QuantizeConfig) -> Plan:
@@ -82,6 +91,8 @@ def make_plan(graph_module: GraphModule, config: QuantizeConfig) -> Plan:
         layer.weight_format, layer.activation_format = of_bits(config.weight_bits), of_bits(config.activation_bits)
         if layer.weight_only:
             _weight_only(layer, config)
+        elif layer.op == "linear" and config.activations is Activations.PER_TOKEN:
+            layer.quantizer = TokenQuantizer.kind
     sample = unmixed(graph_module, inputs[0], {layer.node for layer in layers})
     for pattern, value in config.keep.items():
         hits = [x for x in layers if _matches(pattern, x, sample, output)]
@@ -95,7 +106,7 @@ def make_plan(graph_module: GraphModule, config: QuantizeConfig) -> Plan:
         roles = meaning if {FIRST, LAST} & set(unmatched) else ""
         near = did_you_mean(unmatched, [layer.name for layer in layers])
         raise UsageError(f"no layer matches {', '.join(map(repr, unmatched))}", f"{near}layers are named like: {names}, …{roles}")
-    plan = Plan(layers, "per-timestep" if config.temporal else "static", config.zero_points, of_bits(config.softmax_bits))
+    plan = Plan(layers, _KIND_OF_TABLES[config.activations], config.zero_points, of_bits(config.softmax_bits))
     if plan.float_fraction > config.max_float_share:
         worst = sorted(plan.left_float, key=lambda x: -x.macs)[:5]
         enough = min(1.0, math.ceil(plan.float_fraction * 100) / 100)

@@ -37,6 +37,7 @@ class GraphLayer:
     activation_format: NumberFormat = INT8
     form: str | None = None  # of its weight, a key of ``weights.LAYERS``; None: the one that its activations ask for
     options: dict[str, Any] = field(default_factory=dict)  # of that form
+    quantizer: str | None = None  # of its activation, a key of ``quantizers.QUANTIZERS``; None: the plan's
     float_reason: str | None = None
     kept: bool = False  # in float by choice
     probabilities: bool = False  # of attention, as the left operand

@@ -10,7 +10,6 @@ import torch
 from ...artifacts.details import DilatedInput
 from ..config import Dilation, QuantizeConfig
 from ..quantizers import ActivationQuantizer
-from ..quantizers.observation import Observation
 from ..quantizers.ranges import clips_weights
 from ..weights import QuantizedWeight
 from .dilation import LayerStatistics, asymmetric_bound, candidates, dilate, smoothquant, symmetric_bound
@@ -106,8 +105,7 @@ class GroupSetter:
     def apply(self, s: torch.Tensor, x: torch.Tensor) -> None:
         """Set dilation, weights and tables for ``s`` [C], the tables from ``x``."""
         set_weights(self.group, self.weights, s, self.config)
-        seen = Observation.of(self.quantizer.divided(x), self.quantizer.fitted_table_rows, counted=self.quantizer.counted)
-        self.quantizer.calibrate(seen, self.config)
+        self.quantizer.calibrate(self.quantizer.observation().after(self.quantizer.divided(x)), self.config)
 
     def _error(self, s: torch.Tensor) -> float:
         """Relative squared output error of the group's layers with real rounding, averaged over timesteps."""

@@ -12,9 +12,8 @@ from torch.fx import GraphModule
 from ..calibration.trajectories import Trajectories
 from ..config import QuantizeConfig
 from ..graph.shapes import live_bytes
-from ..quantizers.observation import Observation
 from .group_setter import Group
-from .watcher import Watcher, arguments, device_of
+from .watcher import Watcher, arguments
 
 _PASS_BYTES = 4 << 30  # of a pass's values: a Stable Diffusion has a gigabyte of attention scores and probabilities for each sample
 
@@ -50,10 +49,7 @@ class Observer(Watcher):
 
     def __init__(self, module: GraphModule, groups: Mapping[str, list[Group]], advance: Any) -> None:
         super().__init__(module, groups, advance)
-        self.seen = {
-            group.name: Observation.nothing(group.quantizer.fitted_table_rows, device_of(module), counted=group.quantizer.counted)
-            for group in chain.from_iterable(groups.values())
-        }
+        self.seen = {group.name: group.quantizer.observation() for group in chain.from_iterable(groups.values())}
         self.row, self.timestep, self.first = 0, 0.0, 0
 
     def observe(self, row: int, timestep: float, samples: torch.Tensor, conditions: Mapping[str, torch.Tensor], first: int) -> None:

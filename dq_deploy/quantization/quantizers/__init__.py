@@ -14,6 +14,7 @@ from .base import ActivationQuantizer, Quantized, Trained
 from .probabilities import ProbabilityQuantizer
 from .static import StaticQuantizer
 from .table import TableQuantizer
+from .token import TokenQuantizer
 
 QUANTIZERS: dict[str, type[ActivationQuantizer]] = {}
 """Every kind by its name."""
@@ -29,7 +30,7 @@ def kind_of(config: Mapping[str, Any]) -> type[ActivationQuantizer]:
     return QUANTIZERS[config.get("kind") or ("probabilities" if config.get("fixed") else "per-timestep")]
 
 
-for _kind in (TableQuantizer, StaticQuantizer, ProbabilityQuantizer):
+for _kind in (TableQuantizer, StaticQuantizer, TokenQuantizer, ProbabilityQuantizer):
     register(_kind)
 
 __all__ = [
@@ -39,6 +40,7 @@ __all__ = [
     "Quantized",
     "StaticQuantizer",
     "TableQuantizer",
+    "TokenQuantizer",
     "Trained",
     "kind_of",
     "register",

@@ -42,6 +42,8 @@ class ActivationQuantizer(nn.Module, ABC):
     source: ClassVar[ScaleSource]
     fixed: ClassVar[bool] = False
     """Whether its range is known beforehand: then nothing is divided, and nothing trained."""
+    zero_points: ClassVar[bool] = True
+    """Whether it can have zero-points other than 0."""
     counted: ClassVar[bool] = True
     """Whether calibration needs to know how many values lie where, and not their extremes alone."""
     boundaries: torch.Tensor
@@ -92,6 +94,10 @@ class ActivationQuantizer(nn.Module, ABC):
     def tensors(self) -> dict[str, torch.Tensor]:
         """What a checkpoint stores of it when it is frozen, by part: tables [T], a dilation [C]."""
 
+    def observation(self) -> Observation:
+        """What calibration collects of it, as long as it has seen nothing."""
+        return Observation.nothing(self.fitted_table_rows, self.dilation.device, counted=self.counted)
+
     @abstractmethod
     def calibrate(self, seen: Observation, config: QuantizeConfig) -> None:
         """Fit it to what its ``fitted_table_rows`` saw of the divided activation."""
@@ -107,6 +113,10 @@ class ActivationQuantizer(nn.Module, ABC):
     @abstractmethod
     def scale_table(self) -> torch.Tensor:
         """Scales [T], fp32; where they are computed, those that calibration saw."""
+
+    def table(self) -> torch.Tensor:
+        """What its table says of the scales at each timestep [T], fp32: themselves, or what computed ones are multiplied with."""
+        return self.scale_table()
 
     def zero_point_table(self) -> torch.Tensor:
         """Zero-points [T], int8."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
+from typing import Self
 
 import torch
 
@@ -56,18 +57,21 @@ class Observation:
     counts: torch.Tensor
 
     @classmethod
-    def nothing(cls, table_rows: int, device: torch.device, *, counted: bool = True) -> Observation:
+    def nothing(cls, table_rows: int, device: torch.device, *, counted: bool = True) -> Self:
         """Of rows that have seen no value yet; of those that they will see only the extremes unless ``counted``."""
         unseen = torch.full((table_rows,), torch.inf, device=device)
         return cls(unseen, -unseen, torch.zeros(table_rows, 2 * _BINS + 1 if counted else 0, device=device))
 
     @classmethod
-    def of(cls, values: torch.Tensor, table_rows: int, *, counted: bool = True) -> Observation:
+    def of(cls, values: torch.Tensor, table_rows: int, *, counted: bool = True) -> Self:
         """Of ``values`` [R·m, ...], R being ``table_rows``, the slowest."""
-        seen = cls.nothing(table_rows, values.device, counted=counted)
-        for row, part in enumerate(values.reshape(table_rows, -1)):
-            seen.add(part, row)
-        return seen
+        return cls.nothing(table_rows, values.device, counted=counted).after(values)
+
+    def after(self, values: torch.Tensor) -> Self:
+        """Itself, having seen ``values`` [R·m, ...] too, rows slowest."""
+        for row, part in enumerate(values.unflatten(0, (len(self.low), -1))):
+            self.add(part, row)
+        return self
 
     def add(self, values: torch.Tensor, row: int) -> None:
         """See ``values`` of any shape in ``row`` too."""

@@ -118,7 +118,8 @@ function aboutQuantizer(name, at, onpick) {
   const table = data.tables[name];
   if (!table) return [];
   const dilation = data.dilation.find((row) => row.quantizer === name);
-  const facts = [["scale", figures(table.scales[at], 5)], ["zero-point", figures(table.zero_points[at])]];
+  const what = table.per_token ? "clipping ratio" : "scale";  // of a scale that each token computes, α is what a table has
+  const facts = [[what, figures(table.scales[at], 5)], table.per_token ? ["scale", "of each token"] : ["zero-point", figures(table.zero_points[at])]];
   if (dilation) {
     facts.push(["dilation", dilation.dilated_share ? `${dilation.rule}, ${Math.round(100 * dilation.dilated_share)} % of channels` : "none pays"],
       ["unsaturated", `${Math.round(100 * dilation.unsaturated_share)} % of channels`], ["range, Δ′x ÷ Δx", figures(dilation.range_ratio, 4)]);
@@ -127,11 +128,11 @@ function aboutQuantizer(name, at, onpick) {
   const rows = table.timesteps.map((t, index) => html("tr", { class: index === at ? "chosen" : null }, ...[figures(t), figures(table.scales[index], 5), figures(table.zero_points[index])].map((text) => html("td", { class: "number" }, text))));
   return [
     html("h4", null, name), html("dl", null, ...facts.flatMap(([term, value]) => [html("dt", null, term), html("dd", null, value)])),
-    html("p", { class: "unit" }, "scale"), panelChart({ series: [{ name: "scale", values: table.scales, colour: "s3", marker: "solid", radius: 2 }], log: true, description: `scale of ${name} over timesteps` }, at, onpick),
+    html("p", { class: "unit" }, what), panelChart({ series: [{ name: what, values: table.scales, colour: "s3", marker: "solid", radius: 2 }], log: true, description: `${what} of ${name} over timesteps` }, at, onpick),
     moves ? html("p", { class: "unit" }, "zero-point") : null,
     moves ? panelChart({ series: [{ name: "zero-point", values: table.zero_points, colour: "s4", marker: "solid", radius: 2 }], height: 120, description: `zero-point of ${name} over timesteps` }, at, onpick) : null,
     html("details", null, html("summary", null, "Its table"), html("div", { class: "rows" }, html("table", null,
-      html("thead", null, html("tr", null, ...["timestep", "scale", "zero-point"].map((title) => html("th", { class: "number" }, title)))), html("tbody", null, ...rows)))),
+      html("thead", null, html("tr", null, ...["timestep", what, "zero-point"].map((title) => html("th", { class: "number" }, title)))), html("tbody", null, ...rows)))),
   ].filter(Boolean);
 }
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from dq_deploy.exporters.emitter import number
 from dq_deploy.exporters.lower import QuantizerPlace, scale
-from dq_deploy.formats import INT8
+from dq_deploy.formats import INT8, ScaleSource
 from dq_deploy.quantization.quantizers import Quantized
 from dq_deploy.quantization.weights import QuantizedLinear
 from tests.exporters.lower.written import ASKED, TARGETS, Written, agree, random
@@ -23,7 +23,7 @@ SHAPE, OUTPUTS = (5, 16), 6
 class OneScale(nn.Module):
     """One constant scale, given at construction."""
 
-    format, symmetric, axis = INT8, True, -1
+    format, symmetric, axis, source = INT8, True, -1, ScaleSource.CONSTANT
 
     def __init__(self, value: float) -> None:
         super().__init__()
@@ -40,6 +40,8 @@ def constant(quantizer: OneScale, at: QuantizerPlace) -> ir.Value:
 
 class PerToken(OneScale):
     """A scale for each token, computed from it."""
+
+    source = ScaleSource.COMPUTED
 
     def forward(self, x: torch.Tensor, _: torch.Tensor) -> Quantized:
         found = x.abs().amax(dim=-1, keepdim=True) * (self.value / 127)

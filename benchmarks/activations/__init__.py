@@ -1,0 +1,1 @@
+"""What each source of activation scales is worth where nothing is trained: ``python -m benchmarks.activations``."""
