@@ -26,6 +26,7 @@ OPTIONS = {
     # SNRs of two forwards scatter: this many samples of 8×8 bring the difference well below half a decibel.
     "reference_samples": 24,
     "iterations": 0,
+    "rounding": "nearest",
     "max_float_share": 0.2,  # the first layer weighs more in a tiny model
 }
 

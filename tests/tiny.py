@@ -36,6 +36,7 @@ FAST: dict[str, Any] = {
     "reference_samples": 2,
     "iterations": 0,
     "dilation": "symmetric",  # "auto" tries this rule and four others
+    "rounding": "nearest",
     "batch_size": 8,
     "max_float_share": 0.5,  # the first layer weighs more in a tiny model
 }

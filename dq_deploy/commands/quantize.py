@@ -60,8 +60,8 @@ _SHOWN_LAYERS = 10
 @click.option(
     "--rounding",
     type=click.Choice(["auto", "nearest", "gptq"]),
-    help="How weights become codes: each the nearest, or by GPTQ, by what they do to the layer's output; auto is GPTQ for layers of up to "
-    "6 bits, but not before training with activations of fewer than 8.  [default: auto]",
+    help="How weights become codes: each the nearest, or by GPTQ, by what they do to the layer's output; auto is GPTQ, "
+    "but not before training with activations of fewer than 8 bits.  [default: auto]",
 )
 @click.option("--calibration-samples", type=int, help="Images to calibrate and distil on, each with all its steps.  [default: 64]")
 @click.option("--batch-size", type=int, help="Samples per batch; fewer need less memory.  [default: 32]")

@@ -70,17 +70,14 @@ class Rounding(StrEnum):
     """How weights become codes.
 
     NEAREST rounds each alone. GPTQ rounds one input of a layer after the other, by what it does to the layer's output on the calibration
-    samples (rounding/). AUTO is GPTQ for layers of up to ``GPTQ_BITS`` bits, where nothing is trained or activations have
-    ``GPTQ_ACTIVATION_BITS``: by measurement (docs/decisions/rounding.md).
+    samples (rounding/). AUTO is GPTQ where nothing is trained or activations have ``GPTQ_ACTIVATION_BITS``: by
+    measurement (docs/decisions/rounding.md).
     """
 
     AUTO = "auto"
     NEAREST = "nearest"
     GPTQ = "gptq"
 
-
-GPTQ_BITS = 6
-"""Most bits of a weight that AUTO rounds by GPTQ."""
 
 GPTQ_ACTIVATION_BITS = 8
 """Least bits of activations with which distillation starts from GPTQ under AUTO: with 4 it ended worse than from nearest codes."""
@@ -195,10 +192,11 @@ class QuantizeConfig(BaseModel):
         """Whether activations stay float."""
         return not of_bits(self.activation_bits).integer
 
-    def rounds_by_gptq(self, bits: int) -> bool:
-        """Whether a weight of so many bits is rounded by GPTQ."""
+    @property
+    def rounds_by_gptq(self) -> bool:
+        """Whether weights are rounded by GPTQ."""
         if self.rounding is Rounding.AUTO:
-            return bits <= GPTQ_BITS and (not self.iterations or self.activation_bits >= GPTQ_ACTIVATION_BITS)
+            return not self.iterations or self.activation_bits >= GPTQ_ACTIVATION_BITS
         return self.rounding is Rounding.GPTQ
 
     @property

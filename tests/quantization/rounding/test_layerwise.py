@@ -177,22 +177,22 @@ def test_the_same_seed_gives_the_same_codes_and_another_draws_others(unet_graph:
     assert any(not torch.equal(found[0][name], found[2][name]) for name in found[0])
 
 
-def test_auto_rounds_layers_of_few_bits_and_leaves_the_others(plain_graph: GraphModule, plain_data: Trajectories) -> None:
+def test_layers_of_every_number_of_bits_are_rounded(plain_graph: GraphModule, plain_data: Trajectories) -> None:
     options: dict[str, Any] = {"preset": "w4a8", "rounding": "auto", "keep": {"qkv": 8, "out": 6}}
     quantized, _ = quantized_copy(plain_graph, plain_data, **options)
     names = {record.layer for record in round_weights(quantized, plain_data, config(**options))}
-    assert set(layers_of(quantized)) - names == {"qkv", "last"}  # the last layer has 8 bits by default
+    assert set(layers_of(quantized)) == names
     assert round_weights(quantized, plain_data, config(rounding="nearest")) == []
     assert QuantizeConfig.build("w8a8").rounding is Rounding.AUTO
 
 
 @pytest.mark.parametrize(("preset", "iterations", "expected"), [
     ("w4a8", 0, True), ("w4a8", 60, True), ("w4a16", 60, True), ("w4a4", 0, True), ("w6a6", 0, True),
-    ("w4a4", 60, False), ("w6a6", 60, False), ("w8a8", 0, False),
+    ("w8a8", 0, True), ("w8a8", 60, True), ("w4a4", 60, False), ("w6a6", 60, False),
 ])  # fmt: skip
 def test_auto_does_not_train_from_gptq_where_activations_have_few_bits(preset: str, iterations: int, expected: bool) -> None:
     chosen = QuantizeConfig.build(preset, iterations=iterations)
-    assert chosen.rounds_by_gptq(chosen.weight_bits) is expected
+    assert chosen.rounds_by_gptq is expected
 
 
 def test_weights_alone_are_rounded_with_the_scales_that_they_ship_with(plain_graph: GraphModule, plain_data: Trajectories) -> None:
