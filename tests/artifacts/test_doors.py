@@ -50,6 +50,7 @@ EXCEPTIONS: dict[str, dict[str, str]] = {
     "quantization/calibration/pipeline_source.py": {"read_text": "the user's prompts, as text"},
     "quantization/distillation/cache.py": {"open": "scratch of this run"},
     "quantization/distillation/distill.py": {"rmtree": "scratch of this run"},
+    "quantization/rounding/layerwise.py": {"rmtree": "scratch of this run"},
     "sources/pickles.py": {"symlink_to": "a folder of links to a source, of this run"},
     "sources/weights.py": {"symlink_to": "a folder of links to a source, of this run"},
     "report/page.py": {"read_text": "our own templates"},
