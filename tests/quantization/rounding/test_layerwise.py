@@ -242,7 +242,9 @@ def test_a_chain_that_is_not_finite_is_named(plain_graph: GraphModule, plain_dat
 @pytest.fixture(scope="session")
 def rounded_checkpoint(tmp_path_factory: pytest.TempPathFactory, attention_pipeline: Path) -> Checkpoint:
     """W4A8 of ``attention_pipeline``, rounded and not distilled."""
-    return make_checkpoint(attention_pipeline, tmp_path_factory.mktemp("rounded") / "checkpoint", preset="w4a8", dilation="none")
+    return make_checkpoint(
+        attention_pipeline, tmp_path_factory.mktemp("rounded") / "checkpoint", preset="w4a8", rounding="auto", dilation="none"
+    )
 
 
 def test_a_checkpoint_says_what_was_rounded_and_is_better_for_it(
@@ -250,7 +252,7 @@ def test_a_checkpoint_says_what_was_rounded_and_is_better_for_it(
 ) -> None:
     nearest = make_checkpoint(attention_pipeline, tmp_path / "nearest", preset="w4a8", dilation="none", rounding="nearest")
     details = rounded_checkpoint.details
-    weighted = {layer.name for layer in details.layers if layer.weight_bits == 4}
+    weighted = {layer.name for layer in details.layers if layer.weight_bits}
     assert {layer.layer for layer in details.rounding or ()} == weighted != set()
     assert re.fullmatch(
         rf"{len(weighted)} of \d+ layers; a layer's error is 0\.\d\d of that of nearest codes \(median\)", details.rounding_summary
