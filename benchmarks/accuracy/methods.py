@@ -81,7 +81,7 @@ METHODS: tuple[Method, ...] = (
            {}, "end-to-end", rival=True),
     Method(DILATEQUANT, "DilateQuant", "error-aware dilation, tables, block distillation from the nearest codes",
            {}, "block"),
-    Method("gptq", "DilateQuant from GPTQ's codes", "the default of `dq-deploy quantize` at W4A8: distillation starts from GPTQ",
+    Method("gptq", "DilateQuant from GPTQ's codes", "the default with 8-bit activations: distillation starts from GPTQ",
            {"rounding": "gptq"}, "block"),
     Method("gptq-untrained", "WD + TPQ + GPTQ + output bias", "`dq-deploy quantize --iterations 0 --rounding gptq`: nothing is trained",
            {"rounding": "gptq", "output_bias": True}),
