@@ -145,6 +145,8 @@ def _table(
             raise ArtifactError(f"{artifact.path}: quantizer '{name}' has {array.size} {what} rows for {len(timesteps)} timesteps")
         found.append(np.broadcast_to(calibrated, len(timesteps)))
     scales, zero_points = found
+    if not (np.isfinite(scales) & (scales > 0)).all():
+        raise ArtifactError(f"{artifact.path}: quantizer '{name}' has scales or clipping ratios that are not positive numbers")
     shifts = zero_points.astype(int).tolist()
     return ScaleTable(timesteps=timesteps, scales=scales.astype(float).tolist(), zero_points=shifts, per_token=per_token)
 

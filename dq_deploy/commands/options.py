@@ -239,6 +239,12 @@ def read_config(path: Path | None) -> dict[str, Any]:
         raise UsageError(f"{path} is not a JSON file: {error}") from None
     if not isinstance(content, dict):
         raise UsageError(f"{path} must hold one JSON object of options")
+    from ..quantization.config import under_current_names
+
+    try:
+        content = under_current_names(content)
+    except ValueError as error:
+        raise UsageError(f"{path}: {error}", "name one of them") from None
     known = _config_keys()
     problems = [f"unknown option '{key}'" for key in content if key not in known]
     problems += [f"'{key}' must be {what}" for key, kind, what in _CONFIG_KINDS if not isinstance(content.get(key, kind()), kind)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from enum import StrEnum
 from typing import Annotated, Any, Literal
 
@@ -113,7 +114,13 @@ def _no_bool(value: Any) -> Any:
 Bits = Annotated[int, BeforeValidator(_no_bool), Field(ge=2, le=8)]
 
 
-def _renamed(given: dict[str, Any]) -> dict[str, Any]:
+def _problem(error: Mapping[str, Any]) -> str:
+    """What is wrong with one option, with its value; or with several together."""
+    said = str(error["msg"]).removeprefix("Value error, ")
+    return f"{'.'.join(map(str, error['loc']))}: {said} (got {error['input']!r})" if error["loc"] else said
+
+
+def under_current_names(given: dict[str, Any]) -> dict[str, Any]:
     """Options with ``temporal``, which is ``activations`` now, under its new name. Raises ValueError for both, and for no truth value."""
     if "temporal" not in given:
         return given
@@ -214,7 +221,7 @@ class QuantizeConfig(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _former_names(cls, given: Any) -> Any:
-        return _renamed(given) if isinstance(given, dict) else given
+        return under_current_names(given) if isinstance(given, dict) else given
 
     @model_validator(mode="after")
     def _nothing_is_ignored(self) -> QuantizeConfig:
@@ -224,7 +231,7 @@ class QuantizeConfig(BaseModel):
         if self.weight_only and self.dilation not in (Dilation.AUTO, Dilation.NONE):
             given.append("dilation")
         if self.weight_only and given:
-            raise ValueError(f"activations stay float (activation_bits 16), and {', '.join(given)} would be ignored")
+            raise ValueError(f"activation_bits 16 leaves activations in float, where {', '.join(given)} would be ignored: leave it out")
         if not self.weight_only and self.weight_block != defaults["weight_block"].default:
             raise ValueError("weight_block is for activation_bits 16: TensorRT refuses blocks of weights beside integer activations")
         return self
@@ -252,5 +259,5 @@ class QuantizeConfig(BaseModel):
         try:
             return cls(**{"weight_bits": weight_bits, "activation_bits": activation_bits, **given})
         except ValidationError as error:
-            problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']} (got {e['input']!r})" for e in error.errors())
+            problems = "; ".join(map(_problem, error.errors()))
             raise UsageError(f"bad quantization options: {problems}") from None

@@ -51,6 +51,9 @@ def test_a_table_that_is_missing_or_has_other_rows_is_named(plain_checkpoint: Ch
     spoil(other, f"{QUANTIZER}.scale", [0.1, 0.2, 0.3])
     with pytest.raises(ArtifactError, match="quantizer 'up.input' has 3 scale rows for 4 timesteps"):
         read_tables(open_artifact(other.path, "bundle"))
+    spoil(other, f"{QUANTIZER}.scale", [0.1, 0.2, float("nan"), 0.3])
+    with pytest.raises(ArtifactError, match="quantizer 'up.input' has scales or clipping ratios that are not positive numbers"):
+        read_tables(open_artifact(other.path, "bundle"))
 
 
 def spoil(bundle: Artifact, name: str, values: list[float] | None) -> None:

@@ -58,6 +58,7 @@ def test_a_keep_pattern_that_matches_no_layer(cli: Cli, tmp_path: Path, flow: Fl
         ("[1, 2]", ("one JSON object",)),
         ("steps = 20", ("not a JSON file",)),
         ("\udcff", ("not a JSON file",)),
+        ('{"temporal": 3}', ("temporal is the former name of activations", "name one of them")),
     ],
 )
 def test_bad_config(cli: Cli, tmp_path: Path, flow: Flow, text: str, words: tuple[str, ...]) -> None:
@@ -71,13 +72,15 @@ def test_bad_config(cli: Cli, tmp_path: Path, flow: Flow, text: str, words: tupl
 
 def test_flags_win_over_the_config(cli: Cli, tmp_path: Path, flow: Flow) -> None:
     config = tmp_path / "options.json"
-    config.write_text('{"preset": "w4a4", "seed": 3, "steps": 9, "max_float_share": 0.5, "keep": {"conv_out": 6, "*time_emb*": 7}}')
+    config.write_text(
+        '{"preset": "w4a4", "seed": 3, "steps": 9, "max_float_share": 0.5, "temporal": false, "keep": {"conv_out": 6, "*time_emb*": 7}}'
+    )
     flags = (*FAST, "--preset", "w8a8", "--keep", "conv_out=5", "--batch-size", "2", "--format", "json")
     ended = cli("quantize", flow.pipeline, "-o", tmp_path / "o", "--config", config, *flags)
     assert ended.code == 0, ended.err
     options = json.loads(ended.out)["manifest"]["quantization"]
     assert (options["weight_bits"], options["activation_bits"]) == (8, 8)
-    assert (options["seed"], options["steps"]) == (3, 2)
+    assert (options["seed"], options["steps"], options["activations"]) == (3, 2, "static")  # by its former name
     assert options["keep"] == {"@first": "float", "@last": 8, "conv_out": 5, "*time_emb*": 7}
 
 
