@@ -11,7 +11,7 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[2]
 ELSEWHERE = {"torch"}  # another file on every index: see docs/security.md
-NOT_HERE = {"onnxruntime-gpu", "qdq"}  # their extras are never installed by `make`
+NOT_HERE = {"onnxruntime-gpu", "tensorrt"}  # their extras are never installed by `make`
 
 
 def pins() -> dict[str, str]:
