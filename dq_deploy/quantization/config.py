@@ -248,12 +248,14 @@ class QuantizeConfig(BaseModel):
                 f"unknown preset '{preset}'", f"{near}presets: {', '.join(PRESETS)}; or set --weight-bits and --activation-bits"
             )
         weight_bits, activation_bits = PRESETS[preset]
-        given = {key: value for key, value in options.items() if value is not None}
+        try:
+            given = under_current_names({key: value for key, value in options.items() if value is not None})
+        except ValueError as error:
+            raise UsageError(f"bad quantization options: {error}") from None
         method = given.get("method", DILATEQUANT.name)
         if method not in METHODS:
             raise UsageError(f"unknown method '{method}'", f"{did_you_mean([method], METHODS)}methods: {', '.join(METHODS)}")
-        filled = {name: value for name, value in METHODS[method].options.items() if name != "activations" or "temporal" not in given}
-        given = {**filled, **given}
+        given = {**METHODS[method].options, **given}
         if "keep" in given:
             given["keep"] = {**cls().keep, **given["keep"]}
         try:
