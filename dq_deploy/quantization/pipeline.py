@@ -214,15 +214,8 @@ def _output_bias(prepared: Prepared, quantized: GraphModule, data: Trajectories,
         return None
 
     def make() -> Stage:
-        model = prepared.call(quantized)
-        return Stage(
-            {
-                "table": mean_error(
-                    model, data, batch_size=config.batch_size, static=config.activations is Activations.STATIC, progress=progress
-                )
-            },
-            {},
-        )
+        model, static = prepared.call(quantized), config.activations is Activations.STATIC
+        return Stage({"table": mean_error(model, data, batch_size=config.batch_size, static=static, progress=progress)}, {})
 
     return work.made("output-bias", make).tensors["table"]
 
@@ -275,15 +268,15 @@ def per_timestep_snr(model: Model, reference: Trajectories, progress: Progress =
     return result
 
 
-def _source(quantized: GraphModule, name: str) -> dict[str, str]:
-    """The manifest's word for a quantizer whose scales are computed; of others it has none."""
-    quantizer = dict(named_quantizers(quantized))[name]
-    return {"source": quantizer.source.value} if quantizer.source is ScaleSource.COMPUTED else {}
+def _sources(quantized: GraphModule) -> dict[str, dict[str, str]]:
+    """The manifest's word for each quantizer whose scales are computed; of others it has none."""
+    return {name: {"source": made.source.value} for name, made in named_quantizers(quantized) if made.source is ScaleSource.COMPUTED}
 
 
 def _manifest(prepared: Prepared, quantized: GraphModule, data: Trajectories, initial: Initialization, rounded: list[RoundedLayer],
               records: list[BlockLoss], folded: dict[str, list[str]]) -> Manifest:  # fmt: skip
     config, details, scheduler, plan = prepared.config, prepared.details, prepared.scheduler, prepared.plan
+    sources = _sources(quantized)
     scheduler_config, ran = plain_config(scheduler), prepared.calibration.choice
     altered = changed(ran.scheduler, config.steps)
     members: dict[str, list[str]] = {}
@@ -314,7 +307,7 @@ def _manifest(prepared: Prepared, quantized: GraphModule, data: Trajectories, in
             "layers": [layer.record() for layer in plan.quantized],
             "float_layers": [layer.record() for layer in plan.left_float],
             "float_mac_share": plan.float_fraction,
-            "quantizers": [{"name": name, "layers": layers, **_source(quantized, name)} for name, layers in members.items()],
+            "quantizers": [{"name": name, "layers": layers, **sources.get(name, {})} for name, layers in members.items()],
             "skip_halves": prepared.skip_halves,
             "dilation": [{**r.model_dump(), "folded_into": folded.get(r.quantizer, [])} for r in initial.records],
             "dilation_rule": {"used": initial.rule, "mean_snr_db": initial.tried},
