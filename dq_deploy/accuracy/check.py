@@ -149,6 +149,8 @@ def _as_exported(checkpoint: Checkpoint, details: GraphDetails) -> Checkpoint:
     """The checkpoint's forward as the artefact has it: without the quantizers that its export left out."""
     if details.attention == "float":
         checkpoint = float_attention(checkpoint)
+    elif isinstance(details, EngineDetails) and details.float_attention:
+        checkpoint = float_attention(checkpoint, details.float_attention)
     names = details.float_convolutions
     return float_convolutions(checkpoint, names) if names else checkpoint
 

@@ -336,7 +336,8 @@ class GraphDetails(Details):
     target: Target
     dtype: Literal["fp32", "fp16", "bf16"]
     float: bool
-    attention: Literal["int8", "float"] = "int8"
+    # Bundles from before there was a choice for each engine say nothing, and have these products in INT8 everywhere.
+    attention: Literal["auto", "int8", "float"] = "int8"
     float_convolutions: list[str] = Field(default_factory=list)
     inputs: list[GraphInput] = Field(min_length=1)
 
@@ -401,6 +402,7 @@ class EngineDetails(GraphDetails):
     built_on: BuildCpu | None = None
     bundle: str = "BUNDLE"
     checkpoint_sha256: str | None = None
+    float_attention: list[str] = Field(default_factory=list)
 
     @property
     def capabilities(self) -> list[str]:

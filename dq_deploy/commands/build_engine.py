@@ -93,25 +93,31 @@ def show_engine(engine: Artifact[EngineDetails], made: Sequence[LayerReport], ou
     from ..engines.layer_report import formats_in_words, undocumented
 
     reports = [report.summary() for report in made]
+    attentions = any(report["attentions"] for report in reports)
     rows = [
         (
             report["compute_capability"] or "CPU",
             f"{report['as_planned']} of {report['planned_layers']}",
             counts(report["conv_by_precision"]),
             counts(report["gemm_by_precision"]),
+            *([f"{report['attentions_fused']} of {report['attentions']}"] if attentions else []),
             report["kernels"],
             f"{report['weights_bytes'] / 1e6:.2f} MB",
         )
         for report in reports
     ]
     formats = formats_in_words(reports[0]["planned_formats"])
-    output.table(str(engine.path), ("built for", f"planned layers in {formats}", "convs", "GEMMs", "kernels", "weights"), rows)
+    title = ("attentions in one kernel",) if attentions else ()
+    columns = ("built for", f"planned layers in {formats}", "convs", "GEMMs", *title, "kernels", "weights")
+    output.table(str(engine.path), columns, rows)
     not_as_planned = {name: planned for report in reports for name, planned in report["not_as_planned"].items()}
     reasons = {name: reason for report in reports for name, reason in report["reasons"].items()}
     for name in sorted(not_as_planned)[:_SHOWN_LAYERS]:
         output.warn(f"layer {name} does not run in {not_as_planned[name].upper()}: {reasons[name]}")
     if len(not_as_planned) > _SHOWN_LAYERS:
         output.warn(f"and {len(not_as_planned) - _SHOWN_LAYERS} more layers (--format json has them all)")
+    for line in _split_attentions(reports):
+        output.note(line)
     built_on = engine.details.built_on
     if built_on and built_on.int8_saturates and not_as_planned:
         output.note("OpenVINO's INT8 kernels saturate on this CPU, which has no VNNI: see --int8-kernels")
@@ -119,6 +125,20 @@ def show_engine(engine: Artifact[EngineDetails], made: Sequence[LayerReport], ou
         output.note(sentence)
     output.text(reports[0]["statement"])
     output.data({"engine": engine.path, "reports": reports})
+
+
+def _split_attentions(reports: Sequence[dict[str, Any]]) -> list[str]:
+    """A line for each reason why attentions are not one kernel."""
+    names: dict[str, dict[str, None]] = {}
+    for report in reports:
+        for name, reason in report["attentions_split"].items():
+            names.setdefault(reason, {})[name] = None
+    return [f"{_first(list(of))}: attention is not one kernel: {reason}" for reason, of in names.items()]
+
+
+def _first(names: Sequence[str]) -> str:
+    more = len(names) - _SHOWN_LAYERS
+    return ", ".join(names[:_SHOWN_LAYERS]) + (f" and {more} more" if more > 0 else "")
 
 
 def counts(by_precision: dict[str, int]) -> str:

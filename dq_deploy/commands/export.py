@@ -39,10 +39,11 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--attention",
-    type=click.Choice(["int8", "float"]),
-    default="int8",
+    type=click.Choice(["auto", "int8", "float"]),
+    default="auto",
     show_default=True,
-    help="float: leave the products of attention (q·k and P·v) unquantized.",
+    help="Products of attention (q·k and P·v). auto: what is best for the engine: one kernel of floats in TensorRT(-RTX), INT8 on CPUs. "
+    "int8, float: that, whatever the engine.",
 )
 @click.option(
     "--convolutions",

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 def layers(engine: Path, baseline: Path | None, picture: Path | None, force: bool, output: Output) -> None:
     """Show what ENGINE's convolutions and matrix products run in, which are not as planned and why, its kernels and bytes of weights.
 
+    Of a GPU's engine also how many of its attentions are one kernel, and why another is not.
+
     With --compare all of it beside another engine: for a GPU the one built from export --float --dtype fp16, since FP16 is what you would
     run otherwise. Needs no runtime.
     """
@@ -65,9 +67,14 @@ def show_layers(comparisons: Sequence[LayerComparison], engines: Sequence[Artifa
             for title, pick in (
                 ("convs", lambda totals: counts(totals.conv_by_precision)),
                 ("GEMMs", lambda totals: counts(totals.gemm_by_precision)),
+                ("attentions in one kernel", lambda totals: f"{totals.attentions_fused} of {totals.attentions}"),
                 ("kernels", lambda totals: totals.kernels),
                 ("kernels by type", lambda totals: ", ".join(f"{count} {kind}" for kind, count in totals.kernels_by_type.items())),
                 ("weights", lambda totals: megabytes(totals.weights_bytes)),
+                (
+                    "activations, largest batch",
+                    lambda totals: megabytes(totals.activation_bytes) if totals.activation_bytes else "not known",
+                ),
             )
         ]
         rows += [("file", *(megabytes(engine_bytes(engine, ours.compute_capability)) for engine in engines))]
@@ -79,6 +86,11 @@ def show_layers(comparisons: Sequence[LayerComparison], engines: Sequence[Artifa
             beside = {layer.name: [layer.baseline_precision or ""] if theirs else [] for layer in deviating}
             shown = [(n.name, n.op, n.planned_format or "", n.precision or "not found", *beside[n.name], n.reason) for n in deviating]
             output.table(f"{len(deviating)} of {len(comparison.layers)} products are in float or not as planned", columns, shown)
+        if comparison.not_fused:
+            columns = ("attention", "tokens × keys", "heads × channels", "why")
+            split = [(a.name, f"{a.tokens or '?'} × {a.keys or '?'}", f"{a.heads or '?'} × {a.head_size or '?'}", a.reason or "")
+                     for a in comparison.not_fused]  # fmt: skip
+            output.table(f"{len(split)} of {ours.attentions} attentions are not one kernel", columns, split)
         if comparison.weights_ratio is not None:
             output.text(f"weights: {comparison.weights_ratio:.2f} × the baseline's ({engines[-1].details.dtype})")
         output.text(ours.statement)

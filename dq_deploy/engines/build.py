@@ -7,7 +7,7 @@ The manifest's ``details``:
     backend, version        the engine's name in the table (registry.py), and the builder's version
     statement               what the figures below are: chosen by the compiler, not executed
     engines                 one entry each: compute_capability (null for a CPU), file, report, weights_bytes, kernels, int8_share_conv,
-                            int8_share_gemm, planned_layers, planned_int8
+                            int8_share_gemm, planned_layers, planned_int8, as_planned, attentions, attentions_fused
     profile                 input name → [min, opt, max] shapes
     batch, sizes            [min, opt, max] of the batch, and of every other dynamic dimension by its name
     output_spec             the output's name, dtype and shape
@@ -17,6 +17,7 @@ The manifest's ``details``:
     layer_bits              bits of the layers and the share of the multiply-accumulates that have them (artifacts/layer_bits.py)
     bundle                  where the bundle was: with the rest, all that it takes to build the engine again
     checkpoint_sha256       the manifest's hash of the checkpoint that the bundle was exported from: what the engine can be checked against
+    float_attention         the bundle's quantized products of attention that the engine takes in float, in one kernel with the softmax
     what the builder's own ``details`` say (openvino/int8_kernels.py: built_on, int8_without_vnni)
     and what the bundle says of itself: component, pipeline_class, model_config, sample_shape, inputs, output, source, target, dtype, float
 """
@@ -34,7 +35,7 @@ from typing import Any
 from ..artifacts import Artifact, Manifest, check_output, create_artifact, open_artifact
 from ..artifacts.details import BundleDetails, EngineDetails
 from ..artifacts.layer_bits import layer_bits
-from ..artifacts.reading import read_record, without_links
+from ..artifacts.reading import read_record
 from ..artifacts.writing import write_text
 from ..errors import ArtifactError, EnvironmentProblem, UsageError
 from ..exporters.lint import check_allowed, consequences, lint
@@ -46,6 +47,7 @@ from .build_request import BuildRequest, ShapeRange
 from .descriptor import Builder, EngineDescriptor
 from .layer_report import LayerReport, build_report
 from .lookup_tables import entries_in_onnx
+from .prepared_graph import PreparedGraph, prepare
 from .registry import DEFAULT_BUILDER, builder_named
 
 # Carried over, so that an engine folder can be run without its bundle.
@@ -66,6 +68,7 @@ class _Job:
     timeout_s: float | None
     allowed: dict[str, int]
     about: dict[str, Any]
+    graph: PreparedGraph
 
 
 def build_engine(
@@ -111,7 +114,7 @@ def build_engine(
     for line in consequences(allow, allowed):
         warn(line)
     about = resolve_name(engine.building.details)(source) if engine.building.details else {}
-    job = _Job(source, engine, profile, asked, timeout_s, allowed, about)
+    job = _Job(source, engine, profile, asked, timeout_s, allowed, about, prepare(engine.building, source, graph))
     manifest = _manifest(job, {"batch": list(batch), "sizes": {name: list(values) for name, values in (sizes or {}).items()}})
     manifest.details |= {"output_spec": output_spec(graph), "rows": entries_in_onnx(graph)}
     title = f"building with {backend}"
@@ -155,6 +158,7 @@ def _manifest(job: _Job, shapes: Mapping[str, Any]) -> Manifest:
         "checkpoint_sha256": origin.parent.manifest_sha256 if origin.parent else None,
         "options": job.options.asked(),
         "lint_allowed": job.allowed,
+        "float_attention": job.graph.float_attention,
         "layer_bits": [row.model_dump() for row in layer_bits(job.bundle)],
         **shapes,
         **job.about,
@@ -174,11 +178,10 @@ def _build_one(job: _Job, folder: Path, capability: tuple[int, int] | None, adva
     # The engine is written where it will stay, on the output's disk; which GPU it is for may be known only afterwards.
     builder = job.engine.building
     plan = folder / builder.file
-    files = without_links(job.bundle.path, job.bundle.manifest.files)
-    with tempfile.TemporaryDirectory(prefix="dq-deploy-build-") as scratch, files as graphs, _as_was_said(job.allowed):
+    with tempfile.TemporaryDirectory(prefix="dq-deploy-build-") as scratch, job.graph.file() as graph, _as_was_said(job.allowed):
         request = BuildRequest(
             backend=job.engine.name,
-            onnx=str((graphs / "model.onnx").absolute()),
+            onnx=str(graph),
             plan=str(plan.absolute()),
             result=str(Path(scratch) / "result.json"),
             compute_capability=capability,
@@ -203,6 +206,7 @@ def _build_one(job: _Job, folder: Path, capability: tuple[int, int] | None, adva
         float_layers=details.float_layers,
         dtype=details.dtype,
         integer=build.result.integer,
+        attentions=job.graph.attentions,
     )
     names = _file_names(builder, report)
     plan.rename(folder / names["file"])
@@ -231,5 +235,8 @@ def _file_names(builder: Builder, report: LayerReport) -> dict[str, str]:
 
 def _entry(builder: Builder, report: LayerReport) -> dict[str, Any]:
     summary = report.summary()
-    kept = ("weights_bytes", "kernels", "int8_share_conv", "int8_share_gemm", "planned_layers", "planned_int8")
+    kept = (
+        "weights_bytes", "kernels", "int8_share_conv", "int8_share_gemm", "planned_layers", "planned_int8", "as_planned", "attentions",
+        "attentions_fused",
+    )  # fmt: skip
     return {"compute_capability": report.compute_capability, **_file_names(builder, report), **{key: summary[key] for key in kept}}

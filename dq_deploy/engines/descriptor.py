@@ -74,7 +74,8 @@ class Builder:
     of the machine that it runs on.
 
     ``kernels`` reads them from the child's log (str → LayerDump or None), where the child does not report them; ``details`` are what the
-    manifest says beyond what every engine's does (Artifact → dict).
+    manifest says beyond what every engine's does (Artifact → dict). ``fuse`` rewrites a bundle's graph for its fused attention, and says
+    what is planned for each (onnx_ir.Model, BundleDetails → list of AttentionPlan); without it the graph is built as it is.
     """
 
     child: str
@@ -91,6 +92,7 @@ class Builder:
     otherwise: str | None = None
     kernels: Reference | None = None
     details: Reference | None = None
+    fuse: Reference | None = None
 
 
 @dataclass(frozen=True)

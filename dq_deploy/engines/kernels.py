@@ -1,4 +1,7 @@
-"""The kernels of an engine, as its room reads them from a builder's log or a compiled model: what a layer report is made from."""
+"""The kernels of an engine, as its room reads them from a builder's log or a compiled model, and what it planned for attention.
+
+A layer report is made from them.
+"""
 
 from __future__ import annotations
 
@@ -44,12 +47,36 @@ class Kernel(BaseModel):
 
 
 class LayerDump(BaseModel):
-    """``kernels`` in order of execution, ``operators`` of the ONNX nodes by name, and the weights' size."""
+    """``kernels`` in order of execution, ``operators`` of the ONNX nodes by name, and the weights' size.
+
+    ``activation_bytes`` is what a run needs for activations at the largest shapes, where the builder says it.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     kernels: tuple[Kernel, ...]
     operators: dict[str, str]
     weights_bytes: int
+    activation_bytes: int | None = None
+
+
+class AttentionPlan(BaseModel):
+    """An attention, and what an engine is to make of it.
+
+    ``scores`` and ``values`` are the layers of q·kᵀ and P·v, ``nodes`` their products in the graph. ``tokens`` query ``keys``, in ``heads``
+    of ``head_size`` channels; None where a size is known at run time only. ``fused`` says that it is planned as one kernel, ``reason`` why
+    not.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    scores: str
+    values: str
+    nodes: tuple[str, str]
+    tokens: int | None
+    keys: int | None
+    heads: int | None
+    head_size: int | None
+    fused: bool
+    reason: str | None = None
 
 
 def datatypes(kernel: Kernel) -> str:

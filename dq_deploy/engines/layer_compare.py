@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from ..errors import UsageError
-from .layer_report import Contraction, LayerReport, kernel_rows
+from .layer_report import Contraction, LayerReport, ReportedAttention, kernel_rows
 
 
 class ComparedLayer(BaseModel):
@@ -42,13 +42,20 @@ class BuildTotals(BaseModel):
     kernels_by_type: dict[str, int]
     conv_by_precision: dict[str, int]
     gemm_by_precision: dict[str, int]
+    attentions: int = 0
+    attentions_fused: int = 0
+    activation_bytes: int | None = None
 
 
 class LayerComparison(BaseModel):
-    """Every layer, those in float or not as planned first, and both builds' totals (``baseline`` None: nothing to compare with)."""
+    """Every layer, those in float or not as planned first, and both builds' totals (``baseline`` None: nothing to compare with).
+
+    ``not_fused`` are the attentions that are not one kernel, of an engine that has one for them.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     layers: tuple[ComparedLayer, ...]
+    not_fused: tuple[ReportedAttention, ...] = ()
     totals: BuildTotals
     baseline: BuildTotals | None
 
@@ -85,6 +92,7 @@ def _compare_one(report: LayerReport, baseline: LayerReport | None) -> LayerComp
     ]  # fmt: skip
     return LayerComparison(
         layers=tuple(sorted(layers, key=lambda layer: layer.reason is None)),  # stable: the graph's order otherwise
+        not_fused=tuple(report.not_fused()),
         totals=_totals(report),
         baseline=_totals(baseline) if baseline else None,
     )
@@ -114,4 +122,7 @@ def _totals(report: LayerReport) -> BuildTotals:
         kernels_by_type=by_type,
         conv_by_precision=report.by_precision("conv"),
         gemm_by_precision=report.by_precision("gemm"),
+        attentions=len(report.attentions),
+        attentions_fused=len(report.attentions) - len(report.not_fused()),
+        activation_bytes=report.activation_bytes,
     )

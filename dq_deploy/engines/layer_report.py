@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
 from ..artifacts.details import FloatLayer, LoweredLayer
 from .descriptor import FLOATS, Op
-from .kernels import NOTHING, Kernel, LayerDump, casts_first, datatypes, product_format, rank
+from .kernels import NOTHING, AttentionPlan, Kernel, LayerDump, casts_first, datatypes, product_format, rank
 from .registry import builders
 
 SCHEMA_VERSION = 1
@@ -67,8 +67,38 @@ class ReportedLayer(BaseModel):
     planned_format: str = "int8"
 
 
+class ReportedAttention(BaseModel):
+    """An attention: ``tokens`` query ``keys``, in ``heads`` of ``head_size`` channels (None: known at run time only).
+
+    ``planned`` says that it was to be one kernel, ``fused`` that it is, and ``precision`` what that computes in; ``reason`` says why it is
+    not. ``kernels`` compute q·kᵀ and P·v, ``macs`` are those of both for a sample.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    name: str
+    nodes: tuple[str, str]
+    tokens: int | None
+    keys: int | None
+    heads: int | None
+    head_size: int | None
+    kernels: tuple[str, ...]
+    macs: int
+    planned: bool
+    fused: bool
+    precision: str | None = None
+    reason: str | None = None
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """The layers of q·kᵀ and P·v."""
+        return tuple(node.partition("/")[0] for node in self.nodes)
+
+
 class LayerReport(BaseModel):
-    """Everything known about one engine's kernels. ``compute_capability`` is like "8.9", None for a CPU; ``version`` the builder's."""
+    """Everything known about one engine's kernels. ``compute_capability`` is like "8.9", None for a CPU; ``version`` the builder's.
+
+    ``activation_bytes`` is what a run needs for activations at the profile's largest shapes, None where the builder does not say.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     schema_version: int = SCHEMA_VERSION
@@ -77,9 +107,16 @@ class LayerReport(BaseModel):
     compute_capability: str | None
     statement: str
     weights_bytes: int
+    activation_bytes: int | None = None
     kernels: tuple[Kernel, ...]
     contractions: tuple[Contraction, ...]
     layers: tuple[ReportedLayer, ...]
+    # Of engines that have a fused kernel for them.
+    attentions: tuple[ReportedAttention, ...] = ()
+
+    def not_fused(self) -> list[ReportedAttention]:
+        """Attentions that are several kernels and a written-out score matrix."""
+        return [attention for attention in self.attentions if not attention.fused]
 
     def not_as_planned(self) -> list[ReportedLayer]:
         """Planned layers that a kernel runs in another number format than the planned one."""
@@ -110,6 +147,7 @@ class LayerReport(BaseModel):
             "version": self.version,
             "compute_capability": self.compute_capability,
             "weights_bytes": self.weights_bytes,
+            "activation_bytes": self.activation_bytes,
             "kernels": sum(count for _, _, count in kernel_rows(self)),
             "kernels_by_type": [{"type": kind, "datatype": datatype, "count": count} for kind, datatype, count in kernel_rows(self)],
             "conv_by_precision": self.by_precision("conv"),
@@ -126,6 +164,9 @@ class LayerReport(BaseModel):
             "not_int8": [layer.name for layer in self.layers if layer.precision not in (None, "int8")],
             "not_found": [layer.name for layer in self.not_found()],
             "reasons": {layer.name: layer.reason for layer in [*self.not_as_planned(), *self.not_found()]},
+            "attentions": len(self.attentions),
+            "attentions_fused": len(self.attentions) - len(self.not_fused()),
+            "attentions_split": {attention.name: attention.reason for attention in self.not_fused()},
             "float_products": {c.node: c.reason for c in self.contractions if c.reason and not self.planned(c.node)},
         }
 
@@ -154,28 +195,51 @@ def planned_format(layer: LoweredLayer, dtype: str = "fp32") -> str:
 
 def build_report(
     dump: LayerDump, *, backend: str, version: str, compute_capability: str | None, planned: Sequence[LoweredLayer] = (),
-    float_layers: Sequence[FloatLayer] = (), integer: bool = True, dtype: str = "fp32",
+    float_layers: Sequence[FloatLayer] = (), integer: bool = True, dtype: str = "fp32", attentions: Sequence[AttentionPlan] = (),
 ) -> LayerReport:  # fmt: skip
     """Make the report of one engine from its kernels (its builder's log, or OpenVINO's runtime graph).
 
     ``planned`` are the bundle's quantized layers. A layer is found through the names of its ONNX nodes, "<layer>/…" (or "<layer>+<layer>/…"
     where the exporter merged layers); it is as planned when all of its products are. ``float_layers`` are the bundle's layers that were
-    left in float, ``dtype`` is the type of its floats; ``integer`` is False where INT8 kernels were turned off.
+    left in float, ``dtype`` is the type of its floats; ``integer`` is False where INT8 kernels were turned off. The products of
+    ``attentions`` that are planned as one kernel are floats there, whatever the bundle has.
     """
+    macs = {layer.name: layer.macs for layer in (*planned, *float_layers)}
+    reported = [_attention(plan, dump.kernels, macs) for plan in attentions]
+    fused = {layer for plan in attentions if plan.fused for layer in (plan.scores, plan.values)}
+    planned = [layer for layer in planned if layer.name not in fused]
     formats = {layer.name: planned_format(layer, dtype) for layer in planned}
     left = {name: "its weights alone are quantized" for name, planned_one in formats.items() if planned_one in FLOATS}
     left |= {layer.name: f"left in float: {layer.reason}" for layer in float_layers}
-    contractions = _contractions(dump, formats, dtype, functools.partial(_reason, left=left, integer=integer))
+    in_one = {node for attention in reported if attention.fused for node in attention.nodes}
+    apart = {
+        node: attention.reason or "" for attention in reported if attention.planned and not attention.fused for node in attention.nodes
+    }
+    contractions = _contractions(dump, formats, dtype, functools.partial(_reason, left=left, apart=apart, integer=integer), in_one)
     return LayerReport(
         backend=backend,
         version=version,
         compute_capability=compute_capability,
         statement=builders()[backend].building.statement,
         weights_bytes=dump.weights_bytes,
+        activation_bytes=dump.activation_bytes,
         kernels=dump.kernels,
         contractions=tuple(contractions),
         layers=tuple(_layers([layer for layer in planned if formats[layer.name] not in FLOATS], formats, contractions)),
+        attentions=tuple(reported),
     )
+
+
+def _attention(plan: AttentionPlan, kernels: Sequence[Kernel], macs: Mapping[str, int]) -> ReportedAttention:
+    """What became of an attention: one kernel where one that multiplies carries both of its products."""
+    multiply = [kernel for kernel in kernels if rank(kernel) != NOTHING and set(plan.nodes) & set(kernel.nodes)]
+    whole = [kernel for kernel in multiply if set(plan.nodes) <= set(kernel.nodes)]
+    return ReportedAttention(
+        name=plan.scores, **plan.model_dump(include={"nodes", "tokens", "keys", "heads", "head_size"}), planned=plan.fused,
+        kernels=tuple(kernel.name for kernel in whole or multiply), macs=macs.get(plan.scores, 0) + macs.get(plan.values, 0),
+        fused=bool(whole), precision=product_format(whole[0]) if whole else None,
+        reason=None if whole else plan.reason or "the builder took it apart, though it meets the conditions that are known",
+    )  # fmt: skip
 
 
 def undocumented(reports: Sequence[LayerReport], instructions: Sequence[str] | None = None) -> list[str]:
@@ -211,7 +275,8 @@ def layer_rows(report: LayerReport) -> list[tuple[str, str, str, str]]:
 Why = Callable[[str, str | None, Kernel | None], str]
 
 
-def _contractions(dump: LayerDump, formats: Mapping[str, str], dtype: str, why: Why) -> list[Contraction]:
+def _contractions(dump: LayerDump, formats: Mapping[str, str], dtype: str, why: Why, in_one: Collection[str]) -> list[Contraction]:
+    """``in_one`` are products of fused attentions, which are as planned."""
     by_node: dict[str, list[Kernel]] = {}
     for each in dump.kernels:
         for name in each.nodes:
@@ -233,7 +298,7 @@ def _contractions(dump: LayerDump, formats: Mapping[str, str], dtype: str, why: 
                 kernel_type=kernel.type if kernel else None,
                 precision=precision,
                 reason=None
-                if precision == planned and planned not in FLOATS
+                if node in in_one or (precision == planned and planned not in FLOATS)
                 else why(node, None if planned in FLOATS else planned, kernel),
                 planned_format=planned,
             )
@@ -241,8 +306,12 @@ def _contractions(dump: LayerDump, formats: Mapping[str, str], dtype: str, why: 
     return found
 
 
-def _reason(node: str, planned: str | None, kernel: Kernel | None, left: Mapping[str, str], *, integer: bool) -> str:
+def _reason(
+    node: str, planned: str | None, kernel: Kernel | None, left: Mapping[str, str], apart: Mapping[str, str], *, integer: bool
+) -> str:
     """Why a product does not run in the planned format, from what its kernel reads; or why none was planned (None)."""
+    if node in apart:
+        return f"its attention was planned as one kernel: {apart[node]}"
     if planned is None:
         return next((left[layer] for layer in _layer_names(node) if layer in left), "not planned for quantization")
     if kernel is None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from .layer_report import LayerReport
+from .layer_report import LayerReport, ReportedAttention, ReportedLayer
 
 # Dense tensor-core operations in a clock of one multiprocessor, as NVIDIA's architecture whitepapers have them (peak rate divided by
 # multiprocessors and boost clock): A100, GA10x, AD10x, H100, GB20x. GeForce GPUs add up FP16 products in FP32 at half of what is stated.
@@ -59,9 +59,14 @@ def peaks_of(capability: str, *, multiprocessors: int, clock_hz: float, memory_h
 
 
 def work_of(report: LayerReport) -> Work:
-    """From a layer report: the planned layers' multiply-accumulates in the precision in which they run; the rest is 2% at the most."""
+    """From a layer report: the multiply-accumulates of planned layers and fused attentions in the precision in which they run.
+
+    The rest is 2% at the most.
+    """
     macs: dict[str, int] = {}
-    for layer in report.layers:
+    fused = [attention for attention in report.attentions if attention.fused]
+    multiplied: list[ReportedLayer | ReportedAttention] = [*report.layers, *fused]
+    for layer in multiplied:
         macs[layer.precision or "not found"] = macs.get(layer.precision or "not found", 0) + layer.macs
     return Work(macs, report.weights_bytes)
 

@@ -1,34 +1,44 @@
 """Leaving the products of attention, q·kᵀ and P·v, in float: a checkpoint's forward without their quantizers.
 
-The same rewritten checkpoint is what the graph is exported from and what the exported bundle is judged against, so that both parity tests
-hold as they do for a bundle with everything in INT8.
+The same rewritten checkpoint is what a graph is exported from and what the exported bundle is judged against, so that both parity tests
+hold as they do for a bundle with everything in INT8. "auto" quantizes them; an engine that has a fused kernel for float ones takes these
+when it is built (engines/tensorrt/fused_attention.py), and is judged by the forward without their quantizers.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from copy import deepcopy
 from dataclasses import replace
 from typing import Any, Literal
 
 from torch.fx import GraphModule, Node
 
+from ..errors import ArtifactError
 from ..quantization.checkpoint import Checkpoint
 from ..quantization.graph.edit import aten
 from ..quantization.graph.insertion import decode
 from ..quantization.weights import QuantizedMatmul
 
-Attention = Literal["int8", "float"]
-ATTENTION = ("int8", "float")
+Attention = Literal["auto", "int8", "float"]
+ATTENTION = ("auto", "int8", "float")
 REASON = "export --attention float"
 
 
-def float_attention(checkpoint: Checkpoint) -> Checkpoint:
-    """A copy of the checkpoint in which every product of two activations takes them unquantized; its manifest says so too."""
-    model = deepcopy(checkpoint.model)
+def float_attention(checkpoint: Checkpoint, names: Collection[str] | None = None) -> Checkpoint:
+    """A copy of the checkpoint in which products of two activations take them unquantized; its manifest says so too.
+
+    ``names`` are their layers, None for all. Raises ArtifactError for a name that is not such a layer's.
+    """
+    model, there = deepcopy(checkpoint.model), []
     for node in list(model.graph.nodes):
         if node.op == "call_module" and isinstance(model.get_submodule(str(node.target)), QuantizedMatmul):
-            _in_float(model, node)
-    return rewritten(checkpoint, model, _details(checkpoint.artifact.manifest.details))
+            there.append(decode(str(node.target)))
+            if names is None or there[-1] in names:
+                _in_float(model, node)
+    if unknown := sorted(set(names or ()) - set(there)):
+        raise ArtifactError(f"the checkpoint has no quantized product {', '.join(unknown[:5])}", "build the engine again")
+    return rewritten(checkpoint, model, _details(checkpoint.artifact.manifest.details, there if names is None else names))
 
 
 def rewritten(checkpoint: Checkpoint, model: GraphModule, details: dict[str, Any]) -> Checkpoint:
@@ -53,10 +63,10 @@ def _in_float(model: GraphModule, node: Node) -> None:
     model.graph.erase_node(node)
 
 
-def _details(details: dict[str, Any]) -> dict[str, Any]:
+def _details(details: dict[str, Any], names: Collection[str]) -> dict[str, Any]:
     """The manifest's details with those layers among the float ones, and without the quantizers that only they read."""
-    layers = [layer for layer in details["layers"] if layer["op"] != "matmul"]
-    moved = [layer for layer in details["layers"] if layer["op"] == "matmul"]
+    layers = [layer for layer in details["layers"] if layer["name"] not in names]
+    moved = [layer for layer in details["layers"] if layer["name"] in names]
     used = {name for layer in layers for name in layer["quantizers"]}
     floats = [{"name": layer["name"], "op": layer["op"], "macs": layer["macs"], "reason": REASON} for layer in moved]
     total = sum(layer["macs"] for layer in [*details["layers"], *details["float_layers"]])

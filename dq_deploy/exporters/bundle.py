@@ -1,13 +1,12 @@
 """Checkpoint → bundle: a folder with ``model.onnx`` (and its external data) and the manifest that maps layers to graph values.
 
-Manifest ``details``: ``target``, ``dtype``, ``float``, ``attention`` ("int8", "float"), of an onnxruntime bundle ``convolutions`` ("auto",
-"integer", "float") and ``float_convolutions`` (names of those that it left in float), ``inputs`` (name, dtype, shape), ``output``,
-``layers`` (name, op, macs, output value, quantizers, weight_storage; input value where activations stay float), ``float_layers``,
-``quantizers`` (name, input value, codes value, pads, code_type), and from the checkpoint ``component``, ``pipeline_class``,
-``model_config``, ``sample_shape``, ``source``,
-``conditions`` and ``call`` (how the network is called, where that is not each input under its own name). ``kept_fp32``, of an fp16
-bundle: the parts of the float network that fp16 cannot hold (after which layer, how many values, the largest of them on the reference
-samples, constants).
+Manifest ``details``: ``target``, ``dtype``, ``float``, ``attention`` ("auto", "int8", "float"), of an onnxruntime bundle
+``convolutions`` ("auto", "integer", "float") and ``float_convolutions`` (names of those that it left in float), ``inputs`` (name, dtype,
+shape), ``output``, ``layers`` (name, op, macs, output value, quantizers, weight_storage; input value where activations stay float),
+``float_layers``, ``quantizers`` (name, input value, codes value, pads, code_type), and from the checkpoint ``component``,
+``pipeline_class``, ``model_config``, ``sample_shape``, ``source``, ``conditions`` and ``call`` (how the network is called, where that is
+not each input under its own name). ``kept_fp32``, of an fp16 bundle: the parts of the float network that fp16 cannot hold (after which
+layer, how many values, the largest of them on the reference samples, constants).
 """
 
 from __future__ import annotations
@@ -52,14 +51,16 @@ WeightStorage = Literal["auto", "int8"]
 
 @default_torch()
 def export(checkpoint: str | Path | Artifact, output: str | Path, *, target: Target, dtype: str | None = None,
-           weight_storage: WeightStorage = "auto", attention: Attention = "int8", convolutions: Convolutions | None = None,
+           weight_storage: WeightStorage = "auto", attention: Attention = "auto", convolutions: Convolutions | None = None,
            float: bool = False, force: bool = False, progress: Progress = silent) -> Artifact[BundleDetails]:  # fmt: skip  # noqa: A002
     """Export a checkpoint as an ONNX bundle, opset 21 (22 for bf16), dynamic batch.
 
     ``dtype`` (fp32, fp16, bf16) is the type of what is not quantized: by default fp16 for ``qdq`` and fp32 for ``onnxruntime``.
     ``weight_storage``: "auto" stores weights of up to 4 bits as INT4, two to a byte, in the ``qdq`` target; "int8" gives every
     weight a byte, for OpenVINO, which multiplies an INT4 MatMul in float, or for fewer kernels.
-    ``attention``: "float" leaves the products of attention (q·kᵀ and P·v) unquantized, in ``dtype``; docs/decisions/attention.md says when.
+    ``attention``: "auto" quantizes the products of attention (q·kᵀ and P·v), and each engine that is built from the bundle takes what is
+    best for it: TensorRT and TensorRT-RTX one kernel of floats wherever they have one, OpenVINO INT8. "int8" keeps them quantized there
+    too, "float" leaves them unquantized, in ``dtype``, for every engine; docs/decisions/attention.md says when.
     ``convolutions``, of target ``onnxruntime``: "auto" (the default) leaves those in float, activations and all, that its integer kernels
     would make slower (docs/engines.md); "integer" leaves none, "float" all of them, for a CPU without VNNI.
     ``float`` exports the unquantized model that the checkpoint came from, as the baseline (default fp32).

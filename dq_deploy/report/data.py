@@ -133,6 +133,8 @@ class EngineRow(_Part):
     weights_bytes: int
     file_bytes: int
     float_weights: dict[str, int] = Field(default_factory=dict)
+    attentions: int = 0
+    attentions_fused: int = 0
 
     @property
     def ratios(self) -> dict[str, float]:
@@ -146,8 +148,9 @@ class EngineRow(_Part):
 
     @property
     def planned(self) -> str:
-        """How many planned layers run in their planned number format, and in which, in words."""
-        return f"{self.as_planned} of {self.planned_layers} in {formats_in_words(self.planned_formats)}"
+        """How many planned layers run in their planned number format, and in which, and how many attentions are one kernel, in words."""
+        layers = f"{self.as_planned} of {self.planned_layers} in {formats_in_words(self.planned_formats)}"
+        return f"{layers}; {self.attentions_fused} of {self.attentions} attentions in one kernel" if self.attentions else layers
 
     @classmethod
     def from_summary(cls, name: str, summary: Mapping[str, Any], file_bytes: int, float_weights: Mapping[str, int]) -> EngineRow:

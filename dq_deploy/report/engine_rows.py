@@ -29,10 +29,11 @@ def engine_rows(artifacts: ReportedArtifacts) -> list[EngineRow]:
 
 def precisions(artifacts: ReportedArtifacts) -> dict[str, dict[str, tuple[str, str | None]]]:
     """Engine → layer → what it runs in ("not found": in no kernel), and why that is not as planned."""
-    return {
-        _name(engine, report): {layer.name: (layer.precision or "not found", layer.reason) for layer in report.layers}
-        for engine, report in _quantized(artifacts)
-    }
+    found: dict[str, dict[str, tuple[str, str | None]]] = {}
+    for engine, report in _quantized(artifacts):
+        fused = {name: (attention.precision or "", None) for attention in report.attentions if attention.fused for name in attention.layers}
+        found[_name(engine, report)] = {layer.name: (layer.precision or "not found", layer.reason) for layer in report.layers} | fused
+    return found
 
 
 def _quantized(artifacts: ReportedArtifacts) -> Iterator[tuple[Artifact[EngineDetails], LayerReport]]:

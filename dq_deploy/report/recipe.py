@@ -114,8 +114,8 @@ def _export_flags(details: BundleDetails) -> list[str]:
         flags += ["--weight-storage", "int8"]
     if details.convolutions in ("integer", "float"):  # "auto" is what happens without being asked
         flags += ["--convolutions", details.convolutions]
-    asked = details.attention == "float" and details.quantizers  # without quantizers nothing else was possible
-    return [*flags, "--attention", "float"] if asked else flags
+    asked = details.attention != "auto" and details.quantizers  # without quantizers nothing else was possible than float
+    return [*flags, "--attention", details.attention] if asked else flags
 
 
 def _build_flags(details: EngineDetails) -> list[str]:

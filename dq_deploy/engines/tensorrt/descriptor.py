@@ -8,6 +8,7 @@ from ..version_rules import same_or_compatible
 _CHILD = "dq_deploy.engines.tensorrt.child"
 _RUNNER = "dq_deploy.engines.tensorrt.runner:TensorRtRunner"
 _KERNELS = "dq_deploy.engines.tensorrt.layer_dump:parse_dump"
+_FUSE = "dq_deploy.engines.tensorrt.fused_attention:fuse_attentions"
 _OPTIONS = ("optimization_level", "workspace_mb", "weight_streaming")
 _DATA_CENTER = {"9.0": "Hopper", "10.0": "Blackwell for data centers", "10.3": "Blackwell for data centers"}
 
@@ -51,6 +52,7 @@ TENSORRT_RTX = EngineDescriptor(
         elsewhere={c: f"{c} is {what}, which only --backend tensorrt builds for" for c, what in _DATA_CENTER.items()},
         otherwise="tensorrt",
         kernels=_KERNELS,
+        fuse=_FUSE,
     ),
 )
 TENSORRT = EngineDescriptor(
@@ -84,6 +86,7 @@ TENSORRT = EngineDescriptor(
         device="GPU of the machine that it runs on",
         options=(*_OPTIONS, "timing_cache", "hardware_compatibility", "version_compatible"),
         kernels=_KERNELS,
+        fuse=_FUSE,
     ),
     triton=Triton("tensorrt", "model.plan", platform="tensorrt_plan", device="gpu"),
 )

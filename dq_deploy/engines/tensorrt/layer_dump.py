@@ -29,6 +29,7 @@ _DATATYPE = re.compile(r"(?:Format/)?Datatype: (?P<name>[^,}]*)")
 _ONNX_NODE = re.compile(r"\[ONNX Layer: (.*?)\](?=[\x1e\x1f]?\[ONNX Layer: |[\x1e\x1f\s]*$)")
 _PARSED_NODE = re.compile(r"^(?:\[[^\]]{1,2}\] )?Parsing node: (?P<name>.+) \[(?P<op>[\w.:]+)\]$", re.MULTILINE)
 _WEIGHTS = re.compile(r"Total Weights Memory: (\d+) bytes")
+_ACTIVATIONS = re.compile(r"Total Activation Memory: (\d+) bytes")
 
 # The enterprise TensorRT lists a convolution's weights so, RTX among the constants.
 _CONV_WEIGHTS = re.compile(r', Weights: \{"Type": "(?P<type>\w+)", "Count": (?P<count>\d+)\}')
@@ -58,7 +59,10 @@ def parse_dump(log: str) -> LayerDump | None:
     if not kernels or not weights:
         return None
     operators = {match["name"]: match["op"] for match in _PARSED_NODE.finditer(log)}
-    return LayerDump(kernels=kernels, operators=operators, weights_bytes=int(weights[-1]))
+    activations = _ACTIVATIONS.findall(log)
+    return LayerDump(
+        kernels=kernels, operators=operators, weights_bytes=int(weights[-1]), activation_bytes=int(activations[-1]) if activations else None
+    )
 
 
 def _kernels(log: str) -> Iterator[Kernel]:
