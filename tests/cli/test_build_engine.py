@@ -35,13 +35,15 @@ def test_enterprise_tensorrt_is_not_installed_here(cli: Cli, tmp_path: Path, flo
 
 
 @pytest.mark.skipif(find_spec("tensorrt_rtx") is None, reason="TensorRT-RTX is not installed")
-def test_the_compiler_takes_every_planned_layer_as_int8(cli: Cli, tmp_path: Path, flow: Flow) -> None:
+def test_the_compiler_takes_every_layer_as_planned(cli: Cli, tmp_path: Path, flow: Flow) -> None:
     common = ("--backend", "tensorrt-rtx", "--compute-capability", "8.9", "--format", "json")
     ended = cli("build-engine", flow.bundles["qdq-fp16"], "-o", tmp_path / "engine", *common)
     assert ended.code == 0, ended.err
     (report,) = json.loads(ended.out)["reports"]
-    planned = flow.bundle("qdq-fp16").manifest.details["layers"]
+    planned = [layer for layer in flow.bundle("qdq-fp16").manifest.details["layers"] if layer["op"] != "matmul"]
     assert report["planned_int8"] == report["planned_layers"] == len(planned)
+    assert report["attentions_fused"] == report["attentions"] == 1
+    assert report["activation_bytes"] > 0
     assert report["not_int8"] == report["not_found"] == []
     assert "warning" not in ended.err
     shown = cli("inspect", tmp_path / "engine")
