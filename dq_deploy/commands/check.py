@@ -136,7 +136,8 @@ def show_check(result: CheckResult, output: Output, lint: LintResult | None = No
     if result.bisection:
         show_bisection(result.bisection, output)
     verdict = "passed" if result else f"FAILED ({len(result.failures)} findings)"
-    where = [f"worst layer {layer.layer}"] if layer else []
+    where = [f"worst layer {layer.layer}"] if layer and (layer.code_mismatches or not layer.passed) else []
+    where += ["every layer's codes are equal"] if layer and not where else []
     where += [f"worst timestep {timestep.timestep:g}"] if timestep else []
     output.text("; ".join([verdict, ", ".join(where) or "nothing was compared"]))
     output.data(

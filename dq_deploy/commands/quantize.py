@@ -209,7 +209,7 @@ def show_budget(budget: Budget, config: QuantizeConfig, output: Output, choice: 
     totals = [
         ("multiply-accumulates in float", f"{budget.float_mac_share:.2%}"),
         ("trained parameters", f"{budget.trained_parameters:,}"),
-        ("calibration samples", f"{budget.samples:,}"),
+        ("calibration inputs", f"{budget.samples:,} ({config.calibration_samples} samples at {config.steps} timesteps)"),
         *((f"disk: {name}", f"{size / 1e6:.1f} MB") for name, size in budget.disk_bytes.items()),
         *((f"memory: {name}", f"{size / 1e6:.1f} MB") for name, size in budget.memory_bytes.items()),
         *((f"time: {name}", _duration(seconds)) for name, seconds in budget.seconds.items()),

@@ -163,7 +163,12 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         # Static tables say the same at every timestep.
         gaps = 1 if artifact.manifest.activations == "static" else parts(len(timesteps))
         model = _rebuild(description, tensors, timesteps, gaps)
-    except (KeyError, ValueError, TypeError, RuntimeError, AttributeError) as error:
+    except KeyError as error:
+        raise ArtifactError(
+            f"{path}: '{error.args[0]}' is not among the tensors, or is no kind that this version knows",
+            f"it was written by dq-deploy {artifact.manifest.tools.get('dq-deploy', '(no version)')}: use that one, or quantize again",
+        ) from None
+    except (ValueError, TypeError, RuntimeError, AttributeError) as error:
         raise_if_out_of_memory(error)
         raise ArtifactError(f"{path}: the graph and the tensors do not fit ({type(error).__name__}: {error})") from None
     return Checkpoint(artifact, model, timesteps, between(timesteps, gaps).float())

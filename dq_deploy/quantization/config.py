@@ -116,6 +116,9 @@ Bits = Annotated[int, BeforeValidator(_no_bool), Field(ge=2, le=8)]
 
 def _problem(error: Mapping[str, Any]) -> str:
     """What is wrong with one option, with its value; or with several together."""
+    if error["type"] == "extra_forbidden":
+        name = str(error["loc"][-1])
+        return f"{name}: no such option. {did_you_mean([name], QuantizeConfig.model_fields)}".strip()
     said = str(error["msg"]).removeprefix("Value error, ")
     return f"{'.'.join(map(str, error['loc']))}: {said} (got {error['input']!r})" if error["loc"] else said
 

@@ -161,7 +161,10 @@ def _check_finite(model: nn.Module) -> None:
     buffers = {name for name, _ in model.named_buffers(remove_duplicate=False)}
     bad = [name for name, tensor in model.state_dict().items() if not_finite(tensor, mask=name in buffers)]
     if bad:
-        raise ArtifactError(f"NaN or Inf in {len(bad)} weight tensor(s): {', '.join(bad[:5])}")
+        raise ArtifactError(
+            f"NaN or Inf in {len(bad)} weight tensor(s): {', '.join(bad[:5])}",
+            "the float model itself cannot work with them: get its weights again, or convert them again (fp16 overflows above 65504)",
+        )
 
 
 def _digest(tensors: dict[str, torch.Tensor]) -> str:

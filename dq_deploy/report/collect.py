@@ -99,15 +99,16 @@ _SCALES = {
 }
 
 
-def _subtitle(checkpoint: Artifact) -> str:
+def _subtitle(checkpoint: Artifact[CheckpointDetails]) -> str:
     manifest, (most, *_) = checkpoint.manifest, layer_bits(checkpoint)
     options = manifest.quantization or {}
     activations = f"{most.activation_bits}-bit activations" if of_bits(most.activation_bits).integer else "float activations"
     others = (bits_in_words(checkpoint) or "").partition(", ")[2]
     tables = _SCALES[manifest.activations].format(len(manifest.timesteps))
     trained = f"{options['iterations']} distillation steps a block" if options["iterations"] else "not distilled"
+    codes = "codes by GPTQ" if checkpoint.details.rounding else "nearest codes"
     bits = f"{most.weight_bits}-bit weights, {activations}" + (f" ({others})" if others else "")
-    return f"{bits}, {tables}, {trained}"
+    return f"{bits}, {codes}, {tables}, {trained}"
 
 
 def _layer_errors(checkpoint: Checkpoint, request: ReportRequest, progress: Progress, left_out: Note) -> LayerErrors | None:

@@ -46,3 +46,8 @@ def test_every_bad_option_is_named_at_once() -> None:
         QuantizeConfig.build(weight_bits=9, activation_bits=1, steps=0, turbo=True, lr_scale=-1.0)
     for name in ("weight_bits", "activation_bits", "steps", "turbo", "lr_scale", "got 9"):
         assert name in str(caught.value)
+
+
+def test_an_option_that_is_none_shows_the_nearest() -> None:
+    with pytest.raises(UsageError, match="calibration_sample: no such option. did you mean calibration_samples"):
+        QuantizeConfig.build(calibration_sample=8)

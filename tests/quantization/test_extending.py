@@ -199,7 +199,7 @@ def test_a_number_format_of_ones_own_goes_the_whole_way(replanned: Callable[[Cal
 @pytest.mark.parametrize(("change", "words"), [
     ({"bits": 9}, "'qkv' has 9 bits; 2 to 8 are known"),
     ({"format": "INT9"}, "'qkv' has format INT9, which is not known here"),
-    ({"op": "einsum"}, "do not fit .KeyError: 'einsum'"),
+    ({"op": "einsum"}, "'einsum' is not among the tensors, or is no kind that this version knows"),
 ])  # fmt: skip
 def test_what_nobody_has_registered_is_refused(plain_checkpoint: Checkpoint, tmp_path: Path, change: dict[str, Any], words: str) -> None:
     folder = tmp_path / "changed"
