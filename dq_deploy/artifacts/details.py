@@ -48,12 +48,20 @@ class FloatLayer(Product):
     reason: str
 
 
+class WeightCodebook(_Open):
+    """Of a weight that is made of codewords: how many weights a codeword has, and how many are summed (``formats.codebook``)."""
+
+    length: int
+    books: int
+
+
 class QuantizedLayer(Product):
     """A quantized layer: its bits (no weight: a product of two activations), and the quantizers that it reads (none: floats)."""
 
     weight_bits: int | None = Field(default=None, ge=2, le=8)
     activation_bits: Annotated[int, AfterValidator(_known_bits)]
     weight_block: int = 0
+    weight_codebook: WeightCodebook | None = None
     quantizers: list[str]
 
 

@@ -238,6 +238,8 @@ def _manifest(checkpoint: Checkpoint, model: ir.Model, sites: Sites, kind: dict[
 
 def _layer(layer: dict[str, Any], sites: Sites, *, int4: bool) -> dict[str, Any]:
     """A layer's entry: the checkpoint's, where its output is in the graph, and what its weight is stored in."""
-    storage = {} if layer["op"] == "matmul" else {"weight_storage": storage_of(layer["weight_bits"], int4=int4)}
+    codewords = int4 and layer.get("weight_codebook")
+    container = "codebook" if codewords else storage_of(layer["weight_bits"], int4=int4) if layer["op"] != "matmul" else None
+    storage = {"weight_storage": container} if container else {}
     read = {"input": sites.inputs[layer["name"]]} if layer["name"] in sites.inputs else {}
     return {**layer, **read, "output": sites.layers[layer["name"]], **storage}

@@ -1,25 +1,29 @@
-"""A layer's weight in the graph: int8 codes, or int4 ones in the two forms from which TensorRT still makes an INT8 product.
+"""A layer's weight in the graph: int8 codes, or what is smaller in the forms from which TensorRT still makes an INT8 product.
 
 MatMul: DequantizeLinear(int4, per channel); the engine casts the codes to INT8 on every run.
 Conv: DequantizeLinear(int4, scale 1) → Cast fp16 → QuantizeLinear(int8, scale 1) → DequantizeLinear(int8, per channel). Without the cast to
 half precision between, the builder refuses it (benchmarks/patterns/RESULTS.md). Codes of 4 bits are exact in fp16.
 Either way the weight takes half a byte an element in the file and in the engine, the product is the one of int8 storage, and the cast is a
 kernel more: smaller, not faster. OpenVINO multiplies the MatMul form in float.
+
+Codewords: indices int8, minus 128 → DequantizeLinear(fp16, scale 1) → Add 128 → Cast int32 → Gather of a book; the sum of the books' →
+Reshape → QuantizeLinear(int8, scale 1) → [Transpose →] DequantizeLinear(int8, per channel). uint8 indices that are cast would be folded to
+int32 ones, and in front of that QuantizeLinear the builder crashes at all but a Gather, an Add or a Reshape of these.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import onnx_ir as ir
 
 from ..formats import of_bits
-from ..formats.tables import BIAS, CODES, WEIGHT_SCALE, WEIGHT_ZERO_POINT
-from ..quantization.weights import QuantizedWeight
+from ..formats.tables import BIAS, CODEBOOK_CODES, CODES, CODEWORDS, UINT8_OFFSET, WEIGHT_SCALE, WEIGHT_ZERO_POINT
+from ..quantization.weights import CodebookWeight, QuantizedWeight
 from .emitter import AS_WRITTEN, FP32_MARK, Emitter
 
-Storage = Literal["int4", "int8"]
+Storage = Literal["int4", "int8", "codebook"]
 _FLOAT16, _INT4, _INT8 = ir.DataType.FLOAT16, ir.DataType.INT4, ir.DataType.INT8
 
 
@@ -36,6 +40,8 @@ def stored(codes: np.ndarray, bits: int, *, int4: bool) -> np.ndarray:
 def dequantized_weight(emit: Emitter, layer: QuantizedWeight, name: str, *, transpose: bool, int4: bool) -> ir.Value:
     """The weight Ŵ = s_w[o] · codes of a layer, [O, ...] or transposed to [C, O], as a value of the graph."""
     assert layer.frozen is not None
+    if int4 and isinstance(layer, CodebookWeight):
+        return _of_codewords(emit, layer, name, transpose=transpose)
     codes, scale = layer.frozen[0].numpy(), emit.constant(f"{name}.{WEIGHT_SCALE}", layer.frozen[1].numpy())
     codes, axis = (codes.T, 1) if transpose else (codes, 0)
     held = emit.constant(f"{name}.{CODES}", stored(codes, layer.bits, int4=int4))
@@ -44,6 +50,40 @@ def dequantized_weight(emit: Emitter, layer: QuantizedWeight, name: str, *, tran
     else:
         inputs = [_as_int8(emit, held) if held.dtype == _INT4 else held, scale, _zeros(emit, layer, name)]
     return emit.op("DequantizeLinear", inputs, name="DequantizeWeight", axis=axis)
+
+
+def _of_codewords(emit: Emitter, layer: CodebookWeight, name: str, *, transpose: bool) -> ir.Value:
+    """The weight from indices and codewords, which stay small in an engine: [O, ...] or transposed to [C, O]."""
+    assert layer.frozen is not None
+    assert layer.codes is not None
+    half_one, offset = (emit.constant(f"dq_deploy.{key}.float16", np.array(v, dtype=np.float16)) for key, v in (("one", 1.0), ("128", 128.0)))
+    zero = emit.constant("dq_deploy.zero", np.array(0, dtype=np.int8))
+    total: ir.Value | None = None
+    for m, book in enumerate(layer.codewords.detach().numpy().astype(np.float16)):
+        indices = (layer.codes[:, :, m].numpy().astype(np.int16) - UINT8_OFFSET).astype(np.int8)
+        held = emit.constant(f"{name}.{CODEBOOK_CODES}.{m}", indices)
+        x = _as_written(emit, "DequantizeLinear", [held, half_one, zero], f"UnpackIndices.{m}", _FLOAT16)
+        x = _as_written(emit, "Add", [x, offset], f"UnpackIndices.{m}/Add", _FLOAT16)
+        x = _as_written(emit, "Cast", [x], f"UnpackIndices.{m}/Cast", ir.DataType.INT32, to=ir.DataType.INT32.value)
+        words = _as_written(emit, "Gather", [emit.constant(f"{name}.{CODEWORDS}.{m}", book), x], f"Codewords.{m}", _FLOAT16, axis=0)
+        total = words if total is None else _as_written(emit, "Add", [total, words], f"Codewords.{m}/Add", _FLOAT16)
+    assert total is not None
+    shape = emit.constant(f"{name}.{CODES}.shape", np.array(layer.shape, dtype=np.int64))
+    codes = _as_written(emit, "Reshape", [total, shape], "Codewords/Reshape", _FLOAT16)
+    codes = _as_written(emit, "QuantizeLinear", [codes, half_one, zero], "RepackWeight", _INT8)
+    if transpose:
+        codes = emit.op("Transpose", [codes], name="RepackWeight/Transpose", dtype=_INT8, perm=[1, 0])
+    scale = emit.constant(f"{name}.{WEIGHT_SCALE}", layer.frozen[1].numpy())
+    return emit.op("DequantizeLinear", [codes, scale, _zeros(emit, layer, name)], name="DequantizeWeight", axis=int(transpose))
+
+
+def _as_written(emit: Emitter, op: str, inputs: list[ir.Value], name: str, dtype: ir.DataType, **attributes: Any) -> ir.Value:
+    """A node whose inputs have the types that it needs, half precision among them."""
+    value = emit.op(op, inputs, name=name, dtype=dtype, **attributes)
+    node = value.producer()
+    assert node is not None
+    node.metadata_props[FP32_MARK] = AS_WRITTEN
+    return value
 
 
 def _zeros(emit: Emitter, layer: QuantizedWeight, name: str) -> ir.Value:
@@ -58,11 +98,7 @@ def _as_int8(emit: Emitter, packed: ir.Value) -> ir.Value:
     floats = emit.op("Cast", [floats], name="UnpackWeight/float16", dtype=_FLOAT16, to=_FLOAT16.value)
     half_one = emit.constant("dq_deploy.one.float16", np.array(1.0, dtype=np.float16))
     zero = emit.constant("dq_deploy.zero", np.array(0, dtype=np.int8))
-    codes = emit.op("QuantizeLinear", [floats, half_one, zero], name="RepackWeight", dtype=_INT8)
-    repack = codes.producer()
-    assert repack is not None
-    repack.metadata_props[FP32_MARK] = AS_WRITTEN
-    return codes
+    return _as_written(emit, "QuantizeLinear", [floats, half_one, zero], "RepackWeight", _INT8)
 
 
 def bias(emit: Emitter, layer: QuantizedWeight, name: str, shape: tuple[int, ...] = (-1,)) -> ir.Value:

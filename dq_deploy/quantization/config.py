@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 from enum import StrEnum
 from typing import Annotated, Any, Literal
 
@@ -11,7 +12,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from ..errors import UsageError, did_you_mean
 from ..formats import of_bits
-from ..formats.presets import PRESETS
+from ..formats.codebook import Codebook
+from ..formats.presets import CODEBOOKS, PRESETS
 from .methods import DILATEQUANT, METHODS
 
 INTEGER_PRESETS = tuple(name for name, (_, bits) in PRESETS.items() if of_bits(bits).integer)
@@ -134,6 +136,23 @@ def under_current_names(given: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in given.items() if name != "temporal"} | {"activations": chosen}
 
 
+class CodebookOption(BaseModel):
+    """See ``formats.codebook.Codebook``."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    length: int
+    books: int
+
+    @model_validator(mode="after")
+    def _known(self) -> CodebookOption:
+        self.made()
+        return self
+
+    def made(self) -> Codebook:
+        """The codebook."""
+        return Codebook(self.length, self.books)
+
+
 class QuantizeConfig(BaseModel):
     """Options of ``dq_deploy.quantize``. Bits are of the codes; everything is recorded in the checkpoint's manifest."""
 
@@ -147,6 +166,9 @@ class QuantizeConfig(BaseModel):
     weight_block: Literal[0, 32, 64, 128] = 64
     """Input channels of a linear layer that share a scale where only weights are quantized; 0: all of an output channel. Beside integer
     activations a scale is for all of an output channel always: TensorRT refuses blocks there."""
+    codebook: CodebookOption | None = None
+    """Weights as sums of codewords, of ``weight_bits`` = 8 × books / length each: a layer for which that takes fewer bytes than INT4. The
+    others have 4 bits."""
     softmax_bits: Bits = 8
     """Bits of attention probabilities, whatever ``activation_bits`` are: of 64 tokens' nearly all are below half a step of 4 bits, and the
     INT8 product that reads them costs the same."""
@@ -206,7 +228,7 @@ class QuantizeConfig(BaseModel):
     def rounds_by_gptq(self) -> bool:
         """Whether weights are rounded by GPTQ."""
         if self.rounding is Rounding.AUTO:
-            return not self.iterations or self.activation_bits >= GPTQ_ACTIVATION_BITS
+            return self.codebook is not None or not self.iterations or self.activation_bits >= GPTQ_ACTIVATION_BITS
         return self.rounding is Rounding.GPTQ
 
     @property
@@ -239,6 +261,19 @@ class QuantizeConfig(BaseModel):
             raise ValueError("weight_block is for activation_bits 16: TensorRT refuses blocks of weights beside integer activations")
         return self
 
+    @model_validator(mode="after")
+    def _a_codebook_is_fitted(self) -> QuantizeConfig:
+        if self.codebook is None:
+            return self
+        if self.codebook.made().bits != self.weight_bits:
+            raise ValueError(f"a codebook of {self.codebook.books} × 8 bits for {self.codebook.length} weights has "
+                             f"{self.codebook.made().bits} bits a weight, and weight_bits is {self.weight_bits}: leave one of them out")  # fmt: skip
+        if self.weight_only:
+            raise ValueError("a codebook goes with integer activations, and activation_bits is 16")
+        if self.rounding is Rounding.NEAREST:
+            raise ValueError("a codebook is fitted to the calibration samples: rounding nearest would not be used")
+        return self
+
     @classmethod
     def build(cls, preset: str = "w8a8", **options: Any) -> QuantizeConfig:
         """A preset's configuration with what the ``method`` among ``options`` fills in, and ``options`` (None = not given) on top.
@@ -259,6 +294,11 @@ class QuantizeConfig(BaseModel):
         if method not in METHODS:
             raise UsageError(f"unknown method '{method}'", f"{did_you_mean([method], METHODS)}methods: {', '.join(METHODS)}")
         given = {**METHODS[method].options, **given}
+        if preset in CODEBOOKS and "codebook" not in given:
+            given["codebook"] = CODEBOOKS[preset]
+        if (codebook := given.get("codebook")) and isinstance(codebook, dict) and preset not in CODEBOOKS:
+            with suppress(ValueError, KeyError, TypeError):  # which building it says below
+                weight_bits = Codebook(**codebook).bits
         if "keep" in given:
             given["keep"] = {**cls().keep, **given["keep"]}
         try:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from math import prod
 from typing import Any
 
 import torch
 
 from ..errors import ArtifactError
 from ..formats import NumberFormat, recorded
-from ..formats.tables import CLIPPING_RATIO, CODES, DILATION, SCALE, WEIGHT_SCALE, ZERO_POINT
+from ..formats.codebook import ENTRIES, Codebook
+from ..formats.tables import CLIPPING_RATIO, CODEBOOK_CODES, CODES, CODEWORDS, DILATION, SCALE, WEIGHT_SCALE, ZERO_POINT
 
 _TINY = torch.finfo(torch.float32).tiny
 
@@ -60,9 +62,19 @@ def check_weight(name: str, tensors: Mapping[str, torch.Tensor], fmt: NumberForm
             raise ArtifactError(f"'{name}' has blocks of {block} input channels, and its weight is {list(codes.shape)}")
         expected = [len(codes), codes.shape[1] // block if block else 1]
     _check_scale(f"{name}.{WEIGHT_SCALE}", scale, expected, "output channels" if block is None else "blocks")
-    added = tensors.get(bias)
-    if added is not None and (added.shape != codes.shape[:1] or added.dtype != torch.float32):
-        raise ArtifactError(f"'{bias}' is {added.dtype} {tuple(added.shape)}, and the layer has {len(codes)} output channels")
+    _check_bias(bias, tensors.get(bias), len(codes))
+
+
+def check_codebook(name: str, tensors: Mapping[str, torch.Tensor], codebook: Codebook, shape: Sequence[int], *, bias: str) -> None:
+    """Indices uint8 [O, K/d, M], codewords int8 [M, 256, d] and scales [O] > 0 of a weight of ``shape`` [O, ...] with K inputs, and a bias."""
+    outputs, inputs, length, books = shape[0], prod(shape[1:]), codebook.length, codebook.books
+    wanted = {CODEBOOK_CODES: (torch.uint8, [outputs, inputs // length, books]), CODEWORDS: (torch.int8, [books, ENTRIES, length])}
+    for part, (dtype, layout) in wanted.items():
+        found = tensors[f"{name}.{part}"]
+        if found.dtype != dtype or list(found.shape) != layout or inputs % length:
+            raise ArtifactError(f"'{name}.{part}' is {found.dtype} {list(found.shape)}, and a weight {list(shape)} needs {dtype} {layout}")
+    _check_scale(f"{name}.{WEIGHT_SCALE}", tensors[f"{name}.{WEIGHT_SCALE}"], [outputs], "output channels")
+    _check_bias(bias, tensors.get(bias), outputs)
 
 
 def check_output_bias(name: str, tensors: Mapping[str, torch.Tensor], table_rows: int) -> None:
@@ -72,6 +84,11 @@ def check_output_bias(name: str, tensors: Mapping[str, torch.Tensor], table_rows
         raise ArtifactError(
             f"table '{name}' is {table.dtype} {tuple(table.shape)}, not one row for each of {table_rows} calibrated timesteps"
         )
+
+
+def _check_bias(name: str, bias: torch.Tensor | None, outputs: int) -> None:
+    if bias is not None and (bias.shape != (outputs,) or bias.dtype != torch.float32):
+        raise ArtifactError(f"'{name}' is {bias.dtype} {tuple(bias.shape)}, and the layer has {outputs} output channels")
 
 
 def _check_codes(name: str, codes: torch.Tensor, fmt: NumberFormat, *, narrow: bool) -> None:

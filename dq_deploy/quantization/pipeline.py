@@ -36,7 +36,7 @@ from .initial.scale_choice import choose_scales, take_choices
 from .output_bias import insert_output_bias, mean_error
 from .prepare import Prepared, prepare
 from .rounding.groups import groups_of
-from .rounding.layerwise import codes_and_scales, round_weights, take_codes
+from .rounding.layerwise import round_weights, rounded, take_rounded
 from .running.ambient import default_torch
 from .running.device import exact_products, find_device, move, placed
 from .running.processes import SharedWork, started_processes
@@ -199,10 +199,10 @@ def _rounded(prepared: Prepared, quantized: GraphModule, data: Trajectories, wor
 
     def make() -> Stage:
         done = round_weights(quantized, data, config, work=work.work, progress=progress)
-        return Stage(codes_and_scales(layers), [record.model_dump() for record in done])
+        return Stage(rounded(layers), [record.model_dump() for record in done])
 
     stage = work.made("rounding", make)
-    take_codes(layers, stage.tensors)
+    take_rounded(layers, stage.tensors)
     return [RoundedLayer(**entry) for entry in stage.record]
 
 

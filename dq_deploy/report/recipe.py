@@ -13,7 +13,7 @@ from ..artifacts.details import BundleDetails, CheckpointDetails, EngineDetails
 from ..artifacts.origin import source_name
 from ..engines.registry import builder_named
 from ..formats import of_bits
-from ..formats.presets import PRESETS
+from ..formats.presets import CODEBOOKS, PRESETS
 from ..quantization.config import QuantizeConfig
 from ..quantization.methods import DILATEQUANT
 from ..sampling.request import Drawing
@@ -86,7 +86,9 @@ def _quantize_flags(manifest: Manifest, details: CheckpointDetails) -> tuple[lis
     method = options.get("method", DILATEQUANT.name)
     defaults = QuantizeConfig.build(method=method).model_dump(mode="json")  # with what the method fills in by itself
     bits = (options["weight_bits"], options["activation_bits"])
-    preset = next((name for name, pair in PRESETS.items() if pair == bits), None)
+    preset = next((name for name, pair in PRESETS.items() if pair == bits and CODEBOOKS.get(name) == options.get("codebook")), None)
+    if preset in CODEBOOKS:
+        options.pop("codebook")
     flags = ["--preset", preset] if preset else ["--weight-bits", str(bits[0]), "--activation-bits", str(bits[1])]
     flags += ["--method", method] if method != DILATEQUANT.name else []
     changed = {k: v for k, v in options.items() if k not in ("weight_bits", "activation_bits", "keep") and v != defaults.get(k)}

@@ -24,6 +24,7 @@ from .descriptor import OPENVINO
 from .graph import PRODUCTS, product_precision
 from .ladder import REWRITTEN, Shapes, Way, compile_somehow
 from .rewrites import rewrite
+from .rewrites.constants import quantized_constants
 from .shapes import ShapedModels, shapes_for
 
 Precision = Literal["f32", "bf16", "f16"]
@@ -146,7 +147,9 @@ class OpenVinoRunner(GraphRunner):
 def read_graph(openvino: Any, file: Path) -> Any:
     """An ONNX file or OpenVINO's IR as OpenVINO's model. Raises ArtifactError when it does not read it."""
     try:
-        return openvino.Core().read_model(str(file))
+        model = openvino.Core().read_model(str(file))
+        quantized_constants(openvino, model)
+        return model
     except RuntimeError as error:
         raise refusal(openvino, file, error) from error
 

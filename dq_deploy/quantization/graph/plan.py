@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 from torch.fx import GraphModule, Node
 
 from ...errors import UsageError, did_you_mean
-from ...formats import INT8, NumberFormat, of_bits
+from ...formats import INT8, Kind, NumberFormat, of_bits
+from ...formats.codebook import Codebook
 from ..config import FIRST, LAST, Activations, QuantizeConfig
 from ..quantizers import QUANTIZERS, StaticQuantizer, TableQuantizer, TokenQuantizer
+from ..weights.base import MOST_INPUTS
 from ..weights.blocked import block_length
 from .dataflow import unmixed
 from .moves import MOVES
@@ -93,6 +96,8 @@ def make_plan(graph_module: GraphModule, config: QuantizeConfig) -> Plan:
             _weight_only(layer, config)
         elif layer.op == "linear" and config.activations is Activations.PER_TOKEN:
             layer.quantizer = TokenQuantizer.kind
+        if config.codebook is not None and layer.op != "matmul" and not layer.float_reason:
+            _codewords(layer, config.codebook.made())
     sample = unmixed(graph_module, inputs[0], {layer.node for layer in layers})
     for pattern, value in config.keep.items():
         hits = [x for x in layers if _matches(pattern, x, sample, output)]
@@ -142,6 +147,8 @@ def _keep(layer: GraphLayer, pattern: str, value: int | str) -> None:
         layer.kept = layer.kept or not layer.float_reason
         layer.float_reason = layer.float_reason or reason
     else:
+        if layer.weight_format.kind is Kind.CODEBOOK:
+            layer.form, layer.options = None, {}
         layer.weight_format = of_bits(int(value))
         layer.activation_format = layer.activation_format if layer.weight_only else layer.weight_format
         if layer.kept:  # by an earlier pattern, and not because it has no integer form
@@ -155,3 +162,14 @@ def _weight_only(layer: GraphLayer, config: QuantizeConfig) -> None:
     if layer.op == "linear" and not layer.float_reason:
         channels = static_shape(layer.node.args[1].meta["val"])[1]  # type: ignore[union-attr]
         layer.options["block"] = block_length(config.weight_block, channels)
+
+
+def _codewords(layer: GraphLayer, codebook: Codebook) -> None:
+    """Make a layer's weight of codewords where that saves bytes and all its inputs can be seen at once; else it has 4 bits."""
+    outputs, *inputs = static_shape(layer.node.args[1].meta["val"])  # type: ignore[union-attr]
+    grouped = layer.op == "conv2d" and layer.node.args[6:7] not in ((), (1,))  # each group has few inputs
+    if grouped or prod(inputs) > MOST_INPUTS or not codebook.pays(outputs, prod(inputs)):
+        layer.weight_format = of_bits(4)
+        return
+    layer.weight_format, layer.form = codebook.format, f"codebook-{layer.op}"
+    layer.options |= {"length": codebook.length, "books": codebook.books}

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch.fx import GraphModule, Node
 
-from ...formats import INT8, NumberFormat
+from ...formats import INT8, Kind, NumberFormat
 from .edit import aten
 from .rewrites.probabilities import is_probability
 from .shapes import static_shape
@@ -72,9 +72,11 @@ class GraphLayer:
         """The manifest's entry."""
         if self.float_reason:
             return {"name": self.name, "op": self.op, "macs": self.macs, "reason": self.float_reason}
-        bits = {"weight_bits": self.weight_bits} if self.op != "matmul" else {}
+        bits: dict[str, Any] = {"weight_bits": self.weight_bits} if self.op != "matmul" else {}
         if self.weight_only:
             bits["weight_block"] = self.weight_block
+        if self.weight_format.kind is Kind.CODEBOOK:
+            bits["weight_codebook"] = self.options
         return {
             "name": self.name,
             "op": self.op,

@@ -25,7 +25,7 @@ class Rounder:
     def __init__(self, moments: torch.Tensor, *, damping: float = DAMPING, block: int = _BLOCK) -> None:
         self.moments, self.block = moments, block
         self.order = moments.diagonal().argsort(stable=True)  # we go from the last to the first
-        factor, self.added = _cholesky(moments[self.order[:, None], self.order], damping)
+        factor, self.added = factorized(moments[self.order[:, None], self.order], damping)
         pivots = factor.diagonal().clone()
         self.squares = pivots.square()
         self.factor = factor.div_(pivots)
@@ -75,7 +75,7 @@ def _clipped(codes: torch.Tensor, limit: torch.Tensor) -> torch.Tensor:
     return torch.maximum(torch.minimum(codes, limit), -limit)
 
 
-def _cholesky(moments: torch.Tensor, damping: float) -> tuple[torch.Tensor, float]:
+def factorized(moments: torch.Tensor, damping: float) -> tuple[torch.Tensor, float]:
     """L of the damped H, and what was added to its diagonal. ``moments`` are used up."""
     step = damping * float(moments.diagonal().mean()) or 1.0  # where nothing was seen, any diagonal makes every input nearest
     added = 0.0

@@ -13,9 +13,7 @@ from ..config import QuantizeConfig
 from ..graph.insertion import decode, float_name
 from ..quantizers import ActivationQuantizer
 from ..weights import QuantizedWeight
-
-MOST_INPUTS = 16_384
-"""Of a row of weights that is rounded as one: H has 8 bytes for each pair of inputs, 2.1 GB, and its factor as many again."""
+from ..weights.base import MOST_INPUTS
 
 
 @dataclass

@@ -25,7 +25,8 @@ from ..distillation.cache import ValueCache
 from ..distillation.chain import Chain
 from ..graph.blocks import Block, split_before
 from ..running.work_folder import Stage, Stages
-from ..weights import QuantizedWeight
+from ..weights import CodebookWeight, QuantizedWeight
+from .codebooks import fit_codebooks
 from .columns import AT_ONCE, Rounder
 from .groups import Group, groups_of
 from .moments import BLOCK, Moments, some_positions
@@ -95,7 +96,7 @@ class _Rounding:
                     stage = self._round(group, torch.Generator().manual_seed(self.config.seed * 1_000_003 + index))
                     if work:
                         work.save(_stage(index), stage.tensors, stage.record)
-                take_codes(group.layers, stage.tensors)
+                take_rounded(group.layers, stage.tensors)
                 found += [RoundedLayer(**entry) for entry in stage.record]
                 self._pass(self.chain.blocks[ahead + index])
                 advance(cost, group.name)
@@ -108,6 +109,8 @@ class _Rounding:
     def _round(self, group: Group, generator: torch.Generator) -> Stage:
         """Codes and scales of a group's layers, and what they cost."""
         moments = self._moments(group, generator)
+        if isinstance(next(iter(group.layers.values())), CodebookWeight):
+            return fit_codebooks(group, moments, generator)
         weight, scale = (group.stacked(of).double() for of in (QuantizedWeight.matrix, QuantizedWeight.steps_by_weight))
         limit = group.stacked(_limit)[:, :, 0].double()
         scales = torch.stack([group.settled(scale * factor) for factor in SCALES], dim=1)  # [G, C, R, K]
@@ -191,15 +194,12 @@ def _stage(index: int) -> str:
     return f"rounding-{index:04d}"
 
 
-def take_codes(layers: Mapping[str, QuantizedWeight], tensors: Mapping[str, torch.Tensor]) -> None:
-    """Let ``layers`` have the codes [g, O/g, K] and scales [O] among ``tensors``."""
+def take_rounded(layers: Mapping[str, QuantizedWeight], tensors: Mapping[str, torch.Tensor]) -> None:
+    """Let ``layers`` have what was rounded: ``<layer>.<part>`` among ``tensors``, by the parts of their form of weight."""
     for name, layer in layers.items():
-        layer.set_codes(tensors[f"{name}.{CODES}"], tensors[f"{name}.{WEIGHT_SCALE}"])
+        layer.take_rounded({key.removeprefix(f"{name}."): value for key, value in tensors.items() if key.startswith(f"{name}.")})
 
 
-def codes_and_scales(layers: Mapping[str, QuantizedWeight]) -> dict[str, torch.Tensor]:
-    """What ``take_codes`` takes, of layers that have been rounded: codes int8 [O, ...] and scales [O]."""
-    found: dict[str, torch.Tensor] = {}
-    for name, layer in layers.items():
-        found |= {f"{name}.{CODES}": layer.integer_weight()[0].to(torch.int8), f"{name}.{WEIGHT_SCALE}": layer.steps()}
-    return found
+def rounded(layers: Mapping[str, QuantizedWeight]) -> dict[str, torch.Tensor]:
+    """What ``take_rounded`` takes, of layers that have been rounded."""
+    return {f"{name}.{part}": value for name, layer in layers.items() for part, value in layer.rounded().items()}

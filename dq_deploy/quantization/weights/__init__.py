@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from .base import QuantizedLayer, QuantizedWeight
 from .blocked import WeightOnlyLinear
+from .codebook import CodebookConv2d, CodebookLinear, CodebookWeight
 from .per_channel import QuantizedConv2d, QuantizedLinear
 from .products import QuantizedMatmul
 from .unpacked_conv import WeightOnlyConv2d
@@ -22,11 +23,14 @@ def register(kind: type[QuantizedLayer]) -> None:
     LAYERS[kind.kind] = kind
 
 
-for _kind in (QuantizedConv2d, QuantizedLinear, QuantizedMatmul, WeightOnlyConv2d, WeightOnlyLinear):
+for _kind in (QuantizedConv2d, QuantizedLinear, QuantizedMatmul, WeightOnlyConv2d, WeightOnlyLinear, CodebookConv2d, CodebookLinear):
     register(_kind)
 
 __all__ = [
     "LAYERS",
+    "CodebookConv2d",
+    "CodebookLinear",
+    "CodebookWeight",
     "QuantizedConv2d",
     "QuantizedLayer",
     "QuantizedLinear",

@@ -20,6 +20,10 @@ _REACH = 0.3
 """Steps from its code that a weight may be after ``set_codes``: where it was tells distillation more (docs/decisions/rounding.md)."""
 
 
+MOST_INPUTS = 16_384
+"""Of a row of weights that is rounded as one: H has 8 bytes for each pair of inputs, 2.1 GB, and its factor as many again."""
+
+
 class QuantizedLayer(nn.Module, ABC):
     """A product in a quantized graph, called with what it reads: ``Quantized``, or floats if it is ``weight_only``."""
 
@@ -135,6 +139,14 @@ class QuantizedWeight(QuantizedLayer):
     def settled(self, scale: torch.Tensor) -> torch.Tensor:
         """Scales [O] or of any shape as a checkpoint stores them: those of fp16 where it is ``weight_only``."""
         return numerics.half_precision(scale) if self.weight_only else scale
+
+    def rounded(self) -> dict[str, torch.Tensor]:
+        """What ``take_rounded`` takes, by part: codes int8 [O, ...] and scales [O]."""
+        return {CODES: self.integer_weight()[0].to(torch.int8), WEIGHT_SCALE: self.steps()}
+
+    def take_rounded(self, parts: Mapping[str, torch.Tensor]) -> None:
+        """Have the codes and scales that ``rounding`` found, by part."""
+        self.set_codes(parts[CODES], parts[WEIGHT_SCALE])
 
     @torch.no_grad()
     def set_codes(self, codes: torch.Tensor, scale: torch.Tensor) -> None:
