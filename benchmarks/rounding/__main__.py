@@ -12,6 +12,7 @@ import torch
 from benchmarks.accuracy.settings import model_name
 from dq_deploy.console import Output
 from dq_deploy.engines.machine import machine_info
+from dq_deploy.formats.presets import CODEBOOKS
 
 from .study import Figures, Study
 
@@ -21,7 +22,7 @@ ROUNDINGS = ("nearest", "gptq")
 
 @click.command()
 @click.option("--sources", default="builtin:fashion-mnist-dit,builtin:fashion-mnist-unet", show_default=True)
-@click.option("--presets", default="w4a8,w4a4,w3a8,w6a6,w8a8", show_default=True)
+@click.option("--presets", default="w4a8,w4a4,w3a8,w2a8,vq3a8,vq2a8,w6a6,w8a8", show_default=True)
 @click.option("--iterations", default="0,60", show_default=True, help="Distillation steps for each block, with commas.")
 @click.option("--steps", type=click.IntRange(1), default=20, show_default=True, help="T.")
 @click.option("--pictures", type=click.IntRange(2), default=24, show_default=True)
@@ -37,12 +38,14 @@ def main(sources: str, presets: str, iterations: str, steps: int, pictures: int,
         "# Rounding of weights", "",
         f"`python -m benchmarks.rounding`: PSNR in dB of {pictures} held-out pictures against the float model's (± standard error),",
         f"{steps} steps, {calibration_samples} calibration samples, dilation {dilation}; in brackets SNR, median / worst timestep.",
+        "VQ3A8 and VQ2A8 are codebooks, fitted to the second moments that GPTQ rounds by; layers too small for them have 4 bits.",
         f"PyTorch {torch.__version__}, {machine_info()['cpu']}.", "",
     ]  # fmt: skip
     for source in sources.split(","):
         study = Study(source, steps, pictures, calibration_samples, dilation)
         folder = results / model_name(source)
-        cells = list(product(map(int, iterations.split(",")), presets.split(","), ROUNDINGS))
+        every = product(map(int, iterations.split(",")), presets.split(","), ROUNDINGS)
+        cells = [(count, preset, rounding) for count, preset, rounding in every if preset not in CODEBOOKS or rounding == "gptq"]
         if not report:
             _measure(study, folder, cells, out)
         page += [f"## {model_name(source)}", "", *_table(folder), ""]

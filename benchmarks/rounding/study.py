@@ -20,8 +20,8 @@ from dq_deploy.decibels import psnr_db
 from dq_deploy.quantization import load_checkpoint
 from dq_deploy.sources import load_source
 
-WEIGHTS_3 = "w3a8"
-"""No preset of the program: three bits for weights, eight for activations."""
+FEW_BITS = {"w3a8": 3, "w2a8": 2}
+"""No presets of the program: so many bits for weights, eight for activations."""
 
 
 class Figures(BaseModel):
@@ -73,7 +73,7 @@ class Study:
 
     def measure(self, preset: str, rounding: str, iterations: int) -> Figures:
         """Quantize and judge a cell."""
-        options: dict[str, Any] = {"preset": "w4a8", "weight_bits": 3} if preset == WEIGHTS_3 else {"preset": preset}
+        options: dict[str, Any] = {"preset": "w4a8", "weight_bits": FEW_BITS[preset]} if preset in FEW_BITS else {"preset": preset}
         started = time.perf_counter()
         with tempfile.TemporaryDirectory() as folder:
             dq_deploy.quantize(
