@@ -216,6 +216,22 @@ _WEIGHTS = (
     Pattern("fourier-transform", "DFT", a.fourier_transform, ("no-such-operator",)),
     Pattern("opset-10", "Conv, per-channel DQ, opset 10", partial(a.conv_static, 10), ("invalid-onnx",), valid=False),
 )
+_CODEBOOKS = (
+    Pattern("conv-codebook", "Conv, weight of codewords: indices int8 → numbers → Gather → Q(1) → DQ", partial(w.codebook, "Conv")),
+    Pattern("conv-codebook-two-books", "the same, the sum of two books", partial(w.codebook, "Conv", 2)),
+    Pattern("matmul-codebook", "MatMul, weight of codewords, transposed between Q and DQ", partial(w.codebook, "MatMul")),
+    Pattern("matmul-codebook-two-books", "the same, the sum of two books", partial(w.codebook, "MatMul", 2)),
+    Pattern(
+        "matmul-codebook-unsigned",
+        "MatMul, indices uint8 that are cast",
+        partial(w.codebook, "MatMul", unsigned=True),
+        ("codebook-unsigned",),
+    ),
+    Pattern(
+        "matmul-codebook-before", "MatMul, transposed before Q", partial(w.codebook, "MatMul", transpose="before"), ("codebook-moved",)
+    ),
+    Pattern("matmul-codebook-after", "MatMul, transposed after DQ", partial(w.codebook, "MatMul", transpose="after"), ("codebook-moved",)),
+)
 _ONNXRUNTIME = tuple(
     Pattern(name, title, build, lint, target="onnxruntime")
     for name, title, build, lint in (
@@ -283,6 +299,7 @@ GROUPS = {
     "Scales that are computed, or are many": _COMPUTED,
     "Values and types": _VALUES,
     "Weights": _WEIGHTS,
+    "Weights of codewords": _CODEBOOKS,
     "What matters to ONNX Runtime": _ONNXRUNTIME,
 }
 PATTERNS = {pattern.name: pattern for group in GROUPS.values() for pattern in group}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -129,3 +130,38 @@ def conv_weight_quantized() -> onnx.ModelProto:
     s = images()
     weight = s.qdq(s.float_weight("layer.weight", *KERNEL), s.weight_pair(CHANNELS), "weight", axis=0)
     return s.model(s.conv(s.qdq(s.sample, s.fixed()), weight))
+
+
+def codebook(op: str, books: int = 1, *, transpose: str = "between", unsigned: bool = False) -> onnx.ModelProto:
+    """INT8 codes as sums of codewords of 4 weights, made numbers, gathered and quantized with scale 1; a MatMul's transposed somewhere."""
+    s = images() if op == "Conv" else tokens()
+    shape = KERNEL if op == "Conv" else SQUARE
+    words = [_codewords(s, shape, book, unsigned) for book in range(books)]
+    value = words[0]
+    for book, other in enumerate(words[1:], 1):
+        value = s.op("Add", value, other, name=f"layer/Sum{book}")
+    value = s.op("Reshape", value, s.constant("layer.weight.shape", np.array(shape)), name="layer/Reshape")
+    moved = partial(s.op, "Transpose", name="layer/Transpose", perm=[1, 0])
+    where = transpose if op == "MatMul" else ""
+    value = moved(value) if where == "before" else value
+    unit = s.constant("one.float16", np.float16(1)), s.constant("zero", np.int8(0))
+    value = s.op("QuantizeLinear", value, *unit, name="layer/QuantizeWeight")
+    value = moved(value) if where == "between" else value
+    axis = 0 if where in ("", "after") else 1
+    value = s.op("DequantizeLinear", value, *s.weight_pair(shape[0]), name="layer/DequantizeWeight", axis=axis)
+    value = moved(value) if where == "after" else value
+    x = s.qdq(s.sample, s.fixed())
+    return s.model(s.conv(x, value) if op == "Conv" else s.op("MatMul", x, value, name="layer/MatMul"))
+
+
+def _codewords(s: Sketch, shape: tuple[int, ...], book: int, unsigned: bool) -> ir.Value:
+    """What the indices of one book stand for: [O, K/4, 4]."""
+    layout, name = (shape[0], int(np.prod(shape[1:])) // 4), f"layer/Book{book}"
+    words = s.constant(f"layer.weight.book{book}", s.random.integers(-60, 61, (256, 4)).astype(np.float16))
+    if unsigned:
+        held = s.constant(f"layer.weight.indices{book}", s.random.integers(0, 256, layout).astype(np.uint8))
+        return s.op("Gather", words, s.cast(held, ir.DataType.INT32, f"{name}/Cast"), name=f"{name}/Gather", axis=0)
+    held = s.constant(f"layer.weight.indices{book}", s.random.integers(-128, 128, layout).astype(np.int8))
+    value = s.op("DequantizeLinear", held, s.constant("one.float16", np.float16(1)), s.constant("zero", np.int8(0)), name=f"{name}/Unpack")
+    value = s.op("Add", value, s.constant("offset.float16", np.float16(128)), name=f"{name}/Add")
+    return s.op("Gather", words, s.cast(value, ir.DataType.INT32, f"{name}/Cast"), name=f"{name}/Gather", axis=0)

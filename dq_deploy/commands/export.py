@@ -90,13 +90,14 @@ def show_bundle(bundle: Artifact[BundleDetails], output: Output) -> None:
     """What was exported."""
     details = bundle.details
     size = sum(entry.size for entry in bundle.manifest.files.values())
-    packed = sum(layer.weight_storage == "int4" for layer in details.layers)
+    packed, codewords = (sum(layer.weight_storage == storage for layer in details.layers) for storage in ("int4", "codebook"))
     rows = [
         ("target", details.target),
         ("dtype", details.dtype),
         ("quantized layers", len(details.layers)),
         *([("convolutions left in float", str(len(floats)))] if (floats := details.float_convolutions) else []),
         *([("weights in INT4", f"{packed} layers")] if packed else []),
+        *([("weights as codewords", f"{codewords} layers")] if codewords else []),
         *([("kept in fp32", _kept(details.kept_fp32))] if details.kept_fp32 else []),
         ("size", f"{size / 1e6:.2f} MB"),
     ]

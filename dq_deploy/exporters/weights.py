@@ -56,7 +56,8 @@ def _of_codewords(emit: Emitter, layer: CodebookWeight, name: str, *, transpose:
     """The weight from indices and codewords, which stay small in an engine: [O, ...] or transposed to [C, O]."""
     assert layer.frozen is not None
     assert layer.codes is not None
-    half_one, offset = (emit.constant(f"dq_deploy.{key}.float16", np.array(v, dtype=np.float16)) for key, v in (("one", 1.0), ("128", 128.0)))
+    half_one = emit.constant("dq_deploy.one.float16", np.array(1.0, dtype=np.float16))
+    offset = emit.constant("dq_deploy.128.float16", np.array(UINT8_OFFSET, dtype=np.float16))
     zero = emit.constant("dq_deploy.zero", np.array(0, dtype=np.int8))
     total: ir.Value | None = None
     for m, book in enumerate(layer.codewords.detach().numpy().astype(np.float16)):

@@ -16,9 +16,9 @@ for _bits in (2, 3, 4):
 
 @dataclass(frozen=True)
 class Codebook:
-    """``length`` input weights at a time are the sum of a codeword from each of ``books`` books of 256 (AQLM, arXiv 2401.06118; VQDM,
-    arXiv 2409.00492). Codewords are integers, so that the product stays one of INT8 codes.
+    """``length`` input weights at a time are the sum of a codeword from each of ``books`` books of 256.
 
+    As AQLM (arXiv 2401.06118) and VQDM (arXiv 2409.00492) have it, but codewords are integers, so that the product stays one of INT8 codes.
     Raises ValueError for what has no format: 2, 3 or 4 bits a weight.
     """
 

@@ -265,9 +265,9 @@ class QuantizeConfig(BaseModel):
     def _a_codebook_is_fitted(self) -> QuantizeConfig:
         if self.codebook is None:
             return self
-        if self.codebook.made().bits != self.weight_bits:
-            raise ValueError(f"a codebook of {self.codebook.books} × 8 bits for {self.codebook.length} weights has "
-                             f"{self.codebook.made().bits} bits a weight, and weight_bits is {self.weight_bits}: leave one of them out")  # fmt: skip
+        bits = self.codebook.made().bits
+        if bits != self.weight_bits:
+            raise ValueError(f"weight_bits is {self.weight_bits}, and the codebook has {bits} bits a weight: leave one of them out")
         if self.weight_only:
             raise ValueError("a codebook goes with integer activations, and activation_bits is 16")
         if self.rounding is Rounding.NEAREST:

@@ -66,7 +66,7 @@ def check_weight(name: str, tensors: Mapping[str, torch.Tensor], fmt: NumberForm
 
 
 def check_codebook(name: str, tensors: Mapping[str, torch.Tensor], codebook: Codebook, shape: Sequence[int], *, bias: str) -> None:
-    """Indices uint8 [O, K/d, M], codewords int8 [M, 256, d] and scales [O] > 0 of a weight of ``shape`` [O, ...] with K inputs, and a bias."""
+    """Indices uint8 [O, K/d, M], codewords int8 [M, 256, d] and scales [O] > 0, for ``shape`` [O, ...] with K inputs; and the bias."""
     outputs, inputs, length, books = shape[0], prod(shape[1:]), codebook.length, codebook.books
     wanted = {CODEBOOK_CODES: (torch.uint8, [outputs, inputs // length, books]), CODEWORDS: (torch.int8, [books, ENTRIES, length])}
     for part, (dtype, layout) in wanted.items():

@@ -74,7 +74,7 @@ def test_the_lint_agrees_with_the_engine(pattern: Pattern, recorded: Recorded) -
         assert not pattern.lint
     else:
         assert errors <= BUILT_NONSENSE | NOT_ONNX | REFUSED_ELSEWHERE
-        assert warnings <= {"convolution-integer"}
+        assert warnings <= {"convolution-integer", "codebook-unsigned"}  # slow, and large
 
 
 @pytest.mark.parametrize("pattern", PATTERNS.values(), ids=list(PATTERNS))

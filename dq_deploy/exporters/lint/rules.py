@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import file_rules, int4_rules, onnxruntime_rules, operator_rules, product_rules, scale_rules
+from . import codebook_rules, file_rules, int4_rules, onnxruntime_rules, operator_rules, product_rules, scale_rules
 from .rule import Rule
 
 __all__ = ["RULES", "Rule"]
@@ -69,6 +69,14 @@ RULES = (
         crashes=True,
     ),
     Rule("int4-cast", int4_rules.int4_cast, "read the codes with a DequantizeLinear", _QDQ),
+    Rule(
+        "codebook-moved",
+        codebook_rules.codebook_moved,
+        "put the Transpose between the weight's QuantizeLinear and its DequantizeLinear",
+        _QDQ,
+        crashes=True,
+    ),
+    Rule("codebook-unsigned", codebook_rules.codebook_unsigned, "store int8 indices behind a DequantizeLinear", _QDQ, "warning"),
     Rule("int4-opset", file_rules.int4_opset, f"export with opset {file_rules.INT4_OPSET} or newer", _BOTH),
     Rule("new-opset", file_rules.new_opset, "export with opset 21", _ONNXRUNTIME),
     Rule("external-data", file_rules.external_data, "save the data beside the model, under a relative name", _BOTH),

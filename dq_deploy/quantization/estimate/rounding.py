@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from ..rounding.codebooks import fitting_operations
 from ..rounding.columns import Rounder
 from ..rounding.groups import Group
 from ..rounding.layerwise import SCALES, moments_operations, rounding_operations
@@ -39,9 +40,12 @@ class Rates:
     def seconds(self, groups: Sequence[Group]) -> float:
         """Of all ``groups``, beside the passes of the network."""
         shapes = [group.shape for group in groups]
-        columns = sum(parts * inputs for parts, _, inputs in shapes)
         products = sum(map(moments_operations, shapes))
-        return self.moments * products + self.rounding * sum(map(rounding_operations, shapes)) + self.column * columns
+        fitted = [(group, codebook) for group in groups if (codebook := group.codebook)]
+        products += sum(fitting_operations(group.shape, codebook) for group, codebook in fitted)  # of the same arithmetic
+        rounded = [group.shape for group in groups if not group.codebook]
+        columns = sum(parts * inputs for parts, _, inputs in rounded)
+        return self.moments * products + self.rounding * sum(map(rounding_operations, rounded)) + self.column * columns
 
 
 def _round(shape: tuple[int, int], device: torch.device) -> float:

@@ -51,7 +51,8 @@ def fit(weight: torch.Tensor, moments: torch.Tensor, codebook: Codebook, generat
 
 def fit_codebooks(group: Group, moments: torch.Tensor, generator: torch.Generator) -> Stage:
     """Fit a codebook to each layer of a group whose inputs have ``moments`` [1, K, K]: what ``take_rounded`` takes, and the records."""
-    tensors, record = {}, []
+    tensors: dict[str, torch.Tensor] = {}
+    record = []
     for name, layer in group.layers.items():
         assert isinstance(layer, CodebookWeight)
         found = fit(layer.matrix().flatten(1), moments[0], layer.codebook, generator)
@@ -60,6 +61,16 @@ def fit_codebooks(group: Group, moments: torch.Tensor, generator: torch.Generato
         ratio = float(found.error.clamp(min=0).sum() / found.nearest.sum()) if found.nearest.any() else 1.0
         record.append({"layer": name, "error_ratio": ratio, "parts": 1})
     return Stage(tensors, record)
+
+
+def fitting_operations(shape: tuple[int, int, int], codebook: Codebook) -> float:
+    """Multiply-accumulates in fp32 of fitting a codebook to a layer of one part [R, K]."""
+    _, outputs, inputs = shape
+    beams = 1 + _BEAM * (codebook.books - 1)
+    searched = (_TURNS + 1) * outputs * inputs * ENTRIES * beams + codebook.books * _KMEANS_STEPS * ENTRIES * min(
+        outputs * inputs, _KMEANS_POINTS * codebook.length
+    )
+    return float(searched + (_TURNS * (_GRADIENT_STEPS + 2) + 2 + (_TURNS + 1) / 2) * outputs * inputs**2)
 
 
 def sums(codes: torch.Tensor, codewords: torch.Tensor) -> torch.Tensor:
@@ -83,10 +94,8 @@ class _Fit:
 
     def run(self, generator: torch.Generator) -> Fitted:
         codewords = self._first_codewords(generator)
-        codes, nearest = self._nearest(codewords), None
+        nearest = self._error(self.scale[:, None] * sums(self._nearest(codewords), codewords))
         for _ in range(_TURNS):
-            made = self.scale[:, None] * sums(codes, codewords)
-            nearest = self._error(made) if nearest is None else nearest
             codes = self._codes(codewords)
             codewords = self._codewords(codes, codewords)
             self._rescale(sums(codes, codewords))
@@ -94,12 +103,12 @@ class _Fit:
         codes = self._codes(codewords)
         whole = sums(codes, codewords).clamp(-128, 127)
         self._rescale(whole)
-        assert nearest is not None
         return Fitted(codes, codewords, self.scale, self._error(self.scale[:, None] * whole), nearest)
 
     def _error(self, made: torch.Tensor) -> torch.Tensor:
         error = self.weight - made
-        return (error @ self.moments).mul_(error).sum(dim=1)
+        lost: torch.Tensor = (error @ self.moments).mul_(error).sum(dim=1)
+        return lost
 
     def _first_codewords(self, generator: torch.Generator) -> torch.Tensor:
         rest = (self.weight / self.scale[:, None]).reshape(-1, self.codebook.length)
@@ -118,7 +127,8 @@ class _Fit:
         for book in codewords:
             codes.append(_closest(rest, book))
             rest = rest - book[codes[-1]]
-        return torch.stack(codes, dim=1).to(torch.uint8).unflatten(0, (len(self.weight), -1))
+        found: torch.Tensor = torch.stack(codes, dim=1).to(torch.uint8).unflatten(0, (len(self.weight), -1))
+        return found
 
     def _codes(self, codewords: torch.Tensor) -> torch.Tensor:
         """The best codes [R, G, M] from the last group of inputs to the first, each seeing the errors of those after it."""
@@ -196,13 +206,10 @@ def _beam_search(target: torch.Tensor, books: torch.Tensor) -> torch.Tensor:
     codes = torch.empty(len(target), 1, 0, dtype=torch.uint8, device=target.device)
     for m, book in enumerate(books):
         width = 1 if m == len(books) - 1 else _BEAM
-        parts = [_extended(*part, book, width) for part in zip(*(v.split(_rows_at_once(rest, book)) for v in (rest, codes)), strict=True)]
+        some = max(1, _AT_ONCE // (rest.shape[1] * len(book)))
+        parts = [_extended(r, c, book, width) for r, c in zip(rest.split(some), codes.split(some), strict=True)]
         rest, codes = (torch.cat(values) for values in zip(*parts, strict=True))
     return codes[:, 0]
-
-
-def _rows_at_once(rest: torch.Tensor, book: torch.Tensor) -> int:
-    return max(1, _AT_ONCE // (rest.shape[1] * len(book)))
 
 
 def _extended(rest: torch.Tensor, codes: torch.Tensor, book: torch.Tensor, width: int) -> tuple[torch.Tensor, torch.Tensor]:

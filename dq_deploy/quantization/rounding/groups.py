@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch.fx import GraphModule, Node
 
+from ...formats.codebook import Codebook
 from .. import numerics
 from ..config import QuantizeConfig
 from ..graph.insertion import decode, float_name
@@ -32,6 +33,11 @@ class Group:
     def name(self) -> str:
         """That of the first layer."""
         return next(iter(self.layers))
+
+    @property
+    def codebook(self) -> Codebook | None:
+        """That its layers' weights are made of; None: each weight has a code of its own."""
+        return next(iter(self.layers.values())).codebook
 
     @property
     def parts(self) -> int:

@@ -25,8 +25,8 @@ from ..distillation.cache import ValueCache
 from ..distillation.chain import Chain
 from ..graph.blocks import Block, split_before
 from ..running.work_folder import Stage, Stages
-from ..weights import CodebookWeight, QuantizedWeight
-from .codebooks import fit_codebooks
+from ..weights import QuantizedWeight
+from .codebooks import fit_codebooks, fitting_operations
 from .columns import AT_ONCE, Rounder
 from .groups import Group, groups_of
 from .moments import BLOCK, Moments, some_positions
@@ -85,7 +85,7 @@ class _Rounding:
     def run(self, work: Stages | None, progress: Progress) -> list[RoundedLayer]:
         """Round every group, and run what follows it."""
         found: list[RoundedLayer] = []
-        costs = [max(1, round((moments_operations(group.shape) + rounding_operations(group.shape)) / 1e7)) for group in self.groups]
+        costs = [max(1, round((moments_operations(group.shape) + _operations(group)) / 1e7)) for group in self.groups]
         ahead = len(self.chain.blocks) - len(self.groups)  # what comes before the first group, if anything does
         with progress("rounding weights", sum(costs)) as advance:
             for block in self.chain.blocks[:ahead]:
@@ -109,7 +109,7 @@ class _Rounding:
     def _round(self, group: Group, generator: torch.Generator) -> Stage:
         """Codes and scales of a group's layers, and what they cost."""
         moments = self._moments(group, generator)
-        if isinstance(next(iter(group.layers.values())), CodebookWeight):
+        if group.codebook:
             return fit_codebooks(group, moments, generator)
         weight, scale = (group.stacked(of).double() for of in (QuantizedWeight.matrix, QuantizedWeight.steps_by_weight))
         limit = group.stacked(_limit)[:, :, 0].double()
@@ -168,6 +168,11 @@ def rounding_operations(shape: tuple[int, int, int]) -> float:
     """Multiply-accumulates in fp64 of the factor, the codes for every scale, and the error of the nearest."""
     parts, outputs, inputs = shape
     return float(parts) * inputs**2 * (inputs / 6 + (len(SCALES) / 2 + 1) * outputs)
+
+
+def _operations(group: Group) -> float:
+    codebook = group.codebook
+    return fitting_operations(group.shape, codebook) if codebook else rounding_operations(group.shape)
 
 
 def memory_bytes(shape: tuple[int, int, int]) -> int:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from ...formats import PER_CHANNEL, NumberFormat, Scheme
+from ...formats.codebook import Codebook
 from ...formats.tables import BIAS, CODES, PACKED_CODES, WEIGHT_SCALE
 from .. import numerics
 from ..config import QuantizeConfig
@@ -61,6 +62,8 @@ class QuantizedWeight(QuantizedLayer):
     """Base of the layers with weights: symmetric codes with a scale for each output channel, trained as floats until frozen."""
 
     scheme: Scheme = PER_CHANNEL
+    codebook: Codebook | None = None
+    """What its weight is made of, where codes are not of one weight each."""
     groups: int = 1
     """Of outputs, each with inputs of its own."""
 

@@ -20,10 +20,11 @@ from .per_channel import QuantizedConv2d, QuantizedLinear
 class CodebookWeight(QuantizedWeight):
     """W[o, ·] = s_w[o] · Σ_m C_m[c_m], clipped to INT8, for ``length`` weights of a row at a time (``formats.codebook``).
 
-    Until codes are found (``rounding.codebooks``) the weight is INT8: 2 bits each, nearest, would say nothing about the activations that are
-    calibrated meanwhile. Then codes stay, and codewords, scales and the bias are trained.
+    Until codes are found (``rounding.codebooks``) the weight is INT8, so that what is calibrated meanwhile sees no rounding that will not
+    be. Then codes stay, and codewords, scales and the bias are trained.
     """
 
+    codebook: Codebook
     codes: torch.Tensor | None
     codewords: torch.Tensor
 
@@ -102,13 +103,10 @@ class CodebookWeight(QuantizedWeight):
         if self.codes is None:
             return super().parameter_groups(config)
         spread = float(self.codewords.detach().std(dim=1).mean())
-        groups = [{"params": [self.codewords], "lr": config.lr_weight * _PACE * spread}, {"params": [self.log_scale], "lr": config.lr_scale}]
+        groups = [{"params": [self.codewords], "lr": config.lr_weight * spread}, {"params": [self.log_scale], "lr": config.lr_scale}]
         if self.bias is not None:
             groups.append({"params": [self.bias], "lr": config.lr_weight * float(self.bias.detach().abs().mean() + self.steps().mean())})
         return groups
-
-
-_PACE = 1.0
 
 
 class CodebookConv2d(CodebookWeight, QuantizedConv2d):

@@ -46,5 +46,5 @@ def _moved(value: Any) -> Any:
 
 def _quantizes(openvino: Any, node: Any, sources: Sequence[Any]) -> bool:
     """Whether a node gives INT8 codes: a Convert behind a FakeQuantize."""
-    to_int8 = node.get_type_name() == "Convert" and node.get_element_type() == openvino.Type.i8
+    to_int8: bool = node.get_type_name() == "Convert" and node.get_element_type() == openvino.Type.i8
     return to_int8 and sources[0].get_type_name() == "FakeQuantize"
