@@ -31,12 +31,12 @@ _SHOWN_LAYERS = 10
     "--preset",
     metavar="NAME",
     shell_complete=presets,
-    help="Bits of weights and activations: w8a8, w6a6, w4a8, w4a4; w4a16 is weight-only.  [default: w8a8]",
+    help="Bits of weights and activations: w8a8, w6a6, w4a8, w4a4; w4a16 is weight-only; vq3a8, vq2a8: weights as codewords.  [default: w8a8]",
 )
 @click.option(
     "--method",
     metavar="NAME",
-    help="A published method, whose options are filled in and give way to yours: dilatequant, quest, quest-paper (docs/methods.md).  "
+    help="A published method, whose options are filled in and give way to yours: dilatequant, quest, quest-paper, vqdm (docs/methods.md).  "
     "[default: dilatequant]",
 )
 @click.option("--weight-bits", type=int, metavar="2-8", help="Bits of weights.  [default: the preset's]")

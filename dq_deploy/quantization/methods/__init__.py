@@ -7,7 +7,8 @@ harness read the list.
 from .dilatequant import DILATEQUANT
 from .method import Method
 from .quest import QUEST, QUEST_PAPER
+from .vqdm import VQDM
 
-METHODS: dict[str, Method] = {method.name: method for method in (DILATEQUANT, QUEST, QUEST_PAPER)}
+METHODS: dict[str, Method] = {method.name: method for method in (DILATEQUANT, QUEST, QUEST_PAPER, VQDM)}
 
-__all__ = ["DILATEQUANT", "METHODS", "QUEST", "QUEST_PAPER", "Method"]
+__all__ = ["DILATEQUANT", "METHODS", "QUEST", "QUEST_PAPER", "VQDM", "Method"]
