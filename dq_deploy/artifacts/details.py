@@ -331,11 +331,13 @@ class CheckpointDetails(Details):
 
     @property
     def rounding_summary(self) -> str:
-        """How many layers GPTQ rounded, and what that was worth before any training, in a line."""
+        """How many layers were rounded by what their inputs are, and what that was worth before any training, in a line."""
         if not self.rounding:
             return "none"
         middle = median(layer.error_ratio for layer in self.rounding)
-        return f"{len(self.rounding)} of {len(self.layers)} layers; a layer's error is {middle:.2f} of that of nearest codes (median)"
+        fitted = sum(layer.weight_codebook is not None for layer in self.layers)
+        codewords = f", {fitted} of them to codewords" if fitted else ""
+        return f"{len(self.rounding)} of {len(self.layers)} layers{codewords}; a layer's error is {middle:.2f} of nearest codes' (median)"
 
 
 class GraphDetails(Details):
