@@ -337,7 +337,7 @@ class CheckpointDetails(Details):
         middle = median(layer.error_ratio for layer in self.rounding)
         fitted = sum(layer.weight_codebook is not None for layer in self.layers)
         codewords = f", {fitted} of them to codewords" if fitted else ""
-        return f"{len(self.rounding)} of {len(self.layers)} layers{codewords}; a layer's error is {middle:.2f} of nearest codes' (median)"
+        return f"{len(self.rounding)} of {len(self.layers)} layers{codewords}; a layer's error is {middle:.2f} of that of nearest codes (median)"
 
 
 class GraphDetails(Details):

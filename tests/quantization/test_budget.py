@@ -60,6 +60,7 @@ def test_rounding_is_counted_where_there_is_any() -> None:
 def test_time_of_rounding_grows_with_the_layers() -> None:
     class Layers:
         shape = (2, 10, 2048)
+        codebook = None
 
     some: Any = [Layers(), Layers()]
     assert Rates(moments=0.0, rounding=0.0, column=3.0).seconds(some) == 3.0 * 2 * 2 * 2048

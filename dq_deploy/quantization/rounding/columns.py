@@ -76,7 +76,7 @@ def _clipped(codes: torch.Tensor, limit: torch.Tensor) -> torch.Tensor:
 
 
 def factorized(moments: torch.Tensor, damping: float) -> tuple[torch.Tensor, float]:
-    """L of the damped H, and what was added to its diagonal. ``moments`` are used up."""
+    """L [K, K] of the damped H, and what was added to its diagonal. ``moments`` are used up."""
     step = damping * float(moments.diagonal().mean()) or 1.0  # where nothing was seen, any diagonal makes every input nearest
     added = 0.0
     while True:  # a second time only where what fp32 sums lost is more than the damping: H is all but singular

@@ -200,11 +200,11 @@ def _stage(index: int) -> str:
 
 
 def take_rounded(layers: Mapping[str, QuantizedWeight], tensors: Mapping[str, torch.Tensor]) -> None:
-    """Let ``layers`` have what was rounded: ``<layer>.<part>`` among ``tensors``, by the parts of their form of weight."""
+    """Let ``layers`` have what was rounded: ``<layer>.<part>`` among ``tensors``, codes [O, ...] and scales [O] for instance."""
     for name, layer in layers.items():
         layer.take_rounded({key.removeprefix(f"{name}."): value for key, value in tensors.items() if key.startswith(f"{name}.")})
 
 
 def rounded(layers: Mapping[str, QuantizedWeight]) -> dict[str, torch.Tensor]:
-    """What ``take_rounded`` takes, of layers that have been rounded."""
+    """What ``take_rounded`` takes, of layers that have been rounded: codes [O, ...] and scales [O] for instance."""
     return {f"{name}.{part}": value for name, layer in layers.items() for part, value in layer.rounded().items()}

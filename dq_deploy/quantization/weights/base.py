@@ -148,7 +148,7 @@ class QuantizedWeight(QuantizedLayer):
         return {CODES: self.integer_weight()[0].to(torch.int8), WEIGHT_SCALE: self.steps()}
 
     def take_rounded(self, parts: Mapping[str, torch.Tensor]) -> None:
-        """Have the codes and scales that ``rounding`` found, by part."""
+        """Have the codes [O, ...] and scales [O] that ``rounding`` found, by part."""
         self.set_codes(parts[CODES], parts[WEIGHT_SCALE])
 
     @torch.no_grad()
