@@ -336,8 +336,8 @@ class CheckpointDetails(Details):
             return "none"
         middle = median(layer.error_ratio for layer in self.rounding)
         fitted = sum(layer.weight_codebook is not None for layer in self.layers)
-        codewords = f", {fitted} of them to codewords" if fitted else ""
-        return f"{len(self.rounding)} of {len(self.layers)} layers{codewords}; a layer's error is {middle:.2f} of that of nearest codes (median)"
+        which = f"{len(self.rounding)} of {len(self.layers)} layers" + (f", {fitted} of them to codewords" if fitted else "")
+        return f"{which}; a layer's error is {middle:.2f} of that of nearest codes (median)"
 
 
 class GraphDetails(Details):
