@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from .accuracy.check import CheckResult, check
     from .engines.bench import bench
     from .engines.build import build_engine
+    from .engines.combine import combine
     from .engines.triton import triton_repository
     from .exporters import export
     from .exporters.lint import Finding, LintResult, lint
@@ -34,6 +35,7 @@ _HOMES = {
     "build_engine": "engines.build",
     "check": "accuracy",
     "choose_bits": "quantization.bits.choose",
+    "combine": "engines.combine",
     "estimate": "quantization",
     "export": "exporters",
     "lint": "exporters.lint",
@@ -57,6 +59,7 @@ __all__ = [
     "build_engine",
     "check",
     "choose_bits",
+    "combine",
     "estimate",
     "export",
     "lint",

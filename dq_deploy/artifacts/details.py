@@ -5,7 +5,10 @@ Only those who write a manifest handle dictionaries. More keys than these are le
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
@@ -340,7 +343,18 @@ class CheckpointDetails(Details):
         return f"{which}; a layer's error is {middle:.2f} of that of nearest codes (median)"
 
 
-class GraphDetails(Details):
+class RunnableDetails(Details):
+    """What can run says of its inputs: one graph, or several that take turns."""
+
+    inputs: list[GraphInput] = Field(min_length=1)
+
+    @property
+    def input_names(self) -> list[str]:
+        """See ``Details``."""
+        return [entry.name for entry in self.inputs]
+
+
+class GraphDetails(RunnableDetails):
     """What a bundle says of its graph, and an engine built from it repeats."""
 
     target: Target
@@ -349,12 +363,6 @@ class GraphDetails(Details):
     # Bundles from before there was a choice for each engine say nothing, and have these products in INT8 everywhere.
     attention: Literal["auto", "int8", "float"] = "int8"
     float_convolutions: list[str] = Field(default_factory=list)
-    inputs: list[GraphInput] = Field(min_length=1)
-
-    @property
-    def input_names(self) -> list[str]:
-        """See ``Details``."""
-        return [entry.name for entry in self.inputs]
 
 
 class BundleDetails(GraphDetails):
@@ -420,6 +428,39 @@ class EngineDetails(GraphDetails):
         return [entry.compute_capability for entry in self.engines if entry.compute_capability]
 
 
+class MemberEntry(_Open):
+    """A bundle or an engine in a schedule: its folder there, what its own folder was called, and the hash of its manifest."""
+
+    folder: str
+    name: str
+    manifest_sha256: str
+
+
+class ScheduleDetails(RunnableDetails):
+    """``details`` of a schedule (written by engines/combine.py): its members, and the timesteps at which the next one takes over."""
+
+    members: list[MemberEntry] = Field(min_length=2, max_length=3)
+    switches: list[float]
+
+    @model_validator(mode="after")
+    def _one_between_two(self) -> ScheduleDetails:
+        if problem := switches_problem(self.switches, len(self.members)):
+            raise ValueError(problem)
+        return self
+
+
+def switches_problem(switches: Sequence[float], members: int) -> str | None:
+    """What is wrong with the switches of a schedule of so many members; None: nothing."""
+    shown = ", ".join(f"{switch:g}" for switch in switches) or "none"
+    if not 2 <= members <= 3:
+        return f"a schedule has two or three members, and {members} {'is' if members == 1 else 'are'} given"
+    if len(switches) != members - 1:
+        return f"{members} members take turns at {members - 1} timestep{'s' if members > 2 else ''}, and the switches given are {shown}"
+    if not all(math.isfinite(switch) for switch in switches) or any(a <= b for a, b in pairwise(switches)):
+        return f"switches must be finite and descend, as timesteps do in sampling, and they are {shown}"
+    return None
+
+
 class RepositoryDetails(_Open):
     """``details`` of a Triton repository (written by engines/triton.py)."""
 
@@ -439,6 +480,7 @@ _KINDS = {
     "checkpoint": _Kind(CheckpointDetails, "quantize SOURCE -o CHECKPOINT"),
     "bundle": _Kind(BundleDetails, "export CHECKPOINT -o BUNDLE --target TARGET"),
     "engine": _Kind(EngineDetails, "build-engine BUNDLE -o ENGINE --backend BACKEND"),
+    "schedule": _Kind(ScheduleDetails, "combine MEMBER MEMBER --switch TIMESTEP -o SCHEDULE"),
     "triton-repository": _Kind(RepositoryDetails, "triton-repository ARTIFACT -o REPOSITORY"),
 }
 

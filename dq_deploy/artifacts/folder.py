@@ -15,7 +15,18 @@ from typing import Any, Generic, Literal, TypeGuard, overload
 from typing_extensions import TypeVar
 
 from ..errors import ArtifactError, UsageError
-from .details import BundleDetails, CheckpointDetails, Details, EngineDetails, GraphDetails, RepositoryDetails, parse_details
+from .details import (
+    BundleDetails,
+    CheckpointDetails,
+    Details,
+    EngineDetails,
+    GraphDetails,
+    MemberEntry,
+    RepositoryDetails,
+    RunnableDetails,
+    ScheduleDetails,
+    parse_details,
+)
 from .manifest import MANIFEST_NAME, FileEntry, Kind, Manifest, Parent, parse_manifest, sha256_file, tool_versions
 from .origin import place_relative
 from .reading import check_safetensors, refuse_stand_in
@@ -38,6 +49,15 @@ class Artifact(Generic[D_co]):
         found: D_co = parse_details(self.path, self.manifest)
         return found
 
+    @cached_property
+    def members(self) -> list[Artifact[GraphDetails]]:
+        """The bundles and engines of a schedule, first the one above the first switch; none of another kind.
+
+        Raises ArtifactError when one is not what the schedule says.
+        """
+        details = self.details
+        return [_member(self, entry) for entry in details.members] if isinstance(details, ScheduleDetails) else []
+
     def __repr__(self) -> str:
         """One line, where a manifest has pages."""
         return f"<{self.manifest.kind} of {self.manifest.model!r} in {str(self.path)!r}>"
@@ -55,6 +75,21 @@ class Artifact(Generic[D_co]):
         if name not in self.manifest.files:
             raise ArtifactError(f"{self.path}: the manifest lists no file '{name}'")
         return self.path / name
+
+
+def _member(schedule: Artifact[Any], entry: MemberEntry) -> Artifact[GraphDetails]:
+    """A member of a schedule whose files have been verified: they are the schedule's own, so they are not read again."""
+    manifest_file = schedule.file(f"{entry.folder}/{MANIFEST_NAME}")
+    manifest = parse_manifest(manifest_file)
+    listed = {f"{entry.folder}/{name}": found for name, found in manifest.files.items()}
+    problems = [f"'{name}' is not the member's" for name, found in listed.items() if schedule.manifest.files.get(name) != found]
+    problems += [] if manifest.kind in ("bundle", "engine") else [f"{entry.folder} is a {manifest.kind}"]
+    problems += [] if schedule.manifest.files[f"{entry.folder}/{MANIFEST_NAME}"].sha256 == entry.manifest_sha256 else [
+        f"{entry.folder} is another artefact than was combined"
+    ]  # fmt: skip
+    if problems:
+        raise ArtifactError(f"{schedule.path} is not a schedule of this dq-deploy: {'; '.join(problems)}", REMAKE)
+    return Artifact(schedule.path / entry.folder, manifest)
 
 
 def is_kind(artifact: Artifact[Any], details: type[D_co]) -> TypeGuard[Artifact[D_co]]:
@@ -123,7 +158,13 @@ def open_artifact(path: str | Path, kind: Literal["engine"]) -> Artifact[EngineD
 @overload
 def open_artifact(path: str | Path, kind: Literal["triton-repository"]) -> Artifact[RepositoryDetails]: ...
 @overload
+def open_artifact(path: str | Path, kind: Literal["schedule"]) -> Artifact[ScheduleDetails]: ...
+@overload
 def open_artifact(path: str | Path, kind: tuple[Literal["bundle"], Literal["engine"]]) -> Artifact[GraphDetails]: ...
+@overload
+def open_artifact(
+    path: str | Path, kind: tuple[Literal["bundle"], Literal["engine"], Literal["schedule"]]
+) -> Artifact[RunnableDetails]: ...
 @overload
 def open_artifact(path: str | Path, kind: tuple[Kind, ...]) -> Artifact[Details]: ...
 def open_artifact(path: str | Path, kind: Kind | tuple[Kind, ...]) -> Artifact[Any]:
@@ -138,16 +179,17 @@ def open_artifact(path: str | Path, kind: Kind | tuple[Kind, ...]) -> Artifact[A
     kinds = (kind,) if isinstance(kind, str) else kind
     if manifest.kind not in kinds:
         wanted = " or ".join(f"{'an' if kind == 'engine' else 'a'} {kind}" for kind in kinds)
-        made = [command.format(path) for kind, command in _MADE.get(manifest.kind, {}).items() if kind in kinds]
         raise ArtifactError(
             f"{path} is {'an' if manifest.kind == 'engine' else 'a'} {manifest.kind}, and {wanted} is needed here",
-            f"make one from it: {made[0]}" if made else None,
+            _instead(path, manifest.kind, kinds),
         )
     problems = [problem for name, entry in manifest.files.items() if (problem := _verify(path, name, entry))]
     if problems:
         raise ArtifactError(f"{path} does not match its manifest: " + "; ".join(problems), REMAKE)
     artifact: Artifact[Any] = Artifact(path, manifest)
     artifact.details  # noqa: B018  parsed here, so that a bad one is refused at the door
+    for member in artifact.members:
+        member.details  # noqa: B018  likewise
     for name in manifest.files:
         if name.endswith(".safetensors"):
             check_safetensors(path / name)
@@ -159,6 +201,14 @@ _MADE = {
     "bundle": {"engine": "dq-deploy build-engine {} -o ENGINE --backend BACKEND (--help lists the backends)"},
 }
 """From a kind of artefact to others, the command that makes one of it."""
+
+
+def _instead(path: Path, kind: Kind, kinds: tuple[Kind, ...]) -> str | None:
+    """How to come by one of ``kinds`` from an artefact of another kind."""
+    if kind == "schedule" and {"bundle", "engine"} & set(kinds):
+        return f"give one of its members, such as {path / '1'}"
+    made = [command.format(path) for wanted, command in _MADE.get(kind, {}).items() if wanted in kinds]
+    return f"make one from it: {made[0]}" if made else None
 
 
 def _verify(root: Path, name: str, entry: FileEntry) -> str | None:

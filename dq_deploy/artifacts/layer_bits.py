@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from ..formats import CODES
-from .details import BitsOfWork, BundleDetails, CheckpointDetails, EngineDetails, Product, QuantizedLayer
-from .folder import Artifact
+from .details import BitsOfWork, BundleDetails, CheckpointDetails, EngineDetails, Product, QuantizedLayer, ScheduleDetails
+from .folder import Artifact, is_kind
+from .turns import turns
 
 _WORTH_SAYING = 0.02  # of the multiply-accumulates: less is the last layer, which has 8 bits in every preset
 
@@ -29,12 +30,12 @@ def integer_activations(layer: Product) -> bool:
 
 
 def layer_bits(artifact: Artifact) -> list[BitsOfWork]:
-    """Bits and share of the multiply-accumulates of layers with a weight, the largest share first.
+    """Bits and share of the multiply-accumulates of layers with a weight, the largest share first; of a schedule its members say it.
 
     An engine's manifest has this list as it was made from the bundle's; where no layer is listed, the preset has all. Empty for floats.
     """
     quantization, details = artifact.manifest.quantization, artifact.details
-    if not quantization:
+    if not quantization or isinstance(details, ScheduleDetails):
         return []
     found: list[BitsOfWork] = []
     if isinstance(details, EngineDetails):
@@ -60,13 +61,20 @@ def bits_worth_saying(artifact: Artifact) -> list[BitsOfWork]:
 
 
 def bits_label(artifact: Artifact) -> str | None:
-    """As people write it, of the bits that do most of the work: W8A8. None for a float model."""
+    """As people write it, of the bits that do most of the work: W8A8; of a schedule W4A4+W8A8. None for a float model."""
+    if is_kind(artifact, ScheduleDetails):
+        return "+".join(bits_label(member) or "float" for member in artifact.members)
     rows = layer_bits(artifact)
     return _label(rows[0]) if rows else None
 
 
 def bits_in_words(artifact: Artifact) -> str | None:
-    """The label, with what part of the work is at other bits: "W4A8, 31% at W8A8"; None for a float model."""
+    """The label, with what part of the work is at other bits: "W4A8, 31% at W8A8"; None for a float model.
+
+    Of a schedule these of every member, with the timesteps that it runs: "W4A4 above 500; W8A8 500 and below".
+    """
+    if is_kind(artifact, ScheduleDetails):
+        return "; ".join(f"{bits_in_words(turn.member) or 'float'} {turn.span}" for turn in turns(artifact))
     rows = bits_worth_saying(artifact)
     others = [f"{row.share:.0%} at {_label(row)}" for row in rows[1:]]
     return ", ".join([_label(rows[0]), *others]) if rows else None

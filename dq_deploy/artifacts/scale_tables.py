@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, model_validator
 from ..errors import ArtifactError, UsageError, did_you_mean
 from ..formats import ScaleSource, of_bits
 from ..formats.tables import CLIPPING_RATIO, INVERSE_SCALE, RELATIVE_SCALE, SCALE, UINT8_OFFSET, ZERO_POINT
-from .details import BundleDetails, CheckpointDetails
+from .details import BundleDetails, CheckpointDetails, ScheduleDetails
 from .folder import Artifact
 from .reading import read_arrays, read_onnx
 
@@ -58,7 +58,8 @@ class ScaleTable(BaseModel):
 def read_tables(artifact: Artifact) -> dict[str, ScaleTable]:
     """Tables by quantizer, in the network's order; none for the float baseline.
 
-    Raises UsageError (an engine, which has its tables inside) and ArtifactError (a table that is missing or does not fit the timesteps).
+    Raises UsageError (an engine, which has its tables inside; a schedule, whose members have them) and ArtifactError (a table that is
+    missing or does not fit the timesteps).
     """
     timesteps = artifact.manifest.timesteps
     computed = _computed(artifact)
@@ -76,6 +77,8 @@ def read_table_rows(artifact: Artifact) -> dict[str, tuple[np.ndarray, np.ndarra
     Raises as ``read_tables`` does.
     """
     details = artifact.details
+    if isinstance(details, ScheduleDetails):
+        raise UsageError(f"{artifact.path} is a schedule, and each of its members has its own tables", f"inspect {artifact.path}/1")
     if not isinstance(details, BundleDetails | CheckpointDetails):
         raise UsageError(
             f"{artifact.path} is an engine, whose tables cannot be read back", "inspect the bundle or checkpoint that it is from"

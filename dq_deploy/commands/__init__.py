@@ -7,6 +7,7 @@ Tables are for people, one JSON object is for machines. What a command needs is 
 from .bench import bench
 from .build_engine import build_engine
 from .check import check
+from .combine import combine
 from .demo import demo
 from .doctor import doctor
 from .export import export
@@ -24,6 +25,7 @@ COMMANDS = (
     export,
     check,
     build_engine,
+    combine,
     layers,
     bench,
     sample,

@@ -46,7 +46,7 @@ def bench(
     max_ratio: float | None,
     output: Output,
 ) -> None:
-    """Time bundles and built engines against each other, interleaved, on every engine that can run here.
+    """Time bundles, built engines and schedules against each other, interleaved, on every engine that can run here.
 
     The baseline is the first path, or --baseline. A fair one is the float model as you would run it: export --float for a CPU, and for a
     GPU export --float --dtype fp16 and an engine built from it.
@@ -74,7 +74,7 @@ def bench(
 
 def _size(path: Path) -> int:
     """Bytes of a folder's files, the manifest's and a report's apart."""
-    return sum(file.stat().st_size for file in path.iterdir() if file.is_file() and file.suffix != ".json")
+    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file() and file.suffix != ".json")
 
 
 def show_bench(result: BenchResult, output: Output) -> None:

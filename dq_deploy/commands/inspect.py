@@ -29,7 +29,7 @@ _CLIPPING_RATIO = "clipping ratio"
 @force_option
 @common
 def inspect(path: Path, layer: str | None, plot: Path | None, force: bool, output: Output) -> None:
-    """Show what PATH (a checkpoint, bundle or engine) is, and verify its files. Needs no runtime.
+    """Show what PATH (a checkpoint, bundle, engine or schedule) is, and verify its files. Needs no runtime.
 
     --layer '*' shows the scale tables of all layers; --format json has a summary of each.
     """
@@ -40,8 +40,8 @@ def inspect(path: Path, layer: str | None, plot: Path | None, force: bool, outpu
         from ..report.table_file import check_picture, save_tables
 
         check_picture(plot, force=force)
-    artifact = open_artifact(path, ("checkpoint", "bundle", "engine"))
-    with_tables = artifact.manifest.kind != "engine" or layer is not None or plot is not None
+    artifact = open_artifact(path, ("checkpoint", "bundle", "engine", "schedule"))
+    with_tables = artifact.manifest.kind not in ("engine", "schedule") or layer is not None or plot is not None
     found = read_tables(artifact) if with_tables else {}
     if layer is not None:
         found = select_tables(artifact, found, layer)
@@ -64,6 +64,7 @@ def show_artifact(artifact: Artifact, found: Mapping[str, ScaleTable], output: O
     rows += _of_its_kind(artifact)
     if manifest.quantization:
         rows += [("bits, by work", bits_in_words(artifact))]
+    if manifest.quantization and manifest.kind != "schedule":
         rows += [(f"preset: {what} bits", manifest.quantization[f"{what}_bits"]) for what in ("weight", "activation")]
     rows += [("scale tables", f"{len(found)}, see --layer '*'")] if found and not in_full else []
     rows += [(f"file {name}", f"{megabytes(entry.size)}, sha256 verified") for name, entry in manifest.files.items()]
@@ -79,8 +80,11 @@ def show_artifact(artifact: Artifact, found: Mapping[str, ScaleTable], output: O
 
 def _of_its_kind(artifact: Artifact) -> list[tuple[str, object]]:
     """What only an artefact of this kind has to say."""
-    from ..artifacts.details import BundleDetails, CheckpointDetails, EngineDetails, GraphDetails, RepositoryDetails
+    from ..artifacts import is_kind
+    from ..artifacts.details import BundleDetails, CheckpointDetails, EngineDetails, GraphDetails, RepositoryDetails, ScheduleDetails
     from ..artifacts.final_error import most_clipped
+    from ..artifacts.layer_bits import bits_in_words
+    from ..artifacts.turns import turns
 
     details, rows = artifact.details, list[tuple[str, object]]()
     if isinstance(details, GraphDetails):
@@ -99,7 +103,15 @@ def _of_its_kind(artifact: Artifact) -> list[tuple[str, object]]:
             rows += [("SNR of the final sample", details.final_error.summary)]
         if details.clipped is not None:
             rows += [("clipped on held-out samples", most_clipped(details.clipped, artifact.manifest.timesteps))]
+    if is_kind(artifact, ScheduleDetails):
+        for turn, entry in zip(turns(artifact), artifact.details.members, strict=True):
+            what = f"{bits_in_words(turn.member) or 'float'}, {turn.member.manifest.kind} {entry.name}"
+            rows += [(f"member {entry.folder}", f"{what}: timesteps {turn.span} ({len(turn.timesteps)} of {_count(artifact)})")]
     return rows
+
+
+def _count(artifact: Artifact[Any]) -> int:
+    return len(artifact.manifest.timesteps)
 
 
 def _span(timesteps: list[float]) -> str:

@@ -25,7 +25,7 @@ from .options import common, force_option
 def model_card(
     path: Path, destination: Path | None, measured: Path | None, repo_id: str | None, license_id: str | None, force: bool, output: Output
 ) -> None:
-    """Write the model card of PATH (a checkpoint, bundle or engine): metadata, bits, accuracy, latency, how to run it, how it was made.
+    """Write the model card of PATH (a checkpoint, bundle, engine or schedule): metadata, bits, accuracy, latency, how to run and make it.
 
     Accuracy, latency and pictures come from a report about it; the pictures go into samples.png beside the card.
     """
@@ -39,7 +39,7 @@ def model_card(
         raise UsageError("--force would be ignored: without -o nothing is written")
     if destination is not None:
         check_output_file(destination, ".md", force=force)
-    artifact = open_artifact(path, ("checkpoint", "bundle", "engine"))
+    artifact = open_artifact(path, ("checkpoint", "bundle", "engine", "schedule"))
     data = None if measured is None else read_report(measured, artifact)
     card = make_card(artifact, data, repo_id=repo_id, license_id=license_id)
     if destination is None:

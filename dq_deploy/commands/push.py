@@ -33,8 +33,9 @@ def push(
     dry_run: bool,
     output: Output,
 ) -> None:
-    """Upload PATH (a checkpoint, bundle or engine) with its model card to the repository OWNER/NAME of the Hugging Face hub, in one commit.
+    """Upload PATH (a checkpoint, bundle, engine or schedule) with its model card to the repository OWNER/NAME of the Hugging Face hub.
 
+    It is one commit.
     Only what the manifest lists is uploaded; what else the repository held is removed. Log in first: hf auth login.
     """
     from ..hub.push import push as run_push

@@ -87,7 +87,9 @@ def bench(
     """Time every contender ``runs`` times at every batch size, in rounds: each round runs each contender once, in a new random order.
 
     ``baseline`` names a contender (its name, or its bundle's path); by default the first. With ``max_ratio`` every other contender's median
-    ratio must stay at or below it at every batch size: look at the result's truth value, or call ``enforce``.
+    ratio must stay at or below it at every batch size: look at the result's truth value, or call ``enforce``. A schedule's time in a
+    round is the mean over the calibrated timesteps of its members' times in that round; the members have rows of their own, which nothing
+    is required of.
 
     Raises UsageError (settings that time nothing, an unknown baseline) and ArtifactError (an output with NaN or Inf, another shape).
     """
@@ -95,7 +97,7 @@ def bench(
     reference = _find_baseline(contenders, baseline)
     rows: list[BenchRow] = []
     gpu = GpuBench(contenders, runs)
-    steps = (runs + warmup + 1) * len(contenders) + runs * len(gpu.contenders)
+    steps = (runs + warmup) * sum(not contender.turns for contender in contenders) + len(contenders) + runs * len(gpu.contenders)
     with progress("timing", len(batches) * steps) as advance:
         for batch in batches:
             timed = _bench_batch(contenders, reference, batch, (runs, warmup, seed), advance)
@@ -103,12 +105,19 @@ def bench(
     return BenchResult(
         baseline=reference.name,
         rows=rows,
-        contenders={c.name: {"path": c.path, **c.runner.details} for c in contenders},
+        contenders={c.name: {"path": c.path, **c.runner.details, **({"part_of": c.part_of} if c.part_of else {})} for c in contenders},
         settings={"batches": list(batches), "runs": runs, "warmup": warmup, "seed": seed, "max_ratio": max_ratio},
         machine=machine_info() | gpu.machine(),
         notes=[*_notes(contenders), *gpu.notes()],
-        failures=[] if max_ratio is None else [_failure(row, max_ratio) for row in rows if _misses(row, reference.name, max_ratio)],
+        failures=[]
+        if max_ratio is None
+        else [_failure(row, max_ratio) for row in rows if row.contender in _judged(contenders, reference) and not row.ratio <= max_ratio],
     )
+
+
+def _judged(contenders: Sequence[Contender], reference: Contender) -> set[str]:
+    """Names of those that a required ratio is required of."""
+    return {contender.name for contender in contenders if contender is not reference and not contender.part_of}
 
 
 def _check(contenders: Sequence[Contender], batches: Sequence[int], runs: int, warmup: int, max_ratio: float | None) -> None:
@@ -121,7 +130,8 @@ def _check(contenders: Sequence[Contender], batches: Sequence[int], runs: int, w
     problems += [f"warmup is {warmup}, and it cannot be negative"] if warmup < 0 else []
     if max_ratio is not None:
         problems += [] if 0 < max_ratio < float("inf") else [f"max ratio is {max_ratio}, and a positive number is needed"]
-        problems += ["a maximum ratio needs something to compare with the baseline"] if len(contenders) == 1 else []
+        alone = sum(not contender.part_of for contender in contenders) == 1
+        problems += ["a maximum ratio needs something to compare with the baseline"] if alone else []
     if problems:
         raise UsageError("; ".join(problems))
 
@@ -176,15 +186,19 @@ def _run_rounds(
 ) -> dict[str, Floats]:
     """Times in ms, [rounds] for each contender. The order changes from round to round: who ran before leaves its mark on the caches."""
     generator = np.random.default_rng(seed)
-    times: dict[str, Floats] = {contender.name: np.zeros(rounds) for contender in contenders}
+    timed = [contender for contender in contenders if not contender.turns]
+    times: dict[str, Floats] = {contender.name: np.zeros(rounds) for contender in timed}
     for number in range(rounds):
-        for index in generator.permutation(len(contenders)):
-            contender = contenders[index]
+        for index in generator.permutation(len(timed)):
+            contender = timed[index]
             cycle = inputs[contender.name]
             start = time.perf_counter_ns()
             contender.runner.run(cycle[number % len(cycle)])
             times[contender.name][number] = (time.perf_counter_ns() - start) / 1e6
             advance(1, contender.name)
+    for contender in contenders:
+        if contender.turns:
+            times[contender.name] = np.sum([share * times[name] for name, share in contender.turns.items()], axis=0)
     return times
 
 
@@ -213,11 +227,13 @@ def _notes(contenders: Sequence[Contender]) -> list[str]:
     slow = [contender.name for contender in affected if not contender.runner.details["integer"]]
     why = "this CPU has no VNNI, and OpenVINO's INT8 kernels saturate on it"
     notes = [f"{why}: the times of {', '.join(wrong)} are real, the outputs are off (see their SNR)"] if wrong else []
-    return notes + ([f"{why}: {', '.join(slow)} computed quantized layers in float, exactly and slowly"] if slow else [])
+    notes += [f"{why}: {', '.join(slow)} computed quantized layers in float, exactly and slowly"] if slow else []
+    return [*notes, *(_about_turns(contender) for contender in contenders if contender.turns)]
 
 
-def _misses(row: BenchRow, baseline: str, max_ratio: float) -> bool:
-    return row.contender != baseline and not row.ratio <= max_ratio
+def _about_turns(contender: Contender) -> str:
+    shares = ", ".join(f"{share:.0%} {name}" for name, share in contender.turns.items())
+    return f"{contender.name} is a step's time on average over the calibrated timesteps: {shares}"
 
 
 def _failure(row: BenchRow, max_ratio: float) -> str:

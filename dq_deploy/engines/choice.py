@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from ..artifacts import Artifact, is_kind
-from ..artifacts.details import BundleDetails, EngineDetails
+from ..artifacts.details import BundleDetails, EngineDetails, ScheduleDetails
 from ..errors import UsageError
 from .descriptor import EngineDescriptor
 from .engine_files import builder_of
 from .registry import REFERENCE, engine_named, engines, runtimes
-from .runner import GraphRunner, Runner
+from .runner import GraphRunner
+from .schedule import ScheduleRunner
 
 Runtime = str
 """What runs a bundle: "auto", or the name of an engine that runs bundles (registry.runtimes)."""
@@ -20,9 +21,11 @@ Engine = str
 """The name of an engine, or of a setting of one (registry.engines): what can be requested where engines are compared."""
 
 
-def runner_on(artifact: Artifact, engine: Engine, *, threads: int | None = None) -> Runner:
-    """The runner for a bundle or an engine on the engine of that name; raises as ``load`` does."""
+def runner_on(artifact: Artifact, engine: Engine, *, threads: int | None = None) -> GraphRunner:
+    """The runner for a bundle, an engine or a schedule on the engine of that name; raises as ``load`` does."""
     chosen = engine_named(engine)
+    if is_kind(artifact, ScheduleDetails):
+        return ScheduleRunner([runner_on(member, engine, threads=threads) for member in artifact.members], artifact.details.switches)
     if artifact.manifest.kind not in chosen.runs:
         other = "engines" if artifact.manifest.kind == "bundle" else "bundles"
         hint = f"dq-deploy build-engine {artifact.path} -o ENGINE --backend {engine}" if chosen.builder else "give the bundle"
@@ -51,14 +54,42 @@ def engines_of(artifact: Artifact[EngineDetails], asked: Sequence[Engine] | None
     return fitting
 
 
+def engines_on(artifact: Artifact[Any], asked: Sequence[Engine] | None) -> Sequence[Engine]:
+    """What an artefact is compared on: ``engines_of`` an engine, of a bundle what was requested or ``engines_for`` it, and of a schedule
+    what all its members are compared on. Raises UsageError where that is nothing.
+    """  # noqa: D205
+    if is_kind(artifact, EngineDetails):
+        return engines_of(artifact, asked)
+    if is_kind(artifact, BundleDetails):
+        return asked or engines_for(artifact)
+    found = [engines_on(member, asked) for member in artifact.members]
+    shared = [engine for engine in found[0] if all(engine in others for others in found)]
+    if not shared:
+        each = "; ".join(f"{member.path}: {', '.join(names)}" for member, names in zip(artifact.members, found, strict=True))
+        raise UsageError(f"no engine runs all members of {artifact.path} ({each})", "time them one by one")
+    return shared
+
+
 def engines_for(bundle: Artifact[BundleDetails]) -> list[Engine]:
     """What a bundle is compared on when nobody says: the reference, and every engine here that runs its target as integers."""
     fitting = [engine for engine in runtimes().values() if bundle.details.target in engine.targets]
     return [engine.name for engine in fitting if engine is REFERENCE or not engine.missing()]
 
 
-def make_runner(artifact: Artifact, *, runtime: Runtime = "auto", **options: Any) -> Runner:
-    """The runner for a bundle or an engine; raises as ``load`` does."""
+def runtime_name(artifact: Artifact[Any], runtime: Runtime = "auto") -> str:
+    """What runs an artefact when ``runtime`` is requested; of a schedule those of its members."""
+    if is_kind(artifact, EngineDetails):
+        return artifact.details.backend
+    if is_kind(artifact, BundleDetails):
+        return best_runtime(artifact) if runtime == "auto" else runtime
+    return "+".join(dict.fromkeys(runtime_name(member, runtime) for member in artifact.members))
+
+
+def make_runner(artifact: Artifact, *, runtime: Runtime = "auto", **options: Any) -> GraphRunner:
+    """The runner for a bundle, an engine or a schedule; raises as ``load`` does."""
+    if is_kind(artifact, ScheduleDetails):
+        made = [make_runner(member, runtime=runtime, **options) for member in artifact.members]
+        return ScheduleRunner(made, artifact.details.switches)
     named = None if runtime == "auto" else engine_named(runtime, runtimes(), "runtime")
     if is_kind(artifact, EngineDetails):
         built_for = builder_of(artifact.path, artifact.details)

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from ..artifacts import Artifact, is_kind
-from ..artifacts.details import BundleDetails, EngineDetails, GraphDetails, GraphInput
+from ..artifacts.details import GraphInput, RunnableDetails, ScheduleDetails
+from ..artifacts.turns import turns
 from ..errors import UsageError
-from .choice import Engine, engines_for, engines_of, runner_on
+from .choice import Engine, engines_on, runner_on
 from .engine_files import open_runnable
 from .runner import TIMESTEP, Array, Runner
+from .schedule import ScheduleRunner
 
 Inputs = Mapping[str, Array]
 # Timesteps cycled through while timing; more would only lengthen the comparison of outputs that precedes it.
@@ -22,48 +24,57 @@ _TIMESTEPS = 4
 
 @dataclass(frozen=True)
 class Contender:
-    """A model on an engine. ``inputs(batch)`` are the inputs to cycle through; contenders of one model get the same ones."""
+    """A model on an engine. ``inputs(batch)`` are the inputs to cycle through; contenders of one model get the same ones.
+
+    Of a schedule ``turns`` has its members' names, which are contenders too, and the fraction of the calibrated timesteps that each runs:
+    the schedule's time is that of a step on average. A member says whose it is in ``part_of``.
+    """
 
     name: str
     runner: Runner
     inputs: Callable[[int], Sequence[Inputs]]
     path: str = ""
+    turns: Mapping[str, float] = field(default_factory=dict)
+    part_of: str | None = None
 
 
 def contenders_from(
-    paths: Sequence[str | Path | Artifact[GraphDetails]],
+    paths: Sequence[str | Path | Artifact[RunnableDetails]],
     *,
     engines: Sequence[Engine] | None = None,
     threads: int | None = None,
     seed: int = 0,
 ) -> list[Contender]:
-    """Each bundle on each of ``engines``, and each built engine on what it was built for.
+    """Each bundle on each of ``engines``, each built engine on what it was built for, and each schedule with its members after it.
 
     By default every bundle on the reference, and on every other engine that is installed and runs its target as integers
-    (``EngineDescriptor.targets``). Names are "<folder> · <engine>".
+    (``EngineDescriptor.targets``), a schedule on those that serve all its members. Names are "<folder> · <engine>".
 
-    Raises UsageError (no such path, the same artefact twice), ArtifactError (neither bundle nor engine, a changed file) and
+    Raises UsageError (no such path, the same artefact twice), ArtifactError (neither bundle nor engine nor schedule, a changed file) and
     EnvironmentProblem (an engine that was not built for what is here; a runtime that is not installed).
     """
     artifacts = [open_runnable(path) for path in paths]
     labels = _labels([artifact.path for artifact in artifacts])
     return [
-        Contender(
-            name=f"{label} · {engine}",
-            runner=runner_on(artifact, engine, threads=threads),
-            inputs=_inputs_of(artifact, seed),
-            path=str(artifact.path),
-        )
+        contender
         for artifact, label in zip(artifacts, labels, strict=True)
-        for engine in _engines_of(artifact, engines)
+        for engine in engines_on(artifact, engines)
+        for contender in _contenders(artifact, label, engine, threads, _inputs_of(artifact, seed))
     ]
 
 
-def _engines_of(artifact: Artifact[GraphDetails], asked: Sequence[Engine] | None) -> Sequence[Engine]:
-    if is_kind(artifact, EngineDetails):
-        return engines_of(artifact, asked)
-    assert is_kind(artifact, BundleDetails)
-    return asked or engines_for(artifact)
+def _contenders(artifact: Artifact[RunnableDetails], label: str, engine: Engine, threads: int | None,
+                inputs: Callable[[int], Sequence[Inputs]]) -> list[Contender]:  # fmt: skip
+    """One, and of a schedule its members too, which it shares its runners with."""
+    runner, name = runner_on(artifact, engine, threads=threads), f"{label} · {engine}"
+    if not isinstance(runner, ScheduleRunner) or not is_kind(artifact, ScheduleDetails):
+        return [Contender(name, runner, inputs, str(artifact.path))]
+    parts, shares = [], {}
+    for turn, member in zip(turns(artifact), runner.members, strict=True):
+        part = f"{label}/{turn.member.path.name} · {engine}"
+        shares[part] = len(turn.timesteps) / len(artifact.manifest.timesteps)
+        parts.append(Contender(part, member, inputs, str(turn.member.path), part_of=name))
+    return [Contender(name, runner, inputs, str(artifact.path), turns=shares), *parts]
 
 
 def _labels(paths: Sequence[Path]) -> list[str]:
@@ -74,7 +85,7 @@ def _labels(paths: Sequence[Path]) -> list[str]:
     return [name if names.count(name) == 1 else str(path) for name, path in zip(names, paths, strict=True)]
 
 
-def _inputs_of(artifact: Artifact[GraphDetails], seed: int) -> Callable[[int], list[Inputs]]:
+def _inputs_of(artifact: Artifact[RunnableDetails], seed: int) -> Callable[[int], list[Inputs]]:
     details, timesteps = artifact.details, artifact.manifest.timesteps
     chosen = [timesteps[round(i)] for i in np.linspace(0, len(timesteps) - 1, min(_TIMESTEPS, len(timesteps)))]
 

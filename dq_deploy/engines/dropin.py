@@ -98,7 +98,9 @@ class DropInModel(EngineModule):
 
 
 def load(path: str | Path | Artifact, *, runtime: Runtime = "auto", watch: bool = False, **options: Any) -> DropInModel:
-    """A bundle or an engine as the drop-in for a pipeline's ``unet`` or ``transformer``.
+    """A bundle, an engine or a schedule as the drop-in for a pipeline's ``unet`` or ``transformer``.
+
+    A schedule has all its members loaded, and each timestep goes to the one that it belongs to.
 
     ``runtime`` "auto" is what an engine was built for, and for a bundle the faster of those that are installed and exact here
     (``choice.best_runtime``). ``options`` go to its runner: ``providers``, ``optimized``, ``threads``; for OpenVINO ``precision``,
@@ -106,7 +108,7 @@ def load(path: str | Path | Artifact, *, runtime: Runtime = "auto", watch: bool 
     them, which gives NaN. With ``watch`` a quantized bundle runs in onnxruntime unfused, and ``model.watched()`` has a row for every
     timestep: NaN in the output and before the quantizers, and the share of codes at an end of their range (watch.py).
 
-    Raises UsageError (no such path, unknown runtime), ArtifactError (neither of the two, a changed file, another runtime than the engine's)
+    Raises UsageError (no such path, unknown runtime), ArtifactError (none of the three, a changed file, another runtime than the engine's)
     and EnvironmentProblem (the runtime is not installed, or does not match the engine).
     """
     artifact = open_runnable(path)
@@ -131,7 +133,8 @@ def load_again(origin: Origin, dtype: torch.dtype, device: str) -> DropInModel:
 def watchable(artifact: Artifact[Any], runtime: Runtime) -> Artifact[BundleDetails]:
     """The artefact, which is a bundle. Raises UsageError for what cannot be watched."""
     if not is_kind(artifact, BundleDetails) or runtime not in ("auto", WatchedRunner.name):
-        raise UsageError(f"only a bundle in {WatchedRunner.name} can be watched", "give the bundle, and leave the runtime at auto")
+        which = f"one of its members, such as {artifact.path}/1" if artifact.members else "the bundle"
+        raise UsageError(f"only a bundle in {WatchedRunner.name} can be watched", f"give {which}, and leave the runtime at auto")
     return artifact
 
 

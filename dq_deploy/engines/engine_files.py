@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ..artifacts import Artifact, is_kind, open_artifact, read_manifest
-from ..artifacts.details import EngineDetails, EngineFile, GraphDetails, parse_details
+from ..artifacts import Artifact, is_kind, of_kind, open_artifact, read_manifest
+from ..artifacts.details import EngineDetails, EngineFile, GraphDetails, RunnableDetails, parse_details
 from ..artifacts.reading import as_record, read_bytes
 from ..errors import ArtifactError, EnvironmentProblem
 from .build_options import BuildOptions, flag
@@ -37,23 +38,43 @@ def options_of(path: Path, details: EngineDetails) -> BuildOptions:
     return as_record(details.options, BuildOptions, f"{path} is not a valid engine of this dq-deploy: options", hint=hint)
 
 
-def open_runnable(path: str | Path | Artifact[Any]) -> Artifact[GraphDetails]:
-    """Open a bundle or an engine, every file verified.
+def open_runnable(path: str | Path | Artifact[Any]) -> Artifact[RunnableDetails]:
+    """Open a bundle, an engine or a schedule, every file verified.
 
-    Raises UsageError (no such path) and ArtifactError (neither of the two; a missing or changed file, for an engine with the command that
+    Raises UsageError (no such path) and ArtifactError (none of the three; a missing or changed file, for an engine with the command that
     builds it again).
     """
+    if isinstance(path, Artifact):
+        if not is_kind(path, RunnableDetails):
+            raise ArtifactError(f"{path.path} is a {path.manifest.kind}, and a bundle, an engine or a schedule is needed here")
+        return path
+    with _rebuilding(Path(path)):
+        artifact = open_artifact(path, ("bundle", "engine", "schedule"))
+        for engine in of_kind([artifact, *artifact.members], EngineDetails):
+            builder_of(engine.path, engine.details)
+        return artifact
+
+
+def open_graph(path: str | Path | Artifact[Any]) -> Artifact[GraphDetails]:
+    """As ``open_runnable``, of what has one graph: a bundle or an engine, and no schedule of several."""
     if isinstance(path, Artifact):
         if not is_kind(path, GraphDetails):
             raise ArtifactError(f"{path.path} is a {path.manifest.kind}, and a bundle or engine is needed here")
         return path
-    try:
+    with _rebuilding(Path(path)):
         artifact = open_artifact(path, ("bundle", "engine"))
         if is_kind(artifact, EngineDetails):
             builder_of(artifact.path, artifact.details)
         return artifact
+
+
+@contextmanager
+def _rebuilding(path: Path) -> Iterator[None]:
+    """What is wrong with an engine there comes with the command that makes it again."""
+    try:
+        yield
     except ArtifactError as error:
-        command = _rebuild_of_damaged(Path(path))
+        command = _rebuild_of_damaged(path)
         if command is None:
             raise
         raise ArtifactError(error.message, command) from None
@@ -143,6 +164,11 @@ def engine_bytes(engine: Artifact[EngineDetails], capability: str | None) -> int
     entry = next(entry for entry in engine.details.engines if entry.compute_capability == capability)
     names = {entry.file, str(Path(entry.file).with_suffix(".bin"))}
     return sum(found.size for name, found in engine.manifest.files.items() if name in names)
+
+
+def largest_batch(artifact: Artifact[Any]) -> int | None:
+    """How many samples an artefact takes at once: what an engine was built for, the least of a schedule's; None: as many as there are."""
+    return min((engine.details.batch[2] for engine in of_kind([artifact, *artifact.members], EngineDetails)), default=None)
 
 
 def verified_bytes(engine: Artifact[Any], name: str) -> bytes:

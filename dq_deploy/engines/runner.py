@@ -99,11 +99,24 @@ class GraphRunner(ABC):
         parts = list(_parts_by_timestep(self.specs, feeds, each=self.each_timestep))
         if len(parts) == 1:
             return self._infer(parts[0][1])
-        outputs = [(samples, self._infer(part)) for samples, part in parts]
-        whole = np.empty((sum(len(samples) for samples, _ in outputs), *outputs[0][1].shape[1:]), outputs[0][1].dtype)
-        for samples, output in outputs:
-            whole[samples] = output
-        return whole
+        return gathered([(samples, self._infer(part)) for samples, part in parts])
+
+
+def taken(specs: Sequence[InputSpec], feeds: dict[str, Array], samples: Array) -> dict[str, Array]:
+    """The inputs of some ``samples`` [n] of a batch, whose timesteps are [N]."""
+    batched = {TIMESTEP, *(spec.name for spec in specs if spec.batched)}
+    if len(samples) == len(feeds.get(TIMESTEP, samples)):
+        return feeds
+    return {name: array[samples] if name in batched else array for name, array in feeds.items()}
+
+
+def gathered(parts: Sequence[tuple[Array, Array]]) -> Array:
+    """One batch of what came of its parts: (samples [n], output [n, ...]) each."""
+    outputs = [output for _, output in parts]
+    whole = np.empty((sum(map(len, outputs)), *outputs[0].shape[1:]), np.result_type(*outputs))
+    for samples, output in parts:
+        whole[samples] = output
+    return whole
 
 
 def graph_file(source: str | Path | Artifact) -> Path:
@@ -223,9 +236,7 @@ def _parts_by_timestep(
     if steps is None or not (one is not None or each):
         yield np.arange(len(steps) if steps is not None else 0), feeds
         return
-    batched = [spec.name for spec in specs if spec.batched]
-    values = np.unique(steps)
-    for value in values:
+    for value in np.unique(steps):
         samples = np.flatnonzero(steps == value)
-        part = feeds if len(values) == 1 else {name: array[samples] if name in batched else array for name, array in feeds.items()}
+        part = taken(specs, feeds, samples)
         yield samples, {**part, TIMESTEP: np.full(one, value, steps.dtype) if one is not None else steps[samples]}

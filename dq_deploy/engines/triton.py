@@ -21,7 +21,7 @@ from ..artifacts.writing import write_text
 from ..errors import ArtifactError, UsageError
 from .build_plan import output_spec
 from .descriptor import Triton
-from .engine_files import builder_of, open_runnable
+from .engine_files import builder_of, open_graph
 from .registry import REFERENCE, builders
 from .runner import MODEL_FILE
 from .triton_config import BATCH, Kind, TritonConfig, TritonTensor, check_name, shares_batches, tensors_of, warmup_of
@@ -62,7 +62,7 @@ def triton_repository(
     Raises UsageError (options, an existing output) and ArtifactError (neither bundle nor engine, a damaged one, an engine of TensorRT-RTX,
     for which Triton has no backend).
     """
-    artifact = open_runnable(source)
+    artifact = open_graph(source)
     check_output(Path(output), force=force, source=artifact.path)
     _check_numbers(instances, max_batch_size, queue_delay_us)
     asked = _Asked(check_name(name or artifact.path.resolve().name), max_batch_size, queue_delay_us, instances, device)

@@ -17,11 +17,12 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 from pydantic import ValidationError
 
-from ..artifacts import Artifact
-from ..artifacts.details import Details, EngineDetails
+from ..artifacts import Artifact, is_kind
+from ..artifacts.details import Details, EngineDetails, ScheduleDetails
 from ..artifacts.layer_bits import bits_in_words, bits_label, bits_worth_saying
 from ..artifacts.origin import source_name
 from ..artifacts.reading import read_json
+from ..artifacts.turns import turns
 from ..errors import ArtifactError, UsageError
 from ..formats.target import target_name
 from ..report.data import Pictures, ReportData, SnrSeries
@@ -71,6 +72,7 @@ def model_card(artifact: Artifact, report: ReportData | None = None, *, repo_id:
         bits_rows=bits_worth_saying(artifact),
         manifest=manifest,
         details=manifest.details,
+        members=_members(artifact),
         source=source_name(source) if (source := artifact.details.source) else None,
         repo_id=repo_id or _NOT_KNOWN,
         report=report,
@@ -82,6 +84,17 @@ def model_card(artifact: Artifact, report: ReportData | None = None, *, repo_id:
     )
     card = ModelCard(f"---\n{_metadata(artifact, report, license_id).to_yaml()}\n---\n\n{body}")
     return str(card)
+
+
+def _members(artifact: Artifact) -> list[dict[str, str]]:
+    """Of a schedule, what each member is and which timesteps it runs."""
+    if not is_kind(artifact, ScheduleDetails):
+        return []
+    found = zip(turns(artifact), artifact.details.members, strict=True)
+    return [
+        {"folder": entry.folder, "kind": turn.member.manifest.kind, "bits": bits_in_words(turn.member) or "float", "span": turn.span}
+        for turn, entry in found
+    ]
 
 
 def sample_grid(pictures: Pictures) -> bytes:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ..artifacts import Artifact, open_artifact, read_manifest
+from ..artifacts import Artifact, of_kind, open_artifact, read_manifest
+from ..artifacts.details import EngineDetails
 from ..engines.choice import Runtime
 from ..engines.dropin import DropInModel
 from ..engines.dropin import load as load_local
@@ -15,15 +16,16 @@ from .repo_id import REPO_ID
 
 
 def load(path: str | Path | Artifact, *, runtime: Runtime = "auto", revision: str | None = None, **options: Any) -> DropInModel:
-    """A bundle or an engine as the drop-in for a pipeline's ``unet`` or ``transformer``.
+    """A bundle, an engine or a schedule as the drop-in for a pipeline's ``unet`` or ``transformer``.
 
     ``path`` is a folder, an opened artefact, or the id of a hub repository (owner/name, at ``revision``), which is downloaded into the
-    hub's cache; from there only bundles are loaded, since an engine is code. ``runtime`` "auto" is what an engine was built for, and for a
-    bundle the faster of those that are installed and exact here (``choice.best_runtime``). ``options`` go to its runner: ``providers``,
-    ``optimized``, ``threads``; for OpenVINO ``precision``, ``threads``, ``integer``; for all ``nonfinite``: "refuse" samples with NaN or
-    infinity, or "propagate" them. ``watch=True`` counts those, and codes at an end of their range, by timestep (``model.watched()``).
+    hub's cache; from there bundles and schedules of them are loaded, and no engine, which is code. ``runtime`` "auto" is what an engine
+    was built for, and for a bundle the faster of those that are installed and exact here (``choice.best_runtime``). ``options`` go to its
+    runner: ``providers``, ``optimized``, ``threads``; for OpenVINO ``precision``, ``threads``, ``integer``; for all ``nonfinite``: "refuse"
+    samples with NaN or infinity, or "propagate" them. ``watch=True`` counts those, and codes at an end of their range, by timestep
+    (``model.watched()``).
 
-    Raises UsageError (no such path or repository, unknown runtime), ArtifactError (neither of the two, a changed file, another runtime than
+    Raises UsageError (no such path or repository, unknown runtime), ArtifactError (none of the three, a changed file, another runtime than
     the engine's) and EnvironmentProblem (the runtime is not installed, or does not match the engine).
     """
     on_hub = isinstance(path, str) and REPO_ID.fullmatch(path) and not Path(path).exists()
@@ -35,19 +37,26 @@ def load(path: str | Path | Artifact, *, runtime: Runtime = "auto", revision: st
 
 
 def download(repo_id: str, revision: str | None = None) -> Artifact:
-    """The bundle in a hub repository, every file verified; the manifest and what it lists are fetched, and nothing else.
+    """The bundle or schedule of bundles in a hub repository, every file verified; what the manifest lists is fetched, and nothing else.
 
-    Raises UsageError (no such repository, an engine) and ArtifactError (no artefact in there, a changed file).
+    Raises UsageError (no such repository, an engine, a schedule with one) and ArtifactError (no artefact in there, a changed file).
     """
     root = _fetch(repo_id, revision, ["manifest.json"])
     manifest = read_manifest(root)
     if manifest.kind == "engine":
-        raise UsageError(
-            f"{repo_id} is an engine, which is code, and is not loaded from the hub",
-            f"if you trust {repo_id.partition('/')[0]}: hf download {repo_id} --local-dir engine, and load that folder",
-        )
+        raise _code(repo_id, "is an engine")
     # The folder's name is the commit: what is listed and what is fetched belong together, whatever is pushed meanwhile.
-    return open_artifact(_fetch(repo_id, root.name, ["manifest.json", *manifest.files]), "bundle")
+    found = open_artifact(_fetch(repo_id, root.name, ["manifest.json", *manifest.files]), ("bundle", "schedule"))
+    if of_kind(found.members, EngineDetails):
+        raise _code(repo_id, "has an engine in it")
+    return found
+
+
+def _code(repo_id: str, why: str) -> UsageError:
+    return UsageError(
+        f"{repo_id} {why}, which is code, and is not loaded from the hub",
+        f"if you trust {repo_id.partition('/')[0]}: hf download {repo_id} --local-dir engine, and load that folder",
+    )
 
 
 def _fetch(repo_id: str, revision: str | None, files: list[str]) -> Path:

@@ -30,7 +30,7 @@ class Pushed:
 
 def push(path: str | Path, repo_id: str, *, report: str | Path | None = None, license_id: str | None = None, private: bool = False,
          message: str | None = None, dry_run: bool = False) -> Pushed:  # fmt: skip
-    """Upload a checkpoint, bundle or engine with a model card to the hub's repository ``repo_id``, which is created if it does not exist.
+    """Upload a checkpoint, bundle, engine or schedule with a model card to the hub's repository ``repo_id``, created if it does not exist.
 
     Only what the manifest lists is uploaded, verified, with the card and (from the JSON of a ``report``) the pictures; whatever else the
     repository held is removed in the same commit. ``dry_run`` contacts nobody.
@@ -39,7 +39,7 @@ def push(path: str | Path, repo_id: str, *, report: str | Path | None = None, li
     refuses, or cannot be reached).
     """
     check_repo_id(repo_id)
-    artifact = open_artifact(path, ("checkpoint", "bundle", "engine"))
+    artifact = open_artifact(path, ("checkpoint", "bundle", "engine", "schedule"))
     data = None if report is None else read_report(Path(report), artifact)
     contents: dict[str, Path | bytes] = {name: artifact.file(name) for name in artifact.manifest.files}
     contents[MANIFEST_NAME] = artifact.path / MANIFEST_NAME

@@ -93,7 +93,7 @@ def _latency(data: ReportData) -> list[Headline]:
     floats = {row.name for row in data.artifacts if row.is_float}
     latency = data.latency
     rows = [row for row in latency.rows if Path(latency.contenders[row.contender]["path"]).resolve().name not in floats]
-    rows = [row for row in rows if row.contender != latency.baseline]
+    rows = [row for row in rows if row.contender != latency.baseline and "part_of" not in latency.contenders[row.contender]]
     if not rows:
         return []
     best = min(rows, key=lambda row: row.ratio)

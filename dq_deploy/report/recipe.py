@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..artifacts import Artifact, Manifest
-from ..artifacts.details import BundleDetails, CheckpointDetails, EngineDetails
+from ..artifacts.details import BundleDetails, CheckpointDetails, EngineDetails, ScheduleDetails
 from ..artifacts.origin import source_name
 from ..engines.registry import builder_named
 from ..formats import of_bits
@@ -50,6 +50,9 @@ def commands(artifact: Artifact, parent: Artifact | None = None) -> list[str]:
         return [f"echo {shlex.quote(json.dumps(unflagged, sort_keys=True))} > options.json", f"{made} --config options.json"]
     if isinstance(details, BundleDetails):
         return [_line("export", parent.path.resolve().name if parent else "CHECKPOINT", "-o", name, *_export_flags(details))]
+    if isinstance(details, ScheduleDetails):
+        switches = [word for switch in details.switches for word in ("--switch", f"{switch:g}")]
+        return [_line("combine", *(entry.name for entry in details.members), *switches, "-o", name)]
     assert isinstance(details, EngineDetails)
     return [_line("build-engine", parent.path.resolve().name if parent else "BUNDLE", "-o", name, *_build_flags(details))]
 

@@ -42,7 +42,7 @@ class DrawnPictures:
 
 
 def draw(path: str | Path | Artifact, drawing: Drawing, *, progress: Progress = silent) -> DrawnPictures:
-    """Draw pictures with a bundle, a checkpoint or an engine, and with the float model.
+    """Draw pictures with a bundle, a checkpoint, an engine or a schedule, and with the float model.
 
     The scheduler is the one that the model was calibrated with. A model that works on pixels is drawn with in the loop of the calibration;
     one that takes prompts, or works on latents, is put into the pipeline that it came from.
@@ -50,7 +50,7 @@ def draw(path: str | Path | Artifact, drawing: Drawing, *, progress: Progress = 
     Raises UsageError (no prompts, an unknown class, a pipeline that cannot be read again or refuses), ArtifactError (a damaged
     artefact, a float model other than the one quantized) and EnvironmentProblem (a missing runtime).
     """
-    artifact = path if isinstance(path, Artifact) else open_artifact(path, ("bundle", "checkpoint", "engine"))
+    artifact = path if isinstance(path, Artifact) else open_artifact(path, ("bundle", "checkpoint", "engine", "schedule"))
     way, reference = _way(artifact, drawing)
     model, engine = quantized_model(artifact, drawing.runtime, watch=drawing.watch)
     visited: dict[float, None] = {}

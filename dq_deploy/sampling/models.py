@@ -7,8 +7,8 @@ from collections.abc import Callable
 import torch
 
 from ..artifacts import Artifact, is_kind
-from ..artifacts.details import BundleDetails, EngineDetails
-from ..engines.choice import Runtime, best_runtime
+from ..artifacts.details import RunnableDetails
+from ..engines.choice import Runtime, runtime_name
 from ..engines.dropin import DropInModel, load, watchable
 from ..engines.registry import REFERENCE
 from ..errors import ArtifactError, UsageError
@@ -23,10 +23,8 @@ def quantized_model(artifact: Artifact, runtime: Runtime, *, watch: bool) -> tup
     """The model to draw with, and what runs it."""
     if watch:
         return load(watchable(artifact, runtime), runtime=runtime, watch=True), REFERENCE.name
-    if isinstance(artifact.details, EngineDetails):
-        return load(artifact, runtime=runtime), artifact.details.backend
-    if is_kind(artifact, BundleDetails):
-        return load(artifact, runtime=runtime), best_runtime(artifact) if runtime == "auto" else runtime
+    if is_kind(artifact, RunnableDetails):
+        return load(artifact, runtime=runtime), runtime_name(artifact, runtime)
     from ..quantization.checkpoint import load_checkpoint
 
     model = load_checkpoint(artifact.path).model

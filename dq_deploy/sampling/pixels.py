@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 from ..artifacts import Artifact
-from ..artifacts.details import EngineDetails
 from ..engines.dropin import DropInModel
+from ..engines.engine_files import largest_batch
 from ..errors import UsageError
 from ..quantization.calibration.view import View, view_of
 from ..quantization.calibration.walk import Walk
@@ -82,10 +82,10 @@ def pixel_drawing(artifact: Artifact, drawing: Drawing, conditioning: Conditioni
 
 def _fitting(artifact: Artifact, batch_size: int, conditioning: Conditioning | None) -> int:
     """A batch size that an engine was built for; guidance puts two passes into one batch. Raises UsageError when not even one fits."""
-    if not isinstance(artifact.details, EngineDetails):
+    largest = largest_batch(artifact)
+    if largest is None:
         return batch_size
     passes = 1 if conditioning is None or conditioning.null is None else 2
-    largest = artifact.details.batch[2]
     if largest < passes:
         raise UsageError(
             f"{artifact.path} was built for a batch of {largest}, and guidance takes {passes}", "build it with a larger --batch"

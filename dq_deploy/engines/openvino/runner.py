@@ -15,7 +15,7 @@ from ...artifacts import Artifact, is_kind
 from ...artifacts.details import BundleDetails
 from ...artifacts.reading import check_structure, without_links
 from ...errors import ArtifactError, EnvironmentProblem, UsageError, raise_if_out_of_memory
-from ..engine_files import check_backend_is, check_version, open_runnable, options_of
+from ..engine_files import check_backend_is, check_version, open_graph, options_of
 from ..finite import Nonfinite, checked
 from ..lookup_tables import entries_in_openvino
 from ..runner import Array, GraphRunner, InputSpec, graph_file
@@ -215,7 +215,7 @@ def _model_file(source: str | Path | Artifact[Any]) -> tuple[Path, bool | None, 
     if not isinstance(source, Artifact):
         if Path(source).is_file():
             return (Path(source) if Path(source).suffix == ".xml" else _valid(graph_file(source))), None, False
-        source = open_runnable(source)
+        source = open_graph(source)
     if is_kind(source, BundleDetails):
         return _valid(graph_file(source)), None, int8_kernels.int8_without_vnni(source)
     details = check_backend_is(source, OPENVINO.name)

@@ -18,7 +18,7 @@ from ...artifacts import Artifact
 from ...artifacts.details import EngineDetails
 from ...artifacts.reading import read_record
 from ...errors import ArtifactError, EnvironmentProblem, ResourceError, raise_if_out_of_memory
-from ..engine_files import builder_of, check_backend_is, check_version, entry_for, open_runnable, rebuild_hint, verified_bytes
+from ..engine_files import builder_of, check_backend_is, check_version, entry_for, open_graph, rebuild_hint, verified_bytes
 from ..finite import Nonfinite, checked
 from ..layer_report import LayerReport
 from ..roofline import Peaks, Work, work_of
@@ -61,7 +61,7 @@ class TensorRtRunner(GraphRunner):
         nonfinite: Nonfinite = "refuse",
     ) -> None:
         self.nonfinite = checked(nonfinite)
-        self._artifact = engine = open_runnable(source)
+        self._artifact = engine = open_graph(source)
         details = check_backend_is(engine, TENSORRT.name, TENSORRT_RTX.name)
         trt = builder_of(engine.path, details).load()
         check_version(engine, details, str(trt.__version__))
