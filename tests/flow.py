@@ -69,6 +69,18 @@ def flow(flow_pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> Flow:
     return Flow(flow_pipeline, root / "checkpoint", {name: root / name for name in kinds})
 
 
+@pytest.fixture(scope="session")
+def narrow(flow_pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> Flow:
+    """W4A4 of the same pipeline, calibrated on fewer samples; the bundle qdq (fp32)."""
+
+    def make(root: Path) -> None:
+        checkpoint = quantize(flow_pipeline, root / "checkpoint", preset="w4a4", **{**OPTIONS, "reference_samples": 8})
+        export(checkpoint, root / "narrow", target="qdq", dtype="fp32")
+
+    root = made_once(tmp_path_factory, "flow-narrow", make)
+    return Flow(flow_pipeline, root / "checkpoint", {"qdq": root / "narrow"})
+
+
 def small_unet() -> UNet2DModel:
     torch.manual_seed(0)
     return UNet2DModel(

@@ -42,6 +42,7 @@ class Plain(nn.Module):
         ("export", ["checkpoint", "output", "target"], ["dtype", "float"]),
         ("build_engine", ["bundle", "output"], ["backend", "compute_capabilities", "batch"]),
         ("check", ["artifact", "checkpoint"], []),
+        ("combine", ["members", "output", "switches"], ["force"]),
         ("lint", ["source"], ["target"]),
         ("load", ["path"], ["runtime"]),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +24,7 @@ from .error_sources import ErrorSources, error_sources
 from .regions import RegionParity
 
 if TYPE_CHECKING:
-    from .check import CheckResult
+    from .verdict import CheckResult
 
 
 class Bisection(BaseModel):
@@ -58,7 +59,7 @@ def bisect(bundle: Artifact[BundleDetails], checkpoint: Checkpoint, result: Chec
         if found := first_divergence(bundle, checkpoint, name, list(rows), run, progress):
             divergences.append(found)
     nodes = [row for row in result.regions if not row.passed]
-    worst = min(result.timesteps, key=lambda row: row.snr_reference_db)
+    worst = min(result.timesteps, key=lambda row: math.inf if row.snr_reference_db is None else row.snr_reference_db)
     try:
         return Bisection(
             divergences=divergences, nodes=nodes, sources=error_sources(checkpoint, worst.timestep, min_snr=min_snr, progress=progress)

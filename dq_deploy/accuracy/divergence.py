@@ -56,7 +56,7 @@ def first_divergence(bundle: Artifact[BundleDetails], checkpoint: Checkpoint, en
     It takes log2(layers) builds of a part of the graph. Where errors come and go along it, what is found is one place where they come.
     """
     failed = next((row for row in reversed(rows) if not row.alike), None)  # rows ascend, and sampling begins at the noisiest
-    if failed is None:
+    if failed is None or failed.snr_reference_db is None:
         return None
     inputs = _inputs(checkpoint, failed.timestep)
     expected = _layer_outputs(checkpoint, inputs)

@@ -10,7 +10,7 @@ import torch
 from pydantic import BaseModel
 
 from ..decibels import snr_db
-from ..engines.runner import Runner
+from ..engines.runner import TIMESTEP, Runner
 from ..progress import Progress, silent
 from ..quantization.calibration.trajectories import Trajectories
 from ..quantization.checkpoint import Checkpoint
@@ -19,6 +19,8 @@ from .parity_spread import NoisePowers, chance_db, noise_powers, standard_error_
 MAX_SNR_DIFFERENCE_DB = {"fp32": 0.5, "fp16": 3.0, "bf16": 3.0}
 """By the type of what is not quantized. Half precision adds an error of its own, which is reported; only a gross one is judged.
 To these comes what chance makes of the samples given (parity_spread.py)."""
+FLOAT_SNR_DB = {"fp32": 60.0, "fp16": 30.0, "bf16": 15.0}
+"""What a float graph must have against the float model where it runs steps of a schedule: its rounding leaves more."""
 Model = Callable[[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]], torch.Tensor]
 
 
@@ -26,11 +28,12 @@ class TimestepParity(BaseModel):
     """One timestep: SNR in dB against the float model, and the bundle's relative error (RMS) against both others.
 
     ``allowed_db`` is how far the two SNRs may be apart; ``standard_error_db`` is that of their difference, over ``samples`` of noise
-    (None: not known).
+    (None: not known). Of a schedule ``member`` is the one that runs it; where that is a float one there is no quantized forward to compare
+    with, and ``snr_reference_db`` is None.
     """
 
     timestep: float
-    snr_reference_db: float
+    snr_reference_db: float | None
     snr_bundle_db: float
     error_float: float
     error_reference: float
@@ -39,11 +42,12 @@ class TimestepParity(BaseModel):
     standard_error_db: float | None = None
     samples: int = 0
     min_snr_db: float | None = None
+    member: str | None = None
 
     @property
     def difference_db(self) -> float:
-        """|bundle's SNR − reference's SNR|."""
-        return abs(self.snr_bundle_db - self.snr_reference_db)
+        """|bundle's SNR − reference's SNR|; 0 without a reference."""
+        return 0.0 if self.snr_reference_db is None else abs(self.snr_bundle_db - self.snr_reference_db)
 
     @property
     def alike(self) -> bool:
@@ -98,6 +102,32 @@ def end_to_end(runners: Mapping[str, Runner], checkpoint: Checkpoint, reference:
             advance(1, f"timestep {float(timestep):g}")
     for name, compared in rows.items():
         _allow_for_chance(compared, noises[name])
+    return rows
+
+
+@torch.no_grad()
+def float_end_to_end(runners: Mapping[str, Runner], names: Sequence[str], reference: Trajectories, required_db: Mapping[str, float],
+                     *, largest: int | None = None, progress: Progress = silent) -> dict[str, list[TimestepParity]]:  # fmt: skip
+    """As ``end_to_end``, of what is not quantized: each runner against the float model alone, ``required_db`` by runner.
+
+    ``names`` are the network's inputs, the sample's first.
+    """
+    rows: dict[str, list[TimestepParity]] = {name: [] for name in runners}
+    with progress("end to end, in float", len(reference.timesteps)) as advance:
+        for index, timestep in enumerate(reference.timesteps):
+            samples, expected = reference.samples[index], reference.outputs[index]
+            inputs = {names[0]: samples, TIMESTEP: timestep.repeat(len(samples)), **reference.conditions}
+            feeds = {name: value.numpy() for name, value in inputs.items()}
+            for name, runner in runners.items():
+                got = _in_parts(runner, feeds, len(samples), largest)
+                error = relative_error(expected, got)
+                rows[name].append(
+                    TimestepParity(
+                        timestep=float(timestep), snr_reference_db=None, snr_bundle_db=snr_db(expected, got), error_float=error,
+                        error_reference=error, min_snr_db=required_db[name], samples=len(samples),
+                    )
+                )  # fmt: skip
+            advance(1, f"timestep {float(timestep):g}")
     return rows
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -12,13 +13,14 @@ class StepCost(BaseModel):
 
     ``only_db``: with nothing else quantized. ``without_db``: with everything else quantized, of the dearest few. ``share``: of the error
     powers that the steps make alone, this one's; these add up to the whole error only where errors are small and have nothing to do with
-    each other.
+    each other. ``member``: of a schedule, who runs it.
     """
 
     model_config = ConfigDict(extra="allow", frozen=True)
     timesteps: list[float] = Field(min_length=1)
     only_db: float | None
     without_db: float | None = None
+    member: str | None = None
     share: float | None = Field(default=None, ge=0)
 
     @property
@@ -56,6 +58,29 @@ class FinalError(BaseModel):
         without = "" if self.worst.without_db is None else f" ({self.worst.without_db:.1f} dB without)"
         seeds = f"{self.seeds} seed" + ("s" if self.seeds != 1 else "")
         return f"{self.all_db:.1f} dB ({seeds}); timestep {self.worst.span} makes {share:.0%} of the steps' separate errors{without}"
+
+
+def combined(turns: Sequence[tuple[str, Sequence[float], FinalError]]) -> FinalError | None:
+    """What the steps of a schedule cost by what its members' cost alone; ``turns``: a member's name, the timesteps that it runs, its own.
+
+    The final sample's whole error was not measured: ``all_db`` is None. Of steps that were measured together, those whose middle one a
+    member runs are its. Steps that are run in float cost nothing, and are not there. None where nothing was measured.
+    """
+    steps = [
+        step.model_copy(update={"member": name, "without_db": None})
+        for name, timesteps, found in turns
+        for step in found.steps
+        if step.timesteps[len(step.timesteps) // 2] in timesteps
+    ]
+    if not steps:
+        return None
+    powers = [None if step.only_db is None else 10 ** (-step.only_db / 10) for step in steps]
+    total = math.fsum(power for power in powers if power is not None)
+    shared = [
+        step.model_copy(update={"share": None if power is None or not total else round(power / total, 6)})
+        for step, power in zip(steps, powers, strict=True)
+    ]
+    return FinalError(steps=sorted(shared, key=lambda step: step.timesteps), seeds=max(found.seeds for _, _, found in turns))
 
 
 def most_clipped(clipped: Mapping[str, Sequence[float]], timesteps: Sequence[float]) -> str:

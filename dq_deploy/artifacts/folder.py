@@ -178,7 +178,8 @@ def open_artifact(path: str | Path, kind: Kind | tuple[Kind, ...]) -> Artifact[A
     manifest = read_manifest(path)
     kinds = (kind,) if isinstance(kind, str) else kind
     if manifest.kind not in kinds:
-        wanted = " or ".join(f"{'an' if kind == 'engine' else 'a'} {kind}" for kind in kinds)
+        *others, last = (f"{'an' if kind == 'engine' else 'a'} {kind}" for kind in kinds)
+        wanted = f"{', '.join(others)} or {last}" if others else last
         raise ArtifactError(
             f"{path} is {'an' if manifest.kind == 'engine' else 'a'} {manifest.kind}, and {wanted} is needed here",
             _instead(path, manifest.kind, kinds),

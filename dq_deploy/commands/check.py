@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +25,13 @@ _SHOWN_SOURCES = 8
 
 @click.command(short_help="Compare a bundle or an engine with its checkpoint.")
 @click.argument("path", type=click.Path(path_type=Path))
-@click.option("--checkpoint", type=click.Path(path_type=Path), help="The checkpoint that PATH was exported or built from.")
+@click.option(
+    "--checkpoint",
+    "checkpoints",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    help="The checkpoint that PATH was exported or built from; repeatable, for the members of a schedule.",
+)
 @click.option(
     "--engine",
     "engines",
@@ -41,12 +47,13 @@ _SHOWN_SOURCES = 8
 @click.option("--bisect", "bisects", is_flag=True, help="Find the first layer and timestep that go wrong, and what more bits would buy.")
 @click.option("--lint", "lints", is_flag=True, help="Look for what an engine would refuse, crash on or run in float; runs nothing.")
 @common
-def check(path: Path, checkpoint: Path | None, engines: tuple[Any, ...], min_snr: float | None, bisects: bool, lints: bool,
+def check(path: Path, checkpoints: tuple[Path, ...], engines: tuple[Any, ...], min_snr: float | None, bisects: bool, lints: bool,
           output: Output) -> None:  # fmt: skip
-    """Judge PATH (a bundle or an engine) against its checkpoint, or a bundle's graph alone, with --lint.
+    """Judge PATH (a bundle, an engine or a schedule) against its checkpoint, or a bundle's graph alone, with --lint.
 
     A bundle is compared layer by layer and end to end, in ONNX Runtime as its graph is written, and then on every --engine end to end; an
-    engine end to end where it runs, with the precision that it computes in: a fast engine that changes the pictures is found out.
+    engine end to end where it runs, with the precision that it computes in: a fast engine that changes the pictures is found out. A
+    schedule is compared as it takes turns, each timestep with the checkpoint of the member that runs it.
 
     Local: each layer gets the reference's recorded input; codes must be equal (one step on 0.01% at the most, or on 3 of a few thousand)
     and outputs within 1e-5.
@@ -66,22 +73,22 @@ def check(path: Path, checkpoint: Path | None, engines: tuple[Any, ...], min_snr
     first, and its errors end the command.
     """
     compares = {"--engine": engines, "--min-snr": min_snr is not None, "--bisect": bisects}
-    if checkpoint is None and any(compares.values()):
+    if not checkpoints and any(compares.values()):
         given = next(name for name, value in compares.items() if value)
         raise click.UsageError(f"{given} compares with a checkpoint: give --checkpoint CHECKPOINT", click.get_current_context())
-    if checkpoint is None and not lints:
+    if not checkpoints and not lints:
         raise click.UsageError("give --checkpoint CHECKPOINT to check against, --lint, or both", click.get_current_context())
     findings = None
     if lints:
         from ..exporters.lint import lint
 
         findings = lint(path)
-        show_lint(findings, output, last=checkpoint is None or not findings)
+        show_lint(findings, output, last=not checkpoints or not findings)
         findings.enforce()
-    if checkpoint is not None:
+    if checkpoints:
         from ..accuracy import check as run_check
 
-        result = run_check(path, checkpoint, engines=engines, min_snr=min_snr, bisect=bisects, progress=output.progress)
+        result = run_check(path, checkpoints, engines=engines, min_snr=min_snr, bisect=bisects, progress=output.progress)
         show_check(result, output, findings)
         result.enforce()
 
@@ -104,15 +111,11 @@ def _lint_json(result: LintResult) -> dict[str, Any]:
 def show_check(result: CheckResult, output: Output, lint: LintResult | None = None) -> None:
     """Every timestep, the worst layers, and the verdict; the JSON holds the lint's findings too where there are any."""
     if result.timesteps:
-        output.table(
-            f"{result.bundle} against the float model (SNR)",
-            ("timestep", "PyTorch dB", "bundle dB", "optimized dB", "error to float", "error to PyTorch", ""),
-            [_timestep_row(row, optimized=True) for row in result.timesteps],
-        )
+        title = f"{result.bundle} against the float model (SNR)"
+        show_timesteps(title, ("PyTorch dB", "bundle dB", "optimized dB"), result.timesteps, output)
     for engine in result.engines:
-        columns = ("timestep", "PyTorch dB", "engine dB", "error to float", "error to PyTorch", "")
         title = f"{result.bundle} on {engine.engine} against the float model (SNR)"
-        output.table(title, columns, [_timestep_row(row, optimized=False) for row in engine.timesteps])
+        show_timesteps(title, ("PyTorch dB", "engine dB"), engine.timesteps, output)
         if "precision" in engine.details:
             output.text(f"{engine.engine} computes what is not INT8 in {engine.details['precision']}" + _about_integers(engine.details))
     worst = sorted(result.layers, key=lambda row: -row.severity)[:_SHOWN_LAYERS]
@@ -151,6 +154,13 @@ def show_check(result: CheckResult, output: Output, lint: LintResult | None = No
     )
 
 
+def show_timesteps(title: str, columns: tuple[str, ...], rows: Sequence[TimestepParity], output: Output) -> None:
+    """A line for each, of a schedule with the member that runs it; ``columns`` are those of SNRs."""
+    members = ("member",) if any(row.member for row in rows) else ()
+    shown = [_timestep_row(row, members=bool(members), optimized="optimized dB" in columns) for row in rows]
+    output.table(title, ("timestep", *members, *columns, "error to float", "error to PyTorch", ""), shown)
+
+
 def show_final_error(result: CheckResult, output: Output) -> None:
     """What each step's error costs the final sample, beside what it is, and where values are clipped."""
     from ..artifacts.final_error import most_clipped
@@ -160,8 +170,11 @@ def show_final_error(result: CheckResult, output: Output) -> None:
     rows = result.timesteps or next((engine.timesteps for engine in result.engines), [])
     snr = {row.timestep: row.snr_reference_db for row in rows}
     if found.steps:
-        title = f"cost to the final sample (seeds: {found.seeds}, in PyTorch): {_db(found.all_db)} dB with every step quantized"
-        columns = ("timestep", "SNR dB", "share of the error", "final dB, only it quantized", "all but it quantized")
+        members = ("member",) if any(step.member for step in found.steps) else ()
+        whole = "each by its member's checkpoint" if members else f"{_db(found.all_db)} dB with every step quantized"
+        title = f"cost to the final sample (seeds: {found.seeds}, in PyTorch): {whole}"
+        columns = ("timestep", *members, "SNR dB", "share of the error", "final dB, only it quantized")
+        columns += () if members else ("all but it quantized",)
         output.table(title, columns, [_cost_row(step, snr) for step in found.steps])
     else:
         output.text(f"cost of each step to the final sample: {found.summary}")
@@ -169,9 +182,11 @@ def show_final_error(result: CheckResult, output: Output) -> None:
         output.text(f"clipped on held-out samples: {most_clipped(result.clipped, list(snr))}")
 
 
-def _cost_row(step: StepCost, snr: Mapping[float, float]) -> tuple[str, ...]:
-    own = min((snr[t] for t in step.timesteps if t in snr), default=None)
+def _cost_row(step: StepCost, snr: Mapping[float, float | None]) -> tuple[str, ...]:
+    own = min((found for t in step.timesteps if (found := snr.get(t)) is not None), default=None)
     share = "" if step.share is None else f"{step.share:.1%}"
+    if step.member:  # what is left without it depends on the other members
+        return step.span, step.member, _db(own), share, _db(step.only_db)
     return step.span, _db(own), share, _db(step.only_db), _db(step.without_db)
 
 
@@ -216,10 +231,12 @@ def _source_row(row: LayerSource) -> tuple[str, ...]:
     )
 
 
-def _timestep_row(row: TimestepParity, *, optimized: bool) -> tuple[str, ...]:
-    quick = ("" if row.snr_optimized_db is None else f"{row.snr_optimized_db:.2f}",) if optimized else ()
-    found = (f"{row.timestep:g}", f"{row.snr_reference_db:.2f}", f"{row.snr_bundle_db:.2f}")
-    return *found, *quick, f"{row.error_float:.1e}", f"{row.error_reference:.1e}", "ok" if row.passed else "FAILED"
+def _timestep_row(row: TimestepParity, *, members: bool, optimized: bool) -> tuple[str, ...]:
+    who = (row.member or "",) if members else ()
+    quick = (_db(row.snr_optimized_db),) if optimized else ()
+    to_pytorch = "" if row.snr_reference_db is None else f"{row.error_reference:.1e}"
+    found = (f"{row.timestep:g}", *who, _db(row.snr_reference_db), f"{row.snr_bundle_db:.2f}", *quick)
+    return *found, f"{row.error_float:.1e}", to_pytorch, "ok" if row.passed else "FAILED"
 
 
 def _about_integers(details: Mapping[str, Any]) -> str:

@@ -53,11 +53,13 @@ def report(
     output: Output,
     **options: Any,
 ) -> None:
-    """Write one HTML page about a checkpoint and its bundles and engines (PATH...), which needs nothing but itself.
+    """Write one HTML page about a checkpoint and its bundles, engines and schedules (PATH...), which needs nothing but itself.
 
     It shows pairs of pictures under a slider, the error of every layer at every timestep with that layer's scale table, the error of the
     network and of each bundle, dilation, distillation, what every layer runs in in the engines, latency with --bench, and the commands and
     versions that made it all. Exit code 6 when a bundle fails its check; the page is written, and says so.
+
+    Of a schedule it shows who runs which step. Give the checkpoints of all its members: the page is about the first.
     """
     given = {name: value for name, value in options.items() if value is not None}
     _refuse(given, _OF_PICTURES, ignored=not samples, why="--no-samples draws no pictures")

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..accuracy.check import CheckResult, check
+from ..accuracy.end_to_end import TimestepParity
 from ..accuracy.layer_error import LayerErrors, layer_errors
 from ..artifacts import Artifact
 from ..artifacts.details import CheckpointDetails, EngineDetails, GraphDetails
@@ -27,6 +28,7 @@ from .data import (
     Layer,
     Pictures,
     ReportData,
+    ScheduleRow,
     SnrSeries,
 )
 from .engine_rows import engine_rows, precisions
@@ -77,6 +79,7 @@ def collect(
         final_error=details.final_error,
         snr=_series(details, manifest.timesteps, checks),
         checks=[_check_row(result) for result in checks],
+        schedules=[_schedule_row(result) for result in checks if any(row.member for row in _timesteps(result))],
         distillation=details.distillation,
         dilation=_dilation(checkpoint),
         dilation_rules=details.dilation_rule.mean_snr_db,
@@ -144,21 +147,44 @@ def _series(details: CheckpointDetails, timesteps: list[float], checks: Sequence
     if details.distillation:
         series.insert(0, SnrSeries(name="before distillation", timesteps=timesteps, snr_db=snr["before_distillation"], role="before"))
     for result in checks:
-        rows = {row.timestep: row.snr_bundle_db for row in result.timesteps}
+        rows = {row.timestep: row.snr_bundle_db for row in _timesteps(result)}
         series.append(SnrSeries(name=Path(result.bundle).resolve().name, timesteps=timesteps, snr_db=[rows.get(t) for t in timesteps]))
     return series
 
 
+def _schedule_row(result: CheckResult) -> ScheduleRow:
+    rows = _timesteps(result)
+    return ScheduleRow(
+        name=Path(result.bundle).resolve().name,
+        timesteps=[row.timestep for row in rows],
+        members=[row.member or "" for row in rows],
+        snr_db=[row.snr_bundle_db for row in rows],
+        only_db=[_only_db(result, row.timestep) for row in rows],
+    )
+
+
+def _only_db(result: CheckResult, timestep: float) -> float | None:
+    """What the final sample has with only this step quantized, by the checkpoint of the member that runs it; None: float, or not known."""
+    steps = result.final_error.steps if result.final_error else []
+    return next((step.only_db for step in steps if timestep in step.timesteps), None)
+
+
+def _timesteps(result: CheckResult) -> list[TimestepParity]:
+    """As the graph is written, or where there is an engine among a schedule's members as ``load`` runs them."""
+    return result.timesteps or next((engine.timesteps for engine in result.engines), [])
+
+
 def _check_row(result: CheckResult) -> CheckRow:
-    differences = [row.difference_db for row in result.timesteps]
+    rows = [row for row in _timesteps(result) if row.snr_reference_db is not None]
+    differences = [row.difference_db for row in rows]
     return CheckRow(
         bundle=Path(result.bundle).resolve().name,
         target=result.target,
         dtype=result.dtype,
         passed=bool(result),
         layers=len(result.layers),
-        timesteps=len(result.timesteps),
-        allowed_db=round(max((row.allowed_db for row in result.timesteps), default=0.0), 2),
+        timesteps=len(_timesteps(result)),
+        allowed_db=round(max((row.allowed_db for row in rows), default=0.0), 2),
         largest_difference_db=max(differences, default=None),
         worst_layer=result.worst_layer.layer if result.worst_layer else None,
         failures=result.failures,
@@ -178,10 +204,11 @@ def _dilation(checkpoint: Checkpoint) -> list[DilationRow]:
 
 
 def _pictures(artifacts: ReportedArtifacts, drawing: Drawing, progress: Progress, left_out: Note) -> Pictures | None:
-    """Drawn by the first bundle that ONNX Runtime can run, or by the checkpoint."""
+    """Drawn by the first schedule, or the first bundle that ONNX Runtime can run, or by the checkpoint."""
     from ..sampling import draw, not_drawable
 
-    artifact: Artifact = next((bundle for bundle in artifacts.bundles if bundle.details.dtype != "bf16"), artifacts.checkpoint)
+    bundles = [bundle for bundle in artifacts.bundles if bundle.details.dtype != "bf16"]
+    artifact: Artifact = next(iter([*artifacts.schedules, *bundles]), artifacts.checkpoint)
     if reason := not_drawable(artifact, drawing.prompts):
         left_out(f"No pictures: {reason}.")
         return None
@@ -195,17 +222,18 @@ def _pictures(artifacts: ReportedArtifacts, drawing: Drawing, progress: Progress
 
 def _checks(artifacts: ReportedArtifacts, progress: Progress, left_out: Note) -> list[CheckResult]:
     results = []
-    for bundle in artifacts.bundles:
+    judged = [(bundle, [artifacts.checkpoint]) for bundle in artifacts.bundles]
+    for artifact, checkpoints in [*judged, *((one, artifacts.checkpoints_of(one)) for one in artifacts.schedules)]:
         try:
-            results.append(check(bundle, artifacts.checkpoint, progress=progress))
+            results.append(check(artifact, checkpoints, progress=progress))
         except EnvironmentProblem as error:
-            left_out(f"{bundle.path.resolve().name} was not checked: {error.message}.")
+            left_out(f"{artifact.path.resolve().name} was not checked: {error.message}.")
     return results
 
 
 def _check_timing(artifacts: ReportedArtifacts, timing: Timing) -> None:
     """What the timing would refuse, before anything long is done. Raises UsageError."""
-    timed = [str(artifact.path) for artifact in (*artifacts.floats, *artifacts.bundles, *artifacts.engines)]
+    timed = [str(artifact.path) for artifact in artifacts.runnable]
     problems = [] if timed else ["there is no bundle and no engine to time"]
     problems += [f"batch size {batch} is below 1" for batch in timing.batches if batch < 1]
     problems += [f"runs is {timing.runs}, and at least 1 is needed"] if timing.runs < 1 else []
@@ -217,7 +245,7 @@ def _check_timing(artifacts: ReportedArtifacts, timing: Timing) -> None:
 
 def _latency(artifacts: ReportedArtifacts, timing: Timing, progress: Progress, left_out: Note) -> BenchResult | None:
     contenders: list[Contender] = []
-    for artifact in (*artifacts.floats, *artifacts.bundles, *artifacts.engines):
+    for artifact in artifacts.runnable:
         try:
             contenders += contenders_from([artifact])
         except EnvironmentProblem as error:
@@ -235,6 +263,7 @@ def _artifact(artifact: Artifact) -> ArtifactRow:
     words: list[str] = [graph.target, graph.dtype] if graph else []
     words += [details.backend] if isinstance(details, EngineDetails) else []
     words += ["float"] if graph and graph.float else []
+    words += [bits_in_words(artifact) or "float"] if artifact.members else []
     return ArtifactRow(
         name=artifact.path.resolve().name,
         kind=artifact.manifest.kind,
@@ -247,11 +276,13 @@ def _artifact(artifact: Artifact) -> ArtifactRow:
 
 
 def _commands(artifacts: ReportedArtifacts) -> list[str]:
-    made = commands(artifacts.checkpoint)
+    made = [line for checkpoint in (artifacts.checkpoint, *artifacts.others) for line in commands(checkpoint)]
     for bundle in (*artifacts.bundles, *artifacts.floats):
         made += commands(bundle, artifacts.checkpoint)
     for engine in artifacts.engines:
         made += commands(engine, artifacts.bundle_of(engine))
+    for schedule in artifacts.schedules:
+        made += commands(schedule)
     return made
 
 

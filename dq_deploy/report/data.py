@@ -98,6 +98,19 @@ class CheckRow(_Part):
     failures: list[str]
 
 
+class ScheduleRow(_Part):
+    """A schedule, step by step [T]: who runs it, the SNR of its output, and of the final sample if only it is quantized (None: not known).
+
+    A step that is run in float costs the final sample nothing, and has no ``only_db``.
+    """
+
+    name: str
+    timesteps: list[float]
+    members: list[str]
+    snr_db: list[float]
+    only_db: list[float | None]
+
+
 class DilationRow(_Part):
     """A ``DilatedInput`` under the ``rule`` that was chosen, and the largest factor that its quantizer multiplies by itself.
 
@@ -195,6 +208,7 @@ class ReportData(_Part):
     final_error: FinalError | None = None
     snr: list[SnrSeries] = Field(default_factory=list)
     checks: list[CheckRow] = Field(default_factory=list)
+    schedules: list[ScheduleRow] = Field(default_factory=list)
     distillation: list[BlockLoss] = Field(default_factory=list)
     dilation: list[DilationRow] = Field(default_factory=list)
     dilation_rules: dict[str, float] = Field(default_factory=dict)

@@ -14,6 +14,7 @@ from onnx import numpy_helper
 
 from dq_deploy.accuracy import CheckResult, check
 from dq_deploy.accuracy.local import LayerParity, _taken_off
+from dq_deploy.accuracy.verdict import failures_of
 from dq_deploy.artifacts import Artifact
 from dq_deploy.engines.build import build_engine
 from dq_deploy.engines.openvino.runner import OpenVinoRunner
@@ -197,23 +198,16 @@ def test_a_calibrated_timestep_without_reference_is_a_failure(flow: Flow, tmp_pa
     assert result.failures == [f"timesteps not compared: {source.manifest.timesteps[0]:g}"]
 
 
-def test_nothing_compared_is_a_failure(flow: Flow) -> None:
-    from dq_deploy.accuracy.check import EngineParity, _failures
-    from dq_deploy.quantization import load_checkpoint
-
-    checkpoint = load_checkpoint(flow.checkpoint)
-    failures = _failures(flow.bundle("qdq"), [], [], [], checkpoint)
-    assert failures[-1] == "no layer was compared"
-    assert "timesteps not compared: " in failures[0]
+def test_nothing_compared_is_a_failure() -> None:
+    failures = failures_of([], [], {"": []}, [0.0, 500.0])
+    assert failures == ["timesteps not compared: 0, 500", "no layer was compared"]
     empty = CheckResult(bundle="b", target="qdq", dtype="fp32", layers=[], timesteps=[], failures=failures)
     assert not empty
     assert empty.worst_layer is None
     assert empty.worst_timestep is None
-    engine = EngineParity(engine="openvino", details={}, timesteps=[])
-    as_engine = flow.bundle("qdq").manifest.model_copy(update={"kind": "engine"})
-    assert _failures(Artifact(flow.checkpoint, as_engine), [], [], [], checkpoint) == ["nothing was compared"]
-    (missing,) = _failures(Artifact(flow.checkpoint, as_engine), [], [], [engine], checkpoint)
-    assert missing.startswith("openvino, timesteps not compared: ")
+    assert failures_of([], [], {}, [0.0]) == ["nothing was compared"]
+    assert failures_of([], [], {"openvino": []}, [0.0]) == ["openvino, timesteps not compared: 0"]
+    assert failures_of([], [], {"openvino": []}, []) == ["openvino, timesteps not compared: all"]
 
 
 def test_no_samples_at_a_timestep_are_no_agreement(flow: Flow, tmp_path: Path) -> None:

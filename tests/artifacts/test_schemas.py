@@ -11,6 +11,7 @@ import pytest
 
 from dq_deploy.artifacts import Artifact
 from dq_deploy.engines.build import build_engine
+from dq_deploy.engines.combine import combine
 from dq_deploy.engines.triton import triton_repository
 from dq_deploy.schemas import schemas, write_schemas
 from tests.command_line import Cli
@@ -40,6 +41,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
 
 def test_manifests_fit_those_of_their_kind_and_of_no_other(flow: Flow, engine: Artifact, tmp_path: Path) -> None:
     folders = {"checkpoint": [flow.checkpoint], "bundle": list(flow.bundles.values()), "engine": [engine.path]}
+    folders["schedule"] = [combine([flow.bundles["qdq"], flow.bundles["float"]], tmp_path / "schedule", switches=[400]).path]
     folders["triton-repository"] = [triton_repository(engine, tmp_path / "repository").path]
     for kind, paths in folders.items():
         for path in paths:
@@ -76,6 +78,6 @@ def test_what_commands_print_fits(cli: Cli, flow: Flow, engine: Artifact, tmp_pa
     tables = printed("inspect", bundle, "--layer", "*")["scale_tables"]
     for table in tables.values():
         published("scale-table").validate({key: table[key] for key in ("timesteps", "scales", "zero_points")})
-    assert set(results) | {"scale-table"} | {f"manifest-{kind}" for kind in ("checkpoint", "bundle", "engine", "triton-repository")} == {
-        name.removesuffix(".schema.json") for name in schemas()
-    }
+    assert set(results) | {"scale-table"} | {
+        f"manifest-{kind}" for kind in ("checkpoint", "bundle", "engine", "schedule", "triton-repository")
+    } == {name.removesuffix(".schema.json") for name in schemas()}

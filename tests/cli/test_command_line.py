@@ -19,6 +19,7 @@ COMMANDS = (
     "export",
     "build-engine",
     "check",
+    "combine",
     "bench",
     "sample",
     "report",

@@ -157,7 +157,7 @@ def test_what_cannot_be_loaded_is_refused(tmp_path: Path, tiny_bundle: Artifact)
         load(tmp_path / "absent")
     with create_artifact(tmp_path / "checkpoint", Manifest(kind="checkpoint", model="m")):
         pass
-    with pytest.raises(ArtifactError, match="is a checkpoint, and a bundle or an engine is needed here"):
+    with pytest.raises(ArtifactError, match="is a checkpoint, and a bundle, an engine or a schedule is needed here"):
         load(tmp_path / "checkpoint")
     with create_artifact(tmp_path / "engine", Manifest(kind="engine", model="m", details={"backend": "tensorrt-rtx"})):
         pass

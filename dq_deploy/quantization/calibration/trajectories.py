@@ -46,6 +46,11 @@ class Trajectories:
         """Those of the first ``count`` seeds."""
         return self._of(torch.arange(count))
 
+    def at(self, timesteps: Sequence[float]) -> Trajectories:
+        """Those at some of the timesteps."""
+        chosen = torch.isin(self.timesteps, torch.tensor(timesteps, dtype=self.timesteps.dtype))
+        return Trajectories(self.timesteps[chosen], self.samples[chosen], self.outputs[chosen], self.conditions, self.per_seed)
+
     def _of(self, seeds: torch.Tensor) -> Trajectories:
         chosen = (seeds[:, None] * self.per_seed + torch.arange(self.per_seed)).flatten()
         conditions = {name: value[chosen] for name, value in self.conditions.items()}
