@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .engines.bench import bench
     from .engines.build import build_engine
     from .engines.combine import combine
+    from .engines.step_choice import StepChoice, choose_steps
     from .engines.triton import triton_repository
     from .exporters import export
     from .exporters.lint import Finding, LintResult, lint
@@ -30,11 +31,13 @@ _HOMES = {
     "CheckResult": "accuracy",
     "Finding": "exporters.lint",
     "LintResult": "exporters.lint",
+    "StepChoice": "engines.step_choice",
     "allow_pickles": "sources",
     "bench": "engines.bench",
     "build_engine": "engines.build",
     "check": "accuracy",
     "choose_bits": "quantization.bits.choose",
+    "choose_steps": "engines.step_choice",
     "combine": "engines.combine",
     "estimate": "quantization",
     "export": "exporters",
@@ -54,11 +57,13 @@ __all__ = [
     "CheckResult",
     "Finding",
     "LintResult",
+    "StepChoice",
     "allow_pickles",
     "bench",
     "build_engine",
     "check",
     "choose_bits",
+    "choose_steps",
     "combine",
     "estimate",
     "export",

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ..artifacts import Artifact, is_kind, open_artifact
 from ..artifacts.details import BundleDetails, CheckpointDetails, EngineDetails, GraphDetails, RunnableDetails, ScheduleDetails
+from ..artifacts.lineage import origin_of
 from ..engines.choice import Engine, engines_of, runner_on
 from ..engines.engine_files import largest_batch
 from ..engines.onnxruntime.runner import OnnxRuntimeRunner
@@ -17,7 +18,7 @@ from ..quantization.checkpoint import Checkpoint, load_checkpoint
 from ..quantization.running.ambient import default_torch
 from .bisect import bisect as find_where
 from .check_schedule import check_schedule
-from .comparing import allowed_db, as_exported, origin_of, refuse_bf16
+from .comparing import allowed_db, as_exported, refuse_bf16
 from .end_to_end import MAX_SNR_DIFFERENCE_DB, end_to_end
 from .local import local_parity
 from .regions import region_parity

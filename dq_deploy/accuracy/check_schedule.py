@@ -9,6 +9,7 @@ from ..artifacts import Artifact, is_kind
 from ..artifacts.details import BundleDetails, ScheduleDetails
 from ..artifacts.final_error import FinalError, combined
 from ..artifacts.layer_bits import bits_label
+from ..artifacts.lineage import origin_of
 from ..artifacts.turns import Turn, turns
 from ..engines.choice import Engine, make_runner, runner_on, runtime_name
 from ..engines.engine_files import largest_batch
@@ -16,7 +17,7 @@ from ..engines.schedule import ScheduleRunner
 from ..errors import ArtifactError, UsageError
 from ..progress import Progress, silent
 from ..quantization.checkpoint import Checkpoint
-from .comparing import allowed_db, as_exported, computed_in, origin_of, refuse_bf16
+from .comparing import allowed_db, as_exported, computed_in, refuse_bf16
 from .end_to_end import FLOAT_SNR_DB, TimestepParity, end_to_end, float_end_to_end
 from .local import LayerParity, local_parity
 from .regions import RegionParity, region_parity

@@ -5,20 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from ..artifacts import Artifact
-from ..artifacts.details import EngineDetails, GraphDetails
+from ..artifacts.details import GraphDetails
 from ..engines.runner import Runner
 from ..errors import EnvironmentProblem
 from ..exporters.attention import float_attention
 from ..exporters.convolutions import float_convolutions
 from ..quantization.checkpoint import Checkpoint
 from .end_to_end import MAX_SNR_DIFFERENCE_DB
-
-
-def origin_of(artifact: Artifact[GraphDetails]) -> str | None:
-    """The manifest's hash of the checkpoint that a bundle was exported from, or an engine's bundle was."""
-    if isinstance(artifact.details, EngineDetails):
-        return artifact.details.checkpoint_sha256
-    return artifact.manifest.parent.manifest_sha256 if artifact.manifest.parent else None
 
 
 def as_exported(checkpoint: Checkpoint, details: GraphDetails) -> Checkpoint:

@@ -42,7 +42,7 @@ def combine(members: Sequence[str | Path | Artifact[GraphDetails]], output: str 
     if problem := switches_problem(switches, len(members)):
         raise UsageError(problem, "a schedule has two members and one switch, or three and two, the highest timestep first")
     opened = [open_graph(member) for member in members]
-    _check_alike(opened)
+    check_alike(opened)
     _check_turns(opened, switches)
     for member in opened:
         check_output(Path(output), force=force, source=member.path)
@@ -71,7 +71,7 @@ def combine(members: Sequence[str | Path | Artifact[GraphDetails]], output: str 
     return open_artifact(output, "schedule")
 
 
-def _check_alike(members: Sequence[Artifact[GraphDetails]]) -> None:
+def check_alike(members: Sequence[Artifact[GraphDetails]]) -> None:
     """Raise ArtifactError, naming all that differs from the first member, unless they are of one model and calibrated on one schedule."""
     first, *others = (_model_of(member) for member in members)
     problems = [

@@ -59,7 +59,7 @@ def contenders_from(
         contender
         for artifact, label in zip(artifacts, labels, strict=True)
         for engine in engines_on(artifact, engines)
-        for contender in _contenders(artifact, label, engine, threads, _inputs_of(artifact, seed))
+        for contender in _contenders(artifact, label, engine, threads, inputs_of(artifact, seed))
     ]
 
 
@@ -85,7 +85,8 @@ def _labels(paths: Sequence[Path]) -> list[str]:
     return [name if names.count(name) == 1 else str(path) for name, path in zip(names, paths, strict=True)]
 
 
-def _inputs_of(artifact: Artifact[RunnableDetails], seed: int) -> Callable[[int], list[Inputs]]:
+def inputs_of(artifact: Artifact[RunnableDetails], seed: int = 0) -> Callable[[int], list[Inputs]]:
+    """Inputs to cycle through, by batch: noise, at timesteps from all over the calibrated ones."""
     details, timesteps = artifact.details, artifact.manifest.timesteps
     chosen = [timesteps[round(i)] for i in np.linspace(0, len(timesteps) - 1, min(_TIMESTEPS, len(timesteps)))]
 

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..accuracy.comparing import origin_of
 from ..artifacts import Artifact, of_kind, open_artifact
 from ..artifacts.details import BundleDetails, CheckpointDetails, EngineDetails, RunnableDetails, ScheduleDetails
+from ..artifacts.lineage import origin_of
 from ..errors import ArtifactError, UsageError
 
 

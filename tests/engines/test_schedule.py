@@ -333,7 +333,7 @@ def test_on_the_command_line(cli: Cli, flow: Flow, tmp_path: Path) -> None:
     assert json.loads(cli("inspect", tmp_path / "schedule", "--format", "json").out)["kind"] == "schedule"
     assert cli("push", tmp_path / "schedule", "some/one", "--dry-run").code == 0
     assert_refused(cli("combine", *members, "--switch", "400", "-o", tmp_path / "schedule"), 2, "already exists")
-    assert_refused(cli("combine", *members, "-o", tmp_path / "o"), 2, "--switch")
+    assert_refused(cli("combine", *members, "-o", tmp_path / "o"), 2, "--switch", "--auto-steps")
     assert_refused(cli("combine", members[0], "--switch", "400", "-o", tmp_path / "o"), 2, "1 is given")
     assert_refused(cli("combine", *members, "--switch", "soon", "-o", tmp_path / "o"), 2, "soon")
     assert_refused(cli("combine", *members, "--switch", "9000", "-o", tmp_path / "o"), 2, "would run no calibrated timestep")
