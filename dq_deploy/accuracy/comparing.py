@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..artifacts import Artifact
-from ..artifacts.details import GraphDetails
+from ..artifacts.details import EngineDetails, GraphDetails
 from ..engines.runner import Runner
 from ..errors import EnvironmentProblem
 from ..exporters.attention import float_attention
