@@ -17,7 +17,7 @@ from tests.flow import Flow
 
 # Without a value nothing is done of what these ask for.
 NO_DEFAULT = {"--report", "--repo-id", "--license", "--message", "--config", "--prompts", "--lora", "--checkpoint", "--min-snr",
-              "--max-ratio", "--layer", "--plot", "--compare", "--auto-bits", "--output", "--keep", "--allow",
+              "--max-ratio", "--layer", "--plot", "--compare", "--auto-bits", "--auto-steps", "--switch", "--output", "--keep", "--allow",
               "--hardware-compatibility", "--timing-cache", "--engine", "--height", "--width", "--tokens"}  # fmt: skip
 
 
