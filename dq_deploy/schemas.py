@@ -32,6 +32,7 @@ _DIALECT = "https://json-schema.org/draft/2020-12/schema"
 def schemas() -> dict[str, dict[str, Any]]:
     """File name → JSON Schema, for the manifest of every kind and for what the commands print and write."""
     from .accuracy.check import CheckResult
+    from .engines.advice import Advice
     from .engines.bench import BenchResult
     from .engines.layer_report import LayerReport
     from .exporters.lint import LintResult
@@ -46,6 +47,7 @@ def schemas() -> dict[str, dict[str, Any]]:
         "manifest-schedule": _manifest("schedule", ScheduleDetails),
         "manifest-triton-repository": _manifest("triton-repository", RepositoryDetails),
         "layer-report": LayerReport,
+        "advice": Advice,
         "check-result": CheckResult,
         "lint-result": LintResult,
         "bench-result": BenchResult,

@@ -4,6 +4,7 @@ Tables are for people, one JSON object is for machines. What a command needs is 
 ``inspect`` works without torch.
 """
 
+from .advise import advise
 from .bench import bench
 from .build_engine import build_engine
 from .check import check
@@ -21,6 +22,7 @@ from .sample import sample
 from .triton_repository import triton_repository
 
 COMMANDS = (
+    advise,
     quantize,
     export,
     check,

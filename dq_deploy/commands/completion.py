@@ -40,8 +40,23 @@ def _rules() -> list[str]:
     return [rule.id for rule in RULES if rule.severity == "error"]
 
 
+def _gpus() -> list[str]:
+    from ..engines.gpu_names import GPUS
+
+    return [name for names in GPUS.values() for name in names]
+
+
+def _known_capabilities() -> list[str]:
+    from ..engines.gpu_names import GPUS
+
+    return list(GPUS)
+
+
 presets = one_of(lambda: PRESETS)
 devices = one_of(lambda: ("cpu", "cuda", "cuda:0", "cuda:1"))
 sources = one_of(_builtins, also="dir")
 compute_capabilities = one_of(_capabilities)
 lint_rules = one_of(_rules)
+gpus = one_of(_gpus)
+known_capabilities = one_of(_known_capabilities)
+known_devices = one_of(lambda: ["cpu", *(f"sm_{name.replace('.', '')}" for name in _known_capabilities()), *_gpus()])

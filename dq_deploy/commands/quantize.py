@@ -12,7 +12,7 @@ import click
 
 from ..console import Output
 from ..errors import ResourceError
-from .completion import devices, presets, sources
+from .completion import devices, known_devices, presets, sources
 from .options import allows_pickles, calibration_options, common, force_option, output_folder, parse_keep, read_config
 
 if TYPE_CHECKING:
@@ -32,6 +32,13 @@ _SHOWN_LAYERS = 10
     metavar="NAME",
     shell_complete=presets,
     help="Bits of weights and activations: w8a8, w6a6, w4a8, w4a4; w4a16: weight-only; vq3a8, vq2a8: codebooks.  [default: w8a8]",
+)
+@click.option(
+    "--for",
+    "device_for",
+    metavar="GPU",
+    shell_complete=known_devices,
+    help="Take the preset that dq-deploy advise names for a GPU (sm_89, 8.9, 'RTX 4090') or cpu; --preset wins.  [default: none]",
 )
 @click.option(
     "--method",
@@ -89,6 +96,7 @@ _SHOWN_LAYERS = 10
 def quantize(
     source: str,
     destination: Path,
+    device_for: str | None,
     keep: tuple[str, ...],
     auto_bits: str | None,
     calibration: dict[str, Any],
@@ -109,11 +117,8 @@ def quantize(
     from ..quantization import QuantizeConfig, estimate, work_path
     from ..quantization import quantize as run_quantize
 
-    merged = {
-        "preset": "w4a8" if auto_bits else "w8a8",
-        **read_config(config),
-        **{key: value for key, value in options.items() if value is not None},
-    }
+    given = {**read_config(config), **{key: value for key, value in options.items() if value is not None}}
+    merged = {"preset": "w4a8" if auto_bits else "w8a8", **_advised(device_for, source, output, given), **given}
     if keep:
         merged["keep"] = merged.get("keep", {}) | dict(map(parse_keep, keep))
     QuantizeConfig.build(**merged)
@@ -139,6 +144,18 @@ def quantize(
         raise
     show_checkpoint(artifact, output, choice)
     output.note("next: " + shlex.join(["dq-deploy", "export", str(destination), "-o", f"{destination}-qdq", "--target", "qdq"]))
+
+
+def _advised(device: str | None, source: str, output: Output, given: dict[str, Any]) -> dict[str, str]:
+    """The preset that suits a device, which gives way to one that was asked for. Raises UsageError for an unknown device."""
+    if device is None:
+        return {}
+    from ..engines.advice import advise, device_named, products_of
+
+    advice = advise(device_named(device), source=source, ops=products_of(source))
+    if "preset" not in given:
+        output.note(f"preset {advice.preset} for {advice.device} ({advice.why}); more: dq-deploy advise")
+    return {"preset": advice.preset}
 
 
 def show_choice(choice: BitChoice, output: Output) -> None:

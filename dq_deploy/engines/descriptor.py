@@ -35,6 +35,7 @@ class Products:
 
     ``documented``: its vendor documents that they are computed in that format. Where it does not, the layer report says what happened to
     them. ``capability`` is the lowest compute capability (major, minor) of the GPUs meant; of ``instructions`` a CPU needs one.
+    ``planned`` is the lowest one for which our tests have seen its builder plan them, ``executed`` says that they have run them.
     """
 
     format: str
@@ -42,12 +43,27 @@ class Products:
     documented: bool = False
     capability: tuple[int, int] | None = None
     instructions: tuple[str, ...] = ()
+    planned: tuple[int, int] | None = None
+    executed: bool = False
 
     def on(self, device: str | None, instructions: Sequence[str] | None) -> bool:
         """Whether a device is among those meant: a GPU by its compute capability ("8.9"), a CPU (None) by its instructions, if known."""
         if device is not None:
             return self.capability is None or capability_of(device) >= self.capability
         return not self.instructions or instructions is None or bool(set(self.instructions) & set(instructions))
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What is known of a format on a device: its vendor documents it, our tests have seen it planned by the builder, or run."""
+
+    documented: bool
+    planned: bool
+    executed: bool
+
+    def __str__(self) -> str:
+        """In words."""
+        return ", ".join(name for name in ("documented", "planned", "executed") if getattr(self, name)) or "taken, not documented"
 
 
 @dataclass(frozen=True)
@@ -107,7 +123,8 @@ class EngineDescriptor:
     ``otherwise``, which makes the runner for a graph that it refuses. ``targets`` are those of the bundles that it runs as integers.
     ``prefers`` says of a bundle that this engine, where it is installed, is faster than the reference.
 
-    ``products`` and ``weight_formats`` are the number formats that it takes, and those that it documents for weights alone.
+    ``products`` and ``weight_formats`` are the number formats that it takes, and those that it documents for weights alone; of these
+    ``weights_seen`` have been planned by its builder, or run where it runs on CPUs. ``gpu``: it runs on NVIDIA GPUs, and not on CPUs.
     ``probe`` is a program that leaves a dictionary ``found`` with what doctor wants to know; by default it imports the modules.
     """
 
@@ -126,6 +143,8 @@ class EngineDescriptor:
     prefers: Callable[[Artifact[BundleDetails]], bool] | None = None
     products: tuple[Products, ...] = ()
     weight_formats: tuple[str, ...] = ()
+    weights_seen: tuple[str, ...] = ()
+    gpu: bool = False
     extra: str | None = None
     purpose: str = ""
     note: str = ""
@@ -182,6 +201,25 @@ class EngineDescriptor:
         """Whether its vendor documents that such a product is computed in that format there."""
         found = (p for p in self.products if p.documented and p.format == format and op in p.ops)
         return format in FLOATS or any(p.on(device, instructions) for p in found)
+
+    def evidence(self, format: str, op: Op, device: str | None) -> Evidence | None:  # noqa: A002
+        """What is known of such a product there; None where it is not taken."""
+        found = [p for p in self.products if p.format == format and op in p.ops and p.on(device, None)]
+        planned = [p.planned for p in found if p.planned is not None]
+        if not found:
+            return None
+        return Evidence(
+            documented=any(p.documented for p in found),
+            planned=device is not None and any(capability_of(device) >= lowest for lowest in planned),
+            executed=any(p.executed for p in found),
+        )
+
+    def weight_evidence(self, format: str) -> Evidence | None:  # noqa: A002
+        """What is known of weights alone in a format, their products being floats; None where they are not documented."""
+        seen = format in self.weights_seen
+        return (
+            Evidence(documented=True, planned=seen and self.gpu, executed=seen and not self.gpu) if format in self.weight_formats else None
+        )
 
 
 def _installed(module: str) -> bool:

@@ -252,7 +252,14 @@ def undocumented(reports: Sequence[LayerReport], instructions: Sequence[str] | N
         if what:
             sentence = f"{engine.title} does not document that it computes {' and '.join(what)} of quantized activations on"
             found.setdefault(sentence, []).append(f"compute capability {device}" if device else "such a CPU")
-    return [f"{sentence} {' and '.join(devices)}: look at what it chose, and time it" for sentence, devices in found.items()]
+    alone = _weights_alone(reports)
+    return [f"{sentence} {' and '.join(devices)}{alone}: look at what it chose, and time it" for sentence, devices in found.items()]
+
+
+def _weights_alone(reports: Sequence[LayerReport]) -> str:
+    """The formats that are documented for weights, the products being floats."""
+    formats = dict.fromkeys(name.upper() for report in reports for name in builders()[report.backend].weight_formats)
+    return f" (it documents {' and '.join(formats)} for weights alone)" if formats else ""
 
 
 def kernel_rows(report: LayerReport) -> list[tuple[str, str, int]]:

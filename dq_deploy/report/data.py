@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -11,7 +11,7 @@ from ..artifacts.details import BlockLoss, FloatLayer
 from ..artifacts.final_error import FinalError
 from ..artifacts.scale_tables import ScaleTable
 from ..engines.bench import BenchResult
-from ..engines.layer_report import formats_in_words
+from ..engines.layer_report import LayerReport, formats_in_words, undocumented
 from ..errors import AccuracyGateError
 
 SCHEMA_VERSION = 1
@@ -148,6 +148,8 @@ class EngineRow(_Part):
     float_weights: dict[str, int] = Field(default_factory=dict)
     attentions: int = 0
     attentions_fused: int = 0
+    undocumented: list[str] = Field(default_factory=list)
+    """What is planned and the engine's vendor does not document, in sentences."""
 
     @property
     def ratios(self) -> dict[str, float]:
@@ -166,10 +168,13 @@ class EngineRow(_Part):
         return f"{layers}; {self.attentions_fused} of {self.attentions} attentions in one kernel" if self.attentions else layers
 
     @classmethod
-    def from_summary(cls, name: str, summary: Mapping[str, Any], file_bytes: int, float_weights: Mapping[str, int]) -> EngineRow:
-        """From ``LayerReport.summary()``, with the size of the engine's file and the weights of the float engines to compare with."""
+    def from_report(cls, name: str, report: LayerReport, file_bytes: int, float_weights: Mapping[str, int],
+                    instructions: Sequence[str] | None = None) -> EngineRow:  # fmt: skip
+        """With the size of the engine's file, the weights of the float engines to compare with, and of a CPU's engine its instructions."""
+        summary = report.summary()
         fields = {field: summary[field] for field in cls.model_fields if field in summary}
-        return cls(name=name, file_bytes=file_bytes, float_weights=dict(float_weights), **fields)
+        said = undocumented([report], instructions)
+        return cls(name=name, file_bytes=file_bytes, float_weights=dict(float_weights), undocumented=said, **fields)
 
 
 class ArtifactRow(_Part):

@@ -23,7 +23,9 @@ def engine_rows(artifacts: ReportedArtifacts) -> list[EngineRow]:
     rows = []
     for engine, report in _quantized(artifacts):
         size = engine_bytes(engine, report.compute_capability)
-        rows.append(EngineRow.from_summary(_name(engine, report), report.summary(), size, floats.get(_device(report), {})))
+        built_on = engine.details.built_on
+        instructions = built_on.instructions if built_on else None
+        rows.append(EngineRow.from_report(_name(engine, report), report, size, floats.get(_device(report), {}), instructions))
     return rows
 
 

@@ -64,6 +64,7 @@ def test_what_commands_print_fits(cli: Cli, flow: Flow, engine: Artifact, tmp_pa
 
     bundle = flow.bundles["qdq"]
     results = {
+        "advice": printed("advise"),
         "check-result": printed("check", bundle, "--checkpoint", flow.checkpoint),
         "lint-result": printed("check", bundle, "--lint"),
         "bench-result": printed("bench", bundle, "--runs", 2, "--engine", "onnxruntime"),

@@ -62,6 +62,8 @@ def completed(words: str) -> set[str]:
         ("dq-deploy build-engine x --compute-capability 12", {"12.0", "12.1"}),
         ("dq-deploy build-engine x --allow zero-p", {"zero-point"}),
         ("dq-deploy quantize x --preset z", set()),
+        ("dq-deploy quantize x --for sm_8", {"sm_80", "sm_86", "sm_89"}),
+        ("dq-deploy advise --compute-capability 12", {"12.0", "12.1"}),
     ],
 )
 def test_values_are_completed(words: str, found: set[str]) -> None:

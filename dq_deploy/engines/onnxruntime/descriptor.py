@@ -36,8 +36,9 @@ ONNXRUNTIME = EngineDescriptor(
     settings={"providers": ("CPUExecutionProvider",)},
     targets=("onnxruntime", "qdq"),
     # Its quantization guide names INT8 on CPUs (uint8 and int8 activations, int8 weights); FP8 is refused by its optimizer.
-    products=(Products("int8", documented=True),),
+    products=(Products("int8", documented=True, executed=True),),
     weight_formats=("int8", "int4"),
+    weights_seen=("int4",),
     extra="cpu",
     purpose="ONNX Runtime on the CPU: check, sample and bench",
     note=" (or [gpu], never both)",
@@ -50,6 +51,7 @@ CUDA = replace(
     variant_of="onnxruntime",
     distributions=("onnxruntime-gpu",),
     settings={"providers": ("CUDAExecutionProvider",)},
+    gpu=True,
     products=(Products("int8"),),  # Q/DQ around products in float
     extra="gpu",
     purpose="ONNX Runtime on an NVIDIA GPU, instead of the extra cpu",

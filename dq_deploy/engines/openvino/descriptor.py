@@ -39,8 +39,9 @@ OPENVINO = EngineDescriptor(
     targets=("qdq",),
     prefers=_faster,
     # Documented for CPUs with VNNI or its like; FP8 is emulated, in a fifth of INT8's speed.
-    products=(Products("int8", documented=True, instructions=INTEGER_INSTRUCTIONS), Products("fp8")),
+    products=(Products("int8", documented=True, instructions=INTEGER_INSTRUCTIONS, executed=True), Products("fp8")),
     weight_formats=("int8", "int4"),
+    weights_seen=("int4",),
     extra="openvino",
     purpose="the fastest CPU engine found: build-engine, sample and bench",
     probe="import openvino\nfound = {'devices': openvino.Core().available_devices}",

@@ -24,12 +24,14 @@ TENSORRT_RTX = EngineDescriptor(
     # Its support matrices (1.0 to 1.7) list FP8 and FP4 in matrix products, and INT8 and INT4 of weights alone. That INT8 products are
     # executed, or FP8 convolutions, no document promises; its compiler plans both.
     products=(
-        Products("int8"),
-        Products("fp8", ("gemm",), documented=True, capability=(8, 9)),
-        Products("fp8", ("conv",), capability=(8, 9)),
-        Products("fp4", ("gemm",), documented=True, capability=(12, 0)),
+        Products("int8", planned=(8, 0)),  # on 7.5 a convolution becomes FP32, and a MatMul does not build
+        Products("fp8", ("gemm",), documented=True, capability=(8, 9), planned=(8, 9)),
+        Products("fp8", ("conv",), capability=(8, 9), planned=(8, 9)),
+        Products("fp4", ("gemm",), documented=True, capability=(12, 0), planned=(12, 0)),
     ),
     weight_formats=("int8", "int4"),
+    weights_seen=("int4",),
+    gpu=True,
     extra="tensorrt-rtx",
     purpose="TensorRT-RTX engines, built without a GPU",
     builder=Builder(
@@ -71,6 +73,7 @@ TENSORRT = EngineDescriptor(
         Products("fp4", ("gemm",), documented=True, capability=(10, 0)),
     ),
     weight_formats=("int4",),
+    gpu=True,
     extra="tensorrt",
     purpose="TensorRT engines, built and run on the GPU that they are for",
     note=(
