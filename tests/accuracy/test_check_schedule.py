@@ -130,7 +130,7 @@ def test_on_the_command_line(cli: Cli, schedule: Artifact, flow: Flow, narrow: F
     both = ("--checkpoint", flow.checkpoint, "--checkpoint", narrow.checkpoint)
     ended = cli("check", schedule.path, *both)
     assert ended.code == 0, ended.err
-    for words in ("member", "1 (W4A4)", "2 (W8A8)", "3 (float)", "each by its member's checkpoint", "passed; worst layer "):
+    for words in ("member", "1 (W4A4)", "2 (W8A8)", "3 (float)", "each by its member's checkpoint", "\npassed; "):
         assert words in ended.out
     verdict = json.loads(cli("check", schedule.path, *both, "--format", "json").out)
     assert verdict["timesteps"][0]["snr_reference_db"] is None
