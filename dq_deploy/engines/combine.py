@@ -25,6 +25,7 @@ from .engine_files import open_graph
 from .runner import TIMESTEP
 
 _CARRIED = ("component", "pipeline_class", "model_config", "sample_shape", "picture_size", "call", "source", "inputs")
+_HASH_LENGTH = 64
 _SAMPLING = ("steps", "sampler", "guidance_scale")
 """Options of a quantization that say how its model is sampled."""
 
@@ -111,6 +112,8 @@ def _shape(name: str, shape: Sequence[int | str]) -> tuple[int | str, ...]:
 
 def _short(value: object) -> str:
     text = str(value)
+    if len(text) == _HASH_LENGTH and text.isalnum():
+        return f"{text[:12]}…"
     return text if len(text) <= 60 else f"{text[:57]}…"
 
 

@@ -46,6 +46,7 @@ EXCEPTIONS: dict[str, dict[str, str]] = {
         "open": "the plan, into the folder of create_artifact",
         "save_file": "the plan, into the folder of create_artifact",
     },
+    "engines/prepared_graph.py": {"symlink_to": "a folder of links to a bundle's data, of this run"},
     "engines/triton.py": {"copyfile": "verified files, into the folder of create_artifact"},
     "hub/card.py": {"open": "a picture in memory"},
     "quantization/calibration/pipeline_source.py": {"read_text": "the user's prompts, as text"},
