@@ -1,11 +1,12 @@
 """Number formats: what the numbers of a tensor are, and what they take to store.
 
 Add one with ``register_format``; plans, quantizers, weights and checkpoints then take it as they take INT8. An integer format needs no
-more. What is not an integer also needs its rounding in ``quantization/numerics.py`` (``quantize``, ``quantize_weight``).
+more, nor does a floating-point one that torch can cast to. What is neither also needs its rounding in ``quantization/grid.py``.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -37,6 +38,24 @@ class NumberFormat:
     torch_dtype: str
     onnx_type: str
     container_bits: int
+    mantissa_bits: int = 0
+    least_exponent: int = 0
+    """Of a floating-point format: stored bits of the significand, and the exponent of its smallest normal number."""
+
+    @property
+    def floating(self) -> bool:
+        """Whether its numbers are floats, which lie the denser the smaller they are."""
+        return self.kind is Kind.FLOAT
+
+    @property
+    def scaled(self) -> bool:
+        """Whether its numbers stand for others by a scale: integers do, and floats too narrow to do without."""
+        return not self.floating or self.bits <= 8
+
+    @property
+    def last_step(self) -> float:
+        """How far the largest number is from the one below."""
+        return 2.0 ** (math.floor(math.log2(self.largest)) - self.mantissa_bits) if self.floating else 1.0
 
     @property
     def integer(self) -> bool:
@@ -51,6 +70,11 @@ class NumberFormat:
     def code_range(self, *, narrow: bool = False) -> tuple[float, float]:
         """Smallest and largest code; ``narrow`` (weights) drops what is below minus the largest, to be symmetric."""
         return (-self.largest if narrow else self.lowest), self.largest
+
+    def unclipped_range(self) -> tuple[float, float]:
+        """What rounding alone takes to a code, half a step beyond the smallest and the largest; what is outside is clipped."""
+        low, high = self.code_range()
+        return low - self.last_step / 2, high + self.last_step / 2
 
     def storage_bytes(self, shape: Sequence[int]) -> int:
         """Bytes that a tensor of ``shape`` takes in a file or an engine."""
@@ -80,23 +104,28 @@ def _integer(bits: int) -> NumberFormat:
     return register_format(NumberFormat(f"INT{bits}", bits, Kind.INTEGER, -largest - 1, largest, "int8", f"INT{container}", container))
 
 
-def _float(name: str, bits: int, largest: float, dtype: str, onnx_type: str) -> NumberFormat:
-    return register_format(NumberFormat(name, bits, Kind.FLOAT, -largest, largest, dtype, onnx_type, bits))
+def _float(name: str, bits: int, mantissa: int, exponent: int, largest: float, dtype: str, onnx_type: str) -> NumberFormat:
+    return register_format(NumberFormat(name, bits, Kind.FLOAT, -largest, largest, dtype, onnx_type, bits, mantissa, exponent))
 
 
 INT2, INT3, INT4, INT5, INT6, INT7, INT8 = (_integer(bits) for bits in range(2, 9))
-FP32 = _float("FP32", 32, (2 - 2.0**-23) * 2.0**127, "float32", "FLOAT")
-FP16 = _float("FP16", 16, 65504.0, "float16", "FLOAT16")
-BF16 = _float("BF16", 16, (2 - 2.0**-7) * 2.0**127, "bfloat16", "BFLOAT16")
+FP32 = _float("FP32", 32, 23, -126, (2 - 2.0**-23) * 2.0**127, "float32", "FLOAT")
+FP16 = _float("FP16", 16, 10, -14, 65504.0, "float16", "FLOAT16")
+BF16 = _float("BF16", 16, 7, -126, (2 - 2.0**-7) * 2.0**127, "bfloat16", "BFLOAT16")
+FP8 = _float("FP8", 8, 3, -6, 448.0, "float8_e4m3fn", "FLOAT8E4M3FN")
+"""E4M3 without infinities (arXiv 2209.05433): 4 bits of exponent, 3 of the significand, from 2^-9 to 448 on either side of 0."""
 CODES = {found.bits: found for found in (INT2, INT3, INT4, INT5, INT6, INT7, INT8)}
 """Integer codes by their bits: what schema 1 knows."""
 
 
-def of_bits(bits: int) -> NumberFormat:
-    """What ``bits`` mean on the command line and in a manifest of schema 1: integer codes of 2 to 8 bits, or float activations (16).
+def of_bits(bits: int, products: str | None = None) -> NumberFormat:
+    """What ``bits`` mean on the command line and in a manifest: integer codes of 2 to 8 bits, or float activations (16).
 
-    Which float type the latter have is chosen at export. Raises KeyError for another number.
+    In ``products`` of "fp8", 8 bits are those of a float. Which float type 16 bits have is chosen at export. Raises KeyError for
+    another number.
     """
+    if products == FP8.name.lower() and bits == FP8.bits:
+        return FP8
     return FP16 if bits == FP16.bits else CODES[bits]
 
 
