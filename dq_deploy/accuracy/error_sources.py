@@ -23,7 +23,7 @@ _SAMPLES = 8  # network inputs that a layer's sensitivity is measured on, at the
 
 
 class LayerSource(BaseModel):
-    """A layer and its part of the error. ``weight_bits`` is None for a product of two activations.
+    """A layer and its part of the error, ``weight_bits`` None for a product of two activations, ``format`` as ``QuantizedLayer`` has it.
 
     ``output_db`` is the SNR of its output against the float model's, with all error made before it. ``error_share`` is its rounding's part
     of the error at the network's output; ``raised_db`` and ``float_db`` are the network's SNR as predicted with 8 bits for this layer
@@ -33,6 +33,7 @@ class LayerSource(BaseModel):
     layer: str
     weight_bits: int | None
     activation_bits: int
+    format: str | None = None
     output_db: float | None
     error_share: float
     raised_db: float | None
@@ -83,8 +84,8 @@ def error_sources(checkpoint: Checkpoint, timestep: float, *, min_snr: float | N
 
 def _as_quantized(layer: GraphLayer, record: QuantizedLayer, checkpoint: Checkpoint) -> GraphLayer:
     """The float graph's layer with the bits, blocks and kind of quantizer that the checkpoint has for it."""
-    layer.weight_format = of_bits(record.weight_bits or layer.weight_bits)
-    layer.activation_format = of_bits(record.activation_bits)
+    layer.weight_format = of_bits(record.weight_bits or layer.weight_bits, record.format)
+    layer.activation_format = of_bits(record.activation_bits, record.format)
     layer.options["block"] = record.weight_block
     read = [checkpoint.quantizers[name] for name in record.quantizers]
     layer.quantizer = next((quantizer.kind for quantizer in read if quantizer.source is ScaleSource.COMPUTED), None)
@@ -105,7 +106,7 @@ def _source(measured: Sensitivity, layer: GraphLayer, total: float, snr: float, 
     low, high = (float(measured.noise[bits].mean()) / max(total, 1e-300) for bits in (settings[0], settings[-1]))
     return LayerSource(
         layer=layer.name, weight_bits=None if layer.op == "matmul" else layer.weight_bits, activation_bits=layer.activation_bits,
-        output_db=output_db, error_share=low, raised_db=_without(snr, low - high) if len(settings) > 1 else None,
+        format=layer.products, output_db=output_db, error_share=low, raised_db=_without(snr, low - high) if len(settings) > 1 else None,
         float_db=_without(snr, low),
     )  # fmt: skip
 

@@ -15,7 +15,7 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from ..formats import CODES, FP16, ScaleSource
+from ..formats import CODES, FP16, NumberFormat, ScaleSource, of_bits
 from ..formats.target import target_name
 from .final_error import FinalError
 from .manifest import Manifest
@@ -59,25 +59,30 @@ class WeightCodebook(_Open):
 
 
 class QuantizedLayer(Product):
-    """A quantized layer: its bits (no weight: a product of two activations), and the quantizers that it reads (none: floats)."""
+    """A quantized layer: its bits (no weight: a product of two activations), and the quantizers that it reads (none: floats).
+
+    ``format`` is the number format that it is planned to multiply in, where that is not what its bits say.
+    """
 
     weight_bits: int | None = Field(default=None, ge=2, le=8)
     activation_bits: Annotated[int, AfterValidator(_known_bits)]
     weight_block: int = 0
     weight_codebook: WeightCodebook | None = None
+    format: str | None = None
     quantizers: list[str]
+
+    @property
+    def activation_format(self) -> NumberFormat:
+        """What its activations are."""
+        return of_bits(self.activation_bits, self.format)
 
 
 class LoweredLayer(QuantizedLayer):
-    """The same in a graph: ``output`` is a value's name, ``input`` too where its activations stay float.
-
-    ``format`` is the number format that it is planned to multiply in, where that is not what its bits say.
-    """
+    """The same in a graph: ``output`` is a value's name, ``input`` too where its activations stay float."""
 
     output: str
     input: str | None = None
     weight_storage: str | None = None
-    format: str | None = None
 
 
 class QuantizerEntry(_Open):
@@ -95,7 +100,7 @@ class QuantizerSite(_Open):
     input: str
     codes: str
     pads: list[int]
-    code_type: Literal["INT8", "UINT8"]
+    code_type: Literal["INT8", "UINT8", "FLOAT8E4M3FN"]
     source: ScaleSource = ScaleSource.TABLE
 
 
@@ -381,10 +386,11 @@ class BundleDetails(GraphDetails):
 
 
 class BitsOfWork(_Open):
-    """Bits, and the share of the multiply-accumulates in layers that have them."""
+    """Bits, and the share of the multiply-accumulates in layers that have them; ``format`` as ``QuantizedLayer`` has it."""
 
     weight_bits: int
     activation_bits: int
+    format: str | None = None
     share: float
 
 

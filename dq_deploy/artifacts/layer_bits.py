@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from ..formats import CODES
 from .details import BitsOfWork, BundleDetails, CheckpointDetails, EngineDetails, Product, QuantizedLayer, ScheduleDetails
 from .folder import Artifact, is_kind
 from .turns import turns
@@ -26,7 +25,7 @@ def wider_weights(layer: Product, bits: int) -> bool:
 
 def integer_activations(layer: Product) -> bool:
     """Whether a layer multiplies integers: one that does not say how wide its activations are was left in float."""
-    return isinstance(layer, QuantizedLayer) and layer.activation_bits in CODES
+    return isinstance(layer, QuantizedLayer) and layer.activation_format.integer
 
 
 def layer_bits(artifact: Artifact) -> list[BitsOfWork]:
@@ -42,17 +41,19 @@ def layer_bits(artifact: Artifact) -> list[BitsOfWork]:
         found = details.layer_bits
     elif isinstance(details, BundleDetails | CheckpointDetails):
         found = _of_layers([layer for layer in details.layers if layer.weight_bits])
-    preset = BitsOfWork(weight_bits=quantization["weight_bits"], activation_bits=quantization["activation_bits"], share=1.0)
+    bits = quantization["weight_bits"], quantization["activation_bits"]
+    products = "fp8" if quantization.get("products") == "fp8" else None
+    preset = BitsOfWork(weight_bits=bits[0], activation_bits=bits[1], format=products, share=1.0)
     return sorted(found, key=lambda row: -row.share) or [preset]
 
 
 def _of_layers(layers: Iterable[QuantizedLayer]) -> list[BitsOfWork]:
-    work: dict[tuple[int, int], int] = {}
+    work: dict[tuple[int, int, str | None], int] = {}
     for layer in layers:
-        key = layer.weight_bits or 0, layer.activation_bits
+        key = layer.weight_bits or 0, layer.activation_bits, layer.format
         work[key] = work.get(key, 0) + layer.macs
     total = sum(work.values())
-    return [BitsOfWork(weight_bits=w, activation_bits=a, share=macs / total) for (w, a), macs in work.items()] if total else []
+    return [BitsOfWork(weight_bits=w, activation_bits=a, format=f, share=macs / total) for (w, a, f), macs in work.items()] if total else []
 
 
 def bits_worth_saying(artifact: Artifact) -> list[BitsOfWork]:
@@ -81,4 +82,10 @@ def bits_in_words(artifact: Artifact) -> str | None:
 
 
 def _label(row: BitsOfWork) -> str:
-    return f"W{row.weight_bits}A{row.activation_bits}"
+    return bits_name(row.weight_bits, row.activation_bits, row.format)
+
+
+def bits_name(weight_bits: int | None, activation_bits: int, products: str | None = None) -> str:
+    """As people write it: W8A8, W4A8-FP8 where products are computed in FP8, A8 for a product of two activations."""
+    weights = f"W{weight_bits}" if weight_bits else ""
+    return f"{weights}A{activation_bits}" + (f"-{products.upper()}" if products not in (None, "int8") else "")

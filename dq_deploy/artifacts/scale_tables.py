@@ -14,7 +14,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, model_validator
 
 from ..errors import ArtifactError, UsageError, did_you_mean
-from ..formats import ScaleSource, of_bits
+from ..formats import ScaleSource
 from ..formats.tables import CLIPPING_RATIO, INVERSE_SCALE, RELATIVE_SCALE, SCALE, UINT8_OFFSET, ZERO_POINT
 from .details import BundleDetails, CheckpointDetails, ScheduleDetails
 from .folder import Artifact
@@ -120,10 +120,10 @@ def _ratios(artifact: Artifact, name: str, arrays: dict[str, np.ndarray]) -> tup
     if (ratio := arrays.get(f"{name}.{CLIPPING_RATIO}")) is not None:
         return ratio.reshape(-1), zero_point
     relative, details = arrays.get(f"{name}.{RELATIVE_SCALE}"), artifact.details
-    bits = {layer.activation_bits for layer in getattr(details, "layers", ()) if name in layer.quantizers}
-    if relative is None or len(bits) != 1:
+    formats = {layer.activation_format for layer in getattr(details, "layers", ()) if name in layer.quantizers}
+    if relative is None or len(formats) != 1:
         raise ArtifactError(f"{artifact.path} has no table of clipping ratios for quantizer '{name}', which its manifest names")
-    return relative.reshape(-1) * np.float32(of_bits(bits.pop()).largest), zero_point
+    return relative.reshape(-1) * np.float32(formats.pop().largest), zero_point
 
 
 def _table_rows(artifact: Artifact, name: str, arrays: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:

@@ -23,8 +23,7 @@ class Clipped:
         """Count the values x [N, ...] at timesteps [N]."""
         x = quantizer.divided(x)
         scale, zero_point = quantizer.scales(x, timestep)
-        qmin, qmax = quantizer.format.code_range()
-        low, high = (qmin - 0.5 - zero_point) * scale, (qmax + 0.5 - zero_point) * scale
+        low, high = ((end - zero_point) * scale for end in quantizer.format.unclipped_range())
         outside = (x < numerics.per_sample(low, x)) | (x > numerics.per_sample(high, x))
         found = torch.stack([torch.full_like(timestep, x[0].numel(), dtype=torch.float64), outside.flatten(1).sum(dim=1).double()])
         counts = self._counts.setdefault(name, torch.zeros(2, quantizer.table_rows, dtype=torch.float64))

@@ -11,14 +11,16 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from ..errors import UsageError, did_you_mean
-from ..formats import of_bits
+from ..formats import NumberFormat, of_bits
 from ..formats.codebook import Codebook
-from ..formats.presets import CODEBOOKS, PRESETS
+from ..formats.presets import PRESETS
 from .methods import DILATEQUANT, METHODS
 
-INTEGER_PRESETS = tuple(name for name, (_, bits) in PRESETS.items() if of_bits(bits).integer)
+INTEGER_PRESETS = tuple(name for name, filled in PRESETS.items() if of_bits(filled["activation_bits"], filled.get("products")).integer)
 """The presets whose products are of integers."""
 
+_FP8_BITS = (2, 3, 4, 8)
+"""Of weights whose products run in FP8: its own, and integers that INT4 holds."""
 _OF_ACTIVATIONS = ("softmax_bits", "dilation_relaxation", "activations", "zero_points", "output_bias", "skip_halves")
 
 FIRST, LAST = "@first", "@last"
@@ -163,6 +165,9 @@ class QuantizeConfig(BaseModel):
     weight_bits: Bits = 8
     activation_bits: Bits | Literal[16] = 8
     """16: activations stay float (fp16 in an engine), only weights are quantized, and there are no tables."""
+    products: Literal["int8", "fp8"] = "int8"
+    """The number format in which products are computed. fp8: activations, and weights of 8 bits, are E4M3 floats without zero-points;
+    weights of up to 4 bits are integers still, multiplied as such floats; attention stays in float."""
     weight_block: Literal[0, 32, 64, 128] = 64
     """Input channels of a linear layer that share a scale where only weights are quantized; 0: all of an output channel. Beside integer
     activations a scale is for all of an output channel always: TensorRT refuses blocks there."""
@@ -222,7 +227,17 @@ class QuantizeConfig(BaseModel):
     @property
     def weight_only(self) -> bool:
         """Whether activations stay float."""
-        return not of_bits(self.activation_bits).integer
+        return not self.activation_format.scaled
+
+    @property
+    def weight_format(self) -> NumberFormat:
+        """What weights are, unless ``keep`` says otherwise."""
+        return of_bits(self.weight_bits, self.products)
+
+    @property
+    def activation_format(self) -> NumberFormat:
+        """What activations are; a float that is not scaled stands for whatever type the rest of the graph has."""
+        return of_bits(self.activation_bits, self.products)
 
     @property
     def rounds_by_gptq(self) -> bool:
@@ -251,6 +266,8 @@ class QuantizeConfig(BaseModel):
     @model_validator(mode="after")
     def _nothing_is_ignored(self) -> QuantizeConfig:
         """Refuse choices about activations where these stay float, and blocks where they do not."""
+        if self.products == "fp8":
+            self._check_fp8()
         defaults = type(self).model_fields
         given = [name for name in _OF_ACTIVATIONS if getattr(self, name) != defaults[name].default]
         if self.weight_only and self.dilation not in (Dilation.AUTO, Dilation.NONE):
@@ -274,6 +291,19 @@ class QuantizeConfig(BaseModel):
             raise ValueError("a codebook is fitted to the calibration samples: rounding nearest would not be used")
         return self
 
+    def _check_fp8(self) -> None:
+        problems = [] if self.activation_bits == 8 else [f"activation_bits is {self.activation_bits}, and FP8 has 8"]
+        asked = {"weight_bits": self.weight_bits, **{f"keep {pattern}": bits for pattern, bits in self.keep.items()}}
+        wrong = [f"{name} is {bits}" for name, bits in asked.items() if bits not in (*_FP8_BITS, "float")]
+        if wrong:
+            problems.append(f"{', '.join(wrong)}, and beside FP8 weights have 8 bits (FP8) or 2 to 4 (INT4)")
+        if self.softmax_bits != type(self).model_fields["softmax_bits"].default:
+            problems.append("softmax_bits would be ignored: attention stays in float beside FP8")
+        if self.codebook is not None:
+            problems.append("codewords are integers of 8 bits, which FP8 has no numbers for: leave the codebook out")
+        if problems:
+            raise ValueError(f"products fp8: {'; '.join(problems)}")
+
     @classmethod
     def build(cls, preset: str = "w8a8", **options: Any) -> QuantizeConfig:
         """A preset's configuration with what the ``method`` among ``options`` fills in, and ``options`` (None = not given) on top.
@@ -285,7 +315,6 @@ class QuantizeConfig(BaseModel):
             raise UsageError(
                 f"unknown preset '{preset}'", f"{near}presets: {', '.join(PRESETS)}; or set --weight-bits and --activation-bits"
             )
-        weight_bits, activation_bits = PRESETS[preset]
         try:
             given = under_current_names({key: value for key, value in options.items() if value is not None})
         except ValueError as error:
@@ -294,15 +323,13 @@ class QuantizeConfig(BaseModel):
         if method not in METHODS:
             raise UsageError(f"unknown method '{method}'", f"{did_you_mean([method], METHODS)}methods: {', '.join(METHODS)}")
         given = {**METHODS[method].options, **given}
-        if preset in CODEBOOKS and "codebook" not in given:
-            given["codebook"] = CODEBOOKS[preset]
-        if (codebook := given.get("codebook")) and isinstance(codebook, dict) and preset not in CODEBOOKS:
+        filled = dict(PRESETS[preset])
+        if isinstance(codebook := given.get("codebook"), dict) and "codebook" not in filled:
             with suppress(ValueError, KeyError, TypeError):  # which building it says below
-                weight_bits = Codebook(**codebook).bits
-        if "keep" in given:
-            given["keep"] = {**cls().keep, **given["keep"]}
+                filled["weight_bits"] = Codebook(**codebook).bits
+        given["keep"] = {**cls().keep, **filled.get("keep", {}), **given.get("keep", {})}
         try:
-            return cls(**{"weight_bits": weight_bits, "activation_bits": activation_bits, **given})
+            return cls(**{**filled, **given})
         except ValidationError as error:
             problems = "; ".join(map(_problem, error.errors()))
             raise UsageError(f"bad quantization options: {problems}") from None

@@ -20,6 +20,7 @@ def not_finite(tensor: torch.Tensor, *, mask: bool) -> bool:
     """Whether a tensor of any shape has NaN or infinity. ``mask``: it may be one, whose minus infinity is what attention skips."""
     if not tensor.is_floating_point():
         return False
+    tensor = tensor.float() if tensor.element_size() == 1 else tensor  # of 8 bits torch does not ask
     fine = torch.isfinite(tensor) | torch.isneginf(tensor) if mask else torch.isfinite(tensor)
     return not bool(fine.all())
 
@@ -34,12 +35,15 @@ def read_format(name: str, entry: Mapping[str, Any]) -> NumberFormat:
 
 
 def check_quantizer(name: str, tensors: Mapping[str, torch.Tensor], table_rows: int, fmt: NumberFormat, *, channels: int) -> None:
-    """Tables [T] of T = ``table_rows`` scales > 0 and int8 zero-points in range, and a dilation [C] > 0."""
+    """Tables [T] of T = ``table_rows`` scales > 0 and, of integers, int8 zero-points in range; and a dilation [C] > 0."""
     scale, zero_point, dilation = (f"{name}.{part}" for part in (SCALE, ZERO_POINT, DILATION))
     _check_scale(scale, tensors[scale], [table_rows], "calibrated timesteps")
-    _check_codes(zero_point, tensors[zero_point], fmt, narrow=False)
-    if tensors[zero_point].shape != (table_rows,):
-        raise ArtifactError(f"table '{zero_point}' does not have one row for each of {table_rows} calibrated timesteps")
+    if not fmt.floating:
+        _check_codes(zero_point, tensors[zero_point], fmt, narrow=False)
+        if tensors[zero_point].shape != (table_rows,):
+            raise ArtifactError(f"table '{zero_point}' does not have one row for each of {table_rows} calibrated timesteps")
+    elif zero_point in tensors:
+        raise ArtifactError(f"there is a table '{zero_point}', and {fmt.name} has no zero-points")
     _check_scale(dilation, tensors[dilation], [channels], "channels")
 
 
@@ -50,7 +54,7 @@ def check_token_quantizer(name: str, tensors: Mapping[str, torch.Tensor], table_
 
 
 def check_weight(name: str, tensors: Mapping[str, torch.Tensor], fmt: NumberFormat, *, bias: str, block: int | None = None) -> None:
-    """Codes [O, ...] int8 within the bits, a scale > 0 and, if there is a tensor of the name ``bias``, a bias per output channel.
+    """Codes [O, ...] in the format's type and range, a scale > 0 and, if there is a tensor of the name ``bias``, a bias per output channel.
 
     With a ``block`` (0: all input channels) the scales are [O, B], one for each block of input channels.
     """
@@ -95,8 +99,10 @@ def _check_codes(name: str, codes: torch.Tensor, fmt: NumberFormat, *, narrow: b
     low, high = fmt.code_range(narrow=narrow)
     if codes.dtype != getattr(torch, fmt.torch_dtype) or codes.dim() == 0 or not codes.numel():
         raise ArtifactError(f"'{name}' is {codes.dtype} {tuple(codes.shape)}, not a table of {fmt.torch_dtype} codes")
-    if int(codes.min()) < low or int(codes.max()) > high:
-        raise ArtifactError(f"'{name}' has codes from {int(codes.min())} to {int(codes.max())}; {fmt.bits} bits reach from {low} to {high}")
+    values = codes.float() if fmt.floating else codes
+    smallest, largest = float(values.min()), float(values.max())
+    if not (low <= smallest and largest <= high):  # NaN is neither
+        raise ArtifactError(f"'{name}' has codes from {smallest:g} to {largest:g}; {fmt.bits} bits reach from {low} to {high}")
 
 
 def _check_scale(name: str, scale: torch.Tensor, shape: list[int], what: str) -> None:

@@ -1,6 +1,7 @@
 """The arithmetic that every stage keeps to: pure functions on tensors, no configuration, no state.
 
-ONNX's convention throughout: q = clip(round(x / scale) + zero_point, qmin, qmax), rounding half to even.
+ONNX's convention throughout: q = clip(round(x / scale) + zero_point, qmin, qmax), rounding half to even. In a floating-point format q is
+the nearest of its numbers, saturated at the ends, and there are no zero-points.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from collections.abc import Sequence
 import torch
 
 from ..formats import NumberFormat
+from .grid import nearest
 from .straight_through import QuantizeActivation, QuantizeWeight
 
 _HALF = torch.finfo(torch.float16)
@@ -34,23 +36,23 @@ def quantize(x: torch.Tensor, inverse_scale: torch.Tensor, zero_point: torch.Ten
 
     Differentiable in x, the scale and the zero-point (STE for both roundings; a clipped element passes no gradient to x).
     """
-    qmin, qmax = fmt.code_range()
     if torch.is_grad_enabled() and (x.requires_grad or inverse_scale.requires_grad or zero_point.requires_grad):
-        codes: torch.Tensor = QuantizeActivation.apply(x, inverse_scale, zero_point, qmin, qmax)  # type: ignore[no-untyped-call]
+        codes: torch.Tensor = QuantizeActivation.apply(x, inverse_scale, zero_point, fmt)  # type: ignore[no-untyped-call]
         return codes
-    z = torch.round(zero_point)
+    if fmt.floating:
+        return nearest(x * inverse_scale, fmt)
+    z, (qmin, qmax) = torch.round(zero_point), fmt.code_range()
     # In place, on a product that is nobody else's: a third less time than clamping a new tensor to bounds of its own.
     return (x * inverse_scale).round_().add_(z).clamp_(qmin, qmax).sub_(z)
 
 
 def quantize_weight(weight: torch.Tensor, scale: torch.Tensor, fmt: NumberFormat) -> torch.Tensor:
     """Codes of a weight [O, ...] with a scale [O] for each output channel, as floats; differentiable in both, as ``quantize`` is."""
-    qmin, qmax = fmt.code_range(narrow=True)
     shaped = per_channel(scale, weight, 0)
     if torch.is_grad_enabled() and (weight.requires_grad or scale.requires_grad):
-        codes: torch.Tensor = QuantizeWeight.apply(weight, shaped, qmin, qmax)  # type: ignore[no-untyped-call]
+        codes: torch.Tensor = QuantizeWeight.apply(weight, shaped, fmt)  # type: ignore[no-untyped-call]
         return codes
-    return torch.clamp(torch.round(weight / shaped), qmin, qmax)
+    return nearest(weight / shaped, fmt, narrow=True)
 
 
 def affine_parameters(low: torch.Tensor, high: torch.Tensor, fmt: NumberFormat, *, symmetric: bool) -> tuple[torch.Tensor, torch.Tensor]:
@@ -76,14 +78,17 @@ def weight_scale(weight: torch.Tensor, fmt: NumberFormat) -> torch.Tensor:
 
 
 def clipped_weight_scale(weight: torch.Tensor, fmt: NumberFormat) -> torch.Tensor:
-    """As ``weight_scale``, [O, ...] → [O], with each channel's range shrunk, by half at most, to the least squared error of its weights."""
+    """As ``weight_scale``, [O, ...] → [O], with each channel's range shrunk, by half at most, to the least squared error of its weights.
+
+    In a floating-point format, which loses next to nothing below its largest number, it is widened: with how a channel's weights lie
+    between two powers of two its error varies by half a decibel.
+    """
     flat = weight.flatten(1).float()
     largest = weight_scale(weight, fmt)
-    qmax = fmt.code_range(narrow=True)[1]
     best, best_error = largest, torch.full_like(largest, torch.inf)
     for shrink in torch.linspace(1.0, 0.5, 21).tolist():
-        scale = (largest * shrink)[:, None]
-        error = ((flat / scale).round().clamp(-qmax, qmax) * scale - flat).pow(2).sum(dim=1)
+        scale = (largest / shrink if fmt.floating else largest * shrink)[:, None]
+        error = (nearest(flat / scale, fmt, narrow=True) * scale - flat).pow(2).sum(dim=1)
         best = torch.where(error < best_error, scale[:, 0], best)
         best_error = torch.minimum(error, best_error)
     return best

@@ -13,7 +13,7 @@ from ..artifacts.details import BundleDetails, CheckpointDetails, EngineDetails,
 from ..artifacts.origin import source_name
 from ..engines.registry import builder_named
 from ..formats import of_bits
-from ..formats.presets import CODEBOOKS, PRESETS
+from ..formats.presets import NAMED_BY, preset_of
 from ..quantization.config import QuantizeConfig
 from ..quantization.methods import DILATEQUANT
 from ..sampling.request import Drawing
@@ -86,15 +86,14 @@ def _quantize_flags(manifest: Manifest, details: CheckpointDetails) -> tuple[lis
     """The flags, and the options that have none."""
     options = {name: value for name, value in (manifest.quantization or {}).items() if name != "temporal"}
     options["activations"] = manifest.activations
-    method = options.get("method", DILATEQUANT.name)
-    defaults = QuantizeConfig.build(method=method).model_dump(mode="json")  # with what the method fills in by itself
-    bits = (options["weight_bits"], options["activation_bits"])
-    preset = next((name for name, pair in PRESETS.items() if pair == bits and CODEBOOKS.get(name) == options.get("codebook")), None)
-    if preset in CODEBOOKS:
-        options.pop("codebook")
-    flags = ["--preset", preset] if preset else ["--weight-bits", str(bits[0]), "--activation-bits", str(bits[1])]
+    method, preset = options.get("method", DILATEQUANT.name), preset_of(options)
+    # With what the preset and the method fill in by themselves.
+    defaults = QuantizeConfig.build(preset or "w8a8", method=method).model_dump(mode="json")
+    bits = [str(options[name]) for name in ("weight_bits", "activation_bits")]
+    flags = ["--preset", preset] if preset else ["--weight-bits", bits[0], "--activation-bits", bits[1]]
     flags += ["--method", method] if method != DILATEQUANT.name else []
-    changed = {k: v for k, v in options.items() if k not in ("weight_bits", "activation_bits", "keep") and v != defaults.get(k)}
+    named = NAMED_BY if preset else ("weight_bits", "activation_bits")
+    changed = {k: v for k, v in options.items() if k not in (*named, "keep") and v != defaults.get(k)}
     for option in _FLAGS:
         if option in changed:
             flags += [f"--{option.replace('_', '-')}", str(changed.pop(option))]
@@ -115,7 +114,7 @@ def _export_flags(details: BundleDetails) -> list[str]:
     if details.float:
         return [*flags, "--float"]
     narrow = {layer.weight_storage for layer in details.layers if layer.weight_storage and of_bits(layer.weight_bits or 8).packed}
-    if details.target == "qdq" and narrow == {"int8"}:
+    if details.target == "qdq" and narrow and not narrow & {"int4", "codebook"}:
         flags += ["--weight-storage", "int8"]
     if details.convolutions in ("integer", "float"):  # "auto" is what happens without being asked
         flags += ["--convolutions", details.convolutions]

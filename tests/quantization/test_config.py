@@ -6,14 +6,18 @@ from typing import Any
 import pytest
 
 from dq_deploy.errors import UsageError
-from dq_deploy.formats.presets import PRESETS
+from dq_deploy.formats.presets import PRESETS, preset_of
 from dq_deploy.quantization.config import FIRST, LAST, QuantizeConfig
 
 
 def test_presets_set_both_bit_widths_and_options_win() -> None:
-    for name, bits in PRESETS.items():
+    for name, filled in PRESETS.items():
         config = QuantizeConfig.build(name)
-        assert (config.weight_bits, config.activation_bits) == bits
+        dumped = config.model_dump(mode="json")
+        assert {"weight_bits", "activation_bits"} <= set(filled)
+        assert all(dumped[option] == value for option, value in filled.items() if option != "keep")
+        assert config.keep == {FIRST: "float", LAST: 8, **filled.get("keep", {})}
+        assert preset_of(dumped) == name
     assert QuantizeConfig.build("w4a4", weight_bits=6, seed=None).weight_bits == 6
 
 

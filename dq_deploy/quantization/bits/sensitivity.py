@@ -148,13 +148,14 @@ def _relative_noise(expected: torch.Tensor, output: torch.Tensor) -> torch.Tenso
 
 def _rounded(layer: GraphLayer, arguments: tuple[Any, ...], bits: BitPair, config: QuantizeConfig) -> list[Any]:
     """A product's arguments as so many bits would have them."""
-    weight, activation = map(of_bits, bits)
+    weight, activation = (of_bits(each, config.products) for each in bits)
     rounded = list(arguments)
-    if activation.integer:
+    if activation.scaled:
         operands = range(2 if layer.op == "matmul" else 1)
         for position in operands:
             own = of_bits(config.softmax_bits) if layer.probabilities and position == 0 else activation
             symmetric = (layer.op == "matmul" and not (layer.probabilities and position == 0)) or not config.zero_points
+            symmetric = symmetric or not activation.integer
             if layer.quantizer is None:
                 rounded[position] = _activation(rounded[position], own, symmetric=symmetric, rule=config.initial_range)
             else:

@@ -23,6 +23,7 @@ from .shapes import static_shape
 from .skip_halves import name_matches, whole_name
 
 _BLURRED = "reads the model's input, which 8 bits would blur by more than the noise of the last step"
+_FUSED = "both operands are activations: beside FP8 attention stays one float kernel"
 _KEEP = QuantizeConfig().keep
 _KIND_OF_TABLES = {
     Activations.AUTO: TableQuantizer.kind,  # until they are chosen
@@ -62,8 +63,8 @@ class Plan:
 
     @property
     def float_fraction(self) -> float:
-        """Share of the multiply-accumulates that stays in float; where only weights are quantized, of those that have one."""
-        counted = [layer for layer in self.layers if layer.op != "matmul" or not layer.weight_only]
+        """Share of the multiply-accumulates that stays in float; where products of activations do so by design, of the others."""
+        counted = [layer for layer in self.layers if layer.op != "matmul" or layer.activation_format.integer]
         total = sum(layer.macs for layer in counted)
         return sum(layer.macs for layer in counted if layer.float_reason) / total if total else 0.0
 
@@ -73,7 +74,8 @@ class Plan:
         if layer.probabilities and operand is layer.node.args[0]:
             return Reading("probabilities", self.softmax_format, symmetric=False)
         kind = kind or layer.quantizer or self.quantizer
-        zero_points = self.zero_points and layer.op != "matmul" and QUANTIZERS[kind].zero_points
+        possible = layer.op != "matmul" and layer.activation_format.integer and QUANTIZERS[kind].zero_points
+        zero_points = self.zero_points and possible
         return Reading(kind, layer.activation_format, symmetric=not zero_points)
 
 
@@ -91,9 +93,11 @@ def make_plan(graph_module: GraphModule, config: QuantizeConfig) -> Plan:
     unmatched = []
     for layer in layers:
         layer.node.meta["layer"] = layer.name
-        layer.weight_format, layer.activation_format = of_bits(config.weight_bits), of_bits(config.activation_bits)
+        layer.weight_format, layer.activation_format = config.weight_format, config.activation_format
         if layer.weight_only:
             _weight_only(layer, config)
+        elif layer.op == "matmul" and not layer.activation_format.integer:
+            layer.float_reason = layer.float_reason or _FUSED
         elif layer.op == "linear" and config.activations is Activations.PER_TOKEN:
             layer.quantizer = TokenQuantizer.kind
         if config.codebook is not None and layer.op != "matmul" and not layer.float_reason:
@@ -104,7 +108,7 @@ def make_plan(graph_module: GraphModule, config: QuantizeConfig) -> Plan:
         if not hits and _KEEP.get(pattern) != value:  # the defaults say what happens to such a layer where there is one
             unmatched.append(pattern)
         for layer in hits:
-            _keep(layer, pattern, value)
+            _keep(layer, pattern, value, config)
     if unmatched:
         names = ", ".join(layer.name for layer in layers[:8])
         meaning = f"; {FIRST} and {LAST} are those that read the sample as it is, and whose output is the model's"
@@ -140,7 +144,7 @@ def _unmoved(value: Any) -> Any:
     return value
 
 
-def _keep(layer: GraphLayer, pattern: str, value: int | str) -> None:
+def _keep(layer: GraphLayer, pattern: str, value: int | str, config: QuantizeConfig) -> None:
     if value == "float":
         blurred = pattern == FIRST and not layer.weight_only
         reason = _BLURRED if blurred else f"keep {pattern}=float"
@@ -149,8 +153,9 @@ def _keep(layer: GraphLayer, pattern: str, value: int | str) -> None:
     else:
         if layer.weight_format.kind is Kind.CODEBOOK:
             layer.form, layer.options = None, {}
-        layer.weight_format = of_bits(int(value))
-        layer.activation_format = layer.activation_format if layer.weight_only else layer.weight_format
+        layer.weight_format = of_bits(int(value), config.products)
+        if layer.activation_format.integer:
+            layer.activation_format = layer.weight_format
         if layer.kept:  # by an earlier pattern, and not because it has no integer form
             layer.float_reason, layer.kept = None, False
 

@@ -54,6 +54,12 @@ class GraphLayer:
         return self.activation_format.bits
 
     @property
+    def products(self) -> str | None:
+        """The number format that it multiplies in, where its bits do not say it."""
+        integer = self.activation_format.integer or self.weight_only
+        return None if integer else self.activation_format.name.lower()
+
+    @property
     def weight_block(self) -> int:
         """Input channels of its weight that share a scale; 0: all."""
         return int(self.options.get("block", 0))
@@ -61,7 +67,7 @@ class GraphLayer:
     @property
     def weight_only(self) -> bool:
         """Whether its activation stays float."""
-        return not self.activation_format.integer
+        return not self.activation_format.scaled
 
     @property
     def kind(self) -> str:
@@ -77,12 +83,14 @@ class GraphLayer:
             bits["weight_block"] = self.weight_block
         if self.weight_format.kind is Kind.CODEBOOK:
             bits["weight_codebook"] = self.options
+        multiplied = {"format": self.products} if self.products else {}
         return {
             "name": self.name,
             "op": self.op,
             "macs": self.macs,
             **bits,
             "activation_bits": self.activation_bits,
+            **multiplied,
             "quantizers": self.quantizers,
         }
 

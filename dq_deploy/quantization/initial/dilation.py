@@ -80,7 +80,7 @@ class LayerStatistics:
 
     channel_range: torch.Tensor  # [T, C]: max|x|
     channel_power: torch.Tensor  # [T, C]: E[x²]
-    step: torch.Tensor  # [T]: Δx
+    step: torch.Tensor | None  # [T]: Δx; None: steps differ, as those of floats do
     weights: list[torch.Tensor]
     weight_steps: list[torch.Tensor]
 
@@ -92,6 +92,7 @@ def balanced(bound: torch.Tensor, statistics: LayerStatistics) -> torch.Tensor:
     of the activation, so that timesteps count alike. It splits by channel: s_k⁴ = K · ΣΔw² · Σ_t g_t E_t[x_k²] / (Σ_t g_t Δx_t² · ‖W_k‖²),
     where o runs over the outputs that channel k meets.
     """
+    assert statistics.step is not None
     channels = len(bound)
     gain = 1 / statistics.channel_power.mean(dim=1).clamp(min=1e-20)
     pairs = zip(statistics.weight_steps, statistics.weights, strict=True)
@@ -126,7 +127,9 @@ def candidates(bound: torch.Tensor, statistics: LayerStatistics, relaxation: flo
     top = statistics.channel_range.amax(dim=1, keepdim=True)
     setters = (statistics.channel_range >= 0.7 * top).any(dim=0) & (bound > 1)
     for suffix, limit in bounds.items():
-        shapes = {"full": limit, "half": limit.sqrt(), "balanced": balanced(limit, statistics)}
+        shapes = {"full": limit, "half": limit.sqrt()}
+        if statistics.step is not None:
+            shapes["balanced"] = balanced(limit, statistics)
         if setters.any() and not torch.equal(setters, bound > 1):
             shapes["range-setting"] = torch.where(setters, limit, 1.0)
             shapes["range-setting half"] = torch.where(setters, limit.sqrt(), 1.0)

@@ -85,10 +85,11 @@ class GroupSetter:
         channels = self.x.movedim(self.quantizer.axis, 1).flatten(2) if self.x.dim() > 2 else self.x[:, :, None]  # [T·m, C, positions]
         per_timestep = channels.unflatten(0, (self.table_rows, -1)).transpose(1, 2).flatten(2)  # [T, C, m·positions]
         layers = list(self.group.layers.values())
+        uniform = not any(fmt.floating for fmt in (self.quantizer.format, *(layer.format for layer in layers)))
         return LayerStatistics(
             channel_range=per_timestep.abs().amax(dim=2),
             channel_power=per_timestep.pow(2).mean(dim=2),
-            step=self.quantizer.scale_table(),
+            step=self.quantizer.scale_table() if uniform else None,
             weights=list(self.weights.values()),
             weight_steps=[layer.steps() for layer in layers],
         )

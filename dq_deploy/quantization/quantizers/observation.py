@@ -14,6 +14,7 @@ import torch
 
 from ...formats import NumberFormat
 from .. import numerics
+from ..grid import nearest
 
 _MANTISSA_BITS, _FLOAT_MANTISSA_BITS, _FLOAT_BIAS = 4, 23, 127
 _LEAST, _MOST = -64, 64  # powers of two that have bins; what is smaller counts as zero, what is larger as the row's extreme
@@ -21,6 +22,7 @@ _PER_POWER = 1 << _MANTISSA_BITS
 _BINS = (_MOST - _LEAST) * _PER_POWER  # on either side of zero
 _FIRST = (_FLOAT_BIAS + _LEAST) * _PER_POWER  # a float's bits, shifted, of the smallest bin
 _AT_ONCE = 2**16  # values whose histogram is made within the processor's cache
+_WITHIN = (-0.375, -0.125, 0.125, 0.375)  # of a bin's width: places that stand for all of it
 _CODES = 1 << (32 - (_FLOAT_MANTISSA_BITS - _MANTISSA_BITS))  # of a float's bits, shifted
 
 
@@ -35,8 +37,11 @@ class Bins:
     def error(self, scale: torch.Tensor, zero_point: torch.Tensor, fmt: NumberFormat) -> tuple[torch.Tensor, torch.Tensor]:
         """Summed squared error [C·R] of rounding, and of clipping, with scales and zero-points [C·R], C sets of them one after the other.
 
-        A bin wider than a step holds every fraction of one alike, whose mean square is a twelfth of a step's.
+        A bin wider than a step holds every fraction of one alike, whose mean square is a twelfth of a step's. The steps of a floating-point
+        format differ, and are never narrower than a bin: there the error is measured at some places of each.
         """
+        if fmt.floating:
+            return self._float_error(scale, fmt)
         step, zero_point = (value.reshape(-1, len(self.points), 1) for value in (scale, zero_point))
         codes = numerics.quantize(self.points, 1 / step, zero_point, fmt)
         squared = codes.mul_(step).sub_(self.points).square_()
@@ -45,7 +50,23 @@ class Bins:
         clipped = (self.points < low) | (self.points > high)
         rounding = torch.where(self.widths > step, step.square() / 12, squared).masked_fill_(clipped, 0)
         clipping = squared.masked_fill_(~clipped, 0)
-        return tuple((self.counts * part).sum(dim=2, dtype=torch.float64).flatten() for part in (rounding, clipping))  # type: ignore[return-value]
+        return self._summed(rounding), self._summed(clipping)
+
+    def _float_error(self, scale: torch.Tensor, fmt: NumberFormat) -> tuple[torch.Tensor, torch.Tensor]:
+        """As ``error``, of a format that has no zero-points."""
+        scale, largest = scale.reshape(-1, len(self.points), 1), fmt.unclipped_range()[1]
+        rounding, clipping = torch.zeros_like(scale * self.points), torch.zeros_like(scale * self.points)
+        for place in _WITHIN:
+            points = self.points + place * self.widths
+            squared = (nearest(points / scale, fmt) * scale - points).square() / len(_WITHIN)
+            clipped = points.abs() > largest * scale
+            rounding += squared.masked_fill(clipped, 0)
+            clipping += squared.masked_fill(~clipped, 0)
+        return self._summed(rounding), self._summed(clipping)
+
+    def _summed(self, squared: torch.Tensor) -> torch.Tensor:
+        """Over all values [C·R], of what each bin's are [C, R, B]."""
+        return (self.counts * squared).sum(dim=2, dtype=torch.float64).flatten()
 
 
 @dataclass(frozen=True)

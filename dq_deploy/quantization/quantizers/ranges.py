@@ -24,7 +24,8 @@ def resolve(rule: InitialRange) -> InitialRange:
 
 def clips_weights(rule: InitialRange, fmt: NumberFormat) -> bool:
     """Whether weights of a format start from the range of least squared error, and not from their whole range."""
-    return rule is InitialRange.MSE or (resolve(rule) is InitialRange.LEAST_ERROR and fmt.bits <= _CLIPPED_WEIGHT_BITS)
+    searched = fmt.bits <= _CLIPPED_WEIGHT_BITS or fmt.floating
+    return rule is InitialRange.MSE or (resolve(rule) is InitialRange.LEAST_ERROR and searched)
 
 
 def search_tables(seen: Observation, fmt: NumberFormat, *, symmetric: bool, rule: InitialRange,

@@ -61,14 +61,16 @@ class TableQuantizer(ActivationQuantizer):
         check_quantizer(name, tensors, len(timesteps), made.format, channels=len(made.dilation))
         made.dilation.copy_(tensors[f"{name}.{DILATION}"])
         scale = between_scales(tensors[f"{name}.{SCALE}"], gaps)
-        made.set_tables(scale, between(tensors[f"{name}.{ZERO_POINT}"], gaps).round().float())
+        shift = torch.zeros_like(scale) if made.format.floating else between(tensors[f"{name}.{ZERO_POINT}"], gaps).round()
+        made.set_tables(scale, shift.float())
         made.freeze()
         made.frozen_scale = scale
         return made
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """As ``ActivationQuantizer`` says."""
-        return {SCALE: self.scale_table(), ZERO_POINT: self.zero_point_table(), DILATION: self.dilation}
+        shift = {} if self.format.floating else {ZERO_POINT: self.zero_point_table()}
+        return {SCALE: self.scale_table(), **shift, DILATION: self.dilation}
 
     @torch.no_grad()
     def set_tables(self, scale: torch.Tensor, zero_point: torch.Tensor) -> None:

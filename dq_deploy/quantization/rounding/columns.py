@@ -12,6 +12,9 @@ from __future__ import annotations
 
 import torch
 
+from ...formats import INT8, NumberFormat
+from .. import grid
+
 DAMPING = 0.01
 """Of the mean diagonal, added to it: GPTQ's own. An input that was never seen then has no say in the others, and is rounded to nearest."""
 _BLOCK = 128  # inputs between two matrix products; GPTQ's own
@@ -20,10 +23,13 @@ AT_ONCE = 1 << 24
 
 
 class Rounder:
-    """Rounds weights whose inputs have second ``moments`` H [K, K], in the order of H's diagonal, the largest first."""
+    """Rounds weights whose inputs have second ``moments`` H [K, K], in the order of H's diagonal, the largest first.
 
-    def __init__(self, moments: torch.Tensor, *, damping: float = DAMPING, block: int = _BLOCK) -> None:
-        self.moments, self.block = moments, block
+    ``fmt`` gives the grid, integers or a float's numbers; how far it reaches is each row's own ``limit``.
+    """
+
+    def __init__(self, moments: torch.Tensor, *, fmt: NumberFormat = INT8, damping: float = DAMPING, block: int = _BLOCK) -> None:
+        self.moments, self.fmt, self.block = moments, fmt, block
         self.order = moments.diagonal().argsort(stable=True)  # we go from the last to the first
         factor, self.added = factorized(moments[self.order[:, None], self.order], damping)
         pivots = factor.diagonal().clone()
@@ -31,17 +37,18 @@ class Rounder:
         self.factor = factor.div_(pivots)
 
     def candidates(self, weight: torch.Tensor, scales: torch.Tensor, limit: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Codes int8 [1 + C, R, K] of a weight [R, K] within ± ``limit`` [R], and the squared errors of the outputs [1 + C, R].
+        """Codes [1 + C, R, K] (``grid.held``) of a weight [R, K] within ± ``limit`` [R], and the squared errors of the outputs [1 + C, R].
 
         The first are the nearest codes with the first of C ``scales`` [C, R, K], the others GPTQ's with each of them.
         """
-        nearest = nearest_codes(weight, scales[0], limit)
+        held = grid.held(self.fmt)
+        nearest = nearest_codes(weight, scales[0], limit, self.fmt)
         error = weight - scales[0] * nearest
-        codes, errors = [nearest.to(torch.int8)], [(error @ self.moments).mul_(error).sum(dim=1)]
+        codes, errors = [nearest.to(held)], [(error @ self.moments).mul_(error).sum(dim=1)]
         outputs, scales = len(weight), scales.flatten(0, 1)
         for some in torch.arange(len(scales), device=weight.device).split(max(1, AT_ONCE // weight.shape[1])):
             made, lost = self.codes(weight[some % outputs], scales[some], limit[some % outputs])
-            codes.append(made.to(torch.int8))
+            codes.append(made.to(held))
             errors.append(lost)
         return torch.cat(codes).unflatten(0, (-1, outputs)), torch.cat(errors).unflatten(0, (-1, outputs))
 
@@ -58,7 +65,7 @@ class Rounder:
             for i in range(end - start - 1, -1, -1):
                 at = start + i
                 ideal = torch.addmv(target[i], errors[at + 1 : end].T, feedback[i, i + 1 :])
-                codes[at] = _clipped((ideal / scale[at]).round_(), limit)
+                codes[at] = grid.rounded(_clipped(ideal / scale[at], limit), self.fmt)
                 made = scale[at] * codes[at]
                 errors[at] = weight[at] - made
                 lost.addcmul_(self.squares[at], (ideal - made).square_())
@@ -66,9 +73,9 @@ class Rounder:
         return torch.empty_like(codes).index_copy_(0, self.order, codes).T, lost
 
 
-def nearest_codes(weight: torch.Tensor, scale: torch.Tensor, limit: torch.Tensor) -> torch.Tensor:
+def nearest_codes(weight: torch.Tensor, scale: torch.Tensor, limit: torch.Tensor, fmt: NumberFormat = INT8) -> torch.Tensor:
     """The nearest codes [R, K] within ± ``limit`` [R]; ties to even."""
-    return _clipped((weight / scale).round_(), limit[:, None])
+    return grid.rounded(_clipped(weight / scale, limit[:, None]), fmt)
 
 
 def _clipped(codes: torch.Tensor, limit: torch.Tensor) -> torch.Tensor:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch.fx import GraphModule, Node
 
+from ...formats import NumberFormat
 from ...formats.codebook import Codebook
 from .. import numerics
 from ..config import QuantizeConfig
@@ -38,6 +39,11 @@ class Group:
     def codebook(self) -> Codebook | None:
         """That its layers' weights are made of; None: each weight has a code of its own."""
         return next(iter(self.layers.values())).codebook
+
+    @property
+    def format(self) -> NumberFormat:
+        """Whose grid their weights are rounded to; of integers of several widths, one of them."""
+        return next(iter(self.layers.values())).format
 
     @property
     def parts(self) -> int:
@@ -102,7 +108,7 @@ def groups_of(quantized: GraphModule, config: QuantizeConfig) -> list[Group]:
         if not isinstance(layer, QuantizedWeight) or layer.footprint is None:
             continue
         (call,) = node.all_input_nodes
-        key = call, layer.footprint
+        key = call, layer.footprint, layer.format.kind
         if key not in found:
             quantizer = quantized.get_submodule(str(call.target)) if "quantizer" in call.meta else None
             assert quantizer is None or isinstance(quantizer, ActivationQuantizer)

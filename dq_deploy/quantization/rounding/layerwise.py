@@ -114,7 +114,7 @@ class _Rounding:
         weight, scale = (group.stacked(of).double() for of in (QuantizedWeight.matrix, QuantizedWeight.steps_by_weight))
         limit = group.stacked(_limit)[:, :, 0].double()
         scales = torch.stack([group.settled(scale * factor) for factor in SCALES], dim=1)  # [G, C, R, K]
-        found = [Rounder(h).candidates(w, s, most) for w, s, h, most in zip(weight, scales, moments, limit, strict=True)]
+        found = [Rounder(h, fmt=group.format).candidates(w, s, most) for w, s, h, most in zip(weight, scales, moments, limit, strict=True)]
         codes, errors = (torch.stack(values) for values in zip(*found, strict=True))  # [G, 1 + C, R, K], [G, 1 + C, R]
         # Parts of a row have one scale: it is chosen by what they lose together. Of equals the first is taken: the nearest codes.
         whole = errors.unflatten(0, (-1, group.parts)).sum(dim=1)  # [g, 1 + C, R]

@@ -14,6 +14,7 @@ from ...formats.codebook import Codebook
 from ...formats.tables import BIAS, CODES, PACKED_CODES, WEIGHT_SCALE
 from .. import numerics
 from ..config import QuantizeConfig
+from ..grid import held, spacing
 from ..integrity import check_weight, read_format
 from .packing import pack_int4, unpack_int4
 
@@ -144,8 +145,8 @@ class QuantizedWeight(QuantizedLayer):
         return numerics.half_precision(scale) if self.weight_only else scale
 
     def rounded(self) -> dict[str, torch.Tensor]:
-        """What ``take_rounded`` takes, by part: codes int8 [O, ...] and scales [O]."""
-        return {CODES: self.integer_weight()[0].to(torch.int8), WEIGHT_SCALE: self.steps()}
+        """What ``take_rounded`` takes, by part: codes [O, ...] and scales [O]."""
+        return {CODES: self.integer_weight()[0].to(held(self.format)), WEIGHT_SCALE: self.steps()}
 
     def take_rounded(self, parts: Mapping[str, torch.Tensor]) -> None:
         """Have the codes [O, ...] and scales [O] that ``rounding`` found, by part."""
@@ -157,10 +158,11 @@ class QuantizedWeight(QuantizedLayer):
         self.log_scale.copy_(scale.log())
         steps = numerics.per_channel(self.steps(), self.weight, 0)
         codes = codes.reshape(self.weight.shape).to(self.weight)
-        self.weight.copy_((self.weight / steps).clamp(codes - _REACH, codes + _REACH) * steps)
+        reach = _REACH * spacing(codes, self.format)
+        self.weight.copy_((self.weight / steps).clamp(codes - reach, codes + reach) * steps)
 
     def freeze(self) -> None:
-        """Fix the weight to integer codes and drop the float one; if it is ``weight_only``, with scales that fp16 has."""
+        """Fix the weight to codes and drop the float one; if it is ``weight_only``, with scales that fp16 has."""
         with torch.no_grad():
             if self.weight_only and self.frozen is None:  # the scales first, so that the codes are of these
                 self.log_scale.copy_(self.settled(self.log_scale.exp()).log())
@@ -169,7 +171,7 @@ class QuantizedWeight(QuantizedLayer):
         self.set_frozen(codes.to(getattr(torch, self.format.torch_dtype)), scale)
 
     def set_frozen(self, codes: torch.Tensor, scale: torch.Tensor) -> None:
-        """Take codes int8 [O, ...] and scale [O] from a checkpoint."""
+        """Take codes [O, ...], in the type of the format, and scale [O] from a checkpoint."""
         self.requires_grad_(False)
         self.frozen = (codes, scale)
         self.weight.data = torch.empty(0)
@@ -196,11 +198,16 @@ class QuantizedWeight(QuantizedLayer):
     def parameter_groups(self, config: QuantizeConfig) -> list[dict[str, Any]]:
         """Weight, scales and bias, at the rates of the first step."""
         # In units of the layer's quantization step, so that one rate fits every layer and every bit-width.
-        step = float(self.steps().mean())
+        step = float(self.steps().mean()) * self._mean_spacing()
         groups = [{"params": [self.weight], "lr": config.lr_weight * step}, {"params": [self.log_scale], "lr": config.lr_scale}]
         if self.bias is not None:
             groups.append({"params": [self.bias], "lr": config.lr_weight * float(self.bias.detach().abs().mean() + step)})
         return groups
+
+    @torch.no_grad()
+    def _mean_spacing(self) -> float:
+        """How far the codes are from the next, in units of the scale."""
+        return float(spacing(self.integer_weight()[0], self.format).mean()) if self.format.floating else 1.0
 
     def divide_output(self, s: torch.Tensor) -> None:
         """Divide the frozen layer's output channels by s [O]: its scales and its bias, the codes stay."""
