@@ -19,6 +19,7 @@ from ..formats.tables import CODES, UINT8_OFFSET
 from ..progress import Progress, silent
 from ..quantization.calibration.trajectories import Trajectories
 from ..quantization.checkpoint import Checkpoint
+from ..quantization.grid import positions
 from ..quantization.numerics import per_sample
 from ..quantization.quantizers import Quantized
 from .harness import build_harness, layer_input, site_input
@@ -41,7 +42,7 @@ _NUMPY = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 
 
 class LayerParity(BaseModel):
-    """Worst figures of one layer over all timesteps, each with the timestep where it was seen.
+    """Worst figures of one layer over all timesteps, each with the timestep where it was seen; codes of floats in steps of their grid.
 
     The codes are those of its activations; ``weight_codes``: those of its weight, as its activations stay float, and no tie excuses one.
     """
@@ -172,7 +173,8 @@ def _compare(checkpoint: Checkpoint, details: BundleDetails, records: Records, v
         if site.code_type == "UINT8":
             codes = codes - UINT8_OFFSET
         expected = _padded(known, site.pads)
-        mismatches, elements, step = _code_difference(codes, expected)
+        fmt = checkpoint.quantizers[site.name].format
+        mismatches, elements, step = _code_difference(positions(codes, fmt), positions(expected, fmt))
         for layer in readers[site.name]:
             seen = rows[layer]
             seen.code_mismatches += mismatches

@@ -22,7 +22,7 @@ from ..artifacts.reading import read_ir, read_onnx
 from ..errors import ArtifactError, UsageError
 from ..exporters.exact_sums import make_exact, saturates
 from ..exporters.session import session_as_written
-from ..formats import ScaleSource, of_bits
+from ..formats import INT8, NumberFormat, ScaleSource
 from ..formats.tables import UINT8_OFFSET
 from .finite import Nonfinite, checked
 from .lookup_tables import entries_in_onnx
@@ -87,8 +87,8 @@ class WatchedRunner(GraphRunner):
         details = bundle.details
         if not details.quantizers:
             raise UsageError(f"{bundle.path} has no quantizers to watch", "give a quantized bundle, which onnxruntime runs")
-        bits = {name: layer.activation_bits for layer in details.layers for name in layer.quantizers}
-        self._sites = [_Site(site.name, site.input, site.codes, _ends(site, bits.get(site.name) or 8)) for site in details.quantizers]
+        formats = {name: layer.activation_format for layer in details.layers for name in layer.quantizers}
+        self._sites = [_Site(site.name, site.input, site.codes, _ends(site, formats.get(site.name, INT8))) for site in details.quantizers]
         self._session = _session(bundle, list(dict.fromkeys(value for site in self._sites for value in (site.codes, site.input))), threads)
         entries = entries_in_onnx(read_onnx(bundle.file("model.onnx")))
         self.specs = tuple(_spec(value, entries.get(value.name)) for value in self._session.get_inputs())
@@ -127,10 +127,10 @@ def _spec(value: Any, entries: int | None) -> InputSpec:
     return InputSpec(value.name, shape, np.dtype(DTYPES[value.type]), entries=entries)
 
 
-def _ends(site: QuantizerSite, bits: int) -> tuple[float, float] | None:
+def _ends(site: QuantizerSite, fmt: NumberFormat) -> tuple[float, float] | None:
     if site.source is ScaleSource.COMPUTED:
         return None
-    low, high = of_bits(bits).code_range()
+    low, high = fmt.code_range()
     return (low + UINT8_OFFSET, high + UINT8_OFFSET) if site.code_type == "UINT8" else (low, high)
 
 

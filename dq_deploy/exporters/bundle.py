@@ -83,7 +83,13 @@ def export(checkpoint: str | Path | Artifact, output: str | Path, *, target: Tar
     with progress("export", 10) as advance:  # tenths of what a large model takes
         loaded = load_checkpoint(path)
         weight_only = _weight_only(loaded)
-        attention = "float" if float or weight_only else attention  # there is nothing in integers to leave so
+        floats = _float_codes(loaded)
+        if floats and target == "onnxruntime" and not float:
+            raise UsageError(
+                f"target onnxruntime multiplies integers, and the codes of {path} are {' and '.join(sorted(floats))}",
+                "export with --target qdq, which ONNX Runtime runs with products in float; for speed on a CPU quantize with --preset w8a8",
+            )
+        attention = "float" if float or weight_only or floats else attention  # there is nothing in integers to leave so
         if attention == "float" and not float:
             loaded = float_attention(loaded)
         choice: dict[str, Any] = {}
@@ -136,6 +142,11 @@ def _integer_graph(checkpoint: Checkpoint, target: Target, *, int4: bool) -> tup
 def _weight_only(checkpoint: Checkpoint) -> bool:
     """Whether activations stay float; ONNX Runtime then takes INT4 weights too."""
     return any(layer.weight_only for layer in checkpoint.layers.values())
+
+
+def _float_codes(checkpoint: Checkpoint) -> set[str]:
+    """The floating-point formats of its codes; none where all are integers. Beside them no product of two activations is quantized."""
+    return {quantizer.format.name for quantizer in checkpoint.quantizers.values() if quantizer.format.floating}
 
 
 def _one_timestep(graph: ir.Graph, timestep: ir.Value) -> None:
@@ -238,8 +249,10 @@ def _manifest(checkpoint: Checkpoint, model: ir.Model, sites: Sites, kind: dict[
 
 def _layer(layer: dict[str, Any], sites: Sites, *, int4: bool) -> dict[str, Any]:
     """A layer's entry: the checkpoint's, where its output is in the graph, and what its weight is stored in."""
-    codewords = int4 and layer.get("weight_codebook")
-    container = "codebook" if codewords else storage_of(layer["weight_bits"], int4=int4) if layer["op"] != "matmul" else None
-    storage = {"weight_storage": container} if container else {}
+    storage = {}
+    if int4 and layer.get("weight_codebook"):
+        storage["weight_storage"] = "codebook"
+    elif layer["op"] != "matmul":
+        storage["weight_storage"] = storage_of(layer["weight_bits"], int4=int4, products=layer.get("format"))
     read = {"input": sites.inputs[layer["name"]]} if layer["name"] in sites.inputs else {}
     return {**layer, **read, "output": sites.layers[layer["name"]], **storage}

@@ -3,7 +3,8 @@
     x · (1/s_t) → [round, + z_t] → QuantizeLinear(1) → DequantizeLinear(1) → Conv/MatMul → [− z_t · Σ Ŵ_o] → · s_t → + bias
 
 TensorRT takes no zero-points and crashes on computed scales, so both stay outside Q/DQ. Padding comes first, so that it becomes the
-zero-point; rounding comes before adding z_t, since round(u) + z ≠ round(u + z) at ties. At 8 bits QuantizeLinear itself clips.
+zero-point; rounding comes before adding z_t, since round(u) + z ≠ round(u + z) at ties. At 8 bits QuantizeLinear itself clips, and
+saturates where its codes are FP8.
 """
 
 from __future__ import annotations
@@ -20,8 +21,7 @@ from ..quantization.quantizers import ActivationQuantizer
 from .emitter import Emitter, number
 from .lower.kinds import Array, Operand, Place, QuantizerPlace, qdq_product, scale, zero_point
 from .scales import TableRows, inverse_dilation
-
-_INT8 = ir.DataType.INT8
+from .weights import code_type, zero
 
 
 class TensorRTTarget:
@@ -63,13 +63,14 @@ class TensorRTTarget:
             u = emit.op("Round", [u])
             z = zero_point(quantizer, at)
             u = emit.op("Add", [u, emit.unsqueeze(z, rank, "zero_point")])
-        if quantizer.format.bits < 8:
+        if not quantizer.format.floating and quantizer.format.bits < 8:
             low, high = (emit.constant(f"dq_deploy.code_{v}", np.array(v, dtype=np.float32)) for v in quantizer.format.code_range())
             u = emit.op("Clip", [u, low, high])
         one = emit.constant("dq_deploy.one", np.array(1.0, dtype=np.float32))
-        zero = emit.constant("dq_deploy.zero", np.array(0, dtype=np.int8))
-        codes = emit.op("QuantizeLinear", [u, one, zero], dtype=_INT8)
-        return Operand(name, emit.op("DequantizeLinear", [codes, one, zero]), codes, s, z, padded=bool(pads))
+        dtype = code_type(quantizer.format)
+        shift = emit.constant(*zero(dtype))
+        codes = emit.op("QuantizeLinear", [u, one, shift], dtype=dtype)
+        return Operand(name, emit.op("DequantizeLinear", [codes, one, shift]), codes, s, z, padded=bool(pads))
 
     def product(self, layer: Any, at: Place) -> ir.Value:
         """See ``lower.TargetWriter``."""

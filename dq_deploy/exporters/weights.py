@@ -1,9 +1,11 @@
-"""A layer's weight in the graph: int8 codes, or what is smaller in the forms from which TensorRT still makes an INT8 product.
+"""A layer's weight in the graph: int8 or FP8 codes, or what is smaller in the forms from which TensorRT still makes the planned product.
 
-MatMul: DequantizeLinear(int4, per channel); the engine casts the codes to INT8 on every run.
+FP8: DequantizeLinear(float8, per channel).
+Beside INT8 activations, MatMul: DequantizeLinear(int4, per channel); the engine casts the codes to INT8 on every run.
 Conv: DequantizeLinear(int4, scale 1) → Cast fp16 → QuantizeLinear(int8, scale 1) → DequantizeLinear(int8, per channel). Without the cast to
 half precision between, the builder refuses it (benchmarks/patterns/RESULTS.md). Codes of 4 bits are exact in fp16.
-Either way the weight takes half a byte an element in the file and in the engine, the product is the one of int8 storage, and the cast is a
+Beside FP8 activations: DequantizeLinear(int4, scale 1) → Add 0 → QuantizeLinear(float8, scale 1) → DequantizeLinear(float8, per channel).
+Each way the weight takes half a byte an element in the file and in the engine, the product is the one of int8 storage, and the cast is a
 kernel more: smaller, not faster. OpenVINO multiplies the MatMul form in float.
 
 Codewords: indices int8, minus 128 → DequantizeLinear(fp16, scale 1) → Add 128 → Cast int32 → Gather of a book; the sum of the books' →
@@ -17,19 +19,32 @@ from typing import Any, Literal
 
 import numpy as np
 import onnx_ir as ir
+import torch
 
-from ..formats import of_bits
+from ..formats import NumberFormat, of_bits
 from ..formats.tables import BIAS, CODEBOOK_CODES, CODES, CODEWORDS, UINT8_OFFSET, WEIGHT_SCALE, WEIGHT_ZERO_POINT
 from ..quantization.weights import CodebookWeight, QuantizedWeight
 from .emitter import AS_WRITTEN, FP32_MARK, Emitter
 
-Storage = Literal["int4", "int8", "codebook"]
+Storage = Literal["int4", "int8", "fp8", "codebook"]
 _FLOAT16, _INT4, _INT8 = ir.DataType.FLOAT16, ir.DataType.INT4, ir.DataType.INT8
 
 
-def storage_of(bits: int, *, int4: bool) -> Storage:
-    """The container of a weight of ``bits`` bits, where the graph may have int4."""
-    return "int4" if int4 and of_bits(bits).packed else "int8"
+def storage_of(bits: int, *, int4: bool, products: str | None = None) -> Storage:
+    """The container of a weight of ``bits`` bits whose products are computed in ``products``, where the graph may have int4."""
+    if int4 and of_bits(bits).packed:
+        return "int4"
+    return "fp8" if products == "fp8" else "int8"
+
+
+def code_type(fmt: NumberFormat) -> ir.DataType:
+    """The type in which an engine multiplies codes of an activation's format: narrow integers travel in INT8."""
+    return ir.DataType[fmt.onnx_type] if fmt.floating else _INT8
+
+
+def zero(dtype: ir.DataType) -> tuple[str, np.ndarray]:
+    """Name and value of the zero-point that says what type codes are of."""
+    return ("dq_deploy.zero" if dtype == _INT8 else f"dq_deploy.zero.{dtype.name.lower()}"), np.array(0, dtype=dtype.numpy())
 
 
 def stored(codes: np.ndarray, bits: int, *, int4: bool) -> np.ndarray:
@@ -37,14 +52,20 @@ def stored(codes: np.ndarray, bits: int, *, int4: bool) -> np.ndarray:
     return codes.astype((_INT4 if storage_of(bits, int4=int4) == "int4" else _INT8).numpy())
 
 
-def dequantized_weight(emit: Emitter, layer: QuantizedWeight, name: str, *, transpose: bool, int4: bool) -> ir.Value:
-    """The weight Ŵ = s_w[o] · codes of a layer, [O, ...] or transposed to [C, O], as a value of the graph."""
+def dequantized_weight(emit: Emitter, layer: QuantizedWeight, name: str, *, beside: ir.Value, transpose: bool, int4: bool) -> ir.Value:
+    """The weight Ŵ = s_w[o] · codes of a layer, [O, ...] or transposed to [C, O], as a value of the graph.
+
+    ``beside``: the codes of the activation that it meets, whose type both are multiplied in.
+    """
     assert layer.frozen is not None
     if int4 and isinstance(layer, CodebookWeight):
         return _of_codewords(emit, layer, name, transpose=transpose)
-    codes, scale = layer.frozen[0].numpy(), emit.constant(f"{name}.{WEIGHT_SCALE}", layer.frozen[1].numpy())
-    codes, axis = (codes.T, 1) if transpose else (codes, 0)
-    held = emit.constant(f"{name}.{CODES}", stored(codes, layer.bits, int4=int4))
+    scale, axis = emit.constant(f"{name}.{WEIGHT_SCALE}", layer.frozen[1].numpy()), 1 if transpose else 0
+    codes = layer.frozen[0].T if transpose else layer.frozen[0]
+    if beside.dtype is not None and beside.dtype != _INT8:
+        held = _as_float8(emit, layer, codes, name, beside.dtype, int4=int4)
+        return emit.op("DequantizeLinear", [held, scale], name="DequantizeWeight", axis=axis)
+    held = emit.constant(f"{name}.{CODES}", stored(codes.numpy(), layer.bits, int4=int4))
     if held.dtype == _INT4 and transpose:
         inputs = [held, scale]
     else:
@@ -92,14 +113,25 @@ def _zeros(emit: Emitter, layer: QuantizedWeight, name: str) -> ir.Value:
     return emit.constant(f"{name}.{WEIGHT_ZERO_POINT}", np.zeros(len(layer.log_scale), dtype=np.int8))
 
 
+def _as_float8(emit: Emitter, layer: QuantizedWeight, codes: torch.Tensor, name: str, dtype: ir.DataType, *, int4: bool) -> ir.Value:
+    """Codes [...] as numbers of an 8-bit float: stored as such, or as int4, of which each is one of these numbers."""
+    if not (int4 and layer.format.packed):
+        return emit.constant(f"{name}.{CODES}", codes.float().numpy().astype(dtype.numpy()))
+    one = emit.constant("dq_deploy.one", np.array(1.0, dtype=np.float32))
+    packed = emit.constant(f"{name}.{CODES}", stored(codes.numpy(), layer.bits, int4=True))
+    floats = emit.op("DequantizeLinear", [packed, one], name="UnpackWeight")
+    # With nothing between the two the builder takes the weight for INT4: it crashes on a MatMul, and refuses a Conv.
+    floats = emit.op("Add", [floats, emit.constant("dq_deploy.nothing", np.array(0.0, dtype=np.float32))], name="UnpackWeight/as_float")
+    return emit.op("QuantizeLinear", [floats, one, emit.constant(*zero(dtype))], name="RepackWeight", dtype=dtype)
+
+
 def _as_int8(emit: Emitter, packed: ir.Value) -> ir.Value:
     """Int4 codes as int8 ones, the way the builder takes it."""
     one = emit.constant("dq_deploy.one", np.array(1.0, dtype=np.float32))
     floats = emit.op("DequantizeLinear", [packed, one], name="UnpackWeight")
     floats = emit.op("Cast", [floats], name="UnpackWeight/float16", dtype=_FLOAT16, to=_FLOAT16.value)
     half_one = emit.constant("dq_deploy.one.float16", np.array(1.0, dtype=np.float16))
-    zero = emit.constant("dq_deploy.zero", np.array(0, dtype=np.int8))
-    return _as_written(emit, "QuantizeLinear", [floats, half_one, zero], "RepackWeight", _INT8)
+    return _as_written(emit, "QuantizeLinear", [floats, half_one, emit.constant(*zero(_INT8))], "RepackWeight", _INT8)
 
 
 def bias(emit: Emitter, layer: QuantizedWeight, name: str, shape: tuple[int, ...] = (-1,)) -> ir.Value:

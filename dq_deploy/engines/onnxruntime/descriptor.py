@@ -35,7 +35,7 @@ ONNXRUNTIME = EngineDescriptor(
     options=("providers", "optimized", "threads"),
     settings={"providers": ("CPUExecutionProvider",)},
     targets=("onnxruntime", "qdq"),
-    # Its quantization guide names INT8 on CPUs (uint8 and int8 activations, int8 weights); FP8 is refused by its optimizer.
+    # Its quantization guide names INT8 on CPUs (uint8 and int8 activations, int8 weights); around FP8 codes it multiplies in float.
     products=(Products("int8", documented=True, executed=True),),
     weight_formats=("int8", "int4"),
     weights_seen=("int4",),

@@ -32,6 +32,8 @@ SESSION_CONFIG = {
     # Worker threads that go on spinning after a run take the cores from whatever is timed next.
     "session.force_spinning_stop": "1",
 }
+# Of an FP8 MatMul its optimizer makes a MatMulIntegerToFloat, which then takes no FP8: nothing between Q/DQ is fused.
+_FP8_CONFIG = {"session.disable_quant_qdq": "1"}
 DTYPES = {
     "tensor(float)": np.float32,
     "tensor(float16)": np.float16,
@@ -115,9 +117,10 @@ def _missing_provider(requested: str, found: Sequence[str]) -> EnvironmentProble
 
 def _session_config(model: Any) -> dict[str, str]:
     """``SESSION_CONFIG`` as this graph and CPU take it: exact sums refuse weights in blocks, and have nothing to do beside them."""
-    nodes = model.graph.node
+    nodes, fp8 = model.graph.node, any(tensor.data_type == tensor.FLOAT8E4M3FN for tensor in model.graph.initializer)
     blocks = any(node.op_type == "DequantizeLinear" and any(a.name == "block_size" and a.i for a in node.attribute) for node in nodes)
-    return {key: value for key, value in SESSION_CONFIG.items() if key != _EXACT or (saturates() and not blocks)}
+    found = {key: value for key, value in SESSION_CONFIG.items() if key != _EXACT or (saturates() and not blocks)}
+    return found | (_FP8_CONFIG if fp8 else {})
 
 
 def _session_options(ort: Any, optimized: bool, threads: int | None, config: dict[str, str]) -> Any:

@@ -19,7 +19,9 @@ def dequantized_conv(layer: QuantizedConv2d, at: Place) -> ir.Value:
     (x,), emit, geometry = at.operands, at.emitter(), options(at.node)
     if x.padded:
         geometry["pads"] = [0] * len(geometry["pads"])
-    y = emit.op("Conv", [x.value, dequantized_weight(emit, layer, at.name, transpose=False, int4=at.target.int4)], **geometry)
+    y = emit.op(
+        "Conv", [x.value, dequantized_weight(emit, layer, at.name, beside=x.codes, transpose=False, int4=at.target.int4)], **geometry
+    )
     return rescaled(emit, at, layer, y, (1, -1, 1, 1))
 
 

@@ -16,7 +16,7 @@ from .qdq import rescaled
 def dequantized_linear(layer: QuantizedLinear, at: Place) -> ir.Value:
     """A MatMul."""
     (x,), emit = at.operands, at.emitter()
-    y = emit.op("MatMul", [x.value, dequantized_weight(emit, layer, at.name, transpose=True, int4=at.target.int4)])
+    y = emit.op("MatMul", [x.value, dequantized_weight(emit, layer, at.name, beside=x.codes, transpose=True, int4=at.target.int4)])
     return rescaled(emit, at, layer, y, (-1,))
 
 
