@@ -16,6 +16,7 @@ from .layer_report import op_of, planned_format
 from .registry import builders
 
 Range = tuple[int, int, int]
+_NAMED = 4  # layers in a message
 
 
 def check_capabilities(engine: EngineDescriptor, capabilities: Sequence[str] | None) -> list[tuple[int, int] | None]:
@@ -46,15 +47,33 @@ def check_capabilities(engine: EngineDescriptor, capabilities: Sequence[str] | N
 
 
 def check_formats(engine: EngineDescriptor, bundle: Artifact[BundleDetails], capabilities: Sequence[tuple[int, int] | None]) -> None:
-    """Raise ArtifactError, with every layer that is planned in a number format that the engine does not take on one of the devices."""
+    """Raise ArtifactError for layers that are planned in a number format that the engine does not take on one of the devices.
+
+    It names every such format and device with the first few of the layers, and says what takes them.
+    """
     planned = [(layer, planned_format(layer)) for layer in bundle.details.layers]
     devices = [None if capability is None else "{}.{}".format(*capability) for capability in capabilities]
-    refused = {
-        f"{layer.name} ({format_.upper()}, {device or engine.building.device})": None
-        for device in devices for layer, format_ in planned if not engine.takes(format_, op_of(layer.op), device)
-    }  # fmt: skip
+    refused: dict[tuple[str, str], list[str]] = {}
+    for device in devices:
+        for layer, format_ in planned:
+            if not engine.takes(format_, op_of(layer.op), device):
+                refused.setdefault((format_, device or engine.building.device), []).append(layer.name)
     if refused:
-        raise ArtifactError(f"{engine.title} does not take the formats of: {', '.join(refused)}", "quantize these layers in another format")
+        what = (f"{format_.upper()} on {device}: {_some(names)}" for (format_, device), names in refused.items())
+        hints = [_instead(engine, format_) for format_ in dict.fromkeys(format_ for format_, _ in refused)]
+        raise ArtifactError(f"{engine.title} does not multiply in the formats of these layers. {'; '.join(what)}", "\n".join(hints))
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return ", ".join(names[:_NAMED]) + more
+
+
+def _instead(engine: EngineDescriptor, format_: str) -> str:
+    """What to do about layers in a format that an engine does not take everywhere, or not at all."""
+    lowest = min((p.capability for p in engine.products if p.format == format_ and p.capability), default=None)
+    there = f"{format_.upper()} needs compute capability {'.'.join(map(str, lowest))} or newer; " if lowest else ""
+    return f"{there}quantize for this device in INT8: --preset w8a8"
 
 
 def input_profile(inputs: Sequence[GraphInput], batch: Range, sizes: Mapping[str, Range]) -> dict[str, ShapeRange]:

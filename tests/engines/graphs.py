@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 from onnx import TensorProto, helper, numpy_helper
 
 from dq_deploy.artifacts import Artifact, Manifest, create_artifact, open_artifact
@@ -175,8 +176,9 @@ def fp8_linear(path: Path) -> Artifact:
     scale, zero = graph.constant("x.scale", np.float32(0.05)), helper.make_tensor("zero", TensorProto.FLOAT8E4M3FN, [], [0.0])
     graph.constants["zero"] = zero
     x = graph.node("DequantizeLinear", [graph.node("QuantizeLinear", ["sample", scale, "zero"], "layer/Q"), scale, "zero"], "layer/DQ")
-    codes = helper.make_tensor("w", TensorProto.FLOAT8E4M3FN, (64, 64), graph.random.normal(size=64 * 64).astype(np.float32))
-    graph.constants["w"] = codes
+    # As raw bytes, as exporters have them: OpenVINO 2026.4 reads the other encoding of FP8 wrongly from a file.
+    codes = graph.random.normal(size=(64, 64)).astype(ir.DataType.FLOAT8E4M3FN.numpy())
+    graph.constants["w"] = helper.make_tensor("w", TensorProto.FLOAT8E4M3FN, (64, 64), codes.tobytes(), raw=True)
     weight_scale = graph.constant("w.scale", graph.random.uniform(0.001, 0.01, 64).astype(np.float32))
     y = graph.node("MatMul", [x, graph.node("DequantizeLinear", ["w", weight_scale], "layer/WeightDQ", axis=1)], "layer/MatMul")
     graph.plan("layer", "linear")

@@ -38,8 +38,9 @@ OPENVINO = EngineDescriptor(
     # Scales that are computed at run time, the other target's, make it multiply in float.
     targets=("qdq",),
     prefers=_faster,
-    # Documented for CPUs with VNNI or its like; FP8 is emulated, in a fifth of INT8's speed.
-    products=(Products("int8", documented=True, instructions=INTEGER_INSTRUCTIONS, executed=True), Products("fp8")),
+    # Documented for CPUs with VNNI or its like. FP8 it only emulates, around products in float: it runs bundles so (runner.py says it),
+    # and an engine would have no point.
+    products=(Products("int8", documented=True, instructions=INTEGER_INSTRUCTIONS, executed=True),),
     weight_formats=("int8", "int4"),
     weights_seen=("int4",),
     extra="openvino",
