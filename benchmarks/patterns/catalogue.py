@@ -14,6 +14,7 @@ import onnx
 import onnx_ir as ir
 
 from . import activations as a
+from . import float8 as f
 from . import gathered as g
 from . import weights as w
 from .sketch import FLOAT, FLOAT16, INT8
@@ -232,6 +233,16 @@ _CODEBOOKS = (
     ),
     Pattern("matmul-codebook-after", "MatMul, transposed after DQ", partial(w.codebook, "MatMul", transpose="after"), ("codebook-moved",)),
 )
+_FLOAT8 = (
+    Pattern("matmul-fp8", "MatMul, FP8 codes, constant scales", f.matmul_fp8),
+    Pattern("matmul-fp8-per-timestep", "the same, Q/DQ scale 1; times 1/s_t before, times s_t after", f.matmul_fp8_per_timestep),
+    Pattern("conv-fp8-per-timestep", "Conv, the same", f.conv_fp8_per_timestep),
+    Pattern("matmul-int4-fp8", "MatMul, INT4 weight → DQ(1) → Add 0 → Q(FP8) → DQ per channel, FP8 activation", f.matmul_int4_fp8),
+    Pattern("conv-int4-fp8", "Conv, the same", f.conv_int4_fp8),
+    Pattern("matmul-fp8-half-scale", "MatMul, FP8 codes, all scales fp16", f.matmul_fp8_half_scale, ("fp8-half-scale",)),
+    Pattern("matmul-fp8-unsaturated", "MatMul, FP8 codes, Q with saturate 0", partial(f.matmul_fp8, saturate=0), ("fp8-unsaturated",)),
+    Pattern("matmul-fp8-opset-18", "MatMul, FP8 codes, opset 18", partial(f.matmul_fp8, opset=18), ("fp8-opset",), valid=False),
+)
 _ONNXRUNTIME = tuple(
     Pattern(name, title, build, lint, target="onnxruntime")
     for name, title, build, lint in (
@@ -300,6 +311,7 @@ GROUPS = {
     "Values and types": _VALUES,
     "Weights": _WEIGHTS,
     "Weights of codewords": _CODEBOOKS,
+    "FP8": _FLOAT8,
     "What matters to ONNX Runtime": _ONNXRUNTIME,
 }
 PATTERNS = {pattern.name: pattern for group in GROUPS.values() for pattern in group}

@@ -41,12 +41,12 @@ _NOISE = (
     r"\w[\w:]*&? onnxruntime::[\w:]+\([^)]*\) ", r"Please set kENABLE_UINT8.*$", r"MyelinCheckException: ",
 )  # fmt: skip
 
-Outcome = Literal["int8", "int4", "float", "refused", "crash"]
+Outcome = Literal["int8", "fp8", "int4", "float", "refused", "crash"]
 COMPUTE_CAPABILITY = (8, 9)
 
 
 class Behaviour(BaseModel):
-    """What an engine did: ``outcome`` is int8 when every product multiplies integers, int4 when one unpacks INT4 weights inside itself.
+    """What an engine did: ``outcome`` is int8 or fp8 when every product multiplies such, int4 when one unpacks INT4 weights inside itself.
 
     ``detail`` says what was seen: kernels, operators, or the engine's own words.
     """
@@ -89,6 +89,8 @@ def _kernels(report: LayerReport) -> Behaviour:
     detail = f"{products} of {count} kernels multiply in {', '.join(sorted(precisions))}" + ("; weights INT4 in memory" if int4 else "")
     if set(precisions) == {"int8"}:
         return Behaviour(outcome="int8", detail=detail)
+    if set(precisions) == {"fp8"}:
+        return Behaviour(outcome="fp8", detail=detail)
     return Behaviour(outcome="int4" if int4 else "float", detail=detail)
 
 

@@ -16,7 +16,14 @@ from .engines import COMPUTE_CAPABILITY, ENGINES, Behaviour
 RESULTS = Path(__file__).parent / "results.json"
 PAGE = Path(__file__).parent / "RESULTS.md"
 _PACKAGES = {"TensorRT-RTX": "tensorrt-rtx", "OpenVINO": "openvino", "ONNX Runtime": "onnxruntime"}
-_WORDS = {"int8": "INT8", "int4": "INT4 in memory, float product", "float": "**float**", "refused": "**refused**", "crash": "**crash**"}
+_WORDS = {
+    "int8": "INT8",
+    "fp8": "FP8",
+    "int4": "INT4 in memory, float product",
+    "float": "**float**",
+    "refused": "**refused**",
+    "crash": "**crash**",
+}
 _INTRODUCTION = """\
 # What the engines make of each pattern
 

@@ -20,9 +20,9 @@ from dq_deploy.exporters.lint import RULES
 _MODULES = {"TensorRT-RTX": "tensorrt_rtx", "OpenVINO": "openvino", "ONNX Runtime": "onnxruntime"}
 SEVERITY = {rule.id: rule.severity for rule in RULES}
 # Engines build these and compute nonsense from them; only their values are wrong, and no engine looks at those.
-BUILT_NONSENSE = {"subnormal-scale", "zero-scale", "non-finite-scale", "code-type"}
+BUILT_NONSENSE = {"subnormal-scale", "zero-scale", "non-finite-scale", "code-type", "fp8-half-scale", "fp8-unsaturated"}
 # Another engine, or the standard, refuses what TensorRT-RTX builds.
-NOT_ONNX = {"int4-opset", "invalid-onnx"}
+NOT_ONNX = {"int4-opset", "fp8-opset", "invalid-onnx"}
 # ONNX Runtime refuses these with the option that keeps sums exact on a CPU without VNNI.
 REFUSED_ELSEWHERE = {"shared-weight"}
 

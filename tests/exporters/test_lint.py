@@ -15,7 +15,7 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from benchmarks.patterns import activations
+from benchmarks.patterns import activations, float8
 from benchmarks.patterns.catalogue import PATTERNS, Pattern
 from benchmarks.patterns.sketch import KERNEL, Sketch, images
 from dq_deploy.artifacts import Artifact, Manifest, create_artifact, open_artifact
@@ -67,6 +67,9 @@ PAIRS: dict[str, tuple[str, str | Callable[[], onnx.ModelProto]]] = {
     "computed-scale-conv": ("conv-computed-scale", "conv-computed-quantize"),
     "computed-scale-matmul": ("matmul-computed-scale", "matmul-static"),
     "zero-point": ("zero-point", "matmul-static"),
+    "fp8-opset": ("matmul-fp8-opset-18", partial(float8.matmul_fp8, opset=19)),
+    "fp8-half-scale": ("matmul-fp8-half-scale", "matmul-fp8"),
+    "fp8-unsaturated": ("matmul-fp8-unsaturated", partial(float8.matmul_fp8, saturate=1)),
     "code-type": ("codes-uint8-by-default", "codes-by-attribute"),
     "no-such-operator": ("fourier-transform", partial(parsed, "y = Softmax(sample)")),
     "boolean-where": ("boolean-where", partial(parsed, "c = Greater(sample, sample) y = Where(c, sample, sample)")),

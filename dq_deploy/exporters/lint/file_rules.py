@@ -8,6 +8,7 @@ import onnx
 import onnx_ir as ir
 
 from ...artifacts.reading import check_structure
+from .fp8_rules import fp8_opset
 from .rule import Hit
 from .view import NIBBLE_CODES, View
 
@@ -53,7 +54,7 @@ def invalid_onnx(view: View) -> Iterator[Hit]:
 
     Built and opened: pattern ``opset-10``. The reasons that have a rule of their own are left to it.
     """
-    if next(int4_opset(view), None) or next(external_data(view), None):
+    if next(int4_opset(view), None) or next(fp8_opset(view), None) or next(external_data(view), None):
         return
     try:
         check_structure(view.file)

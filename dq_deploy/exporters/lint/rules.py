@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import codebook_rules, file_rules, int4_rules, onnxruntime_rules, operator_rules, product_rules, scale_rules
+from . import codebook_rules, file_rules, fp8_rules, int4_rules, onnxruntime_rules, operator_rules, product_rules, scale_rules
 from .rule import Rule
 
 __all__ = ["RULES", "Rule"]
@@ -78,6 +78,9 @@ RULES = (
     ),
     Rule("codebook-unsigned", codebook_rules.codebook_unsigned, "store int8 indices behind a DequantizeLinear", _QDQ, "warning"),
     Rule("int4-opset", file_rules.int4_opset, f"export with opset {file_rules.INT4_OPSET} or newer", _BOTH),
+    Rule("fp8-opset", fp8_rules.fp8_opset, f"export with opset {fp8_rules.FP8_OPSET} or newer", _BOTH),
+    Rule("fp8-half-scale", fp8_rules.fp8_half_scale, "keep scales of FP8 codes in fp32, and cast behind the product", _QDQ),
+    Rule("fp8-unsaturated", fp8_rules.fp8_unsaturated, "leave out the attribute saturate, or set it to 1", _BOTH),
     Rule("new-opset", file_rules.new_opset, "export with opset 21", _ONNXRUNTIME),
     Rule("external-data", file_rules.external_data, "save the data beside the model, under a relative name", _BOTH),
     Rule("invalid-onnx", file_rules.invalid_onnx, "export the graph again", _BOTH),
