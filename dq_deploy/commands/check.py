@@ -219,7 +219,9 @@ def show_bisection(found: Bisection, output: Output) -> None:
 
 
 def _source_row(row: LayerSource) -> tuple[str, ...]:
-    bits = f"W{row.weight_bits}A{row.activation_bits}" if row.weight_bits else f"A{row.activation_bits}"
+    from ..artifacts.layer_bits import bits_name
+
+    bits = bits_name(row.weight_bits, row.activation_bits, row.format)
     raised = "" if row.raised_db is None else f"{row.raised_db:.2f} dB"
     return (
         row.layer,

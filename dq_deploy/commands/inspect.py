@@ -66,6 +66,7 @@ def show_artifact(artifact: Artifact, found: Mapping[str, ScaleTable], output: O
         rows += [("bits, by work", bits_in_words(artifact))]
     if manifest.quantization and manifest.kind != "schedule":
         rows += [(f"preset: {what} bits", manifest.quantization[f"{what}_bits"]) for what in ("weight", "activation")]
+        rows += [("preset: products", products.upper())] if (products := manifest.quantization.get("products", "int8")) != "int8" else []
     rows += [("scale tables", f"{len(found)}, see --layer '*'")] if found and not in_full else []
     rows += [(f"file {name}", f"{megabytes(entry.size)}, sha256 verified") for name, entry in manifest.files.items()]
     rows += [("made with", ", ".join(f"{name} {version}" for name, version in manifest.tools.items()))]

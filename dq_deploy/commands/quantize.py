@@ -31,7 +31,8 @@ _SHOWN_LAYERS = 10
     "--preset",
     metavar="NAME",
     shell_complete=presets,
-    help="Bits of weights and activations: w8a8, w6a6, w4a8, w4a4; w4a16: weight-only; vq3a8, vq2a8: codebooks.  [default: w8a8]",
+    help="Bits of weights and activations: w8a8, w6a6, w4a8, w4a4; w4a16: weight-only; vq3a8, vq2a8: codebooks; fp8, w4a8-fp8: products in "
+    "FP8, for GPUs of compute capability 8.9 and newer.  [default: w8a8]",
 )
 @click.option(
     "--for",

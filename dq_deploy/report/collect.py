@@ -105,7 +105,8 @@ _SCALES = {
 def _subtitle(checkpoint: Artifact[CheckpointDetails]) -> str:
     manifest, (most, *_) = checkpoint.manifest, layer_bits(checkpoint)
     options = manifest.quantization or {}
-    activations = f"{most.activation_bits}-bit activations" if of_bits(most.activation_bits).integer else "float activations"
+    scaled, kind = of_bits(most.activation_bits).integer, " (FP8)" if most.format == "fp8" else ""
+    activations = f"{most.activation_bits}-bit activations{kind}" if scaled else "float activations"
     others = (bits_in_words(checkpoint) or "").partition(", ")[2]
     tables = _SCALES[manifest.activations].format(len(manifest.timesteps))
     trained = f"{options['iterations']} distillation steps a block" if options["iterations"] else "not distilled"
@@ -132,6 +133,7 @@ def _layers(artifacts: ReportedArtifacts, errors: LayerErrors | None) -> list[La
             macs=layer.macs,
             weight_bits=layer.weight_bits,
             activation_bits=layer.activation_bits,
+            format=layer.format,
             quantizers=layer.quantizers,
             output_db=errors.output_db.get(layer.name) if errors else None,
             precisions={engine: found[layer.name][0] for engine, found in by_engine.items() if layer.name in found},

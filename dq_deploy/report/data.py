@@ -54,7 +54,8 @@ class Pictures(_Part):
 class Layer(_Part):
     """A quantized layer. ``output_db`` [T]: SNR of its output against the float model's; None where that was not measured.
 
-    ``precisions`` are what it runs in by engine, and ``reasons`` why that is not as planned.
+    ``format`` is the number format that it is planned to multiply in, where that is not what its bits say. ``precisions`` are what it runs
+    in by engine, and ``reasons`` why that is not as planned.
     """
 
     name: str
@@ -62,6 +63,7 @@ class Layer(_Part):
     macs: int
     weight_bits: int | None
     activation_bits: int
+    format: str | None = None
     quantizers: list[str]
     output_db: list[float | None] | None = None
     precisions: dict[str, str] = Field(default_factory=dict)

@@ -99,7 +99,7 @@ function about({ layer, output, rounding, clipped }, at, onpick) {
   const activations = layer.activation_bits > 8 ? "float" : `${layer.activation_bits}-bit`;
   const weights = layer.weight_bits === null ? "none, a product of two activations" : `${layer.weight_bits}-bit`;
   const facts = [
-    ["operation", layer.op], ["weights", weights], ["activations", activations],
+    ["operation", layer.op], ["weights", weights], ["activations", activations], layer.format && ["products in", layer.format.toUpperCase()],
     ["multiply-accumulates", total ? `${((100 * layer.macs) / total).toFixed(2)} %` : "–"],
     ...Object.entries(layer.precisions).map(([engine, precision]) => [engine, layer.reasons[engine] ? `${precision}: ${layer.reasons[engine]}` : precision.toUpperCase()]),
     output && ["output against float", decibels(output[at])], rounding && ["rounding of its input", decibels(rounding[at])],
