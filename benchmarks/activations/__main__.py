@@ -1,4 +1,4 @@
-"""Networks quantized with each source of activation scales, untrained, judged on seeds that nothing was fitted to."""
+"""Networks quantized with each number format and source of activation scales, untrained, judged on seeds that nothing was fitted to."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from torch.fx import GraphModule
 
 from benchmarks.accuracy.drawing import as_pictures
 from benchmarks.networks.network import NAMES, network
+from dq_deploy.commands.options import parse_keep
 from dq_deploy.console import Output
 from dq_deploy.decibels import psnr_db
 from dq_deploy.formats import ScaleSource
@@ -28,6 +29,7 @@ from dq_deploy.quantization.initial.initialize import initialize
 from dq_deploy.quantization.initial.scale_choice import choose_scales, take_choices
 from dq_deploy.quantization.pipeline import copy_with_quantizers, per_timestep_snr
 from dq_deploy.quantization.prepare import Prepared, prepare
+from dq_deploy.quantization.rounding.layerwise import round_weights
 
 _HELD_OUT = 500_000  # the first seed that is judged on
 _FIGURES = "figures.json"
@@ -38,20 +40,29 @@ _COLUMNS = ("network", "bits", "scales", "median SNR", "worst step", "PSNR", "sd
 @click.argument("names", nargs=-1, required=True, metavar="NAME…")
 @click.option("--presets", default="w8a8", show_default=True, help="With commas.")
 @click.option("--scales", default=",".join(Activations), show_default=True, help="With commas.")
-@click.option("--dilation", default="none", show_default=True)
+@click.option("--dilation", default="none", show_default=True, help="preset: what each preset takes.")
+@click.option("--rounding", type=click.Choice(["nearest", "gptq"]), default="nearest", show_default=True)
+@click.option("--keep", multiple=True, metavar="PATTERN=BITS|float", help="As quantize --keep.")
 @click.option("--calibration-samples", type=click.IntRange(2), default=8, show_default=True)
 @click.option("--steps", type=click.IntRange(2), default=10, show_default=True)
 @click.option("--samples", type=click.IntRange(2), default=8, show_default=True, help="Held-out seeds to judge by.")
 @click.option("--results", type=click.Path(path_type=Path), default=Path("benchmarks/activations"), show_default=True)
-def main(names: tuple[str, ...], presets: str, scales: str, dilation: str, calibration_samples: int, steps: int, samples: int,
-         results: Path) -> None:  # fmt: skip
+def main(names: tuple[str, ...], presets: str, scales: str, dilation: str, rounding: str, keep: tuple[str, ...],
+         calibration_samples: int, steps: int, samples: int, results: Path) -> None:  # fmt: skip
     """NAME is a built-in or one of benchmarks/networks. SNR of the network's output over the steps, and PSNR of the final samples, in dB.
 
     What is recorded in the folder of --results is not measured again.
     """
     output, file = Output(), results / _FIGURES
     found: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
-    options = {"dilation": dilation, "calibration_samples": calibration_samples, "steps": steps, "reference_samples": samples}
+    options: dict[str, Any] = {
+        "dilation": dilation,
+        "calibration_samples": calibration_samples,
+        "steps": steps,
+        "reference_samples": samples,
+    }
+    options |= {"rounding": rounding} if rounding != "nearest" else {}  # the others were measured before there was a choice
+    options |= {"keep": dict(map(parse_keep, keep))} if keep else {}
     for name in names:
         wanted = [(p, s) for p in presets.split(",") for s in scales.split(",") if _key(name, p, s, options) not in found]
         for preset, chosen, figures in _measured(name, wanted, options):
@@ -69,15 +80,21 @@ def _measured(name: str, wanted: list[tuple[str, str]], options: dict[str, Any])
     """Figures of each preset and source of scales, all from the same trajectories."""
     if not wanted:
         return
-    config = QuantizeConfig.build(max_float_share=0.2, iterations=0, **options)
-    prepared = _prepared(name, config)
+    given = {"rounding": "nearest", **options, "max_float_share": 0.2, "iterations": 0}
+    given |= {"dilation": None} if given["dilation"] == "preset" else {}
+    config = QuantizeConfig.build(**given)
+    by_halves = {config.skip_halves: _prepared(name, config)}
+    prepared = by_halves[config.skip_halves]
     call = prepared.call(prepared.float_graph)
     data = prepared.calibration.collect(call, range(config.calibration_samples), silent)
     seeds = range(_HELD_OUT, _HELD_OUT + config.reference_samples)
     held_out = prepared.calibration.collect(call, seeds, silent)
     expected = _pictures(prepared, prepared.float_graph, seeds)
     for preset, scales in wanted:
-        chosen = QuantizeConfig.build(preset, activations=scales, max_float_share=0.2, iterations=0, **options)
+        chosen = QuantizeConfig.build(preset, activations=scales, **given)
+        if chosen.skip_halves not in by_halves:
+            by_halves[chosen.skip_halves] = _prepared(name, chosen)
+        prepared = by_halves[chosen.skip_halves]
         snr, pictures, share = _quantized(prepared, chosen, data, held_out, seeds)
         psnr = psnr_db(expected, pictures).tolist()
         figures = {"snr_db": snr, "median_snr_db": median(snr), "worst_snr_db": min(snr), "psnr_by_seed": [round(x, 3) for x in psnr]}
@@ -92,6 +109,7 @@ def _quantized(
         take_choices(plan, choose_scales(prepared.float_graph, plan, data, config))
     quantized = copy_with_quantizers(prepared.float_graph, plan, data.timesteps)
     initialize(prepared.float_graph, quantized, data, config)
+    round_weights(quantized, data, config)
     freeze(quantized)
     computed = [quantizer.source is ScaleSource.COMPUTED for _, quantizer in named_quantizers(quantized)]
     return per_timestep_snr(prepared.call(quantized), held_out), _pictures(prepared, quantized, seeds), sum(computed) / len(computed)
