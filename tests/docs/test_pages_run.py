@@ -77,7 +77,9 @@ def test_a_page(page: str, runner: Runner, monkeypatch: pytest.MonkeyPatch) -> N
         assert "<html" in Path("report.html").read_text()[:200]
 
 
-_OTHERS = ("choosing-bits", "deploy-tensorrt", "large-models", "report", "schedules", "troubleshooting", "weight-only", "your-own-model")
+_OTHERS = (
+    "choosing-bits", "deploy-tensorrt", "fp8", "large-models", "report", "schedules", "troubleshooting", "weight-only", "your-own-model",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("page", mostly_nightly([f"docs/{name}.md" for name in _OTHERS], "docs/your-own-model.md", "docs/choosing-bits.md"))
