@@ -30,11 +30,6 @@ class Turn:
     timesteps: list[float]
     span: str
 
-    @property
-    def name(self) -> str:
-        """The schedule's folder and the member's: what it is called beside other artefacts."""
-        return f"{self.member.path.resolve().parent.name}/{self.member.path.name}"
-
 
 def turns(schedule: Artifact[ScheduleDetails]) -> list[Turn]:
     """The members of a schedule with what they run, the first in sampling first."""
@@ -44,11 +39,6 @@ def turns(schedule: Artifact[ScheduleDetails]) -> list[Turn]:
         Turn(member, [t for t, number in zip(timesteps, runs, strict=True) if number == index], _span(switches, index))
         for index, member in enumerate(schedule.members)
     ]
-
-
-def turn_at(found: Sequence[Turn], timestep: float) -> Turn:
-    """The turn that has a calibrated timestep."""
-    return next(turn for turn in found if timestep in turn.timesteps)
 
 
 def _span(switches: Sequence[float], index: int) -> str:

@@ -222,7 +222,7 @@ def _row(contender: Contender, batch: int, times: Floats, baseline: Floats, snr:
 
 
 def _notes(contenders: Sequence[Contender]) -> list[str]:
-    affected = [contender for contender in contenders if contender.runner.details.get("int8_saturates")]
+    affected = [one for one in contenders if not one.turns and one.runner.details.get("int8_saturates")]  # of a schedule its members say it
     wrong = [contender.name for contender in affected if contender.runner.details["integer"]]
     slow = [contender.name for contender in affected if not contender.runner.details["integer"]]
     why = "this CPU has no VNNI, and OpenVINO's INT8 kernels saturate on it"

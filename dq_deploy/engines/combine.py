@@ -73,13 +73,14 @@ def combine(members: Sequence[str | Path | Artifact[GraphDetails]], output: str 
 
 
 def check_alike(members: Sequence[Artifact[GraphDetails]]) -> None:
-    """Raise ArtifactError, naming all that differs from the first member, unless they are of one model and calibrated on one schedule."""
-    first, *others = (_model_of(member) for member in members)
+    """Raise ArtifactError unless they are of one model and calibrated alike, naming all that differs from the first that says it."""
+    models = [_model_of(member) for member in members]
+    said = {what: next((found[what] for found in models if found[what] is not None), None) for what in models[0]}
     problems = [
-        f"{member.path}: {what} {_short(found[what])}, not {_short(first[what])}"
-        for member, found in zip(members[1:], others, strict=True)
-        for what in first
-        if None not in (first[what], found[what]) and found[what] != first[what]
+        f"{member.path}: {what} {_short(found[what])}, not {_short(said[what])}"
+        for member, found in zip(members, models, strict=True)
+        for what in said
+        if found[what] is not None and found[what] != said[what]
     ]
     problems += [f"{member.path} does not say what model it came from" for member in members if member.details.source is None]
     if problems:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ..artifacts import Artifact, of_kind, open_artifact, read_manifest
-from ..artifacts.details import EngineDetails
+from ..artifacts import Artifact, open_artifact, read_manifest
 from ..engines.choice import Runtime
 from ..engines.dropin import DropInModel
 from ..engines.dropin import load as load_local
@@ -46,10 +45,12 @@ def download(repo_id: str, revision: str | None = None) -> Artifact:
     if manifest.kind == "engine":
         raise _code(repo_id, "is an engine")
     # The folder's name is the commit: what is listed and what is fetched belong together, whatever is pushed meanwhile.
-    found = open_artifact(_fetch(repo_id, root.name, ["manifest.json", *manifest.files]), ("bundle", "schedule"))
-    if of_kind(found.members, EngineDetails):
-        raise _code(repo_id, "has an engine in it")
-    return found
+    members = [name for name in manifest.files if name.endswith("/manifest.json")]
+    if members:
+        root = _fetch(repo_id, root.name, members)
+        if any(read_manifest((root / name).parent).kind == "engine" for name in members):
+            raise _code(repo_id, "has an engine in it")
+    return open_artifact(_fetch(repo_id, root.name, ["manifest.json", *manifest.files]), ("bundle", "schedule"))
 
 
 def _code(repo_id: str, why: str) -> UsageError:

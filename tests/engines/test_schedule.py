@@ -181,6 +181,8 @@ def test_members_of_other_models_are_refused_with_what_differs(flow: Flow, tmp_p
     unguided = altered_manifest(bundle, tmp_path / "unguided", quantization={**bundle.manifest.quantization, "guidance_scale": 1.0})
     with pytest.raises(ArtifactError, match=r"guidance scale 1\.0, not 3\.0"):
         combine([guided, unguided], tmp_path / "schedule", switches=[SWITCH])
+    with pytest.raises(ArtifactError, match=r"guidance scale 1\.0, not 3\.0"):  # a float member before them says nothing
+        combine([flow.bundles["float"], guided, unguided], tmp_path / "schedule", switches=[500, 100])
     unknown = altered_manifest(bundle, tmp_path / "unknown", details={**details, "source": None})
     with pytest.raises(ArtifactError, match="unknown does not say what model it came from"):
         combine([flow.bundles["float"], unknown], tmp_path / "schedule", switches=[SWITCH])

@@ -15,6 +15,8 @@ from huggingface_hub import ModelCard
 import dq_deploy
 from dq_deploy.artifacts import open_artifact
 from dq_deploy.console import to_json
+from dq_deploy.engines.build import build_engine
+from dq_deploy.engines.combine import combine
 from dq_deploy.errors import ArtifactError, EnvironmentProblem, UsageError
 from dq_deploy.hub.card import model_card, read_report
 from dq_deploy.hub.push import push
@@ -88,6 +90,20 @@ def test_an_engine_is_code_and_stays_on_the_hub(hub: LocalHub, flow: Flow, tmp_p
     with pytest.raises(UsageError, match="someone/engine is an engine, which is code"):
         dq_deploy.load("someone/engine")
     assert not any("model.onnx" in line for line in hub.requests if line.startswith("GET"))
+
+
+def test_a_schedule_of_bundles_is_loaded_and_one_with_an_engine_is_not(hub: LocalHub, flow: Flow, tmp_path: Path) -> None:
+    schedule = combine([flow.bundles["onnxruntime"], flow.bundles["float"]], tmp_path / "schedule", switches=[400])
+    push(schedule.path, "someone/turns")
+    sample = torch.randn(2, 1, 8, 8)
+    steps = torch.tensor([0.0, 800.0])
+    assert torch.equal(dq_deploy.load("someone/turns")(sample, steps).sample, dq_deploy.load(schedule)(sample, steps).sample)
+    engine = build_engine(flow.bundles["qdq"], tmp_path / "engine", backend="openvino")
+    push(combine([engine, flow.bundles["float"]], tmp_path / "mixed", switches=[400]).path, "someone/mixed")
+    hub.requests.clear()
+    with pytest.raises(UsageError, match="someone/mixed has an engine in it, which is code"):
+        dq_deploy.load("someone/mixed")
+    assert not any("/model." in line for line in hub.requests if line.startswith("GET"))
 
 
 def test_a_repository_that_is_none(hub: LocalHub, flow: Flow) -> None:
