@@ -171,12 +171,14 @@ class _Products(Interpreter):
 class _Regions(Interpreter):
     """The reference forward with every product replaced by what is fed; keeps what quantizers and such products read.
 
-    ``sign``: of the rounding that every norm's variance is moved by.
+    ``sign``: of the rounding that every norm's variance is moved by; products of two activations that are left in float are moved too, by
+    ``step``, which their operands' moves average out in.
     """
 
-    def __init__(self, checkpoint: Checkpoint, fed: Fed, sign: float = 0.0) -> None:
+    def __init__(self, checkpoint: Checkpoint, fed: Fed, sign: float = 0.0, step: float = 0.0) -> None:
         super().__init__(checkpoint.model)
-        self.fed, self.found, self.sign = fed, Fed(), sign
+        self.fed, self.found, self.sign, self.step = fed, Fed(), sign, step
+        self.generator = torch.Generator().manual_seed(int(sign > 0))
         self.largest = max((float(value.abs().max()) for value in fed.values()), default=0.0)
         self.every: dict[Node, torch.Tensor] = {}
         self.submodules = dict(checkpoint.model.named_modules())
@@ -198,6 +200,8 @@ class _Regions(Interpreter):
         result = super().run_node(n)
         if self.sign and n.target in _NORMS:
             result = _with_other_variance(result, self.sign, *self.fetch_args_kwargs_from_env(n)[0])
+        if self.step and n.target == aten.matmul.default:
+            result = result * (1 + self.step * torch.randn(result.shape, generator=self.generator))
         if isinstance(result, torch.Tensor):
             self.every[n] = result
         return result
@@ -300,7 +304,7 @@ def _behind_products(model: GraphModule) -> Iterator[Node]:
 def _both(checkpoint: Checkpoint, fed: Fed, inputs: list[torch.Tensor], dtype: str) -> tuple[_Regions, list[_Regions]]:
     """The forward on what is fed, and on the same moved by what rounding does."""
     run = _Regions(checkpoint, fed)
-    moved = [_Regions(checkpoint, _moved(fed, dtype, seed), sign) for seed, sign in zip(_SEEDS, _SIGNS, strict=True)]
+    moved = [_Regions(checkpoint, _moved(fed, dtype, seed), sign, _STEP[dtype]) for seed, sign in zip(_SEEDS, _SIGNS, strict=True)]
     run.values(inputs)
     for seed, each in zip(_SEEDS, moved, strict=True):
         generator = torch.Generator().manual_seed(seed)
