@@ -89,6 +89,11 @@ def export(checkpoint: str | Path | Artifact, output: str | Path, *, target: Tar
                 f"target onnxruntime multiplies integers, and the codes of {path} are {' and '.join(sorted(floats))}",
                 "export with --target qdq, which ONNX Runtime runs with products in float; for speed on a CPU quantize with --preset w8a8",
             )
+        if floats and attention == "int8" and not float:
+            raise UsageError(
+                f"attention int8 is asked for, and beside {' and '.join(sorted(floats))} codes attention stays in float",
+                "leave it out: engines run it as one kernel",
+            )
         attention = "float" if float or weight_only or floats else attention  # there is nothing in integers to leave so
         if attention == "float" and not float:
             loaded = float_attention(loaded)

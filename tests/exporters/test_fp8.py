@@ -138,6 +138,8 @@ def test_what_is_not_the_checkpoints_fails_the_check(bundle: Artifact, checkpoin
 def test_target_onnxruntime_is_refused_with_the_way_out(checkpoint: Checkpoint, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"multiplies integers, and the codes of .* are FP8\n.*--target qdq.*--preset w8a8"):
         export(checkpoint.artifact, tmp_path / "bundle", target="onnxruntime")
+    with pytest.raises(UsageError, match="attention int8 is asked for, and beside FP8 codes attention stays in float"):
+        export(checkpoint.artifact, tmp_path / "bundle", target="qdq", attention="int8")
     assert not (tmp_path / "bundle").exists()
 
 
