@@ -13,11 +13,13 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from ..errors import UsageError, did_you_mean
 from ..formats import NumberFormat, of_bits
 from ..formats.codebook import Codebook
-from ..formats.presets import PRESETS
+from ..formats.presets import CODEBOOKS, PRESETS
 from .methods import DILATEQUANT, METHODS
 
-INTEGER_PRESETS = tuple(name for name, filled in PRESETS.items() if of_bits(filled["activation_bits"], filled.get("products")).integer)
-"""The presets whose products are of integers."""
+INTEGER_PRESETS = tuple(
+    name for name, filled in PRESETS.items() if name not in CODEBOOKS and of_bits(filled["activation_bits"], filled.get("products")).integer
+)
+"""The presets whose products are of integers, each weight with one of its own."""
 
 _FP8_BITS = (2, 3, 4, 8)
 """Of weights whose products run in FP8: its own, and integers that INT4 holds."""

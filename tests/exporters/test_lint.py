@@ -67,6 +67,8 @@ PAIRS: dict[str, tuple[str, str | Callable[[], onnx.ModelProto]]] = {
     "computed-scale-conv": ("conv-computed-scale", "conv-computed-quantize"),
     "computed-scale-matmul": ("matmul-computed-scale", "matmul-static"),
     "zero-point": ("zero-point", "matmul-static"),
+    "codebook-moved": ("matmul-codebook-before", "matmul-codebook"),
+    "codebook-unsigned": ("matmul-codebook-unsigned", "matmul-codebook"),
     "fp8-opset": ("matmul-fp8-opset-18", partial(float8.matmul_fp8, opset=19)),
     "fp8-half-scale": ("matmul-fp8-half-scale", "matmul-fp8"),
     "fp8-unsaturated": ("matmul-fp8-unsaturated", partial(float8.matmul_fp8, saturate=1)),
