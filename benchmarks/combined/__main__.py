@@ -12,7 +12,7 @@ import torch
 from dq_deploy.console import Output
 from dq_deploy.engines.machine import machine_info
 
-from .study import Figures, Study, Turns, combinations
+from .study import OPTIONS, Figures, Study, Turns, combinations
 
 HERE = Path(__file__).parent
 LOWER = ("w4a8", "w4a4")
@@ -69,9 +69,12 @@ def _section(model: str, folder: Path) -> list[str]:
     if not cells:
         return []
     order = {turns.name: number for number, turns in enumerate(combinations(cells[0].timesteps, LOWER))}
+    options = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in OPTIONS.get(model, {}).items())
     lines = [
         "",
         f"## {model}",
+        "",
+        f"Quantized with {options or 'the defaults'}, apart from training.",
         "",
         "| the highest timesteps first | better steps | PSNR | worst image | foretold SNR |",
         "|---|---:|---:|---:|---:|",

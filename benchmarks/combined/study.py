@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from pydantic import BaseModel
@@ -23,6 +24,8 @@ from dq_deploy.sampling import Drawing, draw
 from dq_deploy.sampling.grid import Images
 
 FLOAT = "float"
+OPTIONS: dict[str, dict[str, Any]] = {"unet": {"dilation": "none", "calibration_samples": 16}}
+"""Of the quantization, by model, beside no training: the UNet's rules of dilation take long to try."""
 
 
 class Figures(BaseModel):
@@ -66,7 +69,7 @@ class Study:
         """Nothing trained."""
         path = self.workspace / f"{self.model}-{preset}"
         if not path.exists():
-            quantize(f"builtin:fashion-mnist-{self.model}", path, preset=preset, iterations=0)
+            quantize(f"builtin:fashion-mnist-{self.model}", path, preset=preset, iterations=0, **OPTIONS.get(self.model, {}))
         return open_artifact(path, "checkpoint")
 
     def bundle(self, preset: str, like: str) -> Path:
