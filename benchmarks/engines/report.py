@@ -18,7 +18,8 @@ _INTRODUCTION = """\
 
 `python -m benchmarks.engines` writes this page: it quantizes the built-in models (20 timesteps, iterations 0: the kernels do not depend on
 the values), exports them and builds them with TensorRT-RTX {version}, ahead of time, no GPU. Weights of up to 4 bits are stored as INT4.
-The kernels are those that the compiler *chose*; none was executed.
+The kernels are those that the compiler *chose*; none was executed. Attention is in INT8 here (`export --attention int8`), so that every
+product is compared; what the default makes of it is in [ATTENTION.md](ATTENTION.md).
 
 - **per-timestep**: scales and zero-points selected by the timestep. **static**: the same model with one scale and zero-point a layer
   (`--activations static`), as constants of the same graph.

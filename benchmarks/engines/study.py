@@ -23,7 +23,7 @@ PRESETS = ("w8a8", "w6a6", "w4a8", "w4a4")
 CAPABILITIES = ("8.9", "12.0")
 KINDS = ("per-timestep", "static", "plain")
 # Kernels depend on shapes, bits and which tables there are, not on the values: the cheapest calibration will do.
-_CHEAP: dict[str, Any] = {"iterations": 0, "dilation": "none", "calibration_samples": 2, "reference_samples": 1, "initial_range": "minmax"}
+CHEAP: dict[str, Any] = {"iterations": 0, "dilation": "none", "calibration_samples": 2, "reference_samples": 1, "initial_range": "minmax"}
 _FLOATS = ("fp32", "fp16")
 
 
@@ -76,11 +76,11 @@ def measure(model: str, precision: str, kind: str) -> Cell:
     """Quantize, export and build."""
     with TemporaryDirectory(prefix="dq-deploy-engines-") as name:
         folder = Path(name)
-        options = {**_CHEAP, "activations": "per-timestep" if kind == "per-timestep" else "static", "zero_points": kind != "plain"}
+        options = {**CHEAP, "activations": "per-timestep" if kind == "per-timestep" else "static", "zero_points": kind != "plain"}
         is_float = precision in _FLOATS
         checkpoint = dq_deploy.quantize(MODELS[model], folder / "checkpoint", preset="w8a8" if is_float else precision, **options)
         dtype = precision if is_float else "fp16"
-        bundle = dq_deploy.export(checkpoint, folder / "bundle", target="qdq", dtype=dtype, float=is_float)
+        bundle = dq_deploy.export(checkpoint, folder / "bundle", target="qdq", dtype=dtype, attention="int8", float=is_float)
         if kind == "plain":
             bundle = rewritten(bundle, folder / "plain", plain_static)
         return build(bundle, folder / "engine", model=model, precision=precision, kind=kind)

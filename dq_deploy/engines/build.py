@@ -114,7 +114,7 @@ def build_engine(
     for line in consequences(allow, allowed):
         warn(line)
     about = resolve_name(engine.building.details)(source) if engine.building.details else {}
-    job = _Job(source, engine, profile, asked, timeout_s, allowed, about, prepare(engine.building, source, graph))
+    job = _Job(source, engine, profile, asked, timeout_s, allowed, about, prepare(engine.building, source, graph, capabilities))
     manifest = _manifest(job, {"batch": list(batch), "sizes": {name: list(values) for name, values in (sizes or {}).items()}})
     manifest.details |= {"output_spec": output_spec(graph), "rows": entries_in_onnx(graph)}
     title = f"building with {backend}"

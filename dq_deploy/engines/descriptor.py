@@ -91,7 +91,7 @@ class Builder:
 
     ``kernels`` reads them from the child's log (str → LayerDump or None), where the child does not report them; ``details`` are what the
     manifest says beyond what every engine's does (Artifact → dict). ``fuse`` rewrites a bundle's graph for its fused attention, and says
-    what is planned for each (onnx_ir.Model, BundleDetails → list of AttentionPlan); without it the graph is built as it is.
+    what is planned for each (onnx_ir.Model, BundleDetails, capabilities → list of AttentionPlan); without it the graph is built as it is.
     """
 
     child: str

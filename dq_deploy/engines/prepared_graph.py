@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,11 +52,11 @@ class PreparedGraph:
                 yield Path(scratch) / _GRAPH
 
 
-def prepare(builder: Builder, bundle: Artifact[BundleDetails], graph: Any) -> PreparedGraph:
-    """The graph (an onnx ModelProto, checked) as the builder takes it."""
+def prepare(builder: Builder, bundle: Artifact[BundleDetails], graph: Any, capabilities: Sequence[tuple[int, int] | None]) -> PreparedGraph:
+    """The graph (an onnx ModelProto, checked) as the builder takes it for these compute capabilities."""
     if builder.fuse is None:
         return PreparedGraph(bundle)
     model = ir.from_proto(graph)
-    attentions = tuple(resolve_name(builder.fuse)(model, bundle.details))
+    attentions = tuple(resolve_name(builder.fuse)(model, bundle.details, capabilities))
     changed = any(plan.fused for plan in attentions)
     return PreparedGraph(bundle, attentions, ir.to_proto(model).SerializeToString() if changed else None)

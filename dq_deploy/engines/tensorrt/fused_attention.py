@@ -7,7 +7,10 @@ Measured with TensorRT-RTX 1.7, sm_75 to sm_121 (benchmarks/engines/ATTENTION.md
   where they differ, are padded with them;
 - between q·kᵀ and the softmax there are scales, masks, biases, bounds and types alone, and behind it a number or a type.
 
-Layouts, the number of tokens and how many of them are known do not matter. So products that a bundle has in INT8 for CPUs are taken in
+For 7.5 to 8.6 it does not fuse an attention of one head, and on all GPUs one of one head whose channels stand in front of its tokens;
+padded by some zeros, whatever its size, it fuses both.
+
+The number of tokens and how many of them are known do not matter. So products that a bundle has in INT8 for CPUs are taken in
 float here (``attention`` "auto"); those of an attention that cannot be one kernel stay in INT8.
 """
 
@@ -26,6 +29,7 @@ from ..kernels import AttentionPlan
 
 _FUSED_TYPES = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 SMALLEST_HEAD, LARGEST_HEAD = 16, 256
+_FUSES_ONE_HEAD = (8, 9)  # the lowest compute capability for which it does
 _MULTIPLE = 8  # 16 bytes: what is no multiple the builder copies itself, into more kernels
 _TYPE_NAMES = {ir.DataType.FLOAT: "fp32", ir.DataType.INT8: "INT8"}
 # From an operand back to the transposition that made it of pixels, if there is one.
@@ -33,12 +37,15 @@ _TO_TRANSPOSE = frozenset({"Add", "Cast", "Div", "Identity", "Mul", "Reshape", "
 _BEFORE = frozenset({"Add", "Cast", "Clip", "Div", "Identity", "Max", "Min", "Mul", "Reshape", "Squeeze", "Sub", "Unsqueeze", "Where"})
 
 
-def fuse_attentions(model: ir.Model, details: BundleDetails) -> list[AttentionPlan]:
+def fuse_attentions(
+    model: ir.Model, details: BundleDetails, capabilities: Sequence[tuple[int, int] | None] = ((8, 9),)
+) -> list[AttentionPlan]:
     """Rewrite a bundle's graph in place so that the builder fuses its attentions, and say what is planned for each.
 
-    A bundle that was exported with ``attention`` "int8" keeps its products.
+    ``capabilities`` are those that are built for, None a GPU that is known later. A bundle that was exported with ``attention`` "int8"
+    keeps its products.
     """
-    bundle = _Bundle(model.graph, details)
+    bundle = _Bundle(model.graph, details, pads_one_head=any(c is None or c < _FUSES_ONE_HEAD for c in capabilities))
     plans = [bundle.fuse(attention) for attention in find_attentions(model.graph)]
     passes.RemoveUnusedNodesPass()(model)
     passes.TopologicalSortPass()(model)
@@ -48,7 +55,8 @@ def fuse_attentions(model: ir.Model, details: BundleDetails) -> list[AttentionPl
 class _Bundle:
     """A graph, with what its manifest says of quantized values."""
 
-    def __init__(self, graph: ir.Graph, details: BundleDetails) -> None:
+    def __init__(self, graph: ir.Graph, details: BundleDetails, *, pads_one_head: bool) -> None:
+        self.pads_one_head = pads_one_head
         self.keeps_int8 = details.attention == "int8"
         self.named: dict[str, ir.Value] = {str(value.name): value for node in graph for value in node.outputs}
         self.named |= {str(value.name): value for value in graph.inputs}
@@ -61,7 +69,9 @@ class _Bundle:
         products = attention.scores, attention.values
         query, key, probabilities, value = (self._operand(given) for node in products for given in node.inputs)
         shape = tuple(self._result(attention.scores).shape or ())
-        channels, size = _size(query), _fused_size(query, value)
+        one_head = len(shape) == 3 or shape[1:2] == (1,)
+        padded = _channels_first(query) or _channels_first(value) or (one_head and self.pads_one_head)
+        channels, size = _size(query), _fused_size(query, value, padded=padded)
         reason = self._obstacle(attention, (query, key, probabilities, value), size)
         if reason is None:
             assert size is not None
@@ -86,7 +96,7 @@ class _Bundle:
         if size is None:
             return "its head size is not known when the engine is built"
         if size > LARGEST_HEAD:
-            return _too_wide(operands[0], operands[3])
+            return f"its heads need {size} channels with padding, and those of up to {LARGEST_HEAD} are fused"
         if foreign := _foreign(attention, operands[2]):
             return f"it has {foreign}"
         if not all(_is_cast(node, kinds[0]) for node in self._readers(attention.scores)):
@@ -163,28 +173,17 @@ def _is_cast(node: ir.Node, kind: ir.DataType | None) -> bool:
     return node.op_type == "Cast" and node.outputs[0].dtype == kind
 
 
-def _fused_size(query: ir.Value | None, value: ir.Value | None) -> int | None:
-    """The size that an attention's heads are padded to; None where it is not known."""
+def _fused_size(query: ir.Value | None, value: ir.Value | None, *, padded: bool) -> int | None:
+    """The size that an attention's heads are padded to, in any case where it must be ``padded``; None where it is not known."""
     sizes = _size(query), _size(value)
     if sizes[0] is None or sizes[1] is None:
         return None
-    return padded_head(max(sizes[0], sizes[1]), channels_first=_channels_first(query) or _channels_first(value))
+    return padded_head(max(sizes[0], sizes[1]), always=padded)
 
 
-def _too_wide(query: ir.Value | None, value: ir.Value | None) -> str:
-    channels = max(_size(query) or 0, _size(value) or 0)
-    if channels > LARGEST_HEAD:
-        return f"its heads have {channels} channels, and those of up to {LARGEST_HEAD} are fused"
-    return f"its heads have {channels} channels in front of the tokens, and those of up to {LARGEST_HEAD - _MULTIPLE} are fused"
-
-
-def padded_head(channels: int, *, channels_first: bool) -> int:
-    """The size that heads of so many channels are padded to.
-
-    Where channels come before tokens, the padding is what keeps the builder from multiplying them in that order, for which it has no
-    fused kernel; so there is always some.
-    """
-    least = channels + 1 if channels_first else channels
+def padded_head(channels: int, *, always: bool) -> int:
+    """The size that heads of so many channels are padded to; ``always``: by one channel at least."""
+    least = channels + 1 if always else channels
     return max(SMALLEST_HEAD, -(-least // _MULTIPLE) * _MULTIPLE)
 
 

@@ -15,14 +15,14 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import nn
 
-from dq_deploy.accuracy.check import _as_exported
+from dq_deploy.accuracy.comparing import as_exported
 from dq_deploy.artifacts import Artifact, open_artifact
 from dq_deploy.engines.build import build_engine, load_report
 from dq_deploy.engines.kernels import AttentionPlan
 from dq_deploy.engines.layer_report import LayerReport
 from dq_deploy.engines.tensorrt.fused_attention import fuse_attentions, padded_head
 from dq_deploy.exporters import export
-from dq_deploy.quantization.checkpoint import load_checkpoint
+from dq_deploy.quantization.checkpoint import Checkpoint, load_checkpoint
 from tests.shared import made_once
 from tests.third_party import FoldedAttention
 from tests.tiny import make_checkpoint, snr_db
@@ -152,12 +152,12 @@ def test_an_engine_is_judged_by_the_forward_that_it_has(text: Artifact, tmp_path
     details = {**bundle.manifest.details, "backend": "tensorrt-rtx", "version": "1.7", "batch": [1, 1, 8], "float_attention": names[:2]}
     details["engines"] = [{"compute_capability": "8.9", "file": "a", "report": "b"}]
     engine = Artifact(tmp_path, bundle.manifest.model_copy(update={"kind": "engine", "details": details}))
-    assert {*_as_exported(checkpoint, engine.details).layers} == {*checkpoint.layers} - {*names[:2]}
-    assert {*_as_exported(checkpoint, bundle.details).layers} == {*checkpoint.layers}
+    assert {*as_exported(checkpoint, engine.details).layers} == {*checkpoint.layers} - {*names[:2]}
+    assert {*as_exported(checkpoint, bundle.details).layers} == {*checkpoint.layers}
 
 
 WHY = {
-    "wide": (Pixels(256, 1), {}, "its heads have 256 channels in front of the tokens, and those of up to 248 are fused"),
+    "wide": (Pixels(256, 1), {}, "its heads need 264 channels with padding, and those of up to 256 are fused"),
     "fp32": (Pixels(16), {"dtype": "fp32"}, "an operand is fp32, and only 16-bit types are fused"),
     "masked": (Pixels(16, 1, lambda p: p * MASK), {}, "it has a Mul behind its softmax"),
 }
@@ -174,6 +174,21 @@ def test_what_is_not_fused_is_as_it_was_and_says_why(case: str, tmp_path: Path) 
     assert {value.producer().op_type for node in products for value in node.inputs} == {"DequantizeLinear"}
 
 
-@pytest.mark.parametrize(("channels", "first", "size"), [(4, False, 16), (16, False, 16), (20, False, 24), (64, False, 64), (64, True, 72)])
-def test_heads_are_padded_to_what_has_a_kernel(channels: int, first: bool, size: int) -> None:
-    assert padded_head(channels, channels_first=first) == size
+@pytest.mark.parametrize(
+    ("channels", "always", "size"), [(4, False, 16), (16, False, 16), (20, False, 24), (64, False, 64), (64, True, 72)]
+)
+def test_heads_are_padded_to_what_has_a_kernel(channels: int, always: bool, size: int) -> None:
+    assert padded_head(channels, always=always) == size
+
+
+@rtx
+def test_one_head_is_fused_on_older_gpus_too(plain_checkpoint: Checkpoint, tmp_path: Path) -> None:
+    """Its compiler needs padding for that, and none for newer ones."""
+    bundle = export(plain_checkpoint.artifact, tmp_path / "bundle", target="qdq")
+    (report,) = load_report(build_engine(bundle, tmp_path / "engine", compute_capabilities=["8.6"]))
+    assert [(attention.heads, attention.fused) for attention in report.attentions] == [(1, True)]
+    for capability, pads in (((8, 6), 3), ((8, 9), 0)):
+        model = ir.load(bundle.path / "model.onnx")
+        before = sum(node.op_type == "Pad" for node in model.graph)
+        fuse_attentions(model, bundle.details, [capability])
+        assert sum(node.op_type == "Pad" for node in model.graph) - before == pads
