@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +19,7 @@ import dq_deploy
 from benchmarks.accuracy.drawing import Array, Drawing
 from benchmarks.accuracy.models import Reference
 from dq_deploy.decibels import psnr_db
-from dq_deploy.quantization import load_checkpoint
+from dq_deploy.quantization import Checkpoint, load_checkpoint
 from dq_deploy.sources import load_source
 
 FEW_BITS = {"w3a8": 3, "w2a8": 2}
@@ -75,22 +77,29 @@ class Study:
         """Quantize and judge a cell."""
         options: dict[str, Any] = {"preset": "w4a8", "weight_bits": FEW_BITS[preset]} if preset in FEW_BITS else {"preset": preset}
         started = time.perf_counter()
-        with tempfile.TemporaryDirectory() as folder:
-            dq_deploy.quantize(
-                self.source, Path(folder) / "checkpoint", **options, rounding=rounding, iterations=iterations, steps=self.steps,
-                dilation=self.dilation, calibration_samples=self.calibration_samples, final_samples=0,
-            )  # fmt: skip
-            checkpoint = load_checkpoint(Path(folder) / "checkpoint")
-            names = checkpoint.details.inputs
-
-            def call(sample: torch.Tensor, timestep: torch.Tensor, **conditions: torch.Tensor) -> torch.Tensor:
-                values = {names[0]: sample, "timestep": timestep, **conditions}
-                answer: torch.Tensor = checkpoint.model(*(values[name] for name in names))
-                return answer
-
-            psnr = psnr_db(self._expected, self._drawing.pictures(call, range(self.pictures)))
+        with self.quantized(**options, rounding=rounding, iterations=iterations) as checkpoint:
+            psnr = self.psnr_db(checkpoint)
             snr = checkpoint.details.snr_db["after_distillation"]
-        return Figures(
-            preset=preset, rounding=rounding, iterations=iterations, psnr_db=[round(float(x), 3) for x in psnr], snr_db=snr,
-            wall_s=round(time.perf_counter() - started, 1),
-        )  # fmt: skip
+        wall_s = round(time.perf_counter() - started, 1)
+        return Figures(preset=preset, rounding=rounding, iterations=iterations, psnr_db=psnr, snr_db=snr, wall_s=wall_s)
+
+    @contextmanager
+    def quantized(self, **options: Any) -> Iterator[Checkpoint]:
+        """A checkpoint of the source, in a folder that is there for so long."""
+        with tempfile.TemporaryDirectory() as folder:
+            made = dq_deploy.quantize(
+                self.source, Path(folder) / "checkpoint", **options, steps=self.steps, dilation=self.dilation,
+                calibration_samples=self.calibration_samples, final_samples=0,
+            )  # fmt: skip
+            yield load_checkpoint(made.path)
+
+    def psnr_db(self, checkpoint: Checkpoint) -> list[float]:
+        """PSNR in dB of each picture that a checkpoint draws."""
+        names = checkpoint.details.inputs
+
+        def call(sample: torch.Tensor, timestep: torch.Tensor, **conditions: torch.Tensor) -> torch.Tensor:
+            values = {names[0]: sample, "timestep": timestep, **conditions}
+            answer: torch.Tensor = checkpoint.model(*(values[name] for name in names))
+            return answer
+
+        return [round(float(x), 3) for x in psnr_db(self._expected, self._drawing.pictures(call, range(self.pictures)))]

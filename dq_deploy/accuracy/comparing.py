@@ -11,11 +11,14 @@ from ..errors import EnvironmentProblem
 from ..exporters.attention import float_attention
 from ..exporters.convolutions import float_convolutions
 from ..quantization.checkpoint import Checkpoint
+from ..quantization.widths import sliced
 from .end_to_end import MAX_SNR_DIFFERENCE_DB
 
 
 def as_exported(checkpoint: Checkpoint, details: GraphDetails) -> Checkpoint:
-    """The checkpoint's forward as the artefact has it: without the quantizers that its export left out."""
+    """The checkpoint's forward as the artefact has it: of its width, and without the quantizers that its export left out."""
+    if details.width is not None:
+        checkpoint = sliced(checkpoint, details.width)
     if details.attention == "float":
         checkpoint = float_attention(checkpoint)
     elif isinstance(details, EngineDetails) and details.float_attention:

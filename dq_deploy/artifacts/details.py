@@ -62,6 +62,8 @@ class QuantizedLayer(Product):
     """A quantized layer: its bits (no weight: a product of two activations), and the quantizers that it reads (none: floats).
 
     ``format`` is the number format that it is planned to multiply in, where that is not what its bits say.
+
+    ``widths``: bits to which its weight can be sliced, ``weight_bits`` first.
     """
 
     weight_bits: int | None = Field(default=None, ge=2, le=8)
@@ -69,6 +71,7 @@ class QuantizedLayer(Product):
     weight_block: int = 0
     weight_codebook: WeightCodebook | None = None
     format: str | None = None
+    widths: list[int] = Field(default_factory=list)
     quantizers: list[str]
 
     @property
@@ -231,6 +234,14 @@ class RoundedLayer(_Open):
     parts: int = Field(default=1, ge=1)
 
 
+class WidthRecord(_Open):
+    """A width that the checkpoint can be exported with: bytes in an engine, SNR in dB at each timestep on held-out samples."""
+
+    weight_bits: int = Field(ge=2, le=8)
+    weights_bytes: int = Field(ge=0)
+    snr_db: list[float]
+
+
 class DilatedInput(_Open):
     """What dilation did to a quantizer's input.
 
@@ -325,6 +336,7 @@ class CheckpointDetails(Details):
     dilation: list[DilatedInput]
     dilation_rule: DilationRule
     scale_choices: list[ScaleChoice] = Field(default_factory=list)
+    widths: list[WidthRecord] = Field(default_factory=list)
 
     @property
     def per_token(self) -> str:
@@ -360,7 +372,10 @@ class RunnableDetails(Details):
 
 
 class GraphDetails(RunnableDetails):
-    """What a bundle says of its graph, and an engine built from it repeats."""
+    """What a bundle says of its graph, and an engine built from it repeats.
+
+    ``width``: bits to which the checkpoint's weights were sliced, all of those that can be, or each by its layer.
+    """
 
     target: Target
     dtype: Literal["fp32", "fp16", "bf16"]
@@ -368,6 +383,7 @@ class GraphDetails(RunnableDetails):
     # Bundles from before there was a choice for each engine say nothing, and have these products in INT8 everywhere.
     attention: Literal["auto", "int8", "float"] = "int8"
     float_convolutions: list[str] = Field(default_factory=list)
+    width: int | dict[str, int] | None = None
 
 
 class BundleDetails(GraphDetails):

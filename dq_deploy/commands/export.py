@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..console import Output
+from .inspect import width_in_words
 from .options import TargetChoice, allows_pickles, common, force_option, output_folder
 
 if TYPE_CHECKING:
@@ -38,6 +39,12 @@ if TYPE_CHECKING:
     help="auto: weights of up to 4 bits take half a byte in target qdq. int8: a byte each.",
 )
 @click.option(
+    "--weight-bits",
+    type=int,
+    metavar="BITS",
+    help="Of a checkpoint of several widths (quantize --matryoshka): the width to export.  [default: 8]",
+)
+@click.option(
     "--attention",
     type=click.Choice(["auto", "int8", "float"]),
     default="auto",
@@ -60,6 +67,7 @@ def export(
     target: Any,
     dtype: str | None,
     weight_storage: Any,
+    weight_bits: int | None,
     attention: Any,
     convolutions: Any,
     is_float: bool,
@@ -75,6 +83,7 @@ def export(
         target=target,
         dtype=dtype,
         weight_storage=weight_storage,
+        weight_bits=weight_bits,
         attention=attention,
         convolutions=convolutions,
         float=is_float,
@@ -95,6 +104,7 @@ def show_bundle(bundle: Artifact[BundleDetails], output: Output) -> None:
         ("target", details.target),
         ("dtype", details.dtype),
         ("quantized layers", len(details.layers)),
+        *([("width of the weights", width_in_words(details.width))] if details.width is not None else []),
         *([("convolutions left in float", str(len(floats)))] if (floats := details.float_convolutions) else []),
         *([("weights in INT4", f"{packed} layers")] if packed else []),
         *([("weights as codewords", f"{codewords} layers")] if codewords else []),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ import click
 
 from ..console import Output, megabytes
 from .options import common, force_option
+from .quantize import width_rows
 
 if TYPE_CHECKING:
     from ..artifacts import Artifact
@@ -90,6 +92,7 @@ def _of_its_kind(artifact: Artifact) -> list[tuple[str, object]]:
     details, rows = artifact.details, list[tuple[str, object]]()
     if isinstance(details, GraphDetails):
         rows += [("target", details.target), ("dtype", details.dtype)]
+        rows += [("width of the weights", width_in_words(details.width))] if details.width is not None else []
     if isinstance(details, EngineDetails | RepositoryDetails):
         rows += [("backend", details.backend)]
     if isinstance(details, EngineDetails):
@@ -102,6 +105,7 @@ def _of_its_kind(artifact: Artifact) -> list[tuple[str, object]]:
             rows += [("scales for each token", details.per_token)]
         if details.final_error:
             rows += [("SNR of the final sample", details.final_error.summary)]
+        rows += width_rows(details)
         if details.clipped is not None:
             rows += [("clipped on held-out samples", most_clipped(details.clipped, artifact.manifest.timesteps))]
     if is_kind(artifact, ScheduleDetails):
@@ -113,6 +117,14 @@ def _of_its_kind(artifact: Artifact) -> list[tuple[str, object]]:
 
 def _count(artifact: Artifact[Any]) -> int:
     return len(artifact.manifest.timesteps)
+
+
+def width_in_words(width: int | Mapping[str, int]) -> str:
+    """To what the weights of a bundle or an engine were sliced."""
+    if isinstance(width, int):
+        return f"{width} bits"
+    counts = Counter(width.values())
+    return ", ".join(f"{count} layers of {bits} bits" for bits, count in sorted(counts.items(), reverse=True))
 
 
 def _span(timesteps: list[float]) -> str:

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..console import Output
-from ..errors import ResourceError
+from ..console import Output, megabytes
+from ..errors import ResourceError, UsageError
 from .completion import devices, known_devices, presets, sources
-from .options import allows_pickles, calibration_options, common, force_option, output_folder, parse_keep, read_config
+from .options import allows_pickles, calibration_options, common, force_option, output_folder, parse_keep, read_config, whole_numbers
 
 if TYPE_CHECKING:
     from ..artifacts import Artifact
@@ -44,8 +44,8 @@ _SHOWN_LAYERS = 10
 @click.option(
     "--method",
     metavar="NAME",
-    help="A published method, whose options are filled in and give way to yours: dilatequant, quest, quest-paper, vqdm (docs/methods.md).  "
-    "[default: dilatequant]",
+    help="A published method, whose options are filled in and give way to yours: dilatequant, quest, quest-paper, vqdm, matgptq "
+    "(docs/methods.md).  [default: dilatequant]",
 )
 @click.option("--weight-bits", type=int, metavar="2-8", help="Bits of weights.  [default: the preset's]")
 @click.option(
@@ -70,6 +70,12 @@ _SHOWN_LAYERS = 10
     type=click.Choice(["auto", "nearest", "gptq"]),
     help="How weights become codes: each the nearest, or by GPTQ, by what they do to the layer's output; auto is GPTQ, "
     "but not before training with activations of fewer than 8 bits.  [default: auto]",
+)
+@click.option(
+    "--matryoshka",
+    metavar="8,6,4,3",
+    help="Widths of weights that one checkpoint is to hold, descending from 8; export --weight-bits takes one (docs/widths.md).  "
+    "[default: one width, of --weight-bits]",
 )
 @click.option("--calibration-samples", type=int, help="Images to calibrate and distil on, each with all its steps.  [default: 64]")
 @click.option("--batch-size", type=int, help="Samples per batch; fewer need less memory.  [default: 32]")
@@ -100,6 +106,7 @@ def quantize(
     device_for: str | None,
     keep: tuple[str, ...],
     auto_bits: str | None,
+    matryoshka: str | None,
     calibration: dict[str, Any],
     config: Path | None,
     device: str,
@@ -120,8 +127,12 @@ def quantize(
 
     given = {**read_config(config), **{key: value for key, value in options.items() if value is not None}}
     merged = {"preset": "w4a8" if auto_bits else "w8a8", **_advised(device_for, source, output, given), **given}
+    if matryoshka is not None:
+        merged["matryoshka"] = whole_numbers(matryoshka, "--matryoshka")
     if keep:
         merged["keep"] = merged.get("keep", {}) | dict(map(parse_keep, keep))
+    if auto_bits:
+        _check_one_width(merged)
     QuantizeConfig.build(**merged)
     check_output(destination, force=force)
     choice = None
@@ -159,6 +170,18 @@ def _advised(device: str | None, source: str, output: Output, given: dict[str, A
     return {"preset": advice.preset}
 
 
+def _check_one_width(options: dict[str, Any]) -> None:
+    """Refuse several widths beside ``--auto-bits``, which chooses bits for good. Raises UsageError."""
+    from ..quantization.methods import METHODS
+
+    method = METHODS.get(str(options.get("method")))
+    if {**(method.options if method else {}), **options}.get("matryoshka"):
+        raise UsageError(
+            "--auto-bits chooses the bits of every layer now, and --matryoshka leaves them to be chosen at export",
+            "leave one out",
+        )
+
+
 def show_choice(choice: BitChoice, output: Output) -> None:
     """The layers that were raised, and what is predicted of the network."""
     raised = sorted((layer for layer in choice.layers if layer.raised), key=lambda layer: -layer.error_share)
@@ -172,13 +195,18 @@ def show_choice(choice: BitChoice, output: Output) -> None:
     )
 
 
+def width_rows(details: CheckpointDetails) -> list[tuple[str, str]]:
+    """What the weights of each width cost, and how near the float model they are."""
+    return [(f"weights of {one.weight_bits} bits", f"{megabytes(one.weights_bytes)}, {_span(one.snr_db)}") for one in details.widths]
+
+
 def show_checkpoint(checkpoint: Artifact[CheckpointDetails], output: Output, choice: BitChoice | None = None) -> None:
     """What was quantized, and what it cost."""
     from ..artifacts.held_out import parted
 
     details = checkpoint.details
     blocks = details.distillation
-    rows = [
+    rows: list[tuple[str, object]] = [
         ("quantized layers", len(details.layers)),
         ("multiply-accumulates in float", f"{details.float_mac_share:.2%}"),
     ]
@@ -197,6 +225,7 @@ def show_checkpoint(checkpoint: Artifact[CheckpointDetails], output: Output, cho
         rows.append(("weights rounded by GPTQ", details.rounding_summary))
     if details.final_error:
         rows.append(("SNR of the final sample", details.final_error.summary))
+    rows += width_rows(details)
     output.table(str(checkpoint.path), ("", ""), rows)
     if wide := [record.layer for record in details.rounding or () if record.parts > 1]:
         output.note(f"too many inputs to be rounded as one, and rounded in parts: {', '.join(wide)}")

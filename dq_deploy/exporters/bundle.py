@@ -28,6 +28,7 @@ from ..quantization.checkpoint import Checkpoint, load_checkpoint
 from ..quantization.float_source import FloatModel, load_float
 from ..quantization.output_bias import output_bias
 from ..quantization.running.ambient import default_torch
+from ..quantization.widths import sliced
 from .attention import ATTENTION, Attention, float_attention
 from .convolutions import CONVOLUTIONS, Convolutions, float_convolutions, in_float
 from .float16 import around_constants, describe, float_values, too_large
@@ -42,7 +43,7 @@ from .weights import storage_of
 
 _TARGETS: dict[str, type[TensorRTTarget | OnnxRuntimeTarget]] = {"qdq": TensorRTTarget, "onnxruntime": OnnxRuntimeTarget}
 _DEFAULT_DTYPE = {"qdq": "fp16", "onnxruntime": "fp32"}
-_CARRIED = ("component", "pipeline_class", "model_config", "sample_shape", "source", "conditions", "picture_size", "call")
+_CARRIED = ("component", "pipeline_class", "model_config", "sample_shape", "source", "conditions", "picture_size", "call", "width")
 BF16_OPSET = 22  # 21 has no bfloat16 for Conv and InstanceNormalization; 22 adds the type and changes nothing else here
 _EXTERNAL_BYTES = 1 << 20  # smaller initializers stay in the protobuf, where tools show them
 WEIGHT_STORAGE = ("auto", "int8")
@@ -51,13 +52,15 @@ WeightStorage = Literal["auto", "int8"]
 
 @default_torch()
 def export(checkpoint: str | Path | Artifact, output: str | Path, *, target: Target, dtype: str | None = None,
-           weight_storage: WeightStorage = "auto", attention: Attention = "auto", convolutions: Convolutions | None = None,
+           weight_storage: WeightStorage = "auto", weight_bits: int | None = None, attention: Attention = "auto",
+           convolutions: Convolutions | None = None,
            float: bool = False, force: bool = False, progress: Progress = silent) -> Artifact[BundleDetails]:  # fmt: skip  # noqa: A002
     """Export a checkpoint as an ONNX bundle, opset 21 (22 for bf16), dynamic batch.
 
     ``dtype`` (fp32, fp16, bf16) is the type of what is not quantized: by default fp16 for ``qdq`` and fp32 for ``onnxruntime``.
     ``weight_storage``: "auto" stores weights of up to 4 bits as INT4, two to a byte, in the ``qdq`` target; "int8" gives every
     weight a byte, for OpenVINO, which multiplies an INT4 MatMul in float, or for fewer kernels.
+    ``weight_bits``, of a checkpoint of several widths (``quantize`` with ``matryoshka``): the one to export; by default the 8 bits.
     ``attention``: "auto" quantizes the products of attention (q·kᵀ and P·v), and each engine that is built from the bundle takes what is
     best for it: TensorRT and TensorRT-RTX one kernel of floats wherever they have one, OpenVINO INT8. "int8" keeps them quantized there
     too, "float" leaves them unquantized, in ``dtype``, for every engine; docs/decisions/attention.md says when.
@@ -78,10 +81,14 @@ def export(checkpoint: str | Path | Artifact, output: str | Path, *, target: Tar
     if attention not in ATTENTION:
         raise UsageError(f"unknown attention '{attention}'", f"choices: {', '.join(ATTENTION)}")
     _check_convolutions(convolutions, target)
+    if float and weight_bits is not None:
+        raise UsageError("the float model has no weights of integer bits", "leave out --weight-bits, or --float")
     path = checkpoint.path if isinstance(checkpoint, Artifact) else checkpoint
     check_output(Path(output), force=force, source=Path(path))
     with progress("export", 10) as advance:  # tenths of what a large model takes
         loaded = load_checkpoint(path)
+        if weight_bits is not None:
+            loaded = sliced(loaded, weight_bits)
         weight_only = _weight_only(loaded)
         floats = _float_codes(loaded)
         if floats and target == "onnxruntime" and not float:

@@ -1,6 +1,6 @@
 """What a number is and how finely it is scaled, without torch: formats, schemes, and the names of scale tables."""
 
-from .number import CODES, FORMATS, FP8, FP16, INT8, Kind, NumberFormat, of_bits, recorded, register_format
+from .number import CODES, FORMATS, FP8, FP16, INT8, Kind, NumberFormat, layer_bytes, of_bits, recorded, register_format
 from .scheme import PER_CHANNEL, Granularity, ScaleSource, Scheme
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "NumberFormat",
     "ScaleSource",
     "Scheme",
+    "layer_bytes",
     "of_bits",
     "recorded",
     "register_format",

@@ -97,6 +97,14 @@ def register_format(added: NumberFormat) -> NumberFormat:
     return known
 
 
+_CHANNEL_BYTES = 12  # scale, bias, and the sum of the weights that a zero-point needs
+
+
+def layer_bytes(fmt: NumberFormat, weights: int, channels: int) -> int:
+    """Bytes in an engine of a layer with so many weights and output channels."""
+    return fmt.storage_bytes([weights]) + _CHANNEL_BYTES * channels
+
+
 def _integer(bits: int) -> NumberFormat:
     # Engines have containers of 4 and of 8 bits: what is between runs, and is stored, in the next wider one.
     container = 4 if bits <= 4 else 8

@@ -5,7 +5,8 @@ integer layers), ``reference.safetensors`` (held-out inputs and the float model'
 Tensor names: ``<layer>.weight.codes`` int8 [O, ...] or, up to 4 bits, ``<layer>.weight.packed_codes`` uint8 (two a byte, see
 ``weights/packing``; ``shape`` of the layer in ``graph.json`` is [O, ...]); ``<layer>.weight.scale`` [O], or [O, B] for B blocks of input
 channels (see ``weights/blocked``); ``<layer>.bias`` [O]; ``<quantizer>.scale`` [T], ``.zero_point`` int8 [T] and ``.dilation`` [C];
-``corrections.output_bias.table`` [T, C], which the output is less of; float leftovers under their parameter names.
+``corrections.output_bias.table`` [T, C], which the output is less of, and ``.table.4`` for weights that are sliced to 4 bits;
+float leftovers under their parameter names.
 """
 
 from __future__ import annotations
@@ -119,6 +120,7 @@ def integer_tensors(model: GraphModule) -> dict[str, torch.Tensor]:
         tensors |= {f"{name}.{part}": tensor for part, tensor in quantizer.tensors().items()}
     if correction := output_bias(model):
         tensors[_BIAS_TABLE] = correction.table
+        tensors |= {f"{_BIAS_TABLE}.{bits}": table for bits, table in correction.narrower.items()}
     for target in sorted(constants):
         tensors[target] = model.get_buffer(target)
     return {name: tensor.detach().contiguous().clone() for name, tensor in tensors.items()}
@@ -188,7 +190,11 @@ def _rebuild(description: dict[str, Any], tensors: dict[str, torch.Tensor], time
         root.get_submodule("quantizers").add_module(encode(name), quantizer)
     if (config := description.get("output_bias")) is not None:  # without: a checkpoint from before there was one
         check_output_bias(_BIAS_TABLE, tensors, len(timesteps))
-        attach(root, OutputBias(between(tensors[_BIAS_TABLE], gaps).float(), table_timesteps, **config))
+        correction = OutputBias(between(tensors[_BIAS_TABLE], gaps).float(), table_timesteps, **config)
+        for name in (name for name in tensors if name.startswith(f"{_BIAS_TABLE}.")):
+            check_output_bias(name, tensors, len(timesteps))
+            correction.narrower[int(name.removeprefix(f"{_BIAS_TABLE}."))] = between(tensors[name], gaps).float()
+        attach(root, correction)
     graph = load_graph(description["nodes"])
     for node in graph.nodes:
         if node.op == "get_attr":

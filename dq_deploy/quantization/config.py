@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from contextlib import suppress
 from enum import StrEnum
+from itertools import pairwise
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
@@ -90,6 +91,10 @@ GPTQ_ACTIVATION_BITS = 8
 """Least bits of activations with which distillation starts from GPTQ under AUTO: with 4 it ended worse than from nearest codes."""
 
 
+MOST_SIGNIFICANT = 8
+"""Bits of the codes that others are the most significant bits of."""
+
+
 class SkipHalves(StrEnum):
     """Inputs concatenated from two ranges: one quantizer over both, or one for each half and two products that are summed."""
 
@@ -117,7 +122,8 @@ def _no_bool(value: Any) -> Any:
     return value
 
 
-Bits = Annotated[int, BeforeValidator(_no_bool), Field(ge=2, le=8)]
+_LEAST_BITS = 2
+Bits = Annotated[int, BeforeValidator(_no_bool), Field(ge=_LEAST_BITS, le=8)]
 
 
 def _problem(error: Mapping[str, Any]) -> str:
@@ -191,6 +197,9 @@ class QuantizeConfig(BaseModel):
     """False makes every activation symmetric."""
     initial_range: InitialRange = InitialRange.AUTO
     rounding: Rounding = Rounding.AUTO
+    matryoshka: tuple[Annotated[int, BeforeValidator(_no_bool)], ...] = ()
+    """Widths that weights can be sliced to at export, descending from 8: their codes of 8 bits hold those of fewer as their most
+    significant bits, and are rounded and trained for all of them (arXiv 2602.03537). Layers whose bits ``keep`` says have one width."""
     percentile: float = Field(default=99.99, gt=50, le=100)
     """Share of a timestep's values that a percentile range covers, in percent, counted from both ends."""
     output_bias: bool | None = None
@@ -305,6 +314,31 @@ class QuantizeConfig(BaseModel):
             problems.append("codewords are integers of 8 bits, which FP8 has no numbers for: leave the codebook out")
         if problems:
             raise ValueError(f"products fp8: {'; '.join(problems)}")
+
+    @model_validator(mode="after")
+    def _widths_are_nested(self) -> QuantizeConfig:
+        """Refuse widths that are no most significant bits of one another, and weights that have none."""
+        widths = self.matryoshka
+        if not widths:
+            return self
+        said = ",".join(map(str, widths))
+        if widths[0] != MOST_SIGNIFICANT or len(widths) < 2 or widths[-1] < _LEAST_BITS or any(a <= b for a, b in pairwise(widths)):
+            raise ValueError(
+                f"matryoshka takes two widths or more, descending from {MOST_SIGNIFICANT} to {_LEAST_BITS} at the least (such as 8,6,4,3), "
+                f"not {said}"
+            )
+        if self.weight_only:
+            raise ValueError("matryoshka is for weights beside integer activations, and activation_bits 16 leaves these in float")
+        if self.products == "fp8":
+            raise ValueError("matryoshka slices integers, and products fp8 has others: leave one of them out")
+        if self.codebook is not None:
+            raise ValueError("matryoshka slices codes of single weights, and a codebook has none: leave one of them out")
+        if self.weight_bits != MOST_SIGNIFICANT:
+            raise ValueError(
+                f"matryoshka {said} stores {MOST_SIGNIFICANT}-bit weights, and weight_bits (of the preset) is {self.weight_bits}: leave "
+                "the preset out, give activation_bits alone, and choose the width when you export"
+            )
+        return self
 
     @classmethod
     def build(cls, preset: str = "w8a8", **options: Any) -> QuantizeConfig:

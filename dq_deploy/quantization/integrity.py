@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from math import prod
 from typing import Any
 
 import torch
 
 from ..errors import ArtifactError
+from ..formats import CODES as INTEGER_CODES
 from ..formats import NumberFormat, recorded
 from ..formats.codebook import ENTRIES, Codebook
 from ..formats.tables import CLIPPING_RATIO, CODEBOOK_CODES, CODES, CODEWORDS, DILATION, SCALE, WEIGHT_SCALE, ZERO_POINT
@@ -32,6 +34,15 @@ def read_format(name: str, entry: Mapping[str, Any]) -> NumberFormat:
     except KeyError:
         said = f"format {entry['format']}, which is not known here" if "format" in entry else f"{entry.get('bits')} bits; 2 to 8 are known"
         raise ArtifactError(f"'{name}' has {said}") from None
+
+
+def read_widths(name: str, entry: Mapping[str, Any], fmt: NumberFormat) -> tuple[int, ...]:
+    """Bits to which a layer's codes may be sliced, from those of ``fmt`` down, from its entry in the graph; none where there is no word."""
+    widths = entry.get("widths", [])
+    known = all(type(bits) is int and bits in INTEGER_CODES for bits in widths)
+    if widths and not (known and widths[0] == fmt.bits and all(a > b for a, b in pairwise(widths))):
+        raise ArtifactError(f"'{name}' has weights of {fmt.bits} bits that are said to hold those of {widths} bits")
+    return tuple(widths)
 
 
 def check_quantizer(name: str, tensors: Mapping[str, torch.Tensor], table_rows: int, fmt: NumberFormat, *, channels: int) -> None:

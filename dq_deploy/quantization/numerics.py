@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import torch
 
-from ..formats import NumberFormat
+from ..formats import CODES, NumberFormat
 from .grid import nearest
 from .straight_through import QuantizeActivation, QuantizeWeight
 
@@ -53,6 +53,16 @@ def quantize_weight(weight: torch.Tensor, scale: torch.Tensor, fmt: NumberFormat
         codes: torch.Tensor = QuantizeWeight.apply(weight, shaped, fmt)  # type: ignore[no-untyped-call]
         return codes
     return nearest(weight / shaped, fmt, narrow=True)
+
+
+def sliced(codes: torch.Tensor, scale: torch.Tensor, fmt: NumberFormat, bits: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The ``bits`` most significant bits of a weight's codes [O, ...] in a wider format, rounded by the next, and their scale [O].
+
+    q_r = clip(round(q / 2^(b − r))) with scale s · 2^(b − r) (Matryoshka quantization, arXiv 2502.06786, eq. 6); a tie goes to the even
+    code, and the clip keeps codes symmetric. Differentiable in the codes, as ``quantize_weight`` is.
+    """
+    step = torch.full_like(scale.detach(), 2.0 ** (fmt.bits - bits))
+    return quantize_weight(codes, step, CODES[bits]), scale * step
 
 
 def affine_parameters(low: torch.Tensor, high: torch.Tensor, fmt: NumberFormat, *, symmetric: bool) -> tuple[torch.Tensor, torch.Tensor]:

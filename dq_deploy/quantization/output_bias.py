@@ -9,6 +9,7 @@ arXiv 2305.10657, correct each step of the sampler so). What it buys: docs/decis
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -32,6 +33,8 @@ class OutputBias(nn.Module):
     def __init__(self, table: torch.Tensor, timesteps: torch.Tensor, axis: int) -> None:
         super().__init__()
         self.axis = axis
+        self.narrower: dict[int, torch.Tensor] = {}  # by bits to which weights can be sliced: the table then
+        self.parts: dict[int, float] = {}  # by bits, the part of the weights that has them now; none: all have all their bits
         self.register_buffer("table", table.float())
         self.register_buffer("boundaries", numerics.midpoints(timesteps))
 
@@ -47,7 +50,17 @@ class OutputBias(nn.Module):
         """The table, its rows shaped to broadcast over an output of this rank: [T, 1, ..., C, ..., 1]."""
         shape = [len(self.table), *[1] * (rank - 1)]
         shape[self.axis] = -1
-        return self.table.reshape(shape)
+        return self.present().reshape(shape)
+
+    def present(self) -> torch.Tensor:
+        """The table [T, C] of the weights as they are now; of several widths, their tables' mean, weighted by their parts."""
+        tables = [part * self.narrower.get(bits, self.table) for bits, part in self.parts.items()]
+        return torch.stack(tables).sum(dim=0) if tables else self.table
+
+    def take(self, parts: Mapping[int, float]) -> None:
+        """Be the correction of weights that have these bits, and of no others."""
+        self.parts = dict(parts)
+        self.table, self.narrower, self.parts = self.present(), {}, {}
 
 
 def channel_axis(rank: int) -> int:

@@ -13,7 +13,7 @@ import torch
 from torch.fx import GraphModule
 
 from ..artifacts import Artifact, Manifest, check_output, create_artifact, sha256_json
-from ..artifacts.details import BlockLoss, CheckpointDetails, RoundedLayer, ScaleChoice
+from ..artifacts.details import BlockLoss, CheckpointDetails, RoundedLayer, ScaleChoice, WidthRecord
 from ..artifacts.final_error import FinalError
 from ..decibels import snr_db
 from ..formats import ScaleSource
@@ -33,7 +33,7 @@ from .graph.insertion import insert_quantizers
 from .graph.plan import Plan
 from .initial.initialize import Initialization, initialize, undilated_weights
 from .initial.scale_choice import choose_scales, take_choices
-from .output_bias import insert_output_bias, mean_error
+from .output_bias import insert_output_bias, mean_error, output_bias
 from .prepare import Prepared, prepare
 from .rounding.groups import groups_of
 from .rounding.layerwise import round_weights, rounded, take_rounded
@@ -42,6 +42,7 @@ from .running.device import exact_products, find_device, move, placed
 from .running.processes import SharedWork, started_processes
 from .running.stages import load_state, pack_trajectories, unpack_trajectories
 from .running.work_folder import Stage, check_no_run, work_folder
+from .widths import at_width, weights_bytes
 
 _REFERENCE_SEED = 1_000_000  # far from the calibration seeds
 
@@ -131,6 +132,10 @@ def _quantize(prepared: Prepared, work: SharedWork, progress: Progress) -> tuple
         with counting(quantized) as clipped:
             after = per_timestep_snr(prepared.call(quantized), reference, progress)
     manifest = _manifest(prepared, quantized, data, initial, rounded, records, folded)
+    if config.matryoshka:
+        widths = [WidthRecord(weight_bits=config.weight_bits, weights_bytes=weights_bytes(quantized), snr_db=after)]
+        widths += [_width(prepared, quantized, data, reference, bits, work, progress) for bits in config.matryoshka[1:]]
+        manifest.details["widths"] = [record.model_dump() for record in widths]
     if choices:
         manifest.details["scale_choices"] = [choice.model_dump() for choice in choices]
     seen = per_timestep_snr(prepared.call(quantized), data.spread(config.reference_samples), progress)
@@ -218,6 +223,28 @@ def _output_bias(prepared: Prepared, quantized: GraphModule, data: Trajectories,
         return Stage({"table": mean_error(model, data, batch_size=config.batch_size, static=static, progress=progress)}, {})
 
     return work.made("output-bias", make).tensors["table"]
+
+
+def _width(prepared: Prepared, quantized: GraphModule, data: Trajectories, reference: Trajectories, bits: int, work: SharedWork,
+           progress: Progress) -> WidthRecord:  # fmt: skip
+    """What the frozen model is with weights of ``bits``, and a table of its output's mean error then. The main process measures."""
+    correction, static = output_bias(quantized), prepared.config.activations is Activations.STATIC
+    model = prepared.call(quantized)
+
+    def make() -> Stage:
+        tables = {}
+        with at_width(quantized, bits):
+            if correction is not None:  # what is still wrong once the table of all bits is taken off
+                correction.parts = {}
+                left = mean_error(model, data, batch_size=prepared.config.batch_size, static=static, progress=progress)
+                tables["table"] = correction.narrower[bits] = correction.table + left
+                correction.parts = {bits: 1.0}
+            return Stage(tables, {"snr_db": per_timestep_snr(model, reference, progress)})
+
+    stage = work.made(f"width-{bits}", make)
+    if correction is not None:
+        correction.narrower[bits] = stage.tensors["table"]
+    return WidthRecord(weight_bits=bits, weights_bytes=weights_bytes(quantized, bits), snr_db=stage.record["snr_db"])
 
 
 def _final_error(prepared: Prepared, quantized: GraphModule, reference: Trajectories, work: SharedWork,

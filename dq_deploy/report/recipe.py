@@ -97,6 +97,8 @@ def _quantize_flags(manifest: Manifest, details: CheckpointDetails) -> tuple[lis
     for option in _FLAGS:
         if option in changed:
             flags += [f"--{option.replace('_', '-')}", str(changed.pop(option))]
+    if widths := changed.pop("matryoshka", None):
+        flags += ["--matryoshka", ",".join(map(str, widths))]
     for pattern, value in options["keep"].items():
         if defaults["keep"].get(pattern) != value:
             flags += ["--keep", f"{pattern}={value}"]
@@ -113,6 +115,7 @@ def _export_flags(details: BundleDetails) -> list[str]:
     flags = ["--target", details.target, "--dtype", details.dtype]
     if details.float:
         return [*flags, "--float"]
+    flags += ["--weight-bits", str(details.width)] if isinstance(details.width, int) else []
     narrow = {layer.weight_storage for layer in details.layers if layer.weight_storage and of_bits(layer.weight_bits or 8).packed}
     if details.target == "qdq" and narrow and not narrow & {"int4", "codebook"}:
         flags += ["--weight-storage", "int8"]

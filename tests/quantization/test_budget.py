@@ -61,6 +61,7 @@ def test_time_of_rounding_grows_with_the_layers() -> None:
     class Layers:
         shape = (2, 10, 2048)
         codebook = None
+        widths = ()
 
     some: Any = [Layers(), Layers()]
     assert Rates(moments=0.0, rounding=0.0, column=3.0).seconds(some) == 3.0 * 2 * 2 * 2048

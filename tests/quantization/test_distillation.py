@@ -15,7 +15,8 @@ from dq_deploy.quantization.checkpoint import named_quantizers
 from dq_deploy.quantization.config import QuantizeConfig
 from dq_deploy.quantization.distillation.distill import distill, split_samples
 from dq_deploy.quantization.quantizers import TableQuantizer
-from tests.tiny import FAST, quantized_copy
+from dq_deploy.quantization.widths import at_width
+from tests.tiny import FAST, PlainUNet, captured, quantized_copy, trajectories
 
 
 def distilled(graph: GraphModule, data: Trajectories, scratch: Path, **options: Any) -> tuple[list[BlockLoss], GraphModule]:
@@ -75,6 +76,31 @@ def test_held_out_seeds_are_never_trained_on() -> None:
     assert sorted([*train.tolist(), *held_out.tolist()]) == list(range(24))
     train, held_out = split_samples(2, 2)
     assert (train.tolist(), held_out.tolist()) == ([0, 2], [1, 3])
+
+
+def test_all_widths_are_trained_together(tmp_path: Path) -> None:
+    """Weights that are only sliced gain at every width, and no width is trained at the cost of another."""
+    graph = captured(PlainUNet(width=16))
+    data = trajectories(graph, seeds=32)
+    options: dict[str, Any] = {**FAST, "matryoshka": (8, 4, 3), "batch_size": 16}
+    quantized, _ = quantized_copy(graph, data, preset="w8a8", **options)
+    samples, timestep, _ = data.flat(slice(None))
+    expected = data.outputs.flatten(0, 1)
+
+    def errors() -> list[float]:
+        found = []
+        for width in (None, 4, 3):
+            with at_width(quantized, width), torch.no_grad():
+                found.append(float((quantized(samples, timestep) - expected).square().mean()))
+        return found
+
+    before = errors()
+    records = distill(graph, quantized, data, QuantizeConfig.build("w8a8", **{**options, "iterations": 60}), scratch=tmp_path)
+    after = errors()
+    assert not list(tmp_path.iterdir())
+    assert all(record.after <= record.before for record in records)
+    assert all(now < 0.95 * then for now, then in zip(after, before, strict=True))
+    assert after[0] < after[1] < after[2]
 
 
 def parameters(quantized: GraphModule) -> dict[str, torch.Tensor]:

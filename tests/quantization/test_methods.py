@@ -19,9 +19,9 @@ from tests.tiny import FAST, captured, scheduler
 
 @pytest.mark.parametrize("name", METHODS)
 def test_a_method_is_a_configuration_and_the_users_options_win(name: str) -> None:
-    config = QuantizeConfig.build("w4a8", method=name)
+    config = QuantizeConfig.build("w8a8", method=name, activation_bits=6)
     options = dict(METHODS[name].options)
-    assert (config.method, config.weight_bits) == (name, 3 if "codebook" in options else 4)
+    assert (config.method, config.activation_bits) == (name, 6)
     assert config.model_dump(include=set(options)) == options
     assert QuantizeConfig.build(method=name, dilation="symmetric").dilation is Dilation.SYMMETRIC
 
@@ -32,7 +32,8 @@ def test_the_default_fills_in_nothing() -> None:
 
 def test_an_unknown_method_is_refused_with_those_that_there_are() -> None:
     with pytest.raises(
-        UsageError, match=r"unknown method 'quest2'\ndid you mean quest, quest-paper\? methods: dilatequant, quest, quest-paper"
+        UsageError,
+        match=r"unknown method 'quest2'\ndid you mean quest, quest-paper\? methods: dilatequant, quest, quest-paper, vqdm, matgptq",
     ):
         QuantizeConfig.build(method="quest2")
 

@@ -17,7 +17,7 @@ import torch
 from pydantic import BaseModel
 
 from ...errors import UsageError
-from ...formats import of_bits
+from ...formats import layer_bytes, of_bits
 from ...progress import Progress, silent
 from ..calibration.source import Request
 from ..config import QuantizeConfig
@@ -30,7 +30,6 @@ from .sensitivity import BitPair, Sensitivity, measure_sensitivities
 
 RAISED = 8
 _FLOAT_BYTES = 4
-_CHANNEL_BYTES = 12  # scale, bias, and the sum of the weights that a zero-point needs
 _UNITS = {"B": 1, "kB": 1e3, "MB": 1e6, "GB": 1e9}
 
 
@@ -148,7 +147,7 @@ def choose(measured: Sequence[Sensitivity], settings: dict[str, list[BitPair]], 
 
 
 def _bytes(layer: Sensitivity, bits: BitPair) -> int:
-    return of_bits(bits[0]).storage_bytes([layer.weights]) + _CHANNEL_BYTES * layer.channels
+    return layer_bytes(of_bits(bits[0]), layer.weights, layer.channels)
 
 
 def _snr(low: dict[str, torch.Tensor], high: dict[str, torch.Tensor], raised: set[str]) -> float:

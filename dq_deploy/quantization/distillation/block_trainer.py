@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from statistics import fmean
 
 import torch
 
@@ -13,6 +15,7 @@ from ...progress import Advance
 from ..config import QuantizeConfig
 from ..graph.blocks import Block
 from ..running.processes import Processes, reduce_gradients
+from ..widths import at_width
 from .chain import Chain, by_sample
 from .optimizers import cosine
 from .trained import TrainedParts
@@ -43,11 +46,16 @@ class HeldSamples:
 
 
 class BlockTrainer:
-    """Trains ``parts`` of a block of ``student`` on the values of ``teacher``; both chains have the samples of ``held_samples``."""
+    """Trains ``parts`` of a block of ``student`` on the values of ``teacher``; all chains have the samples of ``held_samples``.
+
+    ``narrower`` are the student's chains with its weights sliced to fewer bits, by these: the block is trained for all widths.
+    """
 
     def __init__(self, block: Block, student: Chain, teacher: Chain, parts: TrainedParts, config: QuantizeConfig,
-                 held_samples: HeldSamples | None = None) -> None:  # fmt: skip
+                 held_samples: HeldSamples | None = None, narrower: Mapping[int | None, Chain] | None = None) -> None:  # fmt: skip
         self.block, self.student, self.teacher, self.parts, self.config = block, student, teacher, parts, config
+        self.students: dict[int | None, Chain] = {None: student, **(narrower or {})}
+        self.shares = dict.fromkeys(self.students, 1.0)
         self.held_samples = held_samples or HeldSamples(student.timestep)
         self.timesteps = self.held_samples.timestep.unique_consecutive()
         self.weights = [self._loss_weight(name) for name in block.outputs]
@@ -69,25 +77,41 @@ class BlockTrainer:
         """Rows of the tables that the samples ``index`` select: bool [T]."""
         return torch.isin(self.timesteps, self.held_samples.timestep[index]).to(self.student.device)
 
-    def loss(self, index: torch.Tensor) -> torch.Tensor:
-        """Squared error of the samples ``index`` [B], each relative to its target's power, averaged; of several processes, one's part."""
+    def loss(self, index: torch.Tensor, width: int | None = None) -> torch.Tensor:
+        """Squared error of the samples ``index`` [B], each relative to its target's power, averaged; of several processes, one's part.
+
+        ``width``: bits that weights are sliced to, by what those of all bits lost before training over what these did.
+        """
         own = self.held_samples.own(index)
         total = torch.zeros((), device=self.student.device)
         if not len(own):
             return total
         place = self.held_samples.place(own)
-        outputs = self.block.module(*self.student.inputs(self.block, place))
+        with at_width(self.block.module, width):
+            outputs = self.block.module(*self.students[width].inputs(self.block, place))
         for name, weight, output in zip(self.block.outputs, self.weights, outputs, strict=True):
             error = (by_sample(output.float(), len(own)) - self.teacher.read(name, place)).pow(2).flatten(1).mean(dim=1)  # [B]
             total = total + (error * weight[own].to(total.device)).sum()
-        return total / (len(index) * len(self.block.outputs))
+        return total * (self.shares[width] / (len(index) * len(self.block.outputs)))
 
     @torch.no_grad()
     def evaluate(self, index: torch.Tensor) -> float:
-        """Loss of the samples ``index`` [n], of all processes together, in fp32 whatever the training's precision."""
+        """Mean loss of all widths of the samples ``index`` [n], of all processes together, in fp32 whatever the training's precision."""
+        return fmean(self._evaluate(index, width) for width in self.students)
+
+    def _evaluate(self, index: torch.Tensor, width: int | None) -> float:
         parts = index.split(self.config.batch_size)
-        total = sum(float(self.loss(part)) * len(part) for part in parts) / len(index)
+        total = sum(float(self.loss(part, width)) * len(part) for part in parts) / len(index)
         return float(self.held_samples.processes.sum(torch.tensor(total, dtype=torch.float64)))
+
+    @torch.no_grad()
+    def _balance(self, index: torch.Tensor) -> float:
+        """Let every width's loss over the samples ``index`` count like that of all bits; what that is."""
+        whole = self._evaluate(index, None)
+        for width in self.students:
+            lost = self._evaluate(index, width)
+            self.shares[width] = whole / lost if lost > 0 else 0.0
+        return whole
 
     def train(self, train: torch.Tensor, held_out: torch.Tensor, advance: Advance) -> BlockLoss:
         """Train on the samples ``train`` [n] and end in the state that had the least loss over ``held_out`` [m].
@@ -95,7 +119,7 @@ class BlockTrainer:
         NaN or Inf in the loss, a held-out loss ten times the first one, or ``patience`` evaluations without a better one end the training
         early. Raises ArtifactError where the loss is NaN or Inf before any training.
         """
-        before = self.evaluate(held_out)
+        before = self._balance(held_out)
         if not math.isfinite(before):
             raise ArtifactError(f"block {self.block.name}: the loss is {before} before any training")
         judge = _Judge(before, self.parts, self.config.patience)
@@ -131,11 +155,14 @@ class Steps:
         """One step; returns the loss before it. Where that is NaN or Inf, nothing is moved."""
         index = self.train[torch.randint(len(self.train), (self.batch,), generator=self.generator)]
         device = self.trainer.student.device
-        with torch.enable_grad(), torch.autocast(device.type, torch.bfloat16, enabled=self.trainer.config.precision == "bf16"):
-            loss = self.trainer.loss(index)
-        if loss.requires_grad:  # not where this process holds none of the batch
-            loss.backward()
-        value = reduce_gradients(self.trainer.held_samples.processes, self.trainer.parts.parameters(), loss.detach()).item()
+        total = torch.zeros((), device=device)
+        for width in self.trainer.students:
+            with torch.enable_grad(), torch.autocast(device.type, torch.bfloat16, enabled=self.trainer.config.precision == "bf16"):
+                loss = self.trainer.loss(index, width)
+            if loss.requires_grad:  # not where this process holds none of the batch
+                loss.backward()
+            total += loss.detach()
+        value = reduce_gradients(self.trainer.held_samples.processes, self.trainer.parts.parameters(), total).item()
         if math.isfinite(value):
             self._move(index)
         return value

@@ -22,6 +22,7 @@ from ..config import Distillation, QuantizeConfig
 from ..graph.blocks import Block, split_blocks, whole_network
 from ..running.processes import Processes
 from ..running.work_folder import Stages
+from ..widths import at_width
 from .block_trainer import BlockTrainer, HeldSamples
 from .cache import ValueCache
 from .chain import Chain
@@ -59,8 +60,13 @@ def _distill(float_graph: GraphModule, quantized: GraphModule, data: Trajectorie
         Chain([whole_network(graph)] if whole else split_blocks(graph), ValueCache(folder / name), held, config.batch_size, device)
         for graph, name in ((float_graph, "float"), (quantized, "quantized"))
     )
+    narrower: dict[int | None, Chain] = {
+        bits: Chain(student.blocks, ValueCache(folder / f"quantized-{bits}"), held, config.batch_size, device)
+        for bits in config.matryoshka[1:]
+    }
+    students: dict[int | None, Chain] = {None: student, **narrower}
     first = next(str(n.target) for n in float_graph.graph.nodes if n.op == "placeholder")
-    for chain in (teacher, student):
+    for chain in (teacher, *students.values()):
         for name, value in {first: samples, **conditions}.items():
             chain.values.write(name, 0, value[held_samples.held])
     train, held_out = split_samples(len(data.timesteps), data.samples.shape[1], data.per_seed)
@@ -79,14 +85,17 @@ def _distill(float_graph: GraphModule, quantized: GraphModule, data: Trajectorie
                     record = BlockLoss.model_validate(saved.record)
                     advance(config.iterations, block.name)
                 else:
-                    record = BlockTrainer(block, student, teacher, parts[block], config, held_samples).train(train, held_out, advance)
+                    trainer = BlockTrainer(block, student, teacher, parts[block], config, held_samples, narrower)
+                    record = trainer.train(train, held_out, advance)
                     if work:
                         work.save(_stage(block), parts[block].state(), record.model_dump())
                 yield record
-            if not whole:
-                student.run(block)
+            for width, chain in students.items():
+                if not whole:
+                    with at_width(block.module, width):
+                        chain.run(block)
+                chain.forget(block)
             teacher.forget(float_block)
-            student.forget(block)
 
 
 def _stage(block: Block) -> str:

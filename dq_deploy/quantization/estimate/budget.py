@@ -97,7 +97,7 @@ def budget(prepared: Prepared) -> Budget:
     memory = {
         "calibration data": (samples + config.steps * config.reference_samples * per_seed) * probe.sample_bytes,
         "initialization": initialization_bytes(probe.live_bytes, probe.fit_seeds * per_seed, config),
-        "rounding": max((memory_bytes(group.shape) for group in groups), default=0),
+        "rounding": max((memory_bytes(group.shape, len(group.widths)) for group in groups), default=0),
         "training step": max((cost.bytes for cost in costs), default=0),
     }
     memory["peak"] = memory["calibration data"] + max(memory["initialization"], memory["rounding"], memory["training step"])

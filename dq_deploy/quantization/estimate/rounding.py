@@ -43,9 +43,10 @@ class Rates:
         products = sum(map(moments_operations, shapes))
         fitted = [(group, codebook) for group in groups if (codebook := group.codebook)]
         products += sum(fitting_operations(group.shape, codebook) for group, codebook in fitted)  # of the same arithmetic
-        rounded = [group.shape for group in groups if not group.codebook]
-        columns = sum(parts * inputs for parts, _, inputs in rounded)
-        return self.moments * products + self.rounding * sum(map(rounding_operations, rounded)) + self.column * columns
+        rounded = [group for group in groups if not group.codebook]
+        columns = sum(parts * inputs for parts, _, inputs in (group.shape for group in rounded))
+        operations = sum(rounding_operations(group.shape, len(group.widths)) for group in rounded)
+        return self.moments * products + self.rounding * operations + self.column * columns
 
 
 def _round(shape: tuple[int, int], device: torch.device) -> float:

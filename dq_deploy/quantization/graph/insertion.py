@@ -10,7 +10,7 @@ from torch import nn
 from torch.fx import GraphModule, Node
 
 from ..quantizers import QUANTIZERS
-from ..weights import LAYERS
+from ..weights import LAYERS, QuantizedWeight
 from .edit import drop_unused_tensors
 from .plan import Plan
 from .products import GraphLayer
@@ -91,12 +91,15 @@ def _build_layer(graph_module: GraphModule, layer: GraphLayer) -> nn.Module:
     kind = LAYERS[layer.kind]
     if layer.op == "matmul":
         return kind()
+    assert issubclass(kind, QuantizedWeight)
     arguments = [*layer.node.args]
     weight = graph_module.get_buffer(str(arguments[1].target))  # type: ignore[union-attr]
     bias = arguments[2] if len(arguments) > 2 else layer.node.kwargs.get("bias")
     bias_tensor = graph_module.get_buffer(str(bias.target)) if isinstance(bias, Node) else None
     geometry = conv_geometry(arguments) if layer.op == "conv2d" else ()
-    return kind(weight, bias_tensor, layer.weight_format, *geometry, **layer.options)
+    made = kind(weight, bias_tensor, layer.weight_format, *geometry, **layer.options)
+    made.widths = layer.widths
+    return made
 
 
 def conv_geometry(arguments: Sequence[Any]) -> tuple[list[int], list[int], list[int], int]:

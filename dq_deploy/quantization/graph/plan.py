@@ -94,6 +94,7 @@ def make_plan(graph_module: GraphModule, config: QuantizeConfig) -> Plan:
     for layer in layers:
         layer.node.meta["layer"] = layer.name
         layer.weight_format, layer.activation_format = config.weight_format, config.activation_format
+        layer.widths = config.matryoshka if layer.op != "matmul" else ()
         if layer.weight_only:
             _weight_only(layer, config)
         elif layer.op == "matmul" and not layer.activation_format.integer:
@@ -115,6 +116,7 @@ def make_plan(graph_module: GraphModule, config: QuantizeConfig) -> Plan:
         roles = meaning if {FIRST, LAST} & set(unmatched) else ""
         near = did_you_mean(unmatched, [layer.name for layer in layers])
         raise UsageError(f"no layer matches {', '.join(map(repr, unmatched))}", f"{near}layers are named like: {names}, …{roles}")
+    _check_widths(layers, config)
     plan = Plan(layers, _KIND_OF_TABLES[config.activations], config.zero_points, of_bits(config.softmax_bits))
     if plan.float_fraction > config.max_float_share:
         worst = sorted(plan.left_float, key=lambda x: -x.macs)[:5]
@@ -125,6 +127,12 @@ def make_plan(graph_module: GraphModule, config: QuantizeConfig) -> Plan:
             f'quantize those layers, or allow it: {{"max_float_share": {enough:g}}} in the file of --config',
         )
     return plan
+
+
+def _check_widths(layers: list[GraphLayer], config: QuantizeConfig) -> None:
+    """Raise UsageError where weights of several widths are asked for, and no layer has any."""
+    if config.matryoshka and not any(layer.widths for layer in layers if not layer.float_reason):
+        raise UsageError("matryoshka has no layer to slice: keep says the bits of every one", "leave out keep, or matryoshka")
 
 
 def _matches(pattern: str, layer: GraphLayer, sample: set[Node], output: Any) -> bool:
@@ -153,7 +161,7 @@ def _keep(layer: GraphLayer, pattern: str, value: int | str, config: QuantizeCon
     else:
         if layer.weight_format.kind is Kind.CODEBOOK:
             layer.form, layer.options = None, {}
-        layer.weight_format = of_bits(int(value), config.products)
+        layer.weight_format, layer.widths = of_bits(int(value), config.products), ()
         if layer.activation_format.integer:
             layer.activation_format = layer.weight_format
         if layer.kept:  # by an earlier pattern, and not because it has no integer form

@@ -35,6 +35,7 @@ class GraphLayer:
     node: Node
     weight_format: NumberFormat = INT8
     activation_format: NumberFormat = INT8
+    widths: tuple[int, ...] = ()  # bits to which its weight's codes may be sliced, from its own down
     form: str | None = None  # of its weight, a key of ``weights.LAYERS``; None: the one that its activations ask for
     options: dict[str, Any] = field(default_factory=dict)  # of that form
     quantizer: str | None = None  # of its activation, a key of ``quantizers.QUANTIZERS``; None: the plan's
@@ -79,6 +80,8 @@ class GraphLayer:
         if self.float_reason:
             return {"name": self.name, "op": self.op, "macs": self.macs, "reason": self.float_reason}
         bits: dict[str, Any] = {"weight_bits": self.weight_bits} if self.op != "matmul" else {}
+        if self.widths:
+            bits["widths"] = list(self.widths)
         if self.weight_only:
             bits["weight_block"] = self.weight_block
         if self.weight_format.kind is Kind.CODEBOOK:

@@ -5,10 +5,11 @@ harness read the list.
 """
 
 from .dilatequant import DILATEQUANT
+from .matgptq import MATGPTQ
 from .method import Method
 from .quest import QUEST, QUEST_PAPER
 from .vqdm import VQDM
 
-METHODS: dict[str, Method] = {method.name: method for method in (DILATEQUANT, QUEST, QUEST_PAPER, VQDM)}
+METHODS: dict[str, Method] = {method.name: method for method in (DILATEQUANT, QUEST, QUEST_PAPER, VQDM, MATGPTQ)}
 
-__all__ = ["DILATEQUANT", "METHODS", "QUEST", "QUEST_PAPER", "VQDM", "Method"]
+__all__ = ["DILATEQUANT", "MATGPTQ", "METHODS", "QUEST", "QUEST_PAPER", "VQDM", "Method"]

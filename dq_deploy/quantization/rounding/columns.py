@@ -17,7 +17,7 @@ from .. import grid
 
 DAMPING = 0.01
 """Of the mean diagonal, added to it: GPTQ's own. An input that was never seen then has no say in the others, and is rounded to nearest."""
-_BLOCK = 128  # inputs between two matrix products; GPTQ's own
+BLOCK = 128  # inputs between two matrix products; GPTQ's own
 AT_ONCE = 1 << 24
 """Weights that are rounded together, at the most: 128 MB, a few times."""
 
@@ -28,8 +28,8 @@ class Rounder:
     ``fmt`` gives the grid, integers or a float's numbers; how far it reaches is each row's own ``limit``.
     """
 
-    def __init__(self, moments: torch.Tensor, *, fmt: NumberFormat = INT8, damping: float = DAMPING, block: int = _BLOCK) -> None:
-        self.moments, self.fmt, self.block = moments, fmt, block
+    def __init__(self, moments: torch.Tensor, *, fmt: NumberFormat = INT8, damping: float = DAMPING, block: int = BLOCK) -> None:
+        self.moments, self.fmt, self.block, self.at_once = moments, fmt, block, AT_ONCE
         self.order = moments.diagonal().argsort(stable=True)  # we go from the last to the first
         factor, self.added = factorized(moments[self.order[:, None], self.order], damping)
         pivots = factor.diagonal().clone()
@@ -43,21 +43,31 @@ class Rounder:
         """
         held = grid.held(self.fmt)
         nearest = nearest_codes(weight, scales[0], limit, self.fmt)
-        error = weight - scales[0] * nearest
-        codes, errors = [nearest.to(held)], [(error @ self.moments).mul_(error).sum(dim=1)]
+        codes, errors = [nearest.to(held)], [self.error(weight, scales[0], nearest)]
         outputs, scales = len(weight), scales.flatten(0, 1)
-        for some in torch.arange(len(scales), device=weight.device).split(max(1, AT_ONCE // weight.shape[1])):
+        for some in torch.arange(len(scales), device=weight.device).split(max(1, self.at_once // weight.shape[1])):
             made, lost = self.codes(weight[some % outputs], scales[some], limit[some % outputs])
             codes.append(made.to(held))
             errors.append(lost)
         return torch.cat(codes).unflatten(0, (-1, outputs)), torch.cat(errors).unflatten(0, (-1, outputs))
 
+    def error(self, weight: torch.Tensor, scale: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
+        """Squared errors of the outputs [R] of ``codes`` [R, K]."""
+        error = weight - scale * codes
+        return (error @ self.moments).mul_(error).sum(dim=1)
+
     def codes(self, weight: torch.Tensor, scale: torch.Tensor, limit: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """GPTQ's codes [R, K] of a weight [R, K] with ``scale`` [R, K], and the squared errors of the outputs [R]."""
+        return self._bounded(weight, scale, -limit, limit)
+
+    def _bounded(self, weight: torch.Tensor, scale: torch.Tensor, lowest: torch.Tensor,
+                 highest: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+        """The same with codes from ``lowest`` to ``highest``, [R] or [R, K]."""
+        low, high = (bound if bound.dim() == 1 else bound.T[self.order].contiguous() for bound in (lowest, highest))
         # The loop goes through the columns, from the last to the first: let each lie together.
         weight, scale = weight.T[self.order].contiguous(), scale.T[self.order].contiguous()
         codes, errors = torch.empty_like(weight), torch.zeros_like(weight)
-        lost = torch.zeros_like(limit)  # Σ L_ii² (…)²
+        lost = torch.zeros_like(weight[0])  # Σ L_ii² (…)²
         for end in range(len(weight), 0, -self.block):
             start = max(0, end - self.block)
             target = weight[start:end] + self.factor[end:, start:end].T @ errors[end:]
@@ -65,7 +75,8 @@ class Rounder:
             for i in range(end - start - 1, -1, -1):
                 at = start + i
                 ideal = torch.addmv(target[i], errors[at + 1 : end].T, feedback[i, i + 1 :])
-                codes[at] = grid.rounded(_clipped(ideal / scale[at], limit), self.fmt)
+                ideal_code = (ideal / scale[at]).clamp_(*((low, high) if low.dim() == 1 else (low[at], high[at])))
+                codes[at] = grid.rounded(ideal_code, self.fmt)
                 made = scale[at] * codes[at]
                 errors[at] = weight[at] - made
                 lost.addcmul_(self.squares[at], (ideal - made).square_())
@@ -75,11 +86,7 @@ class Rounder:
 
 def nearest_codes(weight: torch.Tensor, scale: torch.Tensor, limit: torch.Tensor, fmt: NumberFormat = INT8) -> torch.Tensor:
     """The nearest codes [R, K] within ± ``limit`` [R]; ties to even."""
-    return grid.rounded(_clipped(weight / scale, limit[:, None]), fmt)
-
-
-def _clipped(codes: torch.Tensor, limit: torch.Tensor) -> torch.Tensor:
-    return torch.maximum(torch.minimum(codes, limit), -limit)
+    return grid.rounded((weight / scale).clamp_(-limit[:, None], limit[:, None]), fmt)
 
 
 def factorized(moments: torch.Tensor, damping: float) -> tuple[torch.Tensor, float]:

@@ -46,6 +46,11 @@ class Group:
         return next(iter(self.layers.values())).format
 
     @property
+    def widths(self) -> tuple[int, ...]:
+        """Bits to which the layers' codes may be sliced; the same of all."""
+        return next(iter(self.layers.values())).widths
+
+    @property
     def parts(self) -> int:
         """Into how many the inputs of a row are divided, so that none has more than ``MOST_INPUTS``: errors are made good within one."""
         shape = next(iter(self.layers.values())).matrix().shape
@@ -108,7 +113,7 @@ def groups_of(quantized: GraphModule, config: QuantizeConfig) -> list[Group]:
         if not isinstance(layer, QuantizedWeight) or layer.footprint is None:
             continue
         (call,) = node.all_input_nodes
-        key = call, layer.footprint, layer.format.kind
+        key = call, layer.footprint, layer.format.kind, layer.widths
         if key not in found:
             quantizer = quantized.get_submodule(str(call.target)) if "quantizer" in call.meta else None
             assert quantizer is None or isinstance(quantizer, ActivationQuantizer)

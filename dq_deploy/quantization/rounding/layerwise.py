@@ -17,10 +17,11 @@ from torch.fx import GraphModule
 
 from ...artifacts.details import RoundedLayer
 from ...errors import ArtifactError
+from ...formats import NumberFormat
 from ...formats.tables import CODES, WEIGHT_SCALE
 from ...progress import Progress, silent
 from ..calibration.trajectories import Trajectories
-from ..config import QuantizeConfig
+from ..config import MOST_SIGNIFICANT, QuantizeConfig
 from ..distillation.cache import ValueCache
 from ..distillation.chain import Chain
 from ..graph.blocks import Block, split_before
@@ -30,11 +31,15 @@ from .codebooks import fit_codebooks, fitting_operations
 from .columns import AT_ONCE, Rounder
 from .groups import Group, groups_of
 from .moments import BLOCK, Moments, some_positions
+from .nested import CHOSEN, TRIED, NestedRounder, Slices
 
 SEEDS = 16
 """Calibration seeds that H is made of, all timesteps of each (docs/decisions/rounding.md)."""
 SCALES = (1.0, 1.2, 1.1, 0.9, 0.8)
 """Times a row's scale as it is: the one of least output error is taken (docs/decisions/rounding.md)."""
+NESTED_SCALES = (1.0, 1.35, 1.18, 0.85, 0.7)
+"""Likewise where codes are sliced: of 3 bits the largest code is 96 of 127 steps, and fewer bits are often served by a smaller range
+(docs/decisions/widths.md)."""
 _POWER_SAMPLES = 8  # of a timestep, as the loss of distillation takes them
 _CHUNK_BYTES = 256 << 20  # of unfolded inputs at one time
 
@@ -56,6 +61,10 @@ def round_weights(quantized: GraphModule, data: Trajectories, config: QuantizeCo
         return _Rounding(quantized, groups, some_seeds(data), config, ValueCache(folder)).run(work, progress)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _rounder(moments: torch.Tensor, fmt: NumberFormat, slices: Slices | None) -> Rounder:
+    return NestedRounder(moments, slices) if slices else Rounder(moments, fmt=fmt)
 
 
 def seeds_used(seeds: int) -> int:
@@ -113,16 +122,26 @@ class _Rounding:
             return fit_codebooks(group, moments, generator)
         weight, scale = (group.stacked(of).double() for of in (QuantizedWeight.matrix, QuantizedWeight.steps_by_weight))
         limit = group.stacked(_limit)[:, :, 0].double()
-        scales = torch.stack([group.settled(scale * factor) for factor in SCALES], dim=1)  # [G, C, R, K]
-        found = [Rounder(h, fmt=group.format).candidates(w, s, most) for w, s, h, most in zip(weight, scales, moments, limit, strict=True)]
+        slices = Slices(group.widths, moments.device) if group.widths else None
+        factors = NESTED_SCALES if slices else SCALES
+        scales = torch.stack([group.settled(scale * factor) for factor in factors], dim=1)  # [G, C, R, K]
+        found = [
+            _rounder(h, group.format, slices).candidates(w, s, most) for w, s, h, most in zip(weight, scales, moments, limit, strict=True)
+        ]
         codes, errors = (torch.stack(values) for values in zip(*found, strict=True))  # [G, 1 + C, R, K], [G, 1 + C, R]
         # Parts of a row have one scale: it is chosen by what they lose together. Of equals the first is taken: the nearest codes.
         whole = errors.unflatten(0, (-1, group.parts)).sum(dim=1)  # [g, 1 + C, R]
         error, which = whole.min(dim=1)  # [g, R]
         which = which.repeat_interleave(group.parts, dim=0)[:, None, :, None].expand(-1, 1, -1, codes.shape[3])
+        chosen, taken = codes.gather(1, which)[:, 0], scales.gather(1, (which - 1).clamp(min=0))[:, 0]
+        if slices:
+            made = zip(moments, weight, taken, chosen, strict=True)
+            chosen = torch.stack([slices.refined(*of_a_part, CHOSEN) for of_a_part in made])
+            judged = zip(moments, weight, taken, chosen, strict=True)
+            error = torch.stack([slices.error(*of_a_part) for of_a_part in judged]).unflatten(0, (-1, group.parts)).sum(dim=1)
         record = _records(group, error.clamp(min=0), whole[:, 0])
-        tensors = {f"{name}.{CODES}": own for name, own in group.unstacked(codes.gather(1, which)[:, 0]).items()}
-        outputs = group.unstacked(scales.gather(1, (which - 1).clamp(min=0))[:, 0])
+        tensors = {f"{name}.{CODES}": own for name, own in group.unstacked(chosen).items()}
+        outputs = group.unstacked(taken)
         return Stage(tensors | {f"{name}.{WEIGHT_SCALE}": group.layers[name].by_output(own) for name, own in outputs.items()}, record)
 
     def _moments(self, group: Group, generator: torch.Generator) -> torch.Tensor:
@@ -164,22 +183,31 @@ def moments_operations(shape: tuple[int, int, int]) -> float:
     return float(parts) * positions_needed(inputs) * inputs**2 * (blocks + 1) / (2 * blocks)
 
 
-def rounding_operations(shape: tuple[int, int, int]) -> float:
-    """Multiply-accumulates in fp64 of the factor, the codes for every scale, and the error of the nearest."""
+def rounding_operations(shape: tuple[int, int, int], widths: int = 0) -> float:
+    """Multiply-accumulates in fp64 of the factor, the codes for every scale, and the error of the nearest; ``widths``: of nested codes."""
     parts, outputs, inputs = shape
-    return float(parts) * inputs**2 * (inputs / 6 + (len(SCALES) / 2 + 1) * outputs)
+    of_outputs = descent_operations(outputs, inputs, widths) if widths else (len(SCALES) / 2 + 1) * outputs * inputs**2
+    return float(parts) * (inputs**3 / 6 + of_outputs)
 
 
 def _operations(group: Group) -> float:
     codebook = group.codebook
-    return fitting_operations(group.shape, codebook) if codebook else rounding_operations(group.shape)
+    return fitting_operations(group.shape, codebook) if codebook else rounding_operations(group.shape, len(group.widths))
 
 
-def memory_bytes(shape: tuple[int, int, int]) -> int:
+def descent_operations(outputs: int, inputs: int, widths: int) -> float:
+    """Multiply-accumulates of nested codes for every scale, their descent, their errors, and the judgement of every code."""
+    passes = 2 * (2 + TRIED) * len(NESTED_SCALES) + CHOSEN + 2
+    judged = (1 + 2 * TRIED) * len(NESTED_SCALES) + CHOSEN
+    return float(outputs * widths) * (passes * inputs**2 + judged * inputs * (1 << MOST_SIGNIFICANT))
+
+
+def memory_bytes(shape: tuple[int, int, int], widths: int = 0) -> int:
     """Most bytes at one time of a group: H of all parts, a sorted copy and the factor of one, columns, weights, and those in work."""
     parts, outputs, inputs = shape
+    scales = len(NESTED_SCALES if widths else SCALES)
     moments, weights = 8 * inputs**2 * (parts + 2), 8 * outputs * inputs
-    return moments + 3 * _CHUNK_BYTES + weights * parts * (3 + len(SCALES)) + 6 * min(8 * AT_ONCE, weights * len(SCALES))
+    return moments + 3 * _CHUNK_BYTES + weights * parts * (3 + scales) + 6 * min(8 * AT_ONCE, weights * scales)
 
 
 def _records(group: Group, error: torch.Tensor, nearest: torch.Tensor) -> list[dict[str, Any]]:

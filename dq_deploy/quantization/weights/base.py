@@ -9,13 +9,13 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import nn
 
-from ...formats import PER_CHANNEL, NumberFormat, Scheme
+from ...formats import PER_CHANNEL, NumberFormat, Scheme, of_bits
 from ...formats.codebook import Codebook
 from ...formats.tables import BIAS, CODES, PACKED_CODES, WEIGHT_SCALE
 from .. import numerics
 from ..config import QuantizeConfig
 from ..grid import held, spacing
-from ..integrity import check_weight, read_format
+from ..integrity import check_weight, read_format, read_widths
 from .packing import pack_int4, unpack_int4
 
 _REACH = 0.3
@@ -67,6 +67,10 @@ class QuantizedWeight(QuantizedLayer):
     """What its weight is made of, where codes are not of one weight each."""
     groups: int = 1
     """Of outputs, each with inputs of its own."""
+    widths: tuple[int, ...] = ()
+    """Bits to which its codes may be sliced, from its own down; empty: it has one width."""
+    width: int | None = None
+    """Of these, the one that it multiplies with now (``widths.at_width``); None: all its bits."""
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, fmt: NumberFormat) -> None:
         super().__init__()
@@ -83,12 +87,13 @@ class QuantizedWeight(QuantizedLayer):
     def config(self) -> dict[str, Any]:
         """As ``QuantizedLayer`` says; with the ``shape`` of packed codes."""
         shape = {"shape": list(self.frozen[0].shape)} if self.frozen is not None and self.format.packed else {}
-        return super().config() | self.format.record() | shape
+        widths = {"widths": list(self.widths)} if self.widths else {}
+        return super().config() | self.format.record() | shape | widths
 
     @classmethod
     def from_tensors(cls, name: str, config: Mapping[str, Any], tensors: dict[str, torch.Tensor], bias: str) -> Self:
         """As ``QuantizedLayer`` says."""
-        options = {key: value for key, value in config.items() if key not in ("op", "bits", "format", "shape")}
+        options = {key: value for key, value in config.items() if key not in ("op", "bits", "format", "shape", "widths")}
         fmt, block = read_format(name, config), options.get("block")
         if shape := config.get("shape"):  # without: a layer of more bits, or a checkpoint from before codes were packed
             tensors[f"{name}.{CODES}"] = unpack_int4(tensors.pop(f"{name}.{PACKED_CODES}"), shape)
@@ -97,6 +102,7 @@ class QuantizedWeight(QuantizedLayer):
         # The float weight only says how many rows there are: it is dropped in the next line, and a large model's would take gigabytes.
         layer = cls(torch.zeros(len(codes), block or 1), tensors.get(bias), fmt, **options)
         layer.set_frozen(codes, scale)
+        layer.widths = read_widths(name, config, fmt)
         return layer
 
     def tensors(self) -> dict[str, torch.Tensor]:
@@ -176,12 +182,21 @@ class QuantizedWeight(QuantizedLayer):
         self.frozen = (codes, scale)
         self.weight.data = torch.empty(0)
 
+    def slice(self, bits: int) -> None:
+        """Keep of the frozen codes so many bits, one of its ``widths``, and be a layer of that width alone."""
+        assert self.frozen is not None
+        codes, scale = numerics.sliced(self.frozen[0].float(), self.frozen[1], self.format, bits)
+        self.format, self.widths = of_bits(bits), ()
+        self.frozen = codes.to(getattr(torch, self.format.torch_dtype)), scale
+
     def integer_weight(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Codes as floats [O, ...] and scale [O]."""
+        """Codes as floats [O, ...] and scale [O], of its ``width``."""
         if self.frozen is not None:
-            return self.frozen[0].float(), self.frozen[1]
-        scale = self.log_scale.exp()
-        return numerics.quantize_weight(self.weight, scale, self.format), scale
+            codes, scale = self.frozen[0].float(), self.frozen[1]
+        else:
+            scale = self.log_scale.exp()
+            codes = numerics.quantize_weight(self.weight, scale, self.format)
+        return (codes, scale) if self.width is None else numerics.sliced(codes, scale, self.format, self.width)
 
     def steps(self) -> torch.Tensor:
         """Quantization steps of the weight [O]."""

@@ -1,0 +1,1 @@
+"""One checkpoint of several widths beside one for each of them."""
