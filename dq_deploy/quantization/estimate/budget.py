@@ -85,9 +85,9 @@ def budget(prepared: Prepared) -> Budget:
     sizes = [sum(macs[name] for name in block.layers) for block in blocks]
     costs = probe.blocks(blocks, parts, sizes) if config.iterations else []
     held_out = config.steps * max(1, config.calibration_samples // 8) * per_seed
-    spent = [0.0] * len(blocks)
+    spent, widths = [0.0] * len(blocks), max(1, len(config.matryoshka))  # each has a chain and a part of every step
     if costs:
-        spent = [cost.seconds(config, samples, held_out, trained=bool(part)) for cost, part in zip(costs, parts, strict=True)]
+        spent = [widths * cost.seconds(config, samples, held_out, trained=bool(part)) for cost, part in zip(costs, parts, strict=True)]
     estimates = [
         BlockBudget(block.name, block.layers, _count(part), size, round(seconds, 1))
         for block, part, size, seconds in zip(blocks, parts, sizes, spent, strict=True)
@@ -103,7 +103,7 @@ def budget(prepared: Prepared) -> Budget:
     memory["peak"] = memory["calibration data"] + max(memory["initialization"], memory["rounding"], memory["training step"])
     weights = sum(p.numel() * p.element_size() for p in quantized.state_dict().values())
     disk = {
-        "values between blocks": _value_bytes(blocks, prepared.float_graph) * samples * 2 if costs else 0,
+        "values between blocks": _value_bytes(blocks, prepared.float_graph) * samples * (1 + widths) if costs else 0,
         "values between rounded layers": _rounding_values(quantized, prepared.float_graph, groups) * rounded_on,
         "finished stages": memory["calibration data"] + weights + sum(map(_count, parts)) * _FLOAT_BYTES,
     }
