@@ -12,15 +12,13 @@ from pydantic import BaseModel, ConfigDict
 
 from ..artifacts.reading import read_json
 from ..errors import UsageError, did_you_mean
-from ..formats.presets import PRESETS
 from .descriptor import EngineDescriptor, Evidence, Op
 from .gpu_names import GPUS, gpu_named
 from .registry import builders, engine_named, runtimes
 
 CPU = "cpu"
-_FORMATS: dict[str, str] = {"fp8": "fp8", "nvfp4": "fp4", "w8a8": "int8", "w4a16": "int4"}
-"""Presets that are weighed, and the format of their products; "int4" is of weights alone. Narrower integers run as INT8."""
-_PREFERENCE = ("fp8", "w8a8", "w4a16")
+_FORMATS: dict[str, str] = {"fp8": "fp8", "w8a8": "int8", "w4a16": "int4"}
+"""Presets in the order of preference, and the format of their products; "int4" is of weights alone. Narrower integers run as INT8."""
 _WEIGHTS_ALONE = ("int4",)
 _OPS: tuple[Op, ...] = ("gemm", "conv")
 _OP_NAMES = {"gemm": "matrix products", "conv": "convolutions"}
@@ -209,7 +207,7 @@ def _engines(device: Device, backend: str | None) -> list[EngineDescriptor]:
 
 def _best(device: Device, engines: Sequence[EngineDescriptor], ops: Sequence[Op]) -> tuple[str, EngineDescriptor]:
     """Preset and engine: each grade of evidence over all presets before the next one."""
-    presets = [name for name in _PREFERENCE if name in PRESETS]
+    presets = list(_FORMATS)
     for grade in (_documented, _documented_products, _seen):
         for preset in presets:
             for engine in engines:
