@@ -157,11 +157,13 @@ def codebook(op: str, books: int = 1, *, transpose: str = "between", unsigned: b
 def _codewords(s: Sketch, shape: tuple[int, ...], book: int, unsigned: bool) -> ir.Value:
     """What the indices of one book stand for: [O, K/4, 4]."""
     layout, name = (shape[0], int(np.prod(shape[1:])) // 4), f"layer/Book{book}"
-    words = s.constant(f"layer.weight.book{book}", s.random.integers(-60, 61, (256, 4)).astype(np.float16))
+    unit = s.constant("one.float16", np.float16(1)), s.constant("zero", np.int8(0))
+    words = s.constant(f"layer.weight.book{book}", s.random.integers(-60, 61, (256, 4)).astype(np.int8))
+    words = s.op("DequantizeLinear", words, *unit, name=f"{name}/Words")
     if unsigned:
         held = s.constant(f"layer.weight.indices{book}", s.random.integers(0, 256, layout).astype(np.uint8))
         return s.op("Gather", words, s.cast(held, ir.DataType.INT32, f"{name}/Cast"), name=f"{name}/Gather", axis=0)
     held = s.constant(f"layer.weight.indices{book}", s.random.integers(-128, 128, layout).astype(np.int8))
-    value = s.op("DequantizeLinear", held, s.constant("one.float16", np.float16(1)), s.constant("zero", np.int8(0)), name=f"{name}/Unpack")
+    value = s.op("DequantizeLinear", held, *unit, name=f"{name}/Unpack")
     value = s.op("Add", value, s.constant("offset.float16", np.float16(128)), name=f"{name}/Add")
     return s.op("Gather", words, s.cast(value, ir.DataType.INT32, f"{name}/Cast"), name=f"{name}/Gather", axis=0)

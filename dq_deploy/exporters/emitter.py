@@ -39,6 +39,14 @@ class Emitter:
             self.graph.append(node)
         return value
 
+    def as_written(self, op_type: str, inputs: Sequence[ir.Value], name: str, dtype: ir.DataType, **attributes: Any) -> ir.Value:
+        """Emit a node whose inputs have the types that it needs, half precision among them."""
+        value = self.op(op_type, inputs, name=name, dtype=dtype, **attributes)
+        node = value.producer()
+        assert node is not None
+        node.metadata_props[FP32_MARK] = AS_WRITTEN
+        return value
+
     def constant(self, name: str, array: np.ndarray[Any, Any]) -> ir.Value:
         """An initializer of any shape. A second request for the same one gives it again; where another has the name, it gets a free one."""
         array, free = np.asarray(array, order="C"), name

@@ -8,9 +8,10 @@ Beside FP8 activations: DequantizeLinear(int4, scale 1) → Add 0 → QuantizeLi
 Each way the weight takes half a byte an element in the file and in the engine, the product is the one of int8 storage, and the cast is a
 kernel more: smaller, not faster. OpenVINO multiplies the MatMul form in float.
 
-Codewords: indices int8, minus 128 → DequantizeLinear(fp16, scale 1) → Add 128 → Cast int32 → Gather of a book; the sum of the books' →
-Reshape → QuantizeLinear(int8, scale 1) → [Transpose →] DequantizeLinear(int8, per channel). uint8 indices that are cast would be folded to
-int32 ones, and in front of that QuantizeLinear the builder crashes at all but a Gather, an Add or a Reshape of these.
+Codewords: indices int8, minus 128 → DequantizeLinear(fp16, scale 1) → Add 128 → Cast int32 → Gather of a book (int8 codewords →
+DequantizeLinear); the sum of the books' → Reshape → QuantizeLinear(int8, scale 1) → [Transpose →] DequantizeLinear(int8, per channel).
+uint8 indices that are cast would be folded to int32 ones, and in front of that QuantizeLinear the builder crashes at all but a Gather, an
+Add or a Reshape of these.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import torch
 from ..formats import NumberFormat, of_bits
 from ..formats.tables import BIAS, CODEBOOK_CODES, CODES, CODEWORDS, UINT8_OFFSET, WEIGHT_SCALE, WEIGHT_ZERO_POINT
 from ..quantization.weights import CodebookWeight, QuantizedWeight
-from .emitter import AS_WRITTEN, FP32_MARK, Emitter
+from .emitter import Emitter
 
 Storage = Literal["int4", "int8", "fp8", "codebook"]
 _FLOAT16, _INT4, _INT8 = ir.DataType.FLOAT16, ir.DataType.INT4, ir.DataType.INT8
@@ -79,33 +80,26 @@ def _of_codewords(emit: Emitter, layer: CodebookWeight, name: str, *, transpose:
     assert layer.codes is not None
     half_one = emit.constant("dq_deploy.one.float16", np.array(1.0, dtype=np.float16))
     offset = emit.constant("dq_deploy.128.float16", np.array(UINT8_OFFSET, dtype=np.float16))
-    zero = emit.constant("dq_deploy.zero", np.array(0, dtype=np.int8))
+    nothing = emit.constant(*zero(_INT8))
     total: ir.Value | None = None
-    for m, book in enumerate(layer.codewords.detach().numpy().astype(np.float16)):
+    for m, book in enumerate(layer.codewords.detach().numpy().astype(np.int8)):
         indices = (layer.codes[:, :, m].numpy().astype(np.int16) - UINT8_OFFSET).astype(np.int8)
         held = emit.constant(f"{name}.{CODEBOOK_CODES}.{m}", indices)
-        x = _as_written(emit, "DequantizeLinear", [held, half_one, zero], f"UnpackIndices.{m}", _FLOAT16)
-        x = _as_written(emit, "Add", [x, offset], f"UnpackIndices.{m}/Add", _FLOAT16)
-        x = _as_written(emit, "Cast", [x], f"UnpackIndices.{m}/Cast", ir.DataType.INT32, to=ir.DataType.INT32.value)
-        words = _as_written(emit, "Gather", [emit.constant(f"{name}.{CODEWORDS}.{m}", book), x], f"Codewords.{m}", _FLOAT16, axis=0)
-        total = words if total is None else _as_written(emit, "Add", [total, words], f"Codewords.{m}/Add", _FLOAT16)
+        x = emit.as_written("DequantizeLinear", [held, half_one, nothing], f"UnpackIndices.{m}", _FLOAT16)
+        x = emit.as_written("Add", [x, offset], f"UnpackIndices.{m}/Add", _FLOAT16)
+        x = emit.as_written("Cast", [x], f"UnpackIndices.{m}/Cast", ir.DataType.INT32, to=ir.DataType.INT32.value)
+        held = emit.constant(f"{name}.{CODEWORDS}.{m}", book)
+        words = emit.as_written("DequantizeLinear", [held, half_one, nothing], f"UnpackCodewords.{m}", _FLOAT16)
+        words = emit.as_written("Gather", [words, x], f"Codewords.{m}", _FLOAT16, axis=0)
+        total = words if total is None else emit.as_written("Add", [total, words], f"Codewords.{m}/Add", _FLOAT16)
     assert total is not None
     shape = emit.constant(f"{name}.{CODES}.shape", np.array(layer.shape, dtype=np.int64))
-    codes = _as_written(emit, "Reshape", [total, shape], "Codewords/Reshape", _FLOAT16)
-    codes = _as_written(emit, "QuantizeLinear", [codes, half_one, zero], "RepackWeight", _INT8)
+    codes = emit.as_written("Reshape", [total, shape], "Codewords/Reshape", _FLOAT16)
+    codes = emit.as_written("QuantizeLinear", [codes, half_one, nothing], "RepackWeight", _INT8)
     if transpose:
         codes = emit.op("Transpose", [codes], name="RepackWeight/Transpose", dtype=_INT8, perm=[1, 0])
     scale = emit.constant(f"{name}.{WEIGHT_SCALE}", layer.frozen[1].numpy())
     return emit.op("DequantizeLinear", [codes, scale, _zeros(emit, layer, name)], name="DequantizeWeight", axis=int(transpose))
-
-
-def _as_written(emit: Emitter, op: str, inputs: list[ir.Value], name: str, dtype: ir.DataType, **attributes: Any) -> ir.Value:
-    """A node whose inputs have the types that it needs, half precision among them."""
-    value = emit.op(op, inputs, name=name, dtype=dtype, **attributes)
-    node = value.producer()
-    assert node is not None
-    node.metadata_props[FP32_MARK] = AS_WRITTEN
-    return value
 
 
 def _zeros(emit: Emitter, layer: QuantizedWeight, name: str) -> ir.Value:
@@ -131,7 +125,7 @@ def _as_int8(emit: Emitter, packed: ir.Value) -> ir.Value:
     floats = emit.op("DequantizeLinear", [packed, one], name="UnpackWeight")
     floats = emit.op("Cast", [floats], name="UnpackWeight/float16", dtype=_FLOAT16, to=_FLOAT16.value)
     half_one = emit.constant("dq_deploy.one.float16", np.array(1.0, dtype=np.float16))
-    return _as_written(emit, "QuantizeLinear", [floats, half_one, emit.constant(*zero(_INT8))], "RepackWeight", _INT8)
+    return emit.as_written("QuantizeLinear", [floats, half_one, emit.constant(*zero(_INT8))], "RepackWeight", _INT8)
 
 
 def bias(emit: Emitter, layer: QuantizedWeight, name: str, shape: tuple[int, ...] = (-1,)) -> ir.Value:

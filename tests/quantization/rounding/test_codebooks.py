@@ -167,7 +167,7 @@ def test_the_compiler_makes_int8_products_and_keeps_the_indices(checkpoint: Chec
     )
     assert {layer.precision for layer in small.layers} == {"int8"}
     elements = sum(layer.frozen[0].numel() for layer in made_of_codewords(checkpoint).values() if layer.frozen)
-    words = 2 * 2 * 256 * 8 * len(made_of_codewords(checkpoint))  # of fp16, in the graph
+    words = 2 * 256 * 8 * len(made_of_codewords(checkpoint))
     assert plain.weights_bytes - small.weights_bytes > 0.75 * elements - words
 
 
