@@ -39,6 +39,7 @@ from .precision import DTYPES, lower_precision
 from .ranges import largest_values
 from .skeleton import to_onnx
 from .tensorrt_target import TensorRTTarget
+from .recast import unpack_together
 from .weights import storage_of
 
 _TARGETS: dict[str, type[TensorRTTarget | OnnxRuntimeTarget]] = {"qdq": TensorRTTarget, "onnxruntime": OnnxRuntimeTarget}
@@ -114,6 +115,8 @@ def export(checkpoint: str | Path | Artifact, output: str | Path, *, target: Tar
         advance(7, "lowering")
         if target == "onnxruntime":
             group_norms_by_instance(model.graph)
+        if int4 and not weight_only:
+            unpack_together(model.graph)
         _tidy(model)
         wide, kept = _without_fp16(model, loaded) if dtype == "fp16" else (set(), [])
         _finish(model, dtype, wide)

@@ -14,6 +14,9 @@ import numpy as np
 from .graph import constant, inputs, readers
 
 
+_MOVES = ("Transpose", "Reshape", "Split", "VariadicSplit")
+
+
 def quantized_constants(openvino: Any, model: Any) -> None:
     """Make INT8 codes that depend on constants alone a constant, in place."""
     constant_nodes: set[str] = set()
@@ -24,7 +27,7 @@ def quantized_constants(openvino: Any, model: Any) -> None:
             continue
         constant_nodes.add(node.get_name())
         if _quantizes(openvino, node, sources):
-            codes.append(_moved(node.output(0)))
+            codes += _moved(node.output(0))
     if not codes:
         return
     unpacking = openvino.Model([openvino.opset13.result(value) for value in codes], [], "weights")
@@ -37,11 +40,17 @@ def quantized_constants(openvino: Any, model: Any) -> None:
     model.validate_nodes_and_infer_types()
 
 
-def _moved(value: Any) -> Any:
-    """The value behind a Transpose that alone reads it."""
-    while len(users := readers(value)) == 1 and users[0].get_type_name() == "Transpose":
-        value = users[0].output(0)
-    return value
+def _moved(value: Any) -> list[Any]:
+    """What is made of a value by moves alone, as far as nothing else reads it: itself, or what is behind a Transpose, Reshape or Split."""
+    found, above = [], [value]
+    while above:
+        value = above.pop()
+        users = readers(value)
+        if len(users) == 1 and users[0].get_type_name() in _MOVES:
+            above += users[0].outputs()
+        else:
+            found.append(value)
+    return found
 
 
 def _quantizes(openvino: Any, node: Any, sources: Sequence[Any]) -> bool:
