@@ -37,9 +37,9 @@ from .lower import Sites, lower
 from .onnxruntime_target import OnnxRuntimeTarget
 from .precision import DTYPES, lower_precision
 from .ranges import largest_values
+from .recast import unpack_together
 from .skeleton import to_onnx
 from .tensorrt_target import TensorRTTarget
-from .recast import unpack_together
 from .weights import storage_of
 
 _TARGETS: dict[str, type[TensorRTTarget | OnnxRuntimeTarget]] = {"qdq": TensorRTTarget, "onnxruntime": OnnxRuntimeTarget}

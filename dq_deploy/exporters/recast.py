@@ -48,17 +48,11 @@ def unpack_together(graph: ir.Graph) -> None:
 
 def _packed(graph: ir.Graph) -> Iterator[_Packed]:
     for node in graph:
-        if node.op_type != "DequantizeLinear" or node.attributes.get_int("block_size", 0):
+        if node.op_type != "DequantizeLinear":
             continue
-        codes = node.inputs[0]
-        above = codes.producer() if codes is not None else None
-        while above is not None and above.op_type in ("QuantizeLinear", "Cast", "DequantizeLinear"):
-            codes = above.inputs[0]
-            above = codes.producer() if codes is not None else None
-        if codes is not None and codes.is_initializer() and codes.dtype is _INT4 and str(codes.name).endswith(f".{CODES}"):
-            per_channel = node.inputs[1]
-            if per_channel is not None and per_channel.shape is not None and len(per_channel.shape) == 1:
-                yield _Packed(codes, node)
+        codes, scale = node.inputs[:2]
+        if codes is not None and codes.is_initializer() and codes.dtype is _INT4 and scale is not None and len(scale.shape or ()) == 1:
+            yield _Packed(codes, node)
 
 
 def _parts(layers: Sequence[_Packed]) -> Iterator[list[_Packed]]:

@@ -1,12 +1,10 @@
 """A layer's weight in the graph: int8 or FP8 codes, or what is smaller in the forms from which TensorRT still makes the planned product.
 
 FP8: DequantizeLinear(float8, per channel).
-Beside INT8 activations, MatMul: DequantizeLinear(int4, per channel); the engine casts the codes to INT8 on every run.
-Conv: DequantizeLinear(int4, scale 1) → Cast fp16 → QuantizeLinear(int8, scale 1) → DequantizeLinear(int8, per channel). Without the cast to
-half precision between, the builder refuses it (benchmarks/patterns/RESULTS.md). Codes of 4 bits are exact in fp16.
+Beside INT8 activations: DequantizeLinear(int4, per channel), which no builder takes as it is; ``recast`` unpacks many of them at once.
 Beside FP8 activations: DequantizeLinear(int4, scale 1) → Add 0 → QuantizeLinear(float8, scale 1) → DequantizeLinear(float8, per channel).
-Each way the weight takes half a byte an element in the file and in the engine, the product is the one of int8 storage, and the cast is a
-kernel more: smaller, not faster. OpenVINO multiplies the MatMul form in float.
+Either way the weight takes half a byte an element in the file and in the engine, and the product is the one of int8 storage: smaller, not
+faster.
 
 Codewords: indices int8, minus 128 → DequantizeLinear(fp16, scale 1) → Add 128 → Cast int32 → Gather of a book (int8 codewords →
 DequantizeLinear); the sum of the books' → Reshape → QuantizeLinear(int8, scale 1) → [Transpose →] DequantizeLinear(int8, per channel).
@@ -16,7 +14,7 @@ Add or a Reshape of these.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import onnx_ir as ir
@@ -67,10 +65,7 @@ def dequantized_weight(emit: Emitter, layer: QuantizedWeight, name: str, *, besi
         held = _as_float8(emit, layer, codes, name, beside.dtype, int4=int4)
         return emit.op("DequantizeLinear", [held, scale], name="DequantizeWeight", axis=axis)
     held = emit.constant(f"{name}.{CODES}", stored(codes.numpy(), layer.bits, int4=int4))
-    if held.dtype == _INT4 and transpose:
-        inputs = [held, scale]
-    else:
-        inputs = [_as_int8(emit, held) if held.dtype == _INT4 else held, scale, _zeros(emit, layer, name)]
+    inputs = [held, scale] if held.dtype == _INT4 else [held, scale, _zeros(emit, layer, name)]
     return emit.op("DequantizeLinear", inputs, name="DequantizeWeight", axis=axis)
 
 
@@ -117,15 +112,6 @@ def _as_float8(emit: Emitter, layer: QuantizedWeight, codes: torch.Tensor, name:
     # With nothing between the two the builder takes the weight for INT4: it crashes on a MatMul, and refuses a Conv.
     floats = emit.op("Add", [floats, emit.constant("dq_deploy.nothing", np.array(0.0, dtype=np.float32))], name="UnpackWeight/as_float")
     return emit.op("QuantizeLinear", [floats, one, emit.constant(*zero(dtype))], name="RepackWeight", dtype=dtype)
-
-
-def _as_int8(emit: Emitter, packed: ir.Value) -> ir.Value:
-    """Int4 codes as int8 ones, the way the builder takes it."""
-    one = emit.constant("dq_deploy.one", np.array(1.0, dtype=np.float32))
-    floats = emit.op("DequantizeLinear", [packed, one], name="UnpackWeight")
-    floats = emit.op("Cast", [floats], name="UnpackWeight/float16", dtype=_FLOAT16, to=_FLOAT16.value)
-    half_one = emit.constant("dq_deploy.one.float16", np.array(1.0, dtype=np.float16))
-    return emit.as_written("QuantizeLinear", [floats, half_one, emit.constant(*zero(_INT8))], "RepackWeight", _INT8)
 
 
 def bias(emit: Emitter, layer: QuantizedWeight, name: str, shape: tuple[int, ...] = (-1,)) -> ir.Value:

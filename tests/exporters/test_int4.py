@@ -14,9 +14,10 @@ from onnx import TensorProto, numpy_helper
 from dq_deploy.accuracy import check
 from dq_deploy.artifacts import Artifact
 from dq_deploy.engines.build import build_engine, load_report
+from dq_deploy.engines.onnxruntime.runner import OnnxRuntimeRunner
 from dq_deploy.engines.openvino.runner import OpenVinoRunner
 from dq_deploy.errors import UsageError
-from dq_deploy.exporters import export
+from dq_deploy.exporters import export, recast
 from dq_deploy.quantization.checkpoint import Checkpoint
 from dq_deploy.quantization.weights import QuantizedWeight
 from tests.nightly import mostly_nightly
@@ -41,20 +42,58 @@ def weights_of(made: Artifact) -> dict[str, onnx.TensorProto]:
     return {i.name.removesuffix(".weight.codes"): i for i in graph.initializer if i.name.endswith(".weight.codes")}
 
 
+def unpacked(made: Artifact) -> dict[str, np.ndarray]:
+    """By layer: the INT4 codes that a graph has together with those of other layers, in the layer's own shape."""
+    graph = onnx.load(made.path / "model.onnx").graph
+    held = {i.name: i for i in graph.initializer}
+    shapes = {n.input[0]: n.input[1] for n in graph.node if n.op_type == "Reshape"}
+    found = {}
+    for name, codes in held.items():
+        if not name.startswith("dq_deploy.int4_weights"):
+            continue
+        prefix = name.removesuffix(".codes").removesuffix(".sizes")
+        split = next(n for n in graph.node if n.name == f"{prefix}/Split")
+        assert codes.data_type in (TensorProto.INT4, TensorProto.INT64)
+        flat, sizes = (numpy_helper.to_array(held[f"{prefix}.{what}"]) for what in ("codes", "sizes"))
+        assert len(held[f"{prefix}.codes"].raw_data) == (flat.size + 1) // 2
+        for piece, part in zip(split.output, np.split(flat.astype(np.int8), np.cumsum(sizes)[:-1]), strict=True):
+            found[shapes[piece].removesuffix(".weight.codes.shape")] = part.reshape(numpy_helper.to_array(held[shapes[piece]]))
+    return found
+
+
 def test_codes_are_the_checkpoints_in_half_a_byte(checkpoint: Checkpoint, bundle: Artifact) -> None:
-    found = weights_of(bundle)
+    whole, together = weights_of(bundle), unpacked(bundle)
     stated = {layer["name"]: layer.get("weight_storage") for layer in bundle.manifest.details["layers"]}
     for name, layer in checkpoint.layers.items():
         if not isinstance(layer, QuantizedWeight) or layer.frozen is None:
             assert stated[name] is None
             continue
         small = layer.bits <= 4
-        assert (found[name].data_type, stated[name]) == ((TensorProto.INT4, "int4") if small else (TensorProto.INT8, "int8"))
+        assert (name in together, stated[name]) == (small, "int4" if small else "int8")
         codes = layer.frozen[0].numpy()
-        assert np.array_equal(numpy_helper.to_array(found[name]).astype(np.int8), codes if codes.ndim == 4 else codes.T)
-        if small:
-            assert len(found[name].raw_data) == (codes.size + 1) // 2
+        found = together[name] if small else numpy_helper.to_array(whole[name])
+        assert np.array_equal(found.astype(np.int8), codes if codes.ndim == 4 else codes.T)
     assert "int4" in stated.values()
+
+
+def test_one_kernel_unpacks_no_more_than_fits(
+    checkpoint: Checkpoint, bundle: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    largest = max(layer.frozen[0].numel() for layer in checkpoint.layers.values() if layer.frozen is not None)
+    monkeypatch.setattr(recast, "_TOGETHER", largest)
+    made = export(checkpoint.artifact, tmp_path / "parts", target="qdq", dtype="fp32")
+    parts = {n.name: len(n.output) for n in onnx.load(made.path / "model.onnx").graph.node if n.name.endswith("/Split")}
+    assert len(parts) > 2
+    assert sum(parts.values()) <= len(unpacked(bundle))  # one that is alone needs no Split
+    feeds = {"sample": torch.randn(1, *SHAPE).numpy(), "timestep": np.array([250.0], np.float32)}
+    assert np.array_equal(*(OnnxRuntimeRunner(found).run(feeds) for found in (made, bundle)))
+
+
+def test_openvino_multiplies_integers(bundle: Artifact) -> None:
+    runner = OpenVinoRunner(bundle, integer=True)
+    runner.run({"sample": torch.randn(1, *SHAPE).numpy(), "timestep": np.array([250.0], np.float32)})
+    found = runner.products()
+    assert {precision for op, precision in found if op == "FullyConnected"} == {"int8"}
 
 
 def test_both_parity_tests_pass(checkpoint: Checkpoint, bundle: Artifact) -> None:

@@ -61,9 +61,9 @@ def test_of_integers_it_multiplies_patches_and_puts_channels_first_again() -> No
     assert plain.ops("layer.input/patches_") == ["Transpose"]
 
 
-def test_four_bits_reach_int8_through_half_precision() -> None:
-    """The one way that TensorRT takes (benchmarks/patterns/RESULTS.md)."""
+def test_four_bits_are_written_as_they_are() -> None:
+    """How many layers unpack theirs together is another file's matter (``exporters/recast.py``)."""
     made = written("qdq", "3×3", layer("3×3", 4), quantizer(axis=1, channels=CHANNELS, symmetric=True))
-    assert made.ops()[:5] == ["DequantizeLinear", "Cast", "QuantizeLinear", "DequantizeLinear", "Conv"]
+    assert made.ops()[:2] == ["DequantizeLinear", "Conv"]
     stored = written("qdq", "3×3", layer("3×3", 4), quantizer(axis=1, channels=CHANNELS, symmetric=True), int4=False)
     assert stored.ops()[:2] == ["DequantizeLinear", "Conv"]

@@ -13,7 +13,6 @@ import numpy as np
 
 from .graph import constant, inputs, readers
 
-
 _MOVES = ("Transpose", "Reshape", "Split", "VariadicSplit")
 
 
