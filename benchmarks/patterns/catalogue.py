@@ -194,6 +194,7 @@ _WEIGHTS = (
         w.matmul_int4_requantized,
         ("int4-requantize-uncast", "int4-requantize-matmul"),
     ),
+    Pattern("matmul-int4-together", "two MatMuls, their INT4 codes as one → numbers → Add 0 → Q(1) → Split → DQ", w.int4_together),
     Pattern("matmul-int4-cast", "MatMul, INT4 weight → Cast int8 → DQ", w.matmul_int4_cast, ("int4-cast",)),
     Pattern(
         "conv-weight-scale-axis",

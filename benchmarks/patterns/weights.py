@@ -167,3 +167,19 @@ def _codewords(s: Sketch, shape: tuple[int, ...], book: int, unsigned: bool) -> 
     value = s.op("DequantizeLinear", held, *unit, name=f"{name}/Unpack")
     value = s.op("Add", value, s.constant("offset.float16", np.float16(128)), name=f"{name}/Add")
     return s.op("Gather", words, s.cast(value, ir.DataType.INT32, f"{name}/Cast"), name=f"{name}/Gather", axis=0)
+
+
+def int4_together() -> onnx.ModelProto:
+    """INT4 codes of two layers, unpacked as one: numbers, Add 0, Q(1), Split, each dequantized per channel."""
+    s, count = tokens(), WIDTH * WIDTH
+    unit = s.constant("one.float16", np.float16(1)), s.constant("zero", np.int8(0))
+    value = s.op("DequantizeLinear", s.int4((2 * count,)), unit[0], name="weights/Unpack")
+    value = s.op("Add", value, s.constant("zero.float16", np.float16(0)), name="weights/Add")
+    value = s.op("QuantizeLinear", value, *unit, name="weights/Repack")
+    pieces = s.tape.op_multi_out("Split", [value, s.constant("sizes", np.array([count, count]))], {"axis": 0}, num_outputs=2)
+    y = s.sample
+    for name, piece in zip(("layer", "second"), pieces, strict=True):
+        codes = s.op("Reshape", piece, s.constant("shape", np.array(SQUARE)), name=f"{name}/Reshape")
+        weight = s.op("DequantizeLinear", codes, *s.weight_pair(WIDTH, name), name=f"{name}/DequantizeWeight", axis=1)
+        y = s.op("MatMul", s.qdq(y, s.fixed(), name), weight, name=f"{name}/MatMul")
+    return s.model(y)

@@ -3,9 +3,10 @@
     INT4 codes of many layers, one after the other → DequantizeLinear(fp16, scale 1) → Add 0 → QuantizeLinear(int8, scale 1) → Split →
     Reshape → DequantizeLinear(int8, per channel) of each layer
 
-A layer that unpacks its own takes a kernel of its own on every run (``weights``). Together they take one; the unpacked codes then lie in an
-engine's memory from there to the last layer that reads them, so a part has ``_TOGETHER`` weights at the most. Without the Add the builder
-crashes or refuses (benchmarks/patterns/RESULTS.md). OpenVINO folds it all, and multiplies integers.
+A layer that unpacks its own takes a kernel of its own on every run. Together they take one; the unpacked codes then lie in an engine's
+memory from there to the last layer that reads them, so a part has ``_TOGETHER`` weights at the most. Without the Add the builder crashes or
+refuses (``matmul-int4-together`` and ``matmul-int4-requantized`` in benchmarks/patterns/RESULTS.md). OpenVINO folds it all, and multiplies
+integers.
 """
 
 from __future__ import annotations
