@@ -115,8 +115,6 @@ def export(checkpoint: str | Path | Artifact, output: str | Path, *, target: Tar
         advance(7, "lowering")
         if target == "onnxruntime":
             group_norms_by_instance(model.graph)
-        if int4 and not weight_only:
-            unpack_together(model.graph)
         _tidy(model)
         wide, kept = _without_fp16(model, loaded) if dtype == "fp16" else (set(), [])
         _finish(model, dtype, wide)
@@ -151,7 +149,10 @@ def _integer_graph(checkpoint: Checkpoint, target: Target, *, int4: bool) -> tup
     if target == "onnxruntime":
         _one_timestep(model.graph, timestep)
     writer = _TARGETS[target](model.graph, timestep, checkpoint.table_timesteps, int4=int4, static=static)
-    return model, lower(model, writer, checkpoint.layers, checkpoint.quantizers, correction=output_bias(checkpoint.model))
+    sites = lower(model, writer, checkpoint.layers, checkpoint.quantizers, correction=output_bias(checkpoint.model))
+    if int4 and not _weight_only(checkpoint):
+        unpack_together(model.graph)
+    return model, sites
 
 
 def _weight_only(checkpoint: Checkpoint) -> bool:
