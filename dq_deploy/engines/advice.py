@@ -17,8 +17,11 @@ from .gpu_names import GPUS, gpu_named
 from .registry import builders, engine_named, runtimes
 
 CPU = "cpu"
-_FORMATS: dict[str, str] = {"fp8": "fp8", "w8a8": "int8", "w4a16": "int4"}
-"""Presets in the order of preference, and the format of their products; "int4" is of weights alone. Narrower integers run as INT8."""
+_FORMATS: dict[str, str] = {"w8a8": "int8", "fp8": "fp8", "w4a16": "int4"}
+"""Presets in the order of preference, and the format of their products; "int4" is of weights alone. Narrower integers run as INT8.
+
+INT8 with a scale for each timestep measured nearer to the float model than FP8 did (docs/fp8.md), in a plan of about as many kernels.
+"""
 _WEIGHTS_ALONE = ("int4",)
 _OPS: tuple[Op, ...] = ("gemm", "conv")
 _OP_NAMES = {"gemm": "matrix products", "conv": "convolutions"}
@@ -123,7 +126,7 @@ def products_of(source: str) -> tuple[Op, ...]:
 def advise(device: Device, *, source: str = "SOURCE", ops: Sequence[Op] = _OPS, backend: str | None = None) -> Advice:
     """What to take for a device and a network whose products are ``ops``. ``backend``: for that engine.
 
-    The first of fp8, w8a8 and w4a16 whose format an engine documents for all of the products; else for its matrix products; else what its
+    The first of w8a8, fp8 and w4a16 whose format an engine documents for all of the products; else for its matrix products; else what its
     builder was seen to plan. Raises UsageError for an engine that is not for that device.
     """
     engines = _engines(device, backend)
