@@ -6,7 +6,7 @@
 A layer that unpacks its own takes a kernel of its own on every run. Together they take one; the unpacked codes then lie in an engine's
 memory from there to the last layer that reads them, so a part has ``_TOGETHER`` weights at the most. Without the Add the builder crashes or
 refuses (``matmul-int4-together`` and ``matmul-int4-requantized`` in benchmarks/patterns/RESULTS.md). OpenVINO folds it all, and multiplies
-integers.
+integers. ONNX's Split takes no FP8 codes: beside those each layer unpacks its own.
 """
 
 from __future__ import annotations
