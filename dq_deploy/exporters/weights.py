@@ -42,7 +42,7 @@ def code_type(fmt: NumberFormat) -> ir.DataType:
 
 
 def zero(dtype: ir.DataType) -> tuple[str, np.ndarray]:
-    """Name and value of the zero-point that says what type codes are of."""
+    """Name and value [] of the zero-point that says what type codes are of."""
     return ("dq_deploy.zero" if dtype == _INT8 else f"dq_deploy.zero.{dtype.name.lower()}"), np.array(0, dtype=dtype.numpy())
 
 
