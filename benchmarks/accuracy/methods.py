@@ -85,6 +85,8 @@ METHODS: tuple[Method, ...] = (
            {"rounding": "gptq"}, "block"),
     Method("gptq-untrained", "WD + TPQ + GPTQ + output bias", "`dq-deploy quantize --iterations 0 --rounding gptq`: nothing is trained",
            {"rounding": "gptq", "output_bias": True}),
+    Method("gptq-untrained-static", "WD + GPTQ + output bias, static", "the same with `--activations static`",
+           {"rounding": "gptq", "activations": "static", "output_bias": True}, presets=("w8a8",)),
     Method("base", "nothing", "one scale a tensor, the default initial range", _STATIC),
     Method("wd", "WD", "base and error-aware dilation", {"activations": "static"}),
     Method("tpq", "TPQ", "base with a scale and zero-point for each timestep", _TEMPORAL),

@@ -23,7 +23,7 @@ from dq_deploy.console import Output, duration
 from dq_deploy.errors import DqDeployError, UsageError
 
 from .data import DATA
-from .methods import METHODS, PRESET
+from .methods import MEASURED, PRESET
 from .network import NAMES, network, source_name
 from .report import SPEED, accuracy_folder, write_report
 from .speed import SpeedTask
@@ -40,7 +40,7 @@ _ROOT = Path(__file__).parents[2]
 @click.option("--calibration-samples", type=click.IntRange(2), default=8, show_default=True, help="Trajectories, the same for everyone.")
 @click.option("--steps", type=click.IntRange(1), default=10, show_default=True, help="Of calibration and of the samples.")
 @click.option("--samples", type=click.IntRange(2), default=16, show_default=True, help="Held-out noises, and conditions, to judge by.")
-@click.option("--methods", callback=comma_list, default=",".join(METHODS), show_default=True, help="With commas.")
+@click.option("--methods", callback=comma_list, default=",".join(MEASURED), show_default=True, help="With commas.")
 @click.option("--seeds", callback=comma_list, default="0", show_default=True, help="First calibration seeds: 0,8 share no trajectory of 8.")
 @click.option("--rounds", type=click.IntRange(5), default=25, show_default=True, help="Of the timing; slow networks take fewer.")
 @click.option("--again", is_flag=True, help="Measure anew what is recorded: of accuracy, what other code or settings measured.")
@@ -60,8 +60,8 @@ def main(names: tuple[str, ...], accuracy: bool, speed: bool, calibration_sample
     try:
         if unknown := [name for name in names if name not in NAMES]:
             raise UsageError(f"unknown network '{unknown[0]}'", f"networks: {', '.join(NAMES)}")
-        if unknown := [name for name in methods if name not in METHODS]:
-            raise UsageError(f"unknown method '{unknown[0]}'", f"methods: {', '.join(METHODS)}")
+        if unknown := [name for name in methods if name not in MEASURED]:
+            raise UsageError(f"unknown method '{unknown[0]}'", f"methods: {', '.join(MEASURED)}")
         if wrong := [seed for seed in seeds if not seed.isdecimal()]:
             raise UsageError(f"'{wrong[0]}' is no seed", "give whole numbers with commas: --seeds 0,8,16")
         if not (accuracy or speed or report_only):

@@ -11,10 +11,10 @@ from benchmarks.accuracy.bootstrap import Interval, paired_difference
 from benchmarks.accuracy.code_hash import peers_sha256, quantization_sha256
 from benchmarks.accuracy.comparison import ModelResults
 from benchmarks.accuracy.results import CellResult, read_all, write_text
-from benchmarks.accuracy.settings import FLOAT, Settings, model_name
+from benchmarks.accuracy.settings import Settings, model_name
 from benchmarks.accuracy.tables import MISSING, difference, markdown, with_interval
 
-from .methods import LABELS, METHODS, OURS, OURS_STATIC, PEERS, PRESET
+from .methods import GPTQ, GPTQ_STATIC, LABELS, MEASURED, METHODS, OURS, OURS_STATIC, PEERS, PRESET
 from .network import NAMES
 from .speed import BASELINE, BATCHES, NNCF, OPENVINO, OURS_OPENVINO, OURS_ORT, STATIC, TORCH
 
@@ -30,6 +30,9 @@ written here from the papers and their published structure; [zoo/](zoo) has one 
 
 _JUDGED = """SNR in dB of the final samples against the float network's: {noises} held-out noises, and pictures and tokens that nobody
 was calibrated under, {steps} steps. Everyone is calibrated on the same trajectories."""
+_ROUNDED = (
+    "What stands above has each weight at its nearest code. The default since is GPTQ; networks that are not here were not measured so."
+)
 _LUCK = """Marks are of the noises that the samples begin from. Calibrating on other trajectories moves a difference too:"""
 _TIMED = f"""Speeds relative to {BASELINE}: medians of interleaved rounds, above 1 is faster; ours with its 95% interval. NNCF's
 constants are folded first."""
@@ -71,7 +74,18 @@ def _accuracy(folder: Path) -> str:
         markdown(columns, rows),
     ]
     parts += ["PSNR in dB of the pictures, of the networks that were trained:", markdown(*pictures)] if trained else []  # type: ignore[arg-type]
-    return "\n\n".join(filter(None, [*parts, _told_apart(measured, found), _other_seeds(measured, cells), _stale(measured, cells)]))
+    return "\n\n".join(
+        filter(
+            None,
+            [
+                *parts,
+                _told_apart(measured, found),
+                _default_rounding(measured, found),
+                _other_seeds(measured, cells),
+                _stale(measured, cells),
+            ],
+        )
+    )
 
 
 def _accuracy_row(one: Mapping[str, Any], results: ModelResults) -> list[str]:
@@ -103,8 +117,8 @@ def _final(results: ModelResults, name: str) -> Interval | None:
     return found
 
 
-def _against(results: ModelResults, other: str | None) -> str:
-    ours, theirs = _cell(results, OURS), _cell(results, other or "")
+def _against(results: ModelResults, other: str | None, own: str = OURS) -> str:
+    ours, theirs = _cell(results, own), _cell(results, other or "")
     return difference(results.final(ours, theirs).get("final_difference"), 1) if ours and theirs else MISSING
 
 
@@ -129,6 +143,25 @@ def _picture_row(one: Mapping[str, Any], results: ModelResults) -> list[str]:
     return [one["title"], *(f"{means[name]:.1f}" if name in means else MISSING for name in METHODS), against]
 
 
+def _default_rounding(networks: Sequence[Mapping[str, Any]], found: Mapping[str, ModelResults]) -> str:
+    """The same with weights rounded as they are by default, of the networks that were measured so."""
+    rows = []
+    for one in networks:
+        results = found[one["name"]]
+        values = [_final(results, name) for name in (OURS, GPTQ, GPTQ_STATIC)]
+        if values[1] is not None:
+            shown = [MISSING if value is None else f"{value.value:.1f}" for value in values]
+            rows.append([one["title"], *shown, *(_against(results, other, GPTQ) for other in (OURS, _best_peer(results), GPTQ_STATIC))])
+    columns = [
+        "network",
+        *(LABELS[name] for name in (OURS, GPTQ, GPTQ_STATIC)),
+        "GPTQ against nearest",
+        "against the best peer",
+        "against static",
+    ]
+    return "\n\n".join(["### Rounded by GPTQ, the default", _ROUNDED, markdown(columns, rows)]) if rows else ""
+
+
 def _other_seeds(networks: Sequence[Mapping[str, Any]], cells: Sequence[CellResult]) -> str:
     """Ours beside static where both were calibrated on other trajectories too: what luck there is in a calibration."""
     rows = []
@@ -143,14 +176,12 @@ def _other_seeds(networks: Sequence[Mapping[str, Any]], cells: Sequence[CellResu
 
 
 def _stale(networks: Sequence[Mapping[str, Any]], cells: Sequence[CellResult]) -> str:
-    """Which figures other code made than that beside this file."""
-    stale = []
-    for one in networks:
-        for cell in (r for r in cells if model_name(r.cell.model) == one["name"] and r.cell.method != FLOAT):
-            name, seed = cell.cell.method, f" from seed {cell.cell.seed}" if cell.cell.seed else ""
-            if cell.code_sha256 != (peers_sha256() if name in PEERS else quantization_sha256()):
-                stale.append(f"{one['name']} {LABELS[name]}{seed}")
-    return f"Measured with other code than that beside this file: {', '.join(stale)}." if stale else ""
+    """How many figures other code made than that beside this file, and of whom."""
+    names = {one["name"] for one in networks}
+    shown = [r for r in cells if model_name(r.cell.model) in names and r.cell.method in MEASURED]
+    stale = [r.cell.method for r in shown if r.code_sha256 != (peers_sha256() if r.cell.method in PEERS else quantization_sha256())]
+    of = ", ".join(f"{LABELS[name]} {stale.count(name)}" for name in MEASURED if name in stale)
+    return f"{len(stale)} of {len(shown)} figures were measured with other code than that beside this file ({of})." if stale else ""
 
 
 def _speed(folder: Path) -> str:

@@ -15,6 +15,7 @@ from benchmarks.accuracy.results import CellResult, GridFigures, write_result
 from benchmarks.accuracy.settings import FLOAT, Cell, Settings
 from benchmarks.networks.command import main
 from benchmarks.networks.data import DATA
+from benchmarks.networks.methods import GPTQ, OURS, OURS_STATIC
 from benchmarks.networks.network import NAMES, Network, network, scheduler_of, source_name
 from benchmarks.networks.report import accuracy_folder, write_report
 from benchmarks.networks.speed import BASELINE, NNCF, OURS_OPENVINO, OURS_ORT
@@ -82,17 +83,17 @@ def test_the_page_comes_from_the_figures(tmp_path: Path) -> None:
         facts = {"name": name, "title": name.upper(), "family": "unet", "parameters": 5_000_000, "time": "noise"}
         (folder).mkdir(parents=True, exist_ok=True)
         (folder / f"{name}.json").write_text(json.dumps({**facts, "trained_steps": 7 if name == "adm" else 0}))
-        errors = {FLOAT: None, "untrained": 0.01, "untrained-static": 0.02, "onnxruntime": 0.1, "nncf": 0.001}
+        errors = {FLOAT: None, OURS: 0.01, OURS_STATIC: 0.02, "onnxruntime": 0.1, "nncf": 0.001, GPTQ: 0.005}
         for method, error in errors.items():
             cell = Cell(model=source_name(name), preset=FLOAT if method == FLOAT else "w8a8", method=method)
             grid = GridFigures(samples=4, wall_s=1, timesteps=[1.0], final_power=[1.0] * 4)
             if error is not None:
-                psnr = [30.0, 31.0, 32.0, 33.0] if method == "untrained" else [20.0, 20.0, 20.0, 20.0]
+                psnr = [30.0, 31.0, 32.0, 33.0] if method == OURS else [20.0, 20.0, 20.0, 20.0]
                 grid = GridFigures(samples=4, wall_s=1, timesteps=[1.0], final_error=[error] * 4, psnr_db=psnr)
             found = CellResult(cell=cell, measured="2026-11-30", model_sha256="a", code_sha256="b", config={}, settings=settings,
                                environment={}, grid=grid)  # fmt: skip
             write_result(cell.result_file(folder), found)
-            if name == "adm" and method in ("untrained", "untrained-static"):  # from other trajectories the other way round
+            if name == "adm" and method in (OURS, OURS_STATIC):  # from other trajectories the other way round
                 other = cell.model_copy(update={"seed": 8})
                 lower = grid.model_copy(update={"final_error": [0.002 / error] * 4}) if error else grid
                 write_result(other.result_file(folder), found.model_copy(update={"cell": other, "grid": lower}))
@@ -118,8 +119,9 @@ def test_the_page_comes_from_the_figures(tmp_path: Path) -> None:
     assert "| ADM | 0 | 20.0 | 17.0 | ▲ +3.0 (+3.0 … +3.0) |\n| ADM | 8 | 7.0 | 10.0 | ▼ -3.0 (-3.0 … -3.0) |\n\n" in luck
     assert "| DIT |" not in luck.partition("## Speed")[0]
     assert "| ADM | 31.5 | 20.0 | 20.0 | 20.0 | ▲ +11.5 (+10.5 … +12.5) |" in text
-    assert "Measured with other code than that beside this file: adm NNCF, adm `quantize_static`, adm ours, static, " in text
-    assert "adm ours, static from seed 8" in text
+    assert "| ADM | 20.0 | 23.0 | … | ▲ +3.0 (+3.0 … +3.0) | ▼ -7.0 (-7.0 … -7.0) | … |" in text
+    of = "(ours 3, ours, static 3, `quantize_static` 2, NNCF 2, ours, GPTQ 2)"
+    assert f"12 of 12 figures were measured with other code than that beside this file {of}." in text
     assert "| ADM | **does not run** | 2.00 | … | 0.80 (0.80–0.80) | … | … |" in text
     assert "- ADM, ours on OpenVINO: batch 1: `RuntimeError: no registers`" in text
     assert "- batch 4, ours on OpenVINO beside NNCF on OpenVINO: from 0.80 × (ADM) to 0.80 × (ADM); as fast or faster on 0 of 1" in text
