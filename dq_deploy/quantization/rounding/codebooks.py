@@ -20,6 +20,7 @@ from ...formats.codebook import ENTRIES, Codebook
 from ...formats.tables import CODEBOOK_CODES, CODEWORDS, WEIGHT_SCALE
 from ..running.work_folder import Stage
 from ..weights import CodebookWeight
+from ..weights.codebook import sums
 from .columns import DAMPING, factorized
 from .groups import Group
 
@@ -71,13 +72,6 @@ def fitting_operations(shape: tuple[int, int, int], codebook: Codebook) -> float
         outputs * inputs, _KMEANS_POINTS * codebook.length
     )
     return float(searched + (_TURNS * (_GRADIENT_STEPS + 2) + 2 + (_TURNS + 1) / 2) * outputs * inputs**2)
-
-
-def sums(codes: torch.Tensor, codewords: torch.Tensor) -> torch.Tensor:
-    """Σ_m C_m[c_m] [R, K] of ``codes`` [R, K/d, M] and ``codewords`` [M, 256, d]."""
-    chosen = [book[codes[:, :, m].long()] for m, book in enumerate(codewords)]
-    total: torch.Tensor = torch.stack(chosen).sum(dim=0).flatten(1)
-    return total
 
 
 class _Fit:

@@ -17,6 +17,13 @@ from .base import QuantizedWeight
 from .per_channel import QuantizedConv2d, QuantizedLinear
 
 
+def sums(codes: torch.Tensor, codewords: torch.Tensor) -> torch.Tensor:
+    """Σ_m C_m[c_m] [R, K] of ``codes`` [R, K/d, M] and ``codewords`` [M, 256, d]."""
+    chosen = [book[codes[:, :, m].long()] for m, book in enumerate(codewords)]
+    total: torch.Tensor = torch.stack(chosen).sum(dim=0).flatten(1)
+    return total
+
+
 class CodebookWeight(QuantizedWeight):
     """W[o, ·] = s_w[o] · Σ_m C_m[c_m], clipped to INT8, for ``length`` weights of a row at a time (``formats.codebook``).
 
@@ -54,6 +61,8 @@ class CodebookWeight(QuantizedWeight):
         layer.shape = shape
         layer.set_codebook(*(tensors[f"{name}.{part}"] for part in (CODEBOOK_CODES, CODEWORDS, WEIGHT_SCALE)))
         layer.freeze()
+        assert layer.frozen is not None
+        layer.set_frozen(layer.frozen[0], tensors[f"{name}.{WEIGHT_SCALE}"])  # not what a logarithm makes of it
         return layer
 
     def tensors(self) -> dict[str, torch.Tensor]:
@@ -85,9 +94,7 @@ class CodebookWeight(QuantizedWeight):
         if self.frozen is not None or self.codes is None:
             return super().integer_weight()
         whole = self.codewords + (self.codewords.round() - self.codewords).detach()
-        indices = self.codes.long()
-        total = torch.stack([book[indices[:, :, m]] for m, book in enumerate(whole)]).sum(dim=0)  # [O, K/d, d]
-        return total.clamp(*self.format.code_range()).reshape(self.shape), self.log_scale.exp()
+        return sums(self.codes, whole).clamp(*self.format.code_range()).reshape(self.shape), self.log_scale.exp()
 
     def freeze(self) -> None:
         """Fix the codewords to integers; the codes that are multiplied lie beside them."""
@@ -103,10 +110,8 @@ class CodebookWeight(QuantizedWeight):
         if self.codes is None:
             return super().parameter_groups(config)
         spread = float(self.codewords.detach().std(dim=1).mean())
-        groups = [{"params": [self.codewords], "lr": config.lr_weight * spread}, {"params": [self.log_scale], "lr": config.lr_scale}]
-        if self.bias is not None:
-            groups.append({"params": [self.bias], "lr": config.lr_weight * float(self.bias.detach().abs().mean() + self.steps().mean())})
-        return groups
+        _, *others = super().parameter_groups(config)  # all but the float weight
+        return [{"params": [self.codewords], "lr": config.lr_weight * spread}, *others]
 
 
 class CodebookConv2d(CodebookWeight, QuantizedConv2d):

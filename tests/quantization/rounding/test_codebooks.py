@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,11 @@ from dq_deploy.quantization import load_checkpoint
 from dq_deploy.quantization.bits.choose import choose_bits
 from dq_deploy.quantization.checkpoint import Checkpoint
 from dq_deploy.quantization.config import QuantizeConfig
-from dq_deploy.quantization.rounding.codebooks import Fitted, fit, fitting_operations, sums
+from dq_deploy.quantization.rounding.codebooks import Fitted, fit, fitting_operations
 from dq_deploy.quantization.rounding.columns import Rounder
 from dq_deploy.quantization.rounding.layerwise import rounding_operations
 from dq_deploy.quantization.weights import CodebookWeight
+from dq_deploy.quantization.weights.codebook import sums
 from tests.tiny import SHAPE, PlainUNet, change_tensors, make_checkpoint, scheduler, snr_db
 
 needs_rtx = pytest.mark.skipif(importlib.util.find_spec("tensorrt_rtx") is None, reason="TensorRT-RTX is not installed")
@@ -123,6 +125,16 @@ def test_a_checkpoint_stores_indices_and_codewords(checkpoint: Checkpoint) -> No
     assert layer.frozen is not None
     again = sums(stored["weight.codebook_codes"], stored["weight.codewords"].float()).clamp(-128, 127)
     assert torch.equal(layer.frozen[0].flatten(1).float(), again)
+
+
+def test_a_loaded_scale_is_the_stored_one_to_the_last_bit(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(checkpoint.artifact.path, tmp_path / "changed"))
+    scale = torch.linspace(1e-4, 0.05, 96)
+    assert not torch.equal(scale.log().exp(), scale)
+    loaded = load_checkpoint(change_tensors(folder, lambda t: t.update({"down.weight.scale": scale})))
+    frozen = made_of_codewords(loaded)["down"].frozen
+    assert frozen is not None
+    assert torch.equal(frozen[1], scale)
 
 
 @pytest.mark.parametrize("target", ["qdq", "onnxruntime"])
