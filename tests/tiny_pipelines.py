@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import torch
 from diffusers import (
     AutoencoderKL,
     AutoencoderKLWan,
+    ControlNetModel,
     DDIMScheduler,
     DiTTransformer2DModel,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
+    FluxFillPipeline,
     FluxKontextPipeline,
     FluxPipeline,
     FluxTransformer2DModel,
@@ -20,13 +24,19 @@ from diffusers import (
     PNDMScheduler,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
+    StableDiffusionInpaintPipeline,
+    StableDiffusionInstructPix2PixPipeline,
     StableDiffusionPipeline,
+    StableDiffusionXLImg2ImgPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
+    WanImageToVideoPipeline,
     WanPipeline,
     WanTransformer3DModel,
     ZImageTransformer2DModel,
 )
+from diffusers.pipelines.wan import pipeline_wan_i2v
+from PIL import Image
 from tokenizers import Tokenizer
 from tokenizers.models import Unigram
 from tokenizers.pre_tokenizers import Metaspace
@@ -148,6 +158,62 @@ def tiny_stable_diffusion_xl() -> StableDiffusionXLPipeline:
     return pipeline
 
 
+def tiny_inpainting() -> StableDiffusionInpaintPipeline:
+    """Stable Diffusion's inpainting: a mask and the masked picture are channels of the sample."""
+    return _with_pictures(StableDiffusionInpaintPipeline, in_channels=9)
+
+
+def tiny_pix2pix() -> StableDiffusionInstructPix2PixPipeline:
+    """InstructPix2Pix: the picture is channels of the sample, and guidance has three parts."""
+    return _with_pictures(StableDiffusionInstructPix2PixPipeline, in_channels=8)
+
+
+def _with_pictures(kind: Any, **options: Any) -> Any:
+    parts = tiny_stable_diffusion(**options).components
+    parts.pop("image_encoder", None)
+    pipeline = kind(**parts, requires_safety_checker=False)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def tiny_refiner() -> StableDiffusionXLImg2ImgPipeline:
+    """SDXL's refiner: one text encoder, and an aesthetic score among the conditions."""
+    unet = tiny_conditioned_unet(
+        cross_attention_dim=16, addition_embed_type="text_time", addition_time_embed_dim=4,
+        projection_class_embeddings_input_dim=16 + 5 * 4,
+    )  # fmt: skip
+    pipeline = StableDiffusionXLImg2ImgPipeline(
+        vae=tiny_vae(), text_encoder=None, text_encoder_2=tiny_text_encoder(projected=True), tokenizer=None, tokenizer_2=tiny_tokenizer(),
+        unet=unet, scheduler=EulerDiscreteScheduler(), requires_aesthetics_score=True,
+    )  # fmt: skip
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def tiny_steered_unet(**options: Any) -> Any:
+    """A conditioned UNet with a middle, which a ControlNet needs."""
+    return tiny_conditioned_unet(mid_block_type="UNetMidBlock2DCrossAttn", **options)
+
+
+def tiny_controlnet(unet: Any) -> ControlNetModel:
+    """A ControlNet for this UNet, whose control picture has twice the latents' size."""
+    torch.manual_seed(9)
+    return randomized(ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(4, 8), load_weights_from_unet=False))
+
+
+def tiny_picture(seed: int = 0, size: tuple[int, int] = (16, 16)) -> Image.Image:
+    """Noise in RGB of (width, height) pixels."""
+    values = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), np.uint8)
+    return Image.fromarray(values)
+
+
+def tiny_mask(size: tuple[int, int] = (16, 16)) -> Image.Image:
+    """Its left half is to be drawn anew."""
+    mask = Image.new("L", size)
+    mask.paste(255, (0, 0, size[0] // 2, size[1]))
+    return mask
+
+
 def tiny_t5_tokenizer() -> T5TokenizerFast:
     """One token a letter."""
     words = ["<pad>", "</s>", "<unk>", "▁", *_LETTERS]
@@ -206,6 +272,28 @@ def tiny_flux() -> FluxPipeline:
 def tiny_kontext() -> FluxKontextPipeline:
     """FLUX.1 Kontext, which draws about a million pixels whatever it is asked for."""
     return FluxKontextPipeline(**tiny_flux().components)
+
+
+def tiny_fill() -> FluxFillPipeline:
+    """FLUX.1 Fill: the masked picture and its mask are channels of every token."""
+    torch.manual_seed(7)
+    transformer = FluxTransformer2DModel(
+        patch_size=1, in_channels=48, out_channels=16, num_layers=1, num_single_layers=1, attention_head_dim=16, num_attention_heads=2,
+        joint_attention_dim=24, pooled_projection_dim=16, guidance_embeds=True, axes_dims_rope=(4, 6, 6),
+    )  # fmt: skip
+    parts = {name: part for name, part in tiny_flux().components.items() if name not in ("image_encoder", "feature_extractor")}
+    return FluxFillPipeline(**{**parts, "transformer": randomized(transformer)})
+
+
+def tiny_wan_from_image() -> WanImageToVideoPipeline:
+    """Wan, image to video: the picture's latents and which frames are known are channels of the sample."""
+    if not hasattr(pipeline_wan_i2v, "ftfy"):  # it mends prompts, and diffusers uses it without asking whether it is there
+        pipeline_wan_i2v.ftfy = SimpleNamespace(fix_text=str)
+    own = tiny_wan()
+    torch.manual_seed(8)
+    transformer = WanTransformer3DModel(**{**own.transformer.config, "in_channels": 10})
+    parts = {name: getattr(own, name) for name in ("tokenizer", "text_encoder", "vae", "scheduler")}
+    return WanImageToVideoPipeline(**parts, transformer=randomized(transformer), image_encoder=None, image_processor=None)
 
 
 def tiny_wan() -> WanPipeline:

@@ -121,7 +121,8 @@ def _pictures(prepared: Prepared, graph: GraphModule, seeds: range) -> Any:
 
     def answer(samples: torch.Tensor, timestep: float, conditions: Any) -> torch.Tensor:
         inputs = samples.flatten(0, 1)
-        return call(inputs, torch.full((len(inputs),), timestep), **conditions)[None]
+        only = {name: value[0] for name, value in conditions.items()}  # of one run
+        return call(inputs, torch.full((len(inputs),), timestep), **only)[None]
 
     form = prepared.float_graph.meta["output"]
     return as_pictures(prepared.calibration.final_samples(answer, seeds, slice(None), 1, form)[0].numpy())

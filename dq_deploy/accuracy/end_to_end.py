@@ -83,7 +83,7 @@ def end_to_end(runners: Mapping[str, Runner], checkpoint: Checkpoint, reference:
     with progress("end to end", len(reference.timesteps)) as advance:
         for index, timestep in enumerate(reference.timesteps):
             samples, expected = reference.samples[index], reference.outputs[index]
-            inputs = {names[0]: samples, "timestep": timestep.repeat(len(samples)), **reference.conditions}
+            inputs = {names[0]: samples, "timestep": timestep.repeat(len(samples)), **reference.given(index)}
             ours = checkpoint.model(*[inputs[name] for name in names])
             feeds = {name: value.numpy() for name, value in inputs.items()}
             for name, runner in runners.items():
@@ -116,7 +116,7 @@ def float_end_to_end(runners: Mapping[str, Runner], names: Sequence[str], refere
     with progress("end to end, in float", len(reference.timesteps)) as advance:
         for index, timestep in enumerate(reference.timesteps):
             samples, expected = reference.samples[index], reference.outputs[index]
-            inputs = {names[0]: samples, TIMESTEP: timestep.repeat(len(samples)), **reference.conditions}
+            inputs = {names[0]: samples, TIMESTEP: timestep.repeat(len(samples)), **reference.given(index)}
             feeds = {name: value.numpy() for name, value in inputs.items()}
             for name, runner in runners.items():
                 got = _in_parts(runner, feeds, len(samples), largest)

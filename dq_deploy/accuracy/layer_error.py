@@ -92,8 +92,7 @@ def inputs_at(checkpoint: Checkpoint, reference: Trajectories, row: int, part: s
     """Samples [n, ...] of a part at a row's timestep, it [n] and their conditions [n, ...], in the order of the checkpoint's inputs."""
     names = checkpoint.details.inputs
     samples = reference.samples[row, part]
-    conditions = {name: values[part] for name, values in reference.conditions.items()}
-    values = {names[0]: samples, "timestep": reference.timesteps[row].repeat(len(samples)), **conditions}
+    values = {names[0]: samples, "timestep": reference.timesteps[row].repeat(len(samples)), **reference.given(row, part)}
     return [values[name] for name in names]
 
 

@@ -110,10 +110,9 @@ def local_parity(bundle: Artifact[BundleDetails], checkpoint: Checkpoint, refere
         for index, timestep in enumerate(reference.timesteps):
             chosen = slice(seeds * reference.per_seed)
             samples = reference.samples[index, chosen]
-            conditions = {k: v[chosen] for k, v in reference.conditions.items()}
             first = checkpoint.details.inputs[0]
             steps = timestep.repeat(len(samples))
-            records = record(checkpoint, {first: samples, "timestep": steps, **conditions})
+            records = record(checkpoint, {first: samples, "timestep": steps, **reference.given(index, chosen)})
             feeds = {site_input(i): records.quantizers[q.name].x.numpy() for i, q in enumerate(details.quantizers)}
             feeds |= {layer_input(i): records.floats[x.name].numpy() for i, x in enumerate(details.layers) if x.input is not None}
             feeds["timestep"] = steps[:1].numpy() if details.target == "onnxruntime" else steps.numpy()

@@ -129,7 +129,7 @@ def _recorded(checkpoint: Checkpoint, reference: Trajectories) -> tuple[list[tor
     known = {
         checkpoint.details.inputs[0]: samples,
         "timestep": reference.timesteps[row].repeat(len(samples)),
-        **{name: value[first] for name, value in reference.conditions.items()},
+        **reference.given(row, first),
     }
     inputs = [known[name] for name in checkpoint.details.inputs]
     run = _Products(checkpoint)

@@ -206,11 +206,19 @@ class Adapter(Place):
     scale: float
 
 
+class Beside(Place):
+    """The folder of a ControlNet that steers the model, or of the pipeline that the model, a ControlNet, steers."""
+
+    path: str
+
+
 class Origin(Place):
     """Where the float model came from, as the user typed it, and the hash of its weights."""
 
     reference: str
     lora: Adapter | None = None
+    controlnet: Beside | None = None
+    pipeline: Beside | None = None
 
 
 class BlockLoss(_Open):
@@ -287,6 +295,20 @@ class CalibrationRecord(_Open):
     prompts: Any = None
 
 
+class GivenPictures(_Open):
+    """How many pictures of each kind a pipeline was calibrated with, and at which strength."""
+
+    image: int = 0
+    mask: int = 0
+    control_image: int = 0
+    strength: float | None = None
+
+    @property
+    def kinds(self) -> list[str]:
+        """Kinds of which there were any."""
+        return [name for name in ("image", "mask", "control_image") if getattr(self, name)]
+
+
 class Details(_Open, ABC):
     """What every artefact of a model has."""
 
@@ -296,6 +318,7 @@ class Details(_Open, ABC):
     network_config: dict[str, Any] | None = Field(default=None, alias="model_config")
     sample_shape: list[int] = Field(min_length=1)
     picture_size: dict[Literal["height", "width", "num_frames"], int] = Field(default_factory=dict)
+    pictures: GivenPictures | None = None
     call: NetworkCall | None = None
     source: Origin | None = None
 

@@ -22,13 +22,12 @@ def absolute_place(path: Path) -> str:
 
 
 def place_relative(details: dict[str, Any], artifact: Path) -> None:
-    """Note in a manifest's ``details`` where its source and the LoRA in it lie, as seen from the folder ``artifact`` of the manifest."""
+    """Note in a manifest's ``details`` where its source lies, and what belongs to it, as seen from its folder ``artifact``."""
     source = details.get("source")
     if not isinstance(source, dict):
         return
     source = _placed(source, artifact)
-    if isinstance(source.get("lora"), dict):
-        source["lora"] = _placed(source["lora"], artifact)
+    source |= {name: _placed(source[name], artifact) for name in ("lora", "controlnet", "pipeline") if isinstance(source.get(name), dict)}
     details["source"] = source
 
 

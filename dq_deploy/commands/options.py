@@ -38,6 +38,22 @@ def common(command: Callable[..., Any]) -> Callable[..., Any]:
     return wrapper
 
 
+def _pictures_or_none(_: click.Context, __: click.Parameter, value: tuple[Path, ...]) -> list[Path] | None:
+    return list(value) or None
+
+
+def _picture_option(flag: str, text: str) -> Callable[..., Any]:
+    return click.option(flag, multiple=True, type=click.Path(path_type=Path), metavar="FILE", callback=_pictures_or_none, help=text)
+
+
+_PICTURES = (
+    _picture_option("--image", "Picture that the pipeline changes, repeatable: they are taken in turn.  [default: none]"),
+    _picture_option("--mask", "What of the picture is drawn anew, in white; one for each picture, or one for all.  [default: none]"),
+    _picture_option("--control-image", "Picture that steers a ControlNet, repeatable: they are taken in turn.  [default: none]"),
+    click.option("--strength", type=float, metavar="0-1", help="How much of the picture is changed.  [default: the pipeline's]"),
+)
+
+
 def calibration_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """What the calibration is conditioned on (passed as ``calibration``), and how it is sampled (options like any other)."""
 
@@ -56,6 +72,11 @@ def calibration_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--height", type=click.IntRange(1), metavar="PIXELS", help="Image height in pixels.  [default: the pipeline's]"),
         click.option("--width", type=click.IntRange(1), metavar="PIXELS", help="Image width in pixels.  [default: the pipeline's]"),
         click.option("--frames", type=click.IntRange(1), metavar="N", help="Frames of a video.  [default: the pipeline's]"),
+        *_PICTURES,
+        click.option("--controlnet", type=click.Path(path_type=Path), help="Folder of the ControlNet that steers SOURCE.  [default: none]"),
+        click.option(
+            "--pipeline", type=click.Path(path_type=Path), help="Where SOURCE is a ControlNet's folder: the pipeline that it steers."
+        ),
         click.option("--classes", metavar="LIST", help="Class labels of a class-conditional model, such as 0-9,3.  [default: all]"),
         click.option("--guidance-scale", type=float, help="Classifier-free guidance that you sample with.  [default: the pipeline's]"),
         click.option(
@@ -70,7 +91,10 @@ def calibration_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return wrapper
 
 
-_CALIBRATION = ("prompts", "negative_prompt", "height", "width", "frames", "classes", "lora", "lora_scale")
+_CALIBRATION = (
+    "prompts", "negative_prompt", "height", "width", "frames", "image", "mask", "control_image", "strength",
+    "controlnet", "pipeline", "classes", "lora", "lora_scale",
+)  # fmt: skip
 
 
 def asks_for_pictures(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -80,6 +104,7 @@ def asks_for_pictures(command: Callable[..., Any]) -> Callable[..., Any]:
             "--prompts", type=click.Path(path_type=Path), help="Text file of prompts to draw in turn, one a line (UTF-8)."
         ),
         click.option("--negative-prompt", help="Negative prompt.  [default: empty]"),
+        *_PICTURES,
         click.option(
             "--classes", metavar="LIST", help="Class labels to draw in turn, such as 0-9,3.  [default: all]"
         ),

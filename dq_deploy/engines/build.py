@@ -52,8 +52,8 @@ from .registry import DEFAULT_BUILDER, builder_named
 
 # Carried over, so that an engine folder can be run without its bundle.
 _FROM_BUNDLE = (
-    "component", "pipeline_class", "model_config", "sample_shape", "picture_size", "call", "inputs", "output", "source", "target", "dtype",
-    "float", "attention", "width",
+    "component", "pipeline_class", "model_config", "sample_shape", "picture_size", "pictures", "call", "inputs", "output", "source",
+    "target", "dtype", "float", "attention", "width",
 )  # fmt: skip
 
 

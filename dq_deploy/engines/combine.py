@@ -6,7 +6,8 @@ The manifest's ``details``:
 
     members                 folder, name (what its own folder was called) and manifest_sha256 of each, in the order of sampling
     switches                the timesteps at which the next takes over, descending (artifacts/turns.py)
-    and what the members say alike of their model: component, pipeline_class, model_config, sample_shape, picture_size, call, source, inputs
+    and what the members say alike of their model: component, pipeline_class, model_config, sample_shape, picture_size, pictures, call,
+                            source, inputs
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from ..errors import ArtifactError, UsageError
 from .engine_files import open_graph
 from .runner import TIMESTEP
 
-_CARRIED = ("component", "pipeline_class", "model_config", "sample_shape", "picture_size", "call", "source", "inputs")
+_CARRIED = ("component", "pipeline_class", "model_config", "sample_shape", "picture_size", "pictures", "call", "source", "inputs")
 _HASH_LENGTH = 64
 _SAMPLING = ("steps", "sampler", "guidance_scale")
 """Options of a quantization that say how its model is sampled."""

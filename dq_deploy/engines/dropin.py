@@ -21,7 +21,8 @@ from ..errors import ArtifactError, UsageError
 from ..quantization.calibration.recording import UNBATCHED
 from ..quantization.calling import call_of_record
 from .choice import Runtime, make_runner
-from .dropin_module import EngineModule, Origin, check_no_gradients
+from .dropin_answers import controlnet_class
+from .dropin_module import EngineModule, Origin, as_one_of, check_no_gradients
 from .dropin_saving import guard_saving
 from .engine_files import open_runnable
 from .runner import TIMESTEP, Runner
@@ -116,7 +117,10 @@ def load(path: str | Path | Artifact, *, runtime: Runtime = "auto", watch: bool 
     ranks = {entry.name: len(entry.shape) for entry in artifact.details.inputs}
     report = runner.report if isinstance(runner, WatchedRunner) else None
     details, origin = artifact.details, Origin.of(artifact, {"runtime": runtime, "watch": watch, **options})
-    return DropInModel(_through(runner, ranks), list(ranks), details.network_config or {}, report, origin, details.call_record)
+    config = details.network_config or {}
+    controlnet = controlnet_class(config)
+    kind: type[DropInModel] = DropInModel if controlnet is None else as_one_of(DropInModel, controlnet)
+    return kind(_through(runner, ranks), list(ranks), config, report, origin, details.call_record)
 
 
 def load_again(origin: Origin, dtype: torch.dtype, device: str) -> DropInModel:

@@ -43,6 +43,12 @@ def _hint(name: str) -> str:
     return _SAVING if name.startswith(("save_", "push_to_hub")) else _OTHERWISE
 
 
+def controlnet_class(config: Mapping[str, Any]) -> Any:
+    """The class of diffusers where this configuration is a ControlNet's, else None: pipelines ask for that class by ``isinstance``."""
+    kind = _class_of(config.get("_class_name"))
+    return kind if kind is not None and "ControlNet" in kind.__name__ else None
+
+
 def class_has(config: Mapping[str, Any], name: str) -> bool:
     """Whether diffusers' class of this configuration has such a method."""
     return hasattr(_class_of(config.get("_class_name")), name)

@@ -7,6 +7,7 @@ should make its tensors, and whatever would change weights, or needs layers or g
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,7 +55,7 @@ class EngineModule(ModelMixin):
     half, float = torch.nn.Module.half, torch.nn.Module.float
 
     def __init__(self, model_config: Mapping[str, Any], origin: Origin | None = None) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        ModelMixin.__init__(self)  # not that of a class that the drop-in is one of as well (as_one_of)
         self.config = FrozenDict(model_config)
         self.origin = origin
         self.placement = torch.nn.Parameter(torch.empty(0), requires_grad=False)
@@ -134,6 +135,14 @@ class _Refused:
 for _name in {name for kind in ModelMixin.__mro__[:-1] for name in vars(kind)} - set(dir(torch.nn.Module)) - set(vars(EngineModule)):
     if not _name.startswith("_") and callable(getattr(ModelMixin, _name)):
         setattr(EngineModule, _name, _Refused())
+
+
+@functools.lru_cache(maxsize=16)
+def as_one_of(module: type[EngineModule], kind: type[ModelMixin]) -> Any:
+    """A class of ``module`` that is ``kind`` too, for whoever asks by ``isinstance``; what ``kind`` does with its layers is refused."""
+    own = {name for base in module.__mro__ for name in vars(base)}
+    others = {name for base in kind.__mro__ for name in vars(base) if not name.startswith("_")} - own
+    return type(module.__name__, (module, kind), {"config": None, **dict.fromkeys(others, _Refused())})
 
 
 def check_no_gradients(inputs: Mapping[str, Any]) -> None:

@@ -44,7 +44,8 @@ from .weights import storage_of
 
 _TARGETS: dict[str, type[TensorRTTarget | OnnxRuntimeTarget]] = {"qdq": TensorRTTarget, "onnxruntime": OnnxRuntimeTarget}
 _DEFAULT_DTYPE = {"qdq": "fp16", "onnxruntime": "fp32"}
-_CARRIED = ("component", "pipeline_class", "model_config", "sample_shape", "source", "conditions", "picture_size", "call", "width")
+_CARRIED = ("component", "pipeline_class", "model_config", "sample_shape", "source", "conditions", "picture_size", "pictures", "call",
+            "width")  # fmt: skip
 BF16_OPSET = 22  # 21 has no bfloat16 for Conv and InstanceNormalization; 22 adds the type and changes nothing else here
 _EXTERNAL_BYTES = 1 << 20  # smaller initializers stay in the protobuf, where tools show them
 WEIGHT_STORAGE = ("auto", "int8")

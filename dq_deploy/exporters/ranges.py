@@ -87,6 +87,6 @@ def _feeds(checkpoint: Checkpoint, session: Any) -> list[dict[str, Array]]:
     for index in sorted({int(i) for i in np.linspace(0, len(reference.timesteps) - 1, _TIMESTEPS)}):
         samples = reference.samples[index, first]
         steps = reference.timesteps[index].float().repeat(1 if specs.get("timestep") and specs["timestep"].shape == [1] else len(samples))
-        inputs = {names[0]: samples, "timestep": steps, **{name: value[first] for name, value in reference.conditions.items()}}
+        inputs = {names[0]: samples, "timestep": steps, **reference.given(index, first)}
         feeds.append({name: value.numpy() for name, value in inputs.items() if name in specs})
     return feeds

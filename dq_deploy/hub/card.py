@@ -139,7 +139,8 @@ def _task(details: Details) -> str:
     """What the hub calls a model like this."""
     if _TEXT not in details.input_names:
         return "unconditional-image-generation"
-    return "text-to-video" if "num_frames" in details.picture_size else "text-to-image"
+    begins = "image" if details.pictures and details.pictures.image else "text"
+    return f"{begins}-to-{'video' if 'num_frames' in details.picture_size else 'image'}"
 
 
 def _results(report: ReportData) -> list[EvalResult] | None:

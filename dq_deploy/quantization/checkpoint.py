@@ -83,8 +83,14 @@ class Checkpoint:
     def reference(self) -> Trajectories:
         """The held-out trajectories that the checkpoint carries."""
         tensors = read_tensors(self.artifact.file(REFERENCE))
-        conditions = {k.removeprefix("conditions."): v for k, v in tensors.items() if k.startswith("conditions.")}
-        return Trajectories(tensors["timesteps"], tensors["inputs"], tensors["outputs.float"], conditions, self.details.samples_per_seed)
+
+        def under(prefix: str) -> dict[str, torch.Tensor]:
+            return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+        return Trajectories(
+            tensors["timesteps"], tensors["inputs"], tensors["outputs.float"], under("conditions."), self.details.samples_per_seed,
+            under("varying."),
+        )  # fmt: skip
 
 
 def named_layers(model: nn.Module) -> Iterator[tuple[str, IntegerLayer]]:
@@ -144,7 +150,7 @@ def write_checkpoint(folder: Path, model: GraphModule, reference: Trajectories) 
     write_text(folder / GRAPH, json.dumps(graph, indent=1, sort_keys=True, allow_nan=False) + "\n")
     write_tensors(folder / MODEL, integer_tensors(model))
     data = {"timesteps": reference.timesteps, "inputs": reference.samples, "outputs.float": reference.outputs}
-    data |= {f"conditions.{k}": v for k, v in reference.conditions.items()}
+    data |= {f"conditions.{k}": v for k, v in reference.conditions.items()} | {f"varying.{k}": v for k, v in reference.varying.items()}
     write_tensors(folder / REFERENCE, {k: v.contiguous().clone() for k, v in data.items()})
 
 

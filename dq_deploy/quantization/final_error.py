@@ -47,9 +47,9 @@ class Runs:
         for choice, model in self._models.items():
             chosen = {past: index for past, index in new.items() if past[-1] is choice}
             if chosen:
-                inputs = samples[list(chosen.values())].flatten(0, 1)
-                repeated = {name: value.repeat(len(chosen), *[1] * (value.dim() - 1)) for name, value in conditions.items()}
-                outputs = batched(model, inputs, timestep, repeated, self._batch_size).unflatten(0, (len(chosen), -1))
+                of_runs = list(chosen.values())
+                theirs = {name: value[of_runs].flatten(0, 1) for name, value in conditions.items()}
+                outputs = batched(model, samples[of_runs].flatten(0, 1), timestep, theirs, self._batch_size).unflatten(0, (len(chosen), -1))
                 found |= dict(zip(chosen, outputs, strict=True))
         self._kept |= {past: output for past, output in found.items() if len(set(past)) == 1}  # every run begins as one of these two does
         if timestep != self._last:  # some schedulers call twice at one

@@ -82,8 +82,8 @@ def mean_error(model: Model, data: Trajectories, *, batch_size: int, static: boo
         for row, timestep in enumerate(data.timesteps):
             total = torch.zeros(data.outputs[0].shape[axis], dtype=torch.float64)
             for part in torch.arange(data.samples.shape[1]).split(batch_size):
-                conditions = {name: value[part] for name, value in data.conditions.items()}
-                error = (model(data.samples[row, part], timestep.repeat(len(part)), **conditions) - data.outputs[row, part]).double()
+                got = model(data.samples[row, part], timestep.repeat(len(part)), **data.given(row, part))
+                error = (got - data.outputs[row, part]).double()
                 total += (error.mean(dim=others) if others else error).sum(dim=0).cpu()
             found.append(total / data.samples.shape[1])
             advance()

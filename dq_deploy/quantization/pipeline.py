@@ -52,6 +52,8 @@ def quantize(source: Any, output: str | Path, *, preset: str = "w8a8", scheduler
              conditions: Mapping[str, Any] | None = None, null_conditions: Mapping[str, Any] | None = None,
              classes: str | Sequence[int] | None = None, prompts: str | Path | Sequence[str] | None = None,
              negative_prompt: str | None = None, height: int | None = None, width: int | None = None, frames: int | None = None,
+             image: Any = None, mask: Any = None, control_image: Any = None,
+             strength: float | None = None, controlnet: str | Path | None = None, pipeline: str | Path | None = None,
              lora: str | Path | None = None, lora_scale: float = 1.0,
              blocks: Sequence[str] | None = None, device: str = "cpu", force: bool = False, resume: bool = False,
              progress: Progress = silent, **options: Any) -> Artifact[CheckpointDetails]:  # fmt: skip
@@ -62,8 +64,11 @@ def quantize(source: Any, output: str | Path, *, preset: str = "w8a8", scheduler
 
     What it is calibrated on (docs/calibration.md): a text pipeline on ``prompts`` (a list, or a file with one on a line) and the
     ``negative_prompt``, drawing pictures of ``height`` by ``width`` pixels, or videos of ``frames`` of these (by default the pipeline's
-    own size); a class-conditional diffusers model on ``classes`` (numbers, or "0-9,3"), all by default; any model on ``conditions``
-    [P, ...], dealt to the calibration seeds in turn, and with a guidance scale on ``null_conditions`` [1 or P, ...] for the unconditional
+    own size), and from pictures: ``image`` to change, ``mask`` with what of it to draw anew in white (files, or images of PIL),
+    ``strength`` of the change, ``control_image`` for the ControlNet in the folder ``controlnet`` (or for the source itself, where that is a
+    ControlNet's folder and ``pipeline`` the one that it steers); a class-conditional diffusers model on ``classes`` (numbers, or "0-9,3"),
+    all by default; any model on ``conditions`` [P, ...], dealt to the calibration seeds in turn, and with a guidance scale on
+    ``null_conditions`` [1 or P, ...] for the unconditional
     half. A condition is a tensor, or a tuple, list or dictionary of tensors as the module takes them; numbers, text and truth values
     among them are fixed in the graph. ``lora`` is an adapter file (safetensors), fused into the weights ``lora_scale`` times.
 
@@ -87,7 +92,7 @@ def quantize(source: Any, output: str | Path, *, preset: str = "w8a8", scheduler
 
     processes.on_main(check)
     request = Request(scheduler, sample_shape, blocks, conditions, null_conditions, classes, prompts, negative_prompt, lora, lora_scale,
-                      height, width, frames)  # fmt: skip
+                      height, width, frames, image, mask, control_image, strength, controlnet, pipeline)  # fmt: skip
     prepared = prepare(source, config, request, progress)
     prepared.to(processes.device or find_device(device))
     identity = {**prepared.identity(), "device": find_device(device).type, "processes": processes.count}
@@ -163,7 +168,8 @@ def _collect(prepared: Prepared, name: str, seeds: range, work: SharedWork, prog
         return processes.joined(tensor, dim, count, part.per_seed)
 
     conditions = {key: whole(value, 0) for key, value in part.conditions.items()}
-    data = replace(part, samples=whole(part.samples, 1), outputs=whole(part.outputs, 1), conditions=conditions)
+    varying = {key: whole(value, 1) for key, value in part.varying.items()}
+    data = replace(part, samples=whole(part.samples, 1), outputs=whole(part.outputs, 1), conditions=conditions, varying=varying)
     work.save(name, *pack_trajectories(data))
     return data
 
@@ -289,7 +295,7 @@ def per_timestep_snr(model: Model, reference: Trajectories, progress: Progress =
     with progress("comparing with the float model", len(reference.timesteps)) as advance:
         for row, timestep in enumerate(reference.timesteps):
             samples, expected = reference.samples[row], reference.outputs[row]
-            got = model(samples, timestep.repeat(len(samples)), **reference.conditions)
+            got = model(samples, timestep.repeat(len(samples)), **reference.given(row))
             result.append(round(snr_db(expected, got), 4))
             advance()
     return result
@@ -327,7 +333,9 @@ def _manifest(prepared: Prepared, quantized: GraphModule, data: Trajectories, in
             "sample_shape": list(prepared.shape),
             "inputs": prepared.names,
             "conditions": {
-                k: {"dtype": str(v.dtype).removeprefix("torch."), "shape": list(v.shape[1:])} for k, v in data.conditions.items()
+                # of one timestep, which are those of all
+                k: {"dtype": str(v.dtype).removeprefix("torch."), "shape": list(v.shape[1:])}
+                for k, v in data.given(0).items()
             },
             "calibration": prepared.calibration.record(),
             "samples_per_seed": data.per_seed,

@@ -94,13 +94,14 @@ def prepare(source: Any, config: QuantizeConfig, request: Request, progress: Pro
 
     Raises UsageError, ArtifactError or EnvironmentProblem.
     """
+    request.pictures  # noqa: B018  what cannot be read is said before a model is loaded
     loaded, details = _resolve(source, request)
-    if request.picture_size:
-        details["picture_size"] = request.picture_size
     loaded = replace(loaded, model=_trainable(loaded.model))
     model, scheduler = loaded.model, loaded.scheduler
     _check_finite(model)
     calibration = calibration_source(request, config, loaded)
+    if isinstance(calibration, PipelineSource):
+        details |= calibration.details
     shape, conditions = calibration.shape, calibration.examples
     form = calibration.form or CallForm.plain(model, list(conditions))
     names = input_names(model, list(conditions), form)
@@ -133,9 +134,11 @@ def _resolve(source: Any, request: Request) -> tuple[Source, dict[str, Any]]:
             raise UsageError("a plain nn.Module needs scheduler= and sample_shape= (without the batch)")
         if lora is not None:
             raise UsageError("a LoRA file is for a pipeline", "load it into the pipeline that the module belongs to, and quantize that")
+        if request.beside:
+            raise UsageError(f"a {' and a '.join(request.beside)} is for a folder", "give the pipeline object that has the ControlNet")
         loaded = module_source(source, scheduler, tuple(sample_shape))
         return loaded, {"model": loaded.name, "component": None, "source": None, "model_config": loaded.config, "pipeline_class": None}
-    loaded = load_source(source, lora=lora)
+    loaded = load_source(source, lora=lora, **request.beside)
     chosen = loaded.scheduler if scheduler is None else copied(scheduler)
     loaded = replace(loaded, scheduler=chosen, sample_shape=tuple(sample_shape or loaded.sample_shape))
     details = {

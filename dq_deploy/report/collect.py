@@ -211,7 +211,7 @@ def _pictures(artifacts: ReportedArtifacts, drawing: Drawing, progress: Progress
 
     bundles = [bundle for bundle in artifacts.bundles if bundle.details.dtype != "bf16"]
     artifact: Artifact = next(iter([*artifacts.schedules, *bundles]), artifacts.checkpoint)
-    if reason := not_drawable(artifact, drawing.prompts):
+    if reason := not_drawable(artifact, drawing):
         left_out(f"No pictures: {reason}.")
         return None
     try:

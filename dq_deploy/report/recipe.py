@@ -19,7 +19,20 @@ from ..quantization.methods import DILATEQUANT
 from ..sampling.request import Drawing
 from .request import ReportRequest
 
-_DRAWING_FLAGS = ("n", "seed", "steps", "prompts", "negative_prompt", "classes", "guidance_scale", "runtime")
+_DRAWING_FLAGS = (
+    "n",
+    "seed",
+    "steps",
+    "prompts",
+    "negative_prompt",
+    "image",
+    "mask",
+    "control_image",
+    "strength",
+    "classes",
+    "guidance_scale",
+    "runtime",
+)
 # Options of a quantization that are flags of the command line; the others go into a file.
 _FLAGS = (
     "activations",
@@ -66,7 +79,10 @@ def report_command(paths: Sequence[Path], request: ReportRequest) -> str:
         default = Drawing()
         for name in _DRAWING_FLAGS:
             value = getattr(request.drawing, name)
-            if value != getattr(default, name):
+            if name in ("image", "mask", "control_image") and value:
+                flag = f"--{name.replace('_', '-')}"
+                flags += [word for path in value for word in (flag, str(path) if isinstance(path, str | Path) else name.upper())]
+            elif value != getattr(default, name):
                 text = str(value) if isinstance(value, str | int | float | Path) else ",".join(map(str, value))
                 text = "prompts.txt" if name == "prompts" and not isinstance(value, str | Path) else text  # they came as a list
                 flags += ["-n" if name == "n" else f"--{name.replace('_', '-')}", text]
@@ -106,6 +122,12 @@ def _quantize_flags(manifest: Manifest, details: CheckpointDetails) -> tuple[lis
         flags += ["--classes", ",".join(map(str, details.calibration.classes))]
     if details.calibration.prompts:
         flags += ["--prompts", "PROMPTS"]
+    if details.pictures:
+        flags += [word for kind in details.pictures.kinds for word in (f"--{kind.replace('_', '-')}", kind.upper())]
+        flags += ["--strength", str(details.pictures.strength)] if details.pictures.strength is not None else []
+    for name in ("controlnet", "pipeline"):
+        if details.source and getattr(details.source, name):
+            flags += [f"--{name}", name.upper()]
     if details.source and details.source.lora:
         flags += ["--lora", "LORA", "--lora-scale", str(details.source.lora.scale)]
     return flags, changed

@@ -15,9 +15,9 @@ from ..progress import Advance, Progress, silent
 from .classes import conditioning_of
 from .grid import Images
 from .models import IN_MEMORY, float_model, float_source, quantized_model
-from .pipelines import PipelineDrawing, conditions, needs_pipeline, no_prompts, pipeline_drawing, wish
+from .pipelines import PipelineDrawing, conditions, needs_pipeline, no_pictures, no_prompts, pipeline_drawing, wish
 from .pixels import PixelDrawing, pixel_drawing
-from .request import Drawing, Prompts
+from .request import Drawing
 
 
 @dataclass(frozen=True)
@@ -101,12 +101,14 @@ def _observed(drawing: PixelDrawing | PipelineDrawing, model: torch.nn.Module, a
         hook.remove()
 
 
-def not_drawable(artifact: Artifact, prompts: Prompts | None = None) -> str | None:
-    """Why no pictures can be drawn with an artefact here; None where they can."""
+def not_drawable(artifact: Artifact, drawing: Drawing | None = None) -> str | None:
+    """Why no pictures can be drawn with an artefact here as the drawing says; None where they can."""
     reason, details = needs_pipeline(artifact), artifact.details
     if reason is None:
         return None
     reference = (details.source.reference if details.source else "") or IN_MEMORY
     if not details.pipeline_class or reference.startswith(IN_MEMORY):
         return f"{artifact.path} {reason}, which the pipeline that it came from would make; that was an object in memory"
-    return no_prompts(artifact) if conditions(artifact) and prompts is None else None
+    if details.pictures is not None and not (drawing and drawing.pictures):
+        return no_pictures(artifact, details.pictures.kinds)
+    return no_prompts(artifact) if conditions(artifact) and (drawing is None or drawing.prompts is None) else None

@@ -51,6 +51,10 @@ def sample(
     steps: int | None = None,
     prompts: Prompts | None = None,
     negative_prompt: str | None = None,
+    image: Any = None,
+    mask: Any = None,
+    control_image: Any = None,
+    strength: float | None = None,
     classes: str | Sequence[int] | None = None,
     guidance_scale: float | None = None,
     compare_float: bool = True,
@@ -67,8 +71,9 @@ def sample(
     output = Path(output_png)
     check_output_file(output, ".png", force=force)
     drawing = Drawing(
-        n=n, seed=seed, steps=steps, prompts=prompts, negative_prompt=negative_prompt, classes=classes, guidance_scale=guidance_scale,
-        runtime=runtime, compare_float=compare_float, watch=watch, batch_size=batch_size,
+        n=n, seed=seed, steps=steps, prompts=prompts, negative_prompt=negative_prompt, image=image, mask=mask,
+        control_image=control_image, strength=strength, classes=classes, guidance_scale=guidance_scale, runtime=runtime,
+        compare_float=compare_float, watch=watch, batch_size=batch_size,
     )  # fmt: skip
     drawn = draw(path, drawing, progress=progress)
     write_whole(output, grid_png(_panels(drawn)))

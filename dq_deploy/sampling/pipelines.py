@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import inspect
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -12,9 +13,11 @@ import numpy as np
 from ..artifacts import Artifact
 from ..errors import UsageError
 from ..quantization.calibration.classes import CLASS_INPUT
+from ..quantization.calibration.given_pictures import check_strength, fitted
 from ..quantization.calibration.pipeline_source import read_prompts
 from ..quantization.calibration.walk import own_noise
-from ..sources import Source, text_pipeline
+from ..sources import Pictures, Source, for_pictures, text_pipeline
+from ..sources.pictures import flags, words
 from .classes import conditioning_of, guidance_of
 from .grid import Images
 from .request import Drawing
@@ -24,11 +27,13 @@ from .seeds import generators
 
 @dataclass(frozen=True)
 class Wish:
-    """What a pipeline will draw: ``subjects`` in turn, each passed as ``parameter``, and further ``options`` of its call."""
+    """What a pipeline will draw: ``subjects`` in turn, each passed as ``parameter``, ``pictures`` likewise, and ``options`` of its call."""
 
     parameter: str | None
     subjects: list[Any]
     options: dict[str, Any] = field(default_factory=dict)
+    pictures: Pictures = field(default_factory=Pictures)
+    picture_parameters: Mapping[str, str] = field(default_factory=dict)
 
     def subject(self, number: int) -> Any:
         """Of the picture with this number."""
@@ -36,14 +41,17 @@ class Wish:
 
     def of(self, number: int) -> dict[str, Any]:
         """Arguments of the call that draws this picture."""
-        return {**({self.parameter: [self.subject(number)]} if self.parameter else {}), **self.options}
+        subject = {self.parameter: [self.subject(number)]} if self.parameter else {}
+        chosen = self.pictures.chosen(lambda size: number % size)
+        return {**subject, **self.options, **self.pictures.arguments(self.picture_parameters, [chosen])}
 
 
 def wish(artifact: Artifact, drawing: Drawing) -> Wish:
     """What to draw with the pipeline of an artefact: prompts, classes (all by default), or whatever it draws; guided as calibrated.
 
-    Raises UsageError: no prompts, or what the model does not take.
+    Raises UsageError: no prompts, no pictures, or what the model does not take.
     """
+    pictures = _pictures(artifact, drawing)
     if not conditions(artifact):
         conditioning = conditioning_of(artifact, drawing.classes, drawing.guidance_scale)
         if conditioning is None:
@@ -57,7 +65,26 @@ def wish(artifact: Artifact, drawing: Drawing) -> Wish:
     negative = None if drawing.negative_prompt is None else [drawing.negative_prompt]
     size = {str(name): value for name, value in artifact.details.picture_size.items()}  # what the graph's shapes were made for
     options: dict[str, Any] = {"guidance_scale": guidance_of(artifact, drawing.guidance_scale), "negative_prompt": negative, **size}
-    return Wish("prompt", read_prompts(drawing.prompts), {name: value for name, value in options.items() if value is not None})
+    return Wish("prompt", read_prompts(drawing.prompts), {name: value for name, value in options.items() if value is not None}, pictures)
+
+
+def _pictures(artifact: Artifact, drawing: Drawing) -> Pictures:
+    """Those to draw from, by default at the calibration's strength. Raises UsageError where they are not of the calibration's kinds."""
+    pictures, calibrated = drawing.pictures, artifact.details.pictures
+    if pictures and calibrated is None:
+        raise UsageError("pictures are given, and the model was calibrated without", "leave them out; or quantize with --image")
+    if calibrated is None:
+        return pictures
+    if missing := [name for name in calibrated.kinds if name not in pictures.names]:
+        raise UsageError(no_pictures(artifact, missing), f"give {flags(missing)}")
+    if more := [name for name in pictures.names if name not in calibrated.kinds]:
+        raise UsageError(f"{words(more)} given, and {artifact.path} was calibrated without", "leave that out")
+    return replace(pictures, strength=calibrated.strength) if pictures.strength is None else pictures
+
+
+def no_pictures(artifact: Artifact, missing: Sequence[str]) -> str:
+    """What is missing."""
+    return f"{artifact.path} draws from {words(missing)}, and none is given"
 
 
 def no_prompts(artifact: Artifact) -> str:
@@ -131,13 +158,25 @@ def pipeline_drawing(artifact: Artifact, source: Source, drawing: Drawing, wishe
 
     Raises UsageError for an option that the pipeline does not take, and as ``text_pipeline`` does.
     """
-    pipeline = text_pipeline(source)
+    pipeline, steps = text_pipeline(source), calibrated_steps(artifact) if drawing.steps is None else drawing.steps
+    if wishes.pictures:
+        pipeline, wishes = _from_pictures(pipeline, source.component, wishes, steps)
     taken = inspect.signature(type(pipeline).__call__).parameters
     if foreign := [name.replace("_", " ") for name in wishes.of(0) if name not in taken]:
         raise UsageError(f"a {type(pipeline).__name__} takes no {' and no '.join(foreign)}", "leave that out")
     pipeline.register_modules(scheduler=calibrated_scheduler(artifact))
-    steps = calibrated_steps(artifact) if drawing.steps is None else drawing.steps
     return PipelineDrawing(pipeline, source.component, drawing.n, drawing.seed, steps, wishes)
+
+
+def _from_pictures(pipeline: Any, component: str, wishes: Wish, steps: int) -> tuple[Any, Wish]:
+    """The pipeline that begins with the pictures, which have the size of the calibration's."""
+    pipeline, parameters = for_pictures(pipeline, component, wishes.pictures)
+    size: dict[str, int] = {name: wishes.options[name] for name in ("height", "width") if name in wishes.options}
+    pictures, _ = fitted(type(pipeline), wishes.pictures, size)
+    check_strength(pictures.strength, steps)
+    taken = inspect.signature(type(pipeline).__call__).parameters
+    options = {name: value for name, value in wishes.options.items() if name not in size or name in taken}
+    return pipeline, replace(wishes, options=options, pictures=pictures, picture_parameters=parameters)
 
 
 def needs_pipeline(artifact: Artifact) -> str | None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..errors import UsageError
+from ..sources import Pictures
 
 if TYPE_CHECKING:
     from ..engines.choice import Runtime
@@ -23,8 +24,10 @@ class Drawing:
     Each of the ``n`` pictures has a seed of its own, made of ``seed`` and its number, so it does not depend on ``batch_size`` (of models of
     pixels; the others draw one at a time). ``steps`` are the calibration's by default. ``prompts`` and ``classes`` of a class-conditional
     model (numbers, or "0-9,3"; all by default) are drawn in turn, with the ``guidance_scale`` that the model was calibrated with by
-    default. A checkpoint runs in PyTorch; ``runtime`` is for bundles. ``compare_float`` draws the float model's pictures too, and ``watch``
-    counts NaN and saturated codes of a bundle by timestep (engines/watch.py).
+    default. A pipeline that begins with pictures takes ``image``, ``mask`` and ``control_image`` (files or
+    images of PIL), and a ``strength``, by default the
+    calibration's. A checkpoint runs in PyTorch; ``runtime`` is for bundles. ``compare_float`` draws the float model's pictures too, and
+    ``watch`` counts NaN and saturated codes of a bundle by timestep (engines/watch.py).
     """
 
     n: int = 16
@@ -32,6 +35,10 @@ class Drawing:
     steps: int | None = None
     prompts: Prompts | None = None
     negative_prompt: str | None = None
+    image: Any = None
+    mask: Any = None
+    control_image: Any = None
+    strength: float | None = None
     classes: str | Sequence[int] | None = None
     guidance_scale: float | None = None
     runtime: Runtime = "auto"
@@ -46,3 +53,8 @@ class Drawing:
         problems += [f"batch size is {self.batch_size}, and at least 1 is needed"] if self.batch_size < 1 else []
         if problems:
             raise UsageError("; ".join(problems))
+
+    @property
+    def pictures(self) -> Pictures:
+        """What the pipeline begins with. Raises UsageError as ``Pictures.read`` does."""
+        return Pictures.read(self.image or (), self.mask or (), self.control_image or (), self.strength)

@@ -3,18 +3,24 @@
 from .load import load_source, module_source, reload_source, source_from_module
 from .lora import Lora
 from .pickles import allow_pickles
+from .picture_pipeline import MODULE_ROUTE, check_complete, for_pictures
+from .pictures import Pictures
 from .plain_copy import copied
 from .resolve import builtin_names, builtin_path
 from .source import Source, weights_sha256
 from .text_pipeline import takes_prompts, text_pipeline
 
 __all__ = [
+    "MODULE_ROUTE",
     "Lora",
+    "Pictures",
     "Source",
     "allow_pickles",
     "builtin_names",
     "builtin_path",
+    "check_complete",
     "copied",
+    "for_pictures",
     "load_source",
     "module_source",
     "reload_source",

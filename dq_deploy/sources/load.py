@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,15 +15,14 @@ from ..artifacts import sha256_file
 from ..artifacts.details import Origin, Place
 from ..artifacts.origin import absolute_place, places
 from ..errors import ArtifactError, EnvironmentProblem, UsageError, raise_if_out_of_memory, summarized
+from .controlnet import is_controlnet, load_controlnet, with_controlnet
 from .lora import Lora, check_lora, fused_copy, load_lora
-from .pickles import PICKLES, pickled_files, pickles_allowed
-from .pipeline_index import WEIGHTS_SUFFIX, Component, PipelineIndex, class_of_diffusers, read_pipeline_index
+from .model_files import load_model
+from .pipeline_index import Component, PipelineIndex, class_of_diffusers, read_pipeline_index
 from .plain_copy import copied
-from .recognize import other_weights
 from .resolve import local_folder, resolve
 from .source import Source, check_finite, weights_sha256
-from .text_pipeline import load_whole
-from .weights import readable, weight_files
+from .text_pipeline import load_whole, text_pipeline
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -30,14 +30,20 @@ if TYPE_CHECKING:
 _LOG = logging.getLogger(__name__)
 
 
-def load_source(source: str | Path | DiffusionPipeline, *, lora: Lora | None = None) -> Source:
+def load_source(source: str | Path | DiffusionPipeline, *, lora: Lora | None = None, controlnet: Path | None = None,
+                pipeline: Path | None = None) -> Source:  # fmt: skip
     """Load the denoiser of a built-in (``builtin:NAME``), a diffusers pipeline folder, a hub id, or a copy of it from a pipeline object.
 
-    Adapters of a pipeline object are fused into the copy, as is the file ``lora`` of a folder or hub id.
+    Adapters of a pipeline object are fused into the copy, as is the file ``lora`` of a folder or hub id. The ControlNet in the folder
+    ``controlnet`` steers it. Or ``source`` is the folder of a ControlNet, which is loaded with the ``pipeline`` that it steers.
 
     Raises UsageError (no such path or name, an adapter that cannot be fused), ArtifactError (no pipeline in there, pickled, damaged or
     non-finite weights) and EnvironmentProblem (no diffusers, no peft).
     """
+    if pipeline is not None:
+        return _steering(source, pipeline, lora, controlnet)
+    if controlnet is not None:
+        return _steered(source, controlnet, lora)
     if not isinstance(source, str | Path):
         if lora is not None:
             raise UsageError("a LoRA file is for a pipeline folder or hub id", "load it into the pipeline object: load_lora_weights(FILE)")
@@ -47,7 +53,7 @@ def load_source(source: str | Path | DiffusionPipeline, *, lora: Lora | None = N
         return _with_lora(source, lora)
     name, root = resolve(source)
     index = read_pipeline_index(root)
-    model = _load_model(root, index)
+    model = load_model(root / index.component, index.model_class)
     config = _config(model)
     return _checked(
         name=name,
@@ -70,9 +76,10 @@ def reload_source(origin: Origin, artifact: Path) -> Source:
     """
     adapter = origin.lora
     lora = Lora(Path(_found(adapter, adapter.path, artifact)[0]), adapter.scale) if adapter else None
+    controlnet, pipeline = (Path(_found(part, part.path, artifact)[0]) if part else None for part in (origin.controlnet, origin.pipeline))
     for place in _found(origin, origin.reference, artifact):
         try:
-            loaded = load_source(place, lora=lora)
+            loaded = load_source(place, lora=lora, controlnet=controlnet, pipeline=pipeline)
         except UsageError as error:
             raise UsageError(f"{artifact} was made from '{origin.reference}': {error.message}", error.hint) from error
         if loaded.sha256 == origin.sha256:
@@ -114,10 +121,10 @@ def source_from_module(module: torch.nn.Module, *, scheduler: Any, sample_shape:
 
 
 def module_source(module: torch.nn.Module, scheduler: Any, sample_shape: tuple[int, ...]) -> Source:
-    """A source around a copy of a module, without a pipeline; one of diffusers keeps its configuration. Adapters are fused."""
+    """A source around a copy of a module, without a pipeline; it keeps its configuration, if it has one. Adapters are fused."""
     _check_no_drop_in(module)
     model = fused_copy(module)
-    config = _config(model) if hasattr(model, "to_json_string") else {}
+    config = _config(model) if hasattr(model, "to_json_string") else _plain_config(model)
     name, own = type(model).__name__, copied(scheduler)
     return Source(
         name=name, reference="", model=model, component="module", scheduler=own, config=config, pipeline_class="",
@@ -130,6 +137,42 @@ def _check_no_drop_in(model: Any) -> None:
     if getattr(model, "is_drop_in", False):
         what = getattr(model.origin, "path", "an engine")
         raise UsageError(f"the model to quantize is a drop-in that runs {what}: it has no weights", "give the float model it was made from")
+
+
+def _steered(source: Any, folder: Path, lora: Lora | None) -> Source:
+    """The denoiser of ``source``, whose pipeline has the ControlNet in ``folder``."""
+    if not isinstance(source, str | Path):
+        raise UsageError("a ControlNet's folder is for a pipeline folder or hub id", "give the pipeline object that has the ControlNet")
+    loaded, controlnet = load_source(source, lora=lora), load_controlnet(folder)
+    return replace(loaded, controlnet=controlnet, beside={"controlnet": _beside(folder, weights_sha256(controlnet.state_dict()))})
+
+
+def _steering(source: Any, pipeline: Path, lora: Lora | None, controlnet: Path | None) -> Source:
+    """The ControlNet in the folder ``source``, with the pipeline that it steers."""
+    if lora is not None or controlnet is not None:
+        raise UsageError("a LoRA or a ControlNet beside the pipeline of a ControlNet changes nothing of it", "leave that out")
+    if not isinstance(source, str | Path) or not is_controlnet(Path(source)):
+        raise UsageError(f"--pipeline is the pipeline that a ControlNet steers, and {source} is no folder of one", "leave that out")
+    model, base = load_controlnet(Path(source)), load_source(pipeline)
+    steered = with_controlnet(text_pipeline(base), model)
+    return _checked(
+        name=Path(source).expanduser().resolve().name,
+        reference=str(source),
+        model=model,
+        component="controlnet",
+        scheduler=base.scheduler,
+        config=_config(model),
+        pipeline_class=type(steered).__name__,
+        sample_shape=base.sample_shape,
+        place=local_folder(source),
+        pipeline=steered,
+        beside={"pipeline": _beside(pipeline, base.sha256)},
+    )
+
+
+def _beside(folder: Path, sha256: str) -> dict[str, Any]:
+    place = local_folder(folder)
+    return {"path": str(folder), "sha256": sha256} | ({"absolute": absolute_place(place)} if place else {})
 
 
 def _with_lora(source: str | Path, lora: Lora) -> Source:
@@ -176,70 +219,25 @@ def _config(model: Any) -> dict[str, Any]:
     return config
 
 
+def _plain_config(model: Any) -> dict[str, Any]:
+    """What a module of another kind has under ``config``, as far as JSON holds it: one around diffusers' may hand on what that has."""
+    found = getattr(model, "config", None)
+    plain = found if isinstance(found, Mapping) else {}
+    return {name: value for name, value in plain.items() if isinstance(name, str) and _is_json(value)}
+
+
+def _is_json(value: Any) -> bool:
+    try:
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
 def _checked(*, reference: str, model: torch.nn.Module, **fields: Any) -> Source:
     state = model.state_dict()
     check_finite(reference, state)
     return Source(reference=reference, model=model, sha256=weights_sha256(state), **fields)
-
-
-def _load_model(root: Path, index: PipelineIndex) -> Any:
-    _check_weights(root / index.component)
-    with readable(root, [index.component]) as folder:
-        return _load_safetensors(folder, index, shown=root / index.component)
-
-
-def _load_safetensors(root: Path, index: PipelineIndex, shown: Path) -> Any:
-    from diffusers import ModelMixin
-
-    kind = class_of_diffusers(index.model_class, ModelMixin, root)
-    # Parts that stay in float32 whatever the type (Wan, Cosmos): all do here, and diffusers takes no low_cpu_mem_usage=False with them.
-    plain: Any = type(kind.__name__, (kind,), {"_keep_in_fp32_modules": None}) if kind._keep_in_fp32_modules is not None else kind
-    try:
-        model, report = plain.from_pretrained(
-            root,
-            subfolder=index.component,
-            use_safetensors=True,
-            torch_dtype=torch.float32,
-            low_cpu_mem_usage=False,
-            local_files_only=True,
-            output_loading_info=True,
-        )
-    except Exception as error:  # diffusers raises a dozen kinds for a damaged file or a configuration that does not fit
-        raise_if_out_of_memory(error, f"loading the {index.model_class} in {shown}")
-        _LOG.debug("loading %s failed", shown, exc_info=True)
-        raise ArtifactError(f"cannot load the {index.model_class} in {shown}: {summarized(error)}") from error
-    # diffusers only warns of these, and goes on with random weights.
-    problems = [f"{kind.replace('_', ' ')}: {', '.join(map(str, report[kind][:5]))}" for kind in _MISFITS if report.get(kind)]
-    if problems:
-        raise ArtifactError(f"the weights in {shown} do not fit its config.json: {'; '.join(problems)}")
-    model.__class__ = kind
-    return model
-
-
-_MISFITS = ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs")
-
-
-def _check_weights(folder: Path) -> None:
-    """Refuse a part without safetensors: what is pickled, what is another framework's, and what is not there."""
-    if not folder.is_dir():
-        raise ArtifactError(f"{folder.parent} is not a complete diffusers pipeline: it has no folder '{folder.name}'")
-    if weight_files(folder):
-        return
-    pickled = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLES)
-    if pickled and not (pickles_allowed() and pickled_files(folder)):
-        raise ArtifactError(
-            f"{folder} has only pickled weights ({', '.join(pickled)}), which can run code when loaded: refused",
-            "--allow-pickle (in Python: with dq_deploy.allow_pickles()) reads .bin files as plain tensors, and runs nothing in them; or "
-            "write safetensors with diffusers: `pipeline.save_pretrained(DIR)`",
-        )
-    if pickled:
-        return
-    if others := other_weights(folder):
-        raise ArtifactError(
-            f"{folder} has no weights of PyTorch (*{WEIGHTS_SUFFIX}), only {others}", "give the pipeline that it was made from"
-        )
-    hint = None if pickles_allowed() else "an older pipeline may have pickled ones: --allow-pickle reads them as plain tensors"
-    raise ArtifactError(f"{folder} has no weights (*{WEIGHTS_SUFFIX})", hint)
 
 
 def _load_scheduler(root: Path, index: PipelineIndex) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from ..errors import ArtifactError
 
 INDEX_NAME = "model_index.json"
 WEIGHTS_SUFFIX = ".safetensors"
-Component = Literal["unet", "transformer", "module"]
+Component = Literal["unet", "transformer", "controlnet", "module"]
 _DENOISERS: tuple[Literal["unet", "transformer"], ...] = ("unet", "transformer")
 
 
@@ -78,6 +79,21 @@ def _diffusers_class(path: Path, part: str, entry: Any) -> str:
     if library != "diffusers":
         raise ArtifactError(f"{path}: '{part}' asks for {library}.{name}; only classes of diffusers are loaded, never code from the folder")
     return str(name)
+
+
+def left_out_parts(pipeline_class: str) -> tuple[str, ...]:
+    """Parts of a pipeline through which no trajectory passes: they look at finished pictures, or at those of an adapter.
+
+    Where a class takes pictures for themselves (of videos that begin with one), what looks at these is needed.
+    """
+    import diffusers
+
+    found = getattr(diffusers, pipeline_class, None)
+    taken = inspect.signature(found.__call__).parameters if isinstance(found, type) else {}
+    return _LOOKING[:1] if "image" in taken and "ip_adapter_image" not in taken else _LOOKING
+
+
+_LOOKING = ("safety_checker", "feature_extractor", "image_encoder")
 
 
 def class_of_diffusers(name: str, base: type, root: Path) -> Any:

@@ -57,7 +57,11 @@ def folder_error(root: Path) -> ArtifactError:
     config = _json(root / "config.json")
     if (root.absolute().parent / INDEX_NAME).is_file():
         return ArtifactError(f"{message}; it is a part of the pipeline in {root.absolute().parent}", "give that folder")
-    if isinstance(name := config.get("_class_name"), str):
+    if isinstance(name := config.get("_class_name"), str) and "ControlNet" in name:
+        return ArtifactError(
+            f"{message}; it is a {name}, which steers a pipeline", "give that too: --pipeline DIR --control-image FILE --prompts FILE"
+        )
+    if isinstance(name, str):
         return ArtifactError(
             f"{message}; it is a {name} alone, without its scheduler",
             f"from Python: dq_deploy.quantize({name}.from_pretrained(DIR), OUTPUT, scheduler=SCHEDULER, sample_shape=(C, H, W))",

@@ -8,12 +8,10 @@ from pathlib import Path
 from ..errors import EnvironmentProblem, UsageError, did_you_mean
 from .hub_access import download_error, from_hub
 from .pickles import PICKLED_WEIGHTS, pickles_allowed
-from .pipeline_index import INDEX_NAME, WEIGHTS_SUFFIX, read_components, read_pipeline_index
+from .pipeline_index import INDEX_NAME, WEIGHTS_SUFFIX, left_out_parts, read_components, read_pipeline_index
 from .recognize import file_error, folder_error
 
 BUILTIN_PREFIX = "builtin:"
-SAFETY_PARTS = ("safety_checker", "feature_extractor", "image_encoder")
-"""Parts of a pipeline that look at finished pictures or at given ones; no trajectory passes through them."""
 _VOCABULARIES = (".txt", ".model")  # of tokenizers
 _BUILTINS = Path(__file__).parent / "builtin"
 # "owner/name", with an optional "@revision". Names without an owner are left to paths.
@@ -89,7 +87,7 @@ def _download(hub_id: str, revision: str | None, *, whole: bool) -> Path:
     index = read_pipeline_index(root)
     folders = [index.component, "scheduler"]
     if whole:
-        folders = [name for name in read_components(root) if name not in SAFETY_PARTS]
+        folders = [name for name in read_components(root) if name not in left_out_parts(index.pipeline_class)]
     files = ["model_index.json", *(f"{folder}/*{suffix}" for folder in folders for suffix in (".json", WEIGHTS_SUFFIX, *_VOCABULARIES))]
     # Half-precision copies are fetched only where there is no other.
     path = fetch(files, ["*.fp16.*", "*.non_ema.*"])

@@ -26,7 +26,8 @@ class Source:
     shape of one sample without the batch, ``sha256`` the hash of the weights (see `weights_sha256`). ``component`` is the pipeline's
     attribute that holds the model; "module" means a bare ``nn.Module``, which has no pipeline: ``pipeline_class`` is then "".
     ``pipeline`` is the whole pipeline where it is at hand, ``lora`` what a manifest says of the adapter file fused into the weights, and
-    ``place`` the folder that it was loaded from where that is the user's own.
+    ``place`` the folder that it was loaded from where that is the user's own. ``controlnet`` steers the denoiser; ``beside`` is what a
+    manifest says of the folder beside its own: the ControlNet's, or of a ControlNet the pipeline's.
     """
 
     name: str
@@ -41,12 +42,15 @@ class Source:
     pipeline: Any = field(default=None, compare=False, repr=False)
     lora: dict[str, Any] | None = None
     place: Path | None = None
+    controlnet: Any = field(default=None, compare=False, repr=False)
+    beside: Mapping[str, dict[str, Any]] = field(default_factory=dict)
 
     @property
     def origin(self) -> dict[str, Any]:
         """What a manifest says of where the weights came from."""
         place = {"absolute": absolute_place(self.place)} if self.place else {}
-        return {"reference": self.reference, "sha256": self.sha256} | place | ({"lora": self.lora} if self.lora else {})
+        lora = {"lora": self.lora} if self.lora else {}
+        return {"reference": self.reference, "sha256": self.sha256} | place | lora | dict(self.beside)
 
 
 def weights_sha256(state: Mapping[str, torch.Tensor]) -> str:

@@ -15,9 +15,10 @@ from typing import Any
 import torch
 
 from ..errors import ArtifactError, EnvironmentProblem, raise_if_out_of_memory, summarized
-from .pipeline_index import class_of_diffusers, read_components, read_pipeline_index
+from .controlnet import with_controlnet
+from .pipeline_index import class_of_diffusers, left_out_parts, read_components, read_pipeline_index
 from .plain_copy import is_quantized, plain_copy
-from .resolve import SAFETY_PARTS, resolve
+from .resolve import resolve
 from .source import Source
 from .weights import readable
 
@@ -49,6 +50,8 @@ def text_pipeline(source: Source) -> Any:
     else:
         _, root = resolve(source.reference, whole=True)
         pipeline = load_whole(root, **{source.component: source.model, "scheduler": source.scheduler})
+    if source.controlnet is not None:
+        pipeline = with_controlnet(pipeline, source.controlnet)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
@@ -72,7 +75,7 @@ def load_whole(root: Path, **parts: Any) -> Any:
 
     kind = class_of_diffusers(index.pipeline_class, DiffusionPipeline, root)
     parameters = inspect.signature(kind.__init__).parameters
-    needless = {name: None for name in SAFETY_PARTS if name in components}
+    needless = {name: None for name in left_out_parts(index.pipeline_class) if name in components}
     needless |= {name: None for name in _LEFT_OUT if name in parameters and name not in components}
     flags = {"requires_safety_checker": False} if "requires_safety_checker" in parameters else {}
     required = [name for name in components if name not in needless and name not in parts]

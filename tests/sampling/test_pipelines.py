@@ -100,7 +100,7 @@ def test_classes_of_a_model_of_latents(bundle_of: Callable[..., Artifact]) -> No
 
 def test_what_a_text_pipeline_cannot_draw(text: Artifact, tmp_path: Path) -> None:
     assert "draws what a prompt says, and none was given" in (not_drawable(text) or "")
-    assert not_drawable(text, PROMPTS) is None
+    assert not_drawable(text, Drawing(prompts=PROMPTS)) is None
     with pytest.raises(UsageError, match="draws what a prompt says, and none was given\n--prompts FILE"):
         draw(text, Drawing())
     with pytest.raises(UsageError, match="classes are given, and the model takes none"):

@@ -56,7 +56,7 @@ def measure_sensitivities(prepared: Prepared, settings: Settings, progress: Prog
     inputs = {
         prepared.names[0]: data.samples[table_rows].flatten(0, 1),
         "timestep": data.timesteps[table_rows].repeat_interleave(count),
-        **{name: value.repeat(len(table_rows), *[1] * (value.dim() - 1)) for name, value in data.conditions.items()},
+        **data.at(data.timesteps[table_rows].tolist()).flat(slice(None))[2],
     }
     values = [inputs[name].to(prepared.device) for name in prepared.names]
     return sensitivities(graph, values, prepared.plan.quantized, settings, config, progress), inputs["timestep"]

@@ -76,12 +76,12 @@ class NoiseSource:
 
 
 def without_steps(calibration: CalibrationSource, model: torch.nn.Module) -> CalibrationSource:
-    """The same for a model of several outputs, which no scheduler can take a step with. Raises UsageError for guidance of it."""
+    """The same for a model of several outputs, which no scheduler can take a step with; a pipeline knows what to do with them.
+
+    Raises UsageError for guidance of such a model.
+    """
     if not isinstance(calibration, LoopSource):
-        raise UsageError(
-            f"the pipeline's {type(model).__name__} returns several tensors, and one is needed to sample with",
-            "from Python: dq_deploy.quantize(module, ..., scheduler=scheduler, sample_shape=(C, H, W), conditions={...})",
-        )
+        return calibration
     if calibration.config.guidance_scale is not None:
         raise UsageError(
             f"a guidance scale is given, and {type(model).__name__} returns several tensors, which are not a prediction to guide",

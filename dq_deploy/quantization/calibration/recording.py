@@ -17,10 +17,21 @@ from torch.utils._pytree import tree_map_only
 
 from ...errors import UsageError
 from ..calling import RETURN_DICT, SHARED_RANK, TIMESTEP, CallForm, described, packed, shown
+from ..calling.tree import input_names
 from .trajectories import Conditions, check_finite
 
 UNBATCHED = tuple(SHARED_RANK)
 """Positions of FLUX's tokens: in artefacts that do not say how their network is called, these are one for the whole batch."""
+
+
+_RESIDUALS = (
+    "down_block_additional_residuals",
+    "mid_block_additional_residual",
+    "block_controlnet_hidden_states",
+    "controlnet_block_samples",
+    "controlnet_single_block_samples",
+)
+"""Arguments that another network (a ControlNet) computes anew at each step."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +44,12 @@ class Call:
     form: CallForm
     output: torch.Tensor | None = None
 
+    @property
+    def kept(self) -> Conditions:
+        """Conditions that stay as they are over the steps."""
+        varying = varying_names(self.form, list(self.conditions))
+        return {name: value for name, value in self.conditions.items() if name not in varying}
+
 
 @dataclass
 class Stream:
@@ -43,7 +60,8 @@ class Stream:
 
     def accepts(self, call: Call) -> bool:
         """Whether the call's conditions are this stream's."""
-        return set(call.conditions) == set(self.conditions) and not any(_differs(call.conditions[n], v) for n, v in self.conditions.items())
+        kept = call.kept
+        return set(kept) == set(self.conditions) and not any(_differs(kept[name], value) for name, value in self.conditions.items())
 
 
 class FirstCallError(Exception):
@@ -141,7 +159,7 @@ def streams(calls: Sequence[Call]) -> list[Stream]:
     for call in calls:
         stream = next((s for s in found if s.accepts(call)), None)
         if stream is None:
-            stream = Stream(call.conditions)
+            stream = Stream(call.kept)
             found.append(stream)
         stream.calls.append(call)
     visited = [[call.timestep for call in stream.calls] for stream in found]
@@ -152,6 +170,12 @@ def streams(calls: Sequence[Call]) -> list[Stream]:
             "switch off guidance that ends early or prompts that change on the way",
         )
     return found
+
+
+def varying_names(form: CallForm, inputs: Sequence[str]) -> list[str]:
+    """Those of a graph's ``inputs`` that change from step to step."""
+    inside = {name for argument in _RESIDUALS if argument in form.arguments for name in input_names(form.arguments[argument])}
+    return [name for name in inputs if name in inside or name in _RESIDUALS]
 
 
 def by_seed(values: Sequence[torch.Tensor], count: int) -> torch.Tensor:

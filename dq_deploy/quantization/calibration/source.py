@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -11,7 +12,7 @@ import torch
 
 from ...errors import ArtifactError, UsageError
 from ...progress import Progress
-from ...sources import Lora, Source, takes_prompts, text_pipeline
+from ...sources import Lora, Pictures, Source, takes_prompts, text_pipeline
 from ..calling import CallForm, OutputForm, from_conditions
 from ..config import QuantizeConfig
 from .choice import Choice, choose
@@ -40,6 +41,12 @@ class Request:
     height: int | None = None
     width: int | None = None
     frames: int | None = None
+    image: Any = None  # files, or images of PIL; those below likewise
+    mask: Any = None
+    control_image: Any = None
+    strength: float | None = None
+    controlnet: str | Path | None = None
+    pipeline: str | Path | None = None
 
     @classmethod
     def split(cls, arguments: Mapping[str, Any]) -> tuple[Request, dict[str, Any]]:
@@ -51,6 +58,17 @@ class Request:
     def adapter(self) -> Lora | None:
         """The LoRA file to fuse."""
         return None if self.lora is None else Lora(Path(self.lora), self.lora_scale)
+
+    @functools.cached_property
+    def pictures(self) -> Pictures:
+        """What a pipeline is to begin with, read once. Raises UsageError as ``Pictures.read`` does."""
+        return Pictures.read(self.image or (), self.mask or (), self.control_image or (), self.strength)
+
+    @property
+    def beside(self) -> dict[str, Path]:
+        """Folders beside the source's, as ``load_source`` takes them."""
+        given = {"controlnet": self.controlnet, "pipeline": self.pipeline}
+        return {name: Path(path) for name, path in given.items() if path is not None}
 
     @property
     def picture_size(self) -> dict[str, int]:
@@ -161,10 +179,16 @@ def calibration_source(request: Request, config: QuantizeConfig, source: Source)
         raise UsageError(
             f"a picture size is given, and {_named(source)} has its own", "leave --height, --width and --frames to text pipelines"
         )
+    pictures = request.pictures
+    if pictures and (request.conditions or not takes_prompts(source)):
+        raise UsageError(
+            f"pictures are given, and {_named(source)} takes none",
+            "leave them out; a module takes what its pipeline makes of them as conditions=",
+        )
     if request.conditions:
         return _from_tensors(request, config, source)
     if takes_prompts(source):
-        return _from_prompts(request, config, source)
+        return _from_prompts(request, config, source, pictures)
     if request.prompts is not None or request.negative_prompt is not None:
         raise UsageError(f"prompts are given, and {_named(source)} takes none", "leave them out; a class-conditional model takes --classes")
     space = class_space(source.model, source.config)
@@ -201,7 +225,7 @@ def _from_tensors(request: Request, config: QuantizeConfig, source: Source) -> L
     return LoopSource(source.scheduler, _shape(source), config, conditions, null, form=form, view=_view(source))
 
 
-def _from_prompts(request: Request, config: QuantizeConfig, source: Source) -> PipelineSource:
+def _from_prompts(request: Request, config: QuantizeConfig, source: Source, pictures: Pictures) -> PipelineSource:
     if request.classes is not None:
         raise UsageError(f"classes are given, and {_named(source)} takes prompts", "give --prompts FILE instead")
     if request.prompts is None:
@@ -210,7 +234,9 @@ def _from_prompts(request: Request, config: QuantizeConfig, source: Source) -> P
             "write typical prompts into a file, one on a line, and give it: --prompts FILE (from Python: prompts=[...])",
         )
     prompts = read_prompts(request.prompts)
-    return PipelineSource.prepare(text_pipeline(source), source.component, prompts, request.negative_prompt, config, request.picture_size)
+    return PipelineSource.prepare(
+        text_pipeline(source), source.component, prompts, request.negative_prompt, config, request.picture_size, pictures
+    )
 
 
 def _view(source: Source) -> View:

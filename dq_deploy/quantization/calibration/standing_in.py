@@ -30,7 +30,7 @@ def standing_in(model: nn.Module, answer: Answer, form: CallForm | None, output:
         named = {**dict(zip(names, args, strict=False)), **kwargs}
         sample = named[names[0]]
         call = read_call(model, named, form or described(model, named, batch=batch_of(named)).form)
-        conditions = {name: _by_run(value, runs, seeds)[0] for name, value in call.conditions.items()}
+        conditions = {name: _by_run(value, runs, seeds) for name, value in call.conditions.items()}
         answered = answer(_by_run(call.sample, runs, seeds), call.timestep, conditions)
         like = sample if isinstance(sample, torch.Tensor) else sample[0]
         whole = answered.unflatten(1, (-1, seeds)).transpose(0, 1).flatten(0, 2)

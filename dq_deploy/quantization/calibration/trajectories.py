@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from .walk import Walk
 Model = Callable[..., torch.Tensor]
 Conditions = dict[str, torch.Tensor]
 Answer = Callable[[torch.Tensor, float, Conditions], torch.Tensor]
-"""The outputs [R, m, ...] for the inputs [R, m, ...] of R runs at one timestep; the conditions [m, ...] are the same in every run."""
+"""The outputs [R, m, ...] for the inputs [R, m, ...] and conditions [R, m, ...] of R runs at one timestep."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,8 @@ class Trajectories:
     """What the model sees while it samples: T timesteps ascending, n samples.
 
     n counts seeds without guidance. With classifier-free guidance each seed has ``per_seed`` = 2 adjacent samples, one for each half:
-    what is split by samples must not part them, since they share their input.
+    what is split by samples must not part them, since they share their input. ``varying`` are conditions that another network computes anew
+    at each step, a ControlNet's residuals.
     """
 
     timesteps: torch.Tensor  # [T] fp32
@@ -35,6 +36,12 @@ class Trajectories:
     outputs: torch.Tensor  # [T, n, ...]: the float model's output for it
     conditions: Conditions  # each [n, ...]: the same at every timestep
     per_seed: int = 1
+    varying: Conditions = field(default_factory=dict)  # each [T, n, ...]
+
+    def given(self, row: int, samples: slice | torch.Tensor = slice(None)) -> Conditions:
+        """All conditions of the chosen samples at the timestep of ``row``."""
+        here = {name: value[row] for name, value in self.varying.items()}
+        return {name: value[samples] for name, value in (self.conditions | here).items()}
 
     def spread(self, count: int) -> Trajectories:
         """Those of ``count`` seeds, evenly spaced, or all where there are fewer."""
@@ -49,18 +56,21 @@ class Trajectories:
     def at(self, timesteps: Sequence[float]) -> Trajectories:
         """Those at some of the timesteps."""
         chosen = torch.isin(self.timesteps, torch.tensor(timesteps, dtype=self.timesteps.dtype))
-        return Trajectories(self.timesteps[chosen], self.samples[chosen], self.outputs[chosen], self.conditions, self.per_seed)
+        varying = {name: value[chosen] for name, value in self.varying.items()}
+        return replace(self, timesteps=self.timesteps[chosen], samples=self.samples[chosen], outputs=self.outputs[chosen], varying=varying)
 
     def _of(self, seeds: torch.Tensor) -> Trajectories:
         chosen = (seeds[:, None] * self.per_seed + torch.arange(self.per_seed)).flatten()
         conditions = {name: value[chosen] for name, value in self.conditions.items()}
-        return replace(self, samples=self.samples[:, chosen], outputs=self.outputs[:, chosen], conditions=conditions)
+        varying = {name: value[:, chosen] for name, value in self.varying.items()}
+        return replace(self, samples=self.samples[:, chosen], outputs=self.outputs[:, chosen], conditions=conditions, varying=varying)
 
     def flat(self, samples: slice) -> tuple[torch.Tensor, torch.Tensor, Conditions]:
         """(samples [T·m, ...], timestep [T·m], conditions) of the chosen samples, timesteps slowest."""
         chosen = self.samples[:, samples]
         table_rows, count = chosen.shape[:2]
         conditions = {k: v[samples].repeat(table_rows, *[1] * (v.dim() - 1)) for k, v in self.conditions.items()}
+        conditions |= {k: v[:, samples].flatten(0, 1) for k, v in self.varying.items()}
         return chosen.flatten(0, 1), self.timesteps.repeat_interleave(count), conditions
 
 
@@ -81,12 +91,16 @@ def turns(size: int, count: int) -> torch.Tensor:
 
 
 def assemble(timesteps: Sequence[float], samples: list[torch.Tensor], outputs: list[torch.Tensor], conditions: Conditions,
-             per_seed: int) -> Trajectories:  # fmt: skip
-    """Trajectories from the model's calls in their order: at each of ``timesteps``, samples [n, ...] and outputs [n, ...]."""
+             per_seed: int, varying: Mapping[str, list[torch.Tensor]] | None = None) -> Trajectories:  # fmt: skip
+    """Trajectories from the model's calls in their order: at each of ``timesteps``, samples, outputs and ``varying`` [n, ...]."""
     positions = schedules.distinct_timesteps(timesteps)
-    pick = [(schedules.one_call_each(samples, at, per_seed), schedules.one_call_each(outputs, at, per_seed)) for at in positions.values()]
+
+    def picked(calls: list[torch.Tensor]) -> torch.Tensor:
+        return torch.stack([schedules.one_call_each(calls, at, per_seed) for at in positions.values()])
+
     steps = torch.tensor(list(positions), dtype=torch.float32)
-    return Trajectories(steps, torch.stack([x for x, _ in pick]), torch.stack([y for _, y in pick]), conditions, per_seed)
+    moving = {name: picked(calls) for name, calls in (varying or {}).items()}
+    return Trajectories(steps, picked(samples), picked(outputs), conditions, per_seed, moving)
 
 
 @torch.no_grad()
@@ -138,8 +152,10 @@ def final_samples(answer: Answer, scheduler: Any, *, runs: int, steps: int, seed
     generators = [torch.Generator().manual_seed(seed) for _ in range(runs) for seed in seeds]
     walk = Walk(choose(scheduler, sampler).scheduler, steps, generators, view)
 
+    alike = {name: value.expand(runs, *value.shape) for name, value in dealt.items()}
+
     def each(model_input: torch.Tensor, timestep: float) -> torch.Tensor:
-        return answer(model_input.unflatten(0, (runs, -1)), timestep, dealt).flatten(0, 1)
+        return answer(model_input.unflatten(0, (runs, -1)), timestep, alike).flatten(0, 1)
 
     ends: torch.Tensor = _walked(walk, each, shape, per_seed, guidance_scale).unflatten(0, (runs, -1))
     return ends

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..calibration.recording import varying_names
 from ..calibration.trajectories import Trajectories
 from ..config import QuantizeConfig
 from ..distillation.block_trainer import EVALUATE_EVERY, BlockTrainer, Steps
@@ -84,7 +85,9 @@ class Probe:
             self.output = call(sample, torch.full((2,), 500.0), **conditions)
             self.forward_s = timed(lambda: call(sample, torch.full((2,), 500.0), **conditions)) / 2
         self.batch = min(self.config.batch_size, max(2, int(_PATIENCE_S / (6 * self.forward_s))))
-        self.sample_bytes = sum(t[0].numel() * t.element_size() for t in (sample, self.output))
+        form = prepared.calibration.form
+        varying = [conditions[name] for name in varying_names(form, list(conditions))] if form else []
+        self.sample_bytes = sum(t[0].numel() * t.element_size() for t in (sample, self.output, *varying))
         self.live_bytes = live_bytes(list(graph.graph.nodes))
         seeds = self.config.calibration_samples
         fit, judge = fit_and_judge(self._trajectories(1, seeds))

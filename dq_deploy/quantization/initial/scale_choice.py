@@ -99,8 +99,7 @@ class _Judge(Watcher):
         assert isinstance(self.module, GraphModule)
         for self.row, self.timestep, part in parts:
             samples, self.first = data.samples[self.row, part], part.start
-            conditions = {name: value[part] for name, value in data.conditions.items()}
-            self.run(*arguments(self.module, samples, torch.full((len(samples),), self.timestep), conditions))
+            self.run(*arguments(self.module, samples, torch.full((len(samples),), self.timestep), data.given(self.row, part)))
 
     def watch(self, group: Group, value: torch.Tensor) -> None:
         """Add what the group's quantizer makes of ``value``."""

@@ -26,8 +26,7 @@ def fit_tables(float_graph: GraphModule, groups: Mapping[str, list[Group]], data
     """
     watched = Observer(float_graph, groups, advance)
     for row, at, part in passes(float_graph, data, fit, config):
-        conditions = {name: value[part] for name, value in data.conditions.items()}
-        watched.observe(row, at, data.samples[row, part], conditions, part.start)
+        watched.observe(row, at, data.samples[row, part], data.given(row, part), part.start)
     for group in chain.from_iterable(groups.values()):
         group.quantizer.calibrate(watched.seen[group.name], config)
 
