@@ -1,0 +1,277 @@
+"""Pipelines that begin with a picture: from their own calibration to a picture through the drop-in, and what is refused."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoPipelineForImage2Image, ControlNetModel, DDIMScheduler, DiffusionPipeline
+
+import dq_deploy
+from dq_deploy.artifacts import Artifact
+from dq_deploy.decibels import psnr_db, snr_db
+from dq_deploy.errors import UsageError
+from dq_deploy.exporters import export
+from dq_deploy.quantization import quantize
+from dq_deploy.sampling import Drawing, draw, not_drawable
+from dq_deploy.sampling.seeds import picture_seed
+from tests.command_line import Cli, assert_refused
+from tests.nightly import mostly_nightly
+from tests.tiny_pipelines import (
+    tiny_conditioned_unet,
+    tiny_controlnet,
+    tiny_fill,
+    tiny_inpainting,
+    tiny_mask,
+    tiny_picture,
+    tiny_pix2pix,
+    tiny_refiner,
+    tiny_stable_diffusion,
+    tiny_wan_from_image,
+)
+
+PROMPTS = ["a cat", "two dogs"]
+QUICK: dict[str, Any] = {
+    "steps": 4, "calibration_samples": 2, "iterations": 0, "dilation": "none", "max_float_share": 0.6, "final_samples": 0,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Case:
+    """A pipeline with what it is given, the class that draws, and the steps at which its denoiser is called.
+
+    ``steered`` is "by" a ControlNet, or "itself": the ControlNet is what is quantized.
+    """
+
+    pipeline: Callable[[], Any]
+    draws: str
+    given: dict[str, Any] = field(default_factory=dict)
+    visited: tuple[float, ...] | None = (751, 501, 251, 1)
+    steered: str = ""
+    size: dict[str, int] = field(default_factory=dict)
+    drawn: tuple[int, ...] = (16, 16, 3)
+
+    @property
+    def pictures(self) -> dict[str, Any]:
+        """Two of each kind that is given none of its own."""
+        kinds = ("control_image",) if self.steered and "image" not in self.given else ("image",)
+        return {**{kind: [tiny_picture(0), tiny_picture(1)] for kind in kinds}, **self.given}
+
+
+def steered_pipeline() -> Any:
+    """Stable Diffusion whose UNet a ControlNet can steer."""
+    return tiny_stable_diffusion(mid_block_type="UNetMidBlock2DCrossAttn")
+
+
+CASES = {
+    "Image-to-image": Case(tiny_stable_diffusion, "StableDiffusionImg2ImgPipeline", {"strength": 0.5}, (251, 1)),
+    "Inpainting": Case(tiny_inpainting, "StableDiffusionInpaintPipeline", {"mask": [tiny_mask()]}),
+    "InstructPix2Pix": Case(tiny_pix2pix, "StableDiffusionInstructPix2PixPipeline"),
+    "SDXL's refiner": Case(tiny_refiner, "StableDiffusionXLImg2ImgPipeline", {"strength": 0.5}, (333, 0)),
+    "FLUX.1 Fill": Case(tiny_fill, "FluxFillPipeline", {"mask": [tiny_mask()]}, None, size={"height": 16, "width": 16}),
+    "Wan, image to video": Case(
+        tiny_wan_from_image, "WanImageToVideoPipeline", visited=None, size={"height": 16, "width": 16, "frames": 5}, drawn=(16, 80, 3)
+    ),
+    "A pipeline steered by a ControlNet": Case(steered_pipeline, "StableDiffusionControlNetPipeline", steered="by"),
+    "The same, image-to-image": Case(
+        steered_pipeline, "StableDiffusionControlNetImg2ImgPipeline",
+        {"image": [tiny_picture(2)], "control_image": [tiny_picture(0), tiny_picture(1)], "strength": 0.5}, (251, 1), steered="by",
+    ),
+    "A ControlNet itself": Case(steered_pipeline, "StableDiffusionControlNetPipeline", steered="itself"),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def bundle_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Artifact]:
+    """Each pipeline saved in a folder, quantized there and exported, once."""
+    made: dict[str, Artifact] = {}
+
+    def make(name: str) -> Artifact:
+        if name not in made:
+            case, root = CASES[name], tmp_path_factory.mktemp(name)
+            pipeline, source, beside = case.pipeline(), root / "pipeline", {}
+            pipeline.save_pretrained(source)
+            if case.steered:
+                tiny_controlnet(pipeline.unet).save_pretrained(root / "controlnet")
+                beside = {"controlnet": root / "controlnet"}
+            if case.steered == "itself":
+                source, beside = root / "controlnet", {"pipeline": source}
+            checkpoint = quantize(source, root / "checkpoint", prompts=PROMPTS, **beside, **case.pictures, **case.size, **QUICK)
+            assert checkpoint.manifest.details["calibration"]["pipeline"] == case.draws
+            made[name] = export(checkpoint, root / "bundle", target="onnxruntime")
+        return made[name]
+
+    return make
+
+
+_ALWAYS = ("Image-to-image", "Inpainting", "A pipeline steered by a ControlNet", "A ControlNet itself")
+
+
+@pytest.mark.parametrize("name", mostly_nightly(CASES, *_ALWAYS))
+def test_from_its_own_calibration_to_a_picture(name: str, bundle_of: Callable[[str], Artifact]) -> None:
+    bundle, case = bundle_of(name), CASES[name]
+    assert len(bundle.manifest.timesteps) == QUICK["steps"]  # those that a strength skips too
+    drawn = draw(bundle, Drawing(n=2, prompts=PROMPTS, **case.pictures))
+    assert tuple(drawn.timesteps) == (case.visited or tuple(reversed(bundle.manifest.timesteps)))
+    assert drawn.quantized.shape == (2, *case.drawn)
+    assert drawn.psnr_db is not None
+    assert min(drawn.psnr_db) > 25
+    # The pictures are dealt in turn: another one for the first image is another image.
+    kind = "control_image" if case.steered else "image"
+    other = draw(bundle, Drawing(n=1, prompts=PROMPTS[:1], compare_float=False, **{**case.pictures, kind: [tiny_picture(1)]}))
+    assert not np.allclose(other.quantized[0], drawn.quantized[0], atol=1e-3)
+
+
+def test_the_readme_has_what_is_tested() -> None:
+    """Its table has a row for each case, with the options that the case is given."""
+    text = Path(__file__).parents[2].joinpath("README.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| ([^|]+) \| `([^|]*)` \|", text.partition("## What pipelines work")[2].partition("\n## ")[0], re.MULTILINE)
+    found = {name: set(re.findall(r"--[a-z-]+", command)) for name, command in rows if name in CASES}
+    assert found.keys() == CASES.keys()
+    for name, case in CASES.items():
+        beside = {"by": ["controlnet"], "itself": ["pipeline"], "": []}[case.steered]
+        frames = ["frames"] if "frames" in case.size else []
+        assert found[name] == {f"--{option.replace('_', '-')}" for option in ("prompts", *case.pictures, *beside, *frames)}, name
+
+
+def test_the_drop_in_draws_in_the_users_own_pipeline(bundle_of: Callable[[str], Artifact]) -> None:
+    bundle = bundle_of("Image-to-image")
+    pipeline = AutoPipelineForImage2Image.from_pipe(tiny_stable_diffusion())
+    pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, clip_sample=False)
+    pipeline.unet = dq_deploy.load(bundle)
+    pipeline.set_progress_bar_config(disable=True)
+    generator = torch.Generator().manual_seed(picture_seed(0, 0))
+    by_hand = pipeline("a cat", tiny_picture(0), strength=0.5, num_inference_steps=4, generator=generator, output_type="np").images[0]
+    drawn = draw(bundle, Drawing(n=1, prompts=PROMPTS, compare_float=False, image=[tiny_picture(0)]))  # at the calibration's strength
+    assert psnr_db(by_hand[None], drawn.quantized)[0] > 40  # a float's last bit moves a code here and there
+    stronger = draw(bundle, Drawing(n=1, prompts=PROMPTS, compare_float=False, image=[tiny_picture(0)], strength=1.0))
+    assert stronger.timesteps == [751, 501, 251, 1]
+    assert stronger.furthest == 0
+
+
+def test_what_cannot_be_drawn(bundle_of: Callable[[str], Artifact]) -> None:
+    bundle = bundle_of("Inpainting")
+    assert "draws from a picture and a mask, and none is given" in (not_drawable(bundle, Drawing(prompts=PROMPTS)) or "")
+    with pytest.raises(UsageError, match="draws from a picture and a mask, and none is given\ngive --image FILE and --mask FILE"):
+        draw(bundle, Drawing(prompts=PROMPTS))
+    with pytest.raises(UsageError, match="draws from a mask, and none is given\ngive --mask FILE"):
+        draw(bundle, Drawing(prompts=PROMPTS, image=[tiny_picture()]))
+    with pytest.raises(UsageError, match="a mask given, and .* was calibrated without"):
+        draw(bundle_of("Image-to-image"), Drawing(prompts=PROMPTS, image=[tiny_picture()], mask=[tiny_mask()]))
+
+
+def test_a_drop_in_for_a_controlnet(bundle_of: Callable[[str], Artifact]) -> None:
+    """Pipelines ask by ``isinstance`` whether they have one ControlNet or several."""
+    bundle = bundle_of("A ControlNet itself")
+    drop_in = dq_deploy.load(bundle)
+    assert isinstance(drop_in, ControlNetModel)
+    assert isinstance(copy.deepcopy(drop_in), ControlNetModel)
+    assert isinstance(pickle.loads(pickle.dumps(drop_in)), ControlNetModel)
+    with pytest.raises(UsageError, match="a drop-in has no attribute 'set_attn_processor'"):
+        drop_in.set_attn_processor(None)
+    sample, text, picture = torch.randn(2, 4, 8, 8), torch.randn(2, 8, 16), torch.rand(2, 3, 16, 16)
+    down, middle = drop_in(sample, 251, text, controlnet_cond=picture, return_dict=False)
+    assert [tuple(value.shape) for value in (*down, middle)] == [(2, 8, 8, 8)] * 3
+    with pytest.raises(UsageError, match="conditioning_scale is 0.5, and the graph was made with 1.0"):
+        drop_in(sample, 251, text, controlnet_cond=picture, conditioning_scale=0.5)
+    steered = bundle_of("A pipeline steered by a ControlNet").details
+    assert steered.input_names[-3:] == [
+        "down_block_additional_residuals_0", "down_block_additional_residuals_1", "mid_block_additional_residual",
+    ]  # fmt: skip
+
+
+class Brightened(DiffusionPipeline):
+    """A pipeline that diffusers does not know, which asks its denoiser for more than its output."""
+
+    model_cpu_offload_seq = "unet"
+
+    def __init__(self, unet: Any, scheduler: Any) -> None:
+        super().__init__()
+        self.register_modules(unet=unet, scheduler=scheduler)
+
+    @torch.no_grad()
+    def __call__(self, picture: torch.Tensor, texts: torch.Tensor) -> torch.Tensor:
+        assert self.unet.config.cross_attention_dim == texts.shape[-1]
+        size, generator = self.unet.config.sample_size, torch.Generator().manual_seed(0)
+        x = torch.randn(1, self.unet.config.in_channels, size, size, generator=generator, dtype=self.unet.dtype) + picture
+        self.scheduler.set_timesteps(4)
+        for t in self.scheduler.timesteps:
+            x = self.scheduler.step(self.unet(x, t, texts).sample, t, x).prev_sample
+        return x
+
+
+def test_an_unknown_pipelines_network_goes_as_a_module_and_drops_in(tmp_path: Path) -> None:
+    pipeline = Brightened(tiny_conditioned_unet(), DDIMScheduler(clip_sample=False))
+    texts = torch.randn(2, 8, 16, generator=torch.Generator().manual_seed(1))
+    checkpoint = quantize(
+        pipeline.unet, tmp_path / "checkpoint", scheduler=pipeline.scheduler, sample_shape=(4, 8, 8),
+        conditions={"encoder_hidden_states": texts}, **QUICK,
+    )  # fmt: skip
+    bundle, picture = export(checkpoint, tmp_path / "bundle", target="onnxruntime"), torch.full((1, 4, 8, 8), 0.1)
+    expected = pipeline(picture, texts[:1])
+    pipeline.unet = dq_deploy.load(bundle)
+    assert snr_db(expected, pipeline(picture, texts[:1])) > 20
+
+
+def test_bad_controlnets(tmp_path: Path, cli: Cli, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    tiny_controlnet(steered_pipeline().unet).save_pretrained(tmp_path / "controlnet")
+    quantize = ("quantize", "pipeline", "-o", "out", "--prompts", "prompts.txt")
+    assert_refused(cli(*quantize, "--controlnet", "none"), 2, "no such ControlNet folder")
+    assert_refused(cli(*quantize, "--controlnet", "pipeline/unet"), 3, "holds no ControlNet: its config.json names UNet2DConditionModel")
+    told = "a StableDiffusionControlNetPipeline draws from a control picture, and none is given"
+    assert_refused(cli(*quantize, "--controlnet", tmp_path / "controlnet"), 2, told, "--control-image FILE")
+    assert_refused(cli(*quantize, "--control-image", "a.png"), 2, "a control picture given, and a StableDiffusionPipeline takes none")
+    alone = cli("quantize", tmp_path / "controlnet", "-o", "out", "--prompts", "prompts.txt", "--control-image", "a.png")
+    assert_refused(alone, 3, "it is a ControlNetModel, which steers a pipeline", "--pipeline DIR")
+    assert_refused(cli(*quantize, "--pipeline", "pipeline"), 2, "--pipeline is the pipeline that a ControlNet steers")
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (["--image", "none.png"], "no such picture: none.png"),
+        (["--image", "text.png"], "cannot read text.png: not a picture that PIL knows"),
+        (["--image", "half.png"], "cannot read half.png: "),
+        (["--image", "a.png", "--image", "b.png"], "the pictures are 16×16, 24×16 pixels, and a graph is made for one size"),
+        (["--image", "a.png", "--image", "b.png", "--height", "16"], "a height alone is given, and pictures are resized to both"),
+        (["--mask", "mask.png"], "a mask is given, and no picture that it belongs to"),
+        (["--image", "b.png", "--mask", "mask.png"], "a mask is 16×16 pixels, and its picture 24×16"),
+        (["--image", "a.png", "--mask", "black.png"], "mask 1 is black everywhere, which leaves nothing to draw"),
+        (["--image", "a.png", "--mask", "mask.png", "--mask", "mask.png"], "2 masks are given for 1 pictures"),
+        (["--strength", "0.5"], "a strength is given, and no picture to change"),
+        (["--image", "a.png", "--strength", "1.5"], "the strength is 1.5, and must be above 0 and at most 1"),
+        (["--image", "a.png", "--strength", "0.01"], "a strength of 0.01 runs 0.2 of 20 steps, which is none"),
+        (["--image", "empty"], "no pictures in empty"),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, list) else "",
+)
+def test_bad_pictures(flags: list[str], told: str, folder: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    assert_refused(cli("quantize", "pipeline", "-o", "out", "--prompts", "prompts.txt", *flags), 2, told)
+    assert not Path("out").exists()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A text pipeline, one that paints in, and good and bad pictures."""
+    root = tmp_path_factory.mktemp("pictures")
+    tiny_stable_diffusion().save_pretrained(root / "pipeline")
+    (root / "prompts.txt").write_text("a cat\n", encoding="utf-8")
+    (root / "empty").mkdir()
+    tiny_picture().save(root / "a.png")
+    tiny_picture(1, (24, 16)).save(root / "b.png")
+    tiny_mask().save(root / "mask.png")
+    tiny_mask().point(lambda _: 0).save(root / "black.png")
+    (root / "text.png").write_text("no picture", encoding="utf-8")
+    content = (root / "a.png").read_bytes()
+    (root / "half.png").write_bytes(content[: len(content) // 2])
+    return root
