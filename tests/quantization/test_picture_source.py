@@ -68,6 +68,12 @@ def test_steps_that_a_strength_skips_have_rows_from_strength_1() -> None:
             torch.testing.assert_close(data.outputs[row], expected, rtol=1e-4, atol=1e-4)
 
 
+def test_a_pipelines_own_strength_skips_steps_too() -> None:
+    source = prepare(tiny_refiner(), image=[tiny_picture()], steps=5)
+    assert source.record()["pictures"]["strength"] == 0.3
+    assert len(collect(source, 1).timesteps) == 5
+
+
 def test_what_the_manifest_says() -> None:
     source = prepare(tiny_stable_diffusion(), image=[tiny_picture()], strength=0.5)
     assert source.details == {"picture_size": {"height": 16, "width": 16}, "pictures": {"image": 1, "strength": 0.5}}

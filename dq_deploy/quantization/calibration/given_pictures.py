@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -34,6 +35,13 @@ def fitted(pipeline_class: Any, pictures: Pictures, size: Mapping[str, int]) -> 
     if "height" not in inspect.signature(pipeline_class.__call__).parameters:
         found |= {"height": own[0], "width": own[1]}
     return pictures, found
+
+
+def with_own_strength(pipeline_class: Any, pictures: Pictures) -> Pictures:
+    """The pictures with the strength that the pipeline has by default, where none is asked for: many are below 1, and skip steps."""
+    own = inspect.signature(pipeline_class.__call__).parameters.get("strength")
+    known = own is not None and isinstance(own.default, int | float)
+    return replace(pictures, strength=float(own.default)) if own and known and pictures.strength is None else pictures
 
 
 def check_strength(strength: float | None, steps: int) -> None:

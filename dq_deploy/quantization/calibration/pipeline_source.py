@@ -20,7 +20,7 @@ from ...sources import MODULE_ROUTE, Pictures, check_complete, for_pictures
 from ..calling import CallForm, OutputForm, described
 from ..config import QuantizeConfig
 from .choice import Choice, choose, kept
-from .given_pictures import check_strength, fitted, with_skipped_rows
+from .given_pictures import check_strength, fitted, with_own_strength, with_skipped_rows
 from .picture_size import PICTURE_SIZE, SIZE_HINT, check_size, speaks_of_size
 from .recording import Call, FirstCallError, batch_of, by_seed, check_call, first_call, read_call, recording, streams, varying_names
 from .standing_in import standing_in
@@ -101,6 +101,7 @@ class PipelineSource:
         if pictures:
             pipeline, parameters = for_pictures(pipeline, component, pictures)
             pictures, size = fitted(type(pipeline), pictures, size)
+            pictures = with_own_strength(type(pipeline), pictures)
             check_strength(pictures.strength, config.steps)
         else:
             check_complete(type(pipeline))
