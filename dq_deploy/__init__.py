@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .engines.bench import bench
     from .engines.build import build_engine
     from .engines.combine import combine
+    from .engines.pipeline_folder import pipeline_folder
     from .engines.step_choice import StepChoice, choose_steps
     from .engines.triton import triton_repository
     from .exporters import export
@@ -43,6 +44,7 @@ _HOMES = {
     "export": "exporters",
     "lint": "exporters.lint",
     "load": "hub.load",
+    "pipeline_folder": "engines.pipeline_folder",
     "push": "hub.push",
     "quantize": "quantization",
     "sample": "sampling",
@@ -69,6 +71,7 @@ __all__ = [
     "export",
     "lint",
     "load",
+    "pipeline_folder",
     "push",
     "quantize",
     "sample",

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, TypeAdapter, create_model
 
 from .artifacts import SCHEMA_VERSION, Manifest
-from .artifacts.details import BundleDetails, CheckpointDetails, EngineDetails, RepositoryDetails, ScheduleDetails
+from .artifacts.details import BundleDetails, CheckpointDetails, EngineDetails, PipelineFolderDetails, RepositoryDetails, ScheduleDetails
 from .artifacts.scale_tables import ScaleTable
 from .artifacts.writing import write_text
 
@@ -46,6 +46,7 @@ def schemas() -> dict[str, dict[str, Any]]:
         "manifest-engine": _manifest("engine", EngineDetails),
         "manifest-schedule": _manifest("schedule", ScheduleDetails),
         "manifest-triton-repository": _manifest("triton-repository", RepositoryDetails),
+        "manifest-pipeline-folder": _manifest("pipeline-folder", PipelineFolderDetails),
         "layer-report": LayerReport,
         "advice": Advice,
         "check-result": CheckResult,

@@ -516,8 +516,20 @@ class RepositoryDetails(_Open):
     dynamic_batching: bool
 
 
+class PipelineFolderDetails(_Open):
+    """``details`` of a whole pipeline's folder for another tool (written by engines/pipeline_folder).
+
+    ``batch``: samples of a call of the denoiser, None where any number goes.
+    """
+
+    tool: str
+    pipeline_class: str
+    component: str
+    batch: int | None = Field(default=None, ge=1)
+
+
 class _Kind(NamedTuple):
-    details: type[Details | RepositoryDetails]
+    details: type[Details | RepositoryDetails | PipelineFolderDetails]
     made_by: str
 
 
@@ -527,6 +539,7 @@ _KINDS = {
     "engine": _Kind(EngineDetails, "build-engine BUNDLE -o ENGINE --backend BACKEND"),
     "schedule": _Kind(ScheduleDetails, "combine MEMBER MEMBER --switch TIMESTEP -o SCHEDULE"),
     "triton-repository": _Kind(RepositoryDetails, "triton-repository ARTIFACT -o REPOSITORY"),
+    "pipeline-folder": _Kind(PipelineFolderDetails, "pipeline-folder BUNDLE -o FOLDER --for TOOL"),
 }
 
 

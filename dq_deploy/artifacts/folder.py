@@ -22,6 +22,7 @@ from .details import (
     EngineDetails,
     GraphDetails,
     MemberEntry,
+    PipelineFolderDetails,
     RepositoryDetails,
     RunnableDetails,
     ScheduleDetails,
@@ -33,7 +34,7 @@ from .reading import check_safetensors, refuse_stand_in
 from .reading.paths import REMAKE, file_problem, name_problem, shown
 from .writing import held, put_in_place, remove_abandoned, set_mode, sync, write_text
 
-D_co = TypeVar("D_co", bound=Details | RepositoryDetails, covariant=True, default=Details)
+D_co = TypeVar("D_co", bound=Details | RepositoryDetails | PipelineFolderDetails, covariant=True, default=Details)
 
 
 @dataclass(frozen=True)
@@ -157,6 +158,8 @@ def open_artifact(path: str | Path, kind: Literal["bundle"]) -> Artifact[BundleD
 def open_artifact(path: str | Path, kind: Literal["engine"]) -> Artifact[EngineDetails]: ...
 @overload
 def open_artifact(path: str | Path, kind: Literal["triton-repository"]) -> Artifact[RepositoryDetails]: ...
+@overload
+def open_artifact(path: str | Path, kind: Literal["pipeline-folder"]) -> Artifact[PipelineFolderDetails]: ...
 @overload
 def open_artifact(path: str | Path, kind: Literal["schedule"]) -> Artifact[ScheduleDetails]: ...
 @overload

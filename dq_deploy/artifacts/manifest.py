@@ -17,7 +17,7 @@ from .reading.plain import as_record, read_json
 
 SCHEMA_VERSION = 1
 MANIFEST_NAME = "manifest.json"
-Kind = Literal["checkpoint", "bundle", "engine", "schedule", "triton-repository"]
+Kind = Literal["checkpoint", "bundle", "engine", "schedule", "triton-repository", "pipeline-folder"]
 
 # The packages whose version can change what an artefact contains.
 _TOOLS = ("dq-deploy", "torch", "diffusers", "onnx", "onnxscript", "onnxruntime", "tensorrt-rtx", "tensorrt", "openvino")
@@ -49,8 +49,8 @@ class Manifest(BaseModel):
     ``quantization`` are the bits and the method's options (the whole ``QuantizeConfig``), ``scheduler`` the source's scheduler with its
     configuration, that one's sha256 and the scheduler that the calibration ran with, ``timesteps`` the calibrated ones in ascending order,
     ``details`` what only this kind of artefact has (documented where it is written: ``quantization/checkpoint.py``,
-    ``exporters/bundle.py``, ``engines/build.py``, ``engines/combine.py``, ``engines/triton.py``). A schedule has of
-    ``quantization`` what its quantized members have in common, and no ``parent``.
+    ``exporters/bundle.py``, ``engines/build.py``, ``engines/combine.py``, ``engines/triton.py``, ``engines/pipeline_folder``). A
+    schedule has of ``quantization`` what its quantized members have in common, and no ``parent``.
     """
 
     model_config = ConfigDict(extra="forbid")

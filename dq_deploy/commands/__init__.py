@@ -15,6 +15,7 @@ from .export import export
 from .inspect import inspect
 from .layers import layers
 from .model_card import model_card
+from .pipeline_folder import pipeline_folder
 from .push import push
 from .quantize import quantize
 from .report import report
@@ -36,6 +37,7 @@ COMMANDS = (
     model_card,
     push,
     triton_repository,
+    pipeline_folder,
     demo,
     doctor,
 )

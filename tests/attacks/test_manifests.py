@@ -86,6 +86,7 @@ def test_details_missing_from_a_bundle(cli: Cli, outside_bundle: Artifact, nothi
         ("sample", bundle, "-o", tmp_path / "grid.png"),
         ("build-engine", bundle, "-o", tmp_path / "e", "--backend", "openvino"),
         ("triton-repository", bundle, "-o", tmp_path / "r"),
+        ("pipeline-folder", bundle, "-o", tmp_path / "f", "--for", "openvino-genai"),
     ):
         assert_refused(cli(*arguments), 3, *words)
     assert {path.name for path in tmp_path.iterdir()} == {"bundle"}

@@ -38,6 +38,7 @@ REST = {
     "bench": (),
     "build-engine": ("-o", "o", "--backend", "openvino"),
     "triton-repository": ("-o", "o"),
+    "pipeline-folder": ("-o", "o", "--for", "openvino-genai"),
 }
 
 
