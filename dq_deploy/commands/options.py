@@ -75,7 +75,7 @@ def calibration_options(command: Callable[..., Any]) -> Callable[..., Any]:
         *_PICTURES,
         click.option("--controlnet", type=click.Path(path_type=Path), help="Folder of the ControlNet that steers SOURCE.  [default: none]"),
         click.option(
-            "--pipeline", type=click.Path(path_type=Path), help="Where SOURCE is a ControlNet's folder: the pipeline that it steers."
+            "--pipeline", type=click.Path(path_type=Path), help="The pipeline that SOURCE, a ControlNet, steers.  [default: none]"
         ),
         click.option("--classes", metavar="LIST", help="Class labels of a class-conditional model, such as 0-9,3.  [default: all]"),
         click.option("--guidance-scale", type=float, help="Classifier-free guidance that you sample with.  [default: the pipeline's]"),

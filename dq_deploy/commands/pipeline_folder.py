@@ -22,7 +22,7 @@ _TOOLS = ("optimum-onnx", "optimum-intel", "openvino-genai")
 @output_folder("folder")
 @click.option("--for", "tool", type=click.Choice(_TOOLS), required=True, help="Tool that is to load it.")
 @click.option("--pipeline", type=click.Path(path_type=Path), help="Folder of the float pipeline.  [default: the one that was quantized]")
-@click.option("--exported", type=click.Path(path_type=Path), help="The pipeline as the tool's exporter wrote it: nothing is exported then.")
+@click.option("--exported", type=click.Path(path_type=Path), help="The pipeline as exported before.  [default: it is exported now]")
 @click.option("--optimum-cli", default="optimum-cli", show_default=True, metavar="COMMAND", help="The exporter, in any environment.")
 @click.option("--batch", type=click.IntRange(1), metavar="N", help="Samples of a call, 2 for an image with guidance.  [default: any]")
 @force_option

@@ -12,10 +12,12 @@ import pytest
 from dq_deploy.artifacts import Artifact
 from dq_deploy.engines.build import build_engine
 from dq_deploy.engines.combine import combine
+from dq_deploy.engines.pipeline_folder import pipeline_folder
 from dq_deploy.engines.triton import triton_repository
 from dq_deploy.schemas import schemas, write_schemas
 from tests.command_line import Cli
 from tests.engines import graphs
+from tests.engines.pipeline_folder.exported import make_bundle, make_exported
 from tests.flow import Flow
 
 PUBLISHED = Path(__file__).parents[2] / "docs" / "schemas"
@@ -43,6 +45,9 @@ def test_manifests_fit_those_of_their_kind_and_of_no_other(flow: Flow, engine: A
     folders = {"checkpoint": [flow.checkpoint], "bundle": list(flow.bundles.values()), "engine": [engine.path]}
     folders["schedule"] = [combine([flow.bundles["qdq"], flow.bundles["float"]], tmp_path / "schedule", switches=[400]).path]
     folders["triton-repository"] = [triton_repository(engine, tmp_path / "repository").path]
+    exported = make_exported(tmp_path / "exported", "onnx", timestep="float timestep")
+    whole = pipeline_folder(make_bundle(tmp_path / "denoiser"), tmp_path / "pipeline", "optimum-onnx", exported=exported)
+    folders["pipeline-folder"] = [whole.path]
     for kind, paths in folders.items():
         for path in paths:
             manifest = json.loads((path / "manifest.json").read_text())
@@ -80,5 +85,5 @@ def test_what_commands_print_fits(cli: Cli, flow: Flow, engine: Artifact, tmp_pa
     for table in tables.values():
         published("scale-table").validate({key: table[key] for key in ("timesteps", "scales", "zero_points")})
     assert set(results) | {"scale-table"} | {
-        f"manifest-{kind}" for kind in ("checkpoint", "bundle", "engine", "schedule", "triton-repository")
+        f"manifest-{kind}" for kind in ("checkpoint", "bundle", "engine", "schedule", "triton-repository", "pipeline-folder")
     } == {name.removesuffix(".schema.json") for name in schemas()}

@@ -23,7 +23,7 @@ _FENCES = [fence for page in PAGES for fence in fences(page)]
 _SHELL = [fence for fence in _FENCES if fence.language in SHELL]
 _PYTHON = [fence for fence in _FENCES if fence.language == "python"]
 # Programs that are not ours: nothing here can say more of them than that they are meant.
-_OTHERS = (".", "tritonserver", "git", "cd", "hf", "trtexec", "nvidia-smi")
+_OTHERS = (".", "tritonserver", "git", "cd", "hf", "trtexec", "nvidia-smi", "npm", "node", "g++", "./draw", "genai/bin/pip")
 
 
 def parse(arguments: list[str]) -> None:
@@ -44,7 +44,7 @@ def check_foreign(words: list[str]) -> str | None:
         case ["python", "-c", program]:
             ast.parse(program)
             return None
-        case ["python", "-m", module, *_]:
+        case ["python3" | "python", "-m", module, *_]:
             return None if find_spec(module) else "no such module"
         case ["python", script, *_]:
             return None if (ROOT / script).is_file() else "no such file"

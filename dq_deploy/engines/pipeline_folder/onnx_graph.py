@@ -53,7 +53,7 @@ def write(bundle: Artifact[BundleDetails], replaced: Path, file: Path, *, types:
 def _put_in_front(model: ir.Model, theirs: list[Port], found: Mapping[str, Front], batch: int | None) -> None:
     graph = model.graph
     own = {value.name: value for value in graph.inputs}
-    first = graph.inputs[0].name
+    first = str(graph.inputs[0].name)
     nodes: list[ir.Node] = []
 
     def add(operator: str, *values: ir.Value, **attributes: Any) -> ir.Value:
