@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from .quantization import estimate, quantize
     from .quantization.bits.choose import BitChoice, choose_bits
     from .quantization.calling import stacked, whole_batch
+    from .quantization.refit import refit
     from .report.make import write_report
     from .sampling import sample
     from .sources import allow_pickles
@@ -47,6 +48,7 @@ _HOMES = {
     "pipeline_folder": "engines.pipeline_folder",
     "push": "hub.push",
     "quantize": "quantization",
+    "refit": "quantization.refit",
     "sample": "sampling",
     "stacked": "quantization.calling",
     "triton_repository": "engines.triton",
@@ -74,6 +76,7 @@ __all__ = [
     "pipeline_folder",
     "push",
     "quantize",
+    "refit",
     "sample",
     "stacked",
     "triton_repository",

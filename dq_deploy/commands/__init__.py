@@ -18,6 +18,7 @@ from .model_card import model_card
 from .pipeline_folder import pipeline_folder
 from .push import push
 from .quantize import quantize
+from .refit import refit
 from .report import report
 from .sample import sample
 from .triton_repository import triton_repository
@@ -25,6 +26,7 @@ from .triton_repository import triton_repository
 COMMANDS = (
     advise,
     quantize,
+    refit,
     export,
     check,
     build_engine,

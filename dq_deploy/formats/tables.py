@@ -13,6 +13,8 @@ SCALE, ZERO_POINT, INVERSE_SCALE, TABLE = "scale", "zero_point", "inverse_scale"
 CLIPPING_RATIO, RELATIVE_SCALE = "clipping_ratio", "relative_scale"
 DILATION, INVERSE_DILATION = "dilation", "inverse_dilation"
 """``<quantizer>.dilation`` [C]: what its channels are divided by first; a graph multiplies by the inverse."""
+FOLDED = "folded_dilation"
+"""``<quantizer>.folded_dilation`` [C]: the dilation before what computes the activation took it (quantization/graph/fold.py)."""
 CODES, PACKED_CODES, WEIGHT_SCALE, BIAS = "weight.codes", "weight.packed_codes", "weight.scale", "bias"
 CODEBOOK_CODES, CODEWORDS = "weight.codebook_codes", "weight.codewords"
 """Of a weight that is made of codewords: indices uint8 [O, K/d, M], for d of the K weights of an output and each of M books, and codewords

@@ -4,7 +4,8 @@ Files: ``model.safetensors`` (codes int8, scales, tables, dilation, biases, floa
 integer layers), ``reference.safetensors`` (held-out inputs and the float model's outputs), ``manifest.json``.
 Tensor names: ``<layer>.weight.codes`` int8 [O, ...] or, up to 4 bits, ``<layer>.weight.packed_codes`` uint8 (two a byte, see
 ``weights/packing``; ``shape`` of the layer in ``graph.json`` is [O, ...]); ``<layer>.weight.scale`` [O], or [O, B] for B blocks of input
-channels (see ``weights/blocked``); ``<layer>.bias`` [O]; ``<quantizer>.scale`` [T], ``.zero_point`` int8 [T] and ``.dilation`` [C];
+channels (see ``weights/blocked``); ``<layer>.bias`` [O]; ``<quantizer>.scale`` [T], ``.zero_point`` int8 [T] and ``.dilation`` [C]
+(``.folded_dilation`` [C]: what it was before it was folded into what computes the activation);
 ``corrections.output_bias.table`` [T, C], which the output is less of, and ``.table.4`` for weights that are sliced to 4 bits;
 float leftovers under their parameter names.
 """
@@ -38,7 +39,7 @@ from .quantizers import ActivationQuantizer, kind_of
 from .table_rows import between, parts
 from .weights import LAYERS, QuantizedMatmul, QuantizedWeight
 
-_BIAS_TABLE = f"{OUTPUT_BIAS}.{TABLE}"
+BIAS_TABLE = f"{OUTPUT_BIAS}.{TABLE}"
 MODEL, GRAPH, REFERENCE = "model.safetensors", "graph.json", "reference.safetensors"
 IntegerLayer = QuantizedWeight | QuantizedMatmul
 
@@ -125,8 +126,8 @@ def integer_tensors(model: GraphModule) -> dict[str, torch.Tensor]:
     for name, quantizer in named_quantizers(model):
         tensors |= {f"{name}.{part}": tensor for part, tensor in quantizer.tensors().items()}
     if correction := output_bias(model):
-        tensors[_BIAS_TABLE] = correction.table
-        tensors |= {f"{_BIAS_TABLE}.{bits}": table for bits, table in correction.narrower.items()}
+        tensors[BIAS_TABLE] = correction.table
+        tensors |= {f"{BIAS_TABLE}.{bits}": table for bits, table in correction.narrower.items()}
     for target in sorted(constants):
         tensors[target] = model.get_buffer(target)
     return {name: tensor.detach().contiguous().clone() for name, tensor in tensors.items()}
@@ -195,11 +196,11 @@ def _rebuild(description: dict[str, Any], tensors: dict[str, torch.Tensor], time
         quantizer = kind_of(config).from_tensors(name, config, tensors, timesteps, gaps)
         root.get_submodule("quantizers").add_module(encode(name), quantizer)
     if (config := description.get("output_bias")) is not None:  # without: a checkpoint from before there was one
-        check_output_bias(_BIAS_TABLE, tensors, len(timesteps))
-        correction = OutputBias(between(tensors[_BIAS_TABLE], gaps).float(), table_timesteps, **config)
-        for name in (name for name in tensors if name.startswith(f"{_BIAS_TABLE}.")):
+        check_output_bias(BIAS_TABLE, tensors, len(timesteps))
+        correction = OutputBias(between(tensors[BIAS_TABLE], gaps).float(), table_timesteps, **config)
+        for name in (name for name in tensors if name.startswith(f"{BIAS_TABLE}.")):
             check_output_bias(name, tensors, len(timesteps))
-            correction.narrower[int(name.removeprefix(f"{_BIAS_TABLE}."))] = between(tensors[name], gaps).float()
+            correction.narrower[int(name.removeprefix(f"{BIAS_TABLE}."))] = between(tensors[name], gaps).float()
         attach(root, correction)
     graph = load_graph(description["nodes"])
     for node in graph.nodes:

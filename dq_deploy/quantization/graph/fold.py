@@ -72,6 +72,7 @@ def fold_dilations(model: GraphModule) -> dict[str, list[str]]:
             continue
         for change in changes:
             change.apply()
+        quantizer.folded = quantizer.dilation.clone()
         quantizer.dilation.fill_(1)
         folded[name] = list(dict.fromkeys(change.name for change in changes))
     model.graph.lint()

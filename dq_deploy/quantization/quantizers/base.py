@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from ...formats import Granularity, NumberFormat, ScaleSource, Scheme
+from ...formats.tables import FOLDED
 from .. import numerics
 from ..config import QuantizeConfig
 from .observation import Observation
@@ -48,6 +49,8 @@ class ActivationQuantizer(nn.Module, ABC):
     """Whether calibration needs to know how many values lie where, and not their extremes alone."""
     boundaries: torch.Tensor
     dilation: torch.Tensor
+    folded: torch.Tensor | None = None
+    """The dilation [C] that it had before that was folded (graph/fold.py); a refit needs it."""
 
     def __init__(self, timesteps: torch.Tensor, fmt: NumberFormat, *, symmetric: bool, axis: int, channels: int) -> None:
         super().__init__()
@@ -93,6 +96,10 @@ class ActivationQuantizer(nn.Module, ABC):
     @abstractmethod
     def tensors(self) -> dict[str, torch.Tensor]:
         """What a checkpoint stores of it when it is frozen, by part: tables [T], a dilation [C]."""
+
+    def folded_tensors(self) -> dict[str, torch.Tensor]:
+        """What a checkpoint stores of a dilation that was folded."""
+        return {} if self.folded is None else {FOLDED: self.folded}
 
     def observation(self) -> Observation:
         """What calibration collects of it, as long as it has seen nothing."""

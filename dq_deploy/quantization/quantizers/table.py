@@ -70,7 +70,7 @@ class TableQuantizer(ActivationQuantizer):
     def tensors(self) -> dict[str, torch.Tensor]:
         """As ``ActivationQuantizer`` says."""
         shift = {} if self.format.floating else {ZERO_POINT: self.zero_point_table()}
-        return {SCALE: self.scale_table(), **shift, DILATION: self.dilation}
+        return {SCALE: self.scale_table(), **shift, DILATION: self.dilation} | self.folded_tensors()
 
     @torch.no_grad()
     def set_tables(self, scale: torch.Tensor, zero_point: torch.Tensor) -> None:

@@ -83,7 +83,7 @@ class TokenQuantizer(ActivationQuantizer):
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """As ``ActivationQuantizer`` says."""
-        return {CLIPPING_RATIO: self.table(), DILATION: self.dilation}
+        return {CLIPPING_RATIO: self.table(), DILATION: self.dilation} | self.folded_tensors()
 
     def observation(self) -> TokenObservation:
         """As ``ActivationQuantizer`` says."""

@@ -106,11 +106,11 @@ class Group:
 
 
 def groups_of(quantized: GraphModule, config: QuantizeConfig) -> list[Group]:
-    """The groups of layers that ``config`` rounds by GPTQ, in the order of their first layers in the graph."""
+    """The groups of layers that ``config`` rounds by GPTQ and that are not frozen, in the order of their first layers in the graph."""
     found: dict[object, Group] = {}
     for node in quantized.graph.nodes if config.rounds_by_gptq else ():
         layer = quantized.get_submodule(str(node.target)) if node.op == "call_module" else None
-        if not isinstance(layer, QuantizedWeight) or layer.footprint is None:
+        if not isinstance(layer, QuantizedWeight) or layer.footprint is None or layer.frozen is not None:
             continue
         (call,) = node.all_input_nodes
         key = call, layer.footprint, layer.format.kind, layer.widths

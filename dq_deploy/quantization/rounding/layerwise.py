@@ -46,11 +46,11 @@ _CHUNK_BYTES = 256 << 20  # of unfolded inputs at one time
 
 @torch.no_grad()
 def round_weights(quantized: GraphModule, data: Trajectories, config: QuantizeConfig, *, work: Stages | None = None,
-                  progress: Progress = silent) -> list[RoundedLayer]:  # fmt: skip
+                  scales: Sequence[float] | None = None, progress: Progress = silent) -> list[RoundedLayer]:  # fmt: skip
     """Round the weights of ``quantized`` that ``config`` wants rounded by GPTQ, in place.
 
-    Scales become those of least error, float weights move to where they have their codes, and tables stay as they are. Groups that ``work``
-    holds are not rounded again, and each is saved there when it is finished.
+    Scales become those of least error among ``scales`` times what they are (None: ``SCALES``), float weights move to where they have their
+    codes, and tables stay as they are. Groups that ``work`` holds are not rounded again, and each is saved there when it is finished.
     Raises ArtifactError where the quantized chain has NaN or Inf.
     """
     groups = groups_of(quantized, config)
@@ -58,7 +58,7 @@ def round_weights(quantized: GraphModule, data: Trajectories, config: QuantizeCo
         return []
     folder = Path(tempfile.mkdtemp(prefix="dq-deploy-rounding-", dir=work.scratch if work else None))
     try:
-        return _Rounding(quantized, groups, some_seeds(data), config, ValueCache(folder)).run(work, progress)
+        return _Rounding(quantized, groups, some_seeds(data), config, ValueCache(folder), scales).run(work, progress)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -82,7 +82,8 @@ class _Rounding:
     """The chain of one quantized graph, cut in front of ``groups``, and the samples that run through it, timesteps slowest."""
 
     def __init__(self, quantized: GraphModule, groups: Sequence[Group], data: Trajectories, config: QuantizeConfig,
-                 values: ValueCache) -> None:  # fmt: skip
+                 values: ValueCache, scales: Sequence[float] | None = None) -> None:  # fmt: skip
+        self.scales = scales
         self.groups, self.config, self.timesteps = groups, config, len(data.timesteps)
         samples, timestep, conditions = data.flat(slice(None))
         blocks = split_before(quantized, {group.first for group in groups})
@@ -123,7 +124,7 @@ class _Rounding:
         weight, scale = (group.stacked(of).double() for of in (QuantizedWeight.matrix, QuantizedWeight.steps_by_weight))
         limit = group.stacked(_limit)[:, :, 0].double()
         slices = Slices(group.widths, moments.device) if group.widths else None
-        factors = NESTED_SCALES if slices else SCALES
+        factors = self.scales or (NESTED_SCALES if slices else SCALES)
         scales = torch.stack([group.settled(scale * factor) for factor in factors], dim=1)  # [G, C, R, K]
         found = [
             _rounder(h, group.format, slices).candidates(w, s, most) for w, s, h, most in zip(weight, scales, moments, limit, strict=True)
