@@ -1,0 +1,170 @@
+"""A LoRA into a checkpoint without calibration: other integers in the old scales."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import pytest
+import torch
+from diffusers import DDIMScheduler, StableDiffusionPipeline
+from peft import LoraConfig, get_peft_model_state_dict
+
+from dq_deploy.artifacts import Artifact
+from dq_deploy.decibels import snr_db
+from dq_deploy.errors import UsageError
+from dq_deploy.exporters import export
+from dq_deploy.quantization import quantize
+from dq_deploy.quantization.checkpoint import Checkpoint, load_checkpoint
+from dq_deploy.quantization.refit import refit
+from dq_deploy.quantization.weights import QuantizedWeight
+from tests.command_line import Cli, assert_refused
+from tests.tiny_pipelines import tiny_conditioned_unet, tiny_stable_diffusion
+
+QUICK: dict[str, Any] = {
+    "steps": 3, "calibration_samples": 4, "iterations": 0, "max_float_share": 0.4, "final_samples": 0, "prompts": ["a cat", "dog"],
+    "guidance_scale": 1.0, "dilation": "symmetric",
+}  # fmt: skip
+_TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "proj_in"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A pipeline, and a LoRA for it that matters."""
+    root = tmp_path_factory.mktemp("refit")
+    pipeline = tiny_stable_diffusion()
+    pipeline.save_pretrained(root / "pipeline")
+    pipeline.unet.add_adapter(LoraConfig(r=2, lora_alpha=2, target_modules=_TARGETS, init_lora_weights=False))
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for name, parameter in pipeline.unet.named_parameters():
+            if "lora_" in name:
+                parameter.copy_(0.2 * torch.randn(parameter.shape, generator=generator))
+    layers = get_peft_model_state_dict(pipeline.unet)
+    StableDiffusionPipeline.save_lora_weights(root / "lora", unet_lora_layers=layers)
+    return root
+
+
+@pytest.fixture(scope="module")
+def plain(folder: Path) -> Artifact:
+    """W8A8 with dilations, many of them folded, and the nearest codes."""
+    return quantize(folder / "pipeline", folder / "plain", rounding="nearest", **QUICK)
+
+
+@pytest.fixture(scope="module")
+def styled(plain: Artifact, folder: Path) -> Artifact:
+    return refit(plain, folder / "styled", lora=lora(folder), lora_scale=0.8)
+
+
+def lora(folder: Path) -> Path:
+    return folder / "lora" / "pytorch_lora_weights.safetensors"
+
+
+def codes(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
+    return {name: layer.frozen[0] for name, layer in checkpoint.layers.items() if isinstance(layer, QuantizedWeight)}  # type: ignore[index]
+
+
+def snr(artifact: Artifact) -> list[float]:
+    found: list[float] = artifact.manifest.details["snr_db"]["after_distillation"]
+    return found
+
+
+def test_only_what_the_lora_changes_has_other_codes_in_the_same_scales(plain: Artifact, styled: Artifact) -> None:
+    before, after = load_checkpoint(plain.path), load_checkpoint(styled.path)
+    changed = styled.manifest.details["refit"]["layers"]
+    assert changed
+    assert 0 <= styled.manifest.details["refit"]["clipped_weights"] < 0.1
+    assert all(any(target in name for target in _TARGETS) for name in changed)
+    assert any(entry.folded_into for entry in before.details.dilation)  # or this shows nothing of folding
+    for name, layer in before.layers.items():
+        own: Any = after.layers[name]
+        if isinstance(layer, QuantizedWeight):
+            assert layer.frozen is not None
+            assert torch.equal(layer.frozen[1], own.frozen[1])
+            assert torch.equal(layer.frozen[0], own.frozen[0]) == (name not in changed)
+    for name, quantizer in before.quantizers.items():
+        assert torch.equal(quantizer.scale_table(), after.quantizers[name].scale_table())
+    assert styled.manifest.timesteps == plain.manifest.timesteps
+
+
+def test_it_is_the_float_model_with_the_lora(plain: Artifact, styled: Artifact, folder: Path, tmp_path: Path) -> None:
+    again = quantize(
+        folder / "pipeline", tmp_path / "again", rounding="nearest", lora=lora(folder), lora_scale=0.8, **QUICK
+    )  # fmt: skip
+    assert styled.manifest.details["source"]["sha256"] == again.manifest.details["source"]["sha256"]
+    assert fmean(snr(styled)) > fmean(snr(again)) - 6  # scales are those of other weights
+    old, reference = load_checkpoint(plain.path), load_checkpoint(styled.path).reference()
+    left_as_it_was = [
+        snr_db(expected, _call(old, reference.samples[row], reference.timesteps[row], reference.given(row)))
+        for row, expected in enumerate(reference.outputs)
+    ]
+    assert fmean(snr(styled)) > fmean(left_as_it_was) + 3
+
+
+@torch.no_grad()
+def _call(checkpoint: Checkpoint, sample: torch.Tensor, timestep: torch.Tensor, conditions: dict[str, torch.Tensor]) -> torch.Tensor:
+    values = {"sample": sample, "timestep": timestep.repeat(len(sample)), **conditions}
+    result: torch.Tensor = checkpoint.model(*[values[name] for name in checkpoint.details.inputs])
+    return result
+
+
+def test_there_and_back_gives_the_codes_that_were(plain: Artifact, styled: Artifact, tmp_path: Path) -> None:
+    """Dilations and folds are undone and done again without a trace, but for a tie or two."""
+    back = load_checkpoint(refit(styled, tmp_path / "back", lora=None).path)
+    assert back.details.source is not None
+    assert back.details.source.lora is None
+    for name, expected in codes(load_checkpoint(plain.path)).items():
+        apart = (codes(back)[name].int() - expected.int()).abs()
+        assert int(apart.max()) <= 1, name
+        assert int(apart.sum()) <= 1, name
+
+
+def test_gptq_rounds_by_the_samples_that_a_checkpoint_carries(plain: Artifact, folder: Path, tmp_path: Path) -> None:
+    made = refit(plain, tmp_path / "gptq", lora=lora(folder), lora_scale=0.8, rounding="gptq")
+    records = made.manifest.details["rounding"]
+    assert {record["layer"] for record in records} == set(made.manifest.details["refit"]["layers"])
+    assert min(record["error_ratio"] for record in records) < 1
+    assert load_checkpoint(made.path).reference().samples.shape == load_checkpoint(plain.path).reference().samples.shape
+
+
+def test_a_distilled_checkpoint_keeps_what_it_learned(folder: Path, tmp_path: Path) -> None:
+    trained = quantize(folder / "pipeline", tmp_path / "trained", **{**QUICK, "iterations": 3, "batch_size": 4})
+    made = refit(trained, tmp_path / "styled", lora=lora(folder), lora_scale=0.8, rounding="nearest")
+    back = codes(load_checkpoint(refit(made, tmp_path / "back", lora=None, rounding="nearest").path))
+    between = codes(load_checkpoint(made.path))
+    for name, old in codes(load_checkpoint(trained.path)).items():
+        inside = between[name].int().abs() < 127  # what the LoRA moves beyond the range is lost
+        apart = (back[name].int() - old.int()).abs()[inside]
+        assert int(apart.max()) <= 1, name  # the LoRA is rounded, on the way there and on the way back, and nothing else
+
+
+def test_from_the_command_line_to_a_bundle_that_passes(plain: Artifact, folder: Path, tmp_path: Path, cli: Cli) -> None:
+    done = cli("refit", plain.path, "-o", tmp_path / "new", "--lora", lora(folder), "--lora-scale", "0.8", "--format", "json")
+    assert done.code == 0, done.err
+    assert json.loads(done.out)["manifest"]["details"]["source"]["lora"]["scale"] == 0.8
+    bundle = export(tmp_path / "new", tmp_path / "bundle", target="onnxruntime")
+    checked = cli("check", bundle.path, "--checkpoint", tmp_path / "new")
+    assert checked.code == 0, checked.err
+    refused = cli("refit", bundle.path, "-o", tmp_path / "other", "--lora", lora(folder))
+    assert_refused(refused, 2, "is a bundle, which holds no float weights", "refit the checkpoint that it was made from")
+    assert_refused(cli("refit", plain.path, "-o", tmp_path / "other"), 2, "a refit is with other weights, and none are given")
+    assert_refused(cli("refit", plain.path, "-o", tmp_path / "other", "--lora", "none.safetensors"), 2, "no such LoRA file")
+    assert_refused(cli("refit", plain.path, "-o", tmp_path / "other", "--no-lora"), 2, "changes none of the quantized layers")
+    scale = cli("refit", plain.path, "-o", tmp_path / "other", "--no-lora", "--lora-scale", "2")
+    assert_refused(scale, 2, "--lora-scale is the weight of a LoRA, and none is given")
+    assert not (tmp_path / "other").exists()
+
+
+def test_what_cannot_be_refitted(folder: Path, tmp_path: Path) -> None:
+    unet, texts = tiny_conditioned_unet(), torch.randn(2, 8, 16, generator=torch.Generator().manual_seed(0))
+    options = {name: value for name, value in QUICK.items() if name not in ("prompts", "guidance_scale")}
+    made = quantize(
+        unet, tmp_path / "module", scheduler=DDIMScheduler(clip_sample=False), sample_shape=(4, 8, 8),
+        conditions={"encoder_hidden_states": texts}, **options,
+    )  # fmt: skip
+    with pytest.raises(UsageError, match="unknown rounding 'up'\nroundings: nearest, gptq"):
+        refit(made, tmp_path / "out", lora=lora(folder), rounding="up")
+    with pytest.raises(UsageError, match="was made from a model in memory, which cannot be loaded again"):
+        refit(made, tmp_path / "out", lora=lora(folder))
