@@ -95,6 +95,12 @@ def test_a_call_is_taken_apart_and_put_together_again() -> None:
     torch.testing.assert_close(got["added_cond_kwargs"]["frames"], given["added_cond_kwargs"]["frames"])
 
 
+def test_lists_of_samples_are_told_from_a_list_of_one_that_each_sample_has() -> None:
+    form = described(Network(), {"sample": numbers(1, 1, 4, 4), "timestep": 7, "img_shapes": [[(1, 2, 3)]]}, batch=1).form
+    given = {"sample": numbers(N, 1, 4, 4), "timestep": 7, "img_shapes": [[(1, 2, 3)]] * N}
+    assert form.call(Network(), form.bind((), given))["img_shapes"] == given["img_shapes"]
+
+
 def test_a_manifest_holds_the_form() -> None:
     form = form_of()
     record = json.loads(json.dumps(form.record(["sample", "timestep"])))

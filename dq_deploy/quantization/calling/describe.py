@@ -116,7 +116,7 @@ class _Description:
             return {"rows": tree} if self.sample_list and self.batch is None and set(tree) == {"input"} else tree
         if isinstance(value, Mapping):
             return {"dict": [[self._key(key, path), self._tree(inner, parameter, (*path, str(key)), kind)] for key, inner in value.items()]}
-        if isinstance(value, list) and (parameter in _LISTS or self.sample_list) and self.batch == len(value):
+        if isinstance(value, list) and len(path) == 1 and (parameter in _LISTS or self.sample_list) and self.batch == len(value):
             return {"rows": self._sample(value, parameter, path)}
         if isinstance(value, list | tuple):
             parts = [self._tree(inner, parameter, (*path, str(i)), kind) for i, inner in enumerate(value)]
