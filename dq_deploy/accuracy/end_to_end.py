@@ -14,6 +14,7 @@ from ..engines.runner import TIMESTEP, Runner
 from ..progress import Progress, silent
 from ..quantization.calibration.trajectories import Trajectories
 from ..quantization.checkpoint import Checkpoint
+from .frames import frame_axis, frames_snr_db
 from .parity_spread import NoisePowers, chance_db, noise_powers, standard_error_db
 
 MAX_SNR_DIFFERENCE_DB = {"fp32": 0.5, "fp16": 3.0, "bf16": 3.0}
@@ -26,6 +27,8 @@ Model = Callable[[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]], torch.Te
 
 class TimestepParity(BaseModel):
     """One timestep: SNR in dB against the float model, and the bundle's relative error (RMS) against both others.
+
+    Of a video ``snr_frames_db`` is the bundle's SNR of what changes between frames (frames.py); nothing is judged by it.
 
     ``allowed_db`` is how far the two SNRs may be apart; ``standard_error_db`` is that of their difference, over ``samples`` of noise
     (None: not known). Of a schedule ``member`` is the one that runs it; where that is a float one there is no quantized forward to compare
@@ -43,6 +46,7 @@ class TimestepParity(BaseModel):
     samples: int = 0
     min_snr_db: float | None = None
     member: str | None = None
+    snr_frames_db: float | None = None
 
     @property
     def difference_db(self) -> float:
@@ -77,7 +81,7 @@ def end_to_end(runners: Mapping[str, Runner], checkpoint: Checkpoint, reference:
 
     ``allowed_db`` by runner are the bounds without chance, which is added to them.
     """
-    names = checkpoint.details.inputs
+    names, axis = checkpoint.details.inputs, frame_axis(checkpoint.details)
     rows: dict[str, list[TimestepParity]] = {name: [] for name in runners}
     noises: dict[str, list[NoisePowers]] = {name: [] for name in runners}
     with progress("end to end", len(reference.timesteps)) as advance:
@@ -97,6 +101,7 @@ def end_to_end(runners: Mapping[str, Runner], checkpoint: Checkpoint, reference:
                         error_float=relative_error(expected, got),
                         error_reference=relative_error(ours, got),
                         allowed_db=allowed_db[name],
+                        snr_frames_db=None if axis is None else frames_snr_db(expected, got, axis),
                     )
                 )
             advance(1, f"timestep {float(timestep):g}")

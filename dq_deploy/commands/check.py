@@ -157,7 +157,8 @@ def show_check(result: CheckResult, output: Output, lint: LintResult | None = No
 def show_timesteps(title: str, columns: tuple[str, ...], rows: Sequence[TimestepParity], output: Output) -> None:
     """A line for each, of a schedule with the member that runs it; ``columns`` are those of SNRs."""
     members = ("member",) if any(row.member for row in rows) else ()
-    shown = [_timestep_row(row, members=bool(members), optimized="optimized dB" in columns) for row in rows]
+    columns += ("frames dB",) if any(row.snr_frames_db is not None for row in rows) else ()
+    shown = [_timestep_row(row, columns, members=bool(members)) for row in rows]
     output.table(title, ("timestep", *members, *columns, "error to float", "error to PyTorch", ""), shown)
 
 
@@ -233,9 +234,10 @@ def _source_row(row: LayerSource) -> tuple[str, ...]:
     )
 
 
-def _timestep_row(row: TimestepParity, *, members: bool, optimized: bool) -> tuple[str, ...]:
+def _timestep_row(row: TimestepParity, columns: tuple[str, ...], *, members: bool) -> tuple[str, ...]:
     who = (row.member or "",) if members else ()
-    quick = (_db(row.snr_optimized_db),) if optimized else ()
+    further = {"optimized dB": row.snr_optimized_db, "frames dB": row.snr_frames_db}
+    quick = tuple(_db(value) for name, value in further.items() if name in columns)
     to_pytorch = "" if row.snr_reference_db is None else f"{row.error_reference:.1e}"
     found = (f"{row.timestep:g}", *who, _db(row.snr_reference_db), f"{row.snr_bundle_db:.2f}", *quick)
     return *found, f"{row.error_float:.1e}", to_pytorch, "ok" if row.passed else "FAILED"
