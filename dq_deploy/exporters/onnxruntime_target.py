@@ -42,7 +42,7 @@ class OnnxRuntimeTarget:
         self._table_rows = TableRows(graph, timestep, timesteps[:1] if static else timesteps, per_sample=False)
         self._steps = len(timesteps)
 
-    def row(self, name: str, table: Array) -> ir.Value:
+    def row(self, name: str, table: Array, frames: int = 1) -> ir.Value:  # noqa: ARG002
         """See ``lower.TargetWriter``."""
         if self.static and table.ndim > 1:  # no scale of a product
             return number(name, table[:1])

@@ -22,18 +22,28 @@ class TableRows:
     """The rows of tables [T, ...] that the timestep selects, [N, ...] or, not ``per_sample``, one for the batch."""
 
     def __init__(self, graph: ir.Graph, timestep: ir.Value, timesteps: torch.Tensor, *, per_sample: bool) -> None:
-        self.graph = graph
+        self.graph, self.per_sample = graph, per_sample
         self._row = select_table_rows(graph, timestep, timesteps, per_sample=per_sample)
-        self._anchor = self._row.producer()  # it stays where it is, unlike the placeholders that follow
+        self._of_frames = {1: self._row}
         self._gathered: dict[str, ir.Value] = {}
 
-    def of(self, name: str, table: np.ndarray[Any, Any]) -> ir.Value:
-        """Rows [N, ...] or [...] of one table [T, ...], gathered once, before its readers (why: docs/decisions/scale-tables.md)."""
+    def of(self, name: str, table: np.ndarray[Any, Any], frames: int = 1) -> ir.Value:
+        """Rows [N·frames, ...] or [...] of one table [T, ...], gathered once, before its readers (why: docs/decisions/scale-tables.md)."""
         if name not in self._gathered:
-            emit = Emitter(self.graph, name, after=self._anchor)
+            row = self._rows_of(frames if self.per_sample else 1)
+            emit = Emitter(self.graph, name, after=row.producer())  # which stays where it is, unlike the placeholders that follow
             dtype = ir.DataType.from_numpy(table.dtype)
-            self._gathered[name] = emit.op("Gather", [emit.constant(name, table), self._row], dtype=dtype, axis=0)
+            self._gathered[name] = emit.op("Gather", [emit.constant(name, table), row], dtype=dtype, axis=0)
         return self._gathered[name]
+
+    def _rows_of(self, frames: int) -> ir.Value:
+        """The row of each frame [N·frames]: its sample's."""
+        if frames not in self._of_frames:
+            emit = Emitter(self.graph, f"row_selection_{frames}_frames", after=self._row.producer())
+            row = emit.unsqueeze(self._row, 2, "Unsqueeze")
+            row = emit.op("Expand", [row, _sizes(emit, 1, frames)], dtype=ir.DataType.INT32)
+            self._of_frames[frames] = emit.op("Reshape", [row, _sizes(emit, -1)], dtype=ir.DataType.INT32)
+        return self._of_frames[frames]
 
 
 def select_table_rows(graph: ir.Graph, timestep: ir.Value, timesteps: torch.Tensor, *, per_sample: bool) -> ir.Value:
@@ -53,6 +63,10 @@ def select_table_rows(graph: ir.Graph, timestep: ir.Value, timesteps: torch.Tens
     count = emit.op("Cast", [above], dtype=ir.DataType.INT32, to=ir.DataType.INT32)
     axis = emit.constant("dq_deploy.reduce_axis", np.array([1 if per_sample else 0], dtype=np.int64))
     return emit.op("ReduceSum", [count, axis], dtype=ir.DataType.INT32, output=ROW, keepdims=0)
+
+
+def _sizes(emit: Emitter, *values: int) -> ir.Value:
+    return emit.constant(f"dq_deploy.sizes_{'_'.join(map(str, values))}", np.array(values, dtype=np.int64))
 
 
 def scale_array(quantizer: ActivationQuantizer) -> np.ndarray[tuple[int], np.dtype[np.float32]]:

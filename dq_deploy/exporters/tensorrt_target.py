@@ -38,10 +38,10 @@ class TensorRTTarget:
         self.int4 = int4
         self._table_rows = None if static else TableRows(graph, timestep, timesteps, per_sample=True)
 
-    def row(self, name: str, table: Array) -> ir.Value:
+    def row(self, name: str, table: Array, frames: int = 1) -> ir.Value:
         """See ``lower.TargetWriter``."""
         if self._table_rows is not None:
-            return self._table_rows.of(name, table)
+            return self._table_rows.of(name, table, frames)
         return number(name, table[0] if table.ndim == 1 else table[:1])
 
     def quantize(self, emit: Emitter, x: ir.Value, quantizer: ActivationQuantizer, name: str, pads: list[int], *, right: bool) -> Operand:  # noqa: ARG002

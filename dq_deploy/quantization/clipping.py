@@ -20,12 +20,13 @@ class Clipped:
         self._counts: dict[str, torch.Tensor] = {}  # [2, T]: values, and those of them that were clipped
 
     def add(self, name: str, quantizer: ActivationQuantizer, x: torch.Tensor, timestep: torch.Tensor) -> None:
-        """Count the values x [N, ...] at timesteps [N]."""
+        """Count the values x [N·frames, ...] at timesteps [N]."""
         x = quantizer.divided(x)
         scale, zero_point = quantizer.scales(x, timestep)
         low, high = ((end - zero_point) * scale for end in quantizer.format.unclipped_range())
         outside = (x < numerics.per_sample(low, x)) | (x > numerics.per_sample(high, x))
-        found = torch.stack([torch.full_like(timestep, x[0].numel(), dtype=torch.float64), outside.flatten(1).sum(dim=1).double()])
+        outside = outside.reshape(len(timestep), -1)
+        found = torch.stack([torch.full_like(timestep, outside.shape[1], dtype=torch.float64), outside.sum(dim=1).double()])
         counts = self._counts.setdefault(name, torch.zeros(2, quantizer.table_rows, dtype=torch.float64))
         counts.index_add_(1, numerics.select_table_rows(timestep, quantizer.boundaries).cpu(), found.cpu())
 

@@ -134,16 +134,6 @@ class PerFrame(nn.Module):
         return self.network(sample, timestep, encoder_hidden_states.repeat_interleave(sample.shape[2], dim=0)).sample
 
 
-_REFUSED = "`quantize` refuses it, and would a real one, at its default bound of 2% in float (`max_float_share`)"
-_IN_BATCH = "its 2-d convolutions read frames that lie in the batch"
-_OVER_TIME = f"{_IN_BATCH}, and those over time are 3-d: neither has an integer form; {_REFUSED}"
-
-
-def framed(share: float, why: str = _OVER_TIME) -> dict[str, Any]:
-    """A family much of which stays in float."""
-    return {"products_in_float": share, "why": why}
-
-
 FAMILIES = [
     Family(
         "UNet2D",
@@ -185,7 +175,7 @@ FAMILIES = [
     Family(
         "Stable Video Diffusion", ImageToVideo, (FRAMES, 4, 8, 8),
         lambda: {**text(32, 1), "image_latents": seeded(PROMPTS, FRAMES, 4, 8, 8), "added_time_ids": seeded(PROMPTS, 3).abs()},
-        EulerDiscreteScheduler, **framed(0.565),
+        EulerDiscreteScheduler,
     ),
     Family(
         "AnimateDiff",
@@ -195,7 +185,7 @@ FAMILIES = [
                 up_block_types=("UpBlockMotion", "CrossAttnUpBlockMotion"), num_attention_heads=2, motion_num_attention_heads=2, **_VIDEO,
             )
         ),
-        (4, FRAMES, 8, 8), lambda: text(32), **framed(0.485, f"{_IN_BATCH}, which has no integer form; {_REFUSED}"),
+        (4, FRAMES, 8, 8), lambda: text(32),
     ),
     Family(
         "Text-to-video (ModelScope)",
@@ -203,7 +193,7 @@ FAMILIES = [
             sample_size=8, attention_head_dim=8, down_block_types=("CrossAttnDownBlock3D", "DownBlock3D"),
             up_block_types=("UpBlock3D", "CrossAttnUpBlock3D"), **_VIDEO,
         ),
-        (4, FRAMES, 8, 8), lambda: text(32), **framed(0.385),
+        (4, FRAMES, 8, 8), lambda: text(32),
     ),
     Family(
         "I2VGen-XL",
@@ -214,7 +204,6 @@ FAMILIES = [
         (4, FRAMES, 8, 8),
         lambda: {**text(32), "fps": torch.tensor([8.0, 12.0, 16.0]), "image_latents": seeded(PROMPTS, 4, FRAMES, 8, 8),
                  "image_embeddings": seeded(PROMPTS, 32)},
-        **framed(0.315),
     ),
     Family(
         "Stable Cascade, prior",

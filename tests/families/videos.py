@@ -91,31 +91,26 @@ def cosmos_conditions() -> Conditions:
     return {**text(24)}
 
 
-_PATCHES = "its patch embedding is a 3-d convolution, which has no integer form"
-_FRAMES = "its patch embedding reads frames that lie in the batch"
-_PATCHED: dict[str, Any] = {"products_in_float": 0.03, "why": _PATCHES}
-_FRAMED: dict[str, Any] = {"products_in_float": 0.035, "why": _FRAMES}
-
 FAMILIES = [
-    Family("Wan 2.1", lambda: WanTransformer3DModel(**_WAN), VIDEO, lambda: text(24), flow(), **_PATCHED),
+    Family("Wan 2.1", lambda: WanTransformer3DModel(**_WAN), VIDEO, lambda: text(24), flow()),
     Family(
         "Wan 2.1, image to video", lambda: WanTransformer3DModel(**_WAN, image_dim=16, added_kv_proj_dim=24), VIDEO,
-        lambda: {**text(24, 512), "encoder_hidden_states_image": seeded(PROMPTS, 4, 16)}, flow(), **_PATCHED,
+        lambda: {**text(24, 512), "encoder_hidden_states_image": seeded(PROMPTS, 4, 16)}, flow(),
     ),
-    Family("SkyReels V2", lambda: SkyReelsV2Transformer3DModel(**_WAN), VIDEO, lambda: text(24), flow(), **_PATCHED),
+    Family("SkyReels V2", lambda: SkyReelsV2Transformer3DModel(**_WAN), VIDEO, lambda: text(24), flow()),
     Family("LTX-Video", ltx, (FRAMES * 16, 8), lambda: {**text(16), **mask()}, flow()),
     Family("CogVideoX 2B", lambda: cogvideox(rotary=False), FRAMES_FIRST, lambda: text(24), CogVideoXDDIMScheduler,
-           {"sampler": "pipeline"}, **_FRAMED, quick=True),
+           {"sampler": "pipeline"}, quick=True),
     Family("CogVideoX 5B", lambda: cogvideox(rotary=True), FRAMES_FIRST, lambda: text(24), CogVideoXDDIMScheduler,
-           {"sampler": "pipeline"}, **_FRAMED),
-    Family("Latte", latte, VIDEO, lambda: text(24), **_FRAMED),
+           {"sampler": "pipeline"}),
+    Family("Latte", latte, VIDEO, lambda: text(24)),
     Family(
         "HunyuanVideo",
         lambda: HunyuanVideoTransformer3DModel(
             in_channels=4, out_channels=4, num_attention_heads=2, attention_head_dim=16, num_layers=1, num_single_layers=1,
             num_refiner_layers=1, patch_size=2, patch_size_t=1, text_embed_dim=24, pooled_projection_dim=16, rope_axes_dim=(4, 6, 6),
         ),
-        VIDEO, lambda: {**text(24), **mask(), **pooled(), **guidance()}, flow(), **_PATCHED,
+        VIDEO, lambda: {**text(24), **mask(), **pooled(), **guidance()}, flow(),
     ),
     Family(
         "Mochi",
@@ -129,7 +124,7 @@ FAMILIES = [
             "its attention goes through the samples one by one, and cuts each prompt at the length that the mask's values give",
         ),
     ),
-    Family("Allegro", allegro, VIDEO, lambda: {**text(24), **mask()}, **_FRAMED),
+    Family("Allegro", allegro, VIDEO, lambda: {**text(24), **mask()}),
     Family(
         "Cosmos",
         lambda: Fixed(
@@ -147,7 +142,7 @@ FAMILIES = [
             num_attention_heads=2, attention_head_dim=16, in_channels=4, out_channels=4, patch_size=2, sample_width=8, sample_height=8,
             num_layers=1, mmdit_layers=1, time_embed_dim=8, add_norm_text_encoder=True, text_embed_dim=24,
         ),
-        VIDEO, lambda: text(24), flow(), **_FRAMED,
+        VIDEO, lambda: text(24), flow(),
     ),
     Family("Kandinsky 5, videos", lambda: kandinsky_5(FRAMES), (FRAMES, 8, 8, 4), lambda: {**text(24), **pooled(16)}, flow()),
     Family(

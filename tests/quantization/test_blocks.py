@@ -85,17 +85,38 @@ class Frames(nn.Module):
         return self.last(frames.flatten(0, 1)).reshape(x.shape)
 
 
-def framed(*, apart: bool) -> GraphModule:
-    graph = captured(Frames(apart=apart), (2, 4, 8, 8))
-    assign_blocks(graph, planned(graph, max_float_share=1.0))
-    return graph
+class Half(nn.Sequential):
+    """A block whose frames may lie apart when it is left."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Conv2d(4, 4, 3, padding=1), nn.ReLU())
 
 
-def test_frames_in_the_batch_go_with_their_sample(tmp_path: Path) -> None:
-    graph = framed(apart=False)
+class Apart(nn.Module):
+    """Two blocks, and between them the first frames of all samples before the second ones."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.one, self.two = Half(), Half()
+
+    def forward(self, x: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+        frames = self.two(self.one((x * (1 + timestep[:, None, None, None, None])).transpose(0, 1).flatten(0, 1)))
+        return frames.unflatten(0, (2, -1)).transpose(0, 1)
+
+
+def chain_of(model: nn.Module, folder: Path, patterns: list[str] | None = None) -> tuple[GraphModule, Chain, torch.Tensor]:
+    graph = captured(model, (2, 4, 8, 8))
+    assign_blocks(graph, planned(graph, max_float_share=1.0), patterns)
     samples, timestep = torch.randn(5, 2, 4, 8, 8, generator=torch.Generator().manual_seed(0)), torch.linspace(0, 999, 5)
-    chain = Chain(split_blocks(graph), ValueCache(tmp_path), timestep, 2)
+    chain = Chain(split_blocks(graph), ValueCache(folder), timestep, 2)
     chain.values.write("x", 0, samples)
+    return graph, chain, samples
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_frames_in_the_batch_go_with_their_sample(apart: bool, tmp_path: Path) -> None:
+    graph, chain, samples = chain_of(Frames(apart=apart), tmp_path)
     lengths = set()
     some = torch.tensor([4, 1])
     for block in chain.blocks:
@@ -104,14 +125,12 @@ def test_frames_in_the_batch_go_with_their_sample(tmp_path: Path) -> None:
     assert lengths == {2, 4}
     with torch.no_grad():
         got = chain.read(chain.blocks[-1].outputs[-1], some)
-        torch.testing.assert_close(got, graph(samples, timestep)[some])
+        torch.testing.assert_close(got, graph(samples, chain.timestep)[some])
 
 
-def test_frames_that_lie_apart_are_refused(tmp_path: Path) -> None:
-    graph = framed(apart=True)
-    chain = Chain(split_blocks(graph), ValueCache(tmp_path), torch.zeros(5), 3)
-    chain.values.write("x", 0, torch.randn(5, 2, 4, 8, 8, generator=torch.Generator().manual_seed(0)))
-    with pytest.raises(UsageError, match=r"3 samples have 6 entries.*do not lie together") as refusal:
+def test_blocks_that_are_left_with_frames_apart_are_refused(tmp_path: Path) -> None:
+    _, chain, _ = chain_of(Apart(), tmp_path, ["one", "two"])
+    with pytest.raises(UsageError, match=r"2 samples have 4 entries.*do not lie together") as refusal:
         for block in chain.blocks:
             chain.run(block)
     assert '{"iterations": 0}' in str(refusal.value.hint)

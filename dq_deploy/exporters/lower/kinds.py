@@ -52,8 +52,8 @@ class TargetWriter(Protocol):
     def product(self, layer: Any, at: Place) -> ir.Value:
         """Emit a layer and give its output: ``qdq_product`` or ``integer_product``."""
 
-    def row(self, name: str, table: Array) -> ir.Value:
-        """What the timestep selects of a table [T, ...]: rows [N, ...] or one [...]; a constant where all rows are the same."""
+    def row(self, name: str, table: Array, frames: int = 1) -> ir.Value:
+        """What the timestep selects of a table [T, ...]: rows [N·frames, ...] or one [...]; a constant where all rows are the same."""
 
     def quantize(self, emit: Emitter, x: ir.Value, quantizer: ActivationQuantizer, name: str, pads: list[int], *, right: bool) -> Operand:
         """Emit a quantizer of ``x``. ``right``: products read the operand on their right side alone."""
@@ -102,7 +102,7 @@ class Place:
 
 @singledispatch
 def scale(quantizer: Any, at: QuantizerPlace) -> ir.Value:  # noqa: ARG001
-    """Emit a quantizer's scale, fp32: [N], a constant [], or shaped to broadcast over ``at.x``."""
+    """Emit a quantizer's scale, fp32: [N·frames], a constant [], or shaped to broadcast over ``at.x``."""
     raise _unknown(quantizer, "scale")
 
 

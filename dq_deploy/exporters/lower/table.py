@@ -13,10 +13,10 @@ from .kinds import QuantizerPlace, scale, zero_point
 @scale.register
 def table_scale(quantizer: TableQuantizer, at: QuantizerPlace) -> ir.Value:
     """The timestep's row of ``<quantizer>.scale``."""
-    return at.target.row(f"{at.name}.{SCALE}", scale_array(quantizer))
+    return at.target.row(f"{at.name}.{SCALE}", scale_array(quantizer), quantizer.frames)
 
 
 @zero_point.register
 def table_zero_point(quantizer: TableQuantizer, at: QuantizerPlace) -> ir.Value:
     """The timestep's row of ``<quantizer>.zero_point``."""
-    return at.target.row(f"{at.name}.{ZERO_POINT}", as_codes(zero_point_array(quantizer), at.zero_point_type))
+    return at.target.row(f"{at.name}.{ZERO_POINT}", as_codes(zero_point_array(quantizer), at.zero_point_type), quantizer.frames)

@@ -27,8 +27,12 @@ class Chain:
 
     def inputs(self, block: Block, index: torch.Tensor) -> list[torch.Tensor]:
         """The block's arguments [n, ...] for the samples ``index`` [n], on the chain's device."""
-        values = ((name, self.read(name, index)) for name in block.inputs)
-        return [self.timestep[index].to(self.device), *(v.flatten(0, 1) if name in self.grouped else v for name, v in values)]
+        return [self.timestep[index].to(self.device), *(self.together(name, index) for name in block.inputs)]
+
+    def together(self, name: str, index: torch.Tensor) -> torch.Tensor:
+        """A value [n, ...] of the samples ``index`` [n], on the chain's device, or [n·k, ...] of k frames or windows a sample."""
+        value = self.read(name, index)
+        return value.flatten(0, 1) if name in self.grouped else value
 
     def read(self, name: str, index: torch.Tensor) -> torch.Tensor:
         """A value [n, ...] of the samples ``index`` [n], on the chain's device, as ``by_sample`` gives it."""

@@ -13,7 +13,7 @@ from ..quantizers import QUANTIZERS
 from ..weights import LAYERS, QuantizedWeight
 from .edit import drop_unused_tensors
 from .plan import Plan
-from .products import GraphLayer
+from .products import GraphLayer, frames_of
 from .shapes import static_shape
 
 _CHANNEL_AXES = {"conv2d": 1, "linear": -1, "matmul": 0}  # of what a product reads; two activations are divided by nothing
@@ -56,6 +56,7 @@ def _quantizer_call(graph_module: GraphModule, plan: Plan, layer: GraphLayer, x:
     if key not in shared:
         channels = 1 if layer.op == "matmul" else static_shape(x.meta["val"])[axis]
         quantizer = QUANTIZERS[reading.kind](timesteps, reading.fmt, symmetric=reading.symmetric, axis=axis, channels=channels)
+        quantizer.frames = frames_of(layer.node)
         target = _register(graph_module, "quantizers", name, quantizer)
         anchor = max(n for n in graph_module.graph.nodes if n.op == "placeholder") if x.op == "placeholder" else x
         with graph_module.graph.inserting_after(anchor):

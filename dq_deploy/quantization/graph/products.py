@@ -128,13 +128,18 @@ def _op(node: Node) -> Op | None:
 def _why_not(node: Node, op: Op, batch: set[str]) -> str | None:
     """Why a product cannot be quantized. ``batch`` are the symbols of the inputs' first dimensions."""
     operands = node.args[:2] if op == "matmul" else node.args[:1]
-    for operand in operands:
+    for operand in operands if frames_of(node) == 1 else ():
         value = operand.meta.get("val") if isinstance(operand, Node) else None
         if not isinstance(value, torch.Tensor) or str(value.shape[0]) not in batch:
             return "an operand's first dimension is not the batch, so a row per sample cannot be selected"
     if op != "matmul" and any(isinstance(a, Node) and a.op != "get_attr" for a in node.args[1:3]):
         return "its weight or bias is computed from the input, not a parameter"
     return None
+
+
+def frames_of(product: Node) -> int:
+    """How many frames of each sample lie in the batch of what a product reads, one after the other (rewrites/layout.py)."""
+    return int(product.meta.get("frames", 1))
 
 
 def _unique(name: str, taken: set[str]) -> str:

@@ -39,4 +39,4 @@ def value_bytes(value: Any) -> int:
     """Bytes of one sample of a captured value; 0 for what is not a tensor."""
     if not isinstance(value, torch.Tensor):
         return 0
-    return math.prod(d for d in value.shape if isinstance(d, int)) * value.element_size()
+    return math.prod(static_shape(value)) * value.element_size()

@@ -18,6 +18,7 @@ from ..config import SkipHalves
 from .dataflow import derived
 from .edit import Editor, aten, drop_unused_tensors
 from .moves import MOVES, origins
+from .products import frames_of
 from .shapes import static_shape
 
 SUFFIXES = ("#h", "#skip")
@@ -157,6 +158,6 @@ def _split(emit: Editor, reader: _Reader) -> None:
     for half, part, suffix, added in zip(halves, parts, SUFFIXES, (bias, None), strict=True):
         own = emit.constant(f"{weight.target}{suffix}", part.contiguous())
         product = emit(node.target, half, own, added, *node.args[3:])  # type: ignore[arg-type]
-        product.meta["path"] = f"{node.meta['path']}{suffix}"
+        product.meta |= {"path": f"{node.meta['path']}{suffix}", "frames": frames_of(node)}
         products.append(product)
     emit.replace(emit(aten.add.Tensor, *products))

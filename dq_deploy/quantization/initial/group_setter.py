@@ -31,7 +31,7 @@ class Group:
 
 
 class GroupSetter:
-    """Chooses dilation and tables for one activation x [T·m, ...] (timesteps slowest), by the rule of ``config``: not AUTO, and not NONE.
+    """Chooses dilation and tables for one activation x [T·m·frames, ...], timesteps slowest, by the rule of ``config``: not AUTO or NONE.
 
     Candidates for s are fitted on the first half of the seeds and judged on the other; the tables that stay are fitted on all of them.
     """
@@ -96,11 +96,12 @@ class GroupSetter:
 
     def _split(self) -> None:
         """Seeds to fit on, and seeds to judge on with the float layers' outputs for them."""
-        x, timestep = self.x.unflatten(0, (self.table_rows, -1)), self.timestep.unflatten(0, (self.table_rows, -1))
+        timestep = self.timestep.unflatten(0, (self.table_rows, -1))  # [T, m]
+        x = self.x.unflatten(0, (*timestep.shape, -1))  # [T, m, frames, ...]
         middle = max(1, x.shape[1] // 2)
         held = slice(middle, None) if x.shape[1] > 1 else slice(0, 1)
-        self.fit = x[:, :middle].flatten(0, 1)
-        self.judge, self.judge_timestep = x[:, held].flatten(0, 1), timestep[:, held].flatten()
+        self.fit = x[:, :middle].flatten(0, 2)
+        self.judge, self.judge_timestep = x[:, held].flatten(0, 2), timestep[:, held].flatten()
         self.exact = {name: layer.float_product(self.judge, self.weights[name]) for name, layer in self.group.layers.items()}
 
     def apply(self, s: torch.Tensor, x: torch.Tensor) -> None:

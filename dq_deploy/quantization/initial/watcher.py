@@ -38,22 +38,22 @@ class Watcher(Interpreter, ABC):
         """As ``Interpreter`` says."""
         value = super().run_node(n)
         for group in self.groups.get(n.name, []):
-            self.check(n.name, value)
+            self.check(n.name, value, group.quantizer.frames)
             self.watch(group, value)
             self.advance(1, group.name)
         return value
 
     @abstractmethod
     def watch(self, group: Group, value: torch.Tensor) -> None:
-        """``group`` reads ``value`` [N, ...]."""
+        """``group`` reads ``value`` [N·frames, ...]."""
 
     @abstractmethod
     def where(self, sample: int) -> tuple[float, int]:
         """Timestep and calibration sample of a sample of the batch."""
 
-    def check(self, name: str, value: torch.Tensor) -> None:
-        """Raise ArtifactError where ``value`` [N, ...] is not finite."""
+    def check(self, name: str, value: torch.Tensor, frames: int) -> None:
+        """Raise ArtifactError where ``value`` [N·frames, ...] is not finite."""
         bad = (~torch.isfinite(value.flatten(1))).any(dim=1).nonzero()[:, 0]
         if len(bad):
-            timestep, sample = self.where(int(bad[0]))
+            timestep, sample = self.where(int(bad[0]) // frames)
             raise ArtifactError(f"activation '{name}' has NaN or Inf at timestep {timestep:g}, seed {sample}")

@@ -20,7 +20,7 @@ class Quantized(NamedTuple):
     """A quantized activation: x ≈ codes · scale."""
 
     codes: torch.Tensor  # integers minus their zero-point, as floats, shaped as the activation
-    scale: torch.Tensor  # [N]: one per sample; or one per token, [N, ..., 1]
+    scale: torch.Tensor  # [N·frames]: its sample's; or one per token, [N, ..., 1]
 
 
 class Trained(NamedTuple):
@@ -31,7 +31,7 @@ class Trained(NamedTuple):
 
 
 class ActivationQuantizer(nn.Module, ABC):
-    """Quantizes x [N, ...], each sample by its timestep [N]. No module remembers a timestep: it is an argument.
+    """Quantizes x [N·frames, ...], each sample by its timestep [N]. No module remembers a timestep: it is an argument.
 
     ``dilation`` [C] along ``axis`` divides the activation first (Y = (X/s)(s∘W), DilateQuant eq. 10). ``timesteps`` [T] are those of the
     table rows that a checkpoint has of it.
@@ -47,6 +47,8 @@ class ActivationQuantizer(nn.Module, ABC):
     """Whether it can have zero-points other than 0."""
     counted: ClassVar[bool] = True
     """Whether calibration needs to know how many values lie where, and not their extremes alone."""
+    frames: int = 1
+    """Of a sample, in the batch, one after the other: they have their sample's scale."""
     boundaries: torch.Tensor
     dilation: torch.Tensor
     folded: torch.Tensor | None = None
@@ -82,7 +84,8 @@ class ActivationQuantizer(nn.Module, ABC):
     def config(self) -> dict[str, Any]:
         """What, beside its tensors, makes this quantizer."""
         entry = {"kind": self.kind, **self.format.record()}
-        return entry | {"symmetric": self.symmetric, "axis": self.axis, "channels": len(self.dilation)}
+        folded = {"frames": self.frames} if self.frames != 1 else {}
+        return entry | {"symmetric": self.symmetric, "axis": self.axis, "channels": len(self.dilation)} | folded
 
     @classmethod
     @abstractmethod
@@ -131,17 +134,17 @@ class ActivationQuantizer(nn.Module, ABC):
 
     @abstractmethod
     def scales(self, x: torch.Tensor, timestep: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Scale and zero-point for a divided activation x [N, ...] at timesteps [N]: [N] each, or as many dimensions as x has."""
+        """Scale and zero-point for a divided activation x [N·frames, ...] at timesteps [N]: [N·frames], or as many dimensions as x has."""
 
     def divided(self, x: torch.Tensor) -> torch.Tensor:
-        """What is rounded of x [N, ...]: x over its dilation."""
+        """What is rounded of x [N·frames, ...]: x over its dilation."""
         # Where the dilation is 1 (folded, or never there), multiplying by it would only cost time; on a GPU, so would asking.
         if self.dilation.device.type == "cpu" and not self.divides:
             return x
         return x * numerics.per_channel(1 / self.dilation, x, self.axis)
 
     def forward(self, x: torch.Tensor, timestep: torch.Tensor) -> Quantized:
-        """Quantize x [N, ...], each sample by its timestep [N]."""
+        """Quantize x [N·frames, ...], each sample by its timestep [N]."""
         x = self.divided(x)
         scale, zero_point = self.scales(x, timestep)
         codes = numerics.quantize(x, numerics.per_sample(1 / scale, x), numerics.per_sample(zero_point, x), self.format)

@@ -56,7 +56,7 @@ class TableQuantizer(ActivationQuantizer):
     def from_tensors(cls, name: str, config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], timesteps: torch.Tensor,
                      gaps: int) -> Self:  # fmt: skip
         """As ``ActivationQuantizer`` says."""
-        options = {key: value for key, value in config.items() if key not in ("kind", "fixed", "bits", "format")}
+        options = {key: value for key, value in config.items() if key not in ("kind", "fixed", "bits", "format", "frames")}
         made = cls(between(timesteps, gaps).float(), read_format(name, config), **options)
         check_quantizer(name, tensors, len(timesteps), made.format, channels=len(made.dilation))
         made.dilation.copy_(tensors[f"{name}.{DILATION}"])
@@ -118,7 +118,7 @@ class TableQuantizer(ActivationQuantizer):
 
     def scales(self, x: torch.Tensor, timestep: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:  # noqa: ARG002  # whatever it is
         """As ``ActivationQuantizer`` says."""
-        return self.selected(timestep)
+        return self.selected(timestep if self.frames == 1 else timestep.repeat_interleave(self.frames))
 
     def selected(self, timestep: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Scale and zero-point [N] for timesteps [N]."""

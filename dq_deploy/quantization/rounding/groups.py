@@ -13,6 +13,7 @@ from ...formats.codebook import Codebook
 from .. import numerics
 from ..config import QuantizeConfig
 from ..graph.insertion import decode, float_name
+from ..graph.products import frames_of
 from ..quantizers import ActivationQuantizer
 from ..weights import QuantizedWeight
 from ..weights.base import MOST_INPUTS
@@ -22,13 +23,15 @@ from ..weights.base import MOST_INPUTS
 class Group:
     """Layers that read the value ``source`` of the float graph through one quantizer (None: as it is), at the same positions.
 
-    Their outputs do not meet, so their weights are rounded as one with more outputs. ``first`` is the node of the first of them.
+    Their outputs do not meet, so their weights are rounded as one with more outputs. ``first`` is the node of the first of them, and
+    ``frames`` of a sample lie in the batch of what they read.
     """
 
     source: str
     quantizer: ActivationQuantizer | None
     first: Node
     layers: dict[str, QuantizedWeight] = field(default_factory=dict)
+    frames: int = 1
 
     @property
     def name(self) -> str:
@@ -65,7 +68,7 @@ class Group:
         return parts, outputs, inputs
 
     def value(self, x: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
-        """What the weights are multiplied with, of the source's x [N, ...] at timesteps [N]: as they read it, quantized."""
+        """What the weights are multiplied with, of the source's x [N·frames, ...] at timesteps [N]: as they read it, quantized."""
         if self.quantizer is None:
             return x
         codes, scale = self.quantizer(x, timestep)
@@ -78,8 +81,9 @@ class Group:
         return sum(float(y.double().pow(2).sum()) for y in outputs) / sum(y.numel() for y in outputs)
 
     def columns(self, value: torch.Tensor) -> torch.Tensor:
-        """What the weights are multiplied with: [G, N, P, K] for P positions of each of N samples."""
-        columns: torch.Tensor = next(iter(self.layers.values())).columns(value).unflatten(3, (self.parts, -1))  # [g, N, P, parts, K]
+        """What the weights are multiplied with: [G, N, P, K] for P positions of each of N samples, its frames' together."""
+        columns: torch.Tensor = next(iter(self.layers.values())).columns(value).unflatten(3, (self.parts, -1))  # [g, N·frames, P, parts, K]
+        columns = columns.unflatten(1, (-1, self.frames)).flatten(2, 3)
         return columns.permute(0, 3, 1, 2, 4).flatten(0, 1)
 
     def settled(self, scale: torch.Tensor) -> torch.Tensor:
@@ -118,6 +122,6 @@ def groups_of(quantized: GraphModule, config: QuantizeConfig) -> list[Group]:
             quantizer = quantized.get_submodule(str(call.target)) if "quantizer" in call.meta else None
             assert quantizer is None or isinstance(quantizer, ActivationQuantizer)
             source = call.all_input_nodes[0] if quantizer else call
-            found[key] = Group(float_name(source), quantizer, node)
+            found[key] = Group(float_name(source), quantizer, node, frames=frames_of(node))
         found[key].layers[decode(str(node.target))] = layer
     return list(found.values())

@@ -169,7 +169,7 @@ class _Rounding:
 
     def _value(self, group: Group, index: torch.Tensor) -> torch.Tensor:
         """What a group multiplies with, of the samples ``index``."""
-        return group.value(self.chain.read(group.source, index), self.chain.timestep[index].to(self.chain.device))
+        return group.value(self.chain.together(group.source, index), self.chain.timestep[index].to(self.chain.device))
 
 
 def positions_needed(inputs: int) -> int:

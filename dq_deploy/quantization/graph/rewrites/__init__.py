@@ -16,6 +16,7 @@ from .attention import decompose_attention
 from .clean import clean
 from .complex import real_numbers
 from .constants import fold_weights
+from .conv3d import spell_conv3d
 from .einsum import lower_einsums
 from .layout import batch_first
 from .products import spell_products
@@ -31,6 +32,7 @@ def normalize(graph_module: GraphModule, inputs: Sequence[torch.Tensor]) -> None
     decompose_attention(graph_module)
     lower_einsums(graph_module)
     spell_products(graph_module)
+    spell_conv3d(graph_module)
     spell_transposed(graph_module)
     widen_products(graph_module)
     fold_weights(graph_module)

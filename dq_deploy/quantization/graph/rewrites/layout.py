@@ -1,6 +1,8 @@
 """The batch as the first dimension of every product's operands, so that a row of the scale tables can be selected for each sample.
 
 Heads folded into the batch ([N·H, T, D]), tokens of all samples in one matrix ([N·T, C]) and sequence-first layers ([T, N, C]) hide it.
+So do a video's frames ([N·F, C, H, W]), which a convolution leaves no other place: its operand keeps them there, those of a sample one
+after the other, and ``meta["frames"]`` of the product says how many.
 Shapes alone do not say where a sample lies (N·T may run through the samples first or last), so it is measured: a batch of three whose
 first and last samples are equal is run through the graph, and a layout is right if it finds equal values for them.
 """
@@ -16,7 +18,8 @@ from torch.fx import GraphModule, Interpreter, Node
 
 from ..edit import Editor, aten, batch_size, multiple_of_batch
 
-_PRODUCTS = {aten.linear.default: 1, aten.matmul.default: 2}  # operator → number of operands that are activations
+_PRODUCTS = {aten.linear.default: 1, aten.matmul.default: 2, aten.conv2d.default: 1}  # operator → operands that are activations
+_SUMMED = {aten.linear.default: 1, aten.matmul.default: 2, aten.conv2d.default: 3}  # last dimensions that are no place for samples
 _SAMPLES = 3
 
 
@@ -44,7 +47,7 @@ class Layout:
 
 
 def batch_first(graph_module: GraphModule, inputs: Sequence[torch.Tensor]) -> None:
-    """Rewrite linear and matmul whose operands do not begin with the batch, in place. ``inputs`` [2, ...] are two samples that differ.
+    """Rewrite products whose operands do not begin with the batch, in place. ``inputs`` [2, ...] are two samples that differ.
 
     A product that no layout fits is left alone; the planner names it.
     """
@@ -55,7 +58,7 @@ def batch_first(graph_module: GraphModule, inputs: Sequence[torch.Tensor]) -> No
     finder = _Finder(graph_module, hidden, batch)
     finder.run(*[t[torch.arange(_SAMPLES) % 2] for t in inputs])
     for node, layout in finder.found.items():
-        _rewrite(Editor(graph_module, node), node, layout)
+        (_fold_frames if node.target == aten.conv2d.default else _rewrite)(Editor(graph_module, node), node, layout)
     graph_module.graph.eliminate_dead_code()
     graph_module.recompile()
 
@@ -80,17 +83,17 @@ class _Finder(Interpreter):
     def run_node(self, n: Node) -> Any:
         if n in self.products:
             operands = _operands(n)
-            for layout in _layouts(operands, self.batch, matrix=n.target == aten.matmul.default):
+            for layout in _layouts(operands, self.batch, summed=_SUMMED[n.target]):  # type: ignore[index]
                 if all(_fits(self.env[x], layout) for x in operands):
                     self.found[n] = layout
                     break
         return super().run_node(n)
 
 
-def _layouts(operands: list[Node], batch: Any, *, matrix: bool) -> Iterator[Layout]:
-    """Every way in which the first operand's dimensions (but the last: it is summed over) could hold the samples, outermost first."""
+def _layouts(operands: list[Node], batch: Any, *, summed: int) -> Iterator[Layout]:
+    """Every way in which the first operand's dimensions (but the ``summed`` last ones) could hold the samples, outermost first."""
     shape = operands[0].meta["val"].shape
-    for dim, size in enumerate(shape[: -2 if matrix else -1]):
+    for dim, size in enumerate(shape[:-summed]):
         count = multiple_of_batch(size, batch)
         same = all(x.meta["val"].dim() == len(shape) and str(x.meta["val"].shape[dim]) == str(size) for x in operands)
         if count and same:
@@ -117,3 +120,19 @@ def _rewrite(emit: Editor, node: Node, layout: Layout) -> None:
     order = layout.order(product.meta["val"].dim())
     restored = emit.permute(product, [order.index(i) for i in range(len(order))])
     emit.replace(emit.reshape(restored, emit.sizes(node)))
+
+
+def _fold_frames(emit: Editor, node: Node, layout: Layout) -> None:
+    """Let the frames of each sample lie together in the batch of a convolution, and mark it with their number."""
+    x, frames = _operands(node)[0], layout.outer * layout.inner
+    if layout.outer == 1:
+        node.meta["frames"] = frames
+        return
+    split = layout.split(emit.sizes(x), batch_size(emit.graph_module))
+    order = layout.order(len(split))
+    folded = emit.reshape(emit.permute(emit.reshape(x, split), order), emit.sizes(x))
+    product = emit(node.target, folded, *node.args[1:], **node.kwargs)  # type: ignore[arg-type]
+    product.meta["frames"] = frames
+    sizes = layout.split(emit.sizes(product), batch_size(emit.graph_module))
+    moved = emit.reshape(product, [sizes[i] for i in order])
+    emit.replace(emit.reshape(emit.permute(moved, [order.index(i) for i in range(len(order))]), emit.sizes(node)))
