@@ -9,13 +9,14 @@ from ..errors import ResourceError, UsageError
 from .writing import write_bytes
 
 
-def check_output_file(path: Path, suffix: str, *, force: bool = False) -> None:
+def check_output_file(path: Path, suffix: str | tuple[str, ...], *, force: bool = False) -> None:
     """Refuse an output file that cannot be written, before any long step.
 
     Raises UsageError: another suffix, a folder, an existing file without ``force``, a parent that is not a writable folder.
     """
-    if path.suffix.lower() != suffix:
-        raise UsageError(f"output {path} does not end in {suffix}")
+    suffixes = (suffix,) if isinstance(suffix, str) else suffix
+    if path.suffix.lower() not in suffixes:
+        raise UsageError(f"output {path} does not end in {' or '.join(suffixes)}")
     if path.is_dir():
         raise UsageError(f"output {path} is a folder, and a file is needed")
     if (path.exists() or path.is_symlink()) and not force:

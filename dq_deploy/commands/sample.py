@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
 @click.command(short_help="Draw images beside the float model's.")
 @click.argument("path", type=click.Path(path_type=Path))
-@click.option("-o", "--output", "destination", type=click.Path(path_type=Path), required=True, help="PNG file for the grid.")
+@click.option(
+    "-o", "--output", "destination", type=click.Path(path_type=Path), required=True, help="PNG file for the grid, or GIF for videos."
+)
 @click.option("-n", "--count", "n", default=16, show_default=True, help="Number of images.")
 @click.option("--seed", default=0, show_default=True, help="Seed of the first image.")
 @click.option("--steps", type=int, help="Steps of the sampler.  [default: those of the calibration]")
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
     help="Draw the float model's images beside them, from the same seeds.",
 )
 @click.option("--watch", is_flag=True, help="Count NaN and saturated codes at every timestep (a bundle in onnxruntime; slower).")
+@click.option("--frames-a-second", default=8.0, show_default=True, help="Of a GIF.")
 @force_option
 @common
 @allows_pickles
@@ -42,7 +45,7 @@ def sample(path: Path, destination: Path, force: bool, output: Output, **drawing
     """Draw images with PATH (a bundle, a checkpoint or an engine) in the diffusers pipeline and write them as one grid.
 
     A model that takes prompts, or works on latents, is put into the pipeline that it came from, which is loaded for it: text encoders,
-    decoder and all. The scheduler is the calibration's.
+    decoder and all. The scheduler is the calibration's. A PNG has a video's frames side by side, a GIF shows them in motion.
     """
     from ..sampling import sample as run_sample
 
@@ -55,6 +58,12 @@ def show_sample(result: SampleResult, picture: Path, output: Output) -> None:
     rows: list[tuple[str, object]] = [("pictures", result.n), ("engine", result.engine)]
     if result.psnr_mean_db is not None:
         rows.append(("PSNR against float", f"mean {result.psnr_mean_db:.1f} dB, worst {result.psnr_min_db:.1f} dB"))
+    if result.frame_psnr_db is not None:
+        worst, frame = min((value, frame) for frames in result.frame_psnr_db for frame, value in enumerate(frames, start=1))
+        rows.append(("worst frame", f"{worst:.1f} dB, frame {frame} of {len(result.frame_psnr_db[0])}"))
+    if result.consistency_db is not None:
+        mean = sum(result.consistency_db) / result.n
+        rows.append(("PSNR of what changes between frames", f"mean {mean:.1f} dB, worst {min(result.consistency_db):.1f} dB"))
     output.table(str(picture), ("", ""), rows)
     if result.watched is not None:
         columns = ("timestep", "samples", "NaN or Inf", "codes at an end", "worst quantizer", "its share")

@@ -38,7 +38,10 @@ class Fact(_Part):
 
 
 class Pictures(_Part):
-    """Pairs from the same seeds, each picture a PNG as a ``data:`` address; ``expected`` and ``psnr_db`` are None without a float model."""
+    """Pairs from the same seeds, each picture a PNG as a ``data:`` address; ``expected`` and ``psnr_db`` are None without a float model.
+
+    ``consistency_db`` is of videos alone: PSNR of the differences between their frames.
+    """
 
     engine: str
     artefact: str
@@ -47,6 +50,7 @@ class Pictures(_Part):
     quantized: list[str]
     expected: list[str] | None = None
     psnr_db: list[float] | None = None
+    consistency_db: list[float] | None = None
     labels: list[int] | None = None
     prompts: list[str] | None = None
 

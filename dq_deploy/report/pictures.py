@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from ..sampling.grid import Images, rgb
+from ..sampling.videos import film_strips
 from .data import Pictures
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ _DECIMALS = 2  # of a PSNR in dB
 
 
 def page_pictures(drawn: DrawnPictures, artefact: str, seed: int) -> Pictures:
-    """Every picture as a PNG of its own size: the page enlarges them."""
+    """Every picture as a PNG of its own size, a video's frames side by side: the page enlarges them."""
     return Pictures(
         engine=drawn.engine,
         artefact=artefact,
@@ -27,14 +28,19 @@ def page_pictures(drawn: DrawnPictures, artefact: str, seed: int) -> Pictures:
         steps=len(drawn.timesteps),
         quantized=_embedded(drawn.quantized),
         expected=None if drawn.expected is None else _embedded(drawn.expected),
-        psnr_db=None if drawn.psnr_db is None else [round(float(value), _DECIMALS) for value in drawn.psnr_db],
+        psnr_db=_rounded(drawn.psnr_db),
+        consistency_db=_rounded(drawn.consistency_db),
         labels=drawn.labels,
         prompts=drawn.prompts,
     )
 
 
+def _rounded(figures: list[float] | None) -> list[float] | None:
+    return None if figures is None else [round(float(value), _DECIMALS) for value in figures]
+
+
 def _embedded(images: Images) -> list[str]:
-    return ["data:image/png;base64," + base64.b64encode(_png(image)).decode() for image in images]
+    return ["data:image/png;base64," + base64.b64encode(_png(image)).decode() for image in film_strips(images)]
 
 
 def _png(image: Images) -> bytes:

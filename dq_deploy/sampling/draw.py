@@ -18,13 +18,16 @@ from .models import IN_MEMORY, float_model, float_source, quantized_model
 from .pipelines import PipelineDrawing, conditions, needs_pipeline, no_pictures, no_prompts, pipeline_drawing, wish
 from .pixels import PixelDrawing, pixel_drawing
 from .request import Drawing
+from .videos import consistency_db, frame_psnr_db, is_video
 
 
 @dataclass(frozen=True)
 class DrawnPictures:
-    """What was drawn: [n, H, W, C] in [0, 1] each, ``expected`` by the float model from the same seeds (None: not asked for).
+    """What was drawn: pictures [n, H, W, C] or videos [n, F, H, W, C] in [0, 1].
 
-    ``psnr_db`` compares the two, picture by picture. ``timesteps`` are those at which the model was called; ``furthest`` is the largest
+    ``expected`` is by the float model from the same seeds (None: not asked for).
+    ``psnr_db`` compares the two, picture by picture; of videos ``frame_psnr_db`` does so frame by frame, and ``consistency_db`` what lies
+    between the frames (videos.py). ``timesteps`` are those at which the model was called; ``furthest`` is the largest
     distance from one of them to its calibrated timestep. ``labels`` are the classes drawn and ``prompts`` the prompts, None for a model
     without them. ``watched`` has what was counted at each timestep, where that was requested.
     """
@@ -39,6 +42,8 @@ class DrawnPictures:
     prompts: list[str] | None
     guidance_scale: float | None
     watched: list[dict[str, Any]] | None = None
+    frame_psnr_db: list[list[float]] | None = None
+    consistency_db: list[float] | None = None
 
 
 def draw(path: str | Path | Artifact, drawing: Drawing, *, progress: Progress = silent) -> DrawnPictures:
@@ -57,6 +62,7 @@ def draw(path: str | Path | Artifact, drawing: Drawing, *, progress: Progress = 
     with progress("sampling", way.calls * (1 if reference is None else 2)) as advance:
         quantized = _observed(way, model, advance, visited)
         expected = None if reference is None else _observed(way, reference, advance, {})
+    compared = (expected, quantized) if expected is not None and is_video(expected) else None
     return DrawnPictures(
         quantized=quantized,
         expected=expected,
@@ -68,6 +74,8 @@ def draw(path: str | Path | Artifact, drawing: Drawing, *, progress: Progress = 
         prompts=way.prompts,
         guidance_scale=way.guidance_scale,
         watched=[row.model_dump() for row in model.watched()] if drawing.watch else None,
+        frame_psnr_db=frame_psnr_db(*compared) if compared else None,
+        consistency_db=consistency_db(*compared) if compared else None,
     )
 
 

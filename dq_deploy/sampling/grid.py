@@ -31,6 +31,13 @@ class Panel:
 
 def grid_png(panels: Sequence[Panel]) -> bytes:
     """The panels in one row as a PNG. Every panel has the same number of pictures, in the same places."""
+    stream = io.BytesIO()
+    grid_picture(panels).save(stream, "PNG", optimize=True)
+    return stream.getvalue()
+
+
+def grid_picture(panels: Sequence[Panel]) -> Image.Image:
+    """The panels in one row."""
     count = len(panels[0].images)
     columns = math.ceil(math.sqrt(count))
     blocks = [_block(panel.images, columns) for panel in panels]
@@ -41,9 +48,7 @@ def grid_png(panels: Sequence[Panel]) -> bytes:
         left = _MARGIN + index * (width + _MARGIN)
         draw.text((left, _TITLE / 2), _fitting(panel.title, font, width), fill=_INK, font=font, anchor="lm")
         picture.paste(block, (left, _TITLE))
-    stream = io.BytesIO()
-    picture.save(stream, "PNG", optimize=True)
-    return stream.getvalue()
+    return picture
 
 
 def _block(images: Images, columns: int) -> Image.Image:

@@ -1,4 +1,4 @@
-"""Drawn pictures as one PNG, and what can be said of them."""
+"""Drawn pictures as one PNG, or videos as a GIF, and what can be said of them."""
 
 from __future__ import annotations
 
@@ -11,16 +11,21 @@ import numpy as np
 
 from ..artifacts.output_file import check_output_file, write_whole
 from ..engines.choice import Runtime
+from ..errors import UsageError
 from ..progress import Progress, silent
 from .draw import DrawnPictures, draw
 from .grid import Panel, grid_png
 from .request import Drawing, Prompts
+from .videos import FRAMES_A_SECOND, MOST_FRAMES_A_SECOND, grid_gif, strips
+
+SUFFIXES = (".png", ".gif")
 
 
 @dataclass(frozen=True)
 class SampleResult:
     """``psnr_db`` compares each quantized picture with the float one of the same seed, values in [0, 1]; None when none was made.
 
+    Of videos ``frame_psnr_db`` [n, F] compares frame by frame, and ``consistency_db`` [n] what changes from a frame to the next.
     ``timesteps`` are those at which the model was called; ``furthest`` is the largest distance from one of them to its calibrated timestep.
     """
 
@@ -36,6 +41,8 @@ class SampleResult:
     prompts: list[str] | None = None
     guidance_scale: float | None = None
     watched: list[dict[str, Any]] | None = None
+    frame_psnr_db: list[list[float]] | None = None
+    consistency_db: list[float] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The result as plain JSON values."""
@@ -61,22 +68,27 @@ def sample(
     runtime: Runtime = "auto",
     watch: bool = False,
     batch_size: int = 16,
+    frames_a_second: float = FRAMES_A_SECOND,
     force: bool = False,
     progress: Progress = silent,
 ) -> SampleResult:
     """Draw ``n`` pictures with a bundle, a checkpoint or an engine and write them as one PNG, the float model's beside them.
 
-    The arguments are those of ``Drawing``. Raises as that and ``draw`` do, and UsageError for an existing output without ``force``.
+    Videos lie there frame by frame; an ``output_png`` that ends in .gif shows them in motion, at ``frames_a_second``.
+    The other arguments are those of ``Drawing``. Raises as that and ``draw`` do, and UsageError for an existing output without ``force``.
     """
     output = Path(output_png)
-    check_output_file(output, ".png", force=force)
+    check_output_file(output, SUFFIXES, force=force)
+    if not 0 < frames_a_second <= MOST_FRAMES_A_SECOND:
+        raise UsageError(f"{frames_a_second:g} frames a second: a GIF has more than 0 and at most {MOST_FRAMES_A_SECOND}")
     drawing = Drawing(
         n=n, seed=seed, steps=steps, prompts=prompts, negative_prompt=negative_prompt, image=image, mask=mask,
         control_image=control_image, strength=strength, classes=classes, guidance_scale=guidance_scale, runtime=runtime,
         compare_float=compare_float, watch=watch, batch_size=batch_size,
     )  # fmt: skip
     drawn = draw(path, drawing, progress=progress)
-    write_whole(output, grid_png(_panels(drawn)))
+    panels = _panels(drawn)
+    write_whole(output, grid_gif(panels, frames_a_second) if output.suffix.lower() == ".gif" else grid_png(strips(panels)))
     psnr = drawn.psnr_db
     return SampleResult(
         output=str(output),
@@ -91,6 +103,8 @@ def sample(
         prompts=drawn.prompts,
         guidance_scale=drawn.guidance_scale,
         watched=drawn.watched,
+        frame_psnr_db=drawn.frame_psnr_db,
+        consistency_db=drawn.consistency_db,
     )
 
 

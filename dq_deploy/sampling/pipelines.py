@@ -127,7 +127,7 @@ class PipelineDrawing:
         return [self.wish.subject(number) for number in range(self.n)] if self.wish.parameter == parameter else None
 
     def __call__(self, model: Any) -> Images:
-        """[n, H, W, C] in [0, 1]. Raises UsageError where the pipeline refuses."""
+        """[n, H, W, C] in [0, 1], or videos [n, F, H, W, C]. Raises UsageError where the pipeline refuses."""
         pipeline = copy.copy(self.pipeline)
         setattr(pipeline, self.component, model)
         return np.concatenate([self._picture(pipeline, number) for number in range(self.n)])
@@ -144,13 +144,7 @@ class PipelineDrawing:
             raise UsageError(
                 f"the {name} refuses to draw in {self.steps} steps: {reason}", "try it in diffusers first, with the same arguments"
             ) from error
-        return drawn.images if "images" in drawn else film_strip(np.asarray(drawn.frames))
-
-
-def film_strip(frames: Images) -> Images:
-    """Videos [n, F, H, W, C] as pictures [n, H, F·W, C], the frames side by side."""
-    n, count, height, width, channels = frames.shape
-    return frames.transpose(0, 2, 1, 3, 4).reshape(n, height, count * width, channels)
+        return drawn.images if "images" in drawn else np.asarray(drawn.frames)
 
 
 def pipeline_drawing(artifact: Artifact, source: Source, drawing: Drawing, wishes: Wish) -> PipelineDrawing:

@@ -1,7 +1,7 @@
 // Pairs of pictures under one dividing line: left of it the float model's, right of it the quantized one's.
 
 function drawPictures(host) {
-  const { expected, quantized, psnr_db: psnr, labels, prompts } = data.pictures;
+  const { expected, quantized, psnr_db: psnr, consistency_db: consistency, labels, prompts } = data.pictures;
   const subject = (index) => (prompts ? prompts[index] : labels ? `class ${labels[index]}` : null);
   const grid = html("div", { class: expected ? "pairs" : "pairs single" });
   if (quantized.length <= 4) grid.style.setProperty("--cell", "14rem");
@@ -9,7 +9,8 @@ function drawPictures(host) {
     const name = [`picture ${index + 1}`, subject(index)].filter(Boolean).join(", ");
     const images = expected ? [html("img", { src: expected[index], alt: `${name}, float`, draggable: "false" })] : [];
     images.push(html("img", { src: address, alt: `${name}, quantized`, draggable: "false" }));
-    const words = [subject(index), psnr ? `${psnr[index].toFixed(1)} dB` : null].filter(Boolean).join(" · ");
+    const between = consistency ? `${consistency[index].toFixed(1)} dB between frames` : null;
+    const words = [subject(index), psnr ? `${psnr[index].toFixed(1)} dB` : null, between].filter(Boolean).join(" · ");
     grid.append(html("figure", { class: "pair" }, html("div", { class: "frame" }, ...images), html("figcaption", null, words)));
   });
   host.append(grid);
