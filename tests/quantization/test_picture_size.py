@@ -4,26 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import pytest
-import torch
-from diffusers import AnimateDiffPipeline, DDIMScheduler, StableDiffusionImg2ImgPipeline, UNetMotionModel
+from diffusers import StableDiffusionImg2ImgPipeline
 
 from dq_deploy.errors import UsageError
 from dq_deploy.quantization.calibration.picture_size import check_size
 from dq_deploy.quantization.calibration.pipeline_source import PipelineSource
 from dq_deploy.quantization.config import QuantizeConfig, Sampler
-from dq_deploy.sampling.pipelines import film_strip
+from tests.text_encoder_pipelines import tiny_animate_diff
 from tests.tiny_pipelines import (
-    randomized,
     tiny_flux,
     tiny_kontext,
     tiny_pixart,
     tiny_stable_diffusion,
     tiny_stable_diffusion_3,
-    tiny_text_encoder,
-    tiny_tokenizer,
-    tiny_vae,
     tiny_wan,
 )
 
@@ -95,16 +89,7 @@ def test_frames_that_a_pipeline_ignores() -> None:
 
 
 def test_text_for_every_frame_is_told_from_text_for_the_batch() -> None:
-    torch.manual_seed(9)
-    unet = UNetMotionModel(
-        sample_size=8, down_block_types=("CrossAttnDownBlockMotion",), up_block_types=("CrossAttnUpBlockMotion",), block_out_channels=(8,),
-        layers_per_block=1, norm_num_groups=4, cross_attention_dim=16, num_attention_heads=2, motion_num_attention_heads=2,
-    )  # fmt: skip
-    pipeline = AnimateDiffPipeline(
-        vae=tiny_vae(), text_encoder=tiny_text_encoder(), tokenizer=tiny_tokenizer(), unet=randomized(unet), motion_adapter=None,
-        scheduler=DDIMScheduler(),
-    )  # fmt: skip
-    source = prepared(pipeline, "unet", height=16, width=16, num_frames=3)
+    source = prepared(tiny_animate_diff(), "unet", height=16, width=16, num_frames=3)
     assert source.shape == (4, 3, 8, 8)
     assert source.form is not None
     assert source.form.arguments == {"encoder_hidden_states": {"input": "encoder_hidden_states", "stacked": 3}}
@@ -117,10 +102,3 @@ def test_a_pipeline_that_needs_a_picture_names_the_module_route() -> None:
     pipeline = StableDiffusionImg2ImgPipeline(**parts, requires_safety_checker=False)
     with pytest.raises(UsageError, match=r"Img2ImgPipeline refuses .*\nit takes image too, .* dq_deploy.quantize\(pipeline.unet, "):
         prepared(pipeline, "unet")
-
-
-def test_the_frames_of_a_video_stand_side_by_side() -> None:
-    frames = np.arange(2 * 3 * 4 * 5 * 1, dtype=np.float32).reshape(2, 3, 4, 5, 1)
-    strip = film_strip(frames)
-    assert strip.shape == (2, 4, 15, 1)
-    np.testing.assert_array_equal(strip[1, :, 5:10], frames[1, 1])
