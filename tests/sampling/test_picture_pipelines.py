@@ -78,7 +78,7 @@ CASES = {
     "SDXL's refiner": Case(tiny_refiner, "StableDiffusionXLImg2ImgPipeline", {"strength": 0.5}, (333, 0)),
     "FLUX.1 Fill": Case(tiny_fill, "FluxFillPipeline", {"mask": [tiny_mask()]}, None, size={"height": 16, "width": 16}),
     "Wan, image to video": Case(
-        tiny_wan_from_image, "WanImageToVideoPipeline", visited=None, size={"height": 16, "width": 16, "frames": 5}, drawn=(16, 80, 3)
+        tiny_wan_from_image, "WanImageToVideoPipeline", visited=None, size={"height": 16, "width": 16, "frames": 5}, drawn=(5, 16, 16, 3)
     ),
     "A pipeline steered by a ControlNet": Case(steered_pipeline, "StableDiffusionControlNetPipeline", steered="by"),
     "The same, image-to-image": Case(
