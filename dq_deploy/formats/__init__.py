@@ -1,11 +1,12 @@
 """What a number is and how finely it is scaled, without torch: formats, schemes, and the names of scale tables."""
 
-from .number import CODES, FORMATS, FP8, FP16, INT8, Kind, NumberFormat, layer_bytes, of_bits, recorded, register_format
+from .number import CODES, FORMATS, FP4, FP8, FP16, INT8, Kind, NumberFormat, layer_bytes, of_bits, recorded, register_format
 from .scheme import PER_CHANNEL, Granularity, ScaleSource, Scheme
 
 __all__ = [
     "CODES",
     "FORMATS",
+    "FP4",
     "FP8",
     "FP16",
     "INT8",

@@ -1,7 +1,7 @@
 """Number formats: what the numbers of a tensor are, and what they take to store.
 
 Add one with ``register_format``; plans, quantizers, weights and checkpoints then take it as they take INT8. An integer format needs no
-more, nor does a floating-point one that torch can cast to. What is neither also needs its rounding in ``quantization/grid.py``.
+more, nor does a floating-point one. What is neither also needs its rounding in ``quantization/grid.py``.
 """
 
 from __future__ import annotations
@@ -41,6 +41,8 @@ class NumberFormat:
     mantissa_bits: int = 0
     least_exponent: int = 0
     """Of a floating-point format: stored bits of the significand, and the exponent of its smallest normal number."""
+    block: int = 0
+    """Numbers along the inputs of a product that share a scale, a byte of its own that is stored beside them; 0: no such scales."""
 
     @property
     def floating(self) -> bool:
@@ -77,8 +79,8 @@ class NumberFormat:
         return low - self.last_step / 2, high + self.last_step / 2
 
     def storage_bytes(self, shape: Sequence[int]) -> int:
-        """Bytes that a tensor of ``shape`` takes in a file or an engine."""
-        return -(-prod(shape) * self.container_bits // 8)
+        """Bytes that a tensor of ``shape`` takes in a file or an engine, scales of blocks among them."""
+        return -(-prod(shape) * self.container_bits // 8) + (-(-prod(shape) // self.block) if self.block else 0)
 
     def record(self) -> dict[str, Any]:
         """The format as a checkpoint's graph names it: the codes of schema 1 by their bits, others by their name."""
@@ -122,19 +124,25 @@ FP16 = _float("FP16", 16, 10, -14, 65504.0, "float16", "FLOAT16")
 BF16 = _float("BF16", 16, 7, -126, (2 - 2.0**-7) * 2.0**127, "bfloat16", "BFLOAT16")
 FP8 = _float("FP8", 8, 3, -6, 448.0, "float8_e4m3fn", "FLOAT8E4M3FN")
 """E4M3 without infinities (arXiv 2209.05433): 4 bits of exponent, 3 of the significand, from 2^-9 to 448 on either side of 0."""
+FP4 = register_format(NumberFormat("FP4", 4, Kind.FLOAT, -6.0, 6.0, "float8_e4m3fn", "FLOAT4E2M1", 4, 1, 0, block=16))
+"""E2M1: ±0, 0.5, 1, 1.5, 2, 3, 4, 6 (Open Compute Project, Microscaling Formats, v1.0, 5.3.3), each block of 16 with a scale in E4M3:
+NVFP4. torch has no type for single ones; E4M3 holds every one of them."""
 CODES = {found.bits: found for found in (INT2, INT3, INT4, INT5, INT6, INT7, INT8)}
 """Integer codes by their bits: what schema 1 knows."""
+
+
+_FLOATS = {"fp8": (FP8,), "fp4": (FP4,), "nvfp4": (FP4, FP8)}
+"""Of each name of products whose codes are floats: the formats, by their bits. Integers of other bits are weights beside them."""
 
 
 def of_bits(bits: int, products: str | None = None) -> NumberFormat:
     """What ``bits`` mean on the command line and in a manifest: integer codes of 2 to 8 bits, or float activations (16).
 
-    In ``products`` of "fp8", 8 bits are those of a float. Which float type 16 bits have is chosen at export. Raises KeyError for
-    another number.
+    In ``products`` of "fp8" 8 bits are those of a float, in "fp4" 4, in "nvfp4" both. Which float type 16 bits have is chosen at export.
+    Raises KeyError for another number.
     """
-    if products == FP8.name.lower() and bits == FP8.bits:
-        return FP8
-    return FP16 if bits == FP16.bits else CODES[bits]
+    found = next((fmt for fmt in _FLOATS.get(products or "", ()) if fmt.bits == bits), None)
+    return found or (FP16 if bits == FP16.bits else CODES[bits])
 
 
 def recorded(entry: Mapping[str, Any]) -> NumberFormat:

@@ -22,6 +22,7 @@ PRESETS: dict[str, Mapping[str, Any]] = {
     "vq2a8": _integers(2, 8, codebook={"length": 8, "books": 2}),
     "fp8": {**_FP8, "weight_bits": 8, "dilation": "none", "skip_halves": "joint"},
     "w4a8-fp8": {**_FP8, "weight_bits": 4},
+    "nvfp4": {**_FP8, "weight_bits": 4, "activation_bits": 4, "products": "nvfp4", "dilation": "none", "skip_halves": "joint"},
 }
 """Name → what it fills in of ``QuantizeConfig``; bits as ``formats.of_bits`` understands them."""
 

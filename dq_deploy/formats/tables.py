@@ -19,6 +19,8 @@ CODES, PACKED_CODES, WEIGHT_SCALE, BIAS = "weight.codes", "weight.packed_codes",
 CODEBOOK_CODES, CODEWORDS = "weight.codebook_codes", "weight.codewords"
 """Of a weight that is made of codewords: indices uint8 [O, K/d, M], for d of the K weights of an output and each of M books, and codewords
 int8 [M, 256, d]; in a graph indices are int8, minus 128, one tensor a book."""
+BLOCK_SCALE, GLOBAL_SCALE, WEIGHT_GLOBAL_SCALE = "weight.block_scale", "global_scale", "weight.global_scale"
+"""Of FP4 codes: scales of blocks [O, C / 16] in E4M3, and what these are multiplied with, a power of two [], of either side."""
 WEIGHT_ZERO_POINT, WEIGHT_SUM = "weight.zero_point", "weight.sum"
 """Of a layer: codes [O, ...], or these packed, their scales [O] or [O, B], and a bias [O]; in a graph also zero-points [O] (all 0) and the
 sums of the codes of each output channel [O], which the activation's zero-point is multiplied with."""
