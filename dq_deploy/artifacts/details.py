@@ -89,22 +89,27 @@ class LoweredLayer(QuantizedLayer):
 
 
 class QuantizerEntry(_Open):
-    """An activation quantizer of a checkpoint and the layers that read it. ``source``: its scales are computed, or rows of a table."""
+    """An activation quantizer of a checkpoint and the layers that read it. ``source``: its scales are computed, or rows of a table.
+
+    ``block``: channels that share a computed scale, which needs no table; 0: all of a token.
+    """
 
     name: str
     layers: list[str]
     source: ScaleSource = ScaleSource.TABLE
+    block: int = 0
 
 
 class QuantizerSite(_Open):
-    """A quantizer where a graph has it: the values that it reads and gives, and how it pads."""
+    """A quantizer where a graph has it: the values that it reads and gives, and how it pads. ``block`` as ``QuantizerEntry`` has it."""
 
     name: str
     input: str
     codes: str
     pads: list[int]
-    code_type: Literal["INT8", "UINT8", "FLOAT8E4M3FN"]
+    code_type: Literal["INT8", "UINT8", "FLOAT8E4M3FN", "FLOAT4E2M1"]
     source: ScaleSource = ScaleSource.TABLE
+    block: int = 0
 
 
 class Condition(_Open):
@@ -282,6 +287,15 @@ class ScaleChoice(_Open):
     chosen: str
 
 
+class FormatChoice(_Open):
+    """Linear layers that read one tensor and can multiply FP4: their parts of the output's error and of the weights, and what was taken."""
+
+    layers: list[str]
+    error_share: float
+    weight_share: float
+    chosen: Literal["fp4", "fp8"]
+
+
 class SkipHalvesRecord(_Open):
     """How concatenated skip inputs are quantized."""
 
@@ -359,13 +373,24 @@ class CheckpointDetails(Details):
     dilation: list[DilatedInput]
     dilation_rule: DilationRule
     scale_choices: list[ScaleChoice] = Field(default_factory=list)
+    format_choices: list[FormatChoice] = Field(default_factory=list)
     widths: list[WidthRecord] = Field(default_factory=list)
 
     @property
     def per_token(self) -> str:
         """How many of the quantizers compute a scale for each token, in words."""
-        computed = sum(entry.source is ScaleSource.COMPUTED for entry in self.quantizers)
+        computed = sum(entry.source is ScaleSource.COMPUTED and not entry.block for entry in self.quantizers)
         return f"{computed} of {len(self.quantizers)} quantizers"
+
+    @property
+    def formats(self) -> str | None:
+        """How many linear layers multiply FP4, and which were made FP8 ones by what they lose, in a line; None: there was no choice."""
+        if not self.format_choices:
+            return None
+        wider = [choice for choice in self.format_choices if choice.chosen == "fp8"]
+        count, fp8 = (sum(len(choice.layers) for choice in some) for some in (self.format_choices, wider))
+        kept = f"; FP8 for {fp8} that had {sum(choice.error_share for choice in wider):.0%} of the error" if wider else ""
+        return f"FP4 in {count - fp8} of {count} linear layers{kept}"
 
     @property
     def input_names(self) -> list[str]:

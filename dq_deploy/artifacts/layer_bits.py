@@ -42,7 +42,7 @@ def layer_bits(artifact: Artifact) -> list[BitsOfWork]:
     elif isinstance(details, BundleDetails | CheckpointDetails):
         found = _of_layers([layer for layer in details.layers if layer.weight_bits])
     bits = quantization["weight_bits"], quantization["activation_bits"]
-    products = "fp8" if quantization.get("products") == "fp8" else None
+    products = {"fp8": "fp8", "nvfp4": "fp4"}.get(quantization.get("products", ""))
     preset = BitsOfWork(weight_bits=bits[0], activation_bits=bits[1], format=products, share=1.0)
     return sorted(found, key=lambda row: -row.share) or [preset]
 

@@ -72,7 +72,7 @@ def read_tables(artifact: Artifact) -> dict[str, ScaleTable]:
 def read_table_rows(artifact: Artifact) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Scales and zero-points by quantizer, every row that there is: [T], interpolated ones between them in a bundle, or one for all [1].
 
-    Of computed scales the clipping ratios.
+    Of computed scales the clipping ratios; scales of blocks have no table.
 
     Raises as ``read_tables`` does.
     """
@@ -83,7 +83,7 @@ def read_table_rows(artifact: Artifact) -> dict[str, tuple[np.ndarray, np.ndarra
         raise UsageError(
             f"{artifact.path} is an engine, whose tables cannot be read back", "inspect the bundle or checkpoint that it is from"
         )
-    names = list(dict.fromkeys(entry.name for entry in details.quantizers))
+    names = list(dict.fromkeys(entry.name for entry in details.quantizers if not entry.block))
     if not names:
         return {}
     arrays = _checkpoint_arrays(artifact, names) if isinstance(details, CheckpointDetails) else _bundle_arrays(artifact, names)

@@ -103,6 +103,8 @@ def _of_its_kind(artifact: Artifact) -> list[tuple[str, object]]:
         rows += [("multiply-accumulates in float", f"{details.float_mac_share:.2%}"), ("weights rounded by GPTQ", details.rounding_summary)]
         if artifact.manifest.activations in ("auto", "per-token"):
             rows += [("scales for each token", details.per_token)]
+        if details.formats:
+            rows += [("number formats", details.formats)]
         if details.final_error:
             rows += [("SNR of the final sample", details.final_error.summary)]
         rows += width_rows(details)

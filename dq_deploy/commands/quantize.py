@@ -32,7 +32,7 @@ _SHOWN_LAYERS = 10
     metavar="NAME",
     shell_complete=presets,
     help="Bits of weights and activations: w8a8, w6a6, w4a8, w4a4; w4a16: weight-only; vq3a8, vq2a8: codebooks; fp8, w4a8-fp8: products in "
-    "FP8, for GPUs of compute capability 8.9 and newer.  [default: w8a8]",
+    "FP8, for GPUs of compute capability 8.9 and newer; nvfp4: linear layers in FP4, for 12.0 and newer.  [default: w8a8]",
 )
 @click.option(
     "--for",
@@ -212,6 +212,8 @@ def show_checkpoint(checkpoint: Artifact[CheckpointDetails], output: Output, cho
     ]
     if checkpoint.manifest.activations in ("auto", "per-token"):
         rows.append(("scales for each token", details.per_token))
+    if details.formats:
+        rows.append(("number formats", details.formats))
     snr = details.snr_db
     if blocks:
         rows += [

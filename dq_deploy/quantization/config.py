@@ -22,8 +22,11 @@ INTEGER_PRESETS = tuple(
 )
 """The presets whose products are of integers, each weight with one of its own."""
 
-_FP8_BITS = (2, 3, 4, 8)
-"""Of weights whose products run in FP8: its own, and integers that INT4 holds."""
+_FLOAT_PRODUCTS = {
+    "fp8": (8, (2, 3, 4, 8), "beside FP8 weights have 8 bits (FP8) or 2 to 4 (INT4)"),
+    "nvfp4": (4, (4, 8), "layers have 4 bits (NVFP4) or 8 (FP8)"),
+}
+"""Of products that are floats: the bits of activations, those that weights may have, and this in words."""
 _OF_ACTIVATIONS = ("softmax_bits", "dilation_relaxation", "activations", "zero_points", "output_bias", "skip_halves")
 
 FIRST, LAST = "@first", "@last"
@@ -173,9 +176,10 @@ class QuantizeConfig(BaseModel):
     weight_bits: Bits = 8
     activation_bits: Bits | Literal[16] = 8
     """16: activations stay float (fp16 in an engine), only weights are quantized, and there are no tables."""
-    products: Literal["int8", "fp8"] = "int8"
+    products: Literal["int8", "fp8", "nvfp4"] = "int8"
     """The number format in which products are computed. fp8: activations, and weights of 8 bits, are E4M3 floats without zero-points;
-    weights of up to 4 bits are integers still, multiplied as such floats; attention stays in float."""
+    weights of up to 4 bits are integers still, multiplied as such floats; attention stays in float. nvfp4: linear layers have E2M1 floats
+    in blocks of 16, but for those that lose too much so, which are fp8 as convolutions are (docs/nvfp4.md)."""
     weight_block: Literal[0, 32, 64, 128] = 64
     """Input channels of a linear layer that share a scale where only weights are quantized; 0: all of an output channel. Beside integer
     activations a scale is for all of an output channel always: TensorRT refuses blocks there."""
@@ -277,8 +281,8 @@ class QuantizeConfig(BaseModel):
     @model_validator(mode="after")
     def _nothing_is_ignored(self) -> QuantizeConfig:
         """Refuse choices about activations where these stay float, and blocks where they do not."""
-        if self.products == "fp8":
-            self._check_fp8()
+        if self.products in _FLOAT_PRODUCTS:
+            self._check_floats()
         defaults = type(self).model_fields
         given = [name for name in _OF_ACTIVATIONS if getattr(self, name) != defaults[name].default]
         if self.weight_only and self.dilation not in (Dilation.AUTO, Dilation.NONE):
@@ -302,18 +306,24 @@ class QuantizeConfig(BaseModel):
             raise ValueError("a codebook is fitted to the calibration samples: rounding nearest would not be used")
         return self
 
-    def _check_fp8(self) -> None:
-        problems = [] if self.activation_bits == 8 else [f"activation_bits is {self.activation_bits}, and FP8 has 8"]
+    def _check_floats(self) -> None:
+        bits, of_weights, in_words = _FLOAT_PRODUCTS[self.products]
+        right = self.activation_bits == bits
+        problems = [] if right else [f"activation_bits is {self.activation_bits}, and {self.products.upper()} has {bits}"]
         asked = {"weight_bits": self.weight_bits, **{f"keep {pattern}": bits for pattern, bits in self.keep.items()}}
-        wrong = [f"{name} is {bits}" for name, bits in asked.items() if bits not in (*_FP8_BITS, "float")]
+        wrong = [f"{name} is {given}" for name, given in asked.items() if given not in (*of_weights, "float")]
         if wrong:
-            problems.append(f"{', '.join(wrong)}, and beside FP8 weights have 8 bits (FP8) or 2 to 4 (INT4)")
+            problems.append(f"{', '.join(wrong)}, and {in_words}")
+        if self.products == "nvfp4" and self.weight_bits == _FLOAT_PRODUCTS["fp8"][0]:
+            problems.append("weight_bits is 8: take the preset fp8")
+        if self.products == "nvfp4" and self.dilation is not Dilation.NONE:
+            problems.append(f"dilation is {self.dilation.value}, and a block's own scale leaves it nothing to gain: leave it out")
         if self.softmax_bits != type(self).model_fields["softmax_bits"].default:
-            problems.append("softmax_bits would be ignored: attention stays in float beside FP8")
+            problems.append(f"softmax_bits would be ignored: attention stays in float beside {self.products.upper()}")
         if self.codebook is not None:
-            problems.append("codewords are integers of 8 bits, which FP8 has no numbers for: leave the codebook out")
+            problems.append("codewords are integers of 8 bits, which floats of so many have no numbers for: leave the codebook out")
         if problems:
-            raise ValueError(f"products fp8: {'; '.join(problems)}")
+            raise ValueError(f"products {self.products}: {'; '.join(problems)}")
 
     @model_validator(mode="after")
     def _widths_are_nested(self) -> QuantizeConfig:
@@ -329,8 +339,8 @@ class QuantizeConfig(BaseModel):
             )
         if self.weight_only:
             raise ValueError("matryoshka is for weights beside integer activations, and activation_bits 16 leaves these in float")
-        if self.products == "fp8":
-            raise ValueError("matryoshka slices integers, and products fp8 has others: leave one of them out")
+        if self.products in _FLOAT_PRODUCTS:
+            raise ValueError(f"matryoshka slices integers, and products {self.products} has others: leave one of them out")
         if self.codebook is not None:
             raise ValueError("matryoshka slices codes of single weights, and a codebook has none: leave one of them out")
         if self.weight_bits != MOST_SIGNIFICANT:

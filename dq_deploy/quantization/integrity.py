@@ -13,7 +13,19 @@ from ..errors import ArtifactError
 from ..formats import CODES as INTEGER_CODES
 from ..formats import NumberFormat, recorded
 from ..formats.codebook import ENTRIES, Codebook
-from ..formats.tables import CLIPPING_RATIO, CODEBOOK_CODES, CODES, CODEWORDS, DILATION, SCALE, WEIGHT_SCALE, ZERO_POINT
+from ..formats.tables import (
+    BLOCK_SCALE,
+    CLIPPING_RATIO,
+    CODEBOOK_CODES,
+    CODES,
+    CODEWORDS,
+    DILATION,
+    GLOBAL_SCALE,
+    SCALE,
+    WEIGHT_GLOBAL_SCALE,
+    WEIGHT_SCALE,
+    ZERO_POINT,
+)
 
 _TINY = torch.finfo(torch.float32).tiny
 
@@ -64,6 +76,28 @@ def check_token_quantizer(name: str, tensors: Mapping[str, torch.Tensor], table_
     _check_scale(f"{name}.{DILATION}", tensors[f"{name}.{DILATION}"], [channels], "channels")
 
 
+def check_block_quantizer(name: str, tensors: Mapping[str, torch.Tensor], *, channels: int) -> None:
+    """A global scale [], a power of two, and a dilation [C] > 0."""
+    _check_power(f"{name}.{GLOBAL_SCALE}", tensors[f"{name}.{GLOBAL_SCALE}"])
+    _check_scale(f"{name}.{DILATION}", tensors[f"{name}.{DILATION}"], [channels], "channels")
+
+
+def check_fp4_weight(name: str, tensors: Mapping[str, torch.Tensor], fmt: NumberFormat, *, bias: str) -> None:
+    """Codes [O, C] among the numbers of FP4, scales of their blocks [O, C / 16] > 0 in E4M3, a global one [], and a bias [O] or none."""
+    codes, scale = tensors[f"{name}.{CODES}"], tensors[f"{name}.{BLOCK_SCALE}"]
+    _check_codes(f"{name}.{CODES}", codes, fmt, narrow=True)
+    expected = [len(codes), codes.shape[-1] // fmt.block]
+    if codes.dim() != 2 or codes.shape[1] % fmt.block or list(scale.shape) != expected or scale.dtype != torch.float8_e4m3fn:
+        raise ArtifactError(
+            f"'{name}' has {fmt.name} codes {tuple(codes.shape)} with scales {scale.dtype} {tuple(scale.shape)}, and blocks of {fmt.block} "
+            f"take float8_e4m3fn {tuple(expected)}"
+        )
+    if not bool((scale.float() > 0).all()):
+        raise ArtifactError(f"'{name}.{BLOCK_SCALE}' has a scale that is not above 0")
+    _check_power(f"{name}.{WEIGHT_GLOBAL_SCALE}", tensors[f"{name}.{WEIGHT_GLOBAL_SCALE}"])
+    _check_bias(bias, tensors.get(bias), len(codes))
+
+
 def check_weight(name: str, tensors: Mapping[str, torch.Tensor], fmt: NumberFormat, *, bias: str, block: int | None = None) -> None:
     """Codes [O, ...] in the format's type and range, a scale > 0 and, if there is a tensor of the name ``bias``, a bias per output channel.
 
@@ -99,6 +133,13 @@ def check_output_bias(name: str, tensors: Mapping[str, torch.Tensor], table_rows
         raise ArtifactError(
             f"table '{name}' is {table.dtype} {tuple(table.shape)}, not one row for each of {table_rows} calibrated timesteps"
         )
+
+
+def _check_power(name: str, scale: torch.Tensor) -> None:
+    """One number, a power of two: multiplying by it rounds nothing."""
+    fine = scale.shape == () and scale.dtype == torch.float32 and bool(torch.isfinite(scale)) and float(scale) >= _TINY
+    if not fine or float(torch.frexp(scale)[0]) != 0.5:
+        raise ArtifactError(f"'{name}' is {scale.dtype} {scale.tolist()}, and a global scale is one power of two")
 
 
 def _check_bias(name: str, bias: torch.Tensor | None, outputs: int) -> None:

@@ -13,11 +13,12 @@ import torch
 from torch.fx import GraphModule
 
 from ..artifacts import Artifact, Manifest, check_output, create_artifact, sha256_json
-from ..artifacts.details import BlockLoss, CheckpointDetails, RoundedLayer, ScaleChoice, WidthRecord
+from ..artifacts.details import BlockLoss, CheckpointDetails, FormatChoice, RoundedLayer, ScaleChoice, WidthRecord
 from ..artifacts.final_error import FinalError
 from ..decibels import snr_db
-from ..formats import ScaleSource
+from ..formats import FP4, ScaleSource
 from ..progress import Progress, silent
+from .bits.format_choice import choose_formats, take_formats
 from .calibration.choice import changed
 from .calibration.schedules import plain_config
 from .calibration.source import Request
@@ -114,6 +115,7 @@ def _quantize(prepared: Prepared, work: SharedWork, progress: Progress) -> tuple
     config, float_graph, plan = prepared.config, prepared.float_graph, prepared.plan
     data = _collect(prepared, "calibration", range(config.seed, config.seed + config.calibration_samples), work, progress)
     reference = _collect(prepared, "reference", _reference_seeds(config), work, progress)
+    formats = _chosen_formats(prepared, data, work, progress)
     choices = _chosen_scales(prepared, data, work, progress)
     quantized = move(copy_with_quantizers(float_graph, plan, data.timesteps), prepared.device)
     initial = _initialized(prepared, quantized, data, work, progress)
@@ -141,6 +143,8 @@ def _quantize(prepared: Prepared, work: SharedWork, progress: Progress) -> tuple
         widths = [WidthRecord(weight_bits=config.weight_bits, weights_bytes=weights_bytes(quantized), snr_db=after)]
         widths += [_width(prepared, quantized, data, reference, bits, work, progress) for bits in config.matryoshka[1:]]
         manifest.details["widths"] = [record.model_dump() for record in widths]
+    if formats:
+        manifest.details["format_choices"] = [choice.model_dump() for choice in formats]
     if choices:
         manifest.details["scale_choices"] = [choice.model_dump() for choice in choices]
     seen = per_timestep_snr(prepared.call(quantized), data.spread(config.reference_samples), progress)
@@ -172,6 +176,20 @@ def _collect(prepared: Prepared, name: str, seeds: range, work: SharedWork, prog
     data = replace(part, samples=whole(part.samples, 1), outputs=whole(part.outputs, 1), conditions=conditions, varying=varying)
     work.save(name, *pack_trajectories(data))
     return data
+
+
+def _chosen_formats(prepared: Prepared, data: Trajectories, work: SharedWork, progress: Progress) -> list[FormatChoice]:
+    """Layers that lose too much in FP4, made FP8 ones in the plan; the main process measures for all."""
+    if not any(layer.activation_format is FP4 for layer in prepared.plan.quantized):
+        return []
+
+    def make() -> Stage:
+        found = choose_formats(prepared, data, progress)
+        return Stage({}, {"choices": [choice.model_dump() for choice in found]})
+
+    choices = [FormatChoice(**choice) for choice in work.made("format-choices", make).record["choices"]]
+    take_formats(prepared.plan, choices, prepared.config)
+    return choices
 
 
 def _chosen_scales(prepared: Prepared, data: Trajectories, work: SharedWork, progress: Progress) -> list[ScaleChoice]:
@@ -301,9 +319,9 @@ def per_timestep_snr(model: Model, reference: Trajectories, progress: Progress =
     return result
 
 
-def _sources(quantized: GraphModule) -> dict[str, dict[str, str]]:
+def _sources(quantized: GraphModule) -> dict[str, dict[str, Any]]:
     """The manifest's word for each quantizer whose scales are computed; of others it has none."""
-    return {name: {"source": made.source.value} for name, made in named_quantizers(quantized) if made.source is ScaleSource.COMPUTED}
+    return {name: made.computed() for name, made in named_quantizers(quantized) if made.source is ScaleSource.COMPUTED}
 
 
 def _manifest(prepared: Prepared, quantized: GraphModule, data: Trajectories, initial: Initialization, rounded: list[RoundedLayer],

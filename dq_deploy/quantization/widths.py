@@ -75,7 +75,8 @@ def weights_bytes(model: GraphModule, width: Width | None = None) -> int:
     for name, layer in layers.items():
         assert layer.frozen is not None
         codes, scale = layer.frozen
-        total += layer_bytes(of_bits(bits[name]) if name in bits else layer.format, codes.numel(), scale.numel())
+        fmt = of_bits(bits[name]) if name in bits else layer.format
+        total += layer_bytes(fmt, codes.numel(), len(codes) if fmt.block else scale.numel())
     return total + _CONSTANT_BYTES * constants(model)
 
 

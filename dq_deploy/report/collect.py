@@ -105,7 +105,7 @@ _SCALES = {
 def _subtitle(checkpoint: Artifact[CheckpointDetails]) -> str:
     manifest, (most, *_) = checkpoint.manifest, layer_bits(checkpoint)
     options = manifest.quantization or {}
-    scaled, kind = of_bits(most.activation_bits).integer, " (FP8)" if most.format == "fp8" else ""
+    scaled, kind = of_bits(most.activation_bits).integer, f" ({most.format.upper()})" if most.format else ""
     activations = f"{most.activation_bits}-bit activations{kind}" if scaled else "float activations"
     others = (bits_in_words(checkpoint) or "").partition(", ")[2]
     tables = _SCALES[manifest.activations].format(len(manifest.timesteps))

@@ -92,6 +92,9 @@ def choose_bits(source: Any, budget: str, *, preset: str = "w4a8", device: str =
     if config.codebook is not None:
         raise UsageError("--auto-bits measures layers of integer weights, and the preset has codebooks",
                          "choose --preset w4a8, or say which layers have 8 bits: --keep 'PATTERN=8'")  # fmt: skip
+    if config.products == "nvfp4":
+        raise UsageError("--auto-bits raises integers to 8 bits, and preset nvfp4 chooses its own FP8 layers",
+                         "leave it out, or say which layers have 8 bits: --keep 'PATTERN=8'")  # fmt: skip
     if config.weight_bits >= RAISED:
         raise UsageError(f"the preset gives every layer {config.weight_bits} bits already", "choose --preset w4a8, w4a4 or w6a6")
     prepared = prepare(source, config, request, progress)

@@ -11,13 +11,15 @@ from torch.fx import GraphModule, Node, map_arg
 
 from ...formats import NumberFormat, of_bits
 from ...progress import Progress, silent
+from ..calibration.trajectories import Trajectories
 from ..config import InitialRange, QuantizeConfig
 from ..graph.products import GraphLayer
 from ..numerics import clipped_weight_scale, per_channel, per_sample, quantize, quantize_weight, weight_scale
 from ..prepare import Prepared
-from ..quantizers import QUANTIZERS
+from ..quantizers import QUANTIZERS, BlockQuantizer
 from ..quantizers.observation import Observation
 from ..quantizers.ranges import clips_weights, search_tables
+from ..weights import Fp4Linear
 
 MOST_TIMESTEPS = 8
 """Of the calibrated timesteps, spread evenly with the first and the last among them."""
@@ -51,15 +53,27 @@ def measure_sensitivities(prepared: Prepared, settings: Settings, progress: Prog
     """
     config, graph = prepared.config, prepared.float_graph
     data = prepared.calibration.collect(prepared.call(graph), range(config.seed, config.seed + SEEDS), progress)
-    table_rows = torch.linspace(0, len(data.timesteps) - 1, min(MOST_TIMESTEPS, len(data.timesteps))).round().long()
-    count = data.samples.shape[1]
-    inputs = {
-        prepared.names[0]: data.samples[table_rows].flatten(0, 1),
-        "timestep": data.timesteps[table_rows].repeat_interleave(count),
-        **data.at(data.timesteps[table_rows].tolist()).flat(slice(None))[2],
-    }
+    inputs = _inputs(prepared, data)
     values = [inputs[name].to(prepared.device) for name in prepared.names]
     return sensitivities(graph, values, prepared.plan.quantized, settings, config, progress), inputs["timestep"]
+
+
+def sensitivities_on(prepared: Prepared, data: Trajectories, layers: Sequence[GraphLayer], settings: Settings,
+                     progress: Progress = silent) -> list[Sensitivity]:  # fmt: skip
+    """The sensitivity of ``layers`` on the first seeds of calibration data that is there already."""
+    inputs = _inputs(prepared, data.first(min(SEEDS, data.samples.shape[1] // data.per_seed)))
+    values = [inputs[name].to(prepared.device) for name in prepared.names]
+    return sensitivities(prepared.float_graph, values, layers, settings, prepared.config, progress)
+
+
+def _inputs(prepared: Prepared, data: Trajectories) -> dict[str, torch.Tensor]:
+    """The graph's inputs [n, ...] by name, of some timesteps of ``data``."""
+    table_rows = torch.linspace(0, len(data.timesteps) - 1, min(MOST_TIMESTEPS, len(data.timesteps))).round().long()
+    return {
+        prepared.names[0]: data.samples[table_rows].flatten(0, 1),
+        "timestep": data.timesteps[table_rows].repeat_interleave(data.samples.shape[1]),
+        **data.at(data.timesteps[table_rows].tolist()).flat(slice(None))[2],
+    }
 
 
 @torch.no_grad()
@@ -156,13 +170,21 @@ def _rounded(layer: GraphLayer, arguments: tuple[Any, ...], bits: BitPair, confi
             own = of_bits(config.softmax_bits) if layer.probabilities and position == 0 else activation
             symmetric = (layer.op == "matmul" and not (layer.probabilities and position == 0)) or not config.zero_points
             symmetric = symmetric or not activation.integer
-            if layer.quantizer is None:
+            kind = _kind(layer, activation)
+            if kind is None:
                 rounded[position] = _activation(rounded[position], own, symmetric=symmetric, rule=config.initial_range)
             else:
-                rounded[position] = _by_kind(rounded[position], layer.quantizer, own, symmetric=symmetric, config=config)
+                rounded[position] = _by_kind(rounded[position], kind, own, symmetric=symmetric, config=config)
     if layer.op != "matmul":
         rounded[1] = _weight(rounded[1], weight, layer.weight_block)
     return rounded
+
+
+def _kind(layer: GraphLayer, fmt: NumberFormat) -> str | None:
+    """Which kind of quantizer has a layer's input in a format; None: a scale for each sample."""
+    if fmt.block:
+        return BlockQuantizer.kind
+    return None if layer.quantizer == BlockQuantizer.kind else layer.quantizer
 
 
 def _activation(x: torch.Tensor, fmt: NumberFormat, *, symmetric: bool, rule: InitialRange) -> torch.Tensor:
@@ -181,6 +203,10 @@ def _by_kind(x: torch.Tensor, kind: str, fmt: NumberFormat, *, symmetric: bool, 
 
 
 def _weight(weight: torch.Tensor, fmt: NumberFormat, block: int) -> torch.Tensor:
+    if fmt.block:
+        layer = Fp4Linear(weight, None, fmt)
+        layer.set_weight(weight, clip=True)
+        return layer.unpacked()
     blocks = weight.reshape(-1, block) if block else weight  # input channels that share a scale
     scale = (clipped_weight_scale if clips_weights(InitialRange.AUTO, fmt) else weight_scale)(blocks, fmt)
     return (quantize_weight(blocks, scale, fmt) * per_channel(scale, blocks, 0)).reshape(weight.shape)

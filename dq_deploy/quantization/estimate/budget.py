@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch.fx import GraphModule
 
+from ..bits.format_choice import passes_of_choice
 from ..calibration.pipeline_source import PipelineSource
 from ..calibration.source import Request
 from ..config import Distillation, QuantizeConfig
@@ -110,6 +111,7 @@ def budget(prepared: Prepared) -> Budget:
     disk["peak"] = max(disk["values between blocks"], disk["values between rounded layers"]) + disk["finished stages"]
     times = {
         "calibration": probe.forward_s * (samples + config.steps * config.reference_samples * per_seed),
+        "formats": probe.forward_s * passes_of_choice(plan) * per_seed,
         "initialization": probe.initialization_s,
         "rounding": Rates.measured(prepared.device).seconds(groups) + probe.forward_s * rounded_on if groups else 0.0,
         "distillation": sum(spent),

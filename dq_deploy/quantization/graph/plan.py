@@ -10,10 +10,12 @@ from typing import Any
 from torch.fx import GraphModule, Node
 
 from ...errors import UsageError, did_you_mean
-from ...formats import INT8, Kind, NumberFormat, of_bits
+from ...formats import FP4, FP8, INT8, Kind, NumberFormat, of_bits
 from ...formats.codebook import Codebook
+from ...formats.fp4 import FP4_RANKS
 from ..config import FIRST, LAST, Activations, QuantizeConfig
-from ..quantizers import QUANTIZERS, StaticQuantizer, TableQuantizer, TokenQuantizer
+from ..quantizers import QUANTIZERS, BlockQuantizer, StaticQuantizer, TableQuantizer, TokenQuantizer
+from ..weights import Fp4Linear
 from ..weights.base import MOST_INPUTS
 from ..weights.blocked import block_length
 from .dataflow import unmixed
@@ -23,7 +25,7 @@ from .shapes import static_shape
 from .skip_halves import name_matches, whole_name
 
 _BLURRED = "reads the model's input, which 8 bits would blur by more than the noise of the last step"
-_FUSED = "both operands are activations: beside FP8 attention stays one float kernel"
+_FUSED = "both operands are activations: beside FP8 and FP4 attention stays one float kernel"
 _KEEP = QuantizeConfig().keep
 _KIND_OF_TABLES = {
     Activations.AUTO: TableQuantizer.kind,  # until they are chosen
@@ -93,16 +95,7 @@ def make_plan(graph_module: GraphModule, config: QuantizeConfig) -> Plan:
     unmatched = []
     for layer in layers:
         layer.node.meta["layer"] = layer.name
-        layer.weight_format, layer.activation_format = config.weight_format, config.activation_format
-        layer.widths = config.matryoshka if layer.op != "matmul" else ()
-        if layer.weight_only:
-            _weight_only(layer, config)
-        elif layer.op == "matmul" and not layer.activation_format.integer:
-            layer.float_reason = layer.float_reason or _FUSED
-        elif layer.op == "linear" and config.activations is Activations.PER_TOKEN:
-            layer.quantizer = TokenQuantizer.kind
-        if config.codebook is not None and layer.op != "matmul" and not layer.float_reason:
-            _codewords(layer, config.codebook.made())
+        _assign(layer, config)
     sample = unmixed(graph_module, inputs[0], {layer.node for layer in layers})
     for pattern, value in config.keep.items():
         hits = [x for x in layers if _matches(pattern, x, sample, output)]
@@ -127,6 +120,23 @@ def make_plan(graph_module: GraphModule, config: QuantizeConfig) -> Plan:
             f'quantize those layers, or allow it: {{"max_float_share": {enough:g}}} in the file of --config',
         )
     return plan
+
+
+def _assign(layer: GraphLayer, config: QuantizeConfig) -> None:
+    """Give a layer what the configuration says of all layers of its kind."""
+    layer.weight_format, layer.activation_format = config.weight_format, config.activation_format
+    layer.widths = config.matryoshka if layer.op != "matmul" else ()
+    if layer.weight_only:
+        _weight_only(layer, config)
+    elif layer.op == "matmul" and not layer.activation_format.integer:
+        layer.float_reason = layer.float_reason or _FUSED
+    elif layer.activation_format is FP4:
+        if not _in_blocks(layer):
+            as_fp8(layer, config)
+    elif layer.op == "linear" and config.activations is Activations.PER_TOKEN:
+        layer.quantizer = TokenQuantizer.kind
+    if config.codebook is not None and layer.op != "matmul" and not layer.float_reason:
+        _codewords(layer, config.codebook.made())
 
 
 def _check_widths(layers: list[GraphLayer], config: QuantizeConfig) -> None:
@@ -161,11 +171,35 @@ def _keep(layer: GraphLayer, pattern: str, value: int | str, config: QuantizeCon
     else:
         if layer.weight_format.kind is Kind.CODEBOOK:
             layer.form, layer.options = None, {}
-        layer.weight_format, layer.widths = of_bits(int(value), config.products), ()
+        wanted = of_bits(int(value), config.products)
+        if wanted is FP4 and layer.activation_format is not FP4:
+            raise UsageError(
+                f"keep {pattern}={value}: {layer.name} cannot be multiplied in {FP4.name}",
+                f"linear layers can that read a tensor of 2 or 3 dimensions with a multiple of {FP4.block} channels: leave it at 8",
+            )
+        layer.weight_format, layer.widths = wanted, ()
+        if layer.activation_format is FP4 and wanted is not FP4:
+            as_fp8(layer, config)
         if layer.activation_format.integer:
             layer.activation_format = layer.weight_format
         if layer.kept:  # by an earlier pattern, and not because it has no integer form
             layer.float_reason, layer.kept = None, False
+
+
+def _in_blocks(layer: GraphLayer) -> bool:
+    """Let a linear layer multiply FP4 codes in blocks, if it can: TensorRT takes those of a matrix, or of a batch of them."""
+    operand = layer.node.args[0]
+    assert isinstance(operand, Node)
+    if layer.op != "linear" or len(operand.meta["val"].shape) not in FP4_RANKS or static_shape(operand.meta["val"])[-1] % FP4.block:
+        return False
+    layer.form, layer.quantizer = Fp4Linear.kind, BlockQuantizer.kind
+    return True
+
+
+def as_fp8(layer: GraphLayer, config: QuantizeConfig) -> None:
+    """Let a layer multiply FP8 codes where others have FP4."""
+    layer.form, layer.weight_format, layer.activation_format = None, FP8, FP8
+    layer.quantizer = TokenQuantizer.kind if layer.op == "linear" and config.activations is Activations.PER_TOKEN else None
 
 
 def _weight_only(layer: GraphLayer, config: QuantizeConfig) -> None:

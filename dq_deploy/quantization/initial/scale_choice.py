@@ -72,10 +72,10 @@ def _choice(layers: Sequence[GraphLayer], snr: Mapping[str, float]) -> ScaleChoi
 
 
 def _tensors(plan: Plan) -> list[list[GraphLayer]]:
-    """The linear layers with integer activations, by the tensor and format that they read."""
+    """The linear layers with a choice of scales, by the tensor and format that they read."""
     found: dict[tuple[Any, ...], list[GraphLayer]] = {}
     for layer in plan.quantized:
-        if layer.op == "linear" and not layer.weight_only:
+        if layer.op == "linear" and not layer.weight_only and not layer.activation_format.block:
             found.setdefault((layer.node.args[0], layer.activation_format), []).append(layer)
     return list(found.values())
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from .base import ActivationQuantizer, Quantized, Trained
+from .blocks import BlockQuantizer
 from .probabilities import ProbabilityQuantizer
 from .static import StaticQuantizer
 from .table import TableQuantizer
@@ -30,12 +31,13 @@ def kind_of(config: Mapping[str, Any]) -> type[ActivationQuantizer]:
     return QUANTIZERS[config.get("kind") or ("probabilities" if config.get("fixed") else "per-timestep")]
 
 
-for _kind in (TableQuantizer, StaticQuantizer, TokenQuantizer, ProbabilityQuantizer):
+for _kind in (TableQuantizer, StaticQuantizer, TokenQuantizer, BlockQuantizer, ProbabilityQuantizer):
     register(_kind)
 
 __all__ = [
     "QUANTIZERS",
     "ActivationQuantizer",
+    "BlockQuantizer",
     "ProbabilityQuantizer",
     "Quantized",
     "StaticQuantizer",

@@ -81,6 +81,10 @@ class ActivationQuantizer(nn.Module, ABC):
         """Whether its dilation is not 1 everywhere."""
         return bool((self.dilation != 1).any())
 
+    def computed(self) -> dict[str, Any]:
+        """A manifest's word on scales that are computed."""
+        return {"source": self.source.value, **({"block": self.format.block} if self.format.block else {})}
+
     def config(self) -> dict[str, Any]:
         """What, beside its tensors, makes this quantizer."""
         entry = {"kind": self.kind, **self.format.record()}

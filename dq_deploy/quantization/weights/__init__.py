@@ -8,8 +8,9 @@ layer has. A planned layer whose ``form`` is that kind then becomes one; how it 
 from __future__ import annotations
 
 from .base import QuantizedLayer, QuantizedWeight
-from .blocked import WeightOnlyLinear
+from .blocked import BlockedLinear, WeightOnlyLinear
 from .codebook import CodebookConv2d, CodebookLinear, CodebookWeight
+from .fp4 import Fp4Linear
 from .per_channel import QuantizedConv2d, QuantizedLinear
 from .products import QuantizedMatmul
 from .unpacked_conv import WeightOnlyConv2d
@@ -23,14 +24,18 @@ def register(kind: type[QuantizedLayer]) -> None:
     LAYERS[kind.kind] = kind
 
 
-for _kind in (QuantizedConv2d, QuantizedLinear, QuantizedMatmul, WeightOnlyConv2d, WeightOnlyLinear, CodebookConv2d, CodebookLinear):
+for _kind in (
+    QuantizedConv2d, QuantizedLinear, QuantizedMatmul, WeightOnlyConv2d, WeightOnlyLinear, CodebookConv2d, CodebookLinear, Fp4Linear,
+):  # fmt: skip
     register(_kind)
 
 __all__ = [
     "LAYERS",
+    "BlockedLinear",
     "CodebookConv2d",
     "CodebookLinear",
     "CodebookWeight",
+    "Fp4Linear",
     "QuantizedConv2d",
     "QuantizedLayer",
     "QuantizedLinear",

@@ -1,4 +1,7 @@
-"""A linear layer whose weight alone is integers, a scale for each block of input channels; an engine unpacks it inside a float product."""
+"""Linear layers whose weights have a scale for each block of input channels.
+
+Of those whose weight alone is integers an engine unpacks it inside a float product.
+"""
 
 from __future__ import annotations
 
@@ -21,15 +24,12 @@ def block_length(most: int, channels: int) -> int:
     return next((block for block in BLOCKS if block <= most and channels % block == 0), 0)
 
 
-class WeightOnlyLinear(QuantizedWeight):
-    """Matrix product of float x [..., C] with a weight [O, C] of integer codes, a scale for each ``block`` of C (0: one for all of it).
+class BlockedLinear(QuantizedWeight):
+    """Base of a weight [O, C] with a scale for each ``block`` of C (0: one for all of it).
 
     While it is trained, ``weight`` is [O · B, block] and ``log_scale`` [O · B]: each block is treated as an output channel.
     Frozen, codes are [O, C] and scales [O, B].
     """
-
-    kind = "weight-only-linear"
-    weight_only = True
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, fmt: NumberFormat, block: int) -> None:
         self.out_channels = len(weight)
@@ -40,10 +40,6 @@ class WeightOnlyLinear(QuantizedWeight):
     def block(self) -> int:
         """Input channels that share a scale; 0: all of them."""
         return self.scheme.block
-
-    def config(self) -> dict[str, Any]:
-        """What, beside its tensors, makes this layer."""
-        return super().config() | {"block": self.block}
 
     def integer_weight(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Codes as floats [O, C] and scales [O, B]."""
@@ -69,8 +65,23 @@ class WeightOnlyLinear(QuantizedWeight):
         """X [..., C], weight [O, C] → [..., O]."""
         return F.linear(x, weight, self.bias)
 
+    def unpacked(self) -> torch.Tensor:
+        """The weight [O, C] that its codes and scales stand for, fp32."""
+        codes, scale = self.integer_weight()
+        weight: torch.Tensor = codes.unflatten(1, (scale.shape[1], -1)) * scale[:, :, None]
+        return weight.flatten(1)
+
+
+class WeightOnlyLinear(BlockedLinear):
+    """Matrix product of float x [..., C] with a weight of integer codes."""
+
+    kind = "weight-only-linear"
+    weight_only = True
+
+    def config(self) -> dict[str, Any]:
+        """What, beside its tensors, makes this layer."""
+        return super().config() | {"block": self.block}
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Activation [N, ..., C] → output [N, ..., O], fp32."""
-        codes, scale = self.integer_weight()
-        weight = codes.unflatten(1, (scale.shape[1], -1)) * scale[:, :, None]
-        return self.float_product(x, weight.flatten(1))
+        return self.float_product(x, self.unpacked())
