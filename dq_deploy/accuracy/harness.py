@@ -16,7 +16,7 @@ from ..artifacts import Artifact
 from ..artifacts.details import BundleDetails, QuantizerSite
 from ..artifacts.reading import read_ir
 from ..errors import ArtifactError
-from ..exporters.exact_sums import make_exact, saturates
+from ..exporters.exact_sums import for_this_cpu
 
 Array = np.ndarray[Any, Any]
 
@@ -58,8 +58,7 @@ def build_harness(bundle: Artifact[BundleDetails]) -> tuple[bytes, list[str]]:
     used = [v for v in graph.inputs if v.uses()]
     graph.inputs[:] = used
     ir.external_data.load_to_model(model)
-    if saturates():
-        make_exact(model)
+    for_this_cpu(model)
     return ir.serde.serialize_model(model).SerializeToString(), outputs
 
 

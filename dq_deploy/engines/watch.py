@@ -20,7 +20,7 @@ from ..artifacts import Artifact
 from ..artifacts.details import BundleDetails, QuantizerSite
 from ..artifacts.reading import read_ir, read_onnx
 from ..errors import ArtifactError, UsageError
-from ..exporters.exact_sums import make_exact, saturates
+from ..exporters.exact_sums import for_this_cpu
 from ..exporters.session import session_as_written
 from ..formats import INT8, NumberFormat, ScaleSource
 from ..formats.tables import UINT8_OFFSET
@@ -161,8 +161,7 @@ def _session(bundle: Artifact, requested: list[str], threads: int | None) -> Any
         raise ArtifactError(f"{bundle.path}: the graph has no value {', '.join(missing[:5])}, which its manifest names", "export it again")
     model.graph.outputs.extend(values[name] for name in requested if name in values)
     ir.external_data.load_to_model(model)
-    if saturates():
-        make_exact(model)
+    for_this_cpu(model)
     content = ir.to_proto(model)
     if content.ByteSize() >= _MOST_BYTES:
         raise ArtifactError(f"{bundle.path} has 2 GiB or more: it cannot be watched", "watch a smaller model of the same kind")

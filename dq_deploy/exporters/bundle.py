@@ -22,6 +22,7 @@ import onnx_ir.passes.common as passes
 from ..artifacts import Artifact, Manifest, check_output, create_artifact
 from ..artifacts.details import BundleDetails, Target
 from ..errors import ArtifactError, UsageError
+from ..formats.fp4 import FP4_DOMAIN, FP4_IR_VERSION, FP4_OPSET
 from ..formats.target import TARGETS, target_name
 from ..progress import Progress, silent
 from ..quantization.checkpoint import Checkpoint, load_checkpoint
@@ -153,6 +154,9 @@ def _integer_graph(checkpoint: Checkpoint, target: Target, *, int4: bool) -> tup
     sites = lower(model, writer, checkpoint.layers, checkpoint.quantizers, correction=output_bias(checkpoint.model))
     if int4 and not _weight_only(checkpoint):
         unpack_together(model.graph)
+    if any(node.domain == FP4_DOMAIN for node in model.graph):
+        model.opset_imports.update({"": FP4_OPSET, FP4_DOMAIN: 1})
+        model.ir_version = max(model.ir_version, FP4_IR_VERSION)
     return model, sites
 
 
@@ -206,7 +210,7 @@ def _finish(model: ir.Model, dtype: str, wide: Collection[ir.Value] = ()) -> Non
     graph = model.graph
     lower_precision(model, DTYPES[dtype], wide)
     if dtype == "bf16":
-        model.opset_imports[""] = BF16_OPSET
+        model.opset_imports[""] = max(BF16_OPSET, model.opset_imports[""])
     for node in graph:
         node.metadata_props.clear()
         node.doc_string = None

@@ -25,9 +25,22 @@ class Emitter:
            dtype: ir.DataType = ir.DataType.FLOAT, **attributes: Any) -> ir.Value:  # fmt: skip
         """Emit one node and return its output value."""
         label = f"{self.prefix}/{name or op_type}"
-        inputs = [self._registered(given) for given in inputs]
         value = ir.Value(name=output or f"{label}:0", type=ir.TensorType(dtype))
-        node = ir.Node("", op_type, inputs, ir.convenience.convert_attributes(attributes), outputs=[value], name=label)
+        self._emit("", op_type, inputs, [value], label, attributes)
+        return value
+
+    def custom(self, domain: str, op_type: str, inputs: Sequence[ir.Value], dtypes: Sequence[ir.DataType], name: str,
+               **attributes: Any) -> list[ir.Value]:  # fmt: skip
+        """Emit one node of another ``domain`` and return its outputs, of these types."""
+        label = f"{self.prefix}/{name}"
+        values = [ir.Value(name=f"{label}:{i}", type=ir.TensorType(dtype)) for i, dtype in enumerate(dtypes)]
+        self._emit(domain, op_type, inputs, values, label, attributes)
+        return values
+
+    def _emit(self, domain: str, op_type: str, inputs: Sequence[ir.Value], outputs: list[ir.Value], label: str,
+              attributes: Mapping[str, Any]) -> None:  # fmt: skip
+        inputs = [self._registered(given) for given in inputs]
+        node = ir.Node(domain, op_type, inputs, ir.convenience.convert_attributes(attributes), outputs=outputs, name=label)
         if self.fp32:
             node.metadata_props[FP32_MARK] = "1"
         if self.after is not None:
@@ -37,7 +50,6 @@ class Emitter:
             self.graph.insert_before(self.before, node)
         else:
             self.graph.append(node)
-        return value
 
     def as_written(self, op_type: str, inputs: Sequence[ir.Value], name: str, dtype: ir.DataType, **attributes: Any) -> ir.Value:
         """Emit a node whose inputs have the types that it needs, half precision among them."""

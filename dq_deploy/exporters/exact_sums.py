@@ -15,6 +15,7 @@ import onnx_ir as ir
 
 from ..formats.tables import UINT8_OFFSET
 from .emitter import Emitter
+from .fp4_emulation import emulate_fp4
 from .session import session_as_written
 
 _INT8, _INT32, _UINT8 = ir.DataType.INT8, ir.DataType.INT32, ir.DataType.UINT8
@@ -31,6 +32,12 @@ def saturates() -> bool:
     model.graph.initializer.append(onnx.numpy_helper.from_array(np.full((64, 32), 127, np.int8), "w"))
     (result,) = session_as_written(model.SerializeToString()).run(None, {"x": np.full((1, 64), 255, np.uint8)})
     return bool((result != 64 * 255 * 127).any())
+
+
+def for_this_cpu(model: ir.Model) -> bool:
+    """Make a graph one that ONNX Runtime computes exactly on this CPU, in place: the same numbers. Says whether there was any to change."""
+    emulated = emulate_fp4(model)
+    return (saturates() and make_exact(model)) or emulated
 
 
 def make_exact(model: ir.Model) -> bool:

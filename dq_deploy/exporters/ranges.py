@@ -15,7 +15,7 @@ import onnx_ir as ir
 
 from ..artifacts.reading import read_ir
 from ..quantization.checkpoint import Checkpoint
-from .exact_sums import make_exact, saturates
+from .exact_sums import for_this_cpu
 from .session import session_as_written
 
 _TIMESTEPS = 5  # evenly among the calibrated ones, first and last included
@@ -43,8 +43,7 @@ def largest_values(model: ir.Model, values: Mapping[ir.Value, bool], checkpoint:
         finally:
             model.graph.outputs[:] = before
             model.graph.remove(reversed(nodes), safe=True)
-        if saturates():
-            _made_exact(file)
+        _made_exact(file)
         session = session_as_written(file, why=_WHY, hint=_OR)
         found = [np.abs(np.array(session.run(None, feeds), dtype=np.float64)) for feeds in _feeds(checkpoint, session)]
     largest = np.max(np.nan_to_num(np.stack(found), nan=np.inf), axis=0)
@@ -53,7 +52,7 @@ def largest_values(model: ir.Model, values: Mapping[ir.Value, bool], checkpoint:
 
 def _made_exact(file: Path) -> None:
     model = read_ir(file)
-    if make_exact(model):
+    if for_this_cpu(model):
         ir.external_data.load_to_model(model)
         ir.save(model, file)  # noqa: TID251
 

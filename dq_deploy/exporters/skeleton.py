@@ -21,7 +21,7 @@ from ..errors import ArtifactError, raise_if_out_of_memory
 from ..quantization.graph.edit import aten
 from ..quantization.graph.insertion import conv_geometry, decode
 from ..quantization.output_bias import TARGET as OUTPUT_BIAS
-from ..quantization.weights import QuantizedConv2d, QuantizedLinear, QuantizedMatmul, WeightOnlyLinear
+from ..quantization.weights import BlockedLinear, QuantizedConv2d, QuantizedLinear, QuantizedMatmul
 from .simplify import simplify
 
 DOMAIN = "dq_deploy"
@@ -73,7 +73,7 @@ def _(layer: QuantizedConv2d, arguments: tuple[Any, ...], name: str) -> Call:
 
 
 @placeholder.register
-def _(layer: QuantizedLinear | WeightOnlyLinear, arguments: tuple[Any, ...], name: str) -> Call:
+def _(layer: QuantizedLinear | BlockedLinear, arguments: tuple[Any, ...], name: str) -> Call:
     assert layer.frozen is not None
     return _linear, (arguments[0], name, layer.frozen[0].shape[0], [])
 

@@ -17,8 +17,9 @@ import torch
 
 from ..formats import ScaleSource
 from ..formats.tables import INVERSE_DILATION, INVERSE_SCALE
-from ..quantization.quantizers import ActivationQuantizer
+from ..quantization.quantizers import ActivationQuantizer, BlockQuantizer
 from .emitter import Emitter, number
+from .lower.fp4 import in_blocks
 from .lower.kinds import Array, Operand, Place, QuantizerPlace, qdq_product, scale, zero_point
 from .scales import TableRows, inverse_dilation
 from .weights import code_type, zero
@@ -46,6 +47,8 @@ class TensorRTTarget:
 
     def quantize(self, emit: Emitter, x: ir.Value, quantizer: ActivationQuantizer, name: str, pads: list[int], *, right: bool) -> Operand:  # noqa: ARG002
         """See the module."""
+        if isinstance(quantizer, BlockQuantizer):
+            return in_blocks(emit, x, quantizer, name)
         shape = x.shape
         assert shape is not None
         rank, factor = len(shape), inverse_dilation(quantizer.dilation, quantizer.axis, len(shape))

@@ -25,13 +25,16 @@ from ..formats.tables import BIAS, CODEBOOK_CODES, CODES, CODEWORDS, UINT8_OFFSE
 from ..quantization.weights import CodebookWeight, QuantizedWeight
 from .emitter import Emitter
 
-Storage = Literal["int4", "int8", "fp8", "codebook"]
+Storage = Literal["int4", "int8", "fp8", "fp4", "codebook"]
 _FLOAT16, _INT4, _INT8 = ir.DataType.FLOAT16, ir.DataType.INT4, ir.DataType.INT8
 
 
 def storage_of(bits: int, *, int4: bool, products: str | None = None) -> Storage:
     """The container of a weight of ``bits`` bits whose products are computed in ``products``, where the graph may have int4."""
-    if int4 and of_bits(bits).packed:
+    fmt = of_bits(bits, products)
+    if fmt.floating:
+        return "fp4" if fmt.block else "fp8"
+    if int4 and fmt.packed:
         return "int4"
     return "fp8" if products == "fp8" else "int8"
 

@@ -13,7 +13,8 @@ import onnx_ir as ir
 from ...artifacts import Artifact
 from ...artifacts.reading import read_ir, read_onnx
 from ...errors import ArtifactError, DqDeployError, EnvironmentProblem, ResourceError, UsageError, out_of_memory
-from ...exporters.exact_sums import make_exact, saturates
+from ...exporters.exact_sums import for_this_cpu, saturates
+from ...formats.fp4 import FP4_DOMAIN
 from ..finite import Nonfinite, checked
 from ..lookup_tables import entries_in_onnx
 from ..runner import Array, GraphRunner, InputSpec, graph_file
@@ -73,7 +74,7 @@ class OnnxRuntimeRunner(GraphRunner):
         model = read_onnx(file)
         config = _session_config(model)
         entries = entries_in_onnx(model)
-        self._session = _open(ort, file, list(providers), _session_options(ort, optimized, threads, config))
+        self._session = _open(ort, file, model, list(providers), _session_options(ort, optimized, threads, config))
         if self._session.get_providers()[0] != providers[0]:
             raise _missing_provider(providers[0], self._session.get_providers())
         self._output = self._session.get_outputs()[0].name
@@ -102,10 +103,11 @@ def optimized_operators(file: Path, *, threads: int | None = None) -> list[str]:
     Raises EnvironmentProblem (onnxruntime is missing) and ArtifactError (a graph that it does not load).
     """
     ort = ONNXRUNTIME.load()
-    options = _session_options(ort, optimized=True, threads=threads, config=_session_config(read_onnx(file)))
+    written = read_onnx(file)
+    options = _session_options(ort, optimized=True, threads=threads, config=_session_config(written))
     with tempfile.TemporaryDirectory(prefix="dq-deploy-optimized-") as folder:
         options.optimized_model_filepath = str(Path(folder) / "model.onnx")
-        _open(ort, file, ["CPUExecutionProvider"], options)
+        _open(ort, file, written, ["CPUExecutionProvider"], options)
         model = read_onnx(Path(options.optimized_model_filepath))
     return [node.op_type for node in model.graph.node]
 
@@ -137,8 +139,10 @@ def _session_options(ort: Any, optimized: bool, threads: int | None, config: dic
     return options
 
 
-def _open(ort: Any, file: Path, providers: list[str], options: Any) -> Any:
-    exact = _exact(file, options) if saturates() else None
+def _open(ort: Any, file: Path, model: Any, providers: list[str], options: Any) -> Any:
+    """A session of a file whose graph is ``model``."""
+    fp4 = any(entry.domain == FP4_DOMAIN for entry in model.opset_import)
+    exact = _exact(file, options) if fp4 or saturates() else None
     try:
         return ort.InferenceSession(exact or str(file), options, providers=providers)
     except Exception as error:  # onnxruntime's own exceptions have no common base below this one
@@ -148,7 +152,7 @@ def _open(ort: Any, file: Path, providers: list[str], options: Any) -> Any:
 def _exact(file: Path, options: Any) -> bytes | None:
     """The graph with products that are exact on this CPU, for a session that finds the file's data by ``options``; None: it has none."""
     model = read_ir(file)
-    if not make_exact(model):
+    if not for_this_cpu(model):
         return None
     tensors = (value.const_value for value in model.graph.initializers.values())
     folder = next((tensor.base_dir for tensor in tensors if isinstance(tensor, ir.ExternalTensor)), file.parent)

@@ -45,6 +45,7 @@ _DTYPES = {
     "int8": "int8",
     "int4": "int4",
     "fp4": "fp4",
+    "fp4e2m1": "fp4",
     "int32": "int32",
     "int64": "int64",
     "bool": "bool",
@@ -85,15 +86,20 @@ def _kernels(log: str) -> Iterator[Kernel]:
 def _kernel(match: re.Match[str], line: str) -> Kernel:
     constants = _tensors(match["constants"] or "")
     if weights := _CONV_WEIGHTS.search(line):
-        constants += (Tensor(dtype=_dtype_of(weights["type"]), shape=(int(weights["count"]),)),)
+        constants += (Tensor(dtype=dtype_of(weights["type"]), shape=(int(weights["count"]),)),)
     return Kernel(
         name=match["name"],
         type=match["type"],
         inputs=_tensors(match["inputs"]),
         constants=constants,
         outputs=_tensors(match["outputs"]),
-        nodes=tuple(_ONNX_NODE.findall(line.rpartition(", Metadata: ")[2])),
+        nodes=onnx_nodes(line.rpartition(", Metadata: ")[2]),
     )
+
+
+def onnx_nodes(metadata: str) -> tuple[str, ...]:
+    """Names of the ONNX nodes that went into a kernel."""
+    return tuple(_ONNX_NODE.findall(metadata))
 
 
 def _tensors(text: str) -> tuple[Tensor, ...]:
@@ -106,9 +112,10 @@ def _shape(text: str) -> tuple[int, ...]:
 
 def _dtype(text: str) -> str:
     match = _DATATYPE.search(text)
-    return _dtype_of(match["name"]) if match else "unknown"
+    return dtype_of(match["name"]) if match else "unknown"
 
 
-def _dtype_of(description: str) -> str:
+def dtype_of(description: str) -> str:
+    """A number format's name of ours, from one of TensorRT's or from its description of a tensor."""
     words = re.findall(r"\w+", description.lower())
     return next((_DTYPES[word] for word in words if word in _DTYPES), "-".join(words) or "unknown")

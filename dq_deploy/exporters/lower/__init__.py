@@ -14,7 +14,7 @@ of the package ``scale.register(Kind)(function)`` does the same.
 
 from __future__ import annotations
 
-from . import conv, linear, matmul, probabilities, table, token, weight_only_conv, weight_only_linear  # noqa: F401  # which registers them
+from . import conv, fp4, linear, matmul, probabilities, table, token, weight_only_conv, weight_only_linear  # noqa: F401  # which registers them
 from .kinds import Operand, Place, QuantizerPlace, integer_product, qdq_product, scale, zero_point
 from .walk import Sites, lower
 

@@ -87,10 +87,11 @@ class _Operands:
             right = all(user.op_type == "MatMul" and index == 1 for user, index in quantize.outputs[0].uses())
             operand = self.target.quantize(emit, x, quantizer, name, pads, right=right)
             self._written[key] = operand
-            # FP8 codes as floats between Q/DQ: NumPy, which reads a graph's outputs, has no type for them.
-            codes = operand.value if quantizer.format.floating else operand.codes
+            # FP8 codes as floats between Q/DQ: NumPy, which reads a graph's outputs, has no type for them. FP4 codes are floats where they
+            # can be read at all (fp4_emulation).
+            codes = operand.value if quantizer.format.floating and not quantizer.format.block else operand.codes
             site = {"name": name, "input": str(x.name), "codes": str(codes.name), "pads": pads, "code_type": str(operand.codes.dtype)}
             if quantizer.source is ScaleSource.COMPUTED:
-                site["source"] = quantizer.source.value
+                site |= quantizer.computed()
             self.sites.quantizers.append(site)
         return self._written[key]
