@@ -35,7 +35,7 @@ def _ask(out: Output, names: tuple[str, ...]) -> dict[str, dict[str, Behaviour]]
     with out.progress("patterns", len(names)) as advance:
         for pattern in map(PATTERNS.__getitem__, names):
             model = pattern.build()
-            behaviours[pattern.name] = {engine: ask(model) for engine, ask in ENGINES.items()}
+            behaviours[pattern.name] = {engine: ask(model, pattern.capability) for engine, ask in ENGINES.items()}
             advance(1, pattern.name)
     return behaviours
 

@@ -14,9 +14,11 @@ import onnx
 import onnx_ir as ir
 
 from . import activations as a
+from . import float4 as f4
 from . import float8 as f
 from . import gathered as g
 from . import weights as w
+from .engines import COMPUTE_CAPABILITY, Capability
 from .sketch import FLOAT, FLOAT16, INT8
 
 
@@ -34,6 +36,7 @@ class Pattern:
     target: str = "qdq"
     float_wanted: bool = False
     valid: bool = True
+    capability: Capability = COMPUTE_CAPABILITY
 
 
 _GOOD = (
@@ -244,6 +247,20 @@ _FLOAT8 = (
     Pattern("matmul-fp8-unsaturated", "MatMul, FP8 codes, Q with saturate 0", partial(f.matmul_fp8, saturate=0), ("fp8-unsaturated",)),
     Pattern("matmul-fp8-opset-18", "MatMul, FP8 codes, opset 18", partial(f.matmul_fp8, opset=18), ("fp8-opset",), valid=False),
 )
+_FLOAT4 = tuple(
+    Pattern(name, title, build, lint, valid=valid, capability=(12, 0))
+    for name, title, build, lint, valid in (
+        ("matmul-fp4", "MatMul, FP4 codes in blocks of 16, the activation's made by TensorRT's operator", f4.matmul_fp4, (), True),
+        ("matmul-fp4-per-timestep", "the same; times 1/s_t before, times s_t after", f4.matmul_fp4_per_timestep, (), True),
+        ("matmul-fp4-opset-21", "MatMul, FP4 codes, opset 21", partial(f4.matmul_fp4, opset=21), ("fp4-opset",), False),
+        ("matmul-fp4-rank-4", "MatMul, FP4 codes of four dimensions", f4.matmul_fp4_rank_4, ("fp4-rank",), True),
+        (
+            "matmul-fp4-computed-global-scale", "the same, the global scale a table's row", partial(f4.matmul_fp4, scale="computed"),
+            ("fp4-global-scale",), True,
+        ),
+        ("conv-fp4", "Conv 1 × 1, FP4 codes", f4.conv_fp4, ("fp4-convolution",), True),
+    )
+)  # fmt: skip
 _ONNXRUNTIME = tuple(
     Pattern(name, title, build, lint, target="onnxruntime")
     for name, title, build, lint in (
@@ -313,6 +330,7 @@ GROUPS = {
     "Weights": _WEIGHTS,
     "Weights of codewords": _CODEBOOKS,
     "FP8": _FLOAT8,
+    "FP4, for compute capability 12.0": _FLOAT4,
     "What matters to ONNX Runtime": _ONNXRUNTIME,
 }
 PATTERNS = {pattern.name: pattern for group in GROUPS.values() for pattern in group}

@@ -1,6 +1,6 @@
 """What each engine does with one graph: the real compilers, nothing else.
 
-TensorRT-RTX   builds in a child process for compute capability 8.9, with no GPU; what the compiler chose is read from its kernel list
+TensorRT-RTX   builds in a child process for compute capability 8.9 (FP4: 12.0), with no GPU; what it chose is read from its kernel list
 OpenVINO       compiles for the CPU; the precision of every product is read from the compiled model
 ONNX Runtime   optimizes for the CPU with the session options that dq_deploy sets; its products are read from the optimized graph
 """
@@ -36,18 +36,24 @@ _REASON_LENGTH = 160
 # Our own words, paths and line numbers of the engines' sources, and what follows every Myelin error.
 _NOISE = (
     r"^the builder refuses the graph: ", r"^onnxruntime cannot load \S+: ", r"^OpenVINO \S+ cannot load \S+: ",
-    r"\[ONNXRuntimeError\] : \d+ : \w+ : ", r"Load model from \S+ failed:", r"IBuilder::buildSerializedNetwork: Error Code \d+: ",
+    r"\[ONNXRuntimeError\] : \d+ : \w+ : ", r"Load model from \S+ failed:",
+    r"^\S+/model\.onnx (?=multiplies)", r"IBuilder::buildSerializedNetwork: Error Code \d+: ",
     r"\[[\w.]+\.(h|cpp):\d+: \w+\] ?", r"In compileGraph at \S+", r"Invalid Engine\..*$", r"\S+\.(cpp|h|cc):\d+ ?:?",
     r"\w[\w:]*&? onnxruntime::[\w:]+\([^)]*\) ", r"Please set kENABLE_UINT8.*$", r"MyelinCheckException: ",
 )  # fmt: skip
 
-Outcome = Literal["int8", "fp8", "int4", "float", "refused", "crash"]
-COMPUTE_CAPABILITY = (8, 9)
+Outcome = Literal["int8", "fp8", "fp4", "int4", "float", "refused", "crash"]
+Capability = tuple[int, int]
+COMPUTE_CAPABILITY: Capability = (8, 9)
+
+
+_QUANTIZED: tuple[Outcome, ...] = ("int8", "fp8", "fp4")
 
 
 class Behaviour(BaseModel):
-    """What an engine did: ``outcome`` is int8 or fp8 when every product multiplies such, int4 when one unpacks INT4 weights inside itself.
+    """What an engine did: ``outcome`` is int8, fp8 or fp4 when every product multiplies such.
 
+    It is int4 when one unpacks INT4 weights inside itself.
     ``detail`` says what was seen: kernels, operators, or the engine's own words.
     """
 
@@ -56,14 +62,14 @@ class Behaviour(BaseModel):
     detail: str
 
 
-def tensorrt_rtx(model: onnx.ModelProto) -> Behaviour:
+def tensorrt_rtx(model: onnx.ModelProto, capability: Capability = COMPUTE_CAPABILITY) -> Behaviour:
     """Build ahead of time, in a child process that may crash. Raises what ``run_child`` raises for anything but the graph's fault."""
     with tempfile.TemporaryDirectory(prefix="dq-deploy-pattern-") as name:
         folder = Path(name)
         (folder / "model.onnx").write_bytes(model.SerializeToString())
         request = BuildRequest(
             backend="tensorrt-rtx", onnx=str(folder / "model.onnx"), plan=str(folder / "plan"), result=str(folder / "result.json"),
-            compute_capability=COMPUTE_CAPABILITY, profile=_profile(model),
+            compute_capability=capability, profile=_profile(model),
         )  # fmt: skip
         try:
             build = run_child(request, folder, timeout_s=300)
@@ -73,7 +79,9 @@ def tensorrt_rtx(model: onnx.ModelProto) -> Behaviour:
             return Behaviour(outcome="refused", detail=_reason(error.message))
     dump = parse_dump(build.log)
     assert dump is not None, "TensorRT-RTX printed no kernel list"
-    return _kernels(build_report(dump, backend="tensorrt-rtx", version=build.result.version, compute_capability="8.9"))
+    return _kernels(
+        build_report(dump, backend="tensorrt-rtx", version=build.result.version, compute_capability="{}.{}".format(*capability))
+    )
 
 
 def _profile(model: onnx.ModelProto) -> dict[str, ShapeRange]:
@@ -87,14 +95,13 @@ def _kernels(report: LayerReport) -> Behaviour:
     count = sum(rows for _, _, rows in kernel_rows(report))
     products = len({c.kernel for c in report.contractions})
     detail = f"{products} of {count} kernels multiply in {', '.join(sorted(precisions))}" + ("; weights INT4 in memory" if int4 else "")
-    if set(precisions) == {"int8"}:
-        return Behaviour(outcome="int8", detail=detail)
-    if set(precisions) == {"fp8"}:
-        return Behaviour(outcome="fp8", detail=detail)
+    for outcome in _QUANTIZED:
+        if set(precisions) == {outcome}:
+            return Behaviour(outcome=outcome, detail=detail)
     return Behaviour(outcome="int4" if int4 else "float", detail=detail)
 
 
-def openvino(model: onnx.ModelProto) -> Behaviour:
+def openvino(model: onnx.ModelProto, capability: Capability = COMPUTE_CAPABILITY) -> Behaviour:  # noqa: ARG001  # of a GPU
     """Compile for the CPU, and read the compiled model."""
     with _file(model) as file:
         try:
@@ -105,7 +112,7 @@ def openvino(model: onnx.ModelProto) -> Behaviour:
     return Behaviour(outcome=_outcome(precisions), detail=_counted(f"{op} {precision}" for op, precision in products))
 
 
-def onnxruntime(model: onnx.ModelProto) -> Behaviour:
+def onnxruntime(model: onnx.ModelProto, capability: Capability = COMPUTE_CAPABILITY) -> Behaviour:  # noqa: ARG001  # of a GPU
     """Open a session, and read the graph that it optimized."""
     with _file(model) as file:
         try:
@@ -143,7 +150,7 @@ def _reason(message: str) -> str:
     return text.strip(" ;:")[:_REASON_LENGTH]
 
 
-ENGINES: dict[str, Callable[[onnx.ModelProto], Behaviour]] = {
+ENGINES: dict[str, Callable[[onnx.ModelProto, Capability], Behaviour]] = {
     "TensorRT-RTX": tensorrt_rtx,
     "OpenVINO": openvino,
     "ONNX Runtime": onnxruntime,

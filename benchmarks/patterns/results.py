@@ -19,6 +19,7 @@ _PACKAGES = {"TensorRT-RTX": "tensorrt-rtx", "OpenVINO": "openvino", "ONNX Runti
 _WORDS = {
     "int8": "INT8",
     "fp8": "FP8",
+    "fp4": "FP4",
     "int4": "INT4 in memory, float product",
     "float": "**float**",
     "refused": "**refused**",
@@ -28,8 +29,8 @@ _INTRODUCTION = """\
 # What the engines make of each pattern
 
 `python -m benchmarks.patterns` writes this page: it builds every graph of `benchmarks/patterns/` with TensorRT-RTX (ahead of time for
-compute capability {capability}, in a child process, no GPU), compiles it with OpenVINO and opens it in ONNX Runtime, both on a CPU, and
-writes down what they did. The tests do the same and compare. Recorded with {versions},
+compute capability {capability}, of FP4 for 12.0, in a child process, no GPU), compiles it with OpenVINO and opens it in ONNX Runtime, both
+on a CPU, and writes down what they did. The tests do the same and compare. Recorded with {versions},
 on a CPU with {instructions}.
 
 - TensorRT-RTX: what its compiler *chose*. Nothing was executed: INT8 in a plan is no proof of what a GPU runs, nor of its numbers.

@@ -22,7 +22,7 @@ SEVERITY = {rule.id: rule.severity for rule in RULES}
 # Engines build these and compute nonsense from them; only their values are wrong, and no engine looks at those.
 BUILT_NONSENSE = {"subnormal-scale", "zero-scale", "non-finite-scale", "code-type", "fp8-half-scale", "fp8-unsaturated"}
 # Another engine, or the standard, refuses what TensorRT-RTX builds.
-NOT_ONNX = {"int4-opset", "fp8-opset", "invalid-onnx"}
+NOT_ONNX = {"int4-opset", "fp8-opset", "fp4-opset", "invalid-onnx"}
 # ONNX Runtime refuses these with the option that keeps sums exact on a CPU without VNNI.
 REFUSED_ELSEWHERE = {"shared-weight"}
 
@@ -37,7 +37,7 @@ def holds(engine: str, pattern: Pattern, recorded: Recorded) -> None:
         pytest.skip(f"{engine} is not installed")
     if installed()[engine] != recorded.versions[engine]:
         pytest.skip(f"recorded with {engine} {recorded.versions[engine]}: run python -m benchmarks.patterns with this version")
-    found = ENGINES[engine](pattern.build())
+    found = ENGINES[engine](pattern.build(), pattern.capability)
     expected = recorded.behaviours[pattern.name][engine].outcome
     if found.outcome != expected and engine != "TensorRT-RTX" and instructions() != recorded.instructions:
         pytest.skip(f"recorded on a CPU with {', '.join(recorded.instructions)}, and {engine} chooses kernels by that")

@@ -8,6 +8,7 @@ import onnx
 import onnx_ir as ir
 
 from ...artifacts.reading import check_structure
+from .fp4_rules import fp4_opset
 from .fp8_rules import fp8_opset
 from .rule import Hit
 from .view import NIBBLE_CODES, View
@@ -54,7 +55,7 @@ def invalid_onnx(view: View) -> Iterator[Hit]:
 
     Built and opened: pattern ``opset-10``. The reasons that have a rule of their own are left to it.
     """
-    if next(int4_opset(view), None) or next(fp8_opset(view), None) or next(external_data(view), None):
+    if any(next(rule(view), None) for rule in (int4_opset, fp8_opset, fp4_opset, external_data)):
         return
     try:
         check_structure(view.file)

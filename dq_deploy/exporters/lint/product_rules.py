@@ -10,6 +10,8 @@ from .operands import int8_products, is_activation, scale_of
 from .rule import Hit
 from .view import BYTE_CODES, View
 
+_SCALED_IN_BLOCKS = (ir.DataType.FLOAT4E2M1,)  # by an operator that computes them, as FP4 kernels take it
+
 
 def computed_scale_conv(view: View) -> Iterator[Hit]:
     """TensorRT-RTX dies of a segmentation fault when a scale before a Conv is computed at run time, the activation's or the weight's.
@@ -31,7 +33,7 @@ def computed_scale_matmul(view: View) -> Iterator[Hit]:
 
 def _computed_scales(view: View, ops: tuple[str, ...]) -> Iterator[Hit]:
     for product in view.products:
-        scales = [node.inputs[1] for operand in product.operands for node in operand.sources]
+        scales = [node.inputs[1] for operand in product.operands for node in operand.sources if view.codes(node) not in _SCALED_IN_BLOCKS]
         computed = list(dict.fromkeys(str(s.name) for s in scales if s is not None and not view.is_constant(s)))
         if product.node.op_type in ops and computed:
             text = f"it multiplies what was dequantized with a scale that is computed at run time: {', '.join(computed)}"

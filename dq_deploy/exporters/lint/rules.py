@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from . import codebook_rules, file_rules, fp8_rules, int4_rules, onnxruntime_rules, operator_rules, product_rules, scale_rules
+from ...formats.fp4 import FP4_OPSET
+from . import codebook_rules, file_rules, fp4_rules, fp8_rules, int4_rules, onnxruntime_rules, operator_rules, product_rules, scale_rules
 from .rule import Rule
 
 __all__ = ["RULES", "Rule"]
@@ -81,6 +82,10 @@ RULES = (
     Rule("fp8-opset", fp8_rules.fp8_opset, f"export with opset {fp8_rules.FP8_OPSET} or newer", _BOTH),
     Rule("fp8-half-scale", fp8_rules.fp8_half_scale, "keep scales of FP8 codes in fp32, and cast behind the product", _QDQ),
     Rule("fp8-unsaturated", fp8_rules.fp8_unsaturated, "leave out the attribute saturate, or set it to 1", _BOTH),
+    Rule("fp4-opset", fp4_rules.fp4_opset, f"export with opset {FP4_OPSET} or newer", _QDQ),
+    Rule("fp4-convolution", fp4_rules.fp4_convolution, "quantize it in FP8 or INT8", _QDQ),
+    Rule("fp4-rank", fp4_rules.fp4_rank, "reshape it to [N, tokens, channels] first, or quantize the layer in FP8", _QDQ),
+    Rule("fp4-global-scale", fp4_rules.fp4_global_scale, "make it an initializer, and put a table's arithmetic before the operator", _QDQ),
     Rule("new-opset", file_rules.new_opset, "export with opset 21", _ONNXRUNTIME),
     Rule("external-data", file_rules.external_data, "save the data beside the model, under a relative name", _BOTH),
     Rule("invalid-onnx", file_rules.invalid_onnx, "export the graph again", _BOTH),
