@@ -60,7 +60,7 @@ def check_formats(engine: EngineDescriptor, bundle: Artifact[BundleDetails], cap
                 refused.setdefault((format_, device or engine.building.device), []).append(layer.name)
     if refused:
         what = (f"{format_.upper()} on {device}: {_some(names)}" for (format_, device), names in refused.items())
-        hints = [_instead(engine, format_) for format_ in dict.fromkeys(format_ for format_, _ in refused)]
+        hints = dict.fromkeys(_instead(engine, format_, device) for format_, device in refused)
         raise ArtifactError(f"{engine.title} does not multiply in the formats of these layers. {'; '.join(what)}", "\n".join(hints))
 
 
@@ -69,10 +69,12 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:_NAMED]) + more
 
 
-def _instead(engine: EngineDescriptor, format_: str) -> str:
+def _instead(engine: EngineDescriptor, format_: str, device: str) -> str:
     """What to do about layers in a format that an engine does not take everywhere, or not at all."""
     lowest = min((p.capability for p in engine.products if p.format == format_ and p.capability), default=None)
     there = f"{format_.upper()} needs compute capability {'.'.join(map(str, lowest))} or newer; " if lowest else ""
+    if format_ == "fp4" and lowest and engine.takes("fp8", "gemm", device):
+        return f"{there}quantize for {device} in FP8 (--preset fp8) or INT8 (--preset w8a8)"
     return f"{there}quantize for this device in INT8: --preset w8a8"
 
 

@@ -64,7 +64,11 @@ def test_from_a_pipeline_to_a_plan(cli: Cli, tmp_path: Path, flow: Flow, config:
     (("--preset", "fp8", "--activation-bits", "4"), ("activation_bits is 4", "FP8 has 8")),
     (("--preset", "fp8", "--keep", "*=6"), ("keep * is 6",)),
     (("--preset", "fp8", "--auto-bits", "0.2x"), ("8 bits already",)),
+    (("--preset", "nvfp4", "--weight-bits", "6"), ("weight_bits is 6", "4 bits (NVFP4) or 8 (FP8)")),
+    (("--preset", "nvfp4", "--dilation", "layerwise"), ("dilation is layerwise", "leave it out")),
+    (("--preset", "nvfp4", "--keep", "down_blocks*=4"), ("cannot be multiplied in FP4", "leave it at 8")),
+    (("--preset", "nvfp4", "--auto-bits", "0.2x"), ("chooses its own", "--keep")),
 ])  # fmt: skip
-def test_what_fp8_cannot_be(cli: Cli, tmp_path: Path, flow: Flow, flags: tuple[str, ...], words: tuple[str, ...]) -> None:
+def test_what_floats_cannot_be(cli: Cli, tmp_path: Path, flow: Flow, flags: tuple[str, ...], words: tuple[str, ...]) -> None:
     assert_refused(cli("quantize", flow.pipeline, "-o", tmp_path / "o", *flags, *FAST), 2, *words)
     assert snapshot(tmp_path) == {}

@@ -15,6 +15,7 @@ from ...artifacts import Artifact, is_kind
 from ...artifacts.details import BundleDetails
 from ...artifacts.reading import check_structure, without_links
 from ...errors import ArtifactError, EnvironmentProblem, UsageError, raise_if_out_of_memory
+from ...formats.fp4 import FP4_OPERATOR
 from ..engine_files import check_backend_is, check_version, open_graph, options_of
 from ..finite import Nonfinite, checked
 from ..lookup_tables import entries_in_openvino
@@ -36,6 +37,7 @@ _EMULATED = (
     "OpenVINO only emulates FP8 on a CPU: slower than float, rounded by way of float16 (a few codes are a step off), and NaN becomes -448. "
     "ONNX Runtime computes what the graph says (runtime onnxruntime)"
 )
+_NO_FP4 = "ONNX Runtime computes what the graph says (runtime onnxruntime); for a CPU's speed quantize with --preset w8a8"
 _ONE_OPERATOR = '<ir_version: 10, opset_import: ["": 21]> one (float[1] x) => (float[1] y) { y = Relu(x) }'
 
 
@@ -157,6 +159,8 @@ def read_graph(openvino: Any, file: Path) -> Any:
         quantized_constants(openvino, model)
         return model
     except RuntimeError as error:
+        if FP4_OPERATOR in str(error):
+            raise ArtifactError(f"{file} multiplies FP4 codes, which OpenVINO has no numbers for", _NO_FP4) from error
         raise refusal(openvino, file, error) from error
 
 
