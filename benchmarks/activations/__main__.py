@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -20,6 +21,7 @@ from dq_deploy.console import Output
 from dq_deploy.decibels import psnr_db
 from dq_deploy.formats import ScaleSource
 from dq_deploy.progress import silent
+from dq_deploy.quantization.bits.format_choice import choose_formats, take_formats
 from dq_deploy.quantization.calibration.source import Request
 from dq_deploy.quantization.calibration.trajectories import Trajectories
 from dq_deploy.quantization.checkpoint import freeze, named_quantizers
@@ -43,11 +45,18 @@ _COLUMNS = ("network", "bits", "scales", "median SNR", "worst step", "PSNR", "sd
 @click.option("--dilation", default="none", show_default=True, help="preset: what each preset takes.")
 @click.option("--rounding", type=click.Choice(["nearest", "gptq"]), default="nearest", show_default=True)
 @click.option("--keep", multiple=True, metavar="PATTERN=BITS|float", help="As quantize --keep.")
+@click.option(
+    "--formats",
+    type=click.Choice(["chosen", "all"]),
+    default="chosen",
+    show_default=True,
+    help="Of nvfp4: FP8 for the layers that lose most, or FP4 for all that can.",
+)
 @click.option("--calibration-samples", type=click.IntRange(2), default=8, show_default=True)
 @click.option("--steps", type=click.IntRange(2), default=10, show_default=True)
 @click.option("--samples", type=click.IntRange(2), default=8, show_default=True, help="Held-out seeds to judge by.")
 @click.option("--results", type=click.Path(path_type=Path), default=Path("benchmarks/activations"), show_default=True)
-def main(names: tuple[str, ...], presets: str, scales: str, dilation: str, rounding: str, keep: tuple[str, ...],
+def main(names: tuple[str, ...], presets: str, scales: str, dilation: str, rounding: str, keep: tuple[str, ...], formats: str,
          calibration_samples: int, steps: int, samples: int, results: Path) -> None:  # fmt: skip
     """NAME is a built-in or one of benchmarks/networks. SNR of the network's output over the steps, and PSNR of the final samples, in dB.
 
@@ -63,6 +72,7 @@ def main(names: tuple[str, ...], presets: str, scales: str, dilation: str, round
     }
     options |= {"rounding": rounding} if rounding != "nearest" else {}  # the others were measured before there was a choice
     options |= {"keep": dict(map(parse_keep, keep))} if keep else {}
+    options |= {"formats": formats} if formats != "chosen" else {}
     for name in names:
         wanted = [(p, s) for p in presets.split(",") for s in scales.split(",") if _key(name, p, s, options) not in found]
         for preset, chosen, figures in _measured(name, wanted, options):
@@ -81,6 +91,7 @@ def _measured(name: str, wanted: list[tuple[str, str]], options: dict[str, Any])
     if not wanted:
         return
     given = {"rounding": "nearest", **options, "max_float_share": 0.2, "iterations": 0}
+    choose = given.pop("formats", "chosen") == "chosen"
     given |= {"dilation": None} if given["dilation"] == "preset" else {}
     config = QuantizeConfig.build(**given)
     by_halves = {config.skip_halves: _prepared(name, config)}
@@ -95,23 +106,25 @@ def _measured(name: str, wanted: list[tuple[str, str]], options: dict[str, Any])
         if chosen.skip_halves not in by_halves:
             by_halves[chosen.skip_halves] = _prepared(name, chosen)
         prepared = by_halves[chosen.skip_halves]
-        snr, pictures, share = _quantized(prepared, chosen, data, held_out, seeds)
+        snr, pictures, share = _quantized(prepared, chosen, data, held_out, seeds, choose=choose)
         psnr = psnr_db(expected, pictures).tolist()
         figures = {"snr_db": snr, "median_snr_db": median(snr), "worst_snr_db": min(snr), "psnr_by_seed": [round(x, 3) for x in psnr]}
         yield preset, scales, {**figures, "per_token": round(share, 3), "psnr_db": round(float(np.mean(psnr)), 3)}
 
 
 def _quantized(
-    prepared: Prepared, config: QuantizeConfig, data: Trajectories, held_out: Trajectories, seeds: range
+    prepared: Prepared, config: QuantizeConfig, data: Trajectories, held_out: Trajectories, seeds: range, *, choose: bool
 ) -> tuple[list[float], Any, float]:
     plan = make_plan(prepared.float_graph, config)
+    if choose and any(layer.activation_format.block for layer in plan.quantized):
+        take_formats(plan, choose_formats(replace(prepared, config=config, plan=plan), data), config)
     if config.activations is Activations.AUTO:
         take_choices(plan, choose_scales(prepared.float_graph, plan, data, config))
     quantized = copy_with_quantizers(prepared.float_graph, plan, data.timesteps)
     initialize(prepared.float_graph, quantized, data, config)
     round_weights(quantized, data, config)
     freeze(quantized)
-    computed = [quantizer.source is ScaleSource.COMPUTED for _, quantizer in named_quantizers(quantized)]
+    computed = [quantizer.source is ScaleSource.COMPUTED and not quantizer.format.block for _, quantizer in named_quantizers(quantized)]
     return per_timestep_snr(prepared.call(quantized), held_out), _pictures(prepared, quantized, seeds), sum(computed) / len(computed)
 
 
