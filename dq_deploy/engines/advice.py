@@ -20,7 +20,7 @@ CPU = "cpu"
 _FORMATS: dict[str, str] = {"w8a8": "int8", "fp8": "fp8", "w4a16": "int4"}
 """Presets in the order of preference, and the format of their products; "int4" is of weights alone. Narrower integers run as INT8.
 
-NVFP4 is none of them: it costs a network more than twenty decibels against W8A8 (docs/nvfp4.md), and is named beside what is chosen.
+NVFP4 is none of them: an activation has 20 dB in its blocks, and 31 in FP8 (docs/nvfp4.md). It is named beside what is chosen.
 
 INT8 with a scale for each timestep measured nearer to the float model than FP8 did (docs/fp8.md), in a plan of about as many kernels.
 """
@@ -264,7 +264,7 @@ def _notes(engine: EngineDescriptor, device: Device, ops: Sequence[Op]) -> Itera
     if undocumented:
         yield f"{engine.title} takes {', '.join(undocumented)} of quantized activations there, and does not document them"
     if "gemm" in ops and _documented(engine, "fp4", device, ("gemm",)):
-        yield f"{engine.title} documents FP4 matrix products there: --preset nvfp4 has the smallest weights, and is the least exact"
+        yield f"{engine.title} documents FP4 matrix products there: --preset nvfp4 has 4.5 bits a weight, and much larger errors"
     if not engine.building.compute_capabilities:
         yield f"{engine.title} is built on the machine with the GPU"
 

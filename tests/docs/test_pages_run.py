@@ -78,7 +78,8 @@ def test_a_page(page: str, runner: Runner, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 _OTHERS = (
-    "choosing-bits", "deploy-tensorrt", "fp8", "large-models", "report", "schedules", "troubleshooting", "weight-only", "your-own-model",
+    "choosing-bits", "deploy-tensorrt", "fp8", "large-models", "nvfp4", "report", "schedules", "troubleshooting", "weight-only",
+    "your-own-model",
 )  # fmt: skip
 
 
