@@ -14,13 +14,14 @@ from typing import Literal
 from .layer_report import LayerReport, ReportedAttention, ReportedLayer
 
 # Dense tensor-core operations in a clock of one multiprocessor, as NVIDIA's architecture whitepapers have them (peak rate divided by
-# multiprocessors and boost clock): A100, GA10x, AD10x, H100, GB20x. GeForce GPUs add up FP16 products in FP32 at half of what is stated.
+# multiprocessors and boost clock): A100, GA10x, AD10x, H100, GB20x. GeForce GPUs add up FP16 and FP8 products in FP32 at half of what is
+# stated: the floor is below what is possible there, never above.
 _OPERATIONS_PER_CLOCK: dict[str, dict[str, int]] = {
     "8.0": {"int8": 4096, "fp16": 2048},
     "8.6": {"int8": 2048, "fp16": 1024},
-    "8.9": {"int8": 2048, "fp16": 1024},
-    "9.0": {"int8": 8192, "fp16": 4096},
-    "12.0": {"int8": 2048, "fp16": 1024},
+    "8.9": {"int8": 2048, "fp8": 2048, "fp16": 1024},
+    "9.0": {"int8": 8192, "fp8": 8192, "fp16": 4096},
+    "12.0": {"fp4": 4096, "int8": 2048, "fp8": 2048, "fp16": 1024},
 }
 
 
