@@ -32,6 +32,7 @@ _DIALECT = "https://json-schema.org/draft/2020-12/schema"
 def schemas() -> dict[str, dict[str, Any]]:
     """File name → JSON Schema, for the manifest of every kind and for what the commands print and write."""
     from .accuracy.check import CheckResult
+    from .accuracy.proof import Proof
     from .engines.advice import Advice
     from .engines.bench import BenchResult
     from .engines.layer_report import LayerReport
@@ -52,6 +53,7 @@ def schemas() -> dict[str, dict[str, Any]]:
         "check-result": CheckResult,
         "lint-result": LintResult,
         "bench-result": BenchResult,
+        "proof": Proof,
         "sample-result": SampleResult,
         "report": ReportData,
         "scale-table": ScaleTable,

@@ -16,6 +16,7 @@ from .inspect import inspect
 from .layers import layers
 from .model_card import model_card
 from .pipeline_folder import pipeline_folder
+from .prove import prove
 from .push import push
 from .quantize import quantize
 from .refit import refit
@@ -33,6 +34,7 @@ COMMANDS = (
     combine,
     layers,
     bench,
+    prove,
     sample,
     report,
     inspect,

@@ -29,8 +29,8 @@ CONTRACTIONS: dict[str, Op] = {
     "Attention": "gemm",
 }
 _OPS: dict[Op, str] = {"conv": "convolutions", "gemm": "matrix products"}
-# Entries of the list that launch nothing: shape arithmetic on the host, and streams that wait for each other.
-_BOOKKEEPING = ("shape_call", "signal", "wait")
+BOOKKEEPING = ("shape_call", "signal", "wait")
+"""Types of entries that launch nothing: shape arithmetic on the host, and streams that wait for each other."""
 
 
 class Contraction(BaseModel):
@@ -264,7 +264,7 @@ def _weights_alone(reports: Sequence[LayerReport]) -> str:
 
 def kernel_rows(report: LayerReport) -> list[tuple[str, str, int]]:
     """(kernel type, datatypes, count), the commonest first: rows for a table. What only orders the others is not a kernel and left out."""
-    counts = Counter((kernel.type, datatypes(kernel)) for kernel in report.kernels if kernel.type not in _BOOKKEEPING)
+    counts = Counter((kernel.type, datatypes(kernel)) for kernel in report.kernels if kernel.type not in BOOKKEEPING)
     return sorted(((kind, datatype, count) for (kind, datatype), count in counts.items()), key=lambda row: (-row[2], row[0], row[1]))
 
 

@@ -20,12 +20,14 @@ from ...artifacts.reading import read_record
 from ...errors import ArtifactError, EnvironmentProblem, ResourceError, raise_if_out_of_memory
 from ..engine_files import builder_of, check_backend_is, check_version, entry_for, open_graph, rebuild_hint, verified_bytes
 from ..finite import Nonfinite, checked
+from ..kernels import Kernel
 from ..layer_report import LayerReport
 from ..roofline import Peaks, Work, work_of
 from ..runner import Array, GraphRunner, InputSpec, bind_inputs
 from .cuda_device import CudaDevice
 from .cuda_driver import gpu_compute_capability
 from .descriptor import TENSORRT, TENSORRT_RTX
+from .inspector import inspected_kernels
 
 # By TensorRT's names; numpy has no bfloat16, so such outputs are passed as float32.
 _TORCH = {
@@ -96,6 +98,11 @@ class TensorRtRunner(GraphRunner):
     def device_ms(self, inputs: Mapping[str, Array]) -> float:
         """Milliseconds that one run on inputs [N, ...] takes, between two events: without the copies in and out, and without Python."""
         return self.device.timed(self.bind(bind_inputs(self.specs, inputs)))
+
+    def kernels(self) -> tuple[Kernel, ...]:
+        """The kernels that run here, as TensorRT's engine inspector has them. Raises ArtifactError where it does not say."""
+        inspector = _created(self._engine.create_engine_inspector, "an engine inspector")
+        return inspected_kernels(str(inspector.get_engine_information(self._trt.LayerInformationFormat.JSON)))
 
     def peaks(self) -> Peaks | None:
         """What the GPU can do at the most, where that is known."""

@@ -66,6 +66,7 @@ class Engine:
     def __init__(self, plan: dict[str, Any], calls: list[str]) -> None:
         self.session = OnnxRuntimeRunner(plan["onnx"], optimized=False)
         self.profile, self.calls, self.fails = plan["profile"], calls, False
+        self.inspector = plan.get("inspector", "")
         self.num_io_tensors = len(self.names)
 
     def get_tensor_name(self, index: int) -> str:
@@ -85,6 +86,9 @@ class Engine:
         assert profile == 0
         return self.profile[name]
 
+    def create_engine_inspector(self) -> Any:
+        return type("Inspector", (), {"get_engine_information": lambda _, kind: self.inspector if kind == "json" else "text"})()
+
     def create_execution_context(self) -> Context:
         self.calls.append("create_execution_context")
         return Context(self)
@@ -95,6 +99,7 @@ class FakeTensorRT:
 
     __version__ = VERSION
     TensorIOMode = type("TensorIOMode", (), {"INPUT": "input", "OUTPUT": "output"})
+    LayerInformationFormat = type("LayerInformationFormat", (), {"JSON": "json"})
 
     def __init__(self) -> None:
         self.calls: list[str] = []
@@ -168,8 +173,8 @@ def install(monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int] = (8, 9
     return module
 
 
-def engine_of(bundle: Artifact, path: Path, /, *, plan: bytes = b"", report: str = "{}", **changes: Any) -> Artifact:
-    """An engine folder whose plan the fake understands; ``changes`` to the manifest's details."""
+def engine_of(bundle: Artifact, path: Path, /, *, plan: bytes = b"", report: str = "{}", inspector: str = "", **changes: Any) -> Artifact:
+    """An engine folder whose plan the fake understands; ``changes`` to the manifest's details. ``inspector`` is what that one says."""
     profile = {
         entry["name"]: [[batch if size == "batch" else size for size in entry["shape"]] for batch in (1, 2, 4)]
         for entry in bundle.manifest.details["inputs"]
@@ -186,9 +191,12 @@ def engine_of(bundle: Artifact, path: Path, /, *, plan: bytes = b"", report: str
         "options": {},
         **changes,
     }
-    manifest = Manifest(kind="engine", model=origin.model, timesteps=origin.timesteps, scheduler=origin.scheduler, details=details)
+    manifest = Manifest(
+        kind="engine", model=origin.model, quantization=origin.quantization, timesteps=origin.timesteps, scheduler=origin.scheduler,
+        details=details,
+    )  # fmt: skip
     with create_artifact(path, manifest) as work:
-        content = plan or json.dumps({"onnx": str(bundle.file("model.onnx")), "profile": profile}).encode()
+        content = plan or json.dumps({"onnx": str(bundle.file("model.onnx")), "profile": profile, "inspector": inspector}).encode()
         (work / "model.sm89.engine").write_bytes(content)
         (work / "layers.sm89.json").write_text(report)
     return open_artifact(path, "engine")
