@@ -117,6 +117,10 @@ def _checkpoint(path: str | Path | Artifact) -> Artifact[CheckpointDetails]:
             + ("; dq-deploy build-engine BUNDLE: no engine here is refitted in place" if artifact.manifest.kind == "engine" else ""),
         )
     checkpoint: Artifact[CheckpointDetails] = open_artifact(artifact.path, "checkpoint")
+    if checkpoint.details.format_choices:
+        raise UsageError(
+            f"{artifact.path} has FP4 layers, which a measurement chose and whose scales are by block", "quantize again with --lora"
+        )
     if checkpoint.details.widths:
         raise UsageError(f"{artifact.path} has several widths, whose codes are rounded for all of them", "quantize again with --lora")
     return checkpoint

@@ -25,6 +25,7 @@ from dq_deploy.quantization.checkpoint import Checkpoint, load_checkpoint, named
 from dq_deploy.quantization.config import Dilation, QuantizeConfig
 from dq_deploy.quantization.distillation.distill import distill
 from dq_deploy.quantization.quantizers import BlockQuantizer
+from dq_deploy.quantization.refit import refit
 from dq_deploy.quantization.rounding.layerwise import round_weights
 from dq_deploy.quantization.weights import Fp4Linear
 from tests.shared import made_once
@@ -216,6 +217,11 @@ def test_a_checkpoint_says_what_it_multiplies_and_stores_half_bytes(dit: Checkpo
         assert torch.equal(codes.float(), grid.nearest(codes.float(), FP4))
     assert {entry.block for entry in dit.details.quantizers} == {0, 16} or {entry.block for entry in dit.details.quantizers} == {16}
     assert min(dit.details.snr_db["after_distillation"]) > 5
+
+
+def test_a_refit_is_refused(dit: Checkpoint, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"has FP4 layers, which a measurement chose .*\n.*--lora"):
+        refit(dit.artifact, tmp_path / "refitted", lora=tmp_path / "lora.safetensors")
 
 
 def test_gptq_gains_in_blocks(plain_graph: GraphModule, plain_data: Trajectories) -> None:
