@@ -194,9 +194,6 @@ def _rebuild(description: dict[str, Any], tensors: dict[str, torch.Tensor], time
         root.get_submodule("layers").add_module(encode(name), layer)
     for name, config in description["quantizers"].items():
         quantizer = kind_of(config).from_tensors(name, config, tensors, timesteps, gaps)
-        quantizer.frames = int(config.get("frames", 1))
-        if quantizer.frames < 1:
-            raise ValueError(f"quantizer '{name}' has {quantizer.frames} frames of a sample")
         root.get_submodule("quantizers").add_module(encode(name), quantizer)
     if (config := description.get("output_bias")) is not None:  # without: a checkpoint from before there was one
         check_output_bias(BIAS_TABLE, tensors, len(timesteps))

@@ -126,3 +126,13 @@ def test_a_number_of_frames_that_is_none_is_refused(frames: object, checkpoint: 
     (path / "graph.json").write_text(json.dumps(graph))
     with pytest.raises(ArtifactError, match="the graph and the tensors do not fit"):
         load_checkpoint(resealed(path))
+
+
+def test_a_quantizer_keeps_its_frames(checkpoint: Checkpoint) -> None:
+    quantizer = checkpoint.quantizers["frame.input"]
+    tensors = {f"again.{part}": tensor for part, tensor in quantizer.tensors().items()}
+    timesteps = checkpoint.table_timesteps
+    again = type(quantizer).from_tensors("again", quantizer.config(), tensors, timesteps, 1)
+    x, steps = torch.randn(2 * FRAMES, 16, 6, 8), torch.tensor([0.0, 750.0])
+    assert again.frames == FRAMES
+    torch.testing.assert_close(again(x, steps).codes, quantizer(x, steps).codes)

@@ -58,6 +58,9 @@ class TableQuantizer(ActivationQuantizer):
         """As ``ActivationQuantizer`` says."""
         options = {key: value for key, value in config.items() if key not in ("kind", "fixed", "bits", "format", "frames")}
         made = cls(between(timesteps, gaps).float(), read_format(name, config), **options)
+        made.frames = int(config.get("frames", 1))
+        if made.frames < 1:
+            raise ValueError(f"quantizer '{name}' has {made.frames} frames of a sample")
         check_quantizer(name, tensors, len(timesteps), made.format, channels=len(made.dilation))
         made.dilation.copy_(tensors[f"{name}.{DILATION}"])
         scale = between_scales(tensors[f"{name}.{SCALE}"], gaps)
