@@ -97,6 +97,7 @@ def test_a_lost_constant_is_found_and_named(checkpoint: Checkpoint, before: floa
         assert [found.node for found in result.bisection.nodes] == [failed[0].node]
 
 
+@pytest.mark.nightly
 def test_the_built_in_graphs_pass(plain_checkpoint: Checkpoint, unet_checkpoint: Checkpoint, tmp_path: Path) -> None:
     for number, each in enumerate((plain_checkpoint, unet_checkpoint)):
         for dtype in ("fp32",) if each is plain_checkpoint else ("fp32", "fp16"):

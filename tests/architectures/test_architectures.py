@@ -131,7 +131,7 @@ ARCHITECTURES: dict[str, Architecture] = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module", params=mostly_nightly(ARCHITECTURES, "stable-diffusion-1.5", "flux"))
+@pytest.fixture(scope="module", params=mostly_nightly(ARCHITECTURES, "stable-diffusion-1.5"))
 def architecture(request: pytest.FixtureRequest) -> Architecture:
     return ARCHITECTURES[request.param]
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 from benchmarks.cards.__main__ import BEGIN, END, MEASURED, PAGE, table
 from benchmarks.cards.models import MODELS
 
 
+@pytest.mark.nightly
 def test_the_page_has_the_table() -> None:
     page = PAGE.read_text()
     assert page[page.index(BEGIN) + len(BEGIN) : page.index(END)].strip() == table()

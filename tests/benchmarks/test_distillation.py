@@ -26,6 +26,7 @@ def test_memory_is_read_from_the_system() -> None:
     assert 0 < resident("VmRSS") <= resident("VmHWM")
 
 
+@pytest.mark.nightly
 def test_every_run_and_the_page(flow: Flow, tmp_path: Path) -> None:
     setting = Setting(str(flow.pipeline), "w8a8", batch_size=4, calibration_samples=2, pictures=2)
     work, results = tmp_path / "work", tmp_path / "results"

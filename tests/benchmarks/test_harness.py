@@ -96,6 +96,7 @@ def test_other_settings_make_cells_stale_and_they_run_only_when_asked(measured: 
     assert [p.task.cell.method for p in pending(plan, rerun_stale=True)] == ["dilatequant"]
 
 
+@pytest.mark.nightly
 def test_a_change_that_changes_no_bit_is_confirmed_and_another_is_not(
     measured: list[CellResult], scope: Scope, folders: Folders, tmp_path: Path
 ) -> None:

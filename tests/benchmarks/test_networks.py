@@ -41,7 +41,7 @@ def small(name: str, **options: Any) -> tuple[Network, torch.nn.Module]:
 CASES = {**{name: (name, {}) for name in NAMES}, "adm in its new order": ("adm", {"new_order": True})}
 
 
-@pytest.mark.parametrize("case", mostly_nightly(CASES, "sit", "unet2d", "adm in its new order"))
+@pytest.mark.parametrize("case", mostly_nightly(CASES, "sit"))
 def test_each_network_is_quantized(case: str, tmp_path: Path) -> None:
     name, options = CASES[case]
     own, model = small(name, **options)

@@ -103,6 +103,7 @@ def test_an_unknown_stage_is_refused_before_anything_runs(tmp_path: Path) -> Non
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.nightly
 def test_a_stage_runs_in_a_child_and_is_not_run_twice(work: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     folder, _ = work
     (folder / "modules.txt").write_text("json\nonnx")

@@ -39,7 +39,7 @@ print("codes", codes, file=sys.__stderr__)
     return subprocess.run([sys.executable, "-c", program], capture_output=True, check=False, timeout=300, env={**os.environ, **environment})
 
 
-@pytest.mark.parametrize("environment", [ASCII, CODEPAGE], ids=["ascii", "cp1252"])
+@pytest.mark.parametrize("environment", [ASCII, pytest.param(CODEPAGE, marks=pytest.mark.nightly)], ids=["ascii", "cp1252"])
 def test_letters_that_a_terminal_has_not(flow: Flow, environment: dict[str, str], tmp_path: Path) -> None:
     artefacts = [str(flow.checkpoint), str(flow.bundles["qdq"]), str(flow.bundles["onnxruntime"])]
     odd = tmp_path / "é–\udcff-folder"

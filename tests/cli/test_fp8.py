@@ -22,6 +22,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
+@pytest.mark.nightly
 def test_from_a_pipeline_to_a_plan(cli: Cli, tmp_path: Path, flow: Flow, config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     made = cli("quantize", flow.pipeline, "-o", "checkpoint", "--preset", "fp8", "--config", config, *FAST)

@@ -16,6 +16,7 @@ from safetensors.numpy import load_file, save_file
 
 from tests.command_line import Cli, assert_refused
 from tests.flow import Flow, snapshot
+from tests.nightly import mostly_nightly
 
 FAST = ("--steps", "2", "--calibration-samples", "2", "--iterations", "0")
 
@@ -119,7 +120,7 @@ def test_nan_in_a_weight(cli: Cli, tmp_path: Path, flow: Flow, value: float) -> 
     assert snapshot(tmp_path) == before
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", mostly_nightly([signal.SIGINT, signal.SIGTERM], signal.SIGTERM))
 def test_stopped_while_quantizing(tmp_path: Path, flow: Flow, number: signal.Signals) -> None:
     # A progress line for every step tells when the work is under way.
     program = "from dq_deploy import cli, console; console._LINE_INTERVAL_S = 0; cli.main()"

@@ -52,6 +52,7 @@ def test_unconditional_unet(example: Example, tmp_path: Path, flow_pipeline: Pat
     assert pixels(picture).std() > 0
 
 
+@pytest.mark.nightly
 def test_text_to_image(example: Example, tmp_path: Path) -> None:
     picture = tmp_path / "text.png"
     assert str(picture) in example("text_to_image.py", "-o", picture, "--steps", 4, "--samples", 4)
@@ -62,6 +63,7 @@ def test_text_to_image(example: Example, tmp_path: Path) -> None:
     assert np.abs(first - second).mean() > 1
 
 
+@pytest.mark.nightly
 def test_class_conditional_dit(example: Example, tmp_path: Path, dit_folder: Path) -> None:
     picture = tmp_path / "dit.png"
     options = ["--source", dit_folder, "--classes", "0-4", "--steps", 4, "--samples", 5, "-n", 5, "--max-float-share", 0.5]

@@ -14,6 +14,7 @@ from dq_deploy.errors import ArtifactError, UsageError
 from dq_deploy.exporters import TARGETS, bundle, export
 from dq_deploy.quantization.checkpoint import Checkpoint
 from dq_deploy.quantization.weights import QuantizedWeight
+from tests.nightly import mostly_nightly
 from tests.tiny import SHAPE, WHOLE, PlainUNet, make_checkpoint, run, snr_db, tiny_unet
 
 
@@ -118,7 +119,7 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.fixture(scope="module", params=CASES)
+@pytest.fixture(scope="module", params=mostly_nightly(CASES, "w4a6-dilated", "oblong-one-step"))
 def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     return make_checkpoint(PlainUNet(), tmp_path_factory.mktemp("case") / "checkpoint", **CASES[request.param])
 

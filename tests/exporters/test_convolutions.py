@@ -20,6 +20,7 @@ from dq_deploy.exporters import export
 from dq_deploy.exporters.convolutions import float_convolutions, in_float
 from dq_deploy.quantization.checkpoint import Checkpoint, named_quantizers
 from tests.flow import altered_manifest
+from tests.nightly import mostly_nightly
 from tests.tiny import PlainUNet, make_checkpoint, resealed, run, snr_db
 
 GROUPED = {"depthwise", "grouped"}
@@ -134,7 +135,7 @@ def test_a_manifest_that_names_no_convolution(wide: Checkpoint, bundles: dict[st
         check(bundle, wide.artifact)
 
 
-@pytest.mark.parametrize("rule", ["symmetric", "layerwise", "smoothquant"])
+@pytest.mark.parametrize("rule", mostly_nightly(["symmetric", "layerwise", "smoothquant"], "layerwise"))
 def test_a_dilated_convolution_in_float_is_nearer_to_the_float_model_than_in_integers(rule: str, tmp_path: Path) -> None:
     checkpoint = make_checkpoint(PlainUNet(), tmp_path / "checkpoint", dilation=rule, iterations=0)
     quantizers = dict(named_quantizers(checkpoint.model))

@@ -158,7 +158,7 @@ FAMILIES = [
             num_attention_heads=2, attention_head_dim=16, in_channels=4, out_channels=8, num_layers=2, sample_size=8, patch_size=2,
             num_embeds_ada_norm=10,
         ),
-        LATENT, lambda: {"class_labels": torch.tensor([1, 2, 10])}, quick=True,
+        LATENT, lambda: {"class_labels": torch.tensor([1, 2, 10])},
     ),
     Family(
         "PixArt-α",

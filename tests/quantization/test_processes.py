@@ -27,6 +27,7 @@ from dq_deploy.quantization.distillation.chain import Chain
 from dq_deploy.quantization.distillation.trained import TrainedParts, selected
 from dq_deploy.quantization.graph.blocks import split_blocks
 from dq_deploy.quantization.running.processes import Processes, reduce_gradients
+from tests.nightly import mostly_nightly
 from tests.tiny import FAST, quantized_copy
 
 # Few iterations: sums in another order differ in their last bits, and after some dozens of steps one rounding that falls the other way has
@@ -117,7 +118,7 @@ def trainer(graph: GraphModule, data: Trajectories, name: str, folder: Path, pro
     raise AssertionError(name)
 
 
-@pytest.mark.parametrize("count", [2, 3])
+@pytest.mark.parametrize("count", mostly_nightly([2, 3], 2))
 def test_the_parts_of_a_batch_add_up(count: int, plain_graph: GraphModule, plain_data: Trajectories, tmp_path: Path) -> None:
     graph = deepcopy(plain_graph)
     whole = trainer(graph, plain_data, "grouped", tmp_path, Processes())

@@ -82,6 +82,7 @@ def test_guidance_and_the_negative_prompt_reach_the_pipeline(text: Artifact) -> 
     assert not np.allclose(plain.quantized, unguided.quantized, atol=1e-3)
 
 
+@pytest.mark.nightly
 def test_sizes_that_stable_diffusion_xl_asks_its_unet_for(bundle_of: Callable[..., Artifact]) -> None:
     drawn = draw(bundle_of(tiny_stable_diffusion_xl, prompts=PROMPTS), Drawing(n=1, prompts=PROMPTS))
     assert drawn.psnr_db is not None

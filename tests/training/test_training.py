@@ -178,6 +178,7 @@ def test_training_lowers_the_loss_and_the_output_loads(data: Path, tmp_path: Pat
     assert len(end["loss_by_timestep_tenth"]) == 10
 
 
+@pytest.mark.nightly
 def test_kill_and_resume_give_the_bit_identical_result(data: Path, tmp_path: Path) -> None:
     more = ("--checkpoint-every", "10", "--model-config", str(data / "config.json"))
     assert CliRunner().invoke(train_unet.main, arguments(data, tmp_path / "whole", *more, steps=40)).exit_code == 0
