@@ -13,7 +13,7 @@ from tests.soak.kills import kill, stages
 
 
 def test_killed_at_random_points(tmp_path: Path) -> None:
-    for stage, count in zip(stages(tmp_path), (1, 1, 1), strict=True):
+    for stage, count in zip(stages(tmp_path), (3, 1, 2), strict=True):
         result = kill(stage, count, tmp_path, seed=1)
         assert result.failures == []
         assert result.kills == count
