@@ -83,7 +83,7 @@ _OTHERS = (
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("page", mostly_nightly([f"docs/{name}.md" for name in _OTHERS], "docs/report.md"))
+@pytest.mark.parametrize("page", mostly_nightly([f"docs/{name}.md" for name in _OTHERS], "docs/choosing-bits.md"))
 def test_a_page_for_who_has_artefacts(page: str, tmp_path: Path, flow: Flow, monkeypatch: pytest.MonkeyPatch) -> None:
     """What such a page makes itself goes beside what is there: it begins where it likes."""
     monkeypatch.chdir(tmp_path)

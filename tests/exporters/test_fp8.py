@@ -39,7 +39,7 @@ CHECKPOINTS: dict[str, tuple[Any, dict[str, Any]]] = {
 }
 
 
-@pytest.fixture(scope="module", params=mostly_nightly(CHECKPOINTS, "w4a8-fp8-unet"))
+@pytest.fixture(scope="module", params=mostly_nightly(CHECKPOINTS, "fp8-unet", "w4a8-fp8-dit"))
 def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     model, options = CHECKPOINTS[request.param]
     options = {"dilation": "none", "reference_samples": 12, **options}
