@@ -24,6 +24,7 @@ from ..quantization.float_source import load_float
 from ..quantization.graph.insertion import decode
 from ..quantization.graph.products import find_layers
 from ..quantization.graph.skip_halves import arrange_skip_halves
+from ..quantization.initial.rotation_choice import take_rotations
 from ..quantization.numerics import per_channel, per_sample
 from ..quantization.quantizers import ActivationQuantizer, Quantized
 
@@ -125,9 +126,11 @@ class _FloatRun(Interpreter):
 
 
 def float_graph(checkpoint: Checkpoint) -> GraphModule:
-    """The float model that a checkpoint was made from, its skip halves split as they were then; raises as ``load_float``."""
+    """The float model that a checkpoint was made from, halves split and inputs rotated as they were then; raises as ``load_float``."""
     graph = load_float(checkpoint).graph
     arrange_skip_halves(graph, SkipHalves(checkpoint.details.skip_halves.mode))
+    if checkpoint.details.rotation:
+        take_rotations(graph, list(find_layers(graph)), checkpoint.details.rotation)
     return graph
 
 

@@ -296,6 +296,18 @@ class FormatChoice(_Open):
     chosen: Literal["fp4", "fp8"]
 
 
+class RotatedInput(_Open):
+    """Linear layers that read one tensor, and how many of its channels are rotated together; 0: it is not.
+
+    ``folded_into``: the layer whose outputs are rotated instead. ``snr_db``: of the layers' outputs, by the blocks that were tried.
+    """
+
+    layers: list[str]
+    block: int = Field(ge=0)
+    folded_into: str | None = None
+    snr_db: dict[str, float] = Field(default_factory=dict)
+
+
 class SkipHalvesRecord(_Open):
     """How concatenated skip inputs are quantized."""
 
@@ -374,7 +386,18 @@ class CheckpointDetails(Details):
     dilation_rule: DilationRule
     scale_choices: list[ScaleChoice] = Field(default_factory=list)
     format_choices: list[FormatChoice] = Field(default_factory=list)
+    rotation: list[RotatedInput] = Field(default_factory=list)
     widths: list[WidthRecord] = Field(default_factory=list)
+
+    @property
+    def rotated(self) -> str:
+        """How many inputs of linear layers are rotated, in words."""
+        turned = [entry for entry in self.rotation if entry.block]
+        blocks = ", ".join(map(str, sorted({entry.block for entry in turned})))
+        folded = sum(entry.folded_into is not None for entry in turned)
+        how = [f"in blocks of {blocks}"] if turned else []
+        how += [f"{folded} of them by the layer before"] if folded else []
+        return ", ".join([f"{len(turned)} of {len(self.rotation)} inputs of linear layers", *how])
 
     @property
     def per_token(self) -> str:

@@ -105,6 +105,7 @@ def _of_its_kind(artifact: Artifact) -> list[tuple[str, object]]:
             rows += [("scales for each token", details.per_token)]
         if details.formats:
             rows += [("number formats", details.formats)]
+        rows += [("rotated", details.rotated)] if details.rotation else []
         if details.final_error:
             rows += [("SNR of the final sample", details.final_error.summary)]
         rows += width_rows(details)

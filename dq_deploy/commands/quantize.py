@@ -58,6 +58,12 @@ _SHOWN_LAYERS = 10
     "two what measures better for each layer.  "
     "[default: per-timestep]",
 )
+@click.option(
+    "--rotation",
+    type=click.Choice(["none", "auto", "64", "128", "256"]),
+    help="Rotate what linear layers on tokens read, so many channels together at the most; auto: where that measures better.  "
+    "[default: none]",
+)
 @click.option("--steps", type=int, help="Sampling steps of the calibration: as many as you will sample with.  [default: 20]")
 @click.option("--iterations", type=int, help="Distillation steps per block; 0 for none.  [default: 200]")
 @click.option(
@@ -214,6 +220,8 @@ def show_checkpoint(checkpoint: Artifact[CheckpointDetails], output: Output, cho
         rows.append(("scales for each token", details.per_token))
     if details.formats:
         rows.append(("number formats", details.formats))
+    if details.rotation:
+        rows.append(("rotated", details.rotated))
     snr = details.snr_db
     if blocks:
         rows += [

@@ -27,7 +27,7 @@ _FLOAT_PRODUCTS = {
     "nvfp4": (4, (4, 8), "layers have 4 bits (NVFP4) or 8 (FP8)"),
 }
 """Of products that are floats: the bits of activations, those that weights may have, and this in words."""
-_OF_ACTIVATIONS = ("softmax_bits", "dilation_relaxation", "activations", "zero_points", "output_bias", "skip_halves")
+_OF_ACTIVATIONS = ("softmax_bits", "dilation_relaxation", "activations", "rotation", "zero_points", "output_bias", "skip_halves")
 
 FIRST, LAST = "@first", "@last"
 """Patterns of ``keep`` for the layers that read the model's input and write its output."""
@@ -45,6 +45,20 @@ class Activations(StrEnum):
     PER_TIMESTEP = "per-timestep"
     PER_TOKEN = "per-token"  # noqa: S105
     STATIC = "static"
+
+
+class Rotation(StrEnum):
+    """What linear layers on tokens read is multiplied by an orthogonal matrix first, 64, 128 or 256 channels together (graph/rotation.py).
+
+    A number is the largest block; a layer whose channels it does not divide has the next that does. AUTO rotates where a layer's outputs
+    come nearer by a decibel, measured on calibration samples; or by a quarter of one, where the layer before can do it for nothing.
+    """
+
+    NONE = "none"
+    AUTO = "auto"
+    BLOCKS_64 = "64"
+    BLOCKS_128 = "128"
+    BLOCKS_256 = "256"
 
 
 class Dilation(StrEnum):
@@ -149,6 +163,10 @@ def under_current_names(given: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in given.items() if name != "temporal"} | {"activations": chosen}
 
 
+def _in_words(value: Any) -> Any:
+    return str(value) if type(value) is int else value
+
+
 class CodebookOption(BaseModel):
     """See ``formats.codebook.Codebook``."""
 
@@ -197,6 +215,7 @@ class QuantizeConfig(BaseModel):
     activations: Activations = Activations.PER_TIMESTEP
     """Scales of activations: a row of a table for each calibrated timestep (Temporal Parallel Quantizer, §4.2), one for each token, or one
     for all. Options of before there was a choice say ``temporal`` true or false: per-timestep or static."""
+    rotation: Annotated[Rotation, BeforeValidator(_in_words)] = Rotation.NONE
     zero_points: bool = True
     """False makes every activation symmetric."""
     initial_range: InitialRange = InitialRange.AUTO

@@ -13,7 +13,7 @@ import torch
 from torch.fx import GraphModule
 
 from ..artifacts import Artifact, Manifest, check_output, create_artifact, sha256_json
-from ..artifacts.details import BlockLoss, CheckpointDetails, FormatChoice, RoundedLayer, ScaleChoice, WidthRecord
+from ..artifacts.details import BlockLoss, CheckpointDetails, FormatChoice, RotatedInput, RoundedLayer, ScaleChoice, WidthRecord
 from ..artifacts.final_error import FinalError
 from ..decibels import snr_db
 from ..formats import FP4, ScaleSource
@@ -25,7 +25,7 @@ from .calibration.source import Request
 from .calibration.trajectories import Answer, Model, Trajectories
 from .checkpoint import freeze, named_quantizers, write_checkpoint
 from .clipping import counting
-from .config import Activations, QuantizeConfig
+from .config import Activations, QuantizeConfig, Rotation
 from .distillation.distill import distill
 from .final_error import final_error
 from .graph.edit import set_tensor
@@ -33,6 +33,7 @@ from .graph.fold import fold_dilations
 from .graph.insertion import insert_quantizers
 from .graph.plan import Plan
 from .initial.initialize import Initialization, initialize, undilated_weights
+from .initial.rotation_choice import choose_rotations, take_rotations
 from .initial.scale_choice import choose_scales, take_choices
 from .output_bias import insert_output_bias, mean_error, output_bias
 from .prepare import Prepared, prepare
@@ -116,7 +117,10 @@ def _quantize(prepared: Prepared, work: SharedWork, progress: Progress) -> tuple
     data = _collect(prepared, "calibration", range(config.seed, config.seed + config.calibration_samples), work, progress)
     reference = _collect(prepared, "reference", _reference_seeds(config), work, progress)
     formats = _chosen_formats(prepared, data, work, progress)
+    first = prepared.config.rotation is not Rotation.AUTO  # a rotation that is given is there when scales are chosen
+    rotations = _rotated(prepared, data, work, progress) if first else []
     choices = _chosen_scales(prepared, data, work, progress)
+    rotations = rotations if first else _rotated(prepared, data, work, progress)
     quantized = move(copy_with_quantizers(float_graph, plan, data.timesteps), prepared.device)
     initial = _initialized(prepared, quantized, data, work, progress)
     rounded = _rounded(prepared, quantized, data, work, progress)
@@ -147,6 +151,8 @@ def _quantize(prepared: Prepared, work: SharedWork, progress: Progress) -> tuple
         manifest.details["format_choices"] = [choice.model_dump() for choice in formats]
     if choices:
         manifest.details["scale_choices"] = [choice.model_dump() for choice in choices]
+    if rotations:
+        manifest.details["rotation"] = [choice.model_dump() for choice in rotations]
     seen = per_timestep_snr(prepared.call(quantized), data.spread(config.reference_samples), progress)
     manifest.details["snr_db"] = {"before_distillation": before, "after_distillation": after, "calibration_samples": seen}
     manifest.details["clipped"] = clipped.fractions()
@@ -204,6 +210,19 @@ def _chosen_scales(prepared: Prepared, data: Trajectories, work: SharedWork, pro
     choices = [ScaleChoice(**choice) for choice in work.made("scale-choices", make).record["choices"]]
     take_choices(prepared.plan, choices)
     return choices
+
+
+def _rotated(prepared: Prepared, data: Trajectories, work: SharedWork, progress: Progress) -> list[RotatedInput]:
+    """Rotations, written into the float graph and its plan; the main process measures for all."""
+    if prepared.config.rotation is Rotation.NONE:
+        return []
+
+    def make() -> Stage:
+        found = choose_rotations(prepared.float_graph, prepared.plan, data, prepared.config, progress)
+        return Stage({}, {"choices": [choice.model_dump() for choice in found]})
+
+    chosen = [RotatedInput(**choice) for choice in work.made("rotations", make).record["choices"]]
+    return take_rotations(prepared.float_graph, prepared.plan.layers, chosen)
 
 
 def _initialized(prepared: Prepared, quantized: GraphModule, data: Trajectories, work: SharedWork, progress: Progress) -> Initialization:

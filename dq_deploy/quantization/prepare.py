@@ -29,6 +29,7 @@ from .graph.capture import capture, check_alone, input_names
 from .graph.plan import Plan, make_plan
 from .graph.roles import assign_roles
 from .graph.skip_halves import arrange_skip_halves
+from .initial.rotation_choice import check_rotation
 from .integrity import not_finite
 from .running.device import move
 
@@ -117,6 +118,7 @@ def prepare(source: Any, config: QuantizeConfig, request: Request, progress: Pro
     # Two ranges are a matter of activations; where these stay float, one product reads both.
     halves = arrange_skip_halves(float_graph, SkipHalves.JOINT if config.weight_only else config.skip_halves)
     plan = make_plan(float_graph, config)
+    check_rotation(plan, config)
     assign_roles(float_graph, plan.layers)
     check_patterns(config.train, {layer.name: layer.node.meta["roles"] for layer in plan.quantized})
     assign_blocks(float_graph, plan, request.blocks)

@@ -44,6 +44,7 @@ from .graph.plan import Plan, make_plan
 from .graph.roles import assign_roles
 from .graph.skip_halves import arrange_skip_halves
 from .initial.dilation import dilate
+from .initial.rotation_choice import take_rotations
 from .initial.scale_choice import take_choices
 from .numerics import per_channel
 from .output_bias import insert_output_bias
@@ -173,6 +174,8 @@ class _Network:
         take_choices(plan, details.scale_choices)
         assign_roles(graph, plan.layers)
         assign_blocks(graph, plan, None)  # what is read at all; which, does not matter here
+        if details.rotation:
+            take_rotations(graph, plan.layers, details.rotation)
         return cls(config, list(details.inputs), graph, plan, copy_with_quantizers(graph, plan, old.timesteps))
 
     def call(self, graph: GraphModule) -> Model:

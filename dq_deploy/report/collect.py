@@ -112,7 +112,8 @@ def _subtitle(checkpoint: Artifact[CheckpointDetails]) -> str:
     trained = f"{options['iterations']} distillation steps a block" if options["iterations"] else "not distilled"
     codes = "codes by GPTQ" if checkpoint.details.rounding else "nearest codes"
     bits = f"{most.weight_bits}-bit weights, {activations}" + (f" ({others})" if others else "")
-    return f"{bits}, {codes}, {tables}, {trained}"
+    turned = [f"{checkpoint.details.rotated} rotated"] if checkpoint.details.rotation else []
+    return ", ".join([bits, codes, tables, *turned, trained])
 
 
 def _layer_errors(checkpoint: Checkpoint, request: ReportRequest, progress: Progress, left_out: Note) -> LayerErrors | None:

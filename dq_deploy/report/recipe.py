@@ -36,6 +36,7 @@ _DRAWING_FLAGS = (
 # Options of a quantization that are flags of the command line; the others go into a file.
 _FLAGS = (
     "activations",
+    "rotation",
     "steps",
     "iterations",
     "dilation",
