@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
@@ -25,9 +26,10 @@ from dq_deploy.quantization.bits.format_choice import choose_formats, take_forma
 from dq_deploy.quantization.calibration.source import Request
 from dq_deploy.quantization.calibration.trajectories import Trajectories
 from dq_deploy.quantization.checkpoint import freeze, named_quantizers
-from dq_deploy.quantization.config import Activations, QuantizeConfig
+from dq_deploy.quantization.config import Activations, QuantizeConfig, Rotation
 from dq_deploy.quantization.graph.plan import make_plan
 from dq_deploy.quantization.initial.initialize import initialize
+from dq_deploy.quantization.initial.rotation_choice import choose_rotations, take_rotations
 from dq_deploy.quantization.initial.scale_choice import choose_scales, take_choices
 from dq_deploy.quantization.pipeline import copy_with_quantizers, per_timestep_snr
 from dq_deploy.quantization.prepare import Prepared, prepare
@@ -35,7 +37,7 @@ from dq_deploy.quantization.rounding.layerwise import round_weights
 
 _HELD_OUT = 500_000  # the first seed that is judged on
 _FIGURES = "figures.json"
-_COLUMNS = ("network", "bits", "scales", "median SNR", "worst step", "PSNR", "sd over seeds", "per token")
+_COLUMNS = ("network", "bits", "scales", "rotation", "median SNR", "worst step", "PSNR", "sd over seeds", "per token")
 
 
 @click.command()
@@ -44,6 +46,9 @@ _COLUMNS = ("network", "bits", "scales", "median SNR", "worst step", "PSNR", "sd
 @click.option("--scales", default=",".join(Activations), show_default=True, help="With commas.")
 @click.option("--dilation", default="none", show_default=True, help="preset: what each preset takes.")
 @click.option("--rounding", type=click.Choice(["nearest", "gptq"]), default="nearest", show_default=True)
+@click.option(
+    "--rotation", type=click.Choice([r.value for r in Rotation]), default="none", show_default=True, help="As quantize --rotation."
+)
 @click.option("--keep", multiple=True, metavar="PATTERN=BITS|float", help="As quantize --keep.")
 @click.option(
     "--formats",
@@ -56,7 +61,8 @@ _COLUMNS = ("network", "bits", "scales", "median SNR", "worst step", "PSNR", "sd
 @click.option("--steps", type=click.IntRange(2), default=10, show_default=True)
 @click.option("--samples", type=click.IntRange(2), default=8, show_default=True, help="Held-out seeds to judge by.")
 @click.option("--results", type=click.Path(path_type=Path), default=Path("benchmarks/activations"), show_default=True)
-def main(names: tuple[str, ...], presets: str, scales: str, dilation: str, rounding: str, keep: tuple[str, ...], formats: str,
+def main(names: tuple[str, ...], presets: str, scales: str, dilation: str, rounding: str, rotation: str, keep: tuple[str, ...],
+         formats: str,
          calibration_samples: int, steps: int, samples: int, results: Path) -> None:  # fmt: skip
     """NAME is a built-in or one of benchmarks/networks. SNR of the network's output over the steps, and PSNR of the final samples, in dB.
 
@@ -71,6 +77,7 @@ def main(names: tuple[str, ...], presets: str, scales: str, dilation: str, round
         "reference_samples": samples,
     }
     options |= {"rounding": rounding} if rounding != "nearest" else {}  # the others were measured before there was a choice
+    options |= {"rotation": rotation} if rotation != "none" else {}
     options |= {"keep": dict(map(parse_keep, keep))} if keep else {}
     options |= {"formats": formats} if formats != "chosen" else {}
     for name in names:
@@ -115,13 +122,16 @@ def _measured(name: str, wanted: list[tuple[str, str]], options: dict[str, Any])
 def _quantized(
     prepared: Prepared, config: QuantizeConfig, data: Trajectories, held_out: Trajectories, seeds: range, *, choose: bool
 ) -> tuple[list[float], Any, float]:
-    plan = make_plan(prepared.float_graph, config)
+    graph = deepcopy(prepared.float_graph, {id(tensor): tensor for tensor in prepared.float_graph.buffers()})
+    plan = make_plan(graph, config)
     if choose and any(layer.activation_format.block for layer in plan.quantized):
-        take_formats(plan, choose_formats(replace(prepared, config=config, plan=plan), data), config)
+        take_formats(plan, choose_formats(replace(prepared, config=config, float_graph=graph, plan=plan), data), config)
     if config.activations is Activations.AUTO:
-        take_choices(plan, choose_scales(prepared.float_graph, plan, data, config))
-    quantized = copy_with_quantizers(prepared.float_graph, plan, data.timesteps)
-    initialize(prepared.float_graph, quantized, data, config)
+        take_choices(plan, choose_scales(graph, plan, data, config))
+    if config.rotation is not Rotation.NONE:
+        take_rotations(graph, plan.layers, choose_rotations(graph, plan, data, config))
+    quantized = copy_with_quantizers(graph, plan, data.timesteps)
+    initialize(graph, quantized, data, config)
     round_weights(quantized, data, config)
     freeze(quantized)
     computed = [quantizer.source is ScaleSource.COMPUTED and not quantizer.format.block for _, quantizer in named_quantizers(quantized)]
@@ -151,7 +161,7 @@ def _prepared(name: str, config: QuantizeConfig) -> Prepared:
 def _row(entry: dict[str, Any]) -> tuple[object, ...]:
     figures = (f"{entry[key]:.1f}" for key in ("median_snr_db", "worst_snr_db", "psnr_db"))
     spread, share = f"{np.std(entry['psnr_by_seed']):.1f}", f"{entry['per_token']:.0%}"
-    return entry["network"], entry["preset"], entry["scales"], *figures, spread, share
+    return entry["network"], entry["preset"], entry["scales"], entry.get("rotation", "none"), *figures, spread, share
 
 
 if __name__ == "__main__":
