@@ -145,9 +145,14 @@ def _replicable(node: Node) -> bool:
     return node.op == "call_function" and (not isinstance(value, torch.Tensor) or value.dim() == 0 or isinstance(value.shape[0], int))
 
 
+def _is_batch(node: Node) -> bool:
+    """Whether a node is the size of the batch: it is taken from an input, as all sizes are (``clean``)."""
+    return node.target == aten.sym_size.int and bool(node.args[1] == 0)
+
+
 def _external(node: Node, inside: set[Node]) -> Iterable[Node]:
     """Values from other blocks that a node needs, looking through what is replicated."""
-    if node.target == aten.sym_size.int:
+    if _is_batch(node):
         return
     for source in node.all_input_nodes:
         if source in inside:
@@ -159,7 +164,7 @@ def _external(node: Node, inside: set[Node]) -> Iterable[Node]:
 
 
 def _used_outside(user: Node, inside: set[Node]) -> bool:
-    if user.target == aten.sym_size.int:
+    if _is_batch(user):
         return False
     if _replicable(user):  # into its readers' blocks
         return any(_used_outside(reader, inside) for reader in user.users)
@@ -168,7 +173,7 @@ def _used_outside(user: Node, inside: set[Node]) -> bool:
 
 def _copy(node: Node, graph: Graph, copies: dict[Node, Node], timestep: Node) -> Node:
     if node not in copies:
-        if node.target == aten.sym_size.int:  # always the batch: see capture
+        if _is_batch(node):
             copies[node] = graph.call_function(aten.sym_size.int, (timestep, 0))
         else:
             for source in node.all_input_nodes:

@@ -9,13 +9,13 @@ from __future__ import annotations
 import inspect
 import keyword
 import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
 from typing import Any
 
 import torch
 from torch import nn
-from torch.fx import Graph, GraphModule, Node
+from torch.fx import Graph, GraphModule, Interpreter, Node
 
 from ...errors import ArtifactError, DqDeployError, UsageError, raise_if_out_of_memory
 from ...progress import Advance, Progress, silent
@@ -24,6 +24,7 @@ from ..running.ambient import default_torch, without_autocast
 from .edit import aten, bind, set_tensor
 from .exporting import NoSymbolError, check_names, described, exported, exported_as_is, names_that_are_keywords, source_line
 from .fixed_batch import freed
+from .free_sizes import FreeSize, free_sizes, with_multiples
 from .rewrites import clean, normalize
 from .rewrites.attention import ATTENTION
 
@@ -93,44 +94,76 @@ def input_names(module: nn.Module, conditions: Sequence[str] = (), form: CallFor
 
 
 def capture(
-    module: nn.Module, inputs: dict[str, torch.Tensor], progress: Progress = silent, *, form: CallForm | None = None
-) -> GraphModule:
+    module: nn.Module, inputs: dict[str, torch.Tensor], progress: Progress = silent, *, form: CallForm | None = None,
+    others: Sequence[dict[str, torch.Tensor]] = (),
+) -> GraphModule:  # fmt: skip
     """Capture ``module`` as a GraphModule whose placeholders are named as ``inputs``; every input's first dimension is the batch.
+
+    ``others`` are examples at other sizes: the dimensions in which they differ are free then (``free_sizes``), and the graph is compared
+    with the model at each; its ``meta["free"]`` has the ``FreeSize``s by name.
 
     ``inputs`` are example tensors [2, ...] in the forward's order (see ``input_names``), and ``form`` is how the module is called with
     them, where that is not each under its own name. The result holds the module's own parameters
     under their own names, and its nodes carry the module path in ``meta["path"]`` and the module class in ``meta["class"]``. Its own
     ``meta["output"]`` is the ``OutputForm``: several tensors are side by side in the graph's one output.
 
-    Raises ArtifactError when the model cannot be captured or the captured graph is not the model (compared at batches 1 and 3).
+    Raises ArtifactError when the model cannot be captured or the captured graph is not the model (compared at batches 1 and 3), and where
+    the model fixes a size that is to be free.
     """
     check_names(module)
+    sizes = free_sizes(inputs, others)
     if any(tensor.is_inference() for tensor in module.state_dict().values()):  # made in inference mode: torch.export takes no such tensors
         with torch.inference_mode(mode=False):
             module = deepcopy(module)
     with progress("capturing the model", 2 * sum(_BATCHES) + _EXPORT_STEPS) as advance, default_torch(), names_that_are_keywords():
-        return _capture(module.eval(), inputs, form or CallForm.plain(module, list(inputs)), advance)
+        graph_module = _captured(module.eval(), [inputs, *others], form or CallForm.plain(module, list(inputs)), advance, sizes)
+    graph_module.meta["free"] = with_multiples(graph_module, inputs, sizes)
+    return graph_module
 
 
-def _capture(module: nn.Module, inputs: dict[str, torch.Tensor], form: CallForm, advance: Advance) -> GraphModule:
+class _FixedSizeError(ArtifactError):
+    """A model that fixes a size that is to be free."""
+
+
+def _captured(module: nn.Module, examples: Sequence[dict[str, torch.Tensor]], form: CallForm, advance: Advance,
+              sizes: Mapping[str, FreeSize]) -> GraphModule:  # fmt: skip
+    """The graph from the first of the examples, or else from another: a network may have a table for its own size, and compute others."""
+    fixed: _FixedSizeError | None = None
+    for index, inputs in enumerate(examples):
+        try:
+            return _capture(module, inputs, form, advance, (sizes, [*examples[:index], *examples[index + 1 :]]))
+        except _FixedSizeError as error:
+            fixed = fixed or error
+    assert fixed is not None
+    raise fixed
+
+
+_Sizes = tuple[Mapping[str, FreeSize], Sequence[dict[str, torch.Tensor]]]
+"""What is free, and examples at other sizes than that of the capture."""
+
+
+def _capture(module: nn.Module, inputs: dict[str, torch.Tensor], form: CallForm, advance: Advance, sizes: _Sizes) -> GraphModule:
     names = list(inputs)
     wrapper = _Positional(module, names, form)
     tensors = list(inputs.values())
     with without_autocast() as entered:
         expected, problem = _expected(wrapper, tensors)
         if problem is None:
-            return _compared(wrapper, names, tensors, expected, advance)
+            return _compared(wrapper, names, tensors, expected, advance, sizes)
     if entered:  # types that only autocast brings together
         expected, problem = _expected(wrapper, tensors)
     if problem is not None:
         raise _does_not_run(wrapper, names, tensors, problem) from problem
-    return _compared(wrapper, names, tensors, expected, advance)
+    return _compared(wrapper, names, tensors, expected, advance, sizes)
 
 
 def _compared(wrapper: _Positional, names: list[str], tensors: list[torch.Tensor], expected: dict[int, torch.Tensor],
-              advance: Advance) -> GraphModule:  # fmt: skip
-    """The model's graph, which gives what was ``expected`` at every batch."""
+              advance: Advance, sizes: _Sizes) -> GraphModule:  # fmt: skip
+    """The model's graph, which gives what was ``expected`` at every batch, and what the model gives at other sizes."""
     advance(sum(_BATCHES), "exporting")
+    if sizes[1]:
+        graph_module = _of_free_sizes(wrapper, names, tensors, expected, sizes)
+        return _noted(wrapper, graph_module, expected, advance)
     try:
         raw = exported(wrapper, tensors)
         graph_module = _normalized(wrapper, raw, names, tensors, expected)
@@ -147,10 +180,94 @@ def _compared(wrapper: _Positional, names: list[str], tensors: list[torch.Tensor
             raise ArtifactError(
                 f"the graph, and not the model, is bound to the batch that it was captured at, and what binds it was not found: {error}"
             ) from error
+    return _noted(wrapper, graph_module, expected, advance)
+
+
+def _noted(wrapper: _Positional, graph_module: GraphModule, expected: dict[int, torch.Tensor], advance: Advance) -> GraphModule:
+    """With what was seen of the model beside its graph."""
     advance(_EXPORT_STEPS + sum(_BATCHES), "compared")
     graph_module.meta["output"] = wrapper.returns
     graph_module.meta["in_company"] = _in_company(expected)
     return graph_module
+
+
+def _of_free_sizes(wrapper: _Positional, names: list[str], tensors: list[torch.Tensor], expected: dict[int, torch.Tensor],
+                   sizes: _Sizes) -> GraphModule:  # fmt: skip
+    """The model's graph whose sizes are free. Raises ArtifactError where the model fixes one, with its reason."""
+    free, others = sizes
+    elsewhere = [(example, _at_another_size(wrapper, example)) for example in others]
+    axes = [[dim for size in free.values() for input_, dim in size.axes if input_ == name] for name in names]
+    try:
+        raw = exported(wrapper, tensors, axes)
+        _check_free(raw, names, axes)
+        graph_module = _normalized(wrapper, raw, names, tensors, expected)
+        _check_beyond(wrapper, graph_module, tensors, raw.meta.get("largest_batch", _LARGE))
+    except (_BoundToBatch, NoSymbolError) as error:
+        what = error.message if isinstance(error, ArtifactError) else str(error)
+        raise _FixedSizeError(
+            f"{type(wrapper.module).__name__} cannot be captured with {' and '.join(free)} free: {what}",
+            "take sizes, the batch's too, from x.shape and leave them whole (no len, int, list or range of them); or leave --sizes out",
+        ) from error
+    for example, output in elsewhere:
+        last = _Last(graph_module)
+        try:
+            with torch.no_grad():
+                got = last.run(*example.values())
+        except (RuntimeError, AssertionError, IndexError) as error:
+            raise_if_out_of_memory(error)
+            where = source_line(last.node) if last.node else ""
+            raise _fixed(wrapper, free, f"its graph does not run on {_shown(example)}: {str(error).splitlines()[0]}{where}") from error
+        if not _equal(output, got):
+            raise _fixed(wrapper, free, f"its graph gives other values than it does for {_shown(example)}")
+    return graph_module
+
+
+class _Last(Interpreter):
+    """Runs a graph, and knows the node that it came to."""
+
+    node: Node | None = None
+
+    def run_node(self, n: Node) -> Any:
+        self.node = n
+        return super().run_node(n)
+
+
+@torch.no_grad()
+def _at_another_size(wrapper: _Positional, example: dict[str, torch.Tensor]) -> torch.Tensor:
+    """What the model gives there. Raises ArtifactError where it gives nothing."""
+    try:
+        output: torch.Tensor = wrapper(*example.values())
+        batch = len(next(iter(example.values())))
+        if len(output) != batch:
+            raise ValueError(f"it gives {len(output)} samples for {batch}")
+        return output
+    except Exception as error:  # as many kinds as there are models
+        raise_if_out_of_memory(error)
+        raise ArtifactError(
+            f"{type(wrapper.module).__name__} does not run on {_shown(example)}: {described(error)}",
+            "a network that fixes its size has one: leave --sizes out, and quantize it once for each size",
+        ) from error
+
+
+def _check_free(raw: GraphModule, names: Sequence[str], axes: Sequence[Sequence[int]]) -> None:
+    """Raises _BoundToBatch where torch.export found that a dimension can have one size only."""
+    placeholders = [n for n in raw.graph.nodes if n.op == "placeholder"]
+    for node, name, dims in zip(placeholders, names, axes, strict=True):
+        for dim in dims:
+            if isinstance(size := node.meta["val"].shape[dim], int):
+                raise _BoundToBatch(f"a condition in its own code holds for dimension {dim} of '{name}' being {size}, and for no other")
+
+
+def _fixed(wrapper: _Positional, free: Mapping[str, FreeSize], why: str) -> _FixedSizeError:
+    return _FixedSizeError(
+        f"{type(wrapper.module).__name__} fixes {' and '.join(free)}, which --sizes is to leave free: {why}",
+        "leave --sizes out, and quantize it once for each size. A network has none where it takes them from x.shape, and computes "
+        "its positions with torch",
+    )
+
+
+def _shown(example: Mapping[str, torch.Tensor]) -> str:
+    return ", ".join(f"{key} {list(tensor.shape)}" for key, tensor in example.items())
 
 
 class _BoundToBatch(Exception):
@@ -264,8 +381,7 @@ def _does_not_run(wrapper: _Positional, names: list[str], tensors: list[torch.Te
             wrapper(*tensors)
     except Exception as own:  # noqa: BLE001  whatever it is, it is reported
         raise_if_out_of_memory(own)
-        shapes = ", ".join(f"{key} {list(t.shape)}" for key, t in zip(names, tensors, strict=True))
-        return ArtifactError(f"{name} does not run on {shapes}: {described(own)}")
+        return ArtifactError(f"{name} does not run on {_shown(dict(zip(names, tensors, strict=True)))}: {described(own)}")
     return ArtifactError(
         f"{name} runs at batch {len(tensors[0])}, and not at batches {' and '.join(map(str, _BATCHES))}: {described(error)}"
     )

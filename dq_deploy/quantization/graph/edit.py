@@ -10,6 +10,8 @@ import torch
 from torch import nn
 from torch.fx import GraphModule, Node, map_arg
 
+from .size_nodes import size_node
+
 aten = torch.ops.aten
 Size = int | Node
 
@@ -88,12 +90,15 @@ class Editor:
         return [self.size(s) for s in x.meta["val"].shape]
 
     def size(self, value: Any) -> Size:
-        """A size, as an integer or as a node that computes it from the batch."""
+        """A size, as an integer or as a node that computes it from the batch and what else is free."""
         if isinstance(value, int):
             return value
         batch = batch_size(self.graph_module)
         factor = multiple_of_batch(value, batch.meta["val"])
-        assert factor is not None, value
+        if factor is None:
+            made = size_node(self.graph_module, value)
+            assert made is not None, value
+            return made
         return batch if factor == 1 else self(operator.mul, batch, factor)
 
     def reshape(self, x: Node, sizes: Sequence[Size]) -> Node:

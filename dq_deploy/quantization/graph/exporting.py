@@ -6,7 +6,7 @@ import keyword
 import operator
 import re
 import traceback
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, suppress
 from io import StringIO
 from pathlib import Path
@@ -33,19 +33,23 @@ class NoSymbolError(ArtifactError):
     """
 
 
-def exported(wrapper: nn.Module, tensors: Sequence[torch.Tensor]) -> GraphModule:
+def exported(wrapper: nn.Module, tensors: Sequence[torch.Tensor], free: Sequence[Collection[int]] = ()) -> GraphModule:
     """The graph of ``wrapper(*tensors)``, of whatever sizes N of the inputs [N, ...] torch.export finds it to be.
+
+    ``free`` are the further dimensions of each input that may have any size.
 
     ``meta["largest_batch"]`` is the largest that it holds for, as the model's own conditions on the size have it; without: any.
     Raises ArtifactError when it cannot be captured, and NoSymbolError where sizes that are numbers may do.
     """
     with _explained(wrapper, NoSymbolError):
-        program = _program(wrapper, tensors, torch.export.Dim.AUTO)
+        program = _program(wrapper, tensors, torch.export.Dim.AUTO, free)
         if len(_batches(program)) > 1:  # it found no reason why the inputs' batches should be one, and what joins them has sizes of its own
             with suppress(Exception):  # what it is joined by may forbid a name for it; then it stays as it was found
-                program = _program(wrapper, tensors, torch.export.Dim("batch"))
+                program = _program(wrapper, tensors, torch.export.Dim("batch"), free)
         module = _module(program)
-        bounds = [int(found.upper) for found in program.range_constraints.values() if str(found.upper).isdecimal()]  # not infinity
+        batches = _batches(program)
+        ranges = [found for symbol, found in program.range_constraints.items() if not free or str(symbol) in batches]
+        bounds = [int(found.upper) for found in ranges if str(found.upper).isdecimal()]  # not infinity
         return _noted(module, min(bounds, default=None))
 
 
@@ -95,9 +99,11 @@ def _explained(wrapper: nn.Module, otherwise: type[ArtifactError] = ArtifactErro
         raise otherwise(f"torch.export cannot capture {name}: {described(error)}") from error
 
 
-def _program(wrapper: nn.Module, tensors: Sequence[torch.Tensor], batch: Any) -> torch.export.ExportedProgram:
+def _program(wrapper: nn.Module, tensors: Sequence[torch.Tensor], batch: Any,
+             free: Sequence[Collection[int]] = ()) -> torch.export.ExportedProgram:  # fmt: skip
     # Without gradients: a model that turns them off for a part (checkpointing does) would become a graph with a graph in it.
-    dynamic = None if batch is None else {"tensors": tuple({0: batch} for _ in tensors)}
+    further = [dict.fromkeys(dims, torch.export.Dim.AUTO) for dims in free] or [{}] * len(tensors)
+    dynamic = None if batch is None else {"tensors": tuple({0: batch, **dims} for dims in further)}
     # Where it fails, it prints the graph so far, which the error's one line of the model's source says better.
     with torch.no_grad(), _no_fused_attention(), redirect_stderr(StringIO()):
         return torch.export.export(wrapper, tuple(tensors), dynamic_shapes=dynamic, strict=False)

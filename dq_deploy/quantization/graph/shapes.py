@@ -1,21 +1,31 @@
-"""Shapes of a captured graph's values for one sample, where the batch is a symbol."""
+"""Shapes of a captured graph's values for one sample, where the batch is a symbol, and height and width may be."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch.fx import Node
 
+CAPTURED_BATCH = 2
+"""Samples of the inputs that a model is captured with; no other free dimension of them has that size (``capture``)."""
+
 
 def at_batch_one(size: Any) -> int:
-    """A size that may depend on the batch, for a batch of one."""
+    """A size that may depend on the batch and other free dimensions, for a batch of one at the size that was captured."""
     if isinstance(size, torch.SymInt):
         expression = size.node.expr
-        return int(expression.subs(dict.fromkeys(expression.free_symbols, 1)))
+        captured = _captured_sizes(size)
+        return int(expression.subs({s: 1 if captured.get(s) in (None, CAPTURED_BATCH) else captured[s] for s in expression.free_symbols}))
     return int(size)
+
+
+def _captured_sizes(size: torch.SymInt) -> Mapping[Any, Any]:
+    """What each symbol stood for in the inputs of the capture."""
+    environment = size.node.shape_env
+    return getattr(environment, "backed_var_to_val", None) or getattr(environment, "var_to_val", {})  # its name before torch 2.10
 
 
 def static_shape(value: torch.Tensor) -> list[int]:

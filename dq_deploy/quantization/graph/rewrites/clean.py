@@ -9,6 +9,7 @@ import torch
 from torch.fx import Graph, GraphModule, Node
 
 from ..edit import aten, batch_size, multiple_of_batch
+from ..size_nodes import size_node
 
 _END = 2**63 - 1
 _CHECKS = ("assert", "_guards_fn")
@@ -66,7 +67,10 @@ def _sizes_from_first_input(graph_module: GraphModule) -> None:
     batch = batch_size(graph_module)
     for node in sizes:
         factor = multiple_of_batch(node.meta["val"], batch.meta["val"])
-        if node is batch or factor is None:
+        if node is batch:
+            continue
+        if factor is None:
+            _from_inputs(graph_module, node)
             continue
         source = batch
         if factor > 1:
@@ -78,6 +82,14 @@ def _sizes_from_first_input(graph_module: GraphModule) -> None:
     first = next(n for n in graph_module.graph.nodes if n.op not in ("placeholder", "get_attr"))
     if first is not batch:
         first.prepend(batch)
+
+
+def _from_inputs(graph_module: GraphModule, node: Node) -> None:
+    """Compute a size that is no multiple of the batch from the inputs' sizes, where it can be."""
+    made = size_node(graph_module, node.meta["val"]) if isinstance(node.meta["val"], torch.SymInt) else None
+    if made is not None and made is not node:
+        node.replace_all_uses_with(made)
+        graph_module.graph.erase_node(node)
 
 
 def _reshape_once(node: Node) -> None:

@@ -92,9 +92,8 @@ def _arranged(emit: Editor, x: Node, term: str, alone: list[str], groups: list[l
 
 def _folded(emit: Editor, letters: list[str], size: dict[str, Size]) -> Size:
     """Size of several letters as one dimension."""
-    nodes = [size[letter] for letter in letters if isinstance(size[letter], Node)]
+    nodes = [node for letter in letters if isinstance(node := size[letter], Node)]
     count = math.prod(s for letter in letters if isinstance(s := size[letter], int))
     if not nodes:
         return count
-    assert len(nodes) == 1  # the batch stands once
-    return emit.size(nodes[0].meta["val"] * count)  # type: ignore[union-attr]
+    return emit.size(math.prod(node.meta["val"] for node in nodes) * count)
