@@ -335,6 +335,39 @@ class GivenPictures(_Open):
         return [name for name in ("image", "mask", "control_image") if getattr(self, name)]
 
 
+class CalibratedSize(_Open):
+    """One of several sizes that were calibrated: height and width as they were asked for, and the shape that the network's sample has then.
+
+    Of a checkpoint ``snr_db`` has the SNR at each timestep on held-out samples of that size. One that is not ``calibrated`` lies between
+    those that are, to see what that costs.
+    """
+
+    size: tuple[int, int]
+    sample_shape: list[int]
+    calibrated: bool = True
+    snr_db: list[float] = Field(default_factory=list)
+
+    def __str__(self) -> str:
+        return f"{self.size[0]}x{self.size[1]}"
+
+
+class FreeDimension(_Open):
+    """A dimension of a graph's inputs that is free: its ``values`` at each calibrated size, as the network gets them.
+
+    ``axes`` are the inputs that have it and where, the batch being 0. Any size from the least value to the largest is served that is a
+    ``multiple`` of a number.
+    """
+
+    values: list[int] = Field(min_length=1)
+    axes: list[tuple[str, int]]
+    multiple: int = Field(ge=1)
+
+    @property
+    def range(self) -> tuple[int, int, int]:
+        """The least, the first and the largest calibrated value."""
+        return min(self.values), self.values[0], max(self.values)
+
+
 class Details(_Open, ABC):
     """What every artefact of a model has."""
 
@@ -345,6 +378,8 @@ class Details(_Open, ABC):
     sample_shape: list[int] = Field(min_length=1)
     picture_size: dict[Literal["height", "width", "num_frames"], int] = Field(default_factory=dict)
     pictures: GivenPictures | None = None
+    calibrated_sizes: list[CalibratedSize] = Field(default_factory=list)
+    free: dict[str, FreeDimension] = Field(default_factory=dict)
     call: NetworkCall | None = None
     source: Origin | None = None
 

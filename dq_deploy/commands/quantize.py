@@ -83,6 +83,12 @@ _SHOWN_LAYERS = 10
     help="Widths of weights that one checkpoint is to hold, descending from 8; export --weight-bits takes one (docs/widths.md).  "
     "[default: one width, of --weight-bits]",
 )
+@click.option(
+    "--sizes",
+    metavar="HxW,HxW",
+    help="Heights and widths to calibrate at, each on its share of the samples; one bundle then takes these and what lies between. In "
+    "pixels of a pipeline's pictures, or of the network's own samples.  [default: one size]",
+)
 @click.option("--calibration-samples", type=int, help="Images to calibrate and distil on, each with all its steps.  [default: 64]")
 @click.option("--batch-size", type=int, help="Samples per batch; fewer need less memory.  [default: 32]")
 @click.option("--seed", type=int, help="First seed of the calibration noise.  [default: 0]")
@@ -113,6 +119,7 @@ def quantize(
     keep: tuple[str, ...],
     auto_bits: str | None,
     matryoshka: str | None,
+    sizes: str | None,
     calibration: dict[str, Any],
     config: Path | None,
     device: str,
@@ -135,6 +142,8 @@ def quantize(
     merged = {"preset": "w4a8" if auto_bits else "w8a8", **_advised(device_for, source, output, given), **given}
     if matryoshka is not None:
         merged["matryoshka"] = whole_numbers(matryoshka, "--matryoshka")
+    if sizes is not None:
+        merged["sizes"] = [size.strip() for size in sizes.split(",")]
     if keep:
         merged["keep"] = merged.get("keep", {}) | dict(map(parse_keep, keep))
     if auto_bits:
@@ -236,6 +245,8 @@ def show_checkpoint(checkpoint: Artifact[CheckpointDetails], output: Output, cho
     if details.final_error:
         rows.append(("SNR of the final sample", details.final_error.summary))
     rows += width_rows(details)
+    for size in details.calibrated_sizes:
+        rows.append((f"SNR at {size}" + ("" if size.calibrated else ", which was not calibrated"), _span(size.snr_db)))
     output.table(str(checkpoint.path), ("", ""), rows)
     if wide := [record.layer for record in details.rounding or () if record.parts > 1]:
         output.note(f"too many inputs to be rounded as one, and rounded in parts: {', '.join(wide)}")

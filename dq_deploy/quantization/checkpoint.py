@@ -7,14 +7,15 @@ Tensor names: ``<layer>.weight.codes`` int8 [O, ...] or, up to 4 bits, ``<layer>
 channels (see ``weights/blocked``); ``<layer>.bias`` [O]; ``<quantizer>.scale`` [T], ``.zero_point`` int8 [T] and ``.dilation`` [C]
 (``.folded_dilation`` [C]: what it was before it was folded into what computes the activation);
 ``corrections.output_bias.table`` [T, C], which the output is less of, and ``.table.4`` for weights that are sliced to 4 bits;
-float leftovers under their parameter names.
+float leftovers under their parameter names. Of reference data, ``inputs`` [T, n, ...] and so on are of the first calibrated size, and
+``sizes.1.inputs`` of the second.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Container, Iterator
-from dataclasses import dataclass
+from collections.abc import Container, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -68,30 +69,68 @@ class Checkpoint:
         """Quantizers by name."""
         return dict(named_quantizers(self.model))
 
-    def examples(self) -> dict[str, torch.Tensor]:
-        """Example inputs [2, ...] in the graph's order; only their shapes and types matter."""
+    def examples(self, size: int = 0) -> dict[str, torch.Tensor]:
+        """Example inputs [2, ...] in the graph's order, at one of the calibrated sizes; only their shapes and types matter."""
         found = {}
         for index, name in enumerate(self.details.inputs):
             if name == "timestep":
                 found[name] = torch.tensor([1.0, 2.0])
             elif index == 0:
-                found[name] = torch.zeros(2, *self.details.sample_shape)
+                found[name] = torch.zeros(self._at(size, name, self.details.sample_shape))
             else:
                 condition = self.details.conditions[name]
-                found[name] = torch.zeros(2, *condition.shape, dtype=getattr(torch, condition.dtype))
+                found[name] = torch.zeros(self._at(size, name, condition.shape), dtype=getattr(torch, condition.dtype))
+        return found
+
+    def _at(self, size: int, name: str, shape: Sequence[int]) -> list[int]:
+        """The shape [2, ...] of an input at a calibrated size, from that at the first."""
+        found = [2, *shape]
+        for free in self.details.free.values():
+            for dim in (dim for input_, dim in free.axes if input_ == name):
+                found[dim] = free.values[size]
+        return found
+
+    @property
+    def size_count(self) -> int:
+        """How many sizes it was calibrated at."""
+        return max(1, sum(size.calibrated for size in self.details.calibrated_sizes))
+
+    def free_axes(self) -> dict[str, dict[int, str]]:
+        """By input, the dimensions beside the batch that are free, and what they are called."""
+        found: dict[str, dict[int, str]] = {}
+        for name, free in self.details.free.items():
+            for input_, dim in free.axes:
+                found.setdefault(input_, {})[dim] = name
         return found
 
     def reference(self) -> Trajectories:
-        """The held-out trajectories that the checkpoint carries."""
+        """The held-out trajectories that the checkpoint carries, of every size."""
         tensors = read_tensors(self.artifact.file(REFERENCE))
+        first, *others = [
+            _reference(tensors, index, self.details.samples_per_seed) for index in range(max(1, len(self.details.calibrated_sizes)))
+        ]
+        return replace(first, others=tuple(others))
 
-        def under(prefix: str) -> dict[str, torch.Tensor]:
-            return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
-        return Trajectories(
-            tensors["timesteps"], tensors["inputs"], tensors["outputs.float"], under("conditions."), self.details.samples_per_seed,
-            under("varying."),
-        )  # fmt: skip
+def _of_size(index: int) -> str:
+    """What the names of a size's reference data begin with; the first size's have no such part."""
+    return f"sizes.{index}." if index else ""
+
+
+def _reference_tensors(data: Trajectories, prefix: str) -> dict[str, torch.Tensor]:
+    tensors = {"timesteps": data.timesteps, "inputs": data.samples, "outputs.float": data.outputs}
+    tensors |= {f"conditions.{k}": v for k, v in data.conditions.items()} | {f"varying.{k}": v for k, v in data.varying.items()}
+    return {f"{prefix}{k}": v.contiguous().clone() for k, v in tensors.items()}
+
+
+def _reference(tensors: dict[str, torch.Tensor], index: int, per_seed: int) -> Trajectories:
+    prefix = _of_size(index)
+
+    def under(kind: str) -> dict[str, torch.Tensor]:
+        return {k.removeprefix(f"{prefix}{kind}."): v for k, v in tensors.items() if k.startswith(f"{prefix}{kind}.")}
+
+    timesteps, inputs, outputs = (tensors[f"{prefix}{name}"] for name in ("timesteps", "inputs", "outputs.float"))
+    return Trajectories(timesteps, inputs, outputs, under("conditions"), per_seed, under("varying"))
 
 
 def named_layers(model: nn.Module) -> Iterator[tuple[str, IntegerLayer]]:
@@ -150,9 +189,10 @@ def write_checkpoint(folder: Path, model: GraphModule, reference: Trajectories) 
         graph["output_bias"] = correction.config()
     write_text(folder / GRAPH, json.dumps(graph, indent=1, sort_keys=True, allow_nan=False) + "\n")
     write_tensors(folder / MODEL, integer_tensors(model))
-    data = {"timesteps": reference.timesteps, "inputs": reference.samples, "outputs.float": reference.outputs}
-    data |= {f"conditions.{k}": v for k, v in reference.conditions.items()} | {f"varying.{k}": v for k, v in reference.varying.items()}
-    write_tensors(folder / REFERENCE, {k: v.contiguous().clone() for k, v in data.items()})
+    data: dict[str, torch.Tensor] = {}
+    for index, sized in enumerate(reference.by_size):
+        data |= _reference_tensors(sized, _of_size(index))
+    write_tensors(folder / REFERENCE, data)
 
 
 def load_checkpoint(path: str | Path) -> Checkpoint:

@@ -143,6 +143,20 @@ _LEAST_BITS = 2
 Bits = Annotated[int, BeforeValidator(_no_bool), Field(ge=_LEAST_BITS, le=8)]
 
 
+def _height_and_width(value: Any) -> Any:
+    """A size as a pair, from ``512x768`` too."""
+    if not isinstance(value, str):
+        return value
+    parts = value.lower().replace("×", "x").split("x")
+    if len(parts) != 2 or not all(part.strip().isdecimal() for part in parts):
+        raise ValueError("a size is height x width, such as 512x768")
+    return tuple(int(part) for part in parts)
+
+
+Edge = Annotated[int, BeforeValidator(_no_bool), Field(ge=1)]
+Size = Annotated[tuple[Edge, Edge], BeforeValidator(_height_and_width)]
+
+
 def _problem(error: Mapping[str, Any]) -> str:
     """What is wrong with one option, with its value; or with several together."""
     if error["type"] == "extra_forbidden":
@@ -240,6 +254,9 @@ class QuantizeConfig(BaseModel):
     final_samples: int | None = Field(default=None, ge=0)
     """Of these, how many are sampled to the end to see what each step's error costs the final sample. None: two, or one where nothing is
     trained and that would take a larger share of the time; 0: it is not measured."""
+    sizes: tuple[Size, ...] = ()
+    """Heights and widths to calibrate at, each on its share of the samples; the graph then takes what lies between. In pixels where a
+    pipeline draws, as ``height`` and ``width`` are, and else in the units of the network's own samples. () is one size, the model's own."""
     sampler: Sampler = Sampler.DDIM
     guidance_scale: float | None = Field(default=None, ge=0, lt=math.inf)
     """Classifier-free guidance of the calibration trajectories; the conditional and the unconditional half are both calibrated."""
@@ -310,6 +327,19 @@ class QuantizeConfig(BaseModel):
             raise ValueError(f"activation_bits 16 leaves activations in float, where {', '.join(given)} would be ignored: leave it out")
         if not self.weight_only and self.weight_block != defaults["weight_block"].default:
             raise ValueError("weight_block is for activation_bits 16: TensorRT refuses blocks of weights beside integer activations")
+        return self
+
+    @model_validator(mode="after")
+    def _sizes_differ(self) -> QuantizeConfig:
+        if not self.sizes:
+            return self
+        said = ",".join(f"{height}x{width}" for height, width in self.sizes)
+        if len(self.sizes) < 2 or len(set(self.sizes)) < len(self.sizes):
+            raise ValueError(f"sizes takes two sizes or more, all different, not {said}: one size of a picture is --height and --width")
+        if self.calibration_samples < 2 * len(self.sizes):
+            raise ValueError(
+                f"calibration_samples is {self.calibration_samples}, and each of {len(self.sizes)} sizes needs two of them at the least"
+            )
         return self
 
     @model_validator(mode="after")

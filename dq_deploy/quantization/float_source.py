@@ -19,11 +19,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class FloatModel:
-    """A captured float graph, example inputs in its order, and its products' names by node name."""
+    """A captured float graph, example inputs in its order, its products' names by node name, and its free dimensions' by input."""
 
     graph: GraphModule
     examples: dict[str, torch.Tensor]
     layers: dict[str, str]
+    free: dict[str, dict[int, str]]
 
 
 def load_float(checkpoint: Checkpoint) -> FloatModel:
@@ -42,5 +43,6 @@ def load_float(checkpoint: Checkpoint) -> FloatModel:
     examples = checkpoint.examples()
     call = checkpoint.details.call_record or {}
     form = CallForm.of_record(call["arguments"]) if call.get("arguments") else None
-    graph = capture(loaded.model, examples, form=form)
-    return FloatModel(graph, examples, {layer.node.name: layer.name for layer in find_layers(graph)})
+    others = [checkpoint.examples(size) for size in range(1, checkpoint.size_count)]
+    graph = capture(loaded.model, examples, form=form, others=others)
+    return FloatModel(graph, examples, {layer.node.name: layer.name for layer in find_layers(graph)}, checkpoint.free_axes())

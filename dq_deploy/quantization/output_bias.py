@@ -77,17 +77,19 @@ def mean_error(model: Model, data: Trajectories, *, batch_size: int, static: boo
     rank = data.outputs[0].dim()
     axis = channel_axis(rank)
     others = [dim for dim in range(1, rank) if dim != axis]
-    found = []
-    with progress("output bias", len(data.timesteps)) as advance:
-        for row, timestep in enumerate(data.timesteps):
-            total = torch.zeros(data.outputs[0].shape[axis], dtype=torch.float64)
-            for part in torch.arange(data.samples.shape[1]).split(batch_size):
-                got = model(data.samples[row, part], timestep.repeat(len(part)), **data.given(row, part))
-                error = (got - data.outputs[row, part]).double()
-                total += (error.mean(dim=others) if others else error).sum(dim=0).cpu()
-            found.append(total / data.samples.shape[1])
-            advance()
-    table = torch.stack(found)
+    total = torch.zeros(len(data.timesteps), data.outputs[0].shape[axis], dtype=torch.float64)
+    counts = torch.zeros(len(data.timesteps), 1)
+    with progress("output bias", sum(len(sized.timesteps) for sized in data.by_size)) as advance:
+        for sized in data.by_size:
+            for index, row in enumerate(numerics.select_table_rows(sized.timesteps, numerics.midpoints(data.timesteps)).tolist()):
+                timestep = sized.timesteps[index]
+                for part in torch.arange(sized.samples.shape[1]).split(batch_size):
+                    output = model(sized.samples[index, part], timestep.repeat(len(part)), **sized.given(index, part))
+                    error = (output - sized.outputs[index, part]).double()
+                    total[row] += (error.mean(dim=others) if others else error).sum(dim=0).cpu()
+                counts[row] += sized.samples.shape[1]
+                advance()
+    table = total / counts
     return (table.mean(dim=0, keepdim=True).expand_as(table) if static else table).float()
 
 

@@ -17,10 +17,13 @@ from ..artifacts.details import BlockLoss, CheckpointDetails, FormatChoice, Rota
 from ..artifacts.final_error import FinalError
 from ..decibels import snr_db
 from ..formats import FP4, ScaleSource
+from ..errors import UsageError
+from ..formats import ScaleSource
 from ..progress import Progress, silent
 from .bits.format_choice import choose_formats, take_formats
 from .calibration.choice import changed
 from .calibration.schedules import plain_config
+from .calibration.sized_source import SizedSource
 from .calibration.source import Request
 from .calibration.trajectories import Answer, Model, Trajectories
 from .checkpoint import freeze, named_quantizers, write_checkpoint
@@ -47,6 +50,7 @@ from .running.work_folder import Stage, check_no_run, work_folder
 from .widths import at_width, weights_bytes
 
 _REFERENCE_SEED = 1_000_000  # far from the calibration seeds
+_CALIBRATION = "calibration"
 
 
 @default_torch()
@@ -66,13 +70,13 @@ def quantize(source: Any, output: str | Path, *, preset: str = "w8a8", scheduler
 
     What it is calibrated on (docs/calibration.md): a text pipeline on ``prompts`` (a list, or a file with one on a line) and the
     ``negative_prompt``, drawing pictures of ``height`` by ``width`` pixels, or videos of ``frames`` of these (by default the pipeline's
-    own size), and from pictures: ``image`` to change, ``mask`` with what of it to draw anew in white (files, or images of PIL),
-    ``strength`` of the change, ``control_image`` for the ControlNet in the folder ``controlnet`` (or for the source itself, where that is a
-    ControlNet's folder and ``pipeline`` the one that it steers); a class-conditional diffusers model on ``classes`` (numbers, or "0-9,3"),
-    all by default; any model on ``conditions`` [P, ...], dealt to the calibration seeds in turn, and with a guidance scale on
-    ``null_conditions`` [1 or P, ...] for the unconditional
-    half. A condition is a tensor, or a tuple, list or dictionary of tensors as the module takes them; numbers, text and truth values
-    among them are fixed in the graph. ``lora`` is an adapter file (safetensors), fused into the weights ``lora_scale`` times.
+    own size) or at several ``sizes`` (docs/sizes.md), and from pictures: ``image`` to change, ``mask`` with what of it to draw anew in
+    white (files, or images of PIL), ``strength`` of the change, ``control_image`` for the ControlNet in the folder ``controlnet`` (or
+    for the source itself, where that is a ControlNet's folder and ``pipeline`` the one that it steers); a class-conditional diffusers
+    model on ``classes`` (numbers, or "0-9,3"), all by default; any model on ``conditions`` [P, ...], dealt to the calibration seeds in
+    turn, and with a guidance scale on ``null_conditions`` [1 or P, ...] for the unconditional half. A condition is a tensor, or a
+    tuple, list or dictionary of tensors as the module takes them; numbers, text and truth values among them are fixed in the graph.
+    ``lora`` is an adapter file (safetensors), fused into the weights ``lora_scale`` times.
 
     ``blocks`` are fnmatch patterns of module paths to distil as one block; by default the classes of diffusers. ``options`` are the fields
     of ``QuantizeConfig``.
@@ -95,6 +99,8 @@ def quantize(source: Any, output: str | Path, *, preset: str = "w8a8", scheduler
     processes.on_main(check)
     request = Request(scheduler, sample_shape, blocks, conditions, null_conditions, classes, prompts, negative_prompt, lora, lora_scale,
                       height, width, frames, image, mask, control_image, strength, controlnet, pipeline)  # fmt: skip
+    if config.sizes and processes.count > 1:
+        raise UsageError(f"several sizes are calibrated in one process, and there are {processes.count}", "start it without a launcher")
     prepared = prepare(source, config, request, progress)
     prepared.to(processes.device or find_device(device))
     identity = {**prepared.identity(), "device": find_device(device).type, "processes": processes.count}
@@ -114,7 +120,7 @@ def quantize(source: Any, output: str | Path, *, preset: str = "w8a8", scheduler
 def _quantize(prepared: Prepared, work: SharedWork, progress: Progress) -> tuple[GraphModule, Trajectories, Manifest]:
     """The long steps: the frozen model, the reference data and the manifest. What ``work`` holds already is not done again."""
     config, float_graph, plan = prepared.config, prepared.float_graph, prepared.plan
-    data = _collect(prepared, "calibration", range(config.seed, config.seed + config.calibration_samples), work, progress)
+    data = _collect(prepared, _CALIBRATION, range(config.seed, config.seed + config.calibration_samples), work, progress)
     reference = _collect(prepared, "reference", _reference_seeds(config), work, progress)
     formats = _chosen_formats(prepared, data, work, progress)
     first = prepared.config.rotation is not Rotation.AUTO  # a rotation that is given is there when scales are chosen
@@ -156,6 +162,9 @@ def _quantize(prepared: Prepared, work: SharedWork, progress: Progress) -> tuple
     seen = per_timestep_snr(prepared.call(quantized), data.spread(config.reference_samples), progress)
     manifest.details["snr_db"] = {"before_distillation": before, "after_distillation": after, "calibration_samples": seen}
     manifest.details["clipped"] = clipped.fractions()
+    if "calibrated_sizes" in manifest.details:
+        for entry, sized in zip(manifest.details["calibrated_sizes"], reference.by_size, strict=True):
+            entry["snr_db"] = per_timestep_snr(prepared.call(quantized), sized, progress)
     manifest.details["final_error"] = _final_error(prepared, quantized, reference, work, progress).model_dump()
     return quantized, reference, manifest
 
@@ -165,10 +174,13 @@ def _reference_seeds(config: QuantizeConfig) -> range:
 
 
 def _collect(prepared: Prepared, name: str, seeds: range, work: SharedWork, progress: Progress) -> Trajectories:
-    """Trajectories of these seeds, each process sampling its share."""
+    """Trajectories of these seeds, each process sampling its share; of several sizes calibration deals them out, and main samples all."""
     if stage := work.load(name):
         return unpack_trajectories(stage)
     model, count, processes = prepared.call(prepared.float_graph), len(seeds), work.processes
+    if isinstance(sized := prepared.calibration, SizedSource):
+        collect = sized.calibration if name == _CALIBRATION else sized.reference
+        return unpack_trajectories(work.made(name, lambda: Stage(*pack_trajectories(collect(model, seeds, progress)))))
     if count < processes.count:
         made = work.made(name, lambda: Stage(*pack_trajectories(prepared.calibration.collect(model, seeds, progress))))
         return unpack_trajectories(made)

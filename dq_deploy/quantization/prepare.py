@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,9 +18,11 @@ from ..errors import ArtifactError, UsageError
 from ..progress import Progress, silent
 from ..sources import Source, copied, load_source, module_source
 from .calibration.noise_source import without_steps
+from .calibration.of_each_size import calibration_of
 from .calibration.pipeline_source import PipelineSource
 from .calibration.schedules import plain_config
-from .calibration.source import CalibrationSource, Request, calibration_source
+from .calibration.sized_source import SizedSource
+from .calibration.source import CalibrationSource, Request
 from .calibration.trajectories import Model
 from .calling import CallForm, call_record
 from .config import QuantizeConfig, SkipHalves
@@ -32,6 +35,7 @@ from .graph.skip_halves import arrange_skip_halves
 from .initial.rotation_choice import check_rotation
 from .integrity import not_finite
 from .running.device import move
+from .size_between import with_one_between
 
 
 @dataclass(frozen=True)
@@ -65,11 +69,16 @@ class Prepared:
         """Where the float graph computes."""
         return _device(self.float_graph)
 
+    @property
+    def first_source(self) -> CalibrationSource:
+        """Where calibration data of the first size comes from."""
+        return self.calibration.first if isinstance(self.calibration, SizedSource) else self.calibration
+
     def to(self, device: torch.device) -> None:
         """Let the float graph compute there, and so the denoiser of a pipeline that calibrates by running itself."""
         move(self.float_graph, device)
-        if isinstance(self.calibration, PipelineSource):
-            self.calibration.model.to(device)
+        if isinstance(self.first_source, PipelineSource):
+            self.first_source.model.to(device)
 
     def identity(self) -> dict[str, Any]:
         """What must be equal for two runs to be the same run, as JSON values."""
@@ -100,20 +109,28 @@ def prepare(source: Any, config: QuantizeConfig, request: Request, progress: Pro
     loaded = replace(loaded, model=_trainable(loaded.model))
     model, scheduler = loaded.model, loaded.scheduler
     _check_finite(model)
-    calibration = calibration_source(request, config, loaded)
-    if isinstance(calibration, PipelineSource):
-        details |= calibration.details
+    calibration = calibration_of(request, config, loaded)
+    first_source = calibration.first if isinstance(calibration, SizedSource) else calibration
+    if isinstance(first_source, PipelineSource):
+        details |= first_source.details
     shape, conditions = calibration.shape, calibration.examples
     form = calibration.form or CallForm.plain(model, list(conditions))
     names = input_names(model, list(conditions), form)
-    examples = {"timestep": torch.tensor([1.0, 2.0]), **{k: v[torch.arange(2) % len(v)] for k, v in conditions.items()}}
-    generator = torch.Generator().manual_seed(0)
-    examples[names[0]] = torch.randn(2, *shape, generator=generator)
-    float_graph = capture(model, {name: examples[name] for name in names}, progress, form=form)
+    sources = calibration.sources if isinstance(calibration, SizedSource) else (calibration,)
+    first, *others = [_examples(source, names) for source in sources]
+    float_graph = capture(model, first, progress, form=form, others=others)
     check_alone(float_graph)
+    if isinstance(calibration, SizedSource):
+        calibration = with_one_between(calibration, float_graph.meta["free"])
+        details |= _sizes(calibration, float_graph)
     if (record := call_record(form, float_graph.meta["output"], names, type(model).__name__)) is not None:
         details["call"] = record
     if float_graph.meta["output"].several:
+        if isinstance(calibration, SizedSource):
+            raise UsageError(
+                f"{type(model).__name__} returns several tensors, which are side by side in a graph's output: their sizes cannot be free",
+                "leave --sizes out",
+            )
         calibration = without_steps(calibration, model)
     # Two ranges are a matter of activations; where these stay float, one product reads both.
     halves = arrange_skip_halves(float_graph, SkipHalves.JOINT if config.weight_only else config.skip_halves)
@@ -126,6 +143,21 @@ def prepare(source: Any, config: QuantizeConfig, request: Request, progress: Pro
     prepared = Prepared(config, details, scheduler, shape, names, calibration, float_graph, plan, chosen, halves)
     calibration.try_out(prepared.call(float_graph))
     return prepared
+
+
+def _examples(source: CalibrationSource, names: Sequence[str]) -> dict[str, torch.Tensor]:
+    """Inputs [2, ...] of the graph, in its order: noise, and the conditions of two samples."""
+    found = {"timestep": torch.tensor([1.0, 2.0]), **{k: v[torch.arange(2) % len(v)] for k, v in source.examples.items()}}
+    found[names[0]] = torch.randn(2, *source.shape, generator=torch.Generator().manual_seed(0))
+    return {name: found[name] for name in names}
+
+
+def _sizes(calibration: SizedSource, float_graph: GraphModule) -> dict[str, Any]:
+    """What the manifest says of the sizes, and of the inputs' dimensions that are free."""
+    found: list[dict[str, Any]] = [{"size": list(size), "sample_shape": list(source.shape)} for size, source in calibration.each()]
+    if calibration.between:
+        found[-1]["calibrated"] = False
+    return {"calibrated_sizes": found, "free": {name: size.record() for name, size in float_graph.meta["free"].items()}}
 
 
 def _resolve(source: Any, request: Request) -> tuple[Source, dict[str, Any]]:

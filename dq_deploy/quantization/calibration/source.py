@@ -168,7 +168,7 @@ class LoopSource:
 
 
 def calibration_source(request: Request, config: QuantizeConfig, source: Source) -> CalibrationSource:
-    """Choose what serves the source and what the user asked for.
+    """Choose what serves the source and what the user asked for, at one size.
 
     Raises UsageError where the two do not fit: classes for a model without them, guidance for an unconditional model, no prompts.
     """

@@ -28,7 +28,8 @@ class Trajectories:
 
     n counts seeds without guidance. With classifier-free guidance each seed has ``per_seed`` = 2 adjacent samples, one for each half:
     what is split by samples must not part them, since they share their input. ``varying`` are conditions that another network computes anew
-    at each step, a ControlNet's residuals.
+    at each step, a ControlNet's residuals. ``others`` are the same of further sizes, which may have other timesteps; what a method gives is
+    of the first size, without them.
     """
 
     timesteps: torch.Tensor  # [T] fp32
@@ -37,6 +38,12 @@ class Trajectories:
     conditions: Conditions  # each [n, ...]: the same at every timestep
     per_seed: int = 1
     varying: Conditions = field(default_factory=dict)  # each [T, n, ...]
+    others: tuple[Trajectories, ...] = ()
+
+    @property
+    def by_size(self) -> tuple[Trajectories, ...]:
+        """Trajectories of one size each."""
+        return (replace(self, others=()), *self.others)
 
     def given(self, row: int, samples: slice | torch.Tensor = slice(None)) -> Conditions:
         """All conditions of the chosen samples at the timestep of ``row``."""
@@ -63,7 +70,8 @@ class Trajectories:
         chosen = (seeds[:, None] * self.per_seed + torch.arange(self.per_seed)).flatten()
         conditions = {name: value[chosen] for name, value in self.conditions.items()}
         varying = {name: value[:, chosen] for name, value in self.varying.items()}
-        return replace(self, samples=self.samples[:, chosen], outputs=self.outputs[:, chosen], conditions=conditions, varying=varying)
+        samples, outputs = self.samples[:, chosen], self.outputs[:, chosen]
+        return replace(self, samples=samples, outputs=outputs, conditions=conditions, varying=varying, others=())
 
     def flat(self, samples: slice) -> tuple[torch.Tensor, torch.Tensor, Conditions]:
         """(samples [T·m, ...], timestep [T·m], conditions) of the chosen samples, timesteps slowest."""

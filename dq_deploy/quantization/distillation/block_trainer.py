@@ -12,6 +12,7 @@ import torch
 from ...artifacts.details import BlockLoss
 from ...errors import ArtifactError
 from ...progress import Advance
+from .. import numerics
 from ..config import QuantizeConfig
 from ..graph.blocks import Block
 from ..running.processes import Processes, reduce_gradients
@@ -57,14 +58,27 @@ class BlockTrainer:
         self.students: dict[int | None, Chain] = {None: student, **(narrower or {})}
         self.shares = dict.fromkeys(self.students, 1.0)
         self.held_samples = held_samples or HeldSamples(student.timestep)
-        self.timesteps = self.held_samples.timestep.unique_consecutive()
+        self.timesteps = self._of_size(0).unique_consecutive()
+        self.table_row = numerics.select_table_rows(self.held_samples.timestep, numerics.midpoints(self.timesteps))
         self.weights = [self._loss_weight(name) for name in block.outputs]
 
     @torch.no_grad()
     def _loss_weight(self, name: str) -> torch.Tensor:
         """1 / mean square of an output, for each sample that of its timestep: [S]. Each step counts alike, however loud it is."""
-        every = torch.arange(len(self.held_samples.timestep)).reshape(len(self.timesteps), -1)
-        sums = torch.zeros(len(self.timesteps), 2)  # of squares, and of samples
+        return torch.cat([self._loss_weight_of(name, size) for size in range(len(self.student.ends))])
+
+    def _of_size(self, size: int) -> torch.Tensor:
+        """Timesteps of the samples of one size."""
+        if len(self.student.ends) == 1:  # of several processes a chain has a part of them
+            return self.held_samples.timestep
+        return self.held_samples.timestep[([0, *self.student.ends])[size] : self.student.ends[size]]
+
+    def _loss_weight_of(self, name: str, size: int) -> torch.Tensor:
+        """The same of the samples of one size."""
+        timestep, first = self._of_size(size), ([0, *self.student.ends])[size]
+        table_rows = len(timestep.unique_consecutive())
+        every = torch.arange(first, first + len(timestep)).reshape(table_rows, -1)
+        sums = torch.zeros(table_rows, 2)  # of squares, and of samples
         for row, index in enumerate(every[:, :8]):
             own = self.held_samples.own(index)
             if len(own):
@@ -75,10 +89,12 @@ class BlockTrainer:
 
     def touched(self, index: torch.Tensor) -> torch.Tensor:
         """Rows of the tables that the samples ``index`` select: bool [T]."""
-        return torch.isin(self.timesteps, self.held_samples.timestep[index]).to(self.student.device)
+        found = torch.zeros(len(self.timesteps), dtype=torch.bool)
+        found[self.table_row[index]] = True
+        return found.to(self.student.device)
 
     def loss(self, index: torch.Tensor, width: int | None = None) -> torch.Tensor:
-        """Squared error of the samples ``index`` [B], each relative to its target's power, averaged; of several processes, one's part.
+        """Squared error of the samples ``index`` [B] of one size, each relative to its target's power, averaged; of processes, one's part.
 
         ``width``: bits that weights are sliced to, by what those of all bits lost before training over what these did.
         """
@@ -100,7 +116,7 @@ class BlockTrainer:
         return fmean(self._evaluate(index, width) for width in self.students)
 
     def _evaluate(self, index: torch.Tensor, width: int | None) -> float:
-        parts = index.split(self.config.batch_size)
+        parts = self.student.batches(index) if len(self.student.ends) > 1 else index.split(self.config.batch_size)
         total = sum(float(self.loss(part, width)) * len(part) for part in parts) / len(index)
         return float(self.held_samples.processes.sum(torch.tensor(total, dtype=torch.float64)))
 
@@ -143,7 +159,11 @@ class Steps:
     """Optimizer steps of a block, one after the other."""
 
     def __init__(self, trainer: BlockTrainer, train: torch.Tensor) -> None:
-        self.trainer, self.train, config = trainer, train, trainer.config
+        self.trainer, config = trainer, trainer.config
+        ends = trainer.student.ends
+        self.train = [train] if len(ends) == 1 else [
+            train[(train >= start) & (train < end)] for start, end in zip([0, *ends], ends, strict=False)
+        ]  # fmt: skip
         self.adam, self.tables = trainer.parts.adam(config), trainer.parts.table_adam(config)
         self.rates = [group["lr"] for group in self.adam.param_groups] if self.adam else []
         self.done = 0
@@ -153,7 +173,8 @@ class Steps:
 
     def take(self) -> float:
         """One step; returns the loss before it. Where that is NaN or Inf, nothing is moved."""
-        index = self.train[torch.randint(len(self.train), (self.batch,), generator=self.generator)]
+        train = self.train[0] if len(self.train) == 1 else self._train_of_a_size()
+        index = train[torch.randint(len(train), (min(self.batch, len(train)),), generator=self.generator)]
         device = self.trainer.student.device
         total = torch.zeros((), device=device)
         for width in self.trainer.students:
@@ -166,6 +187,11 @@ class Steps:
         if math.isfinite(value):
             self._move(index)
         return value
+
+    def _train_of_a_size(self) -> torch.Tensor:
+        """The samples of a size, each size as often as its share of them."""
+        sizes = torch.tensor([len(train) for train in self.train], dtype=torch.float32)
+        return self.train[int(torch.multinomial(sizes, 1, generator=self.generator))]
 
     def _move(self, index: torch.Tensor) -> None:
         """Take the optimizers' step with the gradients of the samples ``index``."""

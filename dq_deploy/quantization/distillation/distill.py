@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
 from pathlib import Path
 
 import torch
@@ -52,24 +53,28 @@ def _distill(float_graph: GraphModule, quantized: GraphModule, data: Trajectorie
              work: Stages | None, processes: Processes, progress: Progress) -> Iterator[BlockLoss]:  # fmt: skip
     layers, quantizers = selected(quantized, config.train)
     quantized.requires_grad_(False)  # a block turns on what it trains
-    samples, timestep, conditions = data.flat(slice(None))
+    flat = [sized.flat(slice(None)) for sized in data.by_size]
+    timestep = torch.cat([of_size for _, of_size, _ in flat])
     whole, held_samples = config.distillation is Distillation.END_TO_END, HeldSamples(timestep, processes)
     device = next(quantized.buffers()).device
     held = timestep[held_samples.held]
+    ends = list(accumulate(len(of_size) for _, of_size, _ in flat)) if data.others else []  # then one process has all of them
+
+    def chain_of(blocks: Sequence[Block], name: str) -> Chain:
+        return Chain(blocks, ValueCache(folder / name), held, config.batch_size, device, ends)
+
     teacher, student = (
-        Chain([whole_network(graph)] if whole else split_blocks(graph), ValueCache(folder / name), held, config.batch_size, device)
+        chain_of([whole_network(graph)] if whole else split_blocks(graph), name)
         for graph, name in ((float_graph, "float"), (quantized, "quantized"))
     )
-    narrower: dict[int | None, Chain] = {
-        bits: Chain(student.blocks, ValueCache(folder / f"quantized-{bits}"), held, config.batch_size, device)
-        for bits in config.matryoshka[1:]
-    }
+    narrower: dict[int | None, Chain] = {bits: chain_of(student.blocks, f"quantized-{bits}") for bits in config.matryoshka[1:]}
     students: dict[int | None, Chain] = {None: student, **narrower}
     first = next(str(n.target) for n in float_graph.graph.nodes if n.op == "placeholder")
+    given = [{first: samples, **conditions} for samples, _, conditions in flat]
     for chain in (teacher, *students.values()):
-        for name, value in {first: samples, **conditions}.items():
-            chain.values.write(name, 0, value[held_samples.held])
-    train, held_out = split_samples(len(data.timesteps), data.samples.shape[1], data.per_seed)
+        for name in given[0]:
+            chain.fill(name, [values[name] if ends else values[name][held_samples.held] for values in given])
+    train, held_out = _split(data)
     parts = {}
     for block in student.blocks:
         parts[block] = TrainedParts.of(block, layers, quantizers)
@@ -101,6 +106,17 @@ def _distill(float_graph: GraphModule, quantized: GraphModule, data: Trajectorie
 def _stage(block: Block) -> str:
     """Name of a block's stage in the work folder."""
     return f"block-{block.index:04d}"
+
+
+def _split(data: Trajectories) -> tuple[torch.Tensor, torch.Tensor]:
+    """``split_samples`` of every size, one after the other."""
+    parts, first = [], 0
+    for sized in data.by_size:
+        rows, samples = sized.samples.shape[:2]
+        parts.append([first + index for index in split_samples(rows, samples, sized.per_seed)])
+        first += rows * samples
+    train, held_out = (torch.cat(of_sizes) for of_sizes in zip(*parts, strict=True))
+    return train, held_out
 
 
 def split_samples(rows: int, samples: int, per_seed: int = 1) -> tuple[torch.Tensor, torch.Tensor]:

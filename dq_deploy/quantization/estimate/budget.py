@@ -134,8 +134,8 @@ def budget(prepared: Prepared) -> Budget:
 
 def _per_seed(prepared: Prepared) -> int:
     """Samples that the denoiser sees for each seed: two under classifier-free guidance."""
-    if isinstance(prepared.calibration, PipelineSource):
-        return prepared.calibration.halves
+    if isinstance(prepared.first_source, PipelineSource):
+        return prepared.first_source.halves
     scale = prepared.config.guidance_scale
     return 2 if scale is not None and scale > 1 else 1
 

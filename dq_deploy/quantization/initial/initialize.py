@@ -45,7 +45,7 @@ class Initialization(BaseModel):
 @torch.no_grad()
 def initialize(float_graph: GraphModule, quantized: GraphModule, data: Trajectories, config: QuantizeConfig,
                progress: Progress = silent) -> Initialization:  # fmt: skip
-    """Set every quantizer's dilation and tables, the latter from all the samples of ``data``.
+    """Set every quantizer's dilation and tables, the latter from all the samples of ``data``, of every size.
 
     With AUTO the rules of ``AUTO_RULES`` are tried one after the other, and ``best_rule`` stays, by the network's SNR on seeds that
     nothing was fitted on. Raises ArtifactError naming value, timestep and seed where an activation is NaN or Inf.
@@ -55,11 +55,11 @@ def initialize(float_graph: GraphModule, quantized: GraphModule, data: Trajector
     if not groups:
         return Initialization(records=[], rule=Dilation.NONE.value, tried={})
     rules = AUTO_RULES if config.dilation is Dilation.AUTO else (config.dilation,)
-    everything = slice(0, data.samples.shape[1])
-    count = _passes(float_graph, data, rules, config) + len(passes(float_graph, data, everything, config))
+    over_all = sum(len(passes(float_graph, sized, None, config)) for sized in data.by_size)
+    count = _passes(float_graph, data, rules, config) + over_all
     with progress("initial scales", count * sum(map(len, groups.values()))) as advance:
         dilated = _dilate(float_graph, quantized, groups, data, rules, config, advance)
-        fit_tables(float_graph, groups, data, everything, config, advance)
+        fit_tables(float_graph, groups, data, None, config, advance)
     return dilated
 
 

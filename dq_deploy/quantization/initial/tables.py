@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch.fx import GraphModule
 
+from .. import numerics
 from ..calibration.trajectories import Trajectories
 from ..config import QuantizeConfig
 from ..graph.shapes import live_bytes
@@ -18,21 +19,24 @@ from .watcher import Watcher, arguments
 _PASS_BYTES = 4 << 30  # of a pass's values: a Stable Diffusion has a gigabyte of attention scores and probabilities for each sample
 
 
-def fit_tables(float_graph: GraphModule, groups: Mapping[str, list[Group]], data: Trajectories, fit: slice, config: QuantizeConfig,
+def fit_tables(float_graph: GraphModule, groups: Mapping[str, list[Group]], data: Trajectories, fit: slice | None, config: QuantizeConfig,
                advance: Any = lambda *_: None) -> None:  # fmt: skip
     """Fit every table to all the samples ``fit`` at each timestep, as they are with the dilations that the quantizers have.
 
-    The samples go through the network a few at a time, and only what was observed of them is kept.
+    None: all samples of every size. The samples go through the network a few at a time, and only what was observed of them is kept.
     """
     watched = Observer(float_graph, groups, advance)
-    for row, at, part in passes(float_graph, data, fit, config):
-        watched.observe(row, at, data.samples[row, part], data.given(row, part), part.start)
+    for sized in data.by_size if fit is None else (data,):
+        rows = numerics.select_table_rows(sized.timesteps, numerics.midpoints(data.timesteps)).tolist()
+        for index, at, part in passes(float_graph, sized, fit, config):
+            watched.observe(rows[index], at, sized.samples[index, part], sized.given(index, part), part.start)
     for group in chain.from_iterable(groups.values()):
         group.quantizer.calibrate(watched.seen[group.name], config)
 
 
-def passes(float_graph: GraphModule, data: Trajectories, fit: slice, config: QuantizeConfig) -> list[tuple[int, float, slice]]:
-    """Row, timestep and samples of each pass of ``fit_tables``."""
+def passes(float_graph: GraphModule, data: Trajectories, fit: slice | None, config: QuantizeConfig) -> list[tuple[int, float, slice]]:
+    """Index and value of the timestep, and samples, of each pass of ``fit_tables`` at the first size; None: over all of its samples."""
+    fit = fit or slice(0, data.samples.shape[1])
     count = samples_in_a_pass(live_bytes(list(float_graph.graph.nodes)), config)
     starts = range(fit.start, fit.stop, count)
     return [(row, at, slice(i, min(i + count, fit.stop))) for row, at in enumerate(data.timesteps.tolist()) for i in starts]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,8 @@ def round_weights(quantized: GraphModule, data: Trajectories, config: QuantizeCo
         return []
     folder = Path(tempfile.mkdtemp(prefix="dq-deploy-rounding-", dir=work.scratch if work else None))
     try:
-        return _Rounding(quantized, groups, some_seeds(data), config, ValueCache(folder), scales).run(work, progress)
+        data_of_sizes = [some_seeds(sized) for sized in data.by_size]
+        return _Rounding(quantized, groups, data_of_sizes, config, ValueCache(folder), scales).run(work, progress)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -81,16 +83,19 @@ def some_seeds(data: Trajectories) -> Trajectories:
 class _Rounding:
     """The chain of one quantized graph, cut in front of ``groups``, and the samples that run through it, timesteps slowest."""
 
-    def __init__(self, quantized: GraphModule, groups: Sequence[Group], data: Trajectories, config: QuantizeConfig,
+    def __init__(self, quantized: GraphModule, groups: Sequence[Group], data: Sequence[Trajectories], config: QuantizeConfig,
                  values: ValueCache, scales: Sequence[float] | None = None) -> None:  # fmt: skip
-        self.scales = scales
-        self.groups, self.config, self.timesteps = groups, config, len(data.timesteps)
-        samples, timestep, conditions = data.flat(slice(None))
+        self.groups, self.config, self.scales = groups, config, scales
+        flat = [sized.flat(slice(None)) for sized in data]
+        self.ends = list(accumulate(len(timestep) for _, timestep, _ in flat))
+        self.steps = [len(sized.timesteps) for sized in data]  # of each size
         blocks = split_before(quantized, {group.first for group in groups})
-        self.chain = Chain(blocks, values, timestep, config.batch_size, next(quantized.buffers()).device)
+        timestep = torch.cat([of_size for _, of_size, _ in flat])
+        self.chain = Chain(blocks, values, timestep, config.batch_size, next(quantized.buffers()).device, self.ends)
         first = next(str(n.target) for n in quantized.graph.nodes if n.op == "placeholder")
-        for name, value in {first: samples, **conditions}.items():
-            values.write(name, 0, value)
+        given = [{first: samples, **conditions} for samples, _, conditions in flat]
+        for name in given[0]:
+            self.chain.fill(name, [values[name] for values in given])
 
     def run(self, work: Stages | None, progress: Progress) -> list[RoundedLayer]:
         """Round every group, and run what follows it."""
@@ -147,18 +152,25 @@ class _Rounding:
 
     def _moments(self, group: Group, generator: torch.Generator) -> torch.Tensor:
         """H [G, K, K] of a group's inputs, each timestep in units of its outputs' power."""
-        every = torch.arange(len(self.chain.timestep))
-        power = [group.power(self._value(group, index)) for index in every.reshape(self.timesteps, -1)[:, :_POWER_SAMPLES]]
-        weight = 1 / torch.tensor(power).clamp(min=1e-12)
-        weight = (weight / weight.mean()).repeat_interleave(len(every) // self.timesteps)
-        one = group.columns(self._value(group, every[:1]))
-        parts, _, positions, inputs = one.shape
-        drawn = min(positions, -(-positions_needed(inputs) // len(every)))
-        at_once = max(1, min(self.config.batch_size, _CHUNK_BYTES // (one.numel() * one.element_size())))
-        moments = Moments(parts, inputs, one.device)
-        for index in every.split(at_once):
-            columns = group.columns(self._value(group, index))
-            moments.add(some_positions(columns, drawn, generator), weight[index].to(columns.device))
+        every = [torch.arange(start, end) for start, end in zip([0, *self.ends], self.ends, strict=False)]
+        power = [
+            torch.tensor([group.power(self._value(group, index)) for index in of_size.reshape(steps, -1)[:, :_POWER_SAMPLES]])
+            for of_size, steps in zip(every, self.steps, strict=True)
+        ]
+        weights = [1 / of_size.clamp(min=1e-12) for of_size in power]
+        mean_weight = torch.cat(weights).mean()
+        moments = None
+        for of_size, weight in zip(every, weights, strict=True):
+            one = group.columns(self._value(group, of_size[:1]))
+            parts, _, positions, inputs = one.shape
+            moments = moments or Moments(parts, inputs, one.device)
+            drawn = min(positions, -(-positions_needed(inputs) // self.ends[-1]))
+            at_once = max(1, min(self.config.batch_size, _CHUNK_BYTES // (one.numel() * one.element_size())))
+            for index in of_size.split(at_once):
+                columns = group.columns(self._value(group, index))
+                own = (weight / mean_weight).repeat_interleave(len(of_size) // len(weight))[index - of_size[0]]
+                moments.add(some_positions(columns, drawn, generator), own.to(columns.device))
+        assert moments is not None
         mean = moments.mean()
         if not bool(torch.isfinite(mean).all()):
             raise ArtifactError(

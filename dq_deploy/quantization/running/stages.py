@@ -23,6 +23,10 @@ def pack_trajectories(data: Trajectories) -> tuple[dict[str, torch.Tensor], dict
         elif isinstance(value, dict):
             record[field.name] = list(value)
             tensors.update({f"{field.name}.{key}": tensor for key, tensor in value.items()})
+        elif isinstance(value, tuple):
+            packed = [pack_trajectories(other) for other in value]
+            record[field.name] = {"of each": [inner for _, inner in packed]}
+            tensors.update({f"{field.name}.{i}.{key}": tensor for i, (inner, _) in enumerate(packed) for key, tensor in inner.items()})
         else:
             record[field.name] = value
     return tensors, record
@@ -37,9 +41,17 @@ def unpack_trajectories(stage: Stage) -> Trajectories:
             values[field.name] = stage.tensors[field.name]
         elif isinstance(keys, list):
             values[field.name] = {key: stage.tensors[f"{field.name}.{key}"] for key in keys}
+        elif isinstance(keys, dict):
+            values[field.name] = tuple(_inner(stage, f"{field.name}.{i}.", record) for i, record in enumerate(keys["of each"]))
         else:
             values[field.name] = keys
     return Trajectories(**values)
+
+
+def _inner(stage: Stage, prefix: str, record: dict[str, Any]) -> Trajectories:
+    """Trajectories within others."""
+    tensors = {name.removeprefix(prefix): tensor for name, tensor in stage.tensors.items() if name.startswith(prefix)}
+    return unpack_trajectories(Stage(tensors, record))
 
 
 @torch.no_grad()

@@ -1,0 +1,119 @@
+"""Calibration at several sizes: a source for each, the first of which is the one that stands for all where one is enough."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any
+
+import torch
+
+from ...errors import UsageError
+from ...progress import Progress
+from ..calling import CallForm, OutputForm
+from .choice import Choice
+from .source import CalibrationSource
+from .trajectories import Answer, Conditions, Model, Trajectories
+
+Size = tuple[int, int]
+"""Height and width."""
+
+
+@dataclass(frozen=True)
+class SizedSource:
+    """``sources`` of one model at ``sizes``; ``at`` makes one at another size, and ``between`` is one that calibration does not see."""
+
+    sources: tuple[CalibrationSource, ...]
+    sizes: tuple[Size, ...]
+    at: Callable[[Size], CalibrationSource]
+    between: CalibrationSource | None = None
+    size_between: Size | None = None
+
+    def __post_init__(self) -> None:
+        """Raises UsageError where the model is called in another way at another size."""
+        for source, size in zip(self.sources, self.sizes, strict=True):
+            if source.form != self.first.form:
+                raise UsageError(
+                    f"the network is called otherwise for {shown(size)} than for {shown(self.sizes[0])}, and a graph is made for one: "
+                    f"{_difference(self.first, source)}",
+                    "leave --sizes out, and quantize it once for each size",
+                )
+
+    @property
+    def first(self) -> CalibrationSource:
+        """The source of the first size."""
+        return self.sources[0]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the first size."""
+        return self.first.shape
+
+    @property
+    def examples(self) -> Conditions:
+        """Of the first size."""
+        return self.first.examples
+
+    @property
+    def form(self) -> CallForm | None:
+        """Of all sizes."""
+        return self.first.form
+
+    @property
+    def choice(self) -> Choice:
+        """Of all sizes."""
+        return self.first.choice
+
+    def each(self) -> list[tuple[Size, CalibrationSource]]:
+        """Every size with its source, that between them last."""
+        more = [(self.size_between, self.between)] if self.size_between and self.between else []
+        return [*zip(self.sizes, self.sources, strict=True), *more]
+
+    def try_out(self, model: Model) -> None:
+        """First steps at every size."""
+        for source in self.sources:
+            source.try_out(model)
+
+    def collect(self, model: Model, seeds: range, progress: Progress, part: slice = slice(None)) -> Trajectories:
+        """Trajectories of the first size."""
+        return self.first.collect(model, seeds, progress, part)
+
+    def calibration(self, model: Model, seeds: range, progress: Progress) -> Trajectories:
+        """Trajectories of each size from its share of the seeds, as one."""
+        own = zip(self.sources, _shares(seeds, len(self.sources)), strict=True)
+        return _together([source.collect(model, dealt, progress) for source, dealt in own])
+
+    def reference(self, model: Model, seeds: range, progress: Progress) -> Trajectories:
+        """Trajectories of each size, and of that between them, from the same seeds, as one."""
+        return _together([source.collect(model, seeds, progress) for _, source in self.each()])
+
+    def final_samples(self, answer: Answer, seeds: range, part: slice, runs: int, output: OutputForm) -> torch.Tensor:
+        """As the protocol says, of the first size."""
+        return self.first.final_samples(answer, seeds, part, runs, output)
+
+    def record(self) -> dict[str, Any]:
+        """The first source's, and the sizes are the configuration's."""
+        return self.first.record()
+
+
+def _together(found: Sequence[Trajectories]) -> Trajectories:
+    return replace(found[0], others=tuple(found[1:]))
+
+
+def _shares(seeds: range, count: int) -> list[range]:
+    """Seeds dealt to ``count`` sizes, each as many as the others or one more."""
+    bounds = [len(seeds) * index // count for index in range(count + 1)]
+    return [seeds[low:high] for low, high in pairwise(bounds)]
+
+
+def shown(size: Size) -> str:
+    """As the command line has it."""
+    return f"{size[0]}x{size[1]}"
+
+
+def _difference(first: CalibrationSource, other: CalibrationSource) -> str:
+    """The arguments in which two forms of a call differ."""
+    trees = [dict(source.form.arguments) if source.form else {} for source in (first, other)]
+    names = sorted(name for name in trees[0].keys() | trees[1].keys() if trees[0].get(name) != trees[1].get(name))
+    return f"its {' and '.join(names)} has the size in it as a number" if names else "in the structure of its arguments"
