@@ -46,7 +46,7 @@ from .weights import storage_of
 _TARGETS: dict[str, type[TensorRTTarget | OnnxRuntimeTarget]] = {"qdq": TensorRTTarget, "onnxruntime": OnnxRuntimeTarget}
 _DEFAULT_DTYPE = {"qdq": "fp16", "onnxruntime": "fp32"}
 _CARRIED = ("component", "pipeline_class", "model_config", "sample_shape", "source", "conditions", "picture_size", "pictures", "call",
-            "width")  # fmt: skip
+            "width", "free", "calibrated_sizes")  # fmt: skip
 BF16_OPSET = 22  # 21 has no bfloat16 for Conv and InstanceNormalization; 22 adds the type and changes nothing else here
 _EXTERNAL_BYTES = 1 << 20  # smaller initializers stay in the protobuf, where tools show them
 WEIGHT_STORAGE = ("auto", "int8")
@@ -145,7 +145,7 @@ def _check_convolutions(choice: Convolutions | None, target: Target) -> None:
 
 def _integer_graph(checkpoint: Checkpoint, target: Target, *, int4: bool) -> tuple[ir.Model, Sites]:
     names = {node.name: node.meta["layer"] for node in checkpoint.model.graph.nodes if node.meta.get("layer")}
-    model = to_onnx(checkpoint.model, checkpoint.examples(), names)
+    model = to_onnx(checkpoint.model, checkpoint.examples(), names, checkpoint.free_axes())
     timestep = next(v for v in model.graph.inputs if v.name == "timestep")
     static = len(checkpoint.timesteps) == 1 or checkpoint.artifact.manifest.activations == "static"
     if target == "onnxruntime":
@@ -186,7 +186,7 @@ def _one_timestep(graph: ir.Graph, timestep: ir.Value) -> None:
 
 
 def _float_graph(source: FloatModel) -> tuple[ir.Model, Sites]:
-    model = to_onnx(source.graph, source.examples, source.layers)
+    model = to_onnx(source.graph, source.examples, source.layers, source.free)
     lower(model, None, {}, {})
     return model, Sites()
 

@@ -13,16 +13,16 @@ from .emitter import Emitter, attributes, replace
 
 
 def group_norms_by_instance(graph: ir.Graph) -> None:
-    """Rewrite every GroupNormalization whose shape is known but for the batch, in place."""
+    """Rewrite every GroupNormalization of known rank, in place."""
     for node in list(graph):
         if node.op_type != "GroupNormalization" or node.domain:
             continue
         x, scale, bias = node.inputs[:3]
         shape = node.outputs[0].shape
         constants = [v.const_value.numpy() if v is not None and v.const_value is not None else None for v in (scale, bias)]
-        sizes = [size for size in (shape or [])[1:] if isinstance(size, int)]
-        if x is None or shape is None or len(sizes) < len(shape) - 1 or any(c is None for c in constants):
+        if x is None or shape is None or any(c is None for c in constants):
             continue
+        sizes = [size for size in shape[1:] if isinstance(size, int)]
         options = attributes(node)
         groups = options["num_groups"]
         emit = Emitter(graph, str(node.name), node, fp32=False)
@@ -30,7 +30,9 @@ def group_norms_by_instance(graph: ir.Graph) -> None:
         ones, zeros = (emit.constant(f"dq_deploy.{n}_{groups}", np.full(groups, v, np.float32)) for n, v in (("ones", 1), ("zeros", 0)))
         y = emit.op("InstanceNormalization", [y, ones, zeros], epsilon=options.get("epsilon", 1e-5))
         y.shape = ir.Shape([shape[0], groups, None])
-        y = emit.op("Reshape", [y, _sizes(emit, 0, *sizes)], name="channels")
+        known = len(sizes) == len(shape) - 1
+        before = _sizes(emit, 0, *sizes) if known else emit.op("Shape", [x], name="sizes", dtype=ir.DataType.INT64)
+        y = emit.op("Reshape", [y, before], name="channels")
         for op, value, array in zip(("Mul", "Add"), (scale, bias), constants, strict=True):
             assert value is not None
             assert array is not None

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -54,9 +55,10 @@ class Window:
         return (rows * width + columns).astype(np.int32)
 
 
-def patches(emit: Emitter, codes: ir.Value, shape: Sequence[int], zero_point: ir.Value, window: Window) -> ir.Value:
-    """Codes [N, C, H, W], of ``shape`` [C, H, W], as [N, H', W', kh · kw · C]."""
+def patches(emit: Emitter, codes: ir.Value, shape: Sequence[int | None], zero_point: ir.Value, window: Window) -> ir.Value:
+    """Codes [N, C, H, W], of ``shape`` [C, H, W], as [N, H', W', kh · kw · C]. A free H or W is None: pixels are numbered at a run."""
     channels, height, width = shape
+    assert channels is not None
     dtype = codes.dtype
     assert dtype is not None
 
@@ -67,9 +69,12 @@ def patches(emit: Emitter, codes: ir.Value, shape: Sequence[int], zero_point: ir
     top, left, bottom, right = window.pads
     if any(window.pads):
         rows = emit.op("Pad", [rows, sizes(0, top, left, 0, 0, bottom, right, 0), zero_point], dtype=dtype)
-        height, width = height + top + bottom, width + left + right
+        height = None if height is None else height + top + bottom
+        width = None if width is None else width + left + right
     if not window.copies:
         return rows
+    if height is None or width is None:
+        return _of_free_size(emit, rows, channels, window)
     pixels = window.pixels(height, width)
     which = emit.constant(f"dq_deploy.pixels_{height}x{width}_{window}", pixels.reshape(-1))
     rows = emit.op("Reshape", [rows, sizes(-1, height * width, channels)], name="pixels", dtype=dtype)
@@ -77,6 +82,49 @@ def patches(emit: Emitter, codes: ir.Value, shape: Sequence[int], zero_point: ir
     return emit.op(
         "Reshape", [rows, sizes(-1, *pixels.shape[:2], channels * window.kernel[0] * window.kernel[1])], name="rows", dtype=dtype
     )
+
+
+def _of_free_size(emit: Emitter, rows: ir.Value, channels: int, window: Window) -> ir.Value:
+    """The pixels [N, H, W, C] of a picture of any size, padded already, as [N, H', W', kh · kw · C]."""
+    dtype, arithmetic = rows.dtype, _Arithmetic(emit)
+    assert dtype is not None
+    (_, down), (width, right) = (arithmetic.places(rows, axis, window) for axis in (0, 1))
+    pixels = arithmetic("Add", arithmetic("Mul", down, width), right)  # [H', W', kh, kw]
+    flat = emit.op("Reshape", [pixels, arithmetic.number([-1])], name="which", dtype=ir.DataType.INT64)
+    every = emit.op("Reshape", [rows, arithmetic.number([0, -1, channels])], name="pixels", dtype=dtype)
+    picked = emit.op("Gather", [every, flat], dtype=dtype, axis=1)
+    size = emit.op("Shape", [pixels], name="size", dtype=ir.DataType.INT64, start=0, end=2)
+    columns = arithmetic.number([channels * window.kernel[0] * window.kernel[1]])
+    made = emit.op("Concat", [arithmetic.number([-1]), size, columns], name="shape", dtype=ir.DataType.INT64, axis=0)
+    return emit.op("Reshape", [picked, made], name="rows", dtype=dtype)
+
+
+class _Arithmetic:
+    """Whole numbers of a graph."""
+
+    def __init__(self, emit: Emitter) -> None:
+        self._emit, self._count = emit, 0
+
+    def number(self, value: int | Sequence[int]) -> ir.Value:
+        name = "_".join(map(str, value)) if isinstance(value, Sequence) else f"scalar_{value}"
+        return self._emit.constant(f"dq_deploy.sizes_{name}", np.array(value, dtype=np.int64))
+
+    def __call__(self, operator: str, *inputs: ir.Value, **attributes: Any) -> ir.Value:
+        self._count += 1
+        return self._emit.op(operator, inputs, name=f"{operator}_{self._count}", dtype=ir.DataType.INT64, **attributes)
+
+    def places(self, rows: ir.Value, axis: int, window: Window) -> tuple[ir.Value, ir.Value]:
+        """The size of ``rows`` [N, H, W, C] down or across, and the place in it below each output and kernel position, to broadcast."""
+        kernel, stride, dilation = window.kernel[axis], window.strides[axis], window.dilations[axis]
+        length = self("Squeeze", self("Shape", rows, start=1 + axis, end=2 + axis), self.number([0]))
+        steps = self("Div", self("Sub", length, self.number(dilation * (kernel - 1) + 1)), self.number(stride))
+        ends = self("Mul", self("Add", steps, self.number(1)), self.number(stride))
+        outputs = self("Range", self.number(0), ends, self.number(stride))
+        shape = [1, 1, 1, 1]
+        shape[axis] = -1
+        inner = np.arange(kernel, dtype=np.int64).reshape([-1 if i == 2 + axis else 1 for i in range(4)]) * dilation
+        within = self._emit.constant(f"dq_deploy.kernel_{axis}_{kernel}_{dilation}", inner)
+        return length, self("Add", self("Reshape", outputs, self.number(shape)), within)
 
 
 def matrix(codes: np.ndarray, groups: int) -> np.ndarray:

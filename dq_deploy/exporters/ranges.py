@@ -6,7 +6,7 @@ What is measured is what half precision would have to hold, operators' inner ste
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from ..artifacts.reading import read_ir
+from ..quantization.calibration.trajectories import Trajectories
 from ..quantization.checkpoint import Checkpoint
 from .exact_sums import for_this_cpu
 from .session import session_as_written
@@ -79,7 +80,11 @@ def _probes(values: Mapping[ir.Value, bool]) -> tuple[list[ir.Node], list[ir.Val
 
 
 def _feeds(checkpoint: Checkpoint, session: Any) -> list[dict[str, Array]]:
-    reference, names = checkpoint.reference(), checkpoint.details.inputs
+    return [feeds for sized in checkpoint.reference().by_size for feeds in _feeds_of(sized, checkpoint.details.inputs, session)]
+
+
+def _feeds_of(reference: Trajectories, names: Sequence[str], session: Any) -> list[dict[str, Array]]:
+    """Of one size."""
     first = slice(reference.per_seed)
     specs = {spec.name: spec for spec in session.get_inputs()}
     feeds = []

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import singledispatch
 from typing import Any
 
@@ -83,15 +83,22 @@ def _(layer: QuantizedMatmul, arguments: tuple[Any, ...], name: str) -> Call:  #
     return _matmul, (*arguments, name)
 
 
-def to_onnx(model: GraphModule, inputs: dict[str, torch.Tensor], float_layers: dict[str, str]) -> ir.Model:
+Axes = Mapping[str, Mapping[int, str]]
+"""By input, the dimensions beside the batch that are free, and what they are called."""
+
+
+def to_onnx(model: GraphModule, inputs: dict[str, torch.Tensor], float_layers: dict[str, str], free: Axes | None = None) -> ir.Model:
     """Export a captured or quantized graph with placeholders in domain ``dq_deploy``.
 
     They are ``Quantize``, ``Conv``, ``Linear``, ``MatMul`` and ``OutputBias``.
-    ``inputs`` are examples [2, ...], in the graph's order; ``float_layers`` maps node names of unquantized products to layer names.
+    ``inputs`` are examples [2, ...], in the graph's order; ``float_layers`` maps node names of unquantized products to layer names;
+    ``free`` dimensions beside the batch have their names in the graph's inputs.
     Raises ArtifactError when the exporter does.
     """
     graph_module = _with_placeholders(model, float_layers)
-    examples, dynamic = tuple(inputs.values()), tuple({0: torch.export.Dim("batch", min=1)} for _ in inputs)
+    examples = tuple(inputs.values())
+    further = [dict.fromkeys((free or {}).get(name, {}), torch.export.Dim.AUTO) for name in inputs]
+    dynamic = tuple({0: torch.export.Dim("batch", min=1), **dims} for dims in further)
     # It warns of torchvision's operators, which no model here has, on every start.
     logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
     try:
@@ -107,8 +114,47 @@ def to_onnx(model: GraphModule, inputs: dict[str, torch.Tensor], float_layers: d
         raise_if_out_of_memory(error)
         raise ArtifactError(f"the ONNX exporter failed: {explain(error)}") from error
     assert program is not None
+    _name_sizes(program.model.graph, free or {})
+    _name_output(program.model.graph, exported, free or {})
     simplify(program.model)
     return program.model
+
+
+def _name_sizes(graph: ir.Graph, free: Axes) -> None:
+    """Let every value's shape have the names of free dimensions in the place of the exporter's. Raises ArtifactError where one is fixed."""
+    names: dict[str, str] = {}
+    for value in graph.inputs:
+        for dim, name in free.get(str(value.name), {}).items():
+            assert value.shape is not None
+            if isinstance(value.shape[dim], int):
+                raise ArtifactError(f"the ONNX exporter fixes dimension {dim} of '{value.name}', which is free: it is {value.shape[dim]}")
+            names[str(value.shape[dim])] = name
+    if not names:
+        return
+    symbols = re.compile(r"\b(" + "|".join(map(re.escape, names)) + r")\b")
+    values = [*graph.inputs, *(output for node in graph.all_nodes() for output in node.outputs)]
+    for value in values:
+        if value.shape is not None:
+            value.shape = ir.Shape([d if isinstance(d, int) else symbols.sub(lambda found: names[found[0]], str(d)) for d in value.shape])
+
+
+def _name_output(graph: ir.Graph, exported: torch.export.ExportedProgram, free: Axes) -> None:
+    """Let the output have the sample's names where it has its sizes: the exporter has them as arithmetic, down and up again."""
+    names = free.get(str(graph.inputs[0].name), {})
+    if not names:
+        return
+    (value,), (node,) = graph.outputs, exported.graph.output_node().args[0]
+    inputs = {n.name: n.meta["val"] for n in exported.graph.nodes if n.op == "placeholder"}
+    before, after = inputs[exported.graph_signature.user_inputs[0]].shape, node.meta["val"].shape
+    if value.shape is None or len(before) != len(after):
+        return
+    same = {dim: name for dim, name in names.items() if _captured(before[dim]) == _captured(after[dim])}
+    value.shape = ir.Shape([same.get(dim, size) for dim, size in enumerate(value.shape)])
+
+
+def _captured(size: Any) -> int:
+    """What a size was when the graph was captured."""
+    return int(size.node.hint) if isinstance(size, torch.SymInt) else int(size)
 
 
 def explain(error: BaseException) -> str:

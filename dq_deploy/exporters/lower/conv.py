@@ -43,7 +43,7 @@ def _patches(at: Place, window: Window) -> ir.Value:
         assert x.value.shape is not None
         assert x.zero_point is not None
         assert at.node.graph is not None
-        shape = [size for size in x.value.shape[1:] if isinstance(size, int)]
+        shape = [size if isinstance(size, int) else None for size in x.value.shape[1:]]
         emit = Emitter(at.node.graph, f"{x.name}/patches_{window}", after=x.value.producer())
         x.value.meta[key] = patches(emit, x.value, shape, x.zero_point, window)
     found: ir.Value = x.value.meta[key]
