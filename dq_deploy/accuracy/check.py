@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from ..artifacts import Artifact, is_kind, open_artifact
 from ..artifacts.details import BundleDetails, CheckpointDetails, EngineDetails, GraphDetails, RunnableDetails, ScheduleDetails
@@ -14,6 +15,7 @@ from ..engines.onnxruntime.runner import OnnxRuntimeRunner
 from ..engines.runner import Runner
 from ..errors import ArtifactError, UsageError
 from ..progress import Progress, silent
+from ..quantization.calibration.trajectories import Trajectories
 from ..quantization.checkpoint import Checkpoint, load_checkpoint
 from ..quantization.running.ambient import default_torch
 from .bisect import bisect as find_where
@@ -22,6 +24,7 @@ from .comparing import allowed_db, as_exported, refuse_bf16
 from .end_to_end import MAX_SNR_DIFFERENCE_DB, end_to_end
 from .local import local_parity
 from .regions import region_parity
+from .sizes import SizeParity, expected_timesteps, sizes_within
 from .table_rows import table_row_failures
 from .verdict import CheckResult, EngineParity, failures_of
 
@@ -43,6 +46,8 @@ def check(
     progress: Progress = silent,
 ) -> CheckResult:
     """Judge a bundle, an engine or a schedule against its checkpoint, or each quantized member's of a schedule.
+
+    At every size that the checkpoint was calibrated at, and one between, as far as an engine takes them.
 
     A bundle in onnxruntime: layer by layer, and end to end at every calibrated timestep; ``optimized`` also runs the optimized session,
     which is reported and not judged. Then end to end on each of ``engines``, judged by the same bounds. An engine end to end on what it was
@@ -76,7 +81,8 @@ def _check_graph(opened: Artifact[GraphDetails], checkpoint: Checkpoint, engines
     _same_family(opened, checkpoint)
     details = opened.details
     checkpoint = as_exported(checkpoint, details)
-    reference, bound = checkpoint.reference(), MAX_SNR_DIFFERENCE_DB[details.dtype]
+    (size, _, reference), *others = list(sizes_within(opened, checkpoint)) or [_no_size(opened, checkpoint)]
+    bound = MAX_SNR_DIFFERENCE_DB[details.dtype]
     runners: dict[str, Runner] = {name: runner_on(opened, name, threads=threads) for name in _engines(opened, engines)}
     allowed = {name: allowed_db(runner, details.dtype) for name, runner in runners.items()}
     layers, tables, regions = [], [], []
@@ -94,16 +100,48 @@ def _check_graph(opened: Artifact[GraphDetails], checkpoint: Checkpoint, engines
     timesteps = rows.get(_AS_WRITTEN, [])
     for row, quick in zip(timesteps, rows.get(_OPTIMIZED, []), strict=False):
         row.snr_optimized_db = quick.snr_bundle_db
+    sizes = [
+        _at_size(opened, checkpoint, other, runners, bounds, min_snr, progress)
+        for other in others
+    ]  # fmt: skip
     compared = [EngineParity(engine=name, details=runners[name].details, timesteps=rows[name]) for name in allowed]
     steps = {name: rows[name] for name in allowed} | ({"": timesteps} if is_kind(opened, BundleDetails) else {})
     result = CheckResult(
         bundle=str(opened.path), target=details.target, dtype=details.dtype, layers=layers, timesteps=timesteps, engines=compared,
-        regions=regions, failures=[*failures_of(layers, regions, steps, checkpoint.artifact.manifest.timesteps), *tables],
+        regions=regions, size=size, sizes=sizes,
+        failures=[
+            *failures_of(layers, regions, steps, expected_timesteps(checkpoint, size, reference)), *tables,
+            *(f"{at.size}: {line}" for at in sizes for line in at.failures),
+        ],
         final_error=checkpoint.details.final_error, clipped=checkpoint.details.clipped or {},
     )  # fmt: skip
     if bisect and is_kind(opened, BundleDetails):
         result.bisection = find_where(opened, checkpoint, result, min_snr=min_snr, threads=threads, progress=progress)
     return result
+
+
+def _at_size(opened: Artifact[GraphDetails], checkpoint: Checkpoint, size: tuple[str, bool, Trajectories], runners: Mapping[str, Runner],
+             bounds: Mapping[str, float], min_snr: float | None, progress: Progress) -> SizeParity:  # fmt: skip
+    """Both parity tests at a further size."""
+    name, calibrated, reference = size
+    rows = end_to_end(runners, checkpoint, reference, bounds, largest=largest_batch(opened), progress=progress)
+    for row in (row for run in rows.values() for row in run):
+        row.min_snr_db = min_snr
+    judged = {name: found for name, found in rows.items() if name not in (_AS_WRITTEN, _OPTIMIZED)}
+    judged |= {"": rows[_AS_WRITTEN]} if _AS_WRITTEN in rows else {}
+    layers = local_parity(opened, checkpoint, reference, progress=progress) if is_kind(opened, BundleDetails) else []
+    return SizeParity(
+        size=name, calibrated=calibrated, timesteps=judged, layers=len(layers),
+        failures=failures_of(layers, [], judged, expected_timesteps(checkpoint, name, reference)),
+    )  # fmt: skip
+
+
+def _no_size(opened: Artifact[GraphDetails], checkpoint: Checkpoint) -> Any:
+    sizes = ", ".join(str(size) for size in checkpoint.details.calibrated_sizes)
+    raise UsageError(
+        f"{opened.path} takes none of the sizes that {checkpoint.artifact.path} has samples of ({sizes})",
+        "build an engine whose range holds one: leave --height and --width out",
+    )
 
 
 # Names of the two sessions that judge a bundle's graph.

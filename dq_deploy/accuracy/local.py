@@ -112,9 +112,11 @@ def local_parity(bundle: Artifact[BundleDetails], checkpoint: Checkpoint, refere
             samples = reference.samples[index, chosen]
             first = checkpoint.details.inputs[0]
             steps = timestep.repeat(len(samples))
-            records = record(checkpoint, {first: samples, "timestep": steps, **reference.given(index, chosen)})
+            given = {first: samples, **reference.given(index, chosen)}
+            records = record(checkpoint, {**given, "timestep": steps})
             feeds = {site_input(i): records.quantizers[q.name].x.numpy() for i, q in enumerate(details.quantizers)}
             feeds |= {layer_input(i): records.floats[x.name].numpy() for i, x in enumerate(details.layers) if x.input is not None}
+            feeds |= {name: value.numpy() for name, value in given.items()}  # where sizes are free, they are taken from these
             feeds["timestep"] = steps[:1].numpy() if details.target == "onnxruntime" else steps.numpy()
             types = {i.name: _NUMPY[i.type] for i in session.get_inputs()}
             values = dict(zip(outputs, session.run(outputs, {k: v.astype(types[k]) for k, v in feeds.items() if k in types}), strict=True))

@@ -14,6 +14,7 @@ from .bisect import Bisection
 from .end_to_end import TimestepParity
 from .local import MAX_CODE_STEP, LayerParity
 from .regions import RegionParity
+from .sizes import SizeParity
 
 
 class EngineParity(BaseModel):
@@ -30,7 +31,8 @@ class CheckResult(BaseModel):
     ``layers`` and ``timesteps`` are a bundle's, in onnxruntime as the graph is written; they are empty for a built engine, whose layers are
     fused. ``engines`` are those that were compared besides, or the engine itself. ``final_error`` and ``clipped`` (by quantizer, the share
     of held-out values at each timestep that its codes cannot say) are the checkpoint's, as measured when it was made; nothing is judged by
-    them. Of a schedule they are its members', each at the timesteps that it runs, and names begin with the member's folder.
+    them. Where sizes are free, all this is at one ``size`` (height x width), and ``sizes`` are the others.
+    Of a schedule they are its members', each at the timesteps that it runs, and names begin with the member's folder.
     """
 
     bundle: str
@@ -40,6 +42,8 @@ class CheckResult(BaseModel):
     timesteps: list[TimestepParity]
     engines: list[EngineParity] = Field(default_factory=list)
     regions: list[RegionParity] = Field(default_factory=list)
+    size: str = ""
+    sizes: list[SizeParity] = Field(default_factory=list)
     failures: list[str]
     bisection: Bisection | None = None
     final_error: FinalError | None = None

@@ -93,6 +93,18 @@ def check(path: Path, checkpoints: tuple[Path, ...], engines: tuple[Any, ...], m
         result.enforce()
 
 
+def show_sizes(result: CheckResult, output: Output) -> None:
+    """The worst timestep at each size where sizes are free."""
+    if not result.sizes:
+        return
+    rows = [
+        (at.size, "yes" if at.calibrated else "no: between", on or "bundle", f"{at.worst_db(on):.2f}", "FAILED" if at.failures else "ok")
+        for at in result.sizes
+        for on in at.timesteps
+    ]
+    output.table(f"other sizes than {result.size}", ("height x width", "calibrated", "on", "worst dB", ""), rows)
+
+
 def show_lint(result: LintResult, output: Output, *, last: bool) -> None:
     """Every finding, errors first. ``last``: nothing else is shown after it, so it is the command's JSON too."""
     rows = [(f.severity, f.rule, f.node, f.module or "", f.message, f.hint) for f in result.findings]
@@ -118,6 +130,7 @@ def show_check(result: CheckResult, output: Output, lint: LintResult | None = No
         show_timesteps(title, ("PyTorch dB", "engine dB"), engine.timesteps, output)
         if "precision" in engine.details:
             output.text(f"{engine.engine} computes what is not INT8 in {engine.details['precision']}" + _about_integers(engine.details))
+    show_sizes(result, output)
     worst = sorted(result.layers, key=lambda row: -row.severity)[:_SHOWN_LAYERS]
     layer_rows = [
         (
