@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..console import Output, megabytes
-from .options import EngineChoice, EngineOption, common, whole_numbers
+from .options import EngineChoice, EngineOption, common, size_options, whole_numbers
 
 if TYPE_CHECKING:
     from ..engines.bench import BenchResult, BenchRow
@@ -21,6 +21,7 @@ _DEVICE_COLUMNS = ("contender", "batch", "device median ms", "device p90 ms", "r
 @click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="PATH...")
 @click.option("--baseline", type=click.Path(path_type=Path), help="Which of them the others are compared with.  [default: the first]")
 @click.option("--batch", default="1", show_default=True, metavar="N[,N...]", help="Batch sizes.")
+@size_options
 @click.option("--runs", default=50, show_default=True, help="Timed runs of each contender.")
 @click.option(
     "--engine",
@@ -44,6 +45,7 @@ def bench(
     engines: tuple[Any, ...],
     threads: int | None,
     max_ratio: float | None,
+    sizes: dict[str, int],
     output: Output,
 ) -> None:
     """Time bundles, built engines and schedules against each other, interleaved, on every engine that can run here.
@@ -58,7 +60,7 @@ def bench(
     given = [*paths]
     if baseline is not None and baseline not in given:
         given.insert(0, baseline)
-    contenders = contenders_from(given, engines=engines or None, threads=threads)
+    contenders = contenders_from(given, engines=engines or None, threads=threads, sizes=sizes)
     result = run_bench(
         contenders,
         batches=batches,

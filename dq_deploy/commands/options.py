@@ -140,7 +140,11 @@ def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
         return command(*args, engine_options=given, sizes=sizes, **kwargs)
 
     dimensions = (
-        click.option(f"--{name}", metavar="MIN,OPT,MAX", help=f"Sizes of a dynamic {name}, in the input's own units.")
+        click.option(
+            f"--{name}",
+            metavar="MIN,OPT,MAX",
+            help=f"Sizes of a dynamic {name}, in the input's own units.  [default: the calibrated ones]",
+        )
         for name in _DIMENSIONS
     )
     for option in reversed((
@@ -166,6 +170,20 @@ def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 _DIMENSIONS = ("height", "width", "tokens")
+
+
+def size_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """One size of every dynamic dimension, passed as ``sizes`` (those that were given)."""
+
+    @functools.wraps(command)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        sizes = {name: value for name in _DIMENSIONS if (value := kwargs.pop(name)) is not None}
+        return command(*args, sizes=sizes, **kwargs)
+
+    for name in reversed(_DIMENSIONS):
+        what = f"Size of a dynamic {name}, in the input's own units.  [default: the engine's usual one, or the first calibrated]"
+        wrapper = click.option(f"--{name}", type=click.IntRange(1), metavar="N", help=what)(wrapper)
+    return wrapper
 
 
 def size_range(text: str, option: str) -> tuple[int, int, int]:

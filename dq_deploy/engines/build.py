@@ -41,7 +41,7 @@ from ..errors import ArtifactError, EnvironmentProblem, UsageError
 from ..exporters.lint import check_allowed, consequences, lint
 from ..progress import Advance, Progress, silent
 from .build_options import BuildOptions
-from .build_plan import Range, check_capabilities, check_formats, check_graph, input_profile, output_spec
+from .build_plan import Range, check_capabilities, check_formats, check_graph, input_profile, output_spec, size_ranges
 from .build_process import BuilderCrash, run_child
 from .build_request import BuildRequest, ShapeRange
 from .descriptor import Builder, EngineDescriptor
@@ -53,7 +53,7 @@ from .registry import DEFAULT_BUILDER, builder_named
 # Carried over, so that an engine folder can be run without its bundle.
 _FROM_BUNDLE = (
     "component", "pipeline_class", "model_config", "sample_shape", "picture_size", "pictures", "call", "inputs", "output", "source",
-    "target", "dtype", "float", "attention", "width",
+    "target", "dtype", "float", "attention", "width", "free", "calibrated_sizes",
 )  # fmt: skip
 
 
@@ -88,7 +88,8 @@ def build_engine(
 ) -> Artifact[EngineDetails]:
     """Compile a ``tensorrt`` bundle into engines, one for each compute capability ("8.9" and "12.0" by default for TensorRT-RTX).
 
-    ``batch`` and ``sizes`` (by name of the dynamic dimension, such as "height") are the (min, opt, max) of the optimization profile;
+    ``batch`` and ``sizes`` (by name of the dynamic dimension, such as "height") are the (min, opt, max) of the optimization profile; a
+    dimension that was calibrated at several sizes has their range by default, and the first as opt.
     OpenVINO takes shapes from min to max, and its report shows the kernels that it chooses at opt. ``options`` are those of BuildOptions;
     ``timeout_s`` limits each build. Everything is checked before the first build starts, the graph by the lint too; ``output`` appears only
     when all succeeded. Errors of the lint's rules in ``allow`` pass: ``warn`` gets what they are about, and the manifest records them.
@@ -107,7 +108,7 @@ def build_engine(
     allow = check_allowed(allow, target)
     capabilities = check_capabilities(engine, compute_capabilities)
     check_formats(engine, source, capabilities)
-    profile = input_profile(source.details.inputs, batch, sizes or {})
+    profile = input_profile(source.details.inputs, batch, sizes := size_ranges(source.details.free, sizes or {}))
     check_output(Path(output), force=force, source=source.path)
     graph = check_graph(source)
     allowed = lint(source, target=target).enforce(allow)
@@ -115,7 +116,7 @@ def build_engine(
         warn(line)
     about = resolve_name(engine.building.details)(source) if engine.building.details else {}
     job = _Job(source, engine, profile, asked, timeout_s, allowed, about, prepare(engine.building, source, graph, capabilities))
-    manifest = _manifest(job, {"batch": list(batch), "sizes": {name: list(values) for name, values in (sizes or {}).items()}})
+    manifest = _manifest(job, {"batch": list(batch), "sizes": {name: list(values) for name, values in sizes.items()}})
     manifest.details |= {"output_spec": output_spec(graph), "rows": entries_in_onnx(graph)}
     title = f"building with {backend}"
     with create_artifact(output, manifest, force=force) as folder, (progress or silent)(title, len(capabilities)) as advance:

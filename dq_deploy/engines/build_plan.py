@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..artifacts import Artifact
-from ..artifacts.details import BundleDetails, GraphInput
+from ..artifacts.details import BundleDetails, FreeDimension, GraphInput
 from ..artifacts.reading import check_onnx
 from ..errors import ArtifactError, UsageError
 from .build_request import ShapeRange
@@ -76,6 +76,24 @@ def _instead(engine: EngineDescriptor, format_: str, device: str) -> str:
     if format_ == "fp4" and lowest and engine.takes("fp8", "gemm", device):
         return f"{there}quantize for {device} in FP8 (--preset fp8) or INT8 (--preset w8a8)"
     return f"{there}quantize for this device in INT8: --preset w8a8"
+
+
+def size_ranges(free: Mapping[str, FreeDimension], given: Mapping[str, Range]) -> dict[str, Range]:
+    """(min, opt, max) of every free dimension: as ``given``, or else from the least calibrated size to the largest, for the first.
+
+    Raises UsageError for sizes that the graph does not compute.
+    """
+    ranges = {**{name: dimension.range for name, dimension in free.items()}, **given}
+    odd = [
+        f"--{name} {','.join(map(str, ranges[name]))} has {size}"
+        for name, dimension in free.items()
+        for size in ranges[name]
+        if size % dimension.multiple
+    ]
+    if odd:
+        multiples = ", ".join(f"{name} in steps of {dimension.multiple}" for name, dimension in free.items())
+        raise UsageError(f"the network takes {multiples}, and {'; '.join(odd)}", "sizes are the input's own, of latents for the most part")
+    return ranges
 
 
 def input_profile(inputs: Sequence[GraphInput], batch: Range, sizes: Mapping[str, Range]) -> dict[str, ShapeRange]:

@@ -25,7 +25,8 @@ from ..errors import ArtifactError, UsageError
 from .engine_files import open_graph
 from .runner import TIMESTEP
 
-_CARRIED = ("component", "pipeline_class", "model_config", "sample_shape", "picture_size", "pictures", "call", "source", "inputs")
+_CARRIED = ("component", "pipeline_class", "model_config", "sample_shape", "picture_size", "pictures", "call", "source", "inputs",
+            "free", "calibrated_sizes")  # fmt: skip
 _HASH_LENGTH = 64
 _SAMPLING = ("steps", "sampler", "guidance_scale")
 """Options of a quantization that say how its model is sampled."""

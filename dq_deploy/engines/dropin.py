@@ -26,6 +26,7 @@ from .dropin_module import EngineModule, Origin, as_one_of, check_no_gradients
 from .dropin_saving import guard_saving
 from .engine_files import open_runnable
 from .runner import TIMESTEP, Runner
+from .size_range import SizeRange
 from .watch import WatchedRunner, WatchRow
 
 Forward = Callable[[dict[str, torch.Tensor]], torch.Tensor]
@@ -120,7 +121,7 @@ def load(path: str | Path | Artifact, *, runtime: Runtime = "auto", watch: bool 
     config = details.network_config or {}
     controlnet = controlnet_class(config)
     kind: type[DropInModel] = DropInModel if controlnet is None else as_one_of(DropInModel, controlnet)
-    return kind(_through(runner, ranks), list(ranks), config, report, origin, details.call_record)
+    return kind(_through(runner, ranks, SizeRange.of(artifact)), list(ranks), config, report, origin, details.call_record)
 
 
 def load_again(origin: Origin, dtype: torch.dtype, device: str) -> DropInModel:
@@ -142,7 +143,7 @@ def watchable(artifact: Artifact[Any], runtime: Runtime) -> Artifact[BundleDetai
     return artifact
 
 
-def _through(runner: Runner, ranks: Mapping[str, int]) -> Forward:
+def _through(runner: Runner, ranks: Mapping[str, int], sizes: SizeRange | None = None) -> Forward:
     first = next(iter(ranks))
 
     def forward(inputs: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -150,6 +151,8 @@ def _through(runner: Runner, ranks: Mapping[str, int]) -> Forward:
         batch = arrays[first].shape[:1]
         for name in arrays.keys() - {first, TIMESTEP}:
             arrays[name] = _for_each_sample(name, arrays[name], ranks[name], batch)
+        if sizes is not None:
+            sizes.check(arrays)
         return torch.from_numpy(np.ascontiguousarray(runner.run(arrays)))
 
     return forward

@@ -94,7 +94,10 @@ def _bundle_model(bundle: Artifact[GraphDetails], asked: _Asked) -> tuple[Triton
         )
     largest = asked.max_batch_size or DEFAULT_MAX_BATCH
     assert REFERENCE.triton is not None
-    config = _config(bundle, asked, REFERENCE.triton, batched=batched, largest=largest, usual=largest, sizes={})
+    config = _config(
+        bundle, asked, REFERENCE.triton, batched=batched, largest=largest, usual=largest,
+        sizes={name: free.range[1] for name, free in bundle.details.free.items()},
+    )  # fmt: skip
     return config, {file: file for file in bundle.manifest.files if file.startswith(MODEL_FILE)}
 
 
@@ -116,7 +119,7 @@ def _engine_model(engine: Artifact[EngineDetails], asked: _Asked) -> tuple[Trito
         )
     if (asked.max_batch_size or 1) > largest:
         raise UsageError(f"max_batch_size is {asked.max_batch_size}, and {engine.path} was built for at most {largest}")
-    sizes = {name: triple[1] for name, triple in details.sizes.items()}
+    sizes = {name: usual_size for name, (_, usual_size, _) in details.sizes.items()}
     largest = asked.max_batch_size or largest
     config = _config(engine, asked, triton, batched=True, largest=largest, usual=min(usual, largest), sizes=sizes)
     if details.engines[0].compute_capability is None:  # the engine's file, and what stands beside it under the same name

@@ -1,0 +1,75 @@
+"""The sizes that an artefact takes where heights, widths or tokens are free, and which command makes one that takes another."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from ..artifacts import Artifact, is_kind
+from ..artifacts.details import EngineDetails, FreeDimension, RunnableDetails
+from ..errors import UsageError
+
+
+class _Shaped(Protocol):
+    @property
+    def shape(self) -> Any: ...
+
+
+@dataclass(frozen=True)
+class SizeRange:
+    """What an artefact takes of each free dimension, from the least to the largest, and where that is from."""
+
+    artifact: Artifact[RunnableDetails]
+    free: Mapping[str, FreeDimension]
+    limits: Mapping[str, tuple[int, int]]
+
+    @classmethod
+    def of(cls, artifact: Artifact[RunnableDetails]) -> SizeRange:
+        """What an engine was built for, or what else was calibrated."""
+        built = artifact.details.sizes if is_kind(artifact, EngineDetails) else {}
+        free = artifact.details.free
+        ranges = {name: built.get(name, dimension.range) for name, dimension in free.items()}
+        return cls(artifact, free, {name: (least, largest) for name, (least, _, largest) in ranges.items()})
+
+    def check(self, inputs: Mapping[str, _Shaped]) -> None:
+        """Raise UsageError for inputs [N, ...] of a size that is not taken, with the command that widens the range."""
+        for name, dimension in self.free.items():
+            input_, axis = dimension.axes[0]
+            size = tuple(inputs[input_].shape)[axis] if input_ in inputs and len(inputs[input_].shape) > axis else None
+            if size is None:
+                continue
+            least, largest = self.limits[name]
+            if not least <= size <= largest:
+                raise UsageError(
+                    f"the {name} of '{input_}' is {size}, and {self.artifact.path} takes sizes from {least} to {largest}",
+                    self._wider(name, size),
+                )
+            below, above = (rounded * dimension.multiple for rounded in (size // dimension.multiple, -(-size // dimension.multiple)))
+            if below != above:
+                raise UsageError(
+                    f"the {name} of '{input_}' is {size}, and the network takes multiples of {dimension.multiple}",
+                    f"the nearest are {below} and {above}",
+                )
+
+    def _wider(self, name: str, size: int) -> str:
+        least, largest = self.limits[name]
+        if is_kind(self.artifact, EngineDetails):
+            details = self.artifact.details
+            usual = details.sizes[name][1]
+            bundle = self.artifact.manifest.details.get("bundle") or "BUNDLE"
+            return (
+                f"build one for it: dq-deploy build-engine {bundle} -o ENGINE --backend {details.backend} "
+                f"--{name} {min(least, size)},{usual},{max(largest, size)}"
+            )
+        asked = [str(one) for one in self.artifact.details.calibrated_sizes if one.calibrated]
+        return f"calibrate there too: dq-deploy quantize SOURCE -o CHECKPOINT --sizes {','.join(asked)},{self._asked(name, size)}"
+
+    def _asked(self, name: str, size: int) -> str:
+        """A size as ``--sizes`` takes it, with the others as in the first calibrated one."""
+        first = self.artifact.details.calibrated_sizes[0].size
+        edges = [
+            size * first[axis] // self.free[edge].values[0] if edge == name else first[axis]
+            for axis, edge in enumerate(("height", "width"))
+        ]
+        return f"{edges[0]}x{edges[1]}" if name in ("height", "width") else "HEIGHTxWIDTH"
