@@ -15,6 +15,7 @@ from .quantize import width_rows
 
 if TYPE_CHECKING:
     from ..artifacts import Artifact
+    from ..artifacts.details import Details
     from ..artifacts.scale_tables import ScaleTable
 
 _SHOWN_TIMESTEPS = 6
@@ -93,6 +94,8 @@ def _of_its_kind(artifact: Artifact) -> list[tuple[str, object]]:
     if isinstance(details, GraphDetails):
         rows += [("target", details.target), ("dtype", details.dtype)]
         rows += [("width of the weights", width_in_words(details.width))] if details.width is not None else []
+    if getattr(details, "free", None):  # a schedule has it of its members, a repository has none
+        rows += size_rows(details, details.sizes if isinstance(details, EngineDetails) else {})
     if isinstance(details, EngineDetails | RepositoryDetails):
         rows += [("backend", details.backend)]
     if isinstance(details, EngineDetails):
@@ -115,6 +118,19 @@ def _of_its_kind(artifact: Artifact) -> list[tuple[str, object]]:
         for turn, entry in zip(turns(artifact), artifact.details.members, strict=True):
             what = f"{bits_in_words(turn.member) or 'float'}, {turn.member.manifest.kind} {entry.name}"
             rows += [(f"member {entry.folder}", f"{what}: timesteps {turn.span} ({len(turn.timesteps)} of {_count(artifact)})")]
+    return rows
+
+
+def size_rows(details: Details, built: Mapping[str, tuple[int, int, int]]) -> list[tuple[str, object]]:
+    """The calibrated sizes, with the worst SNR at each where it is known, and what each free dimension may be; ``built`` by an engine."""
+    rows: list[tuple[str, object]] = []
+    for size in details.calibrated_sizes:
+        worst = f"worst step {min(size.snr_db):.1f} dB" if size.snr_db else "yes"
+        rows.append((f"{'calibrated at' if size.calibrated else 'not calibrated, but tried'} {size}", worst))
+    for name, free in details.free.items():
+        least, usual, largest = built.get(name, free.range)
+        steps = f", in steps of {free.multiple}" if free.multiple > 1 else ""
+        rows.append((f"{name} of {', '.join(input_ for input_, _ in free.axes)}", f"{least} to {largest}, usually {usual}{steps}"))
     return rows
 
 

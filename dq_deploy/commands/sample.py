@@ -24,6 +24,13 @@ if TYPE_CHECKING:
 @click.option("--steps", type=int, help="Steps of the sampler.  [default: those of the calibration]")
 @asks_for_pictures
 @click.option(
+    "--height",
+    type=click.IntRange(1),
+    metavar="PIXELS",
+    help="Height of the pictures, of a model whose size is free.  [default: as calibrated]",
+)
+@click.option("--width", type=click.IntRange(1), metavar="PIXELS", help="Width of the pictures, likewise.  [default: as calibrated]")
+@click.option(
     "--runtime",
     type=EngineChoice("runtimes", "auto"),
     default="auto",

@@ -149,6 +149,10 @@ def _series(details: CheckpointDetails, timesteps: list[float], checks: Sequence
     series = [SnrSeries(name="PyTorch, quantized", timesteps=timesteps, snr_db=snr["after_distillation"], role="reference")]
     if details.distillation:
         series.insert(0, SnrSeries(name="before distillation", timesteps=timesteps, snr_db=snr["before_distillation"], role="before"))
+    for size in details.calibrated_sizes[1:]:  # the first is what is there already
+        name = f"PyTorch, {size}" + ("" if size.calibrated else ", not calibrated")
+        if len(size.snr_db) == len(timesteps):
+            series.append(SnrSeries(name=name, timesteps=timesteps, snr_db=list(size.snr_db)))
     for result in checks:
         rows = {row.timestep: row.snr_bundle_db for row in _timesteps(result)}
         series.append(SnrSeries(name=Path(result.bundle).resolve().name, timesteps=timesteps, snr_db=[rows.get(t) for t in timesteps]))

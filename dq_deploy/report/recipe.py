@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +99,22 @@ def _line(*words: str) -> str:
     return shlex.join(["dq-deploy", *words])
 
 
+_LISTS: dict[str, Callable[[Any], str]] = {"matryoshka": str, "sizes": lambda size: "x".join(map(str, size))}
+"""Options whose flags take several values, and how each is written."""
+
+
+def _written(changed: dict[str, Any]) -> list[str]:
+    """The flags of those options that have one, which are taken out of ``changed``."""
+    flags: list[str] = []
+    for option in _FLAGS:
+        if option in changed:
+            flags += [f"--{option.replace('_', '-')}", str(changed.pop(option))]
+    for option, written in _LISTS.items():
+        if option in changed:
+            flags += [f"--{option}", ",".join(map(written, changed.pop(option)))]
+    return flags
+
+
 def _quantize_flags(manifest: Manifest, details: CheckpointDetails) -> tuple[list[str], dict[str, Any]]:
     """The flags, and the options that have none."""
     options = {name: value for name, value in (manifest.quantization or {}).items() if name != "temporal"}
@@ -111,11 +127,7 @@ def _quantize_flags(manifest: Manifest, details: CheckpointDetails) -> tuple[lis
     flags += ["--method", method] if method != DILATEQUANT.name else []
     named = NAMED_BY if preset else ("weight_bits", "activation_bits")
     changed = {k: v for k, v in options.items() if k not in (*named, "keep") and v != defaults.get(k)}
-    for option in _FLAGS:
-        if option in changed:
-            flags += [f"--{option.replace('_', '-')}", str(changed.pop(option))]
-    if widths := changed.pop("matryoshka", None):
-        flags += ["--matryoshka", ",".join(map(str, widths))]
+    flags += _written(changed)
     for pattern, value in options["keep"].items():
         if defaults["keep"].get(pattern) != value:
             flags += ["--keep", f"{pattern}={value}"]

@@ -69,6 +69,8 @@ def sample(
     watch: bool = False,
     batch_size: int = 16,
     frames_a_second: float = FRAMES_A_SECOND,
+    height: int | None = None,
+    width: int | None = None,
     force: bool = False,
     progress: Progress = silent,
 ) -> SampleResult:
@@ -84,7 +86,7 @@ def sample(
     drawing = Drawing(
         n=n, seed=seed, steps=steps, prompts=prompts, negative_prompt=negative_prompt, image=image, mask=mask,
         control_image=control_image, strength=strength, classes=classes, guidance_scale=guidance_scale, runtime=runtime,
-        compare_float=compare_float, watch=watch, batch_size=batch_size,
+        compare_float=compare_float, watch=watch, batch_size=batch_size, height=height, width=width,
     )  # fmt: skip
     drawn = draw(path, drawing, progress=progress)
     panels = _panels(drawn)

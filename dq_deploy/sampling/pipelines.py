@@ -56,6 +56,8 @@ def wish(artifact: Artifact, drawing: Drawing) -> Wish:
         conditioning = conditioning_of(artifact, drawing.classes, drawing.guidance_scale)
         if conditioning is None:
             return Wish(None, [])
+        if drawing.picture_size:
+            raise UsageError("a picture size is given, and the pipeline draws at its own", "leave --height and --width out")
         scale = conditioning.guidance_scale
         return Wish(CLASS_INPUT, list(conditioning.labels), {} if scale is None else {"guidance_scale": scale})
     if drawing.classes is not None:
@@ -63,7 +65,8 @@ def wish(artifact: Artifact, drawing: Drawing) -> Wish:
     if drawing.prompts is None:
         raise UsageError(no_prompts(artifact), "--prompts FILE: a prompt on each line, drawn in turn")
     negative = None if drawing.negative_prompt is None else [drawing.negative_prompt]
-    size = {str(name): value for name, value in artifact.details.picture_size.items()}  # what the graph's shapes were made for
+    # what the graph's shapes were made for, or one of those that it takes
+    size = {**{str(name): value for name, value in artifact.details.picture_size.items()}, **drawing.picture_size}
     options: dict[str, Any] = {"guidance_scale": guidance_of(artifact, drawing.guidance_scale), "negative_prompt": negative, **size}
     return Wish("prompt", read_prompts(drawing.prompts), {name: value for name, value in options.items() if value is not None}, pictures)
 

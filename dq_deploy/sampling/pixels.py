@@ -72,7 +72,8 @@ def pixel_drawing(artifact: Artifact, drawing: Drawing, conditioning: Conditioni
 
     Raises UsageError for steps that the scheduler refuses, and for an engine whose batch is too small; else as ``calibrated_scheduler``.
     """
-    scheduler, shape = calibrated_scheduler(artifact), tuple(artifact.details.sample_shape)
+    scheduler, (*channels, height, width) = calibrated_scheduler(artifact), artifact.details.sample_shape
+    shape = (*channels, drawing.height or height, drawing.width or width)
     steps = calibrated_steps(artifact) if drawing.steps is None else drawing.steps
     Walk(copy.deepcopy(scheduler), steps, [])
     view = view_of((artifact.details.network_config or {}).get("_class_name"))

@@ -27,7 +27,8 @@ class Drawing:
     default. A pipeline that begins with pictures takes ``image``, ``mask`` and ``control_image`` (files or
     images of PIL), and a ``strength``, by default the
     calibration's. A checkpoint runs in PyTorch; ``runtime`` is for bundles. ``compare_float`` draws the float model's pictures too, and
-    ``watch`` counts NaN and saturated codes of a bundle by timestep (engines/watch.py).
+    ``watch`` counts NaN and saturated codes of a bundle by timestep (engines/watch.py). ``height`` and ``width`` are in pixels, the first
+    calibrated ones by default.
     """
 
     n: int = 16
@@ -45,12 +46,21 @@ class Drawing:
     compare_float: bool = True
     watch: bool = False
     batch_size: int = 16
+    height: int | None = None
+    width: int | None = None
+
+    @property
+    def picture_size(self) -> dict[str, int]:
+        """The edges that were given, by name."""
+        return {name: edge for name, edge in (("height", self.height), ("width", self.width)) if edge is not None}
 
     def __post_init__(self) -> None:
         problems = [f"n is {self.n}, and at least 1 is needed"] if self.n < 1 else []
         problems += [f"seed is {self.seed}, and cannot be negative"] if self.seed < 0 else []
         problems += [f"steps is {self.steps}, and at least 1 is needed"] if self.steps is not None and self.steps < 1 else []
         problems += [f"batch size is {self.batch_size}, and at least 1 is needed"] if self.batch_size < 1 else []
+        edges = {"height": self.height, "width": self.width}
+        problems += [f"{name} is {edge}, and at least 1 is needed" for name, edge in edges.items() if edge is not None and edge < 1]
         if problems:
             raise UsageError("; ".join(problems))
 
