@@ -1,0 +1,1 @@
+"""One bundle of several sizes beside one for each of them."""
