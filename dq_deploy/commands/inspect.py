@@ -15,7 +15,6 @@ from .quantize import width_rows
 
 if TYPE_CHECKING:
     from ..artifacts import Artifact
-    from ..artifacts.details import Details
     from ..artifacts.scale_tables import ScaleTable
 
 _SHOWN_TIMESTEPS = 6
@@ -90,12 +89,10 @@ def _of_its_kind(artifact: Artifact) -> list[tuple[str, object]]:
     from ..artifacts.layer_bits import bits_in_words
     from ..artifacts.turns import turns
 
-    details, rows = artifact.details, list[tuple[str, object]]()
+    details, rows = artifact.details, size_rows(artifact.details)
     if isinstance(details, GraphDetails):
         rows += [("target", details.target), ("dtype", details.dtype)]
         rows += [("width of the weights", width_in_words(details.width))] if details.width is not None else []
-    if getattr(details, "free", None):  # a schedule has it of its members, a repository has none
-        rows += size_rows(details, details.sizes if isinstance(details, EngineDetails) else {})
     if isinstance(details, EngineDetails | RepositoryDetails):
         rows += [("backend", details.backend)]
     if isinstance(details, EngineDetails):
@@ -121,13 +118,14 @@ def _of_its_kind(artifact: Artifact) -> list[tuple[str, object]]:
     return rows
 
 
-def size_rows(details: Details, built: Mapping[str, tuple[int, int, int]]) -> list[tuple[str, object]]:
-    """The calibrated sizes, with the worst SNR at each where it is known, and what each free dimension may be; ``built`` by an engine."""
+def size_rows(details: Any) -> list[tuple[str, object]]:
+    """The calibrated sizes, with the worst SNR at each where it is known, and what each free dimension may be; a repository has none."""
     rows: list[tuple[str, object]] = []
-    for size in details.calibrated_sizes:
+    built = getattr(details, "sizes", {})  # an engine's
+    for size in getattr(details, "calibrated_sizes", ()):
         worst = f"worst step {min(size.snr_db):.1f} dB" if size.snr_db else "yes"
         rows.append((f"{'calibrated at' if size.calibrated else 'not calibrated, but tried'} {size}", worst))
-    for name, free in details.free.items():
+    for name, free in getattr(details, "free", {}).items():
         least, usual, largest = built.get(name, free.range)
         steps = f", in steps of {free.multiple}" if free.multiple > 1 else ""
         rows.append((f"{name} of {', '.join(input_ for input_, _ in free.axes)}", f"{least} to {largest}, usually {usual}{steps}"))

@@ -16,9 +16,8 @@ from ..artifacts import Artifact, Manifest, check_output, create_artifact, sha25
 from ..artifacts.details import BlockLoss, CheckpointDetails, FormatChoice, RotatedInput, RoundedLayer, ScaleChoice, WidthRecord
 from ..artifacts.final_error import FinalError
 from ..decibels import snr_db
-from ..formats import FP4, ScaleSource
 from ..errors import UsageError
-from ..formats import ScaleSource
+from ..formats import FP4, ScaleSource
 from ..progress import Progress, silent
 from .bits.format_choice import choose_formats, take_formats
 from .calibration.choice import changed
