@@ -90,6 +90,10 @@ class Checkpoint:
                 found[dim] = free.values[size]
         return found
 
+    def examples_elsewhere(self) -> list[dict[str, torch.Tensor]]:
+        """Example inputs [2, ...] at the further sizes that it was calibrated at."""
+        return [self.examples(size) for size in range(1, self.size_count)]
+
     @property
     def size_count(self) -> int:
         """How many sizes it was calibrated at."""

@@ -43,6 +43,5 @@ def load_float(checkpoint: Checkpoint) -> FloatModel:
     examples = checkpoint.examples()
     call = checkpoint.details.call_record or {}
     form = CallForm.of_record(call["arguments"]) if call.get("arguments") else None
-    others = [checkpoint.examples(size) for size in range(1, checkpoint.size_count)]
-    graph = capture(loaded.model, examples, form=form, others=others)
+    graph = capture(loaded.model, examples, form=form, others=checkpoint.examples_elsewhere())
     return FloatModel(graph, examples, {layer.node.name: layer.name for layer in find_layers(graph)}, checkpoint.free_axes())

@@ -102,6 +102,8 @@ def refit(path: str | Path | Artifact, output: str | Path, *, lora: str | Path |
         "final_error": FinalError(not_measured="the weights were refitted, and nothing is sampled then").model_dump(),
         "refit": {"layers": changed, "clipped_weights": outside, "of": artifact.as_parent.manifest_sha256},
     }
+    for size, sized in zip(manifest.details.get("calibrated_sizes", []), reference.by_size, strict=False):
+        size["snr_db"] = per_timestep_snr(after.call(after.quantized), sized, progress)
     with create_artifact(output, manifest, force=force) as folder:
         write_checkpoint(folder, after.quantized, reference)
     return Artifact(Path(output), manifest)
@@ -168,7 +170,7 @@ class _Network:
         config = QuantizeConfig(**(old.artifact.manifest.quantization or {}))
         call = details.call_record or {}
         form = CallForm.of_record(call["arguments"]) if call.get("arguments") else None
-        graph = capture(source.model, old.examples(), form=form)
+        graph = capture(source.model, old.examples(), form=form, others=old.examples_elsewhere())
         arrange_skip_halves(graph, SkipHalves(details.skip_halves.mode))
         plan = make_plan(graph, config)
         take_choices(plan, details.scale_choices)
@@ -196,7 +198,7 @@ class _Network:
             model(samples.samples[row], timestep.repeat(samples.samples.shape[1]), **samples.given(row))
             for row, timestep in enumerate(samples.timesteps)
         ]
-        return replace(samples, outputs=torch.stack(outputs))
+        return replace(samples, outputs=torch.stack(outputs), others=tuple(map(self.answered, samples.others)))
 
     def layers(self) -> dict[str, QuantizedWeight]:
         """Those with weights, by name."""
