@@ -1,0 +1,151 @@
+"""What quantizing found and chose: for people, and for reports."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from .open import Open
+
+
+class BlockLoss(Open):
+    """Held-out loss of a block before and after its distillation: relative to its target's power, averaged over timesteps."""
+
+    block: str
+    before: float
+    after: float
+    iterations: int = 0
+    note: str = ""
+
+
+class RoundedLayer(Open):
+    """A layer whose weights GPTQ rounded: its output's squared error on calibration samples, against that of the nearest codes.
+
+    Its inputs were rounded in ``parts``, each for itself, where there are too many for one.
+    """
+
+    layer: str
+    error_ratio: float = Field(ge=0)
+    parts: int = Field(default=1, ge=1)
+
+
+class WidthRecord(Open):
+    """A width that the checkpoint can be exported with: bytes in an engine, SNR in dB at each timestep on held-out samples."""
+
+    weight_bits: int = Field(ge=2, le=8)
+    weights_bytes: int = Field(ge=0)
+    snr_db: list[float]
+
+
+class DilatedInput(Open):
+    """What dilation did to a quantizer's input.
+
+    ``unsaturated_share`` and ``dilated_share``: fractions of the input channels where s > 1 is allowed, and used. ``range_ratio``: the
+    dilated range over the plain one, Δ'x/Δx. ``error_ratio``: the output error with dilation over without. ``folded_into``: what else
+    divides by s (quantization/graph/fold.py).
+    """
+
+    quantizer: str
+    choice: str
+    unsaturated_share: float
+    dilated_share: float
+    range_ratio: float
+    error_ratio: float
+    folded_into: list[str]
+
+
+class DilationRule(Open):
+    """The rule used, and the mean SNR in dB of the network under each that was tried."""
+
+    used: str
+    mean_snr_db: dict[str, float]
+
+
+class ScaleChoice(Open):
+    """Linear layers that read one tensor, their outputs' SNR in dB by where its scale comes from, and what was taken."""
+
+    layers: list[str]
+    snr_db: dict[str, float]
+    chosen: str
+
+
+class FormatChoice(Open):
+    """Linear layers that read one tensor and can multiply FP4: their parts of the output's error and of the weights, and what was taken."""
+
+    layers: list[str]
+    error_share: float
+    weight_share: float
+    chosen: Literal["fp4", "fp8"]
+
+
+class RotatedInput(Open):
+    """Linear layers that read one tensor, and how many of its channels are rotated together; 0: it is not.
+
+    ``folded_into``: the layer whose outputs are rotated instead. ``snr_db``: of the layers' outputs, by the blocks that were tried.
+    """
+
+    layers: list[str]
+    block: int = Field(ge=0)
+    folded_into: str | None = None
+    snr_db: dict[str, float] = Field(default_factory=dict)
+
+
+class SkipHalvesRecord(Open):
+    """How concatenated skip inputs are quantized."""
+
+    mode: str
+
+
+class CalibrationRecord(Open):
+    """What the model was calibrated on, as far as it can be said again."""
+
+    classes: list[int] | None = None
+    prompts: Any = None
+
+
+class GivenPictures(Open):
+    """How many pictures of each kind a pipeline was calibrated with, and at which strength."""
+
+    image: int = 0
+    mask: int = 0
+    control_image: int = 0
+    strength: float | None = None
+
+    @property
+    def kinds(self) -> list[str]:
+        """Kinds of which there were any."""
+        return [name for name in ("image", "mask", "control_image") if getattr(self, name)]
+
+
+class CalibratedSize(Open):
+    """One of several sizes that were calibrated: height and width as they were asked for, and the shape that the network's sample has then.
+
+    Of a checkpoint ``snr_db`` has the SNR at each timestep on held-out samples of that size. One that is not ``calibrated`` lies between
+    those that are, to see what that costs.
+    """
+
+    size: tuple[int, int]
+    sample_shape: list[int]
+    calibrated: bool = True
+    snr_db: list[float] = Field(default_factory=list)
+
+    def __str__(self) -> str:
+        return f"{self.size[0]}x{self.size[1]}"
+
+
+class FreeDimension(Open):
+    """A dimension of a graph's inputs that is free: its ``values`` at each calibrated size, as the network gets them.
+
+    ``axes`` are the inputs that have it and where, the batch being 0. Any size from the least value to the largest is served that is a
+    ``multiple`` of a number.
+    """
+
+    values: list[int] = Field(min_length=1)
+    axes: list[tuple[str, int]]
+    multiple: int = Field(ge=1)
+
+    @property
+    def range(self) -> tuple[int, int, int]:
+        """The least, the first and the largest calibrated value."""
+        return min(self.values), self.values[0], max(self.values)
