@@ -82,7 +82,9 @@ class Group:
 
     def columns(self, value: torch.Tensor) -> torch.Tensor:
         """What the weights are multiplied with: [G, N, P, K] for P positions of each of N samples, its frames' together."""
-        columns: torch.Tensor = next(iter(self.layers.values())).columns(value).unflatten(3, (self.parts, -1))  # [g, N·frames, P, parts, K]
+        footprint = next(iter(self.layers.values())).footprint
+        assert footprint is not None
+        columns: torch.Tensor = footprint.columns(value).unflatten(3, (self.parts, -1))  # [g, N·frames, P, parts, K]
         columns = columns.unflatten(1, (-1, self.frames)).flatten(2, 3)
         return columns.permute(0, 3, 1, 2, 4).flatten(0, 1)
 
@@ -117,7 +119,7 @@ def groups_of(quantized: GraphModule, config: QuantizeConfig) -> list[Group]:
         if not isinstance(layer, QuantizedWeight) or layer.footprint is None or layer.frozen is not None:
             continue
         (call,) = node.all_input_nodes
-        key = call, layer.footprint, layer.format.kind, layer.widths
+        key = call, layer.footprint, layer.codebook, layer.format.kind, layer.widths
         if key not in found:
             quantizer = quantized.get_submodule(str(call.target)) if "quantizer" in call.meta else None
             assert quantizer is None or isinstance(quantizer, ActivationQuantizer)

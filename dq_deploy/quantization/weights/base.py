@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Self
 
 import torch
@@ -16,6 +16,7 @@ from .. import numerics
 from ..config import QuantizeConfig
 from ..grid import held, spacing
 from ..integrity import check_weight, read_format, read_widths
+from .footprint import Footprint
 from .packing import pack_int4, unpack_int4
 
 _REACH = 0.3
@@ -128,8 +129,8 @@ class QuantizedWeight(QuantizedLayer):
         self.log_scale.copy_(scale(self.weight, self.format).log())
 
     @property
-    def footprint(self) -> Hashable | None:
-        """Which inputs an output meets at each position: layers of one footprint see one input in the same ``columns``.
+    def footprint(self) -> Footprint | None:
+        """Which inputs an output meets at each position.
 
         None: a form of weight whose rows cannot be rounded input by input (``rounding``); each of its codes is the nearest.
         """
@@ -138,13 +139,6 @@ class QuantizedWeight(QuantizedLayer):
     def matrix(self) -> torch.Tensor:
         """The float weight [O, ...] as ``float_product`` takes it."""
         return self.weight
-
-    def columns(self, x: torch.Tensor) -> torch.Tensor:
-        """What the weights of an output are multiplied with, of an input x [N, ...]: [g, N, P, K] at P positions for ``groups`` g.
-
-        Weights are [g · O/g, K] then.
-        """
-        raise NotImplementedError
 
     def settled(self, scale: torch.Tensor) -> torch.Tensor:
         """Scales [O] or of any shape as a checkpoint stores them: those of fp16 where it is ``weight_only``."""

@@ -5,7 +5,6 @@ Of those whose weight alone is integers an engine unpacks it inside a float prod
 
 from __future__ import annotations
 
-from collections.abc import Hashable
 from typing import Any
 
 import torch
@@ -13,7 +12,7 @@ import torch.nn.functional as F
 
 from ...formats import PER_CHANNEL, Granularity, NumberFormat, ScaleSource, Scheme
 from .base import QuantizedWeight
-from .per_channel import tokens
+from .footprint import Footprint, TokenFootprint
 
 BLOCKS = (128, 64, 32)
 """Lengths of a block that the engines take (benchmarks/patterns/RESULTS.md)."""
@@ -49,17 +48,13 @@ class BlockedLinear(QuantizedWeight):
         return codes.reshape(self.out_channels, -1), scale.reshape(self.out_channels, -1)
 
     @property
-    def footprint(self) -> Hashable:
+    def footprint(self) -> Footprint:
         """As ``QuantizedWeight`` says: a token."""
-        return "linear"
+        return TokenFootprint()
 
     def matrix(self) -> torch.Tensor:
         """As ``QuantizedWeight`` says: [O, C]."""
         return self.weight.reshape(self.out_channels, -1)
-
-    def columns(self, x: torch.Tensor) -> torch.Tensor:
-        """As ``QuantizedWeight`` says: tokens."""
-        return tokens(x)
 
     def float_product(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         """X [..., C], weight [O, C] → [..., O]."""

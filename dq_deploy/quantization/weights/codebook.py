@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from typing import Any, Self
 
 import torch
@@ -40,11 +40,6 @@ class CodebookWeight(QuantizedWeight):
         self.shape = list(self.weight.shape)
         self.register_buffer("codes", None, persistent=False)
         self.codewords = nn.Parameter(torch.empty(0))
-
-    @property
-    def footprint(self) -> Hashable | None:
-        """As ``QuantizedWeight`` says: its inputs are those of a layer without a codebook, its codes are found in another way."""
-        return ("codebook", self.codebook, super().footprint)
 
     def config(self) -> dict[str, Any]:
         """What, beside its tensors, makes this layer: the ``shape`` of its weight, and the codebook."""

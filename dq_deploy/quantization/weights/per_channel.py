@@ -5,7 +5,6 @@ A layer multiplies codes by codes and only then scales, exactly as an integer en
 
 from __future__ import annotations
 
-from collections.abc import Hashable
 from typing import Any
 
 import torch
@@ -14,6 +13,7 @@ import torch.nn.functional as F
 from ...formats import NumberFormat
 from ..quantizers.base import Quantized
 from .base import QuantizedWeight
+from .footprint import Footprint, PatchFootprint, TokenFootprint
 
 
 class QuantizedConv2d(QuantizedWeight):
@@ -37,15 +37,10 @@ class QuantizedConv2d(QuantizedWeight):
         return super().config() | self.geometry
 
     @property
-    def footprint(self) -> Hashable:
+    def footprint(self) -> Footprint:
         """As ``QuantizedWeight`` says: the kernel's places."""
-        return ("conv2d", *self.weight.shape[2:], *self.stride, *self.padding, *self.dilation, self.groups)
-
-    def columns(self, x: torch.Tensor) -> torch.Tensor:
-        """As ``QuantizedWeight`` says: patches, K = C/g · kh · kw."""
-        kernel, dilation, padding, stride = map(tuple, (self.weight.shape[2:], self.dilation, self.padding, self.stride))
-        patches: torch.Tensor = F.unfold(x, kernel, dilation, padding, stride).unflatten(1, (self.groups, -1))  # [N, g, K, P]
-        return patches.permute(1, 0, 3, 2)
+        kernel, stride, padding, dilation = map(tuple, (self.weight.shape[2:], self.stride, self.padding, self.dilation))
+        return PatchFootprint(kernel, stride, padding, dilation, self.groups)
 
     def float_product(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         """X [N, C, H, W], weight [O, C/g, kh, kw] → [N, O, H', W']."""
@@ -57,24 +52,15 @@ class QuantizedConv2d(QuantizedWeight):
         return self.finish(F.conv2d(x.codes, codes, None, **self.geometry), scale, x.scale)
 
 
-def tokens(x: torch.Tensor) -> torch.Tensor:
-    """X [N, ..., C] → [1, N, P, C]."""
-    return x.reshape(1, len(x), -1, x.shape[-1])
-
-
 class QuantizedLinear(QuantizedWeight):
     """Matrix product of codes [..., C] with weights [O, C]."""
 
     kind = "linear"
 
     @property
-    def footprint(self) -> Hashable:
+    def footprint(self) -> Footprint:
         """As ``QuantizedWeight`` says: a token."""
-        return "linear"
-
-    def columns(self, x: torch.Tensor) -> torch.Tensor:
-        """As ``QuantizedWeight`` says: tokens."""
-        return tokens(x)
+        return TokenFootprint()
 
     def float_product(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         """X [..., C], weight [O, C] → [..., O]."""
