@@ -74,59 +74,26 @@ def export(checkpoint: str | Path | Artifact, output: str | Path, *, target: Tar
     Raises UsageError or ArtifactError.
     """
     target = cast("Target", target_name(target))
-    if target not in TARGETS:
-        raise UsageError(f"unknown target '{target}'", f"targets: {', '.join(TARGETS)}")
-    dtype = dtype or ("fp32" if float else _DEFAULT_DTYPE[target])
-    if dtype not in DTYPES:
-        raise UsageError(f"unknown dtype '{dtype}'", f"types: {', '.join(DTYPES)}")
-    if weight_storage not in WEIGHT_STORAGE:
-        raise UsageError(f"unknown weight storage '{weight_storage}'", f"storages: {', '.join(WEIGHT_STORAGE)}")
-    if attention not in ATTENTION:
-        raise UsageError(f"unknown attention '{attention}'", f"choices: {', '.join(ATTENTION)}")
-    _check_convolutions(convolutions, target)
+    dtype = dtype or ("fp32" if float else _DEFAULT_DTYPE.get(target, ""))
+    _check_choices(target, dtype, weight_storage, attention, convolutions)
     if float and weight_bits is not None:
         raise UsageError("the float model has no weights of integer bits", "leave out --weight-bits, or --float")
     path = checkpoint.path if isinstance(checkpoint, Artifact) else checkpoint
     check_output(Path(output), force=force, source=Path(path))
     with progress("export", 10) as advance:  # tenths of what a large model takes
         loaded = load_checkpoint(path)
+        choices: dict[str, Any] = {"attention": "float"}
         if weight_bits is not None:
             loaded = sliced(loaded, weight_bits)
-        weight_only = _weight_only(loaded)
-        floats = _float_codes(loaded)
-        if floats and target == "onnxruntime" and not float:
-            raise UsageError(
-                f"target onnxruntime multiplies integers, and the codes of {path} are {' and '.join(sorted(floats))}",
-                "export with --target qdq, which ONNX Runtime runs with products in float; for speed on a CPU quantize with --preset w8a8",
-            )
-        if floats and attention == "int8" and not float:
-            raise UsageError(
-                f"attention int8 is asked for, and beside {' and '.join(sorted(floats))} codes attention stays in float",
-                "leave it out: engines run it as one kernel",
-            )
-        attention = "float" if float or weight_only or floats else attention  # there is nothing in integers to leave so
-        if attention == "float" and not float:
-            loaded = float_attention(loaded)
-        choice: dict[str, Any] = {}
-        if target == "onnxruntime" and not float and not weight_only:
-            names = in_float(loaded, convolutions or "auto")
-            loaded, choice = float_convolutions(loaded, names), {"convolutions": convolutions or "auto", "float_convolutions": names}
-        int4 = weight_storage == "auto" and not float and (target == "qdq" or weight_only)
+        int4 = weight_storage == "auto" and not float and (target == "qdq" or _weight_only(loaded))
+        if not float:
+            loaded, choices = _with_choices(loaded, target, attention, convolutions)
         advance(1, "capturing")
         model, sites = _float_graph(load_float(loaded)) if float else _integer_graph(loaded, target, int4=int4)
         advance(7, "lowering")
-        if target == "onnxruntime":
-            group_norms_by_instance(model.graph)
-        _tidy(model)
-        wide, kept = _without_fp16(model, loaded) if dtype == "fp16" else (set(), [])
-        _finish(model, dtype, wide)
-        manifest = _manifest(
-            loaded,
-            model,
-            sites,
-            {"target": target, "dtype": dtype, "float": float, "attention": attention, **choice, **({"kept_fp32": kept} if kept else {})},
-            int4=int4,
-        )
+        kept = _complete(model, loaded, target, dtype)
+        kind = {"target": target, "dtype": dtype, "float": float, **choices, **({"kept_fp32": kept} if kept else {})}
+        manifest = _manifest(loaded, model, sites, kind, int4=int4)
         advance(1, "writing")
         with create_artifact(output, manifest, force=force) as folder:
             write_model(model, folder / "model.onnx")
@@ -134,13 +101,47 @@ def export(checkpoint: str | Path | Artifact, output: str | Path, *, target: Tar
     return Artifact(Path(output), manifest)
 
 
-def _check_convolutions(choice: Convolutions | None, target: Target) -> None:
-    if choice is None:
-        return
-    if choice not in CONVOLUTIONS:
-        raise UsageError(f"unknown choice of convolutions '{choice}'", f"choices: {', '.join(CONVOLUTIONS)}")
-    if target != "onnxruntime":
-        raise UsageError(f"convolutions '{choice}' is a choice for target onnxruntime, and the target is {target}", "leave it out")
+def _check_choices(target: str, dtype: str, weight_storage: str, attention: str, convolutions: str | None) -> None:
+    """Raises UsageError for a name that is none of its kind's, and for a choice that the target does not have."""
+    for what, plural, value, known in (
+        ("target", "targets", target, TARGETS),
+        ("dtype", "types", dtype, DTYPES),
+        ("weight storage", "storages", weight_storage, WEIGHT_STORAGE),
+        ("attention", "choices", attention, ATTENTION),
+        ("choice of convolutions", "choices", convolutions, (None, *CONVOLUTIONS)),
+    ):
+        if value not in known:
+            raise UsageError(f"unknown {what} '{value}'", f"{plural}: {', '.join(filter(None, known))}")
+    if convolutions is not None and target != "onnxruntime":
+        raise UsageError(f"convolutions '{convolutions}' is a choice for target onnxruntime, and the target is {target}", "leave it out")
+
+
+def _with_choices(checkpoint: Checkpoint, target: Target, attention: Attention,
+                  convolutions: Convolutions | None) -> tuple[Checkpoint, dict[str, Any]]:  # fmt: skip
+    """The checkpoint with what an export leaves in float beside it, and the manifest's account of that.
+
+    Raises UsageError for a choice that its codes do not have.
+    """
+    floats = _float_codes(checkpoint)
+    if floats and target == "onnxruntime":
+        raise UsageError(
+            f"target onnxruntime multiplies integers, and the codes of {checkpoint.artifact.path} are {' and '.join(sorted(floats))}",
+            "export with --target qdq, which ONNX Runtime runs with products in float; for speed on a CPU quantize with --preset w8a8",
+        )
+    if floats and attention == "int8":
+        raise UsageError(
+            f"attention int8 is asked for, and beside {' and '.join(sorted(floats))} codes attention stays in float",
+            "leave it out: engines run it as one kernel",
+        )
+    weight_only = _weight_only(checkpoint)
+    choices: dict[str, Any] = {"attention": "float" if weight_only or floats else attention}
+    if choices["attention"] == "float":
+        checkpoint = float_attention(checkpoint)
+    if target == "onnxruntime" and not weight_only:
+        names = in_float(checkpoint, convolutions or "auto")
+        checkpoint = float_convolutions(checkpoint, names)
+        choices |= {"convolutions": convolutions or "auto", "float_convolutions": names}
+    return checkpoint, choices
 
 
 def _integer_graph(checkpoint: Checkpoint, target: Target, *, int4: bool) -> tuple[ir.Model, Sites]:
@@ -204,6 +205,16 @@ def _without_fp16(model: ir.Model, checkpoint: Checkpoint) -> tuple[set[ir.Value
     largest = largest_values(model, float_values(model.graph), checkpoint, write_model)
     wide = too_large(largest) | around_constants(model.graph)
     return wide, [part.model_dump() for part in describe(model.graph, wide, largest)]
+
+
+def _complete(model: ir.Model, checkpoint: Checkpoint, target: Target, dtype: str) -> list[dict[str, Any]]:
+    """Make a lowered graph what is written, its floats of ``dtype``; the manifest's account of what fp16 cannot hold."""
+    if target == "onnxruntime":
+        group_norms_by_instance(model.graph)
+    _tidy(model)
+    wide, kept = _without_fp16(model, checkpoint) if dtype == "fp16" else (set(), [])
+    _finish(model, dtype, wide)
+    return kept
 
 
 def _finish(model: ir.Model, dtype: str, wide: Collection[ir.Value] = ()) -> None:
