@@ -4,8 +4,8 @@
     Reshape → DequantizeLinear(int8, per channel) of each layer
 
 A layer that unpacks its own takes a kernel of its own on every run. Together they take one; the unpacked codes then lie in an engine's
-memory from there to the last layer that reads them, so a part has ``_TOGETHER`` weights at the most. Without the Add the builder crashes or
-refuses (``matmul-int4-together`` and ``matmul-int4-requantized`` in benchmarks/patterns/RESULTS.md). OpenVINO folds it all, and multiplies
+memory from there to the last layer that reads them, so a part has ``_TOGETHER`` weights at the most. ``matmul-int4-together``
+and ``matmul-int4-requantized`` in benchmarks/patterns/RESULTS.md have it with and without the Add. OpenVINO folds it all, and multiplies
 integers. ONNX's Split takes no FP8 codes: beside those each layer unpacks its own.
 """
 
@@ -19,9 +19,10 @@ import onnx_ir as ir
 
 from ..formats.tables import CODES, WEIGHT_ZERO_POINT
 from .emitter import Emitter
+from .weights import repacked
 
 _TOGETHER = 8 << 20
-_FLOAT16, _INT4, _INT8 = ir.DataType.FLOAT16, ir.DataType.INT4, ir.DataType.INT8
+_INT4, _INT8 = ir.DataType.INT4, ir.DataType.INT8
 
 
 @dataclass(frozen=True)
@@ -71,12 +72,8 @@ def _share(graph: ir.Graph, part: Sequence[_Packed], prefix: str) -> None:
     emit = Emitter(graph, prefix, before=part[0].dequantize)
     arrays = [layer.array.astype(np.int8) for layer in part]
     flat = np.concatenate([array.reshape(-1) for array in arrays])
-    one, nothing = (emit.constant(f"dq_deploy.{name}.float16", np.array(value, np.float16)) for name, value in (("one", 1), ("zero", 0)))
-    zero = emit.constant("dq_deploy.zero", np.array(0, dtype=np.int8))
     held = emit.constant(f"{prefix}.codes", flat.astype(_INT4.numpy()))
-    value = emit.as_written("DequantizeLinear", [held, one], "Unpack", _FLOAT16)
-    value = emit.as_written("Add", [value, nothing], "Add", _FLOAT16)
-    value = emit.as_written("QuantizeLinear", [value, one, zero], "Repack", _INT8)
+    value = repacked(emit, held, _INT8, by_way_of=ir.DataType.FLOAT16)
     pieces = _split(emit, value, [array.size for array in arrays])
     for layer, array, piece in zip(part, arrays, pieces, strict=True):
         shape = emit.constant(f"{layer.layer}.{CODES}.shape", np.array(array.shape, dtype=np.int64))

@@ -45,7 +45,7 @@ def code_type(fmt: NumberFormat) -> ir.DataType:
 
 
 def zero(dtype: ir.DataType) -> tuple[str, np.ndarray]:
-    """Name and value [] of the zero-point that says what type codes are of."""
+    """Name and value [] of the zero that says what type codes are of."""
     return ("dq_deploy.zero" if dtype == _INT8 else f"dq_deploy.zero.{dtype.name.lower()}"), np.array(0, dtype=dtype.numpy())
 
 
@@ -109,12 +109,18 @@ def _as_float8(emit: Emitter, layer: QuantizedWeight, codes: torch.Tensor, name:
     """Codes [...] as numbers of an 8-bit float: stored as such, or as int4, of which each is one of these numbers."""
     if not (int4 and layer.format.packed):
         return emit.constant(f"{name}.{CODES}", codes.float().numpy().astype(dtype.numpy()))
-    one = emit.constant("dq_deploy.one", np.array(1.0, dtype=np.float32))
     packed = emit.constant(f"{name}.{CODES}", stored(codes.numpy(), layer.bits, int4=True))
-    floats = emit.op("DequantizeLinear", [packed, one], name="UnpackWeight")
+    return repacked(emit, packed, dtype, by_way_of=ir.DataType.FLOAT)
+
+
+def repacked(emit: Emitter, packed: ir.Value, dtype: ir.DataType, *, by_way_of: ir.DataType) -> ir.Value:
+    """INT4 codes [...] as the same numbers in another type of codes, by way of a type of floats."""
+    suffix = "" if by_way_of == ir.DataType.FLOAT else f".{by_way_of.name.lower()}"
+    one = emit.constant(f"dq_deploy.one{suffix}", np.array(1.0, dtype=by_way_of.numpy()))
+    floats = emit.as_written("DequantizeLinear", [packed, one], "Unpack", by_way_of)
     # With nothing between the two the builder takes the weight for INT4: it crashes on a MatMul, and refuses a Conv.
-    floats = emit.op("Add", [floats, emit.constant("dq_deploy.nothing", np.array(0.0, dtype=np.float32))], name="UnpackWeight/as_float")
-    return emit.op("QuantizeLinear", [floats, one, emit.constant(*zero(dtype))], name="RepackWeight", dtype=dtype)
+    floats = emit.as_written("Add", [floats, emit.constant(*zero(by_way_of))], "Unpack/Add", by_way_of)
+    return emit.as_written("QuantizeLinear", [floats, one, emit.constant(*zero(dtype))], "Repack", dtype)
 
 
 def bias(emit: Emitter, layer: QuantizedWeight, name: str, shape: tuple[int, ...] = (-1,)) -> ir.Value:

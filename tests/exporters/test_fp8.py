@@ -120,7 +120,7 @@ def _next_numbers(model: onnx.ModelProto) -> None:
 def _beyond_448(model: onnx.ModelProto) -> None:
     """Activations four times as large for their codes, which become NaN instead of 448."""
     for node in model.graph.node:
-        if node.op_type == "QuantizeLinear" and not node.name.endswith("RepackWeight"):
+        if node.op_type == "QuantizeLinear" and not node.name.endswith("/Repack"):
             node.attribute.append(onnx.helper.make_attribute("saturate", 0))
     for tensor in model.graph.initializer:
         if tensor.name.endswith("input.inverse_scale"):
