@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from dq_deploy.errors import UsageError
-from dq_deploy.quantization.config import INTEGER_PRESETS, Activations, QuantizeConfig
+from dq_deploy.formats import Activations
+from dq_deploy.quantization.config import INTEGER_PRESETS, QuantizeConfig
 from dq_deploy.quantization.quantizers.ranges import resolve
 
 from .settings import Family, Settings

@@ -20,13 +20,13 @@ from benchmarks.networks.network import NAMES, network
 from dq_deploy.commands.options import parse_keep
 from dq_deploy.console import Output
 from dq_deploy.decibels import psnr_db
-from dq_deploy.formats import ScaleSource
+from dq_deploy.formats import Activations, ScaleSource
 from dq_deploy.progress import silent
 from dq_deploy.quantization.bits.format_choice import choose_formats, take_formats
 from dq_deploy.quantization.calibration.source import Request
 from dq_deploy.quantization.calibration.trajectories import Trajectories
 from dq_deploy.quantization.checkpoint import freeze, named_quantizers
-from dq_deploy.quantization.config import Activations, QuantizeConfig, Rotation
+from dq_deploy.quantization.config import QuantizeConfig, Rotation
 from dq_deploy.quantization.graph.plan import make_plan
 from dq_deploy.quantization.initial.initialize import initialize
 from dq_deploy.quantization.initial.rotation_choice import choose_rotations, take_rotations

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from ..errors import ArtifactError
+from ..formats import Activations
 from ..versions import installed_version
 from .reading.plain import as_record, read_json
 
@@ -71,6 +72,14 @@ class Manifest(BaseModel):
         if not all(math.isfinite(t) for t in timesteps) or any(a >= b for a, b in pairwise(timesteps)):
             raise ValueError("calibrated timesteps are finite and ascend")
         return timesteps
+
+    @field_validator("quantization")
+    @classmethod
+    def _known_activations(cls, options: dict[str, Any] | None) -> dict[str, Any] | None:
+        given = (options or {}).get("activations")
+        if given is not None and given not in list(Activations):
+            raise ValueError(f"activations '{given}' is none of {', '.join(Activations)}")
+        return options
 
     @property
     def activations(self) -> str:

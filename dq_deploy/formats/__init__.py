@@ -1,7 +1,7 @@
 """What a number is and how finely it is scaled, without torch: formats, schemes, and the names of scale tables."""
 
 from .number import CODES, FORMATS, FP4, FP8, FP16, INT8, Kind, NumberFormat, layer_bytes, of_bits, recorded, register_format
-from .scheme import PER_CHANNEL, Granularity, ScaleSource, Scheme
+from .scheme import PER_CHANNEL, Activations, Granularity, ScaleSource, Scheme
 
 __all__ = [
     "CODES",
@@ -11,6 +11,7 @@ __all__ = [
     "FP16",
     "INT8",
     "PER_CHANNEL",
+    "Activations",
     "Granularity",
     "Kind",
     "NumberFormat",

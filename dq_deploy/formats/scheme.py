@@ -23,6 +23,20 @@ class ScaleSource(StrEnum):
     COMPUTED = "computed"
 
 
+class Activations(StrEnum):
+    """Where the scales of activations come from.
+
+    PER_TIMESTEP is a table with a row for each calibrated timestep, STATIC one row for all. PER_TOKEN computes a scale for each token of
+    what linear layers read, while the network runs; other products keep their tables. AUTO takes it for those whose outputs it brings
+    nearer by a decibel, measured on calibration samples.
+    """
+
+    AUTO = "auto"
+    PER_TIMESTEP = "per-timestep"
+    PER_TOKEN = "per-token"  # noqa: S105
+    STATIC = "static"
+
+
 @dataclass(frozen=True)
 class Scheme:
     """How one tensor is scaled. Symmetric: the zero-point is 0. ``block``: input channels that share a scale; 0 without blocks."""

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from ..errors import UsageError, did_you_mean
-from ..formats import NumberFormat, of_bits
+from ..formats import Activations, NumberFormat, of_bits
 from ..formats.codebook import Codebook
 from ..formats.presets import CODEBOOKS, PRESETS
 from .methods import DILATEQUANT, METHODS
@@ -31,20 +31,6 @@ _OF_ACTIVATIONS = ("softmax_bits", "dilation_relaxation", "activations", "rotati
 
 FIRST, LAST = "@first", "@last"
 """Patterns of ``keep`` for the layers that read the model's input and write its output."""
-
-
-class Activations(StrEnum):
-    """Where the scales of activations come from.
-
-    PER_TIMESTEP is a table with a row for each calibrated timestep, STATIC one row for all. PER_TOKEN computes a scale for each token of
-    what linear layers read, while the network runs; other products keep their tables. AUTO takes it for those whose outputs it brings
-    nearer by a decibel, measured on calibration samples.
-    """
-
-    AUTO = "auto"
-    PER_TIMESTEP = "per-timestep"
-    PER_TOKEN = "per-token"  # noqa: S105
-    STATIC = "static"
 
 
 class Rotation(StrEnum):

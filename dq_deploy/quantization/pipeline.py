@@ -17,7 +17,7 @@ from ..artifacts.details import BlockLoss, CheckpointDetails, FormatChoice, Rota
 from ..artifacts.final_error import FinalError
 from ..decibels import snr_db
 from ..errors import UsageError
-from ..formats import FP4, ScaleSource
+from ..formats import FP4, Activations, ScaleSource
 from ..progress import Progress, silent
 from .bits.format_choice import choose_formats, take_formats
 from .calibration.choice import changed
@@ -27,7 +27,7 @@ from .calibration.source import Request
 from .calibration.trajectories import Answer, Model, Trajectories
 from .checkpoint import freeze, named_quantizers, write_checkpoint
 from .clipping import counting
-from .config import Activations, QuantizeConfig, Rotation
+from .config import QuantizeConfig, Rotation
 from .distillation.distill import distill
 from .final_error import final_error
 from .graph.edit import set_tensor

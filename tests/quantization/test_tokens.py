@@ -14,12 +14,12 @@ from torch import nn
 from torch.fx import GraphModule
 
 from dq_deploy.errors import ArtifactError, UsageError
-from dq_deploy.formats import ScaleSource, of_bits
+from dq_deploy.formats import Activations, ScaleSource, of_bits
 from dq_deploy.quantization.bits.sensitivity import measure_sensitivities
 from dq_deploy.quantization.calibration.source import Request
 from dq_deploy.quantization.calibration.trajectories import Trajectories
 from dq_deploy.quantization.checkpoint import Checkpoint, load_checkpoint
-from dq_deploy.quantization.config import Activations, QuantizeConfig
+from dq_deploy.quantization.config import QuantizeConfig
 from dq_deploy.quantization.distillation.distill import distill
 from dq_deploy.quantization.prepare import prepare
 from dq_deploy.quantization.quantizers import Quantized, TableQuantizer, TokenQuantizer

@@ -10,10 +10,10 @@ from typing import Any
 from torch.fx import GraphModule, Node
 
 from ...errors import UsageError, did_you_mean
-from ...formats import FP4, FP8, INT8, Kind, NumberFormat, of_bits
+from ...formats import FP4, FP8, INT8, Activations, Kind, NumberFormat, of_bits
 from ...formats.codebook import Codebook
 from ...formats.fp4 import FP4_RANKS
-from ..config import FIRST, LAST, Activations, QuantizeConfig
+from ..config import FIRST, LAST, QuantizeConfig
 from ..quantizers import QUANTIZERS, BlockQuantizer, StaticQuantizer, TableQuantizer, TokenQuantizer
 from ..weights import Fp4Linear
 from ..weights.base import MOST_INPUTS
