@@ -11,7 +11,6 @@ import click
 
 from ..console import Output, megabytes
 from .options import common, force_option
-from .quantize import width_rows
 
 if TYPE_CHECKING:
     from ..artifacts import Artifact
@@ -100,7 +99,8 @@ def _of_its_kind(artifact: Artifact) -> list[tuple[str, object]]:
     if isinstance(details, BundleDetails) and details.float_convolutions:
         rows += [("convolutions left in float", len(details.float_convolutions))]
     if isinstance(details, CheckpointDetails):
-        rows += [("multiply-accumulates in float", f"{details.float_mac_share:.2%}"), ("weights rounded by GPTQ", details.rounding_summary)]
+        rows += [("multiply-accumulates in float", f"{details.float_mac_share:.2%}")]
+        rows += [(f"weights rounded {details.rounded_as}", details.rounding_summary)]
         if artifact.manifest.activations in ("auto", "per-token"):
             rows += [("scales for each token", details.per_token)]
         if details.formats:
@@ -108,7 +108,7 @@ def _of_its_kind(artifact: Artifact) -> list[tuple[str, object]]:
         rows += [("rotated", details.rotated)] if details.rotation else []
         if details.final_error:
             rows += [("SNR of the final sample", details.final_error.summary)]
-        rows += width_rows(details)
+        rows += [(one.name, one.summary) for one in details.widths]
         if details.clipped is not None:
             rows += [("clipped on held-out samples", most_clipped(details.clipped, artifact.manifest.timesteps))]
     if is_kind(artifact, ScheduleDetails):

@@ -5,12 +5,11 @@ from __future__ import annotations
 import shlex
 from dataclasses import asdict
 from pathlib import Path
-from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..console import Output, megabytes
+from ..console import Output
 from ..errors import ResourceError, UsageError
 from .completion import devices, known_devices, presets, sources
 from .options import allows_pickles, calibration_options, common, force_option, output_folder, parse_keep, read_config, whole_numbers
@@ -210,13 +209,9 @@ def show_choice(choice: BitChoice, output: Output) -> None:
     )
 
 
-def width_rows(details: CheckpointDetails) -> list[tuple[str, str]]:
-    """What the weights of each width cost, and how near the float model they are."""
-    return [(f"weights of {one.weight_bits} bits", f"{megabytes(one.weights_bytes)}, {_span(one.snr_db)}") for one in details.widths]
-
-
 def show_checkpoint(checkpoint: Artifact[CheckpointDetails], output: Output, choice: BitChoice | None = None) -> None:
     """What was quantized, and what it cost."""
+    from ..artifacts.details import snr_span
     from ..artifacts.held_out import parted
 
     details = checkpoint.details
@@ -234,19 +229,19 @@ def show_checkpoint(checkpoint: Artifact[CheckpointDetails], output: Output, cho
     snr = details.snr_db
     if blocks:
         rows += [
-            ("SNR before distillation", _span(snr["before_distillation"])),
-            ("SNR after distillation", _span(snr["after_distillation"])),
+            ("SNR before distillation", snr_span(snr["before_distillation"])),
+            ("SNR after distillation", snr_span(snr["after_distillation"])),
             ("blocks improved", f"{sum(block.after < block.before for block in blocks)} of {len(blocks)}"),
         ]
     else:
-        rows.append(("SNR against the float model", _span(snr["after_distillation"])))
+        rows.append(("SNR against the float model", snr_span(snr["after_distillation"])))
     if details.rounding:
-        rows.append(("weights rounded by GPTQ", details.rounding_summary))
+        rows.append((f"weights rounded {details.rounded_as}", details.rounding_summary))
     if details.final_error:
         rows.append(("SNR of the final sample", details.final_error.summary))
-    rows += width_rows(details)
+    rows += [(one.name, one.summary) for one in details.widths]
     for size in details.calibrated_sizes:
-        rows.append((f"SNR at {size}" + ("" if size.calibrated else ", which was not calibrated"), _span(size.snr_db)))
+        rows.append((f"SNR at {size}" + ("" if size.calibrated else ", which was not calibrated"), snr_span(size.snr_db)))
     output.table(str(checkpoint.path), ("", ""), rows)
     if wide := [record.layer for record in details.rounding or () if record.parts > 1]:
         output.note(f"too many inputs to be rounded as one, and rounded in parts: {', '.join(wide)}")
@@ -297,7 +292,3 @@ def _duration(seconds: float) -> str:
     if seconds < 60:
         return f"{seconds:.1f} s"
     return f"{seconds / 60:.1f} min" if seconds < 3600 else f"{seconds / 3600:.1f} h"
-
-
-def _span(snr_db: list[float]) -> str:
-    return f"median {median(snr_db):.1f} dB, worst {min(snr_db):.1f} dB"

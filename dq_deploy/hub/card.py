@@ -18,7 +18,7 @@ from PIL import Image
 from pydantic import ValidationError
 
 from ..artifacts import Artifact, is_kind
-from ..artifacts.details import Details, EngineDetails, ScheduleDetails
+from ..artifacts.details import CheckpointDetails, Details, EngineDetails, ScheduleDetails
 from ..artifacts.layer_bits import bits_in_words, bits_label, bits_worth_saying
 from ..artifacts.origin import source_name
 from ..artifacts.reading import read_json
@@ -73,6 +73,8 @@ def model_card(artifact: Artifact, report: ReportData | None = None, *, repo_id:
         manifest=manifest,
         details=manifest.details,
         members=_members(artifact),
+        rounded=_rounded(artifact),
+        widths=artifact.details.widths if is_kind(artifact, CheckpointDetails) else [],
         source=source_name(source) if (source := artifact.details.source) else None,
         repo_id=repo_id or _NOT_KNOWN,
         report=report,
@@ -95,6 +97,13 @@ def _members(artifact: Artifact) -> list[dict[str, str]]:
         {"folder": entry.folder, "kind": turn.member.manifest.kind, "bits": bits_in_words(turn.member) or "float", "span": turn.span}
         for turn, entry in found
     ]
+
+
+def _rounded(artifact: Artifact) -> str | None:
+    """Of a checkpoint that says so, how its weights became codes."""
+    if not is_kind(artifact, CheckpointDetails) or artifact.details.rounding is None:
+        return None
+    return artifact.details.rounded_as if artifact.details.rounding else "to the nearest codes"
 
 
 def sample_grid(pictures: Pictures) -> bytes:

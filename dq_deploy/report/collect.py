@@ -25,6 +25,7 @@ from .data import (
     ArtifactRow,
     CheckRow,
     DilationRow,
+    Fact,
     Layer,
     Pictures,
     ReportData,
@@ -67,6 +68,7 @@ def collect(
     data = ReportData(
         title=manifest.model,
         subtitle=_subtitle(artifacts.checkpoint),
+        summary=[Fact(label=one.name, value=one.summary) for one in details.widths],
         pictures=pictures,
         timesteps=manifest.timesteps,
         layers=_layers(artifacts, errors),
@@ -110,7 +112,7 @@ def _subtitle(checkpoint: Artifact[CheckpointDetails]) -> str:
     others = (bits_in_words(checkpoint) or "").partition(", ")[2]
     tables = _SCALES[manifest.activations].format(len(manifest.timesteps))
     trained = f"{options['iterations']} distillation steps a block" if options["iterations"] else "not distilled"
-    codes = "codes by GPTQ" if checkpoint.details.rounding else "nearest codes"
+    codes = f"codes {checkpoint.details.rounded_as}" if checkpoint.details.rounding else "nearest codes"
     bits = f"{most.weight_bits}-bit weights, {activations}" + (f" ({others})" if others else "")
     turned = [f"{checkpoint.details.rotated} rotated"] if checkpoint.details.rotation else []
     return ", ".join([bits, codes, tables, *turned, trained])

@@ -3,7 +3,7 @@
 Only those who write a manifest handle dictionaries.
 """
 
-from .findings import BlockLoss, DilatedInput, FormatChoice, FreeDimension, RotatedInput, RoundedLayer, ScaleChoice, WidthRecord
+from .findings import BlockLoss, DilatedInput, FormatChoice, FreeDimension, RotatedInput, RoundedLayer, ScaleChoice, WidthRecord, snr_span
 from .kinds import (
     BundleDetails,
     CheckpointDetails,
@@ -55,5 +55,6 @@ __all__ = [
     "Target",
     "WidthRecord",
     "parse_details",
+    "snr_span",
     "switches_problem",
 ]

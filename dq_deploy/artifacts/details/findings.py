@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from statistics import median
 from typing import Any, Literal
 
 from pydantic import Field
 
+from ...console import megabytes
 from .open import Open
+
+
+def snr_span(snr_db: Sequence[float]) -> str:
+    """SNR in dB over the timesteps, in words."""
+    return f"median {median(snr_db):.1f} dB, worst {min(snr_db):.1f} dB"
 
 
 class BlockLoss(Open):
@@ -35,7 +43,17 @@ class WidthRecord(Open):
 
     weight_bits: int = Field(ge=2, le=8)
     weights_bytes: int = Field(ge=0)
-    snr_db: list[float]
+    snr_db: list[float] = Field(min_length=1)
+
+    @property
+    def name(self) -> str:
+        """What it is, as tables have it."""
+        return f"weights of {self.weight_bits} bits"
+
+    @property
+    def summary(self) -> str:
+        """What it costs, and how near the float model it is."""
+        return f"{megabytes(self.weights_bytes)}, {snr_span(self.snr_db)}"
 
 
 class DilatedInput(Open):

@@ -128,13 +128,21 @@ class CheckpointDetails(Details):
         return self.inputs
 
     @property
+    def rounded_as(self) -> str:
+        """How weights were rounded by what their inputs are."""
+        fitted = sum(layer.weight_codebook is not None for layer in self.layers)
+        if not fitted:
+            return "by GPTQ"
+        return "to codebooks" if fitted == len(self.rounding or ()) else "to codebooks or by GPTQ"
+
+    @property
     def rounding_summary(self) -> str:
         """How many layers were rounded by what their inputs are, and what that was worth before any training, in a line."""
         if not self.rounding:
             return "none"
         middle = median(layer.error_ratio for layer in self.rounding)
         fitted = sum(layer.weight_codebook is not None for layer in self.layers)
-        which = f"{len(self.rounding)} of {len(self.layers)} layers" + (f", {fitted} of them to codewords" if fitted else "")
+        which = f"{len(self.rounding)} of {len(self.layers)} layers" + (f", {fitted} of them to codebooks" if fitted else "")
         return f"{which}; a layer's error is {middle:.2f} of that of nearest codes (median)"
 
 
