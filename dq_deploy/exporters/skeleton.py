@@ -95,9 +95,15 @@ def to_onnx(model: GraphModule, inputs: dict[str, torch.Tensor], float_layers: d
     ``free`` dimensions beside the batch have their names in the graph's inputs.
     Raises ArtifactError when the exporter does.
     """
-    graph_module = _with_placeholders(model, float_layers)
+    exported = graph_exported(_with_placeholders(model, float_layers), inputs, free or {})
+    simplify(exported)
+    return exported
+
+
+def graph_exported(graph_module: GraphModule, inputs: dict[str, torch.Tensor], free: Axes) -> ir.Model:
+    """What torch's exporter makes of a graph with placeholders. Raises ArtifactError when it does not."""
     examples = tuple(inputs.values())
-    further = [dict.fromkeys((free or {}).get(name, {}), torch.export.Dim.AUTO) for name in inputs]
+    further = [dict.fromkeys(free.get(name, {}), torch.export.Dim.AUTO) for name in inputs]
     dynamic = tuple({0: torch.export.Dim("batch", min=1), **dims} for dims in further)
     # It warns of torchvision's operators, which no model here has, on every start.
     logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
@@ -114,9 +120,8 @@ def to_onnx(model: GraphModule, inputs: dict[str, torch.Tensor], float_layers: d
         raise_if_out_of_memory(error)
         raise ArtifactError(f"the ONNX exporter failed: {explain(error)}") from error
     assert program is not None
-    _name_sizes(program.model.graph, free or {})
-    _name_output(program.model.graph, exported, free or {})
-    simplify(program.model)
+    _name_sizes(program.model.graph, free)
+    _name_output(program.model.graph, exported, free)
     return program.model
 
 

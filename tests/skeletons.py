@@ -1,0 +1,43 @@
+"""torch's exporter is run once for each graph and not for each bundle: tests export the same tiny networks in many forms.
+
+What follows it (``simplify``, the lowering, the precision) runs for every bundle. ``--nightly`` exports every one from the start.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+
+import onnx_ir as ir
+import pytest
+import torch
+from torch.fx import GraphModule
+
+from dq_deploy.exporters import skeleton
+from tests.shared import made_once
+
+
+@pytest.fixture(scope="session", autouse=True)
+def exported_once(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep what the exporter makes of a graph, for all workers."""
+    exported = skeleton.graph_exported
+
+    def kept(graph: GraphModule, inputs: dict[str, torch.Tensor], free: skeleton.Axes) -> ir.Model:
+        name = f"skeletons/{_key(graph, inputs, free)}"
+        return ir.load(made_once(tmp_path_factory, name, lambda path: ir.save(exported(graph, inputs, free), path)))
+
+    with pytest.MonkeyPatch.context() as patch:
+        if not request.config.getoption("--nightly"):
+            patch.setattr(skeleton, "graph_exported", kept)
+        yield
+
+
+def _key(graph: GraphModule, inputs: dict[str, torch.Tensor], free: skeleton.Axes) -> str:
+    """A hash of everything that the exporter reads: the code, where its nodes come from, the tensors, names and types of the inputs."""
+    said = [graph.code, *(f"{node.name} {node.meta.get('path')}" for node in graph.graph.nodes)]
+    said += [f"{name} {value.dtype} {list(value.shape)} {free.get(name)}" for name, value in inputs.items()]
+    found = hashlib.sha256("\n".join(said).encode())
+    for name, value in sorted({**dict(graph.named_parameters()), **dict(graph.named_buffers())}.items()):
+        found.update(f"{name} {value.dtype} {list(value.shape)}".encode())
+        found.update(value.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()
