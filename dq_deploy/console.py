@@ -151,15 +151,19 @@ class Output:
     def _lines(self, description: str, total: int) -> Iterator[Advance]:
         started = last = self._clock()
         done = 0
+        # When the first steps were done, and how many: what happens only once is in them, and says nothing of the others.
+        first: tuple[float, int] | None = None
 
         def advance(steps: int = 1, note: str = "") -> None:
-            nonlocal done, last
+            nonlocal done, last, first
             done += steps
             now = self._clock()
+            if first is None and done:
+                first = now, done
             if now - last < _LINE_INTERVAL_S or done >= total:
                 return
             last = now
-            left = f", about {duration((now - started) / done * (total - done))} left" if done else ""
+            left = f", about {duration((now - first[0]) / (done - first[1]) * (total - done))} left" if first and done > first[1] else ""
             self.note(f"{description}: {done}/{total}, {duration(now - started)}{left}{f', {note}' if note else ''}")
 
         outcome = "stopped"

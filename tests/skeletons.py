@@ -1,6 +1,7 @@
 """torch's exporter is run once for each graph and not for each bundle: tests export the same tiny networks in many forms.
 
-What follows it (``simplify``, the lowering, the precision) runs for every bundle. ``--nightly`` exports every one from the start.
+What follows it (``simplify``, the lowering, the precision) runs for every bundle. With ``--nightly`` each one is exported from the start,
+and so it is in a test with ``exported_anew``: values to which the exporter gave no name may get another one when a graph is read again.
 """
 
 from __future__ import annotations
@@ -16,15 +17,22 @@ from torch.fx import GraphModule
 from dq_deploy.exporters import skeleton
 from tests.shared import made_once
 
+_EXPORTED = skeleton.graph_exported
+
+
+@pytest.fixture
+def exported_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run the exporter for every bundle of this test."""
+    monkeypatch.setattr(skeleton, "graph_exported", _EXPORTED)
+
 
 @pytest.fixture(scope="session", autouse=True)
 def exported_once(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Keep what the exporter makes of a graph, for all workers."""
-    exported = skeleton.graph_exported
 
     def kept(graph: GraphModule, inputs: dict[str, torch.Tensor], free: skeleton.Axes) -> ir.Model:
         name = f"skeletons/{_key(graph, inputs, free)}"
-        return ir.load(made_once(tmp_path_factory, name, lambda path: ir.save(exported(graph, inputs, free), path)))
+        return ir.load(made_once(tmp_path_factory, name, lambda path: ir.save(_EXPORTED(graph, inputs, free), path)))
 
     with pytest.MonkeyPatch.context() as patch:
         if not request.config.getoption("--nightly"):

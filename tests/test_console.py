@@ -94,6 +94,15 @@ def test_progress_without_a_terminal_is_a_line_every_ten_seconds() -> None:
     ]
 
 
+def test_the_time_left_is_judged_by_the_steps_after_the_first() -> None:
+    output, text, clock = on_stderr()
+    with output.progress("blocks", 10) as advance:
+        for seconds in (60.0, *[5.0] * 9):
+            clock.now += seconds
+            advance()
+    assert text.getvalue().splitlines()[:2] == ["blocks: 1/10, 1 min 00 s", "blocks: 3/10, 1 min 10 s, about 35 s left"]
+
+
 def test_nested_progress_without_a_terminal_tells_of_long_tasks_only() -> None:
     output, text, clock = on_stderr()
     with output.progress("outer", 2) as outer:

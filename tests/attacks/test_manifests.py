@@ -48,6 +48,10 @@ FIELDS: dict[str, tuple[dict[str, Any], str]] = {
     "files in a list": ({"files": ["model.onnx"]}, "files: "),
     "timesteps that descend": ({"timesteps": [2.0, 1.0]}, "timesteps: Value error, calibrated timesteps are finite and ascend"),
     "a timestep twice": ({"timesteps": [1.0, 1.0]}, "calibrated timesteps are finite and ascend"),
+    "scales from nowhere": (
+        {"quantization": {"activations": "per-tokens"}},
+        "activations 'per-tokens' is none of auto, per-timestep, per-token, static",
+    ),
     "a version of no number": ({"schema_version": "new"}, "schema_version: "),
 }
 

@@ -161,7 +161,7 @@ def test_integer_conditions_reach_the_graph(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_exporting_twice_gives_the_same_bytes(plain_checkpoint: Checkpoint, target: Any, tmp_path: Path) -> None:
+def test_exporting_twice_gives_the_same_bytes(plain_checkpoint: Checkpoint, target: Any, tmp_path: Path, exported_anew: None) -> None:
     one, two = (export(plain_checkpoint.artifact, tmp_path / n, target=target, **WHOLE[target]) for n in "ab")
     files = sorted(p.name for p in one.path.iterdir())
     assert files == sorted(p.name for p in two.path.iterdir())

@@ -15,7 +15,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
-def test_a_bundle_depends_on_its_checkpoint_alone(plain_checkpoint: Checkpoint, tmp_path: Path) -> None:
+def test_a_bundle_depends_on_its_checkpoint_alone(plain_checkpoint: Checkpoint, tmp_path: Path, exported_anew: None) -> None:
     first = contents(export(plain_checkpoint.artifact, tmp_path / "first", target="qdq").path)
     assert contents(export(plain_checkpoint.artifact, tmp_path / "again", target="qdq").path) == first
     elsewhere = tmp_path / "elsewhere"

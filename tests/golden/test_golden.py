@@ -40,7 +40,7 @@ def test_a_checkpoint_and_its_bundle(folder: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("case", exports.CASES)
 @pytest.mark.parametrize("folder", VERSIONS, ids=lambda path: path.name)
-def test_a_checkpoint_exports_to_the_graph_that_it_always_did(folder: Path, case: str, tmp_path: Path) -> None:
+def test_a_checkpoint_exports_to_the_graph_that_it_always_did(folder: Path, case: str, tmp_path: Path, exported_anew: None) -> None:
     """``python -m tests.golden.exports`` records another one, where that is meant."""
     recorded = json.loads((folder / exports.FILE).read_text())
     found = exports.exported(folder / "checkpoint", case, tmp_path / "bundle")

@@ -12,11 +12,13 @@ import torch
 from dq_deploy.accuracy import check
 from dq_deploy.errors import ArtifactError, UsageError
 from dq_deploy.exporters import export
+from dq_deploy.hub.card import model_card
 from dq_deploy.quantization import QuantizeConfig, load_checkpoint, numerics
 from dq_deploy.quantization.checkpoint import Checkpoint
 from dq_deploy.quantization.output_bias import output_bias
 from dq_deploy.quantization.weights import QuantizedWeight
 from dq_deploy.quantization.widths import at_width, nested_layers, sliced, weights_bytes
+from dq_deploy.report.make import ReportRequest, write_report
 from tests.command_line import Cli, assert_refused
 from tests.shared import made_once
 from tests.tiny import WHOLE, PlainUNet, change_tensors, make_checkpoint, resealed
@@ -196,6 +198,16 @@ def test_inspect_and_export_say_the_widths(nested_checkpoint: Checkpoint, cli: C
     shown = cli("inspect", tmp_path / "b").out
     assert "3 bits" in shown
     assert "W3A8" in shown
+
+
+def test_page_and_card_say_the_widths(nested_checkpoint: Checkpoint, tmp_path: Path) -> None:
+    widths = nested_checkpoint.details.widths
+    wanted = ReportRequest(drawing=None, layer_error=False, check=False)
+    data = write_report([nested_checkpoint.artifact.path], tmp_path / "r.html", wanted=wanted)
+    assert [(fact.label, fact.value) for fact in data.summary] == [(f"weights of {one.weight_bits} bits", one.summary) for one in widths]
+    card = model_card(nested_checkpoint.artifact)
+    assert all(f"| weights of {one.weight_bits} bits | {one.summary} |" in card for one in widths)
+    assert "| weights rounded | by GPTQ |" in card
 
 
 @pytest.mark.parametrize("widths", [[8, 9], [4, 8], [6, 4], ["8", 4], [8, 8]])

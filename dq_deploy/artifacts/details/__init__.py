@@ -21,9 +21,10 @@ from .kinds import (
     switches_problem,
 )
 from .layers import BitsOfWork, FloatLayer, LoweredLayer, Product, QuantizedLayer, QuantizerSite
-from .network import GraphInput, GraphOutput, Origin, Place
+from .network import Adapter, GraphInput, GraphOutput, Origin, Place
 
 __all__ = [
+    "Adapter",
     "BitsOfWork",
     "BlockLoss",
     "BundleDetails",
