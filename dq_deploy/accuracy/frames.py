@@ -21,5 +21,5 @@ def frame_axis(details: CheckpointDetails) -> int | None:
 
 
 def frames_snr_db(expected: torch.Tensor, got: torch.Tensor, axis: int) -> float:
-    """SNR in dB of the differences between frames that follow each other along ``axis``."""
+    """SNR in dB of the differences between frames that follow each other along ``axis`` of outputs [N, C, F, H, W] or [N, F, ...]."""
     return snr_db(expected.diff(dim=axis), got.diff(dim=axis))

@@ -101,7 +101,7 @@ def to_onnx(model: GraphModule, inputs: dict[str, torch.Tensor], float_layers: d
 
 
 def graph_exported(graph_module: GraphModule, inputs: dict[str, torch.Tensor], free: Axes) -> ir.Model:
-    """What torch's exporter makes of a graph with placeholders. Raises ArtifactError when it does not."""
+    """What torch's exporter makes of a graph with placeholders and examples [2, ...]. Raises ArtifactError when it fails."""
     examples = tuple(inputs.values())
     further = [dict.fromkeys(free.get(name, {}), torch.export.Dim.AUTO) for name in inputs]
     dynamic = tuple({0: torch.export.Dim("batch", min=1), **dims} for dims in further)

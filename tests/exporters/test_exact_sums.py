@@ -11,17 +11,16 @@ import onnxruntime
 import pytest
 import torch
 
-from dq_deploy.accuracy import harness
 from dq_deploy.accuracy.local import local_parity
 from dq_deploy.artifacts import Artifact
 from dq_deploy.engines.onnxruntime import runner as engine
 from dq_deploy.engines.onnxruntime.runner import OnnxRuntimeRunner
-from dq_deploy.exporters import export, ranges
+from dq_deploy.exporters import exact_sums, export
 from dq_deploy.exporters.exact_sums import make_exact, saturates
 from dq_deploy.quantization.checkpoint import Checkpoint
 from tests.tiny import PlainUNet, make_checkpoint
 
-MODULES = (engine, harness, ranges)
+MODULES = (engine, exact_sums)
 
 
 @pytest.fixture(scope="module")

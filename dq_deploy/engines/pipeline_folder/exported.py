@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import shutil
 import subprocess
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ...artifacts.details import BundleDetails
+from ...artifacts.reading import read_json
 from ...errors import ArtifactError, EnvironmentProblem, UsageError
 from .tools import Tool
 
@@ -44,12 +44,9 @@ def open_exported(path: Path, tool: Tool, details: BundleDetails) -> Exported:
 
 
 def _json(file: Path, path: Path, tool: Tool) -> dict[str, Any]:
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ArtifactError(
-            f"{path} is not a pipeline that {tool.exporter} has exported: {file.name}: {error}", _again(tool, path)
-        ) from None
+    if not file.is_file():
+        raise ArtifactError(f"{path} is not a pipeline that {tool.exporter} has exported: it has no {file.name}", _again(tool, path))
+    found = read_json(file, "valid JSON", hint=_again(tool, path))
     if not isinstance(found, dict):
         raise ArtifactError(f"{path} is not a pipeline that {tool.exporter} has exported: {file.name} is not an object", _again(tool, path))
     return found

@@ -92,6 +92,6 @@ class _Operands:
             codes = operand.value if quantizer.format.floating and not quantizer.format.block else operand.codes
             site = {"name": name, "input": str(x.name), "codes": str(codes.name), "pads": pads, "code_type": str(operand.codes.dtype)}
             if quantizer.source is ScaleSource.COMPUTED:
-                site |= quantizer.computed()
+                site |= {"source": quantizer.source.value, **({"block": quantizer.format.block} if quantizer.format.block else {})}
             self.sites.quantizers.append(site)
         return self._written[key]

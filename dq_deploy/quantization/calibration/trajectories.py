@@ -46,7 +46,7 @@ class Trajectories:
         return (replace(self, others=()), *self.others)
 
     def given(self, row: int, samples: slice | torch.Tensor = slice(None)) -> Conditions:
-        """All conditions of the chosen samples at the timestep of ``row``."""
+        """All conditions [N, ...] of the N chosen samples at the timestep of ``row``."""
         here = {name: value[row] for name, value in self.varying.items()}
         return {name: value[samples] for name, value in (self.conditions | here).items()}
 

@@ -81,10 +81,6 @@ class ActivationQuantizer(nn.Module, ABC):
         """Whether its dilation is not 1 everywhere."""
         return bool((self.dilation != 1).any())
 
-    def computed(self) -> dict[str, Any]:
-        """A manifest's word on scales that are computed."""
-        return {"source": self.source.value, **({"block": self.format.block} if self.format.block else {})}
-
     def config(self) -> dict[str, Any]:
         """What, beside its tensors, makes this quantizer."""
         entry = {"kind": self.kind, **self.format.record()}
@@ -105,7 +101,7 @@ class ActivationQuantizer(nn.Module, ABC):
         """What a checkpoint stores of it when it is frozen, by part: tables [T], a dilation [C]."""
 
     def folded_tensors(self) -> dict[str, torch.Tensor]:
-        """What a checkpoint stores of a dilation that was folded."""
+        """What a checkpoint stores of a dilation [C] that was folded."""
         return {} if self.folded is None else {FOLDED: self.folded}
 
     def observation(self) -> Observation:
