@@ -39,6 +39,7 @@ from .initial.rotation_choice import choose_rotations, take_rotations
 from .initial.scale_choice import choose_scales, take_choices
 from .output_bias import insert_output_bias, mean_error, output_bias
 from .prepare import Prepared, prepare
+from .quantizers import computed_scale
 from .rounding.groups import groups_of
 from .rounding.layerwise import round_weights, rounded, take_rounded
 from .running.ambient import default_torch
@@ -351,7 +352,7 @@ def per_timestep_snr(model: Model, reference: Trajectories, progress: Progress =
 
 def _sources(quantized: GraphModule) -> dict[str, dict[str, Any]]:
     """The manifest's word for each quantizer whose scales are computed; of others it has none."""
-    return {name: made.computed() for name, made in named_quantizers(quantized) if made.source is ScaleSource.COMPUTED}
+    return {name: computed_scale(made) for name, made in named_quantizers(quantized) if made.source is ScaleSource.COMPUTED}
 
 
 def _manifest(prepared: Prepared, quantized: GraphModule, data: Trajectories, initial: Initialization, rounded: list[RoundedLayer],

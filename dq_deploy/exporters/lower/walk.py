@@ -11,7 +11,7 @@ import onnx_ir as ir
 from ...errors import ArtifactError
 from ...formats import ScaleSource
 from ...quantization.output_bias import OutputBias
-from ...quantization.quantizers import ActivationQuantizer
+from ...quantization.quantizers import ActivationQuantizer, computed_scale
 from ..emitter import Emitter, attributes, replace
 from ..skeleton import DOMAIN
 from .float_product import float_product
@@ -92,6 +92,6 @@ class _Operands:
             codes = operand.value if quantizer.format.floating and not quantizer.format.block else operand.codes
             site = {"name": name, "input": str(x.name), "codes": str(codes.name), "pads": pads, "code_type": str(operand.codes.dtype)}
             if quantizer.source is ScaleSource.COMPUTED:
-                site |= {"source": quantizer.source.value, **({"block": quantizer.format.block} if quantizer.format.block else {})}
+                site |= computed_scale(quantizer)
             self.sites.quantizers.append(site)
         return self._written[key]

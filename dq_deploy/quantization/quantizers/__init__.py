@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from .base import ActivationQuantizer, Quantized, Trained
+from .base import ActivationQuantizer, Quantized, Trained, computed_scale
 from .blocks import BlockQuantizer
 from .probabilities import ProbabilityQuantizer
 from .static import StaticQuantizer
@@ -44,6 +44,7 @@ __all__ = [
     "TableQuantizer",
     "TokenQuantizer",
     "Trained",
+    "computed_scale",
     "kind_of",
     "register",
 ]

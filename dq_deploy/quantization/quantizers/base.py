@@ -16,6 +16,11 @@ from ..config import QuantizeConfig
 from .observation import Observation
 
 
+def computed_scale(quantizer: ActivationQuantizer) -> dict[str, Any]:
+    """A manifest's word on a scale that is computed: where it comes from, and the block that shares one."""
+    return {"source": quantizer.source.value, **({"block": quantizer.format.block} if quantizer.format.block else {})}
+
+
 class Quantized(NamedTuple):
     """A quantized activation: x ≈ codes · scale."""
 
