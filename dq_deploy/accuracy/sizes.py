@@ -52,7 +52,7 @@ def _takes(artifact: Artifact[GraphDetails], checkpoint: Checkpoint, data: Traje
     if not is_kind(artifact, EngineDetails):
         return True
     first = checkpoint.details.inputs[0]
-    tensors = {first: data.samples[0], **data.conditions}
+    tensors = {first: data.samples[0], **data.given(0)}
     for name, free in checkpoint.details.free.items():
         least, _, largest = artifact.details.sizes[name]
         if not all(least <= tensors[input_].shape[dim] <= largest for input_, dim in free.axes):

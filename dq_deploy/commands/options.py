@@ -50,7 +50,9 @@ _PICTURES = (
     _picture_option("--image", "Picture that the pipeline changes, repeatable: they are taken in turn.  [default: none]"),
     _picture_option("--mask", "What of the picture is drawn anew, in white; one for each picture, or one for all.  [default: none]"),
     _picture_option("--control-image", "Picture that steers a ControlNet, repeatable: they are taken in turn.  [default: none]"),
-    click.option("--strength", type=float, metavar="0-1", help="How much of the picture is changed.  [default: the pipeline's]"),
+    click.option(
+        "--strength", type=float, metavar="0-1", help="How much of the picture is changed.  [default: as calibrated, or the pipeline's]"
+    ),
 )
 
 

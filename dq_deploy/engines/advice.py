@@ -255,7 +255,7 @@ def _notes(engine: EngineDescriptor, device: Device, ops: Sequence[Op]) -> Itera
     if device.capability is None:
         yield "INT8 is fast on CPUs with VNNI or its like; dq-deploy doctor says whether this one has it"
         return
-    yield "nothing was executed on a GPU: run check and bench there, against the FP16 engine of export --float --dtype fp16"
+    yield "nothing was executed on a GPU: run check, bench and prove there, against the FP16 engine of export --float --dtype fp16"
     undocumented = [
         f"{format_.upper()} {_OP_NAMES[op]}"
         for format_ in ("int8", "fp8") for op in ops
@@ -271,8 +271,9 @@ def _notes(engine: EngineDescriptor, device: Device, ops: Sequence[Op]) -> Itera
 
 def _commands(source: str, preset: str, target: str, engine: EngineDescriptor, device: Device) -> list[str]:
     name = shlex.quote(source) if source != "SOURCE" else source
+    prompts = " --prompts FILE" if any(Path(source).glob("tokenizer*")) else ""
     lines = [
-        f"dq-deploy quantize {name} -o checkpoint --preset {preset}",
+        f"dq-deploy quantize {name} -o checkpoint --preset {preset}{prompts}",
         f"dq-deploy export checkpoint -o bundle --target {target}",
         "dq-deploy check bundle --checkpoint checkpoint",
     ]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from ..artifacts import Artifact, is_kind
-from ..artifacts.details import EngineDetails, FreeDimension, RunnableDetails
+from ..artifacts.details import Details, EngineDetails, FreeDimension
 from ..errors import UsageError
 
 
@@ -20,12 +20,12 @@ class _Shaped(Protocol):
 class SizeRange:
     """What an artefact takes of each free dimension, from the least to the largest, and where that is from."""
 
-    artifact: Artifact[RunnableDetails]
+    artifact: Artifact[Details]
     free: Mapping[str, FreeDimension]
     limits: Mapping[str, tuple[int, int]]
 
     @classmethod
-    def of(cls, artifact: Artifact[RunnableDetails]) -> SizeRange:
+    def of(cls, artifact: Artifact[Details]) -> SizeRange:
         """What an engine was built for, or what else was calibrated."""
         built = artifact.details.sizes if is_kind(artifact, EngineDetails) else {}
         free = artifact.details.free
@@ -43,7 +43,7 @@ class SizeRange:
             if not least <= size <= largest:
                 raise UsageError(
                     f"the {name} of '{input_}' is {size}, and {self.artifact.path} takes sizes from {least} to {largest}",
-                    self._wider(name, size),
+                    self._wider(name, size, inputs),
                 )
             below, above = (rounded * dimension.multiple for rounded in (size // dimension.multiple, -(-size // dimension.multiple)))
             if below != above:
@@ -52,7 +52,7 @@ class SizeRange:
                     f"the nearest are {below} and {above}",
                 )
 
-    def _wider(self, name: str, size: int) -> str:
+    def _wider(self, name: str, size: int, inputs: Mapping[str, _Shaped]) -> str:
         least, largest = self.limits[name]
         if is_kind(self.artifact, EngineDetails):
             details = self.artifact.details
@@ -63,13 +63,19 @@ class SizeRange:
                 f"--{name} {min(least, size)},{usual},{max(largest, size)}"
             )
         asked = [str(one) for one in self.artifact.details.calibrated_sizes if one.calibrated]
-        return f"calibrate there too: dq-deploy quantize SOURCE -o CHECKPOINT --sizes {','.join(asked)},{self._asked(name, size)}"
+        return f"calibrate there too: dq-deploy quantize SOURCE -o CHECKPOINT --sizes {','.join(asked)},{self._asked(inputs)}"
 
-    def _asked(self, name: str, size: int) -> str:
-        """A size as ``--sizes`` takes it, with the others as in the first calibrated one."""
-        first = self.artifact.details.calibrated_sizes[0].size
-        edges = [
-            size * first[axis] // self.free[edge].values[0] if edge == name else first[axis]
-            for axis, edge in enumerate(("height", "width"))
-        ]
-        return f"{edges[0]}x{edges[1]}" if name in ("height", "width") else "HEIGHTxWIDTH"
+    def _asked(self, inputs: Mapping[str, _Shaped]) -> str:
+        """The size of ``inputs`` as ``--sizes`` takes it, in the units of the first calibrated one."""
+        if not {"height", "width"} <= self.free.keys():
+            return "HEIGHTxWIDTH"
+        height, width = (self._edge(edge, first, inputs) for edge, first in zip(("height", "width"), self._first_size, strict=True))
+        return f"{height}x{width}"
+
+    @property
+    def _first_size(self) -> tuple[int, int]:
+        return self.artifact.details.calibrated_sizes[0].size
+
+    def _edge(self, edge: str, first: int, inputs: Mapping[str, _Shaped]) -> int:
+        input_, axis = self.free[edge].axes[0]
+        return int(tuple(inputs[input_].shape)[axis]) * first // self.free[edge].values[0]

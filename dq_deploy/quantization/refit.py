@@ -82,10 +82,8 @@ def refit(path: str | Path | Artifact, output: str | Path, *, lora: str | Path |
     reference = after.answered(old.reference())
     changes = _Changes.between(before, after)
     changed = list(changes.layers)
-    if not changed:
-        raise UsageError(
-            f"{lora or source or 'no LoRA'} changes none of the quantized layers of {artifact.path}", "there is nothing to refit"
-        )
+    if not (changed or changes.biases or changes.constants):
+        raise UsageError(f"{lora or source or 'no LoRA'} changes nothing of {artifact.path}", "there is nothing to refit")
     _refuse(changed, old)
     _fill(after, changes, old, read_tensors(artifact.file(MODEL)))
     outside = _outside(after, changed)
@@ -320,7 +318,7 @@ def _outside(network: _Network, changed: Sequence[str]) -> float:
         steps = layer.weight.detach() / per_channel(layer.steps(), layer.weight, 0)
         outside += int((steps.abs() > layer.format.code_range(narrow=True)[1] + 0.5).sum())
         count += steps.numel()
-    return outside / count
+    return outside / max(1, count)
 
 
 def _round(network: _Network, changed: Sequence[str], old: Checkpoint, reference: Trajectories, config: QuantizeConfig,

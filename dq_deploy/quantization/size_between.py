@@ -18,9 +18,11 @@ def with_one_between(calibration: SizedSource, free: Mapping[str, FreeSize]) -> 
     """With the most central size that is not calibrated, where there is one that the network takes and its pipeline draws."""
     for size in candidates(calibration.sizes, free):
         try:
-            return replace(calibration, between=calibration.at(size), size_between=size)
+            between = calibration.at(size)
         except UsageError:  # a pipeline may draw only at sizes of its own
             continue
+        if free or between.shape == calibration.first.shape:  # where nothing is free, the graph takes no other number of tokens
+            return replace(calibration, between=between, size_between=size)
     return calibration
 
 

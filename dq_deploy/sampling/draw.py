@@ -83,6 +83,8 @@ def _way(artifact: Artifact, drawing: Drawing) -> tuple[PixelDrawing | PipelineD
     """How to draw with any denoiser of this kind, and the float one if it is asked for."""
     if not conditions(artifact) and (drawing.prompts is not None or drawing.negative_prompt is not None):
         raise UsageError("a prompt is given, and the model takes none", "leave that out")
+    if not needs_pipeline(artifact) and drawing.pictures:
+        raise UsageError("a picture is given, and the model draws from noise alone", "leave --image, --mask and --strength out")
     if needs_pipeline(artifact):
         wishes = wish(artifact, drawing)
         source = float_source(artifact)

@@ -11,6 +11,7 @@ from ..artifacts.details import RunnableDetails
 from ..engines.choice import Runtime, runtime_name
 from ..engines.dropin import DropInModel, load, watchable
 from ..engines.registry import REFERENCE
+from ..engines.size_range import SizeRange
 from ..errors import ArtifactError, UsageError
 from ..quantization.calling import TIMESTEP, CallForm, packed
 from ..sources import Source, reload_source
@@ -27,8 +28,20 @@ def quantized_model(artifact: Artifact, runtime: Runtime, *, watch: bool) -> tup
         return load(artifact, runtime=runtime), runtime_name(artifact, runtime)
     from ..quantization.checkpoint import load_checkpoint
 
-    model = load_checkpoint(artifact.path).model
-    return _wrapped(lambda inputs: model(*inputs.values()), artifact), "pytorch"
+    model, sizes = load_checkpoint(artifact.path).model, SizeRange.of(artifact)
+
+    def forward(inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        sizes.check(inputs)
+        sample = next(iter(inputs.values()))
+        if not sizes.free and list(sample.shape[1:]) != artifact.details.sample_shape:
+            raise UsageError(
+                f"the sample is {list(sample.shape[1:])}, and {artifact.path} was calibrated at {artifact.details.sample_shape}",
+                "leave --height and --width out, or quantize it at several sizes: --sizes",
+            )
+        answered: torch.Tensor = model(*inputs.values())
+        return answered
+
+    return _wrapped(forward, artifact), "pytorch"
 
 
 def float_source(artifact: Artifact, hint: str | None = None) -> Source:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,10 @@ def check_lora(lora: Lora) -> None:
 
     Raises UsageError (no such file, another suffix), ArtifactError (no safetensors) and EnvironmentProblem (no peft).
     """
+    if not math.isfinite(lora.scale):
+        raise UsageError(
+            f"the weight of the LoRA is {lora.scale}, and must be a finite number", "--lora-scale 1 takes it as it was trained"
+        )
     if not lora.path.is_file():
         raise UsageError(f"no such LoRA file: {lora.path}")
     if lora.path.suffix != ".safetensors":

@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, UnidentifiedImageError
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ..errors import UsageError
 
@@ -184,12 +185,12 @@ def _each(given: Sequence[Given]) -> Iterator[Given]:
 
 def _picture(thing: Given, mode: str) -> Image.Image:
     if isinstance(thing, Image.Image):
-        return thing.convert(mode)
+        return _in_mode(thing, mode)
     if not isinstance(thing, str | Path):
         raise UsageError(f"a picture is a file or an image of PIL, not {thing!r}")
     try:
         with Image.open(thing) as opened:
-            return opened.convert(mode)
+            return _in_mode(ImageOps.exif_transpose(opened), mode)
     except FileNotFoundError:
         raise UsageError(f"no such picture: {thing}") from None
     except Image.DecompressionBombError as error:
@@ -197,6 +198,14 @@ def _picture(thing: Given, mode: str) -> Image.Image:
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
         reason = "not a picture that PIL knows" if isinstance(error, UnidentifiedImageError) else str(error)
         raise UsageError(f"cannot read {thing}: {reason}") from None
+
+
+def _in_mode(picture: Image.Image, mode: str) -> Image.Image:
+    """8 bits a value. PIL cuts 16 bits off at 255, as depth maps have them: here the largest is white."""
+    if picture.mode.startswith("I"):
+        values = np.asarray(picture, np.float64)
+        picture = Image.fromarray((values * (255 / max(values.max(), 65535 if picture.mode != "I" else 1))).clip(0, 255).astype(np.uint8))
+    return picture.convert(mode)
 
 
 def _check_masks(found: Pictures) -> None:

@@ -101,7 +101,7 @@ def test_the_command_writes_nothing(
     flags = ["--steps", "2", "--calibration-samples", "2", "--iterations", "5", "--dry-run"]
     assert run(["quantize", str(flow_pipeline), "-o", str(tmp_path / "out"), *flags, "--format", "json"]) == 0
     budget = json.loads(capfd.readouterr().out)
-    stages = {"calibration", "initialization", "rounding", "distillation", "output bias", "cost of each step", "total"}
+    stages = {"calibration", "formats", "initialization", "rounding", "distillation", "output bias", "cost of each step", "total"}
     assert set(budget["seconds"]) == stages
     assert run(["quantize", str(flow_pipeline), "-o", str(tmp_path / "out"), *flags]) == 0
     text = capfd.readouterr().out

@@ -97,8 +97,8 @@ def test_text_for_every_frame_is_told_from_text_for_the_batch() -> None:
     assert source.halves == 2
 
 
-def test_a_pipeline_that_needs_a_picture_names_the_module_route() -> None:
+def test_a_pipeline_that_needs_a_picture_names_the_option() -> None:
     parts = {name: part for name, part in tiny_stable_diffusion().components.items() if name != "image_encoder"}
     pipeline = StableDiffusionImg2ImgPipeline(**parts, requires_safety_checker=False)
-    with pytest.raises(UsageError, match=r"Img2ImgPipeline refuses .*\nit takes image too, .* dq_deploy.quantize\(pipeline.unet, "):
+    with pytest.raises(UsageError, match=r"Img2ImgPipeline draws from a picture, and none is given\ngive --image FILE"):
         prepared(pipeline, "unet")

@@ -19,7 +19,8 @@ from dq_deploy.errors import ArtifactError, UsageError
 from dq_deploy.quantization import quantize
 from dq_deploy.sampling import not_drawable, sample
 from dq_deploy.sampling.seeds import picture_seed
-from tests.tiny_pipelines import tiny_dit
+from tests.flow import Flow
+from tests.tiny_pipelines import tiny_dit, tiny_picture
 
 
 def altered(bundle: Artifact, path: Path, **details: Any) -> Path:
@@ -199,7 +200,14 @@ def test_what_no_pipeline_can_be_loaded_for_is_refused(tiny_bundle: Artifact, tm
         sample(path, tmp_path / "grid.png", prompts=["a"])
     with pytest.raises(UsageError, match="a prompt is given, and the model takes none"):
         sample(tiny_bundle.path, tmp_path / "grid.png", prompts=["a"])
+    with pytest.raises(UsageError, match="a picture is given, and the model draws from noise alone"):
+        sample(tiny_bundle.path, tmp_path / "grid.png", image=[tiny_picture()])
     with create_artifact(tmp_path / "bare", Manifest(kind="bundle", model="m", details=tiny_bundle.manifest.details)):
         pass
     with pytest.raises(ArtifactError, match="no scheduler or no calibrated timesteps"):
         sample(tmp_path / "bare", tmp_path / "grid.png")
+
+
+def test_a_checkpoint_at_another_size_than_its_own(flow: Flow, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"the sample is \[1, 16, 16\], and .* was calibrated at \[1, 8, 8\]"):
+        sample(flow.checkpoint, tmp_path / "grid.png", n=1, height=16, width=16)

@@ -157,6 +157,8 @@ def test_bad_lora_files(saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     def load(path: Path, source: Path = saved / "pipeline") -> None:
         load_source(source, lora=Lora(path))
 
+    with pytest.raises(UsageError, match="the weight of the LoRA is nan"):
+        load_source(saved / "pipeline", lora=Lora(tmp_path / "any.safetensors", float("nan")))
     with pytest.raises(UsageError, match="no such LoRA file: .*none.safetensors"):
         load(tmp_path / "none.safetensors")
     (tmp_path / "lora.bin").write_bytes(b"\x80")

@@ -15,7 +15,7 @@ from ..layer_report import CONTRACTIONS
 
 PRODUCTS = ("Convolution", "Deconvolution", "FullyConnected", "MatMul")
 # A fusion (of attention, say) multiplies matrices only if a product's name is among those of its layers.
-_FUSIONS = ("Subgraph", "ScaledDotProductAttention")
+FUSIONS = ("Subgraph", "ScaledDotProductAttention")
 # What takes no time of its own at a run.
 _NO_KERNEL = ("Const", "Input", "Output", "Parameter", "Result")
 _DTYPES = {
@@ -82,7 +82,7 @@ def _constant(nodes: Sequence[_Node]) -> set[str]:
 
 def _kernel(node: _Node, constant: set[str], operators: Mapping[str, str]) -> Kernel:
     named = list(dict.fromkeys(found for layer in node.layers if (found := _onnx_node(layer, operators))))
-    multiplies = node.kind in PRODUCTS or (node.kind in _FUSIONS and any(operators[name] in CONTRACTIONS for name in named))
+    multiplies = node.kind in PRODUCTS or (node.kind in FUSIONS and any(operators[name] in CONTRACTIONS for name in named))
     return Kernel(
         name=node.name,
         type=node.kind,

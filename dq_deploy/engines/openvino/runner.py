@@ -22,7 +22,7 @@ from ..lookup_tables import entries_in_openvino
 from ..runner import Array, GraphRunner, InputSpec, graph_file
 from . import int8_kernels
 from .descriptor import OPENVINO
-from .graph import PRODUCTS, product_precision
+from .graph import FUSIONS, PRODUCTS, product_precision
 from .ladder import REWRITTEN, Shapes, Way, compile_somehow
 from .rewrites import rewrite
 from .rewrites.constants import quantized_constants
@@ -123,9 +123,18 @@ class OpenVinoRunner(GraphRunner):
 
         "int8" means that a kernel multiplies integers, "int4" that a float kernel unpacks INT4 weights; everything else is a float's name.
         """
-        nodes = (node.get_rt_info() for node in self._models.any().get_runtime_model().get_ops())
-        found = [tuple(str(info[key].value) for key in ("layerType", "primitiveType", "runtimePrecision")) for info in nodes]
-        return [(op, _stated_precision(primitive, stated)) for op, primitive, stated in found if op in PRODUCTS]
+        found: list[tuple[str, str]] = []
+        for node in self._models.any().get_runtime_model().get_ops():
+            info = node.get_rt_info()
+            kind, primitive, stated, layers = (
+                str(info[key].value) for key in ("layerType", "primitiveType", "runtimePrecision", "originalLayersNames")
+            )
+            if kind in PRODUCTS:
+                found.append((kind, _stated_precision(primitive, stated)))
+            elif kind in FUSIONS:  # attention as one kernel, which has its products' names: whether it is taken depends on the machine
+                inside = (layer.rpartition("/")[2] for layer in layers.split(","))
+                found += [(layer, _stated_precision(primitive, stated)) for layer in inside if layer in PRODUCTS]
+        return found
 
     def _infer(self, feeds: dict[str, Array]) -> Array:
         if self._instead is not None:

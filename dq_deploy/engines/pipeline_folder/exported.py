@@ -53,7 +53,7 @@ def _json(file: Path, path: Path, tool: Tool) -> dict[str, Any]:
 
 
 def _again(tool: Tool, path: Path) -> str:
-    return f"make it with: {tool.command('PIPELINE', path)}"
+    return f"make {path.name} with: {tool.command('PIPELINE', path.name)}"
 
 
 def _check_network(path: Path, config: dict[str, Any], details: BundleDetails) -> None:

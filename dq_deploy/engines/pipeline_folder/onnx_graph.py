@@ -63,10 +63,10 @@ def _put_in_front(model: ir.Model, theirs: list[Port], found: Mapping[str, Front
         return node.outputs[0]
 
     def numbers(values: list[int]) -> ir.Value:
-        name = f"front/sizes_{len(nodes)}"
-        constant = ir.Value(name=name, const_value=ir.tensor(values, ir.DataType.INT64, name=name))
-        graph.register_initializer(constant)
-        return constant
+        name = f"front/sizes_{'_'.join(map(str, values))}"
+        if name not in graph.initializers:
+            graph.register_initializer(ir.Value(name=name, const_value=ir.tensor(values, ir.DataType.INT64, name=name)))
+        return graph.initializers[name]
 
     given = {port.name: _input(port, own[port.name], found[port.name], batch) for port in theirs}
     samples = numbers([batch]) if batch else add("Shape", given[first], start=0, end=1)
@@ -93,7 +93,8 @@ def _input(port: Port, own: ir.Value, front: Front, batch: int | None) -> ir.Val
     if front is Front.SAME:
         sizes = [batch or own.shape[0], *own.shape[1:]]
     else:
-        sizes = list(own.shape[1:]) if front is Front.SHARED else [1] * len(port.shape)
+        free = ir.SymbolicDim(f"{port.name}_given")
+        sizes = list(own.shape[1:]) if front is Front.SHARED else [free if size is None else size for size in port.shape]
     return ir.Value(name=port.name, type=ir.TensorType(ir.DataType[_NAMES[port.dtype]]), shape=ir.Shape(sizes))
 
 
@@ -108,5 +109,7 @@ def _shaped(value: ir.Value, after: ir.Value, front: Front, samples: ir.Value, a
     if front is Front.SHARED:
         rows = add("Unsqueeze", value, numbers([0]))
         return add("Expand", rows, add("Concat", samples, numbers([1] * (len(after.shape) - 1)), axis=0))
-    one = add("Reshape", value, numbers([-1]))
-    return one if after.shape[0] == 1 else add("Expand", one, samples)  # a graph with one timestep for a whole batch takes it so
+    given = add("Reshape", value, numbers([-1]))
+    if after.shape[0] == 1:  # a graph with one timestep for a whole batch: some pipelines repeat it for each sample
+        return add("Slice", given, numbers([0]), numbers([1]))
+    return add("Expand", given, samples)

@@ -95,6 +95,26 @@ def test_a_fixed_batch(tmp_path: Path, ir_folder: Path) -> None:
         model(feeds(3, timestep))
 
 
+def test_a_fixed_batch_in_onnx(tmp_path: Path, onnx_folder: Path) -> None:
+    folder = dq_deploy.pipeline_folder(make_bundle(tmp_path / "b"), tmp_path / "out", "optimum-onnx", exported=onnx_folder, batch=2)
+    session = onnxruntime.InferenceSession(folder.path / "unet" / "model.onnx")
+    given = feeds(2, np.array(7, np.float32))
+    np.testing.assert_allclose(session.run(["out_sample"], given)[0], expected(given), rtol=1e-5, atol=1e-6)
+    with pytest.raises(onnxruntime.capi.onnxruntime_pybind11_state.InvalidArgument):
+        session.run(["out_sample"], feeds(3, np.array(7, np.float32)))
+
+
+@pytest.mark.parametrize("target", ["qdq", "onnxruntime"])
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_pipeline_that_repeats_the_timestep_for_each_sample(tmp_path: Path, target: str, count: int) -> None:
+    """As Stable Diffusion 3's does."""
+    exported = make_exported(tmp_path / "exported", "onnx", timestep="float[step] timestep")
+    folder = dq_deploy.pipeline_folder(make_bundle(tmp_path / "b", target), tmp_path / "out", "optimum-onnx", exported=exported)
+    given = feeds(3, np.full(count, 7, np.float32))
+    (found,) = onnxruntime.InferenceSession(folder.path / "unet" / "model.onnx").run(["out_sample"], given)
+    np.testing.assert_allclose(found, expected(given), rtol=1e-5, atol=1e-6)
+
+
 def test_the_rest_of_the_pipeline_is_as_it_was_exported(tmp_path: Path, onnx_folder: Path) -> None:
     folder = dq_deploy.pipeline_folder(make_bundle(tmp_path / "b"), tmp_path / "out", "optimum-onnx", exported=onnx_folder)
     assert set(folder.manifest.files) == {"model_index.json", "text_encoder/config.json", "unet/config.json", "unet/model.onnx"}
