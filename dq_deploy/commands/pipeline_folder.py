@@ -8,19 +8,18 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..console import Output
+from ..engines.pipeline_tools import TOOLS
 from .options import common, force_option, output_folder
 
 if TYPE_CHECKING:
     from ..artifacts import Artifact
     from ..artifacts.details import PipelineFolderDetails
 
-_TOOLS = ("optimum-onnx", "optimum-intel", "openvino-genai")
-
 
 @click.command("pipeline-folder", short_help="Write a whole pipeline for other tools.")
 @click.argument("bundle", type=click.Path(path_type=Path))
 @output_folder("folder")
-@click.option("--for", "tool", type=click.Choice(_TOOLS), required=True, help="Tool that is to load it.")
+@click.option("--for", "tool", type=click.Choice(list(TOOLS)), required=True, help="Tool that is to load it.")
 @click.option("--pipeline", type=click.Path(path_type=Path), help="Folder of the float pipeline.  [default: the one that was quantized]")
 @click.option("--exported", type=click.Path(path_type=Path), help="The pipeline as exported before.  [default: it is exported now]")
 @click.option("--optimum-cli", default="optimum-cli", show_default=True, metavar="COMMAND", help="The exporter, in any environment.")

@@ -67,15 +67,11 @@ class SizeRange:
 
     def _asked(self, inputs: Mapping[str, _Shaped]) -> str:
         """The size of ``inputs`` as ``--sizes`` takes it, in the units of the first calibrated one."""
-        if not {"height", "width"} <= self.free.keys():
+        if not {"height", "width"} & self.free.keys():
             return "HEIGHTxWIDTH"
-        height, width = (self._edge(edge, first, inputs) for edge, first in zip(("height", "width"), self._first_size, strict=True))
-        return f"{height}x{width}"
+        first = zip(("height", "width"), self.artifact.details.calibrated_sizes[0].size, strict=True)
+        return "x".join(str(self._edge(name, edge, inputs) if name in self.free else edge) for name, edge in first)
 
-    @property
-    def _first_size(self) -> tuple[int, int]:
-        return self.artifact.details.calibrated_sizes[0].size
-
-    def _edge(self, edge: str, first: int, inputs: Mapping[str, _Shaped]) -> int:
-        input_, axis = self.free[edge].axes[0]
-        return int(tuple(inputs[input_].shape)[axis]) * first // self.free[edge].values[0]
+    def _edge(self, name: str, first: int, inputs: Mapping[str, _Shaped]) -> int:
+        input_, axis = self.free[name].axes[0]
+        return int(tuple(inputs[input_].shape)[axis]) * first // self.free[name].values[0]

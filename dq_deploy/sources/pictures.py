@@ -201,10 +201,9 @@ def _picture(thing: Given, mode: str) -> Image.Image:
 
 
 def _in_mode(picture: Image.Image, mode: str) -> Image.Image:
-    """8 bits a value. PIL cuts 16 bits off at 255, as depth maps have them: here the largest is white."""
+    """8 bits a value. Of 16 bits, as depth maps have them, PIL cuts off what is above 255."""
     if picture.mode.startswith("I"):
-        values = np.asarray(picture, np.float64)
-        picture = Image.fromarray((values * (255 / max(values.max(), 65535 if picture.mode != "I" else 1))).clip(0, 255).astype(np.uint8))
+        picture = Image.fromarray((np.asarray(picture) / 257).clip(0, 255).astype(np.uint8))
     return picture.convert(mode)
 
 

@@ -16,9 +16,9 @@ from ...artifacts import Artifact, Manifest, check_output, create_artifact, open
 from ...artifacts.details import BundleDetails, PipelineFolderDetails
 from ...artifacts.origin import places
 from ...errors import ArtifactError, UsageError
+from ..pipeline_tools import Tool, tool_named
 from . import onnx_graph, openvino_graph
 from .exported import Exported, export_pipeline, open_exported
-from .tools import Tool, tool_named
 
 _WRITERS = {"onnx": onnx_graph.write, "openvino": openvino_graph.write}
 

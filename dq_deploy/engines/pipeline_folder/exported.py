@@ -12,7 +12,7 @@ from typing import Any
 from ...artifacts.details import BundleDetails
 from ...artifacts.reading import read_json
 from ...errors import ArtifactError, EnvironmentProblem, UsageError
-from .tools import Tool
+from ..pipeline_tools import Tool
 
 INDEX = "model_index.json"
 _DENOISERS = ("unet", "transformer")
@@ -62,7 +62,7 @@ def _check_network(path: Path, config: dict[str, Any], details: BundleDetails) -
     differ = [
         f"{name}: {config[name]!r} there, {own[name]!r} in the bundle"
         for name in sorted(config.keys() & own.keys())
-        if not name.startswith("_") and _plain(config[name]) != _plain(own[name])
+        if not name.startswith("_") and config[name] != own[name]
     ]
     if differ:
         shown = "; ".join(differ[:4])
@@ -70,10 +70,6 @@ def _check_network(path: Path, config: dict[str, Any], details: BundleDetails) -
             f"{path} was exported from another network than the bundle: {shown}",
             "export the pipeline that the bundle was quantized from",
         )
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
 
 
 def export_pipeline(source: Path, output: Path, tool: Tool, optimum_cli: str) -> None:

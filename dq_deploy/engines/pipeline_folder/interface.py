@@ -14,8 +14,6 @@ from pathlib import Path
 from ...errors import ArtifactError
 from ...quantization.calibration.recording import UNBATCHED
 
-TIMESTEP = "timestep"
-
 
 @dataclass(frozen=True)
 class Port:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 
 from ...artifacts import Artifact
@@ -15,8 +16,6 @@ from ...artifacts.reading import read_onnx
 from ...artifacts.writing import write_bytes
 from ..runner import MODEL_FILE
 from .interface import Front, Port, fronts
-
-_TYPES = {1: "float32", 6: "int32", 7: "int64", 9: "bool", 10: "float16", 11: "float64"}
 
 
 def ports(file: Path) -> tuple[list[Port], str]:
@@ -28,7 +27,7 @@ def ports(file: Path) -> tuple[list[Port], str]:
 def _port(value: Any) -> Port:
     tensor = value.type.tensor_type
     sizes = tuple(dim.dim_value if dim.HasField("dim_value") else None for dim in tensor.shape.dim)
-    return Port(value.name, _TYPES.get(tensor.elem_type, str(tensor.elem_type)), sizes)
+    return Port(value.name, ir.DataType(tensor.elem_type).numpy().name, sizes)
 
 
 def write(bundle: Artifact[BundleDetails], replaced: Path, file: Path, *, types: Mapping[str, str], batch: int | None) -> None:
@@ -42,8 +41,9 @@ def write(bundle: Artifact[BundleDetails], replaced: Path, file: Path, *, types:
     found = fronts(ports(source)[0], theirs, bundle.path, replaced.parent)
     model = ir.from_proto(read_onnx(source))
     _put_in_front(model, theirs, found, batch)
-    if all(value.name != output for node in model.graph for value in node.outputs) or model.graph.outputs[0].name == output:
-        model.graph.outputs[0].name = output
+    for value in (value for node in model.graph for value in node.outputs if value.name == output):
+        value.name = f"{output}/inside"
+    model.graph.outputs[0].name = output
     for name in bundle.manifest.files:
         if name.startswith(f"{MODEL_FILE}."):
             shutil.copyfile(bundle.file(name), file.parent / name)
@@ -76,15 +76,11 @@ def _put_in_front(model: ir.Model, theirs: list[Port], found: Mapping[str, Front
         if before.dtype != after.dtype:
             value = add("Cast", value, to=int(after.dtype or ir.DataType.FLOAT))
         value = _shaped(value, after, found[port.name], samples, add, numbers)
-        if value is before:  # nothing is between them: the old name stays
-            before.name = f"{port.name}/given"
         after.name = f"{port.name}/taken"
         after.replace_all_uses_with(value)
-        before.name = port.name
     graph.inputs.clear()
     graph.inputs.extend(given[port.name] for port in theirs)
-    first_node = graph[0]
-    graph.insert_before(first_node, nodes)
+    graph.insert_before(graph[0], nodes)
 
 
 def _input(port: Port, own: ir.Value, front: Front, batch: int | None) -> ir.Value:
@@ -95,10 +91,7 @@ def _input(port: Port, own: ir.Value, front: Front, batch: int | None) -> ir.Val
     else:
         free = ir.SymbolicDim(f"{port.name}_given")
         sizes = list(own.shape[1:]) if front is Front.SHARED else [free if size is None else size for size in port.shape]
-    return ir.Value(name=port.name, type=ir.TensorType(ir.DataType[_NAMES[port.dtype]]), shape=ir.Shape(sizes))
-
-
-_NAMES = {"float32": "FLOAT", "float16": "FLOAT16", "float64": "DOUBLE", "int32": "INT32", "int64": "INT64", "bool": "BOOL"}
+    return ir.Value(name=port.name, type=ir.TensorType(ir.DataType.from_numpy(np.dtype(port.dtype))), shape=ir.Shape(sizes))
 
 
 def _shaped(value: ir.Value, after: ir.Value, front: Front, samples: ir.Value, add: Callable[..., ir.Value],

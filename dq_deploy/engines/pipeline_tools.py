@@ -7,43 +7,47 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from ...errors import UsageError
+from ..errors import UsageError
+
+_EXPORTERS = {"onnx": "optimum-onnx", "openvino": "optimum-intel"}
+_FILES = {"onnx": "model.onnx", "openvino": "openvino_model.xml"}
 
 
 @dataclass(frozen=True)
 class Tool:
-    """``exporter`` is the package whose ``optimum-cli`` writes the folder, ``file`` a network in it.
-
-    ``types``: inputs of the denoiser that take another type than the exporter has given them.
-    """
+    """``install`` is what pip takes; ``types``: inputs of the denoiser that take another type than the exporter has given them."""
 
     name: str
-    exporter: str
     install: str
     graph: Literal["onnx", "openvino"]
-    file: str
-    options: tuple[str, ...]
     types: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def exporter(self) -> str:
+        """The package whose ``optimum-cli`` writes the folder."""
+        return _EXPORTERS[self.graph]
+
+    @property
+    def file(self) -> str:
+        """A network in its own folder there."""
+        return _FILES[self.graph]
 
     def arguments(self, source: str | Path, output: str | Path) -> list[str]:
         """Of ``optimum-cli``."""
-        return ["export", self.graph, "--model", str(source), *self.options, str(output)]
+        return ["export", self.graph, "--model", str(source), "--task", "text-to-image", str(output)]
 
     def command(self, source: str | Path, output: str | Path) -> str:
         """The command line that exports a pipeline."""
         return shlex.join(["optimum-cli", *self.arguments(source, output)])
 
 
-_IR = {
-    "exporter": "optimum-intel", "graph": "openvino", "file": "openvino_model.xml", "options": ("--task", "text-to-image"),
-}  # fmt: skip
 TOOLS = {
     tool.name: tool
     for tool in (
-        Tool("optimum-onnx", "optimum-onnx", "'optimum-onnx[onnxruntime]' diffusers", "onnx", "model.onnx", ("--task", "text-to-image")),
+        Tool("optimum-onnx", "'optimum-onnx[onnxruntime]' diffusers", "onnx"),
         # Its pipelines compute timesteps in floats, and its exporter declares whole numbers, to which they would be cut.
-        Tool("optimum-intel", install="optimum-intel diffusers", types={"timestep": "float32"}, **_IR),  # type: ignore[arg-type]
-        Tool("openvino-genai", install="openvino-genai optimum-intel diffusers", **_IR),  # type: ignore[arg-type]
+        Tool("optimum-intel", "optimum-intel diffusers", "openvino", {"timestep": "float32"}),
+        Tool("openvino-genai", "openvino-genai optimum-intel diffusers", "openvino"),
     )
 }
 
