@@ -11,10 +11,14 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 from dq_deploy.accuracy import check
-from dq_deploy.artifacts import open_artifact
+from dq_deploy.artifacts import Artifact, open_artifact
+from dq_deploy.artifacts.details import BundleDetails, EngineDetails
 from dq_deploy.engines.bench import contenders_from
 from dq_deploy.engines.build import build_engine, load_report
+from dq_deploy.engines.build_plan import size_ranges
 from dq_deploy.engines.dropin import load
+from dq_deploy.engines.engine_files import rebuild_hint
+from dq_deploy.engines.size_range import SizeRange
 from dq_deploy.engines.triton import triton_repository
 from dq_deploy.errors import UsageError
 from dq_deploy.exporters import export
@@ -119,9 +123,37 @@ def test_an_openvino_engine_serves_its_range(sized: Sized, tmp_path: Path) -> No
 
 
 def test_build_engine_refuses_sizes_that_the_network_does_not_take(sized: Sized, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="height in steps of 2, .*--height 8,9,16 has 9"):
+    with pytest.raises(UsageError, match="height in steps of 2, .*--height 8,9,16 has 9") as error:
         build_engine(sized.qdq, tmp_path / "engine", backend="openvino", sizes={"height": (8, 9, 16)})
+    assert error.value.hint == "sizes are the input's own: latents, of 2 pixels each"
     assert not (tmp_path / "engine").exists()
+
+
+def steered(sized: Sized) -> Artifact[BundleDetails]:
+    """The bundle, as if it had a residual of half its latents' height."""
+    bundle = open_artifact(sized.qdq, "bundle")
+    follower = {"values": [4, 6, 8], "axes": [["residual", 2]], "multiple": 1, "of": "height", "ratio": [1, 2]}
+    details = {**bundle.manifest.details, "free": {**bundle.manifest.details["free"], "residual_2": follower}}
+    return Artifact(bundle.path, bundle.manifest.model_copy(update={"details": details}))
+
+
+def test_a_dimension_that_follows_another_is_never_asked_for(sized: Sized) -> None:
+    details = steered(sized).details
+    expected = {"height": (8, 12, 12), "width": (8, 8, 16), "residual_2": (4, 6, 6)}
+    assert size_ranges(details, {"height": (8, 12, 12)}) == expected
+    with pytest.raises(UsageError, match="a range is given of residual_2, which follows the height"):
+        size_ranges(details, {"residual_2": (4, 6, 6)})
+    file = {"compute_capability": None, "file": "model.xml", "report": "layers.cpu.json"}
+    built = {"backend": "openvino", "version": "1", "engines": [file], "batch": (1, 1, 1), "sizes": expected}
+    engine = EngineDetails.model_validate({**details.model_dump(by_alias=True), **built})
+    assert rebuild_hint(Path("engine"), engine).endswith("--batch 1,1,1 --height 8,12,12 --width 8,8,16 --force")
+
+
+def test_what_follows_must_fit(sized: Sized) -> None:
+    sizes, sample = SizeRange.of(steered(sized)), torch.zeros(1, 4, 12, 8)
+    sizes.check({"sample": sample, "residual": torch.zeros(1, 8, 6, 4)})
+    with pytest.raises(UsageError, match="dimension 2 of 'residual' is 5, and beside a height of 12 it is 6"):
+        sizes.check({"sample": sample, "residual": torch.zeros(1, 8, 5, 4)})
 
 
 def test_the_float_bundle_has_the_same_sizes(sized: Sized, tmp_path: Path) -> None:
@@ -134,6 +166,12 @@ def test_the_float_bundle_has_the_same_sizes(sized: Sized, tmp_path: Path) -> No
 def test_bench_times_a_size(sized: Sized) -> None:
     (contender,) = contenders_from([sized.qdq], engines=["onnxruntime"], sizes={"height": 12})
     assert contender.inputs(1)[0]["sample"].shape == (1, 4, 12, 8)
+    with pytest.raises(
+        UsageError, match=r"the height of 'sample' is 9, and the network takes multiples of 2 \(latents, of 2 pixels each\)"
+    ):
+        contenders_from([sized.qdq], engines=["onnxruntime"], sizes={"height": 9})
+    with pytest.raises(UsageError, match="the height of 'sample' is 20, and .* takes sizes from 8 to 16"):
+        contenders_from([sized.qdq], engines=["onnxruntime"], sizes={"height": 20})
     with pytest.raises(UsageError, match="a tokens is given, which is free in none"):
         contenders_from([sized.qdq], engines=["onnxruntime"], sizes={"tokens": 12})
 
@@ -147,7 +185,7 @@ def test_triton_has_free_dimensions_and_warms_up_at_a_calibrated_size(sized: Siz
 
 def test_inspect_shows_the_sizes(sized: Sized, cli: Cli) -> None:
     output = cli("inspect", sized.qdq).out
-    assert "8 to 16, usually 8, in steps of 2" in output
+    assert "8 to 16, usually 8, in steps of 2 (latents, of 2 pixels each)" in output
     shown = json.loads(cli("inspect", sized.checkpoint, "--format", "json").out)
     assert [size["size"] for size in shown["details"]["calibrated_sizes"]] == [[16, 16], [24, 16], [32, 32], [24, 24]]
 

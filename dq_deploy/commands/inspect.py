@@ -128,7 +128,10 @@ def size_rows(details: Any) -> list[tuple[str, object]]:
     for name, free in getattr(details, "free", {}).items():
         least, usual, largest = built.get(name, free.range)
         steps = f", in steps of {free.multiple}" if free.multiple > 1 else ""
-        rows.append((f"{name} of {', '.join(input_ for input_, _ in free.axes)}", f"{least} to {largest}, usually {usual}{steps}"))
+        unit = f" ({unit})" if (unit := details.unit(name)) else ""
+        follows = f" ({free.ratio[0]}/{free.ratio[1]} of the {free.of})" if free.of is not None else ""
+        of = ", ".join(input_ for input_, _ in free.axes)
+        rows.append((f"{name} of {of}" if free.of is None else name, f"{least} to {largest}, usually {usual}{steps}{unit}{follows}"))
     return rows
 
 

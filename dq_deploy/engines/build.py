@@ -108,7 +108,7 @@ def build_engine(
     allow = check_allowed(allow, target)
     capabilities = check_capabilities(engine, compute_capabilities)
     check_formats(engine, source, capabilities)
-    profile = input_profile(source.details.inputs, batch, sizes := size_ranges(source.details.free, sizes or {}))
+    profile = input_profile(source.details.inputs, batch, sizes := size_ranges(source.details, sizes or {}))
     check_output(Path(output), force=force, source=source.path)
     graph = check_graph(source)
     allowed = lint(source, target=target).enforce(allow)

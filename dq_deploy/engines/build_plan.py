@@ -78,22 +78,40 @@ def _instead(engine: EngineDescriptor, format_: str, device: str) -> str:
     return f"{there}quantize for this device in INT8: --preset w8a8"
 
 
-def size_ranges(free: Mapping[str, FreeDimension], given: Mapping[str, Range]) -> dict[str, Range]:
+def size_ranges(details: BundleDetails, given: Mapping[str, Range]) -> dict[str, Range]:
     """(min, opt, max) of every free dimension: as ``given``, or else from the least calibrated size to the largest, for the first.
 
-    Raises UsageError for sizes that the graph does not compute.
+    Raises UsageError for sizes that the graph does not compute, and for one of a dimension that follows another.
     """
-    ranges = {**{name: dimension.range for name, dimension in free.items()}, **given}
+    chosen = details.chosen
+    if led := [f"{name}, which follows the {details.free[name].of}" for name in given if name in details.free and name not in chosen]:
+        raise UsageError(f"a range is given of {'; '.join(led)}", "leave it out")
+    ranges = {**{name: dimension.range for name, dimension in chosen.items()}, **given}
     odd = [
         f"--{name} {','.join(map(str, ranges[name]))} has {size}"
-        for name, dimension in free.items()
+        for name, dimension in chosen.items()
         for size in ranges[name]
         if size % dimension.multiple
     ]
     if odd:
-        multiples = ", ".join(f"{name} in steps of {dimension.multiple}" for name, dimension in free.items())
-        raise UsageError(f"the network takes {multiples}, and {'; '.join(odd)}", "sizes are the input's own, of latents for the most part")
-    return ranges
+        multiples = ", ".join(f"{name} in steps of {dimension.multiple}" for name, dimension in chosen.items())
+        units = dict.fromkeys(details.unit(name) for name in chosen) or [""]
+        raise UsageError(f"the network takes {multiples}, and {'; '.join(odd)}", f"sizes are the input's own{_of(next(iter(units)))}")
+    return ranges | following(details.free, ranges)
+
+
+def _of(unit: str) -> str:
+    return f": {unit}" if unit else ""
+
+
+def following(free: Mapping[str, FreeDimension], ranges: Mapping[str, Range]) -> dict[str, Range]:
+    """The ranges of dimensions that follow others, from these others'."""
+    found = {}
+    for name, dimension in free.items():
+        if dimension.of is not None:
+            least, usual, largest = map(dimension.following, ranges[dimension.of])
+            found[name] = (least, usual, largest)
+    return found
 
 
 def input_profile(inputs: Sequence[GraphInput], batch: Range, sizes: Mapping[str, Range]) -> dict[str, ShapeRange]:

@@ -16,6 +16,7 @@ from .choice import Engine, engines_on, runner_on
 from .engine_files import open_runnable
 from .runner import TIMESTEP, Array, Runner
 from .schedule import ScheduleRunner
+from .size_range import SizeRange
 
 Inputs = Mapping[str, Array]
 # Timesteps cycled through while timing; more would only lengthen the comparison of outputs that precedes it.
@@ -52,12 +53,14 @@ def contenders_from(
     (``EngineDescriptor.targets``), a schedule on those that serve all its members. Names are "<folder> · <engine>". ``sizes`` are those of
     free dimensions, by their names and as the network gets them; by default an engine's usual one, or the first that was calibrated.
 
-    Raises UsageError (no such path, the same artefact twice), ArtifactError (neither bundle nor engine nor schedule, a changed file) and
-    EnvironmentProblem (an engine that was not built for what is here; a runtime that is not installed).
+    Raises UsageError (no such path, the same artefact twice, a size that one does not take), ArtifactError (neither bundle nor engine nor
+    schedule, a changed file) and EnvironmentProblem (an engine that was not built for what is here; a runtime that is not installed).
     """
     artifacts = [open_runnable(path) for path in paths]
-    if unknown := sorted(set(sizes or {}) - {name for artifact in artifacts for name in artifact.details.free}):
+    if unknown := sorted(set(sizes or {}) - {name for artifact in artifacts for name in artifact.details.chosen}):
         raise UsageError(f"a {' and a '.join(unknown)} is given, which is free in none of these", "leave it out, or quantize with --sizes")
+    for artifact in artifacts:
+        SizeRange.of(artifact).check_sizes(sizes or {})
     labels = _labels([artifact.path for artifact in artifacts])
     return [
         contender
@@ -95,6 +98,8 @@ def inputs_of(artifact: Artifact[RunnableDetails], seed: int = 0, sizes: Mapping
     built = artifact.details.sizes if is_kind(artifact, EngineDetails) else {}
     usual = {name: built.get(name, free.range)[1] for name, free in details.free.items()}
     chosen_sizes = {**usual, **{name: size for name, size in (sizes or {}).items() if name in usual}}
+    followers = {name: free.following(chosen_sizes[free.of]) for name, free in details.free.items() if free.of is not None}
+    chosen_sizes |= followers
     chosen = [timesteps[round(i)] for i in np.linspace(0, len(timesteps) - 1, min(_TIMESTEPS, len(timesteps)))]
 
     def inputs(batch: int) -> list[Inputs]:

@@ -97,10 +97,15 @@ def rebuild_hint(path: Path, details: EngineDetails, *, backend: str | None = No
         requested = details.capabilities if capabilities is None else capabilities
         words += [word for capability in requested for word in ("--compute-capability", capability)]
     words += ["--batch", _range(details.batch)]
-    words += [word for name, sizes in details.sizes.items() for word in (f"--{name}", _range(sizes))]
+    words += [word for name, sizes in chosen_sizes(details).items() for word in (f"--{name}", _range(sizes))]
     words += _option_words(details.options) if chosen == details.backend else []
     words += [word for rule in details.lint_allowed for word in ("--allow", rule)]
     return "build it again with: " + " ".join(map(shlex.quote, [*words, "--force"]))
+
+
+def chosen_sizes(details: EngineDetails) -> dict[str, tuple[int, int, int]]:
+    """Of the ranges that an engine was built for those that someone chooses: no others follow."""
+    return {name: sizes for name, sizes in details.sizes.items() if name not in details.free or name in details.chosen}
 
 
 def _range(sizes: Sequence[int]) -> str:

@@ -34,26 +34,35 @@ class SizeRange:
 
     def check(self, inputs: Mapping[str, _Shaped]) -> None:
         """Raise UsageError for inputs [N, ...] of a size that is not taken, with the command that widens the range."""
-        for name, dimension in self.free.items():
-            input_, axis = dimension.axes[0]
-            size = tuple(inputs[input_].shape)[axis] if input_ in inputs and len(inputs[input_].shape) > axis else None
-            if size is None:
-                continue
-            least, largest = self.limits[name]
-            if not least <= size <= largest:
+        found = {name: size for name, dimension in self.free.items() if (size := _size(inputs, dimension.axes[0])) is not None}
+        self.check_sizes(found)
+        for name, size in found.items():
+            dimension = self.free[name]
+            if dimension.of in found and size != dimension.following(found[dimension.of]):
+                input_, axis = dimension.axes[0]
                 raise UsageError(
-                    f"the {name} of '{input_}' is {size}, and {self.artifact.path} takes sizes from {least} to {largest}",
-                    self._wider(name, size, inputs),
+                    f"dimension {axis} of '{input_}' is {size}, and beside a {dimension.of} of {found[dimension.of]} it is "
+                    f"{dimension.following(found[dimension.of])}"
                 )
+
+    def check_sizes(self, sizes: Mapping[str, int]) -> None:
+        """Raise UsageError for sizes, by name, that are not taken; what follows another is not judged."""
+        for name, dimension in self.artifact.details.chosen.items():
+            if name not in sizes:
+                continue
+            size, (least, largest) = sizes[name], self.limits[name]
+            unit = f" ({unit})" if (unit := self.artifact.details.unit(name)) else ""
+            which = f"the {name} of '{dimension.axes[0][0]}' is {size}"
+            if not least <= size <= largest:
+                raise UsageError(f"{which}, and {self.artifact.path} takes sizes from {least} to {largest}{unit}", self._wider(name, sizes))
             below, above = (rounded * dimension.multiple for rounded in (size // dimension.multiple, -(-size // dimension.multiple)))
             if below != above:
                 raise UsageError(
-                    f"the {name} of '{input_}' is {size}, and the network takes multiples of {dimension.multiple}",
-                    f"the nearest are {below} and {above}",
+                    f"{which}, and the network takes multiples of {dimension.multiple}{unit}", f"the nearest are {below} and {above}"
                 )
 
-    def _wider(self, name: str, size: int, inputs: Mapping[str, _Shaped]) -> str:
-        least, largest = self.limits[name]
+    def _wider(self, name: str, sizes: Mapping[str, int]) -> str:
+        size, (least, largest) = sizes[name], self.limits[name]
         if is_kind(self.artifact, EngineDetails):
             details = self.artifact.details
             usual = details.sizes[name][1]
@@ -63,15 +72,19 @@ class SizeRange:
                 f"--{name} {min(least, size)},{usual},{max(largest, size)}"
             )
         asked = [str(one) for one in self.artifact.details.calibrated_sizes if one.calibrated]
-        return f"calibrate there too: dq-deploy quantize SOURCE -o CHECKPOINT --sizes {','.join(asked)},{self._asked(inputs)}"
+        return f"calibrate there too: dq-deploy quantize SOURCE -o CHECKPOINT --sizes {','.join(asked)},{self._asked(sizes)}"
 
-    def _asked(self, inputs: Mapping[str, _Shaped]) -> str:
-        """The size of ``inputs`` as ``--sizes`` takes it, in the units of the first calibrated one."""
+    def _asked(self, sizes: Mapping[str, int]) -> str:
+        """The sizes as ``--sizes`` takes them, in the units of the first calibrated one."""
         if not {"height", "width"} & self.free.keys():
             return "HEIGHTxWIDTH"
         first = zip(("height", "width"), self.artifact.details.calibrated_sizes[0].size, strict=True)
-        return "x".join(str(self._edge(name, edge, inputs) if name in self.free else edge) for name, edge in first)
+        edges = (sizes[name] * edge // self.free[name].values[0] if name in sizes and name in self.free else edge for name, edge in first)
+        return "x".join(map(str, edges))
 
-    def _edge(self, name: str, first: int, inputs: Mapping[str, _Shaped]) -> int:
-        input_, axis = self.free[name].axes[0]
-        return int(tuple(inputs[input_].shape)[axis]) * first // self.free[name].values[0]
+
+def _size(inputs: Mapping[str, _Shaped], axis: tuple[str, int]) -> int | None:
+    """Of an input's dimension; None where it is not given, or has no such dimension."""
+    name, dim = axis
+    shape = tuple(inputs[name].shape) if name in inputs else ()
+    return int(shape[dim]) if dim < len(shape) else None

@@ -11,6 +11,7 @@ from typing import Any
 from ..artifacts import Artifact, Manifest
 from ..artifacts.details import BundleDetails, CheckpointDetails, EngineDetails, ScheduleDetails
 from ..artifacts.origin import source_name
+from ..engines.engine_files import chosen_sizes
 from ..engines.registry import builder_named
 from ..formats import of_bits
 from ..formats.presets import NAMED_BY, preset_of
@@ -165,7 +166,7 @@ def _build_flags(details: EngineDetails) -> list[str]:
     if builder_named(details.backend).building.compute_capabilities:
         flags += [word for capability in details.capabilities for word in ("--compute-capability", capability)]
     flags += ["--batch", ",".join(map(str, details.batch))]
-    for name, sizes in details.sizes.items():
+    for name, sizes in chosen_sizes(details).items():
         flags += [f"--{name}", ",".join(map(str, sizes))]
     for name, value in details.options.items():
         flags += [f"--{name.replace('_', '-')}"] if value is True else [f"--{name.replace('_', '-')}", str(value)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from fractions import Fraction
 from typing import Any
 
 import pytest
@@ -137,6 +138,37 @@ def test_conditions_that_grow_with_the_sample_have_its_names() -> None:
         "residual_2": (("residual", 2),),
         "residual_3": (("residual", 3),),
     }
+    followers = {name: (size.of, size.ratio) for name, size in found.items() if size.of}
+    assert followers == {"residual_2": ("height", Fraction(1, 2)), "residual_3": ("width", Fraction(1, 2))}
+    assert found["residual_2"].record() == {"values": [4, 6], "axes": [["residual", 2]], "multiple": 1, "of": "height", "ratio": [1, 2]}
+
+
+def test_an_edge_that_all_sizes_have_is_free_in_conditions_too() -> None:
+    small, large = (
+        inputs(sample=(2, 4, n, 8), timestep=(2,), residual=(2, 8, n // 2, 4), keys=(2, 2, 8 * n, 16)) for n in (8, 12)
+    )  # keys: as many as pixels, which no ratio of one edge is
+    found = free_sizes(small, [large])
+    assert {name: size.of for name, size in found.items()} == {
+        "height": None, "width": None, "residual_2": "height", "residual_3": "width", "keys_2": None,
+    }  # fmt: skip
+
+
+class Steered(nn.Module):
+    """Halves its sample, and takes a residual of that size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down, self.up = nn.Conv2d(1, 4, 3, stride=2, padding=1), nn.Conv2d(4, 1, 3, padding=1)
+
+    def forward(self, x: torch.Tensor, timestep: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
+        halved = self.down(x) + residual + timestep[:, None, None, None]
+        return self.up(nn.functional.interpolate(halved, scale_factor=2.0))
+
+
+def test_a_multiple_is_found_with_what_follows() -> None:
+    small, large = ({**example(n, 8), "residual": torch.zeros(2, 4, n // 2, 4)} for n in (8, 16))
+    free = capture(Steered().eval(), small, others=[large]).meta["free"]
+    assert {name: size.multiple for name, size in free.items() if size.of is None} == {"height": 2, "width": 2}
 
 
 def test_tokens_of_a_transformer() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from statistics import median
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -156,14 +156,21 @@ class FreeDimension(Open):
     """A dimension of a graph's inputs that is free: its ``values`` at each calibrated size, as the network gets them.
 
     ``axes`` are the inputs that have it and where, the batch being 0. Any size from the least value to the largest is served that is a
-    ``multiple`` of a number.
+    ``multiple`` of a number. One that follows another, as a ControlNet's residuals do, is ``ratio`` (numerator and denominator) times the
+    dimension ``of``.
     """
 
     values: list[int] = Field(min_length=1)
     axes: list[tuple[str, int]]
     multiple: int = Field(ge=1)
+    of: str | None = None
+    ratio: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] = (1, 1)
 
     @property
     def range(self) -> tuple[int, int, int]:
         """The least, the first and the largest calibrated value."""
         return min(self.values), self.values[0], max(self.values)
+
+    def following(self, size: int) -> int:
+        """Its size where the dimension ``of`` has this one."""
+        return size * self.ratio[0] // self.ratio[1]

@@ -61,6 +61,19 @@ class Details(Open, ABC):
         """Names of the network's inputs, in its order."""
 
     @property
+    def chosen(self) -> dict[str, FreeDimension]:
+        """Free dimensions that can be chosen: those that follow no other."""
+        return {name: free for name, free in self.free.items() if free.of is None}
+
+    def unit(self, name: str) -> str:
+        """What a free dimension's sizes count, where pictures were asked for in other units: "latents, of 8 pixels each"."""
+        edge = ("height", "width").index(name) if name in ("height", "width") else None
+        if edge is None or not self.calibrated_sizes or name not in self.free:
+            return ""
+        pixels, rest = divmod(self.calibrated_sizes[0].size[edge], self.free[name].values[0])
+        return f"latents, of {pixels} pixels each" if pixels > 1 and not rest else ""
+
+    @property
     def call_record(self) -> dict[str, Any] | None:
         """How the network is called, as ``quantization.calling`` takes it."""
         return self.call.record() if self.call else None
