@@ -59,6 +59,13 @@ class FinalError(BaseModel):
         seeds = f"{self.seeds} seed" + ("s" if self.seeds != 1 else "")
         return f"{self.all_db:.1f} dB ({seeds}); timestep {self.worst.span} makes {share:.0%} of the steps' separate errors{without}"
 
+    @property
+    def quality(self) -> str:
+        """How near the final sample comes to the float model's, as a user reads it; empty where that was not measured."""
+        if self.all_db is None:
+            return ""
+        return f"the final sample has {self.all_db:.1f} dB of SNR against the float model's: an error of {10 ** (-self.all_db / 20):.1%} of its size"
+
 
 def combined(turns: Sequence[tuple[str, Sequence[float], FinalError]]) -> FinalError | None:
     """What the steps of a schedule cost by what its members' cost alone; ``turns``: a member's name, the timesteps that it runs, its own.

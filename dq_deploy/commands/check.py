@@ -156,6 +156,8 @@ def show_check(result: CheckResult, output: Output, lint: LintResult | None = No
     where += ["every layer's codes are equal"] if layer and not where else []
     where += [f"worst timestep {timestep.timestep:g}"] if timestep else []
     output.text("; ".join([verdict, ", ".join(where) or "nothing was compared"]))
+    if result and result.final_error and result.final_error.quality:
+        output.text(f"it computes what its checkpoint does. Of that, {result.final_error.quality} (dq-deploy sample draws both)")
     output.data(
         {
             **result.model_dump(),

@@ -48,6 +48,7 @@ def test_what_each_step_costs_the_final_sample_is_said(cli: Cli, tmp_path: Path,
     table = cli("check", flow.bundles["qdq"], "--checkpoint", flow.checkpoint).out
     found = details["final_error"]
     assert f"cost to the final sample (seeds: 1, in PyTorch): {found['all_db']:.2f} dB with every step quantized" in table
+    assert f"it computes what its checkpoint does. Of that, the final sample has {found['all_db']:.1f} dB of SNR" in table
     for step in found["steps"]:
         assert f"{step['share']:.1%}" in table
         assert f"{step['only_db']:.2f}" in table
