@@ -76,3 +76,13 @@ def test_a_clipped_element_passes_no_gradient() -> None:
     numerics.quantize(x, torch.tensor(1.0), torch.tensor(0.0), of_bits(8)).sum().backward()
     assert x.grad is not None
     assert x.grad.tolist() == [1.0, 0.0, 0.0]
+
+
+def test_what_is_not_finite_is_found_by_sample_and_a_large_sum_is_no_fault() -> None:
+    values = torch.ones(4, 3, 2)
+    assert numerics.not_finite(values) == []
+    values[1, 0, 0], values[3, 2, 1] = torch.nan, -torch.inf
+    assert numerics.not_finite(values) == [1, 3]
+    values[1, 0, 0] = torch.inf  # whose sum with the other is NaN
+    assert numerics.not_finite(values) == [1, 3]
+    assert numerics.not_finite(torch.full((2, 3), torch.finfo(torch.float32).max)) == []

@@ -10,6 +10,7 @@ import torch
 
 from ...errors import ArtifactError, UsageError
 from ...progress import Progress, silent
+from .. import numerics
 from ..config import Sampler
 from . import schedules
 from .choice import choose
@@ -215,7 +216,6 @@ def _guided(output: torch.Tensor, guidance_scale: float | None, channels: int) -
 
 def check_finite(output: torch.Tensor, timestep: float, seeds: Sequence[int], per_seed: int = 1) -> None:
     """Raise ArtifactError, naming the timestep and the seeds, when the float model's ``output`` [n, ...] has NaN or Inf."""
-    bad = (~torch.isfinite(output.flatten(1))).any(dim=1).nonzero()[:, 0].tolist()
-    if bad:
+    if bad := numerics.not_finite(output):
         named = ", ".join(str(s) for s in sorted({seeds[i // per_seed] for i in bad})[:5])
         raise ArtifactError(f"the float model's output has NaN or Inf at timestep {timestep:g}, seed {named}")

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from ...errors import ArtifactError, UsageError
+from .. import numerics
 from ..graph.blocks import Block
 from .cache import Values
 
@@ -98,8 +99,7 @@ class Chain:
                 )
 
     def _check(self, model: str, block: Block, name: str, value: torch.Tensor, index: torch.Tensor) -> None:
-        if value.is_floating_point() and not torch.isfinite(value).all():
-            bad = (~torch.isfinite(value.flatten(1))).any(dim=1).nonzero()[:, 0].cpu()
+        if value.is_floating_point() and (bad := numerics.not_finite(value)):
             timestep = float(self.timestep[index[bad[0]]])
             raise ArtifactError(f"{model}'s value '{name}' in block {block.name} has NaN or Inf at timestep {timestep:g}")
 

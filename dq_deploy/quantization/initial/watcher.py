@@ -10,6 +10,7 @@ import torch
 from torch.fx import GraphModule, Interpreter, Node
 
 from ...errors import ArtifactError
+from .. import numerics
 from .group_setter import Group
 
 
@@ -53,7 +54,6 @@ class Watcher(Interpreter, ABC):
 
     def check(self, name: str, value: torch.Tensor, frames: int) -> None:
         """Raise ArtifactError where ``value`` [N·frames, ...] is not finite."""
-        bad = (~torch.isfinite(value.flatten(1))).any(dim=1).nonzero()[:, 0]
-        if len(bad):
-            timestep, sample = self.where(int(bad[0]) // frames)
+        if bad := numerics.not_finite(value):
+            timestep, sample = self.where(bad[0] // frames)
             raise ArtifactError(f"activation '{name}' has NaN or Inf at timestep {timestep:g}, seed {sample}")
