@@ -64,7 +64,8 @@ class FinalError(BaseModel):
         """How near the final sample comes to the float model's, as a user reads it; empty where that was not measured."""
         if self.all_db is None:
             return ""
-        return f"the final sample has {self.all_db:.1f} dB of SNR against the float model's: an error of {10 ** (-self.all_db / 20):.1%} of its size"
+        error = 10 ** (-self.all_db / 20)
+        return f"the final sample has {self.all_db:.1f} dB of SNR against the float model's: an error of {error:.1%} of its size"
 
 
 def combined(turns: Sequence[tuple[str, Sequence[float], FinalError]]) -> FinalError | None:
