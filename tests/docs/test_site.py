@@ -116,6 +116,14 @@ def test_equations_are_drawn_without_a_script(site: Path, name: str) -> None:
         assert "\\" not in equation, "a command of LaTeX that the converter does not know"
 
 
+def test_equations_have_a_font_of_their_own(site: Path) -> None:
+    style = (site / "style.css").read_text()
+    (font,) = re.findall(r'url\("(.*?)"\)', style)
+    assert (site / font).read_bytes()[:4] == b"wOF2"
+    assert (site / font).with_name("OFL.txt").is_file()
+    assert '.equation math { font-family: "STIX Two Math"' in style
+
+
 def test_a_page_is_a_link_away_from_every_other(site: Path) -> None:
     index = Page((site / "index.html").read_text())
     pages = {path.relative_to(site).as_posix() for path in site.rglob("*.html")} - {"404.html"}
