@@ -24,8 +24,9 @@ from dq_deploy.quantization.calibration.trajectories import Trajectories, collec
 from dq_deploy.quantization.checkpoint import Checkpoint, load_checkpoint
 from dq_deploy.quantization.config import Dilation, QuantizeConfig
 from dq_deploy.quantization.graph.blocks import assign_blocks
-from dq_deploy.quantization.graph.capture import capture, input_names
+from dq_deploy.quantization.graph.capture import capture
 from dq_deploy.quantization.graph.plan import Plan, make_plan
+from dq_deploy.quantization.graph.positional import input_names
 from dq_deploy.quantization.initial.initialize import initialize
 from dq_deploy.quantization.pipeline import copy_with_quantizers, quantize
 from tests.shared import made_once

@@ -15,7 +15,7 @@ from dq_deploy.errors import UsageError
 from dq_deploy.quantization.calibration.classes import CLASS_INPUT, class_space
 from dq_deploy.quantization.calibration.schedules import plain_config
 from dq_deploy.quantization.calling import TIMESTEP, CallForm, timestep_of
-from dq_deploy.quantization.graph.capture import input_names
+from dq_deploy.quantization.graph.positional import input_names
 from dq_deploy.sources import Source, load_source, source_from_module, weights_sha256
 
 from .made import is_function, make

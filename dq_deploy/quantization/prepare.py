@@ -28,8 +28,9 @@ from .calling import CallForm, call_record
 from .config import QuantizeConfig, SkipHalves
 from .distillation.trained import check_patterns
 from .graph.blocks import assign_blocks
-from .graph.capture import capture, check_alone, input_names
+from .graph.capture import capture, check_alone
 from .graph.plan import Plan, make_plan
+from .graph.positional import input_names
 from .graph.roles import assign_roles
 from .graph.skip_halves import arrange_skip_halves
 from .initial.rotation_choice import check_rotation

@@ -17,7 +17,8 @@ from dq_deploy.engines.dropin import DropInModel
 from dq_deploy.errors import UsageError
 from dq_deploy.quantization.calibration.recording import Call, recording
 from dq_deploy.quantization.calling import call_record, from_conditions
-from dq_deploy.quantization.graph.capture import capture, input_names
+from dq_deploy.quantization.graph.capture import capture
+from dq_deploy.quantization.graph.positional import input_names
 from tests.tiny import FAST, scheduler, snr_db
 from tests.tiny_pipelines import randomized, tiny_conditioned_unet, tiny_vae, tiny_z_image
 

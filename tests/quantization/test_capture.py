@@ -12,8 +12,9 @@ from torch.fx import GraphModule
 from dq_deploy.accuracy import check
 from dq_deploy.errors import ArtifactError, ResourceError, UsageError
 from dq_deploy.exporters import export
-from dq_deploy.quantization.graph.capture import capture, check_alone, input_names
+from dq_deploy.quantization.graph.capture import capture, check_alone
 from dq_deploy.quantization.graph.edit import aten
+from dq_deploy.quantization.graph.positional import input_names
 from tests.tiny import SHAPE, PlainUNet, captured, make_checkpoint, planned, targets, tiny_unet
 
 

@@ -6,91 +6,38 @@ consumers of one tensor are the users of one node, and attention is two matrix p
 
 from __future__ import annotations
 
-import inspect
-import keyword
-import operator
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from typing import Any
 
 import torch
 from torch import nn
-from torch.fx import Graph, GraphModule, Interpreter, Node
+from torch.fx import GraphModule, Interpreter, Node
 
-from ...errors import ArtifactError, DqDeployError, UsageError, raise_if_out_of_memory
+from ...errors import ArtifactError, raise_if_out_of_memory
 from ...progress import Advance, Progress, silent
-from ..calling import TIMESTEP, CallForm, OutputForm, output_form, packed, whole_batch_forward
+from ..calling import CallForm
 from ..running.ambient import default_torch, without_autocast
-from .edit import aten, bind, set_tensor
-from .exporting import NoSymbolError, check_names, described, exported, exported_as_is, names_that_are_keywords, source_line
+from .edit import aten, bind
+from .exporting import (
+    BoundToBatchError,
+    NoSymbolError,
+    check_names,
+    described,
+    exported,
+    exported_as_is,
+    names_that_are_keywords,
+    source_line,
+)
 from .fixed_batch import freed
 from .free_sizes import FreeSize, free_sizes, with_multiples
+from .own_names import name_nodes, rehome
+from .positional import BATCHES, Positional, does_not_run, expected_outputs, resized, shown
 from .rewrites import clean, normalize
 from .rewrites.attention import ATTENTION
 
-_PREFIX = "module."
-_RESERVED = frozenset(dir(GraphModule(nn.Module(), Graph())))
-_BATCHES = (1, 3)  # that model and graph are compared at, captured at 2: their samples are the steps of the progress,
 _LARGE = 32  # batches above are not tried: diffusers' upsamplers have a branch at 64, for memory, which changes no value
-_EXPORT_STEPS = 4  # and torch.export counts as so many
-
-
-class _Positional(nn.Module):
-    """Calls ``module`` with named inputs given by position, and returns the output as one tensor."""
-
-    def __init__(self, module: nn.Module, names: Sequence[str], form: CallForm) -> None:
-        super().__init__()
-        self.module = module
-        self.names = list(names)
-        self.form = form
-        self.whole_timesteps = False
-        self.returns: OutputForm | None = None  # what ``checked`` saw
-
-    def forward(self, *tensors: torch.Tensor) -> torch.Tensor:
-        if self.form.sample_list:
-            named = self._named(*tensors)
-            constants = {name: tree["constant"] for name, tree in self.form.arguments.items() if "constant" in tree}
-            whole = whole_batch_forward(self.module, named, {**self.form.defaults, **constants})
-            if whole is not None:
-                return whole
-        return packed(self._own(*tensors), sample_list=self.form.sample_list)
-
-    def checked(self, *tensors: torch.Tensor) -> torch.Tensor:
-        """The output, after a look at what the module itself returns. Raises ArtifactError for what is not an output."""
-        output = self._own(*tensors)
-        self.returns = output_form(output, self.module, len(tensors[0]), sample_list=self.form.sample_list)
-        return packed(output, sample_list=self.form.sample_list)
-
-    def _named(self, *tensors: torch.Tensor) -> dict[str, torch.Tensor]:
-        named = dict(zip(self.names, tensors, strict=True))
-        if self.whole_timesteps:
-            named[TIMESTEP] = named[TIMESTEP].round().long()
-        return named
-
-    def _own(self, *tensors: torch.Tensor) -> Any:
-        return self.form.call(self.module, self._named(*tensors))
-
-
-def input_names(module: nn.Module, conditions: Sequence[str] = (), form: CallForm | None = None) -> list[str]:
-    """Graph input names, in the order of the module's forward: its first parameter, ``timestep``, and the given conditions.
-
-    Raises UsageError when a condition is not a parameter of the forward and no part of one in ``form``, and when one is missing.
-    """
-    parameters = list(inspect.signature(module.forward).parameters.values())
-    form = form or CallForm.plain(module, conditions)
-    takes_any = any(p.kind == p.VAR_KEYWORD for p in parameters)
-    known = [p.name for p in parameters]
-    unknown = [c for c in conditions if c not in known and c not in form.inside and not takes_any]
-    if unknown:
-        raise UsageError(f"{type(module).__name__}.forward takes no {', '.join(unknown)}; it takes {', '.join(known)}")
-    given = {*conditions, *form.arguments, form.timestep, known[0]}
-    named = [p for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
-    if missing := [p.name for p in named if p.name not in given]:
-        raise UsageError(
-            f"{type(module).__name__}.forward needs {', '.join(missing)}, and no such condition is given",
-            "from Python: dq_deploy.quantize(module, ..., scheduler=scheduler, sample_shape=(C, H, W), conditions={...})",
-        )
-    return form.order(module, conditions)
+_EXPORT_STEPS = 4  # torch.export's of the progress, whose others are the samples that model and graph are compared at
 
 
 def capture(
@@ -115,7 +62,7 @@ def capture(
     if any(tensor.is_inference() for tensor in module.state_dict().values()):  # made in inference mode: torch.export takes no such tensors
         with torch.inference_mode(mode=False):
             module = deepcopy(module)
-    with progress("capturing the model", 2 * sum(_BATCHES) + _EXPORT_STEPS) as advance, default_torch(), names_that_are_keywords():
+    with progress("capturing the model", 2 * sum(BATCHES) + _EXPORT_STEPS) as advance, default_torch(), names_that_are_keywords():
         graph_module = _captured(module.eval(), [inputs, *others], form or CallForm.plain(module, list(inputs)), advance, sizes)
     graph_module.meta["free"] = with_multiples(graph_module, inputs, sizes)
     return graph_module
@@ -144,23 +91,23 @@ _Sizes = tuple[Mapping[str, FreeSize], Sequence[dict[str, torch.Tensor]]]
 
 def _capture(module: nn.Module, inputs: dict[str, torch.Tensor], form: CallForm, advance: Advance, sizes: _Sizes) -> GraphModule:
     names = list(inputs)
-    wrapper = _Positional(module, names, form)
+    wrapper = Positional(module, names, form)
     tensors = list(inputs.values())
     with without_autocast() as entered:
-        expected, problem = _expected(wrapper, tensors)
+        expected, problem = expected_outputs(wrapper, tensors)
         if problem is None:
             return _compared(wrapper, names, tensors, expected, advance, sizes)
     if entered:  # types that only autocast brings together
-        expected, problem = _expected(wrapper, tensors)
+        expected, problem = expected_outputs(wrapper, tensors)
     if problem is not None:
-        raise _does_not_run(wrapper, names, tensors, problem) from problem
+        raise does_not_run(wrapper, names, tensors, problem) from problem
     return _compared(wrapper, names, tensors, expected, advance, sizes)
 
 
-def _compared(wrapper: _Positional, names: list[str], tensors: list[torch.Tensor], expected: dict[int, torch.Tensor],
+def _compared(wrapper: Positional, names: list[str], tensors: list[torch.Tensor], expected: dict[int, torch.Tensor],
               advance: Advance, sizes: _Sizes) -> GraphModule:  # fmt: skip
     """The model's graph, which gives what was ``expected`` at every batch, and what the model gives at other sizes."""
-    advance(sum(_BATCHES), "exporting")
+    advance(sum(BATCHES), "exporting")
     if sizes[1]:
         graph_module = _of_free_sizes(wrapper, names, tensors, expected, sizes)
         return _noted(wrapper, graph_module, expected, advance)
@@ -168,14 +115,14 @@ def _compared(wrapper: _Positional, names: list[str], tensors: list[torch.Tensor
         raw = exported(wrapper, tensors)
         graph_module = _normalized(wrapper, raw, names, tensors, expected)
         _check_beyond(wrapper, graph_module, tensors, raw.meta.get("largest_batch", _LARGE))
-    except (_BoundToBatch, NoSymbolError) as first:
+    except (BoundToBatchError, NoSymbolError) as first:
         try:
-            small, large = (exported_as_is(wrapper, _resized(tensors, len(tensors[0]) + more)) for more in (0, 1))
+            small, large = (exported_as_is(wrapper, resized(tensors, len(tensors[0]) + more)) for more in (0, 1))
         except ArtifactError as second:  # sizes that are numbers do not help it
             raise (first if isinstance(first, NoSymbolError) else second) from second
         try:
             graph_module = _normalized(wrapper, freed(small, large, tensors), names, tensors, expected)
-        except (_BoundToBatch, RuntimeError, AssertionError, TypeError, ValueError, IndexError, AttributeError) as error:
+        except (BoundToBatchError, RuntimeError, AssertionError, TypeError, ValueError, IndexError, AttributeError) as error:
             raise_if_out_of_memory(error)
             raise ArtifactError(
                 f"the graph, and not the model, is bound to the batch that it was captured at, and what binds it was not found: {error}"
@@ -183,15 +130,15 @@ def _compared(wrapper: _Positional, names: list[str], tensors: list[torch.Tensor
     return _noted(wrapper, graph_module, expected, advance)
 
 
-def _noted(wrapper: _Positional, graph_module: GraphModule, expected: dict[int, torch.Tensor], advance: Advance) -> GraphModule:
+def _noted(wrapper: Positional, graph_module: GraphModule, expected: dict[int, torch.Tensor], advance: Advance) -> GraphModule:
     """With what was seen of the model beside its graph."""
-    advance(_EXPORT_STEPS + sum(_BATCHES), "compared")
+    advance(_EXPORT_STEPS + sum(BATCHES), "compared")
     graph_module.meta["output"] = wrapper.returns
     graph_module.meta["in_company"] = _in_company(expected)
     return graph_module
 
 
-def _of_free_sizes(wrapper: _Positional, names: list[str], tensors: list[torch.Tensor], expected: dict[int, torch.Tensor],
+def _of_free_sizes(wrapper: Positional, names: list[str], tensors: list[torch.Tensor], expected: dict[int, torch.Tensor],
                    sizes: _Sizes) -> GraphModule:  # fmt: skip
     """The model's graph whose sizes are free. Raises ArtifactError where the model fixes one, with its reason."""
     free, others = sizes
@@ -202,7 +149,7 @@ def _of_free_sizes(wrapper: _Positional, names: list[str], tensors: list[torch.T
         _check_free(raw, names, axes)
         graph_module = _normalized(wrapper, raw, names, tensors, expected)
         _check_beyond(wrapper, graph_module, tensors, raw.meta.get("largest_batch", _LARGE))
-    except (_BoundToBatch, NoSymbolError) as error:
+    except (BoundToBatchError, NoSymbolError) as error:
         what = error.message if isinstance(error, ArtifactError) else str(error)
         raise _FixedSizeError(
             f"{type(wrapper.module).__name__} cannot be captured with {' and '.join(free)} free: {what}",
@@ -216,9 +163,9 @@ def _of_free_sizes(wrapper: _Positional, names: list[str], tensors: list[torch.T
         except (RuntimeError, AssertionError, IndexError) as error:
             raise_if_out_of_memory(error)
             where = source_line(last.node) if last.node else ""
-            raise _fixed(wrapper, free, f"its graph does not run on {_shown(example)}: {str(error).splitlines()[0]}{where}") from error
+            raise _fixed(wrapper, free, f"its graph does not run on {shown(example)}: {str(error).splitlines()[0]}{where}") from error
         if not _equal(output, got):
-            raise _fixed(wrapper, free, f"its graph gives other values than it does for {_shown(example)}")
+            raise _fixed(wrapper, free, f"its graph gives other values than it does for {shown(example)}")
     return graph_module
 
 
@@ -233,7 +180,7 @@ class _Last(Interpreter):
 
 
 @torch.no_grad()
-def _at_another_size(wrapper: _Positional, example: dict[str, torch.Tensor]) -> torch.Tensor:
+def _at_another_size(wrapper: Positional, example: dict[str, torch.Tensor]) -> torch.Tensor:
     """What the model gives there. Raises ArtifactError where it gives nothing."""
     try:
         output: torch.Tensor = wrapper(*example.values())
@@ -244,21 +191,21 @@ def _at_another_size(wrapper: _Positional, example: dict[str, torch.Tensor]) -> 
     except Exception as error:  # as many kinds as there are models
         raise_if_out_of_memory(error)
         raise ArtifactError(
-            f"{type(wrapper.module).__name__} does not run on {_shown(example)}: {described(error)}",
+            f"{type(wrapper.module).__name__} does not run on {shown(example)}: {described(error)}",
             "a network that fixes its size has one: leave --sizes out, and quantize it once for each size",
         ) from error
 
 
 def _check_free(raw: GraphModule, names: Sequence[str], axes: Sequence[Sequence[int]]) -> None:
-    """Raises _BoundToBatch where torch.export found that a dimension can have one size only."""
+    """Raises BoundToBatchError where torch.export found that a dimension can have one size only."""
     placeholders = [n for n in raw.graph.nodes if n.op == "placeholder"]
     for node, name, dims in zip(placeholders, names, axes, strict=True):
         for dim in dims:
             if isinstance(size := node.meta["val"].shape[dim], int):
-                raise _BoundToBatch(f"a condition in its own code holds for dimension {dim} of '{name}' being {size}, and for no other")
+                raise BoundToBatchError(f"a condition in its own code holds for dimension {dim} of '{name}' being {size}, and for no other")
 
 
-def _fixed(wrapper: _Positional, free: Mapping[str, FreeSize], why: str) -> _FixedSizeError:
+def _fixed(wrapper: Positional, free: Mapping[str, FreeSize], why: str) -> _FixedSizeError:
     return _FixedSizeError(
         f"{type(wrapper.module).__name__} fixes {' and '.join(free)}, which --sizes is to leave free: {why}",
         "leave --sizes out, and quantize it once for each size. A network has none where it takes them from x.shape, and computes "
@@ -266,28 +213,20 @@ def _fixed(wrapper: _Positional, free: Mapping[str, FreeSize], why: str) -> _Fix
     )
 
 
-def _shown(example: Mapping[str, torch.Tensor]) -> str:
-    return ", ".join(f"{key} {list(tensor.shape)}" for key, tensor in example.items())
-
-
-class _BoundToBatch(Exception):
-    """A captured graph does not do at other batches what the model does."""
-
-
-def _normalized(wrapper: _Positional, graph_module: GraphModule, names: list[str], tensors: list[torch.Tensor],
+def _normalized(wrapper: Positional, graph_module: GraphModule, names: list[str], tensors: list[torch.Tensor],
                 expected: dict[int, torch.Tensor]) -> GraphModule:  # fmt: skip
-    """A captured graph in the planner's words, compared with the model. Raises _BoundToBatch and ArtifactError."""
-    _name_nodes(graph_module, names)
+    """A captured graph in the planner's words, compared with the model. Raises BoundToBatchError and ArtifactError."""
+    name_nodes(graph_module, names)
     clean(graph_module)
     _refuse_chance(graph_module)
-    graph_module = _rehome(graph_module)
+    graph_module = rehome(graph_module)
     with torch.no_grad():
         try:
             normalize(graph_module, tensors)
-            got = {batch: graph_module.forward(*_resized(tensors, batch)) for batch in expected}
+            got = {batch: graph_module.forward(*resized(tensors, batch)) for batch in expected}
         except (RuntimeError, AssertionError, IndexError) as error:
             raise_if_out_of_memory(error)
-            raise _BoundToBatch(f"{type(error).__name__}: {str(error).splitlines()[0]}") from error
+            raise BoundToBatchError(f"{type(error).__name__}: {str(error).splitlines()[0]}") from error
         different = [batch for batch, output in expected.items() if not _equal(output, got[batch])]
         if different:
             own = wrapper(*tensors)
@@ -295,7 +234,7 @@ def _normalized(wrapper: _Positional, graph_module: GraphModule, names: list[str
                 raise ArtifactError("the model gives another output every time for the same input", "a graph gives the same one always")
             if not _equal(own, graph_module(*tensors)):
                 raise ArtifactError("the captured graph does not compute what the model does, and why is not known", "please report it")
-            raise _BoundToBatch(f"it gives other values than the model at batch {different[0]}")
+            raise BoundToBatchError(f"it gives other values than the model at batch {different[0]}")
     return graph_module
 
 
@@ -314,41 +253,12 @@ def _refuse_chance(graph_module: GraphModule) -> None:
             )
 
 
-def _resized(tensors: Iterable[torch.Tensor], batch: int) -> list[torch.Tensor]:
-    """A batch of other size from the same samples, in turn."""
-    return [t[torch.arange(batch) % t.shape[0]] for t in tensors]
-
-
 @torch.no_grad()
-def _expected(wrapper: _Positional, tensors: list[torch.Tensor]) -> tuple[dict[int, torch.Tensor], Exception | None]:
-    """The model's outputs at batches that it is not captured with, or the reason why there are none.
-
-    Timesteps are given as floats, and as integers to a model that fails with floats (it looks them up in a table).
-    Raises ArtifactError when an output has NaN or Inf.
-    """
-    problem: Exception | None = None
-    for wrapper.whole_timesteps in (False, True):
-        try:
-            found = {batch: wrapper.checked(*_resized(tensors, batch)) for batch in _BATCHES}
-        except DqDeployError:
-            raise
-        except Exception as error:  # noqa: BLE001  a model may raise anything; _does_not_run reports it
-            raise_if_out_of_memory(error)
-            problem = problem or error
-            continue
-        if not all(bool(torch.isfinite(output).all()) for output in found.values()):
-            raise ArtifactError("the model's output has NaN or Inf on random input", "check the model's weights")
-        return found, None
-    wrapper.whole_timesteps = False
-    return {}, problem
-
-
-@torch.no_grad()
-def _check_beyond(wrapper: _Positional, graph_module: GraphModule, tensors: list[torch.Tensor], largest: int) -> None:
+def _check_beyond(wrapper: Positional, graph_module: GraphModule, tensors: list[torch.Tensor], largest: int) -> None:
     """Raise ArtifactError where the model has another branch for batches above ``largest``, as far as it is small enough to be tried."""
     if largest >= _LARGE:
         return
-    inputs = _resized(tensors, largest + 1)
+    inputs = resized(tensors, largest + 1)
     if not _equal(wrapper(*inputs), graph_module.forward(*inputs)):
         raise ArtifactError(
             f"the model computes something else for batches above {largest}, and a graph has one branch",
@@ -371,68 +281,3 @@ def check_alone(graph_module: GraphModule) -> None:
             f"the output for one sample alone and beside two others differs by {difference:.2g} of {largest:.2g}",
             "take statistics over a sample's own values (x.std(dim=(1, 2, 3), keepdim=True), not x.std())",
         )
-
-
-def _does_not_run(wrapper: _Positional, names: list[str], tensors: list[torch.Tensor], error: Exception) -> ArtifactError:
-    """The error for a model that fails on its own, with the batches that it fails at."""
-    name = type(wrapper.module).__name__
-    try:
-        with torch.no_grad():
-            wrapper(*tensors)
-    except Exception as own:  # noqa: BLE001  whatever it is, it is reported
-        raise_if_out_of_memory(own)
-        return ArtifactError(f"{name} does not run on {_shown(dict(zip(names, tensors, strict=True)))}: {described(own)}")
-    return ArtifactError(
-        f"{name} runs at batch {len(tensors[0])}, and not at batches {' and '.join(map(str, _BATCHES))}: {described(error)}"
-    )
-
-
-def _name_nodes(graph_module: GraphModule, names: list[str]) -> None:
-    """Name the placeholders and put every node's module path and class into its meta."""
-    placeholders = [n for n in graph_module.graph.nodes if n.op == "placeholder"]
-    for node, name in zip(placeholders, names, strict=True):
-        value = node.meta.get("val")
-        if isinstance(value, torch.Tensor) and isinstance(value.shape[0], int):
-            raise _BoundToBatch(f"it fixes the batch size of input '{name}' at {value.shape[0]}")
-        node._rename(name)
-        node.target = name
-    for node in graph_module.graph.nodes:
-        stack = list((node.meta.get("nn_module_stack") or {}).values())
-        frames = [(path.removeprefix("module").lstrip("."), kind) for path, kind in stack if path.startswith("module")]
-        node.meta["path"] = frames[-1][0] if frames else ""
-        node.meta["stack"] = [(path, str(kind).rsplit(".", 1)[-1]) for path, kind in frames]
-
-
-def _rehome(graph_module: GraphModule) -> GraphModule:
-    """Rebuild with plain calling conventions and the tensors under the user's own names (without the wrapper's prefix)."""
-    root = nn.Module()
-    graph = Graph()
-    copies: dict[Node, Node] = {}
-    names: dict[str, str] = {}
-    for node in graph_module.graph.nodes:
-        if node.op == "output":
-            value = node.args[0]
-            graph.output(copies[value[0] if isinstance(value, tuple | list) else value])
-            break
-        copy = copies[node] = graph.node_copy(node, lambda n: copies[n])
-        if node.op == "get_attr":
-            tensor = operator.attrgetter(str(node.target))(graph_module)
-            if not isinstance(tensor, torch.Tensor):
-                raise ArtifactError(
-                    f"the captured model has control flow in it ({node.target}), which no integer graph can hold{_first_reader(node)}"
-                )
-            copy.target = names.setdefault(str(node.target), _free_name(str(node.target).removeprefix(_PREFIX), set(names.values())))
-            set_tensor(root, copy.target, tensor.detach())
-    return GraphModule(root, graph)
-
-
-def _first_reader(node: Node) -> str:
-    return source_line(min(node.users)) if node.users else ""
-
-
-def _free_name(name: str, taken: set[str]) -> str:
-    """A tensor's name without parts that a GraphModule has an attribute of, or that Python's grammar has a use for."""
-    parts = [part + "_" if part in _RESERVED or keyword.iskeyword(part) else part for part in name.split(".")]
-    while ".".join(parts) in taken:
-        parts[-1] += "_"
-    return ".".join(parts)

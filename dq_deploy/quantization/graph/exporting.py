@@ -33,6 +33,10 @@ class NoSymbolError(ArtifactError):
     """
 
 
+class BoundToBatchError(Exception):
+    """A captured graph does not do at other batches what the model does."""
+
+
 def exported(wrapper: nn.Module, tensors: Sequence[torch.Tensor], free: Sequence[Collection[int]] = ()) -> GraphModule:
     """The graph of ``wrapper(*tensors)``, of whatever sizes N of the inputs [N, ...] torch.export finds it to be.
 
