@@ -15,11 +15,11 @@ from dq_deploy.quantization.checkpoint import load_checkpoint
 from .drawing import Denoiser
 from .methods import Method, Tool
 from .models import Reference
-from .peers import nncf_denoiser, onnxruntime_denoiser
+from .peers import nncf_denoiser, onnxruntime_denoiser, torchao_denoiser
 from .settings import DrawnBy
 
 CHECKPOINT = "checkpoint"
-OUTSIDE_RUNTIMES: dict[Tool, DrawnBy] = {"onnxruntime": "torch", "nncf": "openvino"}
+OUTSIDE_RUNTIMES: dict[Tool, DrawnBy] = {"onnxruntime": "torch", "nncf": "openvino", "torchao": "torch"}
 """Where an outside tool's model runs, whatever was asked for: as a simulation in float, or on INT8 kernels."""
 
 
@@ -29,6 +29,8 @@ def denoiser(method: Method, reference: Reference, folder: Path, device: str) ->
         return onnxruntime_denoiser(folder, reference.input_names)
     if method.tool == "nncf":
         return nncf_denoiser(folder, reference.input_names)
+    if method.tool == "torchao":
+        return torchao_denoiser(reference)
     return _checkpoint(folder / CHECKPOINT, device)
 
 

@@ -14,7 +14,7 @@ from dq_deploy.quantization.quantizers.ranges import resolve
 from .settings import Family, Settings
 
 Training = Literal["none", "block", "end-to-end"]
-Tool = Literal["dq-deploy", "onnxruntime", "nncf"]
+Tool = Literal["dq-deploy", "onnxruntime", "nncf", "torchao"]
 
 DILATEQUANT = "dilatequant"
 NAMES = {"method"}
@@ -32,7 +32,12 @@ class Method:
     training: Training = "none"
     tool: Tool = "dq-deploy"
     presets: tuple[str, ...] = tuple(INTEGER_PRESETS)
+    families: tuple[Family, ...] = ("unet", "transformer")
     rival: bool = False
+
+    def compared(self, preset: str, family: Family) -> bool:
+        """Whether it is a row of the table of a preset and a family of networks."""
+        return preset in self.presets and family in self.families
 
     def config(self, preset: str, settings: Settings, *, seed: int) -> QuantizeConfig:
         """The configuration of a cell."""
@@ -78,6 +83,8 @@ METHODS: tuple[Method, ...] = (
            {"method": "quest-paper"}, "block", rival=True),
     Method("quest-released", "QuEST-style, as released", "as its code does: only time-embedding and feed-forward layers are trained",
            {"method": "quest"}, "block", rival=True),
+    Method("vidit-q", "ViDiT-Q-style", "a scale for each token, SmoothQuant's factors with α = 0.11 and a rotation, nothing trained",
+           {"method": "vidit-q"}, families=("transformer",), rival=True),
     Method("end-to-end", "end-to-end distillation", "DilateQuant's quantizer, trained as a whole against the float network's output",
            {}, "end-to-end", rival=True),
     Method(DILATEQUANT, "DilateQuant", "error-aware dilation, tables, block distillation from the nearest codes",
@@ -111,6 +118,8 @@ METHODS: tuple[Method, ...] = (
            tool="onnxruntime", presets=("w8a8",), rival=True),
     Method("nncf", "NNCF quantize", "post-training quantization of the OpenVINO model with bias correction, on the same trajectories",
            tool="nncf", presets=("w8a8",), rival=True),
+    Method("torchao", "torchao int8 dynamic", "linear layers alone: a scale for each token, computed as it runs, and weights per channel",
+           tool="torchao", presets=("w8a8",), families=("transformer",), rival=True),
 )  # fmt: skip
 
 BY_NAME: dict[str, Method] = {method.name: method for method in METHODS}

@@ -1,8 +1,9 @@
-"""Outside tools at W8A8, as their own documentation uses them: ONNX Runtime's ``quantize_static`` and NNCF's ``quantize``.
+"""Outside tools at W8A8, as their own documentation uses them: ONNX Runtime's ``quantize_static``, NNCF's and torchao's ``quantize``.
 
-Both see the trajectories that the other methods are calibrated on, and both leave the first layer in float as the other methods do. ONNX
-Runtime's is judged by what its graph says, QDQ nodes computed in float; NNCF's by OpenVINO's INT8 kernels, on a CPU where they are exact:
-in float OpenVINO computes something else from it (benchmarks/accuracy/STUDY.md).
+The first two see the trajectories that the other methods are calibrated on, and leave the first layer in float as the other methods do.
+torchao needs no samples: its scales are computed as it runs, and only linear layers are quantized, all of them. ONNX Runtime's is judged
+by what its graph says, QDQ nodes computed in float; NNCF's by OpenVINO's INT8 kernels, on a CPU where they are exact: in float OpenVINO
+computes something else from it (benchmarks/accuracy/STUDY.md).
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from __future__ import annotations
 import importlib
 import os
 from collections.abc import Iterator
+from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -162,6 +165,14 @@ def nncf_denoiser(folder: Path, names: list[str]) -> Denoiser:
     config = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
     compiled = openvino.Core().compile_model(folder / NNCF_XML, "CPU", config)
     return _named(lambda values: compiled(values)[0], names)
+
+
+def torchao_denoiser(reference: Reference) -> Denoiser:
+    """The model with torchao's INT8 linear layers, scales for each token computed as it runs, by its kernels of integers."""
+    torchao = _import("torchao.quantization")
+    model = deepcopy(reference.source.model)
+    torchao.quantize_(model, torchao.Int8DynamicActivationInt8WeightConfig())
+    return replace(reference, source=replace(reference.source, model=model))
 
 
 def _named(run: Any, names: list[str]) -> Denoiser:

@@ -101,7 +101,7 @@ class Planner:
         """Methods of a tier at a preset, each configuration once."""
         family = self.references[model].family
         if tier == "grid":
-            offered = [name for name in self.scope.methods if preset in method(name).presets]
+            offered = [name for name in self.scope.methods if method(name).compared(preset, family)]
             return list(dict.fromkeys(representative(name, preset, self.scope.settings, family=family) for name in offered))
         rivals = self.best_rivals(model, preset, seed)
         if tier == "headline":

@@ -15,7 +15,7 @@ from .denoisers import CHECKPOINT
 from .drawing import Drawing
 from .methods import Method
 from .models import Reference
-from .peers import FLOAT_ONNX, export_float, feeds, quantize_nncf, quantize_onnxruntime
+from .peers import FLOAT_ONNX, export_float, feeds, quantize_nncf, quantize_onnxruntime, torchao_denoiser
 from .results import Cost, write_text
 from .settings import Cell, Settings
 
@@ -88,6 +88,9 @@ def _with_us(cell: Cell, method: Method, reference: Reference, settings: Setting
 
 
 def _with_peer(cell: Cell, method: Method, reference: Reference, settings: Settings, folder: Path) -> dict[str, Any]:
+    if method.tool == "torchao":  # made anew by each process: it takes a moment
+        torchao_denoiser(reference)
+        return {"iterations": 0}
     drawing = Drawing(reference.source.scheduler, reference.source.sample_shape, settings.steps, reference.conditions, first_seed=cell.seed)
     numbers = range(settings.calibration_samples)
     trace = drawing.trace(reference, numbers)

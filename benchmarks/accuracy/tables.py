@@ -41,7 +41,7 @@ def difference(found: Interval | None, digits: int = 2, *, more_is_better: bool 
 
 def preset_table(results: ModelResults, preset: str) -> str:
     """Every method at a preset, DilateQuant first and the others by their PSNR."""
-    names = list(dict.fromkeys(results.representative(preset, m.name) for m in METHODS if preset in m.presets))
+    names = list(dict.fromkeys(results.representative(preset, m.name) for m in METHODS if m.compared(preset, results.family)))
     rows = {name: results.row(preset, name) for name in names}
     if not any(rows.values()):
         return "Not measured yet."

@@ -43,8 +43,8 @@ _SHOWN_LAYERS = 10
 @click.option(
     "--method",
     metavar="NAME",
-    help="A published method, whose options are filled in and give way to yours: dilatequant, quest, quest-paper, vqdm, matgptq "
-    "(docs/methods.md).  [default: dilatequant]",
+    help="A published method, whose options are filled in and give way to yours: dilatequant, quest, quest-paper, vidit-q, vqdm, "
+    "matgptq (docs/methods.md).  [default: dilatequant]",
 )
 @click.option("--weight-bits", type=int, metavar="2-8", help="Bits of weights.  [default: the preset's]")
 @click.option(

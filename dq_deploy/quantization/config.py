@@ -27,7 +27,9 @@ _FLOAT_PRODUCTS = {
     "nvfp4": (4, (4, 8), "layers have 4 bits (NVFP4) or 8 (FP8)"),
 }
 """Of products that are floats: the bits of activations, those that weights may have, and this in words."""
-_OF_ACTIVATIONS = ("softmax_bits", "dilation_relaxation", "activations", "rotation", "zero_points", "output_bias", "skip_halves")
+_OF_ACTIVATIONS = (
+    "softmax_bits", "dilation_relaxation", "smoothquant_alpha", "activations", "rotation", "zero_points", "output_bias", "skip_halves",
+)  # fmt: skip
 
 FIRST, LAST = "@first", "@last"
 """Patterns of ``keep`` for the layers that read the model's input and write its output."""
@@ -212,6 +214,8 @@ class QuantizeConfig(BaseModel):
     dilation: Dilation = Dilation.AUTO
     dilation_relaxation: float = Field(default=0.0, ge=0, le=1)
     """r: dilation may let an output channel's weight range grow by this share where the measured output error falls."""
+    smoothquant_alpha: float = Field(default=0.5, ge=0, le=1)
+    """α of SmoothQuant's factors max|x_k|^α / max|W_k|^(1−α): how much of an activation's range moves to the weights."""
     activations: Activations = Activations.PER_TIMESTEP
     """Scales of activations: a row of a table for each calibrated timestep (Temporal Parallel Quantizer, §4.2), one for each token, or one
     for all. Options of before there was a choice say ``temporal`` true or false: per-timestep or static."""

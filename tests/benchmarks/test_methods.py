@@ -30,6 +30,11 @@ def test_every_outside_tool_has_a_runtime_of_its_own() -> None:
     assert OUTSIDE_RUNTIMES.keys() == {m.tool for m in METHODS} - {"dq-deploy"}
 
 
+def test_what_quantizes_linear_layers_alone_is_compared_on_transformers() -> None:
+    of_family = {family: {m.name for m in METHODS if m.compared("w8a8", family)} for family in ("unet", "transformer")}
+    assert of_family["transformer"] - of_family["unet"] == {"vidit-q", "torchao"}
+
+
 def test_a_double_is_run_once() -> None:
     assert representative("joint", "w8a8", SETTINGS, family="transformer") == DILATEQUANT
     assert representative("joint", "w8a8", SETTINGS, family="unet") == "joint"

@@ -7,8 +7,11 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import torch
 
-from benchmarks.accuracy.peers import _fold_constants, _phases, first_products
+from benchmarks.accuracy.models import load_reference
+from benchmarks.accuracy.peers import _fold_constants, _phases, first_products, torchao_denoiser
+from dq_deploy.decibels import snr_db
 
 pytest.importorskip("openvino")
 
@@ -56,3 +59,14 @@ def test_a_weight_that_is_computed_is_a_constant_when_folded() -> None:
     _fold_constants(model)
     product = next(op for op in model.get_ordered_ops() if op.get_type_name() == "MatMul")
     assert product.input_value(1).get_node().get_type_name() == "Constant"
+
+
+@torch.no_grad()
+def test_torchaos_linear_layers_are_integers_and_the_reference_stays_float() -> None:
+    pytest.importorskip("torchao")
+    reference = load_reference("builtin:fashion-mnist-dit")
+    inputs = torch.randn(2, *reference.source.sample_shape, generator=torch.Generator().manual_seed(0)), torch.tensor([500.0, 20.0])
+    expected = reference(*inputs, **reference.conditions(range(2)))
+    quantized = torchao_denoiser(reference)
+    assert 30 < snr_db(expected, quantized(*inputs, **reference.conditions(range(2)))) < 60
+    torch.testing.assert_close(reference(*inputs, **reference.conditions(range(2))), expected)

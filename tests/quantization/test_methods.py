@@ -33,7 +33,7 @@ def test_the_default_fills_in_nothing() -> None:
 def test_an_unknown_method_is_refused_with_those_that_there_are() -> None:
     with pytest.raises(
         UsageError,
-        match=r"unknown method 'quest2'\ndid you mean quest, quest-paper\? methods: dilatequant, quest, quest-paper, vqdm, matgptq",
+        match=r"unknown method 'quest2'\ndid you mean quest, quest-paper\? methods: dilatequant, quest, quest-paper, vidit-q, vqdm",
     ):
         QuantizeConfig.build(method="quest2")
 

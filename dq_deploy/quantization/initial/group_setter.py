@@ -78,7 +78,8 @@ class GroupSetter:
         if rule is Dilation.LAYERWISE:
             return bound, candidates(bound, statistics, self.config.dilation_relaxation)
         if rule is Dilation.SMOOTHQUANT:
-            return bound, {"none": ones, "smoothquant": smoothquant(statistics.channel_range.amax(dim=0), weights)}
+            s = smoothquant(statistics.channel_range.amax(dim=0), weights, self.config.smoothquant_alpha)
+            return bound, {"none": ones, "smoothquant": s}
         return bound, {"none": ones, "full": bound}
 
     def _statistics(self) -> LayerStatistics:

@@ -42,7 +42,7 @@ def check_rotation(plan: Plan, config: QuantizeConfig) -> None:
         found = f"their inputs have {', '.join(map(str, channels))} channels" if channels else "there are none"
         raise UsageError(
             f"rotation {config.rotation} is for linear layers on tokens whose input channels {BLOCKS[0]} divides, and {found}",
-            "leave --rotation out",
+            "--rotation none",
         )
 
 

@@ -8,8 +8,9 @@ from .dilatequant import DILATEQUANT
 from .matgptq import MATGPTQ
 from .method import Method
 from .quest import QUEST, QUEST_PAPER
+from .vidit_q import VIDIT_Q
 from .vqdm import VQDM
 
-METHODS: dict[str, Method] = {method.name: method for method in (DILATEQUANT, QUEST, QUEST_PAPER, VQDM, MATGPTQ)}
+METHODS: dict[str, Method] = {method.name: method for method in (DILATEQUANT, QUEST, QUEST_PAPER, VIDIT_Q, VQDM, MATGPTQ)}
 
-__all__ = ["DILATEQUANT", "MATGPTQ", "METHODS", "QUEST", "QUEST_PAPER", "VQDM", "Method"]
+__all__ = ["DILATEQUANT", "MATGPTQ", "METHODS", "QUEST", "QUEST_PAPER", "VIDIT_Q", "VQDM", "Method"]
