@@ -18,13 +18,12 @@ import click
 
 from dq_deploy.console import Output, duration
 from dq_deploy.errors import DqDeployError, UsageError
-from dq_deploy.quantization.config import INTEGER_PRESETS
 
 from . import pool
 from .child import INTERRUPTED
 from .confirmed import confirm, different_figures
 from .identity import OTHER_CODE
-from .methods import BY_NAME
+from .methods import BY_NAME, PRESETS
 from .models import DATASETS, load_reference
 from .pictures import draw_all, models_of
 from .planning import Folders, Planned, Planner, Scope, default_presets, pending
@@ -66,7 +65,7 @@ def _sizes(command: Any) -> Any:
 @click.command()
 @click.option("--models", callback=comma_list, help="Built-in names and paths of pipelines, with commas.  [default: every built-in]")
 @click.option("--source", "sources", multiple=True, help=_SOURCE)
-@click.option("--presets", callback=comma_list, help="With commas.  [default: w4a4,w4a8,w6a6,w8a8]")
+@click.option("--presets", callback=comma_list, help="With commas.  [default: nvfp4,w4a8-fp8,fp8,w4a4,w4a8,w6a6,w8a8]")
 @click.option("--methods", callback=comma_list, help=f"With commas.  [default: {','.join(BY_NAME)}]")
 @click.option("--seeds", callback=comma_list, default="0", show_default=True, help=_SEEDS)
 @click.option("--tier", "tiers", callback=comma_list, help="grid, rival, headline, with commas.  [default: all; grid with --source]")
@@ -135,7 +134,7 @@ def main(models: tuple[str, ...] | None, sources: tuple[str, ...], presets: tupl
 def _scope(models: tuple[str, ...] | None, presets: tuple[str, ...] | None, methods: tuple[str, ...] | None, seeds: tuple[str, ...],
            settings: Settings, folders: Folders, device: str, threads: int) -> Scope:  # fmt: skip
     """Raises UsageError naming every unknown preset, method and seed at once."""
-    problems = [f"unknown preset '{p}' (presets: {', '.join(INTEGER_PRESETS)})" for p in presets or () if p not in INTEGER_PRESETS]
+    problems = [f"unknown preset '{p}' (presets: {', '.join(PRESETS)})" for p in presets or () if p not in PRESETS]
     problems += [f"unknown method '{m}' (methods: {', '.join(BY_NAME)})" for m in methods or () if m not in BY_NAME]
     problems += [f"'{s}' is not a seed" for s in seeds if not s.isdecimal()]
     if problems:

@@ -17,6 +17,9 @@ Training = Literal["none", "block", "end-to-end"]
 Tool = Literal["dq-deploy", "onnxruntime", "nncf", "torchao"]
 
 DILATEQUANT = "dilatequant"
+FLOAT_PRESETS = ("fp8", "w4a8-fp8", "nvfp4")
+"""Presets whose products are of narrow floats: the rules that make other methods are for integers."""
+PRESETS = (*INTEGER_PRESETS, *FLOAT_PRESETS)
 NAMES = {"method"}
 """Of a configuration: what it filled in is among the other options."""
 
@@ -90,9 +93,11 @@ METHODS: tuple[Method, ...] = (
     Method(DILATEQUANT, "DilateQuant", "error-aware dilation, tables, block distillation from the nearest codes",
            {}, "block"),
     Method("gptq", "DilateQuant from GPTQ's codes", "the default with 8-bit activations: distillation starts from GPTQ",
-           {"rounding": "gptq"}, "block"),
+           {"rounding": "gptq"}, "block", presets=PRESETS),
     Method("gptq-untrained", "WD + TPQ + GPTQ + output bias", "`dq-deploy quantize --iterations 0 --rounding gptq`: nothing is trained",
-           {"rounding": "gptq", "output_bias": True}),
+           {"rounding": "gptq", "output_bias": True}, presets=PRESETS),
+    Method("gptq-untrained-tokens", "GPTQ + output bias, per token", "the same with `--activations per-token`",
+           {"rounding": "gptq", "output_bias": True, "activations": "per-token"}, presets=FLOAT_PRESETS),
     Method("gptq-untrained-static", "WD + GPTQ + output bias, static", "the same with `--activations static`",
            {"rounding": "gptq", "activations": "static", "output_bias": True}, presets=("w8a8",)),
     Method("base", "nothing", "one scale a tensor, the default initial range", _STATIC),
@@ -167,10 +172,10 @@ def canonical(config: QuantizeConfig, family: Family) -> dict[str, Any]:
 def representative(name: str, preset: str, settings: Settings, *, family: Family = "unet") -> str:
     """The method whose cell stands for ``name`` at a preset: the first one in the list with the same canonical configuration."""
     chosen = method(name)
-    if chosen.tool != "dq-deploy":
+    if chosen.tool != "dq-deploy" or preset not in chosen.presets:
         return name
     own = canonical(chosen.config(preset, settings, seed=0), family)
     for other in METHODS:
-        if other.tool == "dq-deploy" and canonical(other.config(preset, settings, seed=0), family) == own:
+        if other.tool == "dq-deploy" and preset in other.presets and canonical(other.config(preset, settings, seed=0), family) == own:
             return other.name
     return name

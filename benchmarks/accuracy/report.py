@@ -14,10 +14,10 @@ from dq_deploy.quantization.config import INTEGER_PRESETS
 from .code_hash import peers_sha256, quantization_sha256
 from .comparison import ModelResults, Row
 from .confirmed import SameCode, same_code
-from .methods import METHODS, method
+from .methods import METHODS, PRESETS, method
 from .results import CellResult, read_all, write_text
 from .settings import FLOAT, model_name
-from .tables import components_table, dilations_table, headline_table, preset_table, seeds_table
+from .tables import components_table, dilations_table, formats_table, headline_table, preset_table, seeds_table
 
 RESULTS, SUMMARY = "RESULTS.md", "summary.json"
 _INTRO = """# Accuracy: results
@@ -61,11 +61,12 @@ def _model(model: str, cells: Sequence[CellResult], pictures: Sequence[str], sam
     settings = results.settings
     seeds = sorted({r.cell.seed for r in cells if model_name(r.cell.model) == model and r.cell.method != FLOAT})
     parts = [f"## {model}", _budget(settings.model_dump())]
-    for preset in INTEGER_PRESETS:
+    for preset in PRESETS:
         parts += [f"### {preset.upper()}", preset_table(results, preset)]
     parts += ["### What each component buys: PSNR in dB", components_table(results, list(INTEGER_PRESETS))]
     parts += ["### Dilation rules: PSNR in dB", dilations_table(results, list(INTEGER_PRESETS))]
-    headline = headline_table(results, list(INTEGER_PRESETS))
+    parts += ["### Number formats: PSNR in dB", formats_table(results, PRESETS)]
+    headline = headline_table(results, list(PRESETS))
     parts += ["### Inception FID and KID", headline] if headline else []
     spread = seeds_table([ModelResults(model, cells, seed) for seed in seeds])
     parts += ["### Calibration seeds", spread] if spread else []
@@ -87,7 +88,7 @@ def _budget(s: dict[str, Any]) -> str:
 def _state(results: ModelResults, same: SameCode) -> str:
     """Cells that are missing, and cells that other code (if it may measure something else) or other settings than today's made."""
     missing = [
-        f"{p} {m.name}" for p in INTEGER_PRESETS for m in METHODS if m.compared(p, results.family) and results.cell(p, m.name) is None
+        f"{p} {m.name}" for p in PRESETS for m in METHODS if m.compared(p, results.family) and results.cell(p, m.name) is None
     ]
     stale = [f"{preset} {name}" for (preset, name), cell in results.cells.items() if not same(cell.code_sha256, _code(name))]
     mixed = [f"{preset} {name}" for (preset, name), cell in results.cells.items() if cell.settings != results.settings]

@@ -104,6 +104,15 @@ def dilations_table(results: ModelResults, presets: Sequence[str]) -> str:
     )
 
 
+def formats_table(results: ModelResults, presets: Sequence[str]) -> str:
+    """What each preset's numbers cost where everything else is alike: PSNR of the methods that all of them have."""
+    names = [m.name for m in METHODS if set(presets) <= set(m.presets)]
+    return markdown(
+        ["preset", *(method(name).label for name in names)],
+        [[preset.upper(), *(_psnr_cell(results, preset, name) for name in names)] for preset in presets],
+    )
+
+
 def _psnr_cell(results: ModelResults, preset: str, name: str, *, compare: bool = False) -> str:
     row = results.row(preset, name)
     if row is None or row.psnr is None:

@@ -7,7 +7,9 @@ from itertools import product
 import pytest
 
 from benchmarks.accuracy.denoisers import OUTSIDE_RUNTIMES
-from benchmarks.accuracy.methods import BY_NAME, COMPONENTS, DILATEQUANT, DILATIONS, METHODS, canonical, method, representative
+from benchmarks.accuracy.methods import (
+    BY_NAME, COMPONENTS, DILATEQUANT, DILATIONS, FLOAT_PRESETS, METHODS, PRESETS, canonical, method, representative,
+)  # fmt: skip
 from benchmarks.accuracy.settings import Settings
 from dq_deploy.artifacts import sha256_json
 from dq_deploy.errors import UsageError
@@ -16,10 +18,10 @@ from dq_deploy.quantization.config import INTEGER_PRESETS
 SETTINGS = Settings()
 
 
-@pytest.mark.parametrize("preset", INTEGER_PRESETS)
+@pytest.mark.parametrize("preset", PRESETS)
 @pytest.mark.parametrize("family", ["unet", "transformer"])
 def test_every_method_is_a_valid_configuration_and_no_two_are_the_same(preset: str, family: str) -> None:
-    ours = [m for m in METHODS if m.tool == "dq-deploy"]
+    ours = [m for m in METHODS if m.tool == "dq-deploy" and preset in m.presets]
     hashes = {m.name: sha256_json(canonical(m.config(preset, SETTINGS, seed=0), family)) for m in ours}
     names = [m.name for m in ours if representative(m.name, preset, SETTINGS, family=family) == m.name]
     assert len({hashes[name] for name in names}) == len(names) == len(set(hashes.values()))
@@ -71,6 +73,16 @@ def test_the_budget_is_the_same() -> None:
         if m.tool == "dq-deploy":
             config = m.config("w6a6", SETTINGS, seed=3)
             assert (config.calibration_samples, config.steps, config.batch_size, config.seed) == (64, 20, 32, 3)
+
+
+def test_presets_of_narrow_floats_have_the_methods_that_are_not_for_integers() -> None:
+    for preset in FLOAT_PRESETS:
+        own = [m.name for m in METHODS if preset in m.presets]
+        assert own == ["gptq", "gptq-untrained", "gptq-untrained-tokens"]
+        assert [representative(name, preset, SETTINGS) for name in own] == own
+        configs = [method(name).config(preset, SETTINGS, seed=0) for name in own]
+        assert {c.products for c in configs} == {"nvfp4" if preset == "nvfp4" else "fp8"}
+        assert [c.activations.value for c in configs[1:]] == ["per-timestep", "per-token"]
 
 
 def test_an_unknown_method_is_named() -> None:
