@@ -98,6 +98,8 @@ METHODS: tuple[Method, ...] = (
            {"rounding": "gptq", "output_bias": True}, presets=PRESETS),
     Method("gptq-untrained-tokens", "GPTQ + output bias, per token", "the same with `--activations per-token`",
            {"rounding": "gptq", "output_bias": True, "activations": "per-token"}, presets=FLOAT_PRESETS),
+    Method("gptq-untrained-low-rank", "GPTQ + output bias + low rank", "the same with `--low-rank 8`",
+           {"rounding": "gptq", "output_bias": True, "low_rank": 8}, presets=("w4a4", "nvfp4")),
     Method("gptq-untrained-static", "WD + GPTQ + output bias, static", "the same with `--activations static`",
            {"rounding": "gptq", "activations": "static", "output_bias": True}, presets=("w8a8",)),
     Method("base", "nothing", "one scale a tensor, the default initial range", _STATIC),

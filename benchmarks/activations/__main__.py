@@ -27,7 +27,8 @@ from dq_deploy.quantization.calibration.source import Request
 from dq_deploy.quantization.calibration.trajectories import Trajectories
 from dq_deploy.quantization.checkpoint import freeze, named_quantizers
 from dq_deploy.quantization.config import QuantizeConfig, Rotation
-from dq_deploy.quantization.graph.plan import make_plan
+from dq_deploy.quantization.graph.blocks import assign_blocks
+from dq_deploy.quantization.graph.plan import plan_with_branches
 from dq_deploy.quantization.initial.initialize import initialize
 from dq_deploy.quantization.initial.rotation_choice import choose_rotations, take_rotations
 from dq_deploy.quantization.initial.scale_choice import choose_scales, take_choices
@@ -57,12 +58,13 @@ _COLUMNS = ("network", "bits", "scales", "rotation", "median SNR", "worst step",
     show_default=True,
     help="Of nvfp4: FP8 for the layers that lose most, or FP4 for all that can.",
 )
+@click.option("--low-rank", type=click.IntRange(0), default=0, show_default=True, help="As quantize --low-rank.")
 @click.option("--calibration-samples", type=click.IntRange(2), default=8, show_default=True)
 @click.option("--steps", type=click.IntRange(2), default=10, show_default=True)
 @click.option("--samples", type=click.IntRange(2), default=8, show_default=True, help="Held-out seeds to judge by.")
 @click.option("--results", type=click.Path(path_type=Path), default=Path("benchmarks/activations"), show_default=True)
 def main(names: tuple[str, ...], presets: str, scales: str, dilation: str, rounding: str, rotation: str, keep: tuple[str, ...],
-         formats: str,
+         formats: str, low_rank: int,
          calibration_samples: int, steps: int, samples: int, results: Path) -> None:  # fmt: skip
     """NAME is a built-in or one of benchmarks/networks. SNR of the network's output over the steps, and PSNR of the final samples, in dB.
 
@@ -79,6 +81,7 @@ def main(names: tuple[str, ...], presets: str, scales: str, dilation: str, round
     options |= {"rounding": rounding} if rounding != "nearest" else {}  # the others were measured before there was a choice
     options |= {"rotation": rotation} if rotation != "none" else {}
     options |= {"keep": dict(map(parse_keep, keep))} if keep else {}
+    options |= {"low_rank": low_rank} if low_rank else {}
     options |= {"formats": formats} if formats != "chosen" else {}
     for name in names:
         wanted = [(p, s) for p in presets.split(",") for s in scales.split(",") if _key(name, p, s, options) not in found]
@@ -98,7 +101,7 @@ def _measured(name: str, wanted: list[tuple[str, str]], options: dict[str, Any])
     if not wanted:
         return
     given = {"rounding": "nearest", **options, "max_float_share": 0.2, "iterations": 0}
-    choose = given.pop("formats", "chosen") == "chosen"
+    choose, low_rank = given.pop("formats", "chosen") == "chosen", given.pop("low_rank", 0)
     given |= {"dilation": None} if given["dilation"] == "preset" else {}
     config = QuantizeConfig.build(**given)
     by_halves = {config.skip_halves: _prepared(name, config)}
@@ -112,7 +115,7 @@ def _measured(name: str, wanted: list[tuple[str, str]], options: dict[str, Any])
         chosen = QuantizeConfig.build(preset, activations=scales, **given)
         if chosen.skip_halves not in by_halves:
             by_halves[chosen.skip_halves] = _prepared(name, chosen)
-        prepared = by_halves[chosen.skip_halves]
+        prepared, chosen = by_halves[chosen.skip_halves], chosen.model_copy(update={"low_rank": low_rank})  # branches are in a copy
         snr, pictures, share = _quantized(prepared, chosen, data, held_out, seeds, choose=choose)
         psnr = psnr_db(expected, pictures).tolist()
         figures = {"snr_db": snr, "median_snr_db": median(snr), "worst_snr_db": min(snr), "psnr_by_seed": [round(x, 3) for x in psnr]}
@@ -123,7 +126,8 @@ def _quantized(
     prepared: Prepared, config: QuantizeConfig, data: Trajectories, held_out: Trajectories, seeds: range, *, choose: bool
 ) -> tuple[list[float], Any, float]:
     graph = deepcopy(prepared.float_graph, {id(tensor): tensor for tensor in prepared.float_graph.buffers()})
-    plan = make_plan(graph, config)
+    plan = plan_with_branches(graph, config)
+    assign_blocks(graph, plan)  # of the nodes that branches added too
     if choose and any(layer.activation_format.block for layer in plan.quantized):
         take_formats(plan, choose_formats(replace(prepared, config=config, float_graph=graph, plan=plan), data), config)
     if config.activations is Activations.AUTO:

@@ -22,6 +22,7 @@ from ..quantization.checkpoint import Checkpoint
 from ..quantization.config import SkipHalves
 from ..quantization.float_source import load_float
 from ..quantization.graph.insertion import decode
+from ..quantization.graph.low_rank import branch_off
 from ..quantization.graph.products import find_layers
 from ..quantization.graph.skip_halves import arrange_skip_halves
 from ..quantization.initial.rotation_choice import take_rotations
@@ -126,9 +127,12 @@ class _FloatRun(Interpreter):
 
 
 def float_graph(checkpoint: Checkpoint) -> GraphModule:
-    """The float model that a checkpoint was made from, halves split and inputs rotated as they were then; raises as ``load_float``."""
+    """The float model of a checkpoint, halves split, branches beside layers and inputs rotated as then; raises as ``load_float``."""
     graph = load_float(checkpoint).graph
     arrange_skip_halves(graph, SkipHalves(checkpoint.details.skip_halves.mode))
+    if names := set(checkpoint.details.branched):
+        layers = [layer for layer in find_layers(graph) if layer.name in names]
+        branch_off(graph, layers, checkpoint.artifact.manifest.low_rank)
     if checkpoint.details.rotation:
         take_rotations(graph, list(find_layers(graph)), checkpoint.details.rotation)
     return graph

@@ -87,6 +87,11 @@ class Manifest(BaseModel):
         options = self.quantization or {}
         return str(options.get("activations") or ("per-timestep" if options.get("temporal", True) else "static"))
 
+    @property
+    def low_rank(self) -> int:
+        """Rank of the float branches beside layers of few bits; 0: there are none."""
+        return int((self.quantization or {}).get("low_rank", 0))
+
     def to_json(self) -> str:
         """Deterministic JSON text."""
         return json.dumps(self.model_dump(), indent=2, sort_keys=True, allow_nan=False) + "\n"

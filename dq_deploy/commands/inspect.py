@@ -106,6 +106,8 @@ def _of_its_kind(artifact: Artifact) -> list[tuple[str, object]]:
         if details.formats:
             rows += [("number formats", details.formats)]
         rows += [("rotated", details.rotated)] if details.rotation else []
+        if details.branched:
+            rows += [("low-rank branches", f"{artifact.manifest.low_rank} wide, beside {len(details.branched)} linear layers")]
         if details.final_error:
             rows += [("SNR of the final sample", details.final_error.summary)]
         rows += [(one.name, one.summary) for one in details.widths]

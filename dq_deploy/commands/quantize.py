@@ -63,6 +63,12 @@ _SHOWN_LAYERS = 10
     help="Rotate what linear layers on tokens read, so many channels together at the most; auto: where that measures better.  "
     "[default: none]",
 )
+@click.option(
+    "--low-rank",
+    type=int,
+    metavar="N",
+    help="Rank of a float branch beside linear layers of up to 4 bits, which takes over what is largest of their weights.  [default: none]",
+)
 @click.option("--steps", type=int, help="Sampling steps of the calibration: as many as you will sample with.  [default: 20]")
 @click.option("--iterations", type=int, help="Distillation steps per block; 0 for none.  [default: 200]")
 @click.option(
@@ -226,6 +232,8 @@ def show_checkpoint(checkpoint: Artifact[CheckpointDetails], output: Output, cho
         rows.append(("number formats", details.formats))
     if details.rotation:
         rows.append(("rotated", details.rotated))
+    if details.branched:
+        rows.append(("low-rank branches", f"{checkpoint.manifest.low_rank} wide, beside {len(details.branched)} linear layers"))
     snr = details.snr_db
     if blocks:
         rows += [

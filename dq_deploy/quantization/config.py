@@ -206,6 +206,9 @@ class QuantizeConfig(BaseModel):
     codebook: CodebookOption | None = None
     """Weights as sums of codewords, of ``weight_bits`` = 8 × books / length each: a layer for which that takes fewer bytes than INT4. The
     others have 4 bits."""
+    low_rank: int = Field(default=0, ge=0, le=256)
+    """Rank of the float branch beside linear layers of up to 4 bits, which takes over what is largest of their weights; 0: none
+    (SVDQuant, graph/low_rank.py). A layer that would be no smaller with it than in 8 bits has none."""
     softmax_bits: Bits = 8
     """Bits of attention probabilities, whatever ``activation_bits`` are: of 64 tokens' nearly all are below half a step of 4 bits, and the
     INT8 product that reads them costs the same."""
@@ -341,6 +344,8 @@ class QuantizeConfig(BaseModel):
             raise ValueError(f"weight_bits is {self.weight_bits}, and the codebook has {bits} bits a weight: leave one of them out")
         if self.weight_only:
             raise ValueError("a codebook goes with integer activations, and activation_bits is 16")
+        if self.low_rank:
+            raise ValueError("low_rank is for weights that have a code each, and a codebook has none: leave one of them out")
         if self.rounding is Rounding.NEAREST:
             raise ValueError("a codebook is fitted to the calibration samples: rounding nearest would not be used")
         return self

@@ -29,7 +29,7 @@ from .config import QuantizeConfig, SkipHalves
 from .distillation.trained import check_patterns
 from .graph.blocks import assign_blocks
 from .graph.capture import capture, check_alone
-from .graph.plan import Plan, make_plan
+from .graph.plan import Plan, plan_with_branches
 from .graph.positional import input_names
 from .graph.roles import assign_roles
 from .graph.skip_halves import arrange_skip_halves
@@ -135,7 +135,7 @@ def prepare(source: Any, config: QuantizeConfig, request: Request, progress: Pro
         calibration = without_steps(calibration, model)
     # Two ranges are a matter of activations; where these stay float, one product reads both.
     halves = arrange_skip_halves(float_graph, SkipHalves.JOINT if config.weight_only else config.skip_halves)
-    plan = make_plan(float_graph, config)
+    plan = plan_with_branches(float_graph, config)
     check_rotation(plan, config)
     assign_roles(float_graph, plan.layers)
     check_patterns(config.train, {layer.name: layer.node.meta["roles"] for layer in plan.quantized})

@@ -122,6 +122,8 @@ def _checkpoint(path: str | Path | Artifact) -> Artifact[CheckpointDetails]:
         raise UsageError(
             f"{artifact.path} has FP4 layers, which a measurement chose and whose scales are by block", "quantize again with --lora"
         )
+    if checkpoint.details.branched:
+        raise UsageError(f"{artifact.path} has low-rank branches, which are parts of its float weights", "quantize again with --lora")
     if checkpoint.details.widths:
         raise UsageError(f"{artifact.path} has several widths, whose codes are rounded for all of them", "quantize again with --lora")
     return checkpoint

@@ -38,6 +38,7 @@ _DRAWING_FLAGS = (
 _FLAGS = (
     "activations",
     "rotation",
+    "low_rank",
     "steps",
     "iterations",
     "dilation",

@@ -110,6 +110,11 @@ class CheckpointDetails(Details):
     widths: list[WidthRecord] = Field(default_factory=list)
 
     @property
+    def branched(self) -> list[str]:
+        """The layers that have a low-rank branch in float beside them."""
+        return [layer.name.removesuffix("#down") for layer in self.float_layers if layer.name.endswith("#down")]
+
+    @property
     def rotated(self) -> str:
         """How many inputs of linear layers are rotated, in words."""
         turned = [entry for entry in self.rotation if entry.block]

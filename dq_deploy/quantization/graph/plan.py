@@ -19,6 +19,7 @@ from ..weights import Fp4Linear
 from ..weights.base import MOST_INPUTS
 from ..weights.blocked import block_length
 from .dataflow import unmixed
+from .low_rank import branch_off, branched
 from .moves import MOVES
 from .products import GraphLayer, find_layers
 from .shapes import static_shape
@@ -65,8 +66,8 @@ class Plan:
 
     @property
     def float_fraction(self) -> float:
-        """Share of the multiply-accumulates that stays in float; where products of activations do so by design, of the others."""
-        counted = [layer for layer in self.layers if layer.op != "matmul" or layer.activation_format.integer]
+        """Share of the multiply-accumulates that stays in float, of those that do not do so by design: as products of activations may."""
+        counted = [layer for layer in self.layers if not layer.branch and (layer.op != "matmul" or layer.activation_format.integer)]
         total = sum(layer.macs for layer in counted)
         return sum(layer.macs for layer in counted if layer.float_reason) / total if total else 0.0
 
@@ -79,6 +80,22 @@ class Plan:
         possible = layer.op != "matmul" and layer.activation_format.integer and QUANTIZERS[kind].zero_points
         zero_points = self.zero_points and possible
         return Reading(kind, layer.activation_format, symmetric=not zero_points)
+
+
+def plan_with_branches(graph_module: GraphModule, config: QuantizeConfig) -> Plan:
+    """The plan of a graph that gets the low-rank branches which ``config`` asks for, in place. Raises as ``make_plan``."""
+    plan = make_plan(graph_module, config)
+    if not config.low_rank:
+        return plan
+    output = next(n for n in graph_module.graph.nodes if n.op == "output").args[0]
+    layers = branched(plan.layers, config.low_rank, _unmoved(output[0] if isinstance(output, tuple | list) else output))
+    if not layers:
+        raise UsageError(
+            f"low_rank is {config.low_rank}, and no linear layer of up to 4 bits is smaller with such a branch than in 8 bits",
+            "give a lower rank, quantize with a preset such as nvfp4 or w4a4, or leave it out",
+        )
+    branch_off(graph_module, layers, config.low_rank)
+    return make_plan(graph_module, config)
 
 
 def make_plan(graph_module: GraphModule, config: QuantizeConfig) -> Plan:

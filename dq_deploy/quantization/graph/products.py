@@ -61,6 +61,11 @@ class GraphLayer:
         return None if integer else self.activation_format.name.lower()
 
     @property
+    def branch(self) -> bool:
+        """Whether it is part of a low-rank branch."""
+        return "branch" in self.node.meta
+
+    @property
     def weight_block(self) -> int:
         """Input channels of its weight that share a scale; 0: all."""
         return int(self.options.get("block", 0))
@@ -132,6 +137,8 @@ def _why_not(node: Node, op: Op, batch: set[str]) -> str | None:
         value = operand.meta.get("val") if isinstance(operand, Node) else None
         if not isinstance(value, torch.Tensor) or str(value.shape[0]) not in batch:
             return "an operand's first dimension is not the batch, so a row per sample cannot be selected"
+    if (whole := node.meta.get("branch")) is not None:
+        return f"low-rank branch of {whole}"
     if op != "matmul" and any(isinstance(a, Node) and a.op != "get_attr" for a in node.args[1:3]):
         return "its weight or bias is computed from the input, not a parameter"
     return None

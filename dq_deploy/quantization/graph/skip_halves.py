@@ -17,6 +17,7 @@ from torch.fx import GraphModule, Node
 from ..config import SkipHalves
 from .dataflow import derived
 from .edit import Editor, aten, drop_unused_tensors
+from .low_rank import SUFFIXES as BRANCHES
 from .moves import MOVES, origins
 from .products import frames_of
 from .shapes import static_shape
@@ -66,12 +67,12 @@ def arrange_skip_halves(graph_module: GraphModule, mode: SkipHalves) -> dict[str
 
 
 def whole_name(layer: str) -> str:
-    """The name of the layer that a half is a half of; any other name as it is."""
-    return next((layer.removesuffix(s) for s in SUFFIXES if layer.endswith(s)), layer)
+    """The name of the layer that a half or a low-rank branch is a part of; any other name as it is."""
+    return next((layer.removesuffix(s) for s in (*SUFFIXES, *BRANCHES) if layer.endswith(s)), layer)
 
 
 def name_matches(layer: str, pattern: str) -> bool:
-    """Whether an fnmatch pattern means the layer: by its own name, or by that of the layer that it is a half of."""
+    """Whether an fnmatch pattern means the layer: by its own name, or by that of the layer that it is a part of."""
     return fnmatchcase(layer, pattern) or fnmatchcase(whole_name(layer), pattern)
 
 
