@@ -87,9 +87,7 @@ def _budget(s: dict[str, Any]) -> str:
 
 def _state(results: ModelResults, same: SameCode) -> str:
     """Cells that are missing, and cells that other code (if it may measure something else) or other settings than today's made."""
-    missing = [
-        f"{p} {m.name}" for p in PRESETS for m in METHODS if m.compared(p, results.family) and results.cell(p, m.name) is None
-    ]
+    missing = [f"{p} {m.name}" for p in PRESETS for m in METHODS if m.compared(p, results.family) and results.cell(p, m.name) is None]
     stale = [f"{preset} {name}" for (preset, name), cell in results.cells.items() if not same(cell.code_sha256, _code(name))]
     mixed = [f"{preset} {name}" for (preset, name), cell in results.cells.items() if cell.settings != results.settings]
     lines = [f"Missing cells: {', '.join(missing) or 'none'}."]

@@ -14,6 +14,7 @@ from .options import common, force_option
 
 if TYPE_CHECKING:
     from ..artifacts import Artifact
+    from ..artifacts.details import CheckpointDetails
     from ..artifacts.scale_tables import ScaleTable
 
 _SHOWN_TIMESTEPS = 6
@@ -98,16 +99,11 @@ def _of_its_kind(artifact: Artifact) -> list[tuple[str, object]]:
         rows += [(f"lint overridden: {rule}", f"{count} errors") for rule, count in details.lint_allowed.items()]
     if isinstance(details, BundleDetails) and details.float_convolutions:
         rows += [("convolutions left in float", len(details.float_convolutions))]
-    if isinstance(details, CheckpointDetails):
+    if is_kind(artifact, CheckpointDetails):
+        details = artifact.details
         rows += [("multiply-accumulates in float", f"{details.float_mac_share:.2%}")]
         rows += [(f"weights rounded {details.rounded_as}", details.rounding_summary)]
-        if artifact.manifest.activations in ("auto", "per-token"):
-            rows += [("scales for each token", details.per_token)]
-        if details.formats:
-            rows += [("number formats", details.formats)]
-        rows += [("rotated", details.rotated)] if details.rotation else []
-        if details.branched:
-            rows += [("low-rank branches", f"{artifact.manifest.low_rank} wide, beside {len(details.branched)} linear layers")]
+        rows += choice_rows(artifact)
         if details.final_error:
             rows += [("SNR of the final sample", details.final_error.summary)]
         rows += [(one.name, one.summary) for one in details.widths]
@@ -117,6 +113,21 @@ def _of_its_kind(artifact: Artifact) -> list[tuple[str, object]]:
         for turn, entry in zip(turns(artifact), artifact.details.members, strict=True):
             what = f"{bits_in_words(turn.member) or 'float'}, {turn.member.manifest.kind} {entry.name}"
             rows += [(f"member {entry.folder}", f"{what}: timesteps {turn.span} ({len(turn.timesteps)} of {_count(artifact)})")]
+    return rows
+
+
+def choice_rows(checkpoint: Artifact[CheckpointDetails]) -> list[tuple[str, object]]:
+    """How many layers have what not all have: scales for each token, wider formats, rotations, branches."""
+    manifest, details = checkpoint.manifest, checkpoint.details
+    rows: list[tuple[str, object]] = []
+    if manifest.activations in ("auto", "per-token"):
+        rows.append(("scales for each token", details.per_token))
+    if details.formats:
+        rows.append(("number formats", details.formats))
+    if details.rotation:
+        rows.append(("rotated", details.rotated))
+    if details.branched:
+        rows.append(("low-rank branches", f"of rank {manifest.low_rank}, beside {len(details.branched)} linear layers"))
     return rows
 
 

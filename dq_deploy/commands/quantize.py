@@ -12,6 +12,7 @@ import click
 from ..console import Output
 from ..errors import ResourceError, UsageError
 from .completion import devices, known_devices, presets, sources
+from .inspect import choice_rows
 from .options import allows_pickles, calibration_options, common, force_option, output_folder, parse_keep, read_config, whole_numbers
 
 if TYPE_CHECKING:
@@ -226,14 +227,7 @@ def show_checkpoint(checkpoint: Artifact[CheckpointDetails], output: Output, cho
         ("quantized layers", len(details.layers)),
         ("multiply-accumulates in float", f"{details.float_mac_share:.2%}"),
     ]
-    if checkpoint.manifest.activations in ("auto", "per-token"):
-        rows.append(("scales for each token", details.per_token))
-    if details.formats:
-        rows.append(("number formats", details.formats))
-    if details.rotation:
-        rows.append(("rotated", details.rotated))
-    if details.branched:
-        rows.append(("low-rank branches", f"{checkpoint.manifest.low_rank} wide, beside {len(details.branched)} linear layers"))
+    rows += choice_rows(checkpoint)
     snr = details.snr_db
     if blocks:
         rows += [

@@ -115,7 +115,8 @@ def _subtitle(checkpoint: Artifact[CheckpointDetails]) -> str:
     codes = f"codes {checkpoint.details.rounded_as}" if checkpoint.details.rounding else "nearest codes"
     bits = f"{most.weight_bits}-bit weights, {activations}" + (f" ({others})" if others else "")
     turned = [f"{checkpoint.details.rotated} rotated"] if checkpoint.details.rotation else []
-    return ", ".join([bits, codes, tables, *turned, trained])
+    branches = [f"low-rank branches of {manifest.low_rank} beside linear layers"] if checkpoint.details.branched else []
+    return ", ".join([bits, codes, tables, *turned, *branches, trained])
 
 
 def _layer_errors(checkpoint: Checkpoint, request: ReportRequest, progress: Progress, left_out: Note) -> LayerErrors | None:

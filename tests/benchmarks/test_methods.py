@@ -8,7 +8,16 @@ import pytest
 
 from benchmarks.accuracy.denoisers import OUTSIDE_RUNTIMES
 from benchmarks.accuracy.methods import (
-    BY_NAME, COMPONENTS, DILATEQUANT, DILATIONS, FLOAT_PRESETS, METHODS, PRESETS, canonical, method, representative,
+    BY_NAME,
+    COMPONENTS,
+    DILATEQUANT,
+    DILATIONS,
+    FLOAT_PRESETS,
+    METHODS,
+    PRESETS,
+    canonical,
+    method,
+    representative,
 )  # fmt: skip
 from benchmarks.accuracy.settings import Settings
 from dq_deploy.artifacts import sha256_json

@@ -118,7 +118,7 @@ def test_what_tells_of_a_checkpoint_knows_of_them_and_a_refit_is_refused(cli: Cl
     checkpoint = make_checkpoint(attention_pipeline, tmp_path / "checkpoint", preset="w4a4", low_rank=1)
     count = len(checkpoint.details.branched)
     assert count > 4
-    assert f"1 wide, beside {count} linear layers" in cli("inspect", checkpoint.artifact.path).out
+    assert f"of rank 1, beside {count} linear layers" in cli("inspect", checkpoint.artifact.path).out
     assert "--low-rank 1" in commands(checkpoint.artifact)[-1]
     errors = layer_errors(checkpoint)
     assert errors.no_output is None

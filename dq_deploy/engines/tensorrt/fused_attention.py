@@ -2,7 +2,8 @@
 
 Measured with TensorRT-RTX 1.7, sm_75 to sm_121 (benchmarks/engines/ATTENTION.md). It fuses softmax(q·kᵀ)·v where
 
-- q, k, v and the probabilities are fp16 or bf16 (FP8 too): INT8 products and fp32 ones become two GEMMs and a written-out score matrix;
+- q, k, v and the probabilities are fp16 or bf16, or all four FP8: INT8 products and fp32 ones become two GEMMs and a written-out score
+  matrix;
 - q, k and v have heads of one size, of 16 to 256 channels. Zeros for channels change neither product, so smaller heads, and v's or q's
   where they differ, are padded with them;
 - between q·kᵀ and the softmax there are scales, masks, biases, bounds and types alone, and behind it a number or a type.
