@@ -23,6 +23,7 @@ from dq_deploy.engines.triton import triton_repository
 from dq_deploy.errors import UsageError
 from dq_deploy.exporters import export
 from dq_deploy.quantization.checkpoint import load_checkpoint
+from dq_deploy.quantization.refit import _calibrated
 from tests.command_line import Cli
 from tests.sized import BETWEEN, SIZES, Sized
 
@@ -62,6 +63,12 @@ def test_check_judges_every_size_and_one_between(sized: Sized, target: str) -> N
     assert [(at.size, at.calibrated) for at in result.sizes] == [("24x16", True), ("32x32", True), ("24x24", False)]
     assert all(at.layers == len(result.layers) for at in result.sizes)
     assert all(set(at.timesteps) == ({"", "openvino"} if target == "qdq" else {""}) for at in result.sizes)
+
+
+def test_a_refit_rounds_by_no_sample_of_the_size_between(sized: Sized) -> None:
+    checkpoint = load_checkpoint(sized.checkpoint)
+    fitted = _calibrated(checkpoint.reference(), checkpoint)
+    assert [tuple(data.samples.shape[-2:]) for data in fitted.by_size] == [(8, 8), (12, 8), (16, 16)]
 
 
 def test_check_fails_at_the_size_that_is_wrong(sized: Sized, monkeypatch: pytest.MonkeyPatch) -> None:

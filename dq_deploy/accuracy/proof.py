@@ -6,6 +6,7 @@ lie in docs/proofs.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -19,10 +20,11 @@ from ..artifacts.lineage import origin_of
 from ..artifacts.reading import read_record
 from ..engines.bench import BenchRow, bench, contenders_from
 from ..engines.contenders import Contender
-from ..engines.engine_files import check_backend_is, entry_for
+from ..engines.engine_files import builder_of, entry_for
 from ..engines.executed import ExecutedProduct, counted, executed_products
 from ..engines.kernels import Kernel
 from ..engines.layer_report import BOOKKEEPING, LayerReport
+from ..engines.registry import DEFAULT_BUILDER
 from ..engines.registry import engines as known_engines
 from ..engines.tensorrt.cuda_driver import gpu_compute_capability
 from ..errors import AccuracyGateError, ArtifactError, EnvironmentProblem, UsageError
@@ -131,9 +133,14 @@ def prove(paths: Sequence[str | Path], checkpoints: Sequence[str | Path], *, bat
 def _on_a_gpu(engines: Sequence[Artifact[EngineDetails]]) -> None:
     if not engines:
         raise UsageError("no engine was given", "build one with: dq-deploy build-engine")
-    known = known_engines()
     for engine in engines:
-        check_backend_is(engine, *(name for name, descriptor in known.items() if descriptor.gpu and descriptor.builder))
+        descriptor = builder_of(engine.path, engine.details)
+        if not descriptor.gpu:
+            raise ArtifactError(
+                f"{engine.path} is an engine of {descriptor.title}, and prove runs engines on an NVIDIA GPU",
+                "check and bench judge it where it runs; for a GPU build another: "
+                + shlex.join(["dq-deploy", "build-engine", engine.details.bundle, "-o", "ENGINE", "--backend", DEFAULT_BUILDER.name]),
+            )
 
 
 def _this_gpu(engines: Sequence[Artifact[EngineDetails]]) -> str:

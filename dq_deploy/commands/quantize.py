@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -154,7 +155,7 @@ def quantize(
         merged["keep"] = merged.get("keep", {}) | dict(map(parse_keep, keep))
     if auto_bits:
         _check_one_width(merged)
-    QuantizeConfig.build(**merged)
+    _note_stretched(calibration, QuantizeConfig.build(**merged).sizes, output)
     check_output(destination, force=force)
     choice = None
     if auto_bits:
@@ -189,6 +190,17 @@ def _advised(device: str | None, source: str, output: Output, given: dict[str, A
     if "preset" not in given:
         output.note(f"preset {advice.preset} for {advice.device} ({advice.why}); more: dq-deploy advise")
     return {"preset": advice.preset}
+
+
+def _note_stretched(calibration: dict[str, Any], sizes: Sequence[tuple[int, int]], output: Output) -> None:
+    """Say which pictures are stretched to the sizes that they are calibrated at. Raises UsageError as ``Pictures.read`` does."""
+    from ..sources import Pictures
+
+    given = {name: calibration[name] for name in ("image", "mask", "control_image") if name in calibration}
+    edges = calibration.get("height"), calibration.get("width")
+    to = sizes or ([(edges[0], edges[1])] if edges[0] and edges[1] else [])
+    if given and (stretched := Pictures.read(**given).stretched(to)):
+        output.note(f"pictures are stretched (width × height): {stretched}; crop them first where that matters")
 
 
 def _check_one_width(options: dict[str, Any]) -> None:

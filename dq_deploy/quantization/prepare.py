@@ -17,6 +17,7 @@ from ..artifacts.manifest import tool_versions
 from ..errors import ArtifactError, UsageError
 from ..progress import Progress, silent
 from ..sources import Source, copied, load_source, module_source
+from .calibration.given_pictures import check_strength
 from .calibration.noise_source import without_steps
 from .calibration.of_each_size import calibration_of
 from .calibration.pipeline_source import PipelineSource
@@ -106,6 +107,7 @@ def prepare(source: Any, config: QuantizeConfig, request: Request, progress: Pro
     Raises UsageError, ArtifactError or EnvironmentProblem.
     """
     request.pictures  # noqa: B018  what cannot be read is said before a model is loaded
+    check_strength(request.strength, config.steps)
     loaded, details = _resolve(source, request)
     loaded = replace(loaded, model=_trainable(loaded.model))
     model, scheduler = loaded.model, loaded.scheduler

@@ -88,7 +88,7 @@ def refit(path: str | Path | Artifact, output: str | Path, *, lora: str | Path |
     _fill(after, changes, old, read_tensors(artifact.file(MODEL)))
     outside = _outside(after, changed)
     config = after.config.model_copy(update={"rounding": Rounding(rounding)}) if rounding else after.config
-    records = _round(after, changed, old, reference, config, progress)
+    records = _round(after, changed, old, _calibrated(reference, old), config, progress)
     with counting(after.quantized) as clipped:
         snr = per_timestep_snr(after.call(after.quantized), reference, progress)
     manifest = artifact.manifest.model_copy(deep=True)
@@ -321,6 +321,12 @@ def _outside(network: _Network, changed: Sequence[str]) -> float:
         outside += int((steps.abs() > layer.format.code_range(narrow=True)[1] + 0.5).sum())
         count += steps.numel()
     return outside / max(1, count)
+
+
+def _calibrated(reference: Trajectories, old: Checkpoint) -> Trajectories:
+    """Of several sizes those that it was calibrated at: another stays for what is fitted to none of its samples to be judged by."""
+    further = zip(old.details.calibrated_sizes[1:], reference.others, strict=False)
+    return replace(reference, others=tuple(data for size, data in further if size.calibrated))
 
 
 def _round(network: _Network, changed: Sequence[str], old: Checkpoint, reference: Trajectories, config: QuantizeConfig,

@@ -8,7 +8,7 @@ from dataclasses import replace
 from itertools import product
 
 from ..errors import UsageError
-from .calibration.sized_source import Size, SizedSource
+from .calibration.sized_source import Size, SizedSource, alike
 from .graph.free_sizes import FreeSize
 
 _HALVINGS = 4
@@ -20,6 +20,8 @@ def with_one_between(calibration: SizedSource, free: Mapping[str, FreeSize]) -> 
         try:
             between = calibration.at(size)
         except UsageError:  # a pipeline may draw only at sizes of its own
+            continue
+        if any(alike(between, source) for source in calibration.sources):
             continue
         if free or between.shape == calibration.first.shape:  # where nothing is free, the graph takes no other number of tokens
             return replace(calibration, between=between, size_between=size)

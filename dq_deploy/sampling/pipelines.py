@@ -55,11 +55,11 @@ def wish(artifact: Artifact, drawing: Drawing) -> Wish:
     if not conditions(artifact):
         conditioning = conditioning_of(artifact, drawing.classes, drawing.guidance_scale)
         if conditioning is None:
-            return Wish(None, [])
-        if drawing.picture_size:
-            raise UsageError("a picture size is given, and the pipeline draws at its own", "leave --height and --width out")
+            return Wish(None, [], {**drawing.picture_size})
         scale = conditioning.guidance_scale
-        return Wish(CLASS_INPUT, list(conditioning.labels), {} if scale is None else {"guidance_scale": scale})
+        return Wish(
+            CLASS_INPUT, list(conditioning.labels), {**({} if scale is None else {"guidance_scale": scale}), **drawing.picture_size}
+        )
     if drawing.classes is not None:
         raise UsageError("classes are given, and the model takes none", "leave that out")
     if drawing.prompts is None:
@@ -72,7 +72,10 @@ def wish(artifact: Artifact, drawing: Drawing) -> Wish:
 
 
 def _pictures(artifact: Artifact, drawing: Drawing) -> Pictures:
-    """Those to draw from, by default at the calibration's strength. Raises UsageError where they are not of the calibration's kinds."""
+    """Those to draw from, by default at the calibration's strength.
+
+    Raises UsageError where they are not of the calibration's kinds, and where that leaves no step.
+    """
     pictures, calibrated = drawing.pictures, artifact.details.pictures
     if pictures and calibrated is None:
         raise UsageError("pictures are given, and the model was calibrated without", "leave them out; or quantize with --image")
@@ -82,7 +85,9 @@ def _pictures(artifact: Artifact, drawing: Drawing) -> Pictures:
         raise UsageError(no_pictures(artifact, missing), f"give {flags(missing)}")
     if more := [name for name in pictures.names if name not in calibrated.kinds]:
         raise UsageError(f"{words(more)} given, and {artifact.path} was calibrated without", "leave that out")
-    return replace(pictures, strength=calibrated.strength) if pictures.strength is None else pictures
+    found = replace(pictures, strength=calibrated.strength) if pictures.strength is None else pictures
+    check_strength(found.strength, calibrated_steps(artifact) if drawing.steps is None else drawing.steps)
+    return found
 
 
 def no_pictures(artifact: Artifact, missing: Sequence[str]) -> str:
@@ -157,7 +162,7 @@ def pipeline_drawing(artifact: Artifact, source: Source, drawing: Drawing, wishe
     """
     pipeline, steps = text_pipeline(source), calibrated_steps(artifact) if drawing.steps is None else drawing.steps
     if wishes.pictures:
-        pipeline, wishes = _from_pictures(pipeline, source.component, wishes, steps)
+        pipeline, wishes = _from_pictures(pipeline, source.component, wishes)
     taken = inspect.signature(type(pipeline).__call__).parameters
     if foreign := [name.replace("_", " ") for name in wishes.of(0) if name not in taken]:
         raise UsageError(f"a {type(pipeline).__name__} takes no {' and no '.join(foreign)}", "leave that out")
@@ -165,12 +170,11 @@ def pipeline_drawing(artifact: Artifact, source: Source, drawing: Drawing, wishe
     return PipelineDrawing(pipeline, source.component, drawing.n, drawing.seed, steps, wishes)
 
 
-def _from_pictures(pipeline: Any, component: str, wishes: Wish, steps: int) -> tuple[Any, Wish]:
+def _from_pictures(pipeline: Any, component: str, wishes: Wish) -> tuple[Any, Wish]:
     """The pipeline that begins with the pictures, which have the size of the calibration's."""
     pipeline, parameters = for_pictures(pipeline, component, wishes.pictures)
     size: dict[str, int] = {name: wishes.options[name] for name in ("height", "width") if name in wishes.options}
     pictures, _ = fitted(type(pipeline), wishes.pictures, size)
-    check_strength(pictures.strength, steps)
     taken = inspect.signature(type(pipeline).__call__).parameters
     options = {name: value for name, value in wishes.options.items() if name not in size or name in taken}
     return pipeline, replace(wishes, options=options, pictures=pictures, picture_parameters=parameters)

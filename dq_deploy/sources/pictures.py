@@ -19,6 +19,7 @@ Given = str | Path | Image.Image
 
 _FLAGS = {"image": "--image", "mask": "--mask", "control_image": "--control-image"}
 _SHOWN = {"image": "picture", "mask": "mask", "control_image": "control picture"}
+_SAME_PROPORTIONS = 0.02  # an edge is a whole number of pixels, and often of eight or sixteen of them
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,17 @@ class Pictures:
             self, image=scaled(self.image, Image.Resampling.LANCZOS), mask=scaled(self.mask, Image.Resampling.NEAREST),
             control_image=scaled(self.control_image, Image.Resampling.LANCZOS),
         )  # fmt: skip
+
+    def stretched(self, sizes: Sequence[tuple[int, int]]) -> str:
+        """Which pictures lose their proportions at these heights and widths, in words; empty where none does."""
+        own = sorted({picture.size for name in self.names for picture in getattr(self, name)})
+        apart = [
+            f"{width}×{height} to {to_width}×{to_height}"
+            for width, height in own
+            for to_height, to_width in sizes
+            if abs(width * to_height / (height * to_width) - 1) > _SAME_PROPORTIONS
+        ]
+        return ", ".join(apart)
 
     def chosen(self, pick: Callable[[int], int]) -> dict[str, int]:
         """The number of one of each kind, which ``pick`` gives for how many there are; a picture keeps its mask."""

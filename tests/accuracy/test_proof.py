@@ -53,6 +53,15 @@ def test_what_is_executed_stands_beside_what_was_planned() -> None:
     assert counted(found) == {"int8": 1, "fp16": 1, "no kernel": 1}
 
 
+def test_an_engine_for_a_cpu_is_refused_with_what_judges_it(flow: Flow, tmp_path: Path) -> None:
+    engine = engine_of(flow.bundles["qdq"], tmp_path / "engine")
+    elsewhere = {**engine.manifest.details, "backend": "openvino", "bundle": "a bundle"}
+    with pytest.raises(ArtifactError, match="is an engine of OpenVINO, and prove runs engines on an NVIDIA GPU") as error:
+        module._on_a_gpu([Artifact(engine.path, engine.manifest.model_copy(update={"details": elsewhere}))])
+    assert str(error.value.hint).startswith("check and bench judge it where it runs; for a GPU build another: ")
+    assert str(error.value.hint).endswith("dq-deploy build-engine 'a bundle' -o ENGINE --backend tensorrt-rtx")
+
+
 def test_weights_of_the_enterprise_library_are_read() -> None:
     text = json.dumps({"Layers": [layer("k", "a/Conv", "INT8", LayerType="CaskConvolution", Weights={"Type": "Int8", "Count": 9})]})
     (found,) = inspected_kernels(text)

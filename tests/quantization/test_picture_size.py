@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from diffusers import StableDiffusionImg2ImgPipeline
 
 from dq_deploy.errors import UsageError
+from dq_deploy.quantization.calibration.of_each_size import calibration_of
 from dq_deploy.quantization.calibration.picture_size import check_size
 from dq_deploy.quantization.calibration.pipeline_source import PipelineSource
+from dq_deploy.quantization.calibration.sized_source import SizedSource
+from dq_deploy.quantization.calibration.source import CalibrationSource, Request
 from dq_deploy.quantization.config import QuantizeConfig, Sampler
+from dq_deploy.sources import load_source
 from tests.text_encoder_pipelines import tiny_animate_diff
 from tests.tiny_pipelines import (
     tiny_flux,
     tiny_kontext,
+    tiny_picture,
     tiny_pixart,
     tiny_stable_diffusion,
     tiny_stable_diffusion_3,
@@ -102,3 +108,24 @@ def test_a_pipeline_that_needs_a_picture_names_the_option() -> None:
     pipeline = StableDiffusionImg2ImgPipeline(**parts, requires_safety_checker=False)
     with pytest.raises(UsageError, match=r"Img2ImgPipeline draws from a picture, and none is given\ngive --image FILE"):
         prepared(pipeline, "unet")
+
+
+def of_sizes(make: Any, *sizes: tuple[int, int], **given: Any) -> CalibrationSource:
+    config = QuantizeConfig.build(steps=2, sizes=sizes, calibration_samples=2 * len(sizes), iterations=0)
+    return calibration_of(Request(prompts=["a cat"], **given), config, load_source(make()))
+
+
+@pytest.mark.parametrize(
+    ("make", "given", "drawn"),
+    [(tiny_flux, {}, "20x18 pixels, and draws 20x16"), (tiny_stable_diffusion, {"image": tiny_picture()}, "21x18 pixels, and draws 20x18")],
+)
+def test_a_size_that_a_pipeline_rounds_is_not_among_several(make: Any, given: dict[str, Any], drawn: str) -> None:
+    with pytest.raises(UsageError, match=f"is asked for {drawn}\ngive .* among --sizes"):
+        of_sizes(make, (16, 16), (int(drawn[:2]), 18), **given)
+
+
+def test_two_sizes_that_are_one_to_the_network() -> None:
+    source = of_sizes(tiny_flux, (16, 24), (24, 16))  # of as many tokens, at other positions
+    assert isinstance(source, SizedSource)
+    with pytest.raises(UsageError, match="called with the same shapes for 16x24 and 20x24: to it they are one size\nleave one out"):
+        replace(source, sources=(source.first,) * 2, sizes=((16, 24), (20, 24)))

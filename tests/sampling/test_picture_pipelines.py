@@ -6,7 +6,7 @@ import copy
 import pickle
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -168,6 +168,13 @@ def test_what_cannot_be_drawn(bundle_of: Callable[[str], Artifact]) -> None:
         draw(bundle_of("Image-to-image"), Drawing(prompts=PROMPTS, image=[tiny_picture()], mask=[tiny_mask()]))
 
 
+def test_a_strength_that_leaves_no_step_is_refused_before_anything_is_loaded(bundle_of: Callable[[str], Artifact]) -> None:
+    bundle = bundle_of("Image-to-image")
+    nowhere = bundle.manifest.model_copy(update={"details": {**bundle.manifest.details, "source": None}})
+    with pytest.raises(UsageError, match=r"a strength of 0.1 runs 0.4 of 4 steps, which is none\ngive a strength of 0.25 or more"):
+        draw(Artifact(bundle.path, nowhere), Drawing(prompts=PROMPTS, image=[tiny_picture()], strength=0.1))
+
+
 def test_a_drop_in_for_a_controlnet(bundle_of: Callable[[str], Artifact]) -> None:
     """Pipelines ask by ``isinstance`` whether they have one ControlNet or several."""
     bundle = bundle_of("A ControlNet itself")
@@ -258,6 +265,14 @@ def test_bad_pictures(flags: list[str], told: str, folder: Path, cli: Cli, monke
     monkeypatch.chdir(folder)
     assert_refused(cli("quantize", "pipeline", "-o", "out", "--prompts", "prompts.txt", *flags), 2, told)
     assert not Path("out").exists()
+
+
+def test_what_is_said_before_anything_is_loaded(folder: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    ended = cli("quantize", "nowhere", "-o", "out", "--image", "b.png", "--height", 16, "--width", 16, "--strength", "0.01")
+    said, *refused = ended.err.splitlines()
+    assert said == "pictures are stretched (width × height): 24×16 to 16×16; crop them first where that matters"
+    assert_refused(replace(ended, err="\n".join(refused)), 2, "a strength of 0.01 runs 0.2 of 20 steps, which is none")
 
 
 @pytest.fixture(scope="module")

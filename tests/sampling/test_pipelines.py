@@ -20,6 +20,7 @@ from dq_deploy.quantization import quantize
 from dq_deploy.report.data import Pictures
 from dq_deploy.report.make import Drawing, ReportRequest, write_report
 from dq_deploy.sampling import draw, not_drawable
+from dq_deploy.sampling.pipelines import wish
 from dq_deploy.sampling.seeds import picture_seed
 from tests.command_line import Cli, assert_refused
 from tests.tiny_pipelines import tiny_dit, tiny_stable_diffusion, tiny_stable_diffusion_xl, tiny_vae
@@ -97,6 +98,15 @@ def test_classes_of_a_model_of_latents(bundle_of: Callable[..., Artifact]) -> No
     assert min(drawn.psnr_db) > 25
     with pytest.raises(UsageError, match="a prompt is given, and the model takes none"):
         draw(bundle_of(latent_dit), Drawing(prompts=["a"]))
+
+
+def test_a_size_that_a_pipeline_of_latents_does_not_take(bundle_of: Callable[..., Artifact]) -> None:
+    bundle = bundle_of(latent_dit)
+    with pytest.raises(UsageError, match="a DiTPipeline takes no height"):
+        draw(bundle, Drawing(n=1, height=32))
+    unconditional = {**bundle.manifest.details, "inputs": bundle.manifest.details["inputs"][:2]}
+    asked = wish(Artifact(bundle.path, bundle.manifest.model_copy(update={"details": unconditional})), Drawing(width=32))
+    assert asked.of(0) == {"width": 32}  # which the pipeline takes or refuses
 
 
 def test_what_a_text_pipeline_cannot_draw(text: Artifact, tmp_path: Path) -> None:

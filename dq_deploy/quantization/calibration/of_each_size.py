@@ -7,6 +7,8 @@ from dataclasses import replace
 from ...errors import UsageError
 from ...sources import Source, takes_prompts, text_pipeline
 from ..config import QuantizeConfig
+from .picture_size import check_exact
+from .pipeline_source import PipelineSource
 from .sized_source import Size, SizedSource
 from .source import CalibrationSource, Request, calibration_source
 
@@ -14,7 +16,7 @@ from .source import CalibrationSource, Request, calibration_source
 def calibration_of(request: Request, config: QuantizeConfig, source: Source) -> CalibrationSource:
     """As ``calibration_source`` chooses it, at every one of ``config.sizes``.
 
-    Raises UsageError as that does, and where sizes are asked of what has no height and width.
+    Raises UsageError as that does, where sizes are asked of what has no height and width, and where a pipeline rounds one.
     """
     if not config.sizes:
         return calibration_source(request, config, source)
@@ -26,7 +28,10 @@ def calibration_of(request: Request, config: QuantizeConfig, source: Source) -> 
             source = replace(source, pipeline=text_pipeline(source))
 
         def at(size: Size) -> CalibrationSource:
-            return calibration_source(replace(request, height=size[0], width=size[1]), config, source)
+            made = calibration_source(replace(request, height=size[0], width=size[1]), config, source)
+            if isinstance(made, PipelineSource):
+                check_exact(made.pipeline, made.shape, size)
+            return made
     elif len(shape) < 3:
         raise UsageError(f"--sizes are heights and widths, and a sample of {source.name} has the shape {list(shape)}", "leave --sizes out")
     else:

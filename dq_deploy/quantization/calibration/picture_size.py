@@ -51,6 +51,23 @@ def check_size(pipeline: Any, component: str, shape: tuple[int, ...], asked: Map
             )
 
 
+def check_exact(pipeline: Any, shape: tuple[int, ...], size: tuple[int, int]) -> None:
+    """Raise UsageError where samples of ``shape`` (without the batch) are not of this height and width, which the pipeline rounded."""
+    drawn = _drawn(_factor(pipeline, _SPATIAL), shape, size)
+    if drawn != size:
+        asked, rounded = (f"{height}x{width}" for height, width in (size, drawn))
+        raise UsageError(f"a {type(pipeline).__name__} is asked for {asked} pixels, and draws {rounded}", f"give {rounded} among --sizes")
+
+
+def _drawn(scale: int | None, shape: tuple[int, ...], size: tuple[int, int]) -> tuple[int, int]:
+    """Height and width in pixels of such samples, whose latents have ``scale`` pixels a side; ``size`` where that is not known."""
+    if scale and len(shape) >= 3:
+        return shape[-2] * scale, shape[-1] * scale
+    steps = [scale, 2 * scale] if scale and len(shape) == 2 else []  # tokens are one latent, or 2×2
+    found = ((size[0] // step * step, size[1] // step * step) for step in steps if shape[0] == (size[0] // step) * (size[1] // step))
+    return next(found, size)
+
+
 def speaks_of_size(reason: str) -> bool:
     """Whether a pipeline's own message is about the size of what it will draw."""
     return any(word in reason for word in ("height", "width", "num_frames", "frames"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import combinations, pairwise
 from typing import Any
 
 import torch
@@ -31,13 +31,19 @@ class SizedSource:
     size_between: Size | None = None
 
     def __post_init__(self) -> None:
-        """Raises UsageError where the model is called in another way at another size."""
+        """Raises UsageError where the model is called in another way at another size, and where two sizes are one to it."""
         for source, size in zip(self.sources, self.sizes, strict=True):
             if source.form != self.first.form:
                 raise UsageError(
                     f"the network is called otherwise for {shown(size)} than for {shown(self.sizes[0])}, and a graph is made for one: "
                     f"{_difference(self.first, source)}",
                     "leave --sizes out, and quantize it once for each size",
+                )
+        for (size, source), (other, again) in combinations(zip(self.sizes, self.sources, strict=True), 2):
+            if alike(source, again):
+                raise UsageError(
+                    f"the network is called with the same shapes for {shown(size)} and {shown(other)}: to it they are one size",
+                    "leave one out",
                 )
 
     @property
@@ -95,6 +101,14 @@ class SizedSource:
     def record(self) -> dict[str, Any]:
         """The first source's, and the sizes are the configuration's."""
         return self.first.record()
+
+
+def alike(source: CalibrationSource, other: CalibrationSource) -> bool:
+    """Whether a network cannot tell two sources apart: its samples have one shape, and its conditions are the same."""
+    same = source.examples.keys() == other.examples.keys()
+    return (
+        source.shape == other.shape and same and all(torch.equal(source.examples[name], other.examples[name]) for name in source.examples)
+    )
 
 
 def _together(found: Sequence[Trajectories]) -> Trajectories:

@@ -192,7 +192,8 @@ def _at_another_size(wrapper: Positional, example: dict[str, torch.Tensor]) -> t
         raise_if_out_of_memory(error)
         raise ArtifactError(
             f"{type(wrapper.module).__name__} does not run on {shown(example)}: {described(error)}",
-            "a network that fixes its size has one: leave --sizes out, and quantize it once for each size",
+            "a network that halves its sample takes sizes that can be halved as often; one that fixes its size has one: leave --sizes out, "
+            "and quantize it once for each size",
         ) from error
 
 
@@ -208,8 +209,8 @@ def _check_free(raw: GraphModule, names: Sequence[str], axes: Sequence[Sequence[
 def _fixed(wrapper: Positional, free: Mapping[str, FreeSize], why: str) -> _FixedSizeError:
     return _FixedSizeError(
         f"{type(wrapper.module).__name__} fixes {' and '.join(free)}, which --sizes is to leave free: {why}",
-        "leave --sizes out, and quantize it once for each size. A network has none where it takes them from x.shape, and computes "
-        "its positions with torch",
+        "leave --sizes out, and quantize it once for each size. A network fixes none where it takes them from x.shape and computes its "
+        "positions with torch; a graph halves only what can be halved as often",
     )
 
 
