@@ -16,11 +16,12 @@ from dq_deploy.artifacts.details import BundleDetails, EngineDetails
 from dq_deploy.engines.bench import contenders_from
 from dq_deploy.engines.build import build_engine, load_report
 from dq_deploy.engines.build_plan import size_ranges
+from dq_deploy.engines.combine import check_alike, combine
 from dq_deploy.engines.dropin import load
 from dq_deploy.engines.engine_files import rebuild_hint
 from dq_deploy.engines.size_range import SizeRange
 from dq_deploy.engines.triton import triton_repository
-from dq_deploy.errors import UsageError
+from dq_deploy.errors import ArtifactError, UsageError
 from dq_deploy.exporters import export
 from dq_deploy.quantization.checkpoint import load_checkpoint
 from dq_deploy.quantization.refit import _calibrated
@@ -163,11 +164,41 @@ def test_what_follows_must_fit(sized: Sized) -> None:
         sizes.check({"sample": sample, "residual": torch.zeros(1, 8, 5, 4)})
 
 
-def test_the_float_bundle_has_the_same_sizes(sized: Sized, tmp_path: Path) -> None:
-    bundle = export(sized.checkpoint, tmp_path / "float", target="qdq", float=True)
-    assert bundle.details.inputs[0].shape == ["batch", 4, "height", "width"]
+@pytest.fixture(scope="module")
+def float_bundle(sized: Sized, tmp_path_factory: pytest.TempPathFactory) -> Artifact[BundleDetails]:
+    return export(sized.checkpoint, tmp_path_factory.mktemp("float") / "bundle", target="qdq", float=True)
+
+
+def test_the_float_bundle_has_the_same_sizes(float_bundle: Artifact[BundleDetails]) -> None:
+    assert float_bundle.details.inputs[0].shape == ["batch", 4, "height", "width"]
     inputs = {"encoder_hidden_states": torch.zeros(1, 8, 16)}
-    assert load(bundle, runtime="onnxruntime")(torch.zeros(1, 4, 16, 8), 1, **inputs).sample.shape == (1, 4, 16, 8)
+    assert load(float_bundle, runtime="onnxruntime")(torch.zeros(1, 4, 16, 8), 1, **inputs).sample.shape == (1, 4, 16, 8)
+
+
+def test_a_schedule_is_judged_at_every_size(sized: Sized, float_bundle: Artifact[BundleDetails], tmp_path: Path) -> None:
+    schedule = combine([float_bundle, sized.qdq], tmp_path / "schedule", switches=[500])
+    result = check(schedule, sized.checkpoint, optimized=False)
+    assert result, result.failures
+    assert (result.size, [(at.size, at.calibrated) for at in result.sizes]) == (
+        "16x16",
+        [("24x16", True), ("32x32", True), ("24x24", False)],
+    )
+    assert all(at.layers == len(result.layers) for at in result.sizes)
+    assert [row.member for row in result.sizes[1].timesteps[""]] == [row.member for row in result.timesteps]
+    with pytest.raises(UsageError, match="takes sizes from 8 to 16") as error:
+        load(schedule, runtime="onnxruntime")(torch.zeros(1, 4, 20, 8), 1, encoder_hidden_states=torch.zeros(1, 8, 16))
+    assert "--sizes 16x16,24x16,32x32,40x16" in str(error.value.hint)
+
+
+def test_members_of_a_schedule_have_the_same_sizes(sized: Sized) -> None:
+    bundle = open_artifact(sized.qdq, "bundle")
+    free = {name: {**size, "values": [8, 8, 12]} for name, size in bundle.manifest.details["free"].items()}
+    sizes = [{**size, "size": [20, 20]} for size in bundle.manifest.details["calibrated_sizes"][:1]]
+    details = {**bundle.manifest.details, "free": free, "calibrated_sizes": sizes}
+    other = Artifact(bundle.path, bundle.manifest.model_copy(update={"details": details}))
+    told = "sizes 20x20, not 16x16, 24x16, 32x32; .*: range height 8 to 12, width 8 to 12, not height 8 to 16, width 8 to 16"
+    with pytest.raises(ArtifactError, match=told):
+        check_alike([bundle, other])
 
 
 def test_bench_times_a_size(sized: Sized) -> None:

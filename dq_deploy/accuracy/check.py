@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from ..artifacts import Artifact, is_kind, open_artifact
 from ..artifacts.details import BundleDetails, CheckpointDetails, EngineDetails, GraphDetails, RunnableDetails, ScheduleDetails
@@ -24,7 +23,7 @@ from .comparing import allowed_db, as_exported, refuse_bf16
 from .end_to_end import MAX_SNR_DIFFERENCE_DB, end_to_end
 from .local import local_parity
 from .regions import region_parity
-from .sizes import SizeParity, expected_timesteps, sizes_within
+from .sizes import SizeParity, expected_timesteps, no_size, sizes_within
 from .table_rows import table_row_failures
 from .verdict import CheckResult, EngineParity, failures_of
 
@@ -81,7 +80,10 @@ def _check_graph(opened: Artifact[GraphDetails], checkpoint: Checkpoint, engines
     _same_family(opened, checkpoint)
     details = opened.details
     checkpoint = as_exported(checkpoint, details)
-    (size, _, reference), *others = list(sizes_within(opened, checkpoint)) or [_no_size(opened, checkpoint)]
+    within = list(sizes_within(opened, checkpoint))
+    if not within:
+        raise no_size(opened, checkpoint)
+    (size, _, reference), *others = within
     bound = MAX_SNR_DIFFERENCE_DB[details.dtype]
     runners: dict[str, Runner] = {name: runner_on(opened, name, threads=threads) for name in _engines(opened, engines)}
     allowed = {name: allowed_db(runner, details.dtype) for name, runner in runners.items()}
@@ -134,14 +136,6 @@ def _at_size(opened: Artifact[GraphDetails], checkpoint: Checkpoint, size: tuple
         size=name, calibrated=calibrated, timesteps=judged, layers=len(layers),
         failures=failures_of(layers, [], judged, expected_timesteps(checkpoint, name, reference)),
     )  # fmt: skip
-
-
-def _no_size(opened: Artifact[GraphDetails], checkpoint: Checkpoint) -> Any:
-    sizes = ", ".join(str(size) for size in checkpoint.details.calibrated_sizes)
-    raise UsageError(
-        f"{opened.path} takes none of the sizes that {checkpoint.artifact.path} has samples of ({sizes})",
-        "build an engine whose range holds one: leave --height and --width out",
-    )
 
 
 # Names of the two sessions that judge a bundle's graph.

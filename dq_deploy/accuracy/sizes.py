@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from pydantic import BaseModel, Field
 
 from ..artifacts import Artifact, is_kind
 from ..artifacts.details import EngineDetails, GraphDetails
+from ..errors import UsageError
 from ..quantization.calibration.trajectories import Trajectories
 from ..quantization.checkpoint import Checkpoint
 from .end_to_end import TimestepParity
@@ -34,6 +36,15 @@ def sizes_within(artifact: Artifact[GraphDetails], checkpoint: Checkpoint) -> It
     for (name, calibrated), data in zip(named, checkpoint.reference().by_size, strict=True):
         if _takes(artifact, checkpoint, data):
             yield name, calibrated, data
+
+
+def no_size(artifact: Artifact[Any], checkpoint: Checkpoint) -> UsageError:
+    """There is nothing to compare at."""
+    sizes = ", ".join(str(size) for size in checkpoint.details.calibrated_sizes)
+    return UsageError(
+        f"{artifact.path} takes none of the sizes that {checkpoint.artifact.path} has samples of ({sizes})",
+        "build an engine whose range holds one: leave --height and --width out",
+    )
 
 
 def expected_timesteps(checkpoint: Checkpoint, size: str, data: Trajectories) -> list[float]:

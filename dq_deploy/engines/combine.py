@@ -24,6 +24,7 @@ from ..artifacts.turns import members_at
 from ..errors import ArtifactError, UsageError
 from .engine_files import open_graph
 from .runner import TIMESTEP
+from .size_range import SizeRange
 
 _CARRIED = ("component", "pipeline_class", "model_config", "sample_shape", "picture_size", "pictures", "call", "source", "inputs",
             "free", "calibrated_sizes")  # fmt: skip
@@ -79,7 +80,7 @@ def check_alike(members: Sequence[Artifact[GraphDetails]]) -> None:
     models = [_model_of(member) for member in members]
     said = {what: next((found[what] for found in models if found[what] is not None), None) for what in models[0]}
     problems = [
-        f"{member.path}: {what} {_short(found[what])}, not {_short(said[what])}"
+        f"{member.path}: {what} {_short(found[what]) or 'none'}, not {_short(said[what]) or 'none'}"
         for member, found in zip(members, models, strict=True)
         for what in said
         if found[what] is not None and found[what] != said[what]
@@ -102,6 +103,8 @@ def _model_of(member: Artifact[GraphDetails]) -> dict[str, Any]:
         "LoRA": (lora.sha256, lora.scale) if lora else (),
         "inputs": {entry.name: _shape(entry.name, entry.shape) for entry in details.inputs},
         "sample shape": details.sample_shape,
+        "sizes": ", ".join(str(size) for size in details.calibrated_sizes if size.calibrated),
+        "range": ", ".join(f"{name} {least} to {largest}" for name, (least, largest) in SizeRange.of(member).limits.items()),
         "timesteps": manifest.timesteps,
         "scheduler sha256": (manifest.scheduler or {}).get("sha256"),
         **{name.replace("_", " "): (manifest.quantization or {}).get(name) for name in _SAMPLING},

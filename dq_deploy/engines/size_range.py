@@ -26,11 +26,15 @@ class SizeRange:
 
     @classmethod
     def of(cls, artifact: Artifact[Details]) -> SizeRange:
-        """What an engine was built for, or what else was calibrated."""
-        built = artifact.details.sizes if is_kind(artifact, EngineDetails) else {}
+        """What an engine was built for, what all members of a schedule take, or what else was calibrated."""
         free = artifact.details.free
-        ranges = {name: built.get(name, dimension.range) for name, dimension in free.items()}
-        return cls(artifact, free, {name: (least, largest) for name, (least, _, largest) in ranges.items()})
+        if not artifact.members:
+            built = artifact.details.sizes if is_kind(artifact, EngineDetails) else {}
+            ranges = {name: built.get(name, dimension.range) for name, dimension in free.items()}
+            return cls(artifact, free, {name: (least, largest) for name, (least, _, largest) in ranges.items()})
+        limits = [cls.of(member).limits for member in artifact.members]
+        shared = {name: (max(one[name][0] for one in limits), min(one[name][1] for one in limits)) for name in free}
+        return cls(artifact, free, shared)
 
     def check(self, inputs: Mapping[str, _Shaped]) -> None:
         """Raise UsageError for inputs [N, ...] of a size that is not taken, with the command that widens the range."""
@@ -63,14 +67,17 @@ class SizeRange:
 
     def _wider(self, name: str, sizes: Mapping[str, int]) -> str:
         size, (least, largest) = sizes[name], self.limits[name]
-        if is_kind(self.artifact, EngineDetails):
-            details = self.artifact.details
+        member = next(iter(self.artifact.members), self.artifact)
+        if is_kind(member, EngineDetails):
+            details = member.details
             usual = details.sizes[name][1]
-            bundle = self.artifact.manifest.details.get("bundle") or "BUNDLE"
-            return (
-                f"build one for it: dq-deploy build-engine {bundle} -o ENGINE --backend {details.backend} "
+            bundle = member.manifest.details.get("bundle") or "BUNDLE"
+            command = (
+                f"dq-deploy build-engine {bundle} -o ENGINE --backend {details.backend} "
                 f"--{name} {min(least, size)},{usual},{max(largest, size)}"
             )
+            alone = member is self.artifact
+            return f"build one for it: {command}" if alone else f"build each member for it, such as {command}; and combine these"
         asked = [str(one) for one in self.artifact.details.calibrated_sizes if one.calibrated]
         return f"calibrate there too: dq-deploy quantize SOURCE -o CHECKPOINT --sizes {','.join(asked)},{self._asked(sizes)}"
 

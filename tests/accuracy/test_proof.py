@@ -54,7 +54,7 @@ def test_what_is_executed_stands_beside_what_was_planned() -> None:
 
 
 def test_an_engine_for_a_cpu_is_refused_with_what_judges_it(flow: Flow, tmp_path: Path) -> None:
-    engine = engine_of(flow.bundles["qdq"], tmp_path / "engine")
+    engine = engine_of(flow.bundle("qdq"), tmp_path / "engine")
     elsewhere = {**engine.manifest.details, "backend": "openvino", "bundle": "a bundle"}
     with pytest.raises(ArtifactError, match="is an engine of OpenVINO, and prove runs engines on an NVIDIA GPU") as error:
         module._on_a_gpu([Artifact(engine.path, engine.manifest.model_copy(update={"details": elsewhere}))])
