@@ -21,7 +21,7 @@ import torch
 from torch.fx import GraphModule
 
 from ..artifacts import Artifact, check_output, create_artifact, open_artifact, sha256_file
-from ..artifacts.details import Adapter, CheckpointDetails, Origin
+from ..artifacts.details import Adapter, CheckpointDetails, Origin, RefitRecord
 from ..artifacts.final_error import FinalError
 from ..artifacts.origin import absolute_place
 from ..artifacts.reading import read_json, read_tensors
@@ -98,7 +98,9 @@ def refit(path: str | Path | Artifact, output: str | Path, *, lora: str | Path |
         "clipped": clipped.fractions(),
         "rounding": [record for record in (artifact.manifest.details.get("rounding") or []) if record["layer"] not in changed] + records,
         "final_error": FinalError(not_measured="the weights were refitted, and nothing is sampled then").model_dump(),
-        "refit": {"layers": changed, "clipped_weights": outside, "of": artifact.as_parent.manifest_sha256},
+        "refit": RefitRecord(
+            layers=changed, clipped_weights=outside, of=artifact.as_parent.manifest_sha256, new_source=source is not None, rounding=rounding
+        ).model_dump(),
     }
     for size, sized in zip(manifest.details.get("calibrated_sizes", []), reference.by_size, strict=False):
         size["snr_db"] = per_timestep_snr(after.call(after.quantized), sized, progress)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..artifacts import Artifact, Manifest
-from ..artifacts.details import BundleDetails, CheckpointDetails, EngineDetails, ScheduleDetails
+from ..artifacts.details import BundleDetails, CheckpointDetails, EngineDetails, RefitRecord, ScheduleDetails
 from ..artifacts.origin import source_name
 from ..engines.engine_files import chosen_sizes
 from ..engines.registry import builder_named
@@ -58,9 +58,11 @@ def commands(artifact: Artifact, parent: Artifact | None = None) -> list[str]:
     """
     manifest, name = artifact.manifest, artifact.path.resolve().name
     details = artifact.details
+    if isinstance(details, CheckpointDetails) and details.refit:
+        return [_line("refit", "CHECKPOINT", "-o", name, *_refit_flags(details, details.refit))]
     if isinstance(details, CheckpointDetails):
         flags, unflagged = _quantize_flags(manifest, details)
-        made = _line("quantize", source_name(details.source) if details.source else "SOURCE", "-o", name, *flags)
+        made = _line("quantize", _source(details), "-o", name, *flags)
         if not unflagged:
             return [made]
         return [f"echo {shlex.quote(json.dumps(unflagged, sort_keys=True))} > options.json", f"{made} --config options.json"]
@@ -71,6 +73,10 @@ def commands(artifact: Artifact, parent: Artifact | None = None) -> list[str]:
         return [_line("combine", *(entry.name for entry in details.members), *switches, "-o", name)]
     assert isinstance(details, EngineDetails)
     return [_line("build-engine", parent.path.resolve().name if parent else "BUNDLE", "-o", name, *_build_flags(details))]
+
+
+def _source(details: CheckpointDetails) -> str:
+    return source_name(details.source) if details.source else "SOURCE"
 
 
 def report_command(paths: Sequence[Path], request: ReportRequest) -> str:
@@ -137,15 +143,29 @@ def _quantize_flags(manifest: Manifest, details: CheckpointDetails) -> tuple[lis
         flags += ["--classes", ",".join(map(str, details.calibration.classes))]
     if details.calibration.prompts:
         flags += ["--prompts", "PROMPTS"]
+    if details.calibration.negative_prompt is not None:
+        flags += ["--negative-prompt", details.calibration.negative_prompt]
+    for name, flag in (("height", "--height"), ("width", "--width"), ("num_frames", "--frames")):
+        if name in details.picture_size and (name == "num_frames" or not details.calibrated_sizes):  # else --sizes has them
+            flags += [flag, str(details.picture_size[name])]
     if details.pictures:
         flags += [word for kind in details.pictures.kinds for word in (f"--{kind.replace('_', '-')}", kind.upper())]
         flags += ["--strength", str(details.pictures.strength)] if details.pictures.strength is not None else []
     for name in ("controlnet", "pipeline"):
         if details.source and getattr(details.source, name):
             flags += [f"--{name}", name.upper()]
-    if details.source and details.source.lora:
-        flags += ["--lora", "LORA", "--lora-scale", str(details.source.lora.scale)]
-    return flags, changed
+    return [*flags, *_lora_flags(details)], changed
+
+
+def _lora_flags(details: CheckpointDetails) -> list[str]:
+    lora = details.source.lora if details.source else None
+    return [] if lora is None else ["--lora", "LORA", "--lora-scale", str(lora.scale)]
+
+
+def _refit_flags(details: CheckpointDetails, refit: RefitRecord) -> list[str]:
+    """From the checkpoint that was refitted, which the manifest has the hash of alone."""
+    flags = _lora_flags(details) + (["--source", _source(details)] if refit.new_source else [])
+    return [*(flags or ["--no-lora"]), *(["--rounding", refit.rounding] if refit.rounding else [])]
 
 
 def _export_flags(details: BundleDetails) -> list[str]:

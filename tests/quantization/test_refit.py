@@ -20,6 +20,7 @@ from dq_deploy.quantization import quantize
 from dq_deploy.quantization.checkpoint import Checkpoint, load_checkpoint
 from dq_deploy.quantization.refit import refit
 from dq_deploy.quantization.weights import QuantizedWeight
+from dq_deploy.report.recipe import commands
 from tests.command_line import Cli, assert_refused
 from tests.tiny_pipelines import tiny_conditioned_unet, tiny_stable_diffusion
 
@@ -74,6 +75,7 @@ def snr(artifact: Artifact) -> list[float]:
 def test_only_what_the_lora_changes_has_other_codes_in_the_same_scales(plain: Artifact, styled: Artifact) -> None:
     before, after = load_checkpoint(plain.path), load_checkpoint(styled.path)
     changed = styled.manifest.details["refit"]["layers"]
+    assert commands(styled) == ["dq-deploy refit CHECKPOINT -o styled --lora LORA --lora-scale 0.8"]
     assert changed
     assert 0 <= styled.manifest.details["refit"]["clipped_weights"] < 0.1
     assert all(any(target in name for target in _TARGETS) for name in changed)
@@ -112,7 +114,9 @@ def _call(checkpoint: Checkpoint, sample: torch.Tensor, timestep: torch.Tensor, 
 
 def test_there_and_back_gives_the_codes_that_were(plain: Artifact, styled: Artifact, tmp_path: Path) -> None:
     """Dilations and folds are undone and done again without a trace, but for a tie or two."""
-    back = load_checkpoint(refit(styled, tmp_path / "back", lora=None).path)
+    refitted = refit(styled, tmp_path / "back", lora=None)
+    assert commands(refitted) == ["dq-deploy refit CHECKPOINT -o back --no-lora"]
+    back = load_checkpoint(refitted.path)
     assert back.details.source is not None
     assert back.details.source.lora is None
     for name, expected in codes(load_checkpoint(plain.path)).items():
@@ -123,6 +127,7 @@ def test_there_and_back_gives_the_codes_that_were(plain: Artifact, styled: Artif
 
 def test_gptq_rounds_by_the_samples_that_a_checkpoint_carries(plain: Artifact, folder: Path, tmp_path: Path) -> None:
     made = refit(plain, tmp_path / "gptq", lora=lora(folder), lora_scale=0.8, rounding="gptq")
+    assert commands(made) == ["dq-deploy refit CHECKPOINT -o gptq --lora LORA --lora-scale 0.8 --rounding gptq"]
     records = made.manifest.details["rounding"]
     assert {record["layer"] for record in records} == set(made.manifest.details["refit"]["layers"])
     assert min(record["error_ratio"] for record in records) < 1

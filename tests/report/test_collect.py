@@ -94,6 +94,15 @@ def test_commands_of_every_kind_of_artefact(flow: Flow, tmp_path: Path) -> None:
     command = commands(changed)[-1]
     assert command.startswith("dq-deploy quantize SOURCE -o changed --weight-bits 5 --activation-bits 8 ")
     assert "--keep @first=8 --keep 'a b*=float' --classes 1,3" in command
+    drawn = {
+        "calibration": {"from": "pipeline", "prompts": {"count": 2}, "negative_prompt": "a b"},
+        "picture_size": {"height": 16, "width": 24, "num_frames": 5},
+    }
+    asked = commands(altered_manifest(source, tmp_path / "asked", details={**details, **drawn}))[-1]
+    assert asked.endswith(" --prompts PROMPTS --negative-prompt 'a b' --height 16 --width 24 --frames 5 --config options.json")
+    several = {"calibrated_sizes": [{"size": [16, 24], "sample_shape": [1, 8, 12]}]}
+    sized = commands(altered_manifest(source, tmp_path / "sized", details={**details, **drawn, **several}))[-1]
+    assert sized.endswith(" --negative-prompt 'a b' --frames 5 --config options.json")
     bundle = flow.bundle("qdq")
     floats = commands(flow.bundle("float"), source)
     assert floats == ["dq-deploy export checkpoint -o float --target qdq --dtype fp32 --float"]

@@ -3,7 +3,18 @@
 Only those who write a manifest handle dictionaries.
 """
 
-from .findings import BlockLoss, DilatedInput, FormatChoice, FreeDimension, RotatedInput, RoundedLayer, ScaleChoice, WidthRecord, snr_span
+from .findings import (
+    BlockLoss,
+    DilatedInput,
+    FormatChoice,
+    FreeDimension,
+    RefitRecord,
+    RotatedInput,
+    RoundedLayer,
+    ScaleChoice,
+    WidthRecord,
+    snr_span,
+)
 from .kinds import (
     BundleDetails,
     CheckpointDetails,
@@ -47,6 +58,7 @@ __all__ = [
     "Product",
     "QuantizedLayer",
     "QuantizerSite",
+    "RefitRecord",
     "RepositoryDetails",
     "RotatedInput",
     "RoundedLayer",

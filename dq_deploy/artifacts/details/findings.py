@@ -120,6 +120,21 @@ class CalibrationRecord(Open):
 
     classes: list[int] | None = None
     prompts: Any = None
+    negative_prompt: str | None = None
+
+
+class RefitRecord(Open):
+    """That a checkpoint has other weights than were calibrated: in which layers, and what was asked for beside the LoRA.
+
+    ``clipped_weights`` is the fraction of their weights beyond the range of their scales, ``of`` the hash of the manifest that it was made
+    from; ``new_source``: the source is another than that one's.
+    """
+
+    layers: list[str]
+    clipped_weights: float
+    of: str
+    new_source: bool = False
+    rounding: str | None = None
 
 
 class GivenPictures(Open):

@@ -26,6 +26,7 @@ from .findings import (
     FormatChoice,
     FreeDimension,
     GivenPictures,
+    RefitRecord,
     RotatedInput,
     RoundedLayer,
     ScaleChoice,
@@ -108,6 +109,7 @@ class CheckpointDetails(Details):
     format_choices: list[FormatChoice] = Field(default_factory=list)
     rotation: list[RotatedInput] = Field(default_factory=list)
     widths: list[WidthRecord] = Field(default_factory=list)
+    refit: RefitRecord | None = None
 
     @property
     def branched(self) -> list[str]:
