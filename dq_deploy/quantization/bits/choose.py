@@ -1,17 +1,16 @@
 """``quantize --auto-bits``: which layers deserve 8 bits when the others have the preset's, under a budget of size or of error.
 
-Each layer's rounding is measured alone (``sensitivity.py``); errors of different layers are taken to add up at the output. Layers are
-raised to 8 bits in the order of error saved per byte. In an integer engine codes of up to 4 bits take half a byte and all others one, so
-raising a layer from 5, 6 or 7 bits, or a product of two activations, costs no byte and is always done.
+Each layer's rounding is measured alone (``sensitivity.py``); errors of different layers are taken to add up at the output, and those are
+raised to 8 bits that leave the least sum (``solve.py``). In an integer engine codes of up to 4 bits take half a byte and all others one, so
+raising a layer from 5, 6 or 7 bits, or a product of two activations, costs no byte.
 """
 
 from __future__ import annotations
 
-import re
+from bisect import bisect_left
 from collections.abc import Sequence
-from dataclasses import dataclass
 from statistics import median
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from pydantic import BaseModel
@@ -26,30 +25,11 @@ from ..graph.skip_halves import name_matches
 from ..prepare import prepare
 from ..running.ambient import default_torch
 from ..running.device import exact_products, find_device
+from .budget import FLOAT_BYTES, WeightBudget
 from .sensitivity import BitPair, Sensitivity, measure_sensitivities
+from .solve import Setting, least_error
 
 RAISED = 8
-_FLOAT_BYTES = 4
-_UNITS = {"B": 1, "kB": 1e3, "MB": 1e6, "GB": 1e9}
-
-
-@dataclass(frozen=True)
-class BitBudget:
-    """``limit`` bytes of weights ("size"), times the float32 weights ("fraction"), or dB of predicted median SNR to reach ("snr")."""
-
-    kind: Literal["size", "fraction", "snr"]
-    limit: float
-
-    @classmethod
-    def parse(cls, text: str) -> BitBudget:
-        """From "1.6MB", "0.18x" or "32dB". Raises UsageError."""
-        match = re.fullmatch(r"(\d+(?:\.\d*)?|\.\d+)\s*([A-Za-z]+)", text.strip())
-        value, unit = (float(match[1]), match[2]) if match else (0.0, "")
-        if value > 0 and unit in _UNITS:
-            return cls("size", value * _UNITS[unit])
-        if value > 0 and unit in ("x", "dB"):
-            return cls("fraction" if unit == "x" else "snr", value)
-        raise UsageError(f"--auto-bits takes a size (1.6MB), a share of the float32 weights (0.18x) or an SNR (32dB), not '{text}'")
 
 
 class LayerChoice(BaseModel):
@@ -88,7 +68,7 @@ def choose_bits(source: Any, budget: str, *, preset: str = "w4a8", device: str =
     Raises UsageError (a budget that no choice meets, with what can be had) and whatever ``quantize`` raises of a source.
     """
     request, options = Request.split(arguments)
-    limit, config = BitBudget.parse(budget), QuantizeConfig.build(preset, **options)
+    limit, config = WeightBudget.parse(budget, "--auto-bits", snr=True), QuantizeConfig.build(preset, **options)
     if config.codebook is not None:
         raise UsageError("--auto-bits measures layers of integer weights, and the preset has codebooks",
                          "choose --preset w4a8, or say which layers have 8 bits: --keep 'PATTERN=8'")  # fmt: skip
@@ -117,33 +97,31 @@ def _settings(layer: GraphLayer) -> list[BitPair]:
     return list(dict.fromkeys((given, raised)))
 
 
-def choose(measured: Sequence[Sensitivity], settings: dict[str, list[BitPair]], budget: BitBudget, parameters: int) -> BitChoice:
+def choose(measured: Sequence[Sensitivity], settings: dict[str, list[BitPair]], budget: WeightBudget, parameters: int) -> BitChoice:
     """The layers to raise, from what was measured; ``parameters`` are the model's."""
     low = {x.layer: x.noise[settings[x.layer][0]] for x in measured}
     high = {x.layer: x.noise[settings[x.layer][-1]] for x in measured}
     total = torch.stack(list(low.values())).sum(dim=0).clamp(min=1e-30)
-    gain = {name: float(((low[name] - high[name]) / total).median()) for name in low}
-    cost = {x.layer: _bytes(x, settings[x.layer][-1]) - _bytes(x, settings[x.layer][0]) for x in measured}
-    can = [x.layer for x in measured if len(settings[x.layer]) > 1]
-    order = sorted(can, key=lambda name: (cost[name] > 0, -gain[name] / max(cost[name], 1)))
-    rest = 2 * (parameters - sum(x.weights for x in measured))
-    size = sum(_bytes(x, settings[x.layer][0]) for x in measured) + max(rest, 0)
-    limit = budget.limit * _FLOAT_BYTES * parameters if budget.kind == "fraction" else budget.limit
-    raised: set[str] = set()
-    for name in order:
-        if budget.kind == "snr" and cost[name] and _snr(low, high, raised) >= limit:
-            break
-        if budget.kind == "snr" or size + cost[name] <= limit:
-            raised.add(name)
-            size += cost[name]
+    options = [[Setting(_bytes(x, bits), float((x.noise[bits] / total).median())) for bits in settings[x.layer]] for x in measured]
+    rest = max(2 * (parameters - sum(x.weights for x in measured)), 0)
+
+    def raised_within(size: float) -> set[str]:
+        chosen = least_error(options, size - rest) or [0] * len(measured)
+        return {x.layer for x, index in zip(measured, chosen, strict=True) if index}
+
+    least, most = (rest + sum(pick(option.size for option in layer) for layer in options) for pick in (min, max))
+    size = limit = budget.bytes_of(parameters)
+    if budget.kind == "snr":  # the fewest bytes that reach it
+        size = least + bisect_left(range(least, most), True, key=lambda size: _snr(low, high, raised_within(size)) >= limit)
+    raised = raised_within(size)
     result = BitChoice(
         keep={name: RAISED for name in low if name in raised},
         layers=[_record(x, settings[x.layer][-1 if x.layer in raised else 0], x.layer in raised, low, total) for x in measured],
-        weights_bytes=size,
-        float_bytes=_FLOAT_BYTES * parameters,
+        weights_bytes=rest + sum(_bytes(x, settings[x.layer][-1 if x.layer in raised else 0]) for x in measured),
+        float_bytes=FLOAT_BYTES * parameters,
         snr_db=_snr(low, high, raised),
         snr_db_lowest=_snr(low, high, set()),
-        snr_db_highest=_snr(low, high, set(can)),
+        snr_db_highest=_snr(low, high, set(low)),
     )
     _check_met(result, budget, limit)
     return result
@@ -164,7 +142,7 @@ def _record(layer: Sensitivity, bits: BitPair, raised: bool, low: dict[str, torc
     return LayerChoice(layer=layer.layer, weight_bits=bits[0], activation_bits=bits[1], raised=raised, error_share=share)
 
 
-def _check_met(result: BitChoice, budget: BitBudget, limit: float) -> None:
+def _check_met(result: BitChoice, budget: WeightBudget, limit: float) -> None:
     if budget.kind == "snr":
         if result.snr_db < limit:
             raise UsageError(

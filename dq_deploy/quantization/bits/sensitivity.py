@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch.fx import GraphModule, Node, map_arg
@@ -27,6 +27,8 @@ SEEDS = 2
 
 BitPair = tuple[int, int]
 """Bits of a layer's weights and of its activations; 16 leaves activations in float."""
+
+Key = TypeVar("Key")
 
 Settings = Callable[[GraphLayer], Sequence[BitPair]]
 """Which bits to try in a layer."""
@@ -53,27 +55,28 @@ def measure_sensitivities(prepared: Prepared, settings: Settings, progress: Prog
     """
     config, graph = prepared.config, prepared.float_graph
     data = prepared.calibration.collect(prepared.call(graph), range(config.seed, config.seed + SEEDS), progress)
-    inputs = _inputs(prepared, data)
-    values = [inputs[name].to(prepared.device) for name in prepared.names]
+    inputs = some_inputs(data, prepared.names)
+    values = [value.to(prepared.device) for value in inputs.values()]
     return sensitivities(graph, values, prepared.plan.quantized, settings, config, progress), inputs["timestep"]
 
 
 def sensitivities_on(prepared: Prepared, data: Trajectories, layers: Sequence[GraphLayer], settings: Settings,
                      progress: Progress = silent) -> list[Sensitivity]:  # fmt: skip
     """The sensitivity of ``layers`` on the first seeds of calibration data that is there already."""
-    inputs = _inputs(prepared, data.first(min(SEEDS, data.samples.shape[1] // data.per_seed)))
-    values = [inputs[name].to(prepared.device) for name in prepared.names]
+    values = [value.to(prepared.device) for value in some_inputs(data, prepared.names).values()]
     return sensitivities(prepared.float_graph, values, layers, settings, prepared.config, progress)
 
 
-def _inputs(prepared: Prepared, data: Trajectories) -> dict[str, torch.Tensor]:
-    """The graph's inputs [n, ...] by name, of some timesteps of ``data``."""
+def some_inputs(data: Trajectories, names: Sequence[str]) -> dict[str, torch.Tensor]:
+    """The inputs [n, ...] of a graph by their ``names``, the sample's first: of some timesteps of ``data`` and its first seeds."""
+    data = data.first(min(SEEDS, data.samples.shape[1] // data.per_seed))
     table_rows = torch.linspace(0, len(data.timesteps) - 1, min(MOST_TIMESTEPS, len(data.timesteps))).round().long()
-    return {
-        prepared.names[0]: data.samples[table_rows].flatten(0, 1),
+    found = {
+        names[0]: data.samples[table_rows].flatten(0, 1),
         "timestep": data.timesteps[table_rows].repeat_interleave(data.samples.shape[1]),
         **data.at(data.timesteps[table_rows].tolist()).flat(slice(None))[2],
     }
+    return {name: found[name] for name in names}
 
 
 @torch.no_grad()
@@ -86,12 +89,14 @@ def sensitivities(graph: GraphModule, inputs: Sequence[torch.Tensor], layers: Se
     """
     parts = [slice(start, start + config.batch_size) for start in range(0, len(inputs[0]), config.batch_size)]
     found: dict[str, dict[BitPair, list[torch.Tensor]]] = {layer.name: {bits: [] for bits in settings(layer)} for layer in layers}
+    names = {layer.node.name: layer.name for layer in layers}
+    instead = {layer.node.name: {bits: _with_bits(layer, bits, config) for bits in settings(layer)} for layer in layers}
     with progress("sensitivity of each layer", len(layers) * len(parts)) as advance:
         for part in parts:
-            for layer, noise in _one_at_a_time(graph, [value[part] for value in inputs], layers, settings, config):
+            for node, noise in one_at_a_time(graph, [value[part] for value in inputs], instead):
                 for bits, value in noise.items():
-                    found[layer.name][bits].append(value)
-                advance(1, layer.name)
+                    found[names[node]][bits].append(value)
+                advance(1, names[node])
     sizes = {layer.name: _size(graph, layer) for layer in layers}
     noises = {name: {bits: torch.cat(values) for bits, values in tried.items()} for name, tried in found.items()}
     return [Sensitivity(layer.name, *sizes[layer.name], noises[layer.name]) for layer in layers]
@@ -104,24 +109,30 @@ def _size(graph: GraphModule, layer: GraphLayer) -> tuple[int, int]:
     return weight.numel(), len(weight)
 
 
-def _one_at_a_time(graph: GraphModule, inputs: Sequence[torch.Tensor], layers: Sequence[GraphLayer], settings: Settings,
-                   config: QuantizeConfig) -> Iterator[tuple[GraphLayer, dict[BitPair, torch.Tensor]]]:  # fmt: skip
-    """Walk through the float graph; at each layer, round it and run what comes after from the values that are there."""
+def one_at_a_time(graph: GraphModule, inputs: Sequence[torch.Tensor],
+                  instead: Mapping[str, Mapping[Key, Callable[..., Any]]]) -> Iterator[tuple[str, dict[Key, torch.Tensor]]]:  # fmt: skip
+    """Walk through a graph; at each node of ``instead`` compute these in its place, and run what comes after it from what is there.
+
+    Gives the node's name and by key ‖output − graph's own‖² / ‖graph's own‖² of each sample [n].
+    """
     nodes = list(graph.graph.nodes)
     last = {source: index for index, node in enumerate(nodes) for source in node.all_input_nodes}
-    by_node = {layer.node.name: layer for layer in layers}
     expected = _run(graph, nodes, last, dict(zip(_placeholders(nodes), inputs, strict=True)), 0)
     alive = dict(zip(_placeholders(nodes), inputs, strict=True))
     for index, node in enumerate(nodes):
-        if layer := by_node.get(node.name):
+        if others := instead.get(node.name):
             arguments = _arguments(node, alive)
             noise = {}
-            for bits in settings(layer):
-                rounded = node.target(*_rounded(layer, arguments, bits, config), **node.kwargs)
-                output = _run(graph, nodes, last, {**alive, node: rounded}, index + 1)
-                noise[bits] = _relative_noise(expected, output)
-            yield layer, noise
+            for key, compute in others.items():
+                output = _run(graph, nodes, last, {**alive, node: compute(*arguments)}, index + 1)
+                noise[key] = _relative_noise(expected, output)
+            yield node.name, noise
         _step(graph, nodes, last, alive, index)
+
+
+def _with_bits(layer: GraphLayer, bits: BitPair, config: QuantizeConfig) -> Callable[..., Any]:
+    """What the layer computes from its arguments, rounded to so many bits."""
+    return lambda *arguments: layer.node.target(*_rounded(layer, arguments, bits, config), **layer.node.kwargs)  # type: ignore[operator]
 
 
 def _placeholders(nodes: Sequence[Node]) -> list[Node]:
@@ -144,6 +155,8 @@ def _step(graph: GraphModule, nodes: Sequence[Node], last: dict[Node, int], aliv
     node = nodes[index]
     if node.op == "get_attr":
         alive[node] = graph.get_buffer(str(node.target))
+    elif node.op == "call_module":
+        alive[node] = graph.get_submodule(str(node.target))(*_arguments(node, alive))
     elif node.op == "call_function":
         alive[node] = node.target(*_arguments(node, alive), **map_arg(node.kwargs, lambda n: alive[n]))  # type: ignore[operator]
     for source in node.all_input_nodes:
