@@ -42,6 +42,8 @@ FAST: dict[str, Any] = {
     "max_float_share": 0.5,  # the first layer weighs more in a tiny model
 }
 SHAPE = (1, 8, 8)
+WIDTHS = (8, 4, 3)
+"""Of ``nested_checkpoint``."""
 WHOLE: dict[str, dict[str, Any]] = {"qdq": {}, "onnxruntime": {"convolutions": "integer"}}
 """By target: options of an export in which every layer that is quantized is an integer one, few as its channels are."""
 
@@ -220,3 +222,13 @@ def unet_checkpoint(tmp_path_factory: pytest.TempPathFactory, attention_pipeline
 def plain_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     """W8A8 of ``PlainUNet``."""
     return load_checkpoint(made_once(tmp_path_factory, "plain", lambda path: make_checkpoint(PlainUNet(), path)))
+
+
+@pytest.fixture(scope="session")
+def nested_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    """``PlainUNet`` with weights of 8, 4 and 3 bits, of which one layer has 6 whatever the others have."""
+
+    def make(path: Path) -> None:
+        make_checkpoint(PlainUNet(), path, rounding="gptq", matryoshka=WIDTHS, keep={"qkv": 6})
+
+    return load_checkpoint(made_once(tmp_path_factory, "nested", make))

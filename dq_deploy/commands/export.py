@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..console import Output
-from .inspect import width_in_words
+from .inspect import width_rows
 from .options import TargetChoice, allows_pickles, common, force_option, output_folder
 
 if TYPE_CHECKING:
@@ -45,6 +45,12 @@ if TYPE_CHECKING:
     help="Of a checkpoint of several widths (quantize --matryoshka): the width to export.  [default: 8]",
 )
 @click.option(
+    "--weight-budget",
+    metavar="BUDGET",
+    help="Of such a checkpoint: a width for each layer, so that the weights take so many bytes (1.6MB) or such a share of the float32 "
+    "weights (0.18x) at the most, and lose as little as possible (docs/widths.md).  [default: one width for all]",
+)
+@click.option(
     "--attention",
     type=click.Choice(["auto", "int8", "float"]),
     default="auto",
@@ -68,6 +74,7 @@ def export(
     dtype: str | None,
     weight_storage: Any,
     weight_bits: int | None,
+    weight_budget: str | None,
     attention: Any,
     convolutions: Any,
     is_float: bool,
@@ -84,6 +91,7 @@ def export(
         dtype=dtype,
         weight_storage=weight_storage,
         weight_bits=weight_bits,
+        weight_budget=weight_budget,
         attention=attention,
         convolutions=convolutions,
         float=is_float,
@@ -104,7 +112,7 @@ def show_bundle(bundle: Artifact[BundleDetails], output: Output) -> None:
         ("target", details.target),
         ("dtype", details.dtype),
         ("quantized layers", len(details.layers)),
-        *([("width of the weights", width_in_words(details.width))] if details.width is not None else []),
+        *width_rows(details),
         *([("convolutions left in float", str(len(floats)))] if (floats := details.float_convolutions) else []),
         *([("weights in INT4", f"{packed} layers")] if packed else []),
         *([("weights as codewords", f"{codewords} layers")] if codewords else []),

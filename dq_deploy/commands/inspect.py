@@ -14,7 +14,7 @@ from .options import common, force_option
 
 if TYPE_CHECKING:
     from ..artifacts import Artifact
-    from ..artifacts.details import CheckpointDetails
+    from ..artifacts.details import CheckpointDetails, GraphDetails
     from ..artifacts.scale_tables import ScaleTable
 
 _SHOWN_TIMESTEPS = 6
@@ -73,6 +73,7 @@ def show_artifact(artifact: Artifact, found: Mapping[str, ScaleTable], output: O
     rows += [(f"file {name}", f"{megabytes(entry.size)}, sha256 verified") for name, entry in manifest.files.items()]
     rows += [("made with", ", ".join(f"{name} {version}" for name, version in manifest.tools.items()))]
     output.table(str(artifact.path), ("", ""), rows)
+    _show_widths(artifact.details, output)
     if in_full:
         for name, table in found.items():
             lines = zip(table.timesteps, table.scales, table.zero_points, strict=True)
@@ -92,7 +93,7 @@ def _of_its_kind(artifact: Artifact) -> list[tuple[str, object]]:
     details, rows = artifact.details, size_rows(artifact.details)
     if isinstance(details, GraphDetails):
         rows += [("target", details.target), ("dtype", details.dtype)]
-        rows += [("width of the weights", width_in_words(details.width))] if details.width is not None else []
+        rows += width_rows(details)
     if isinstance(details, EngineDetails | RepositoryDetails):
         rows += [("backend", details.backend)]
     if isinstance(details, EngineDetails):
@@ -152,12 +153,26 @@ def _count(artifact: Artifact[Any]) -> int:
     return len(artifact.manifest.timesteps)
 
 
-def width_in_words(width: int | Mapping[str, int]) -> str:
-    """To what the weights of a bundle or an engine were sliced."""
+def width_rows(details: GraphDetails) -> list[tuple[str, object]]:
+    """To what the weights of a bundle or an engine were sliced, and what chose that."""
+    width, choice = details.width, details.width_choice
+    if width is None:
+        return []
     if isinstance(width, int):
-        return f"{width} bits"
-    counts = Counter(width.values())
-    return ", ".join(f"{count} layers of {bits} bits" for bits, count in sorted(counts.items(), reverse=True))
+        return [("width of the weights", f"{width} bits")]
+    counts = sorted(Counter(width.values()).items(), reverse=True)
+    rows: list[tuple[str, object]] = [("width of the weights", ", ".join(f"{count} layers of {bits} bits" for bits, count in counts))]
+    return rows + ([("chosen by --weight-budget", choice.summary)] if choice else [])
+
+
+def _show_widths(details: Any, output: Output) -> None:
+    """The width of each layer where there was a choice, the layers that would lose most by the fewest bits first."""
+    width, choice = getattr(details, "width", None), getattr(details, "width_choice", None)
+    if choice is None or not isinstance(width, Mapping):
+        return
+    shares = {name: choice.error_share.get(name, 0.0) for name in width}
+    rows = [(name, str(width[name]), f"{shares[name]:.1%}") for name in sorted(width, key=lambda name: -shares[name])]
+    output.table("widths by layer", ("layer", "bits", "share of the error if all had the fewest"), rows)
 
 
 def _span(timesteps: list[float]) -> str:

@@ -53,7 +53,7 @@ from .registry import DEFAULT_BUILDER, builder_named
 # Carried over, so that an engine folder can be run without its bundle.
 _FROM_BUNDLE = (
     "component", "pipeline_class", "model_config", "sample_shape", "picture_size", "pictures", "call", "inputs", "output", "source",
-    "target", "dtype", "float", "attention", "width", "free", "calibrated_sizes",
+    "target", "dtype", "float", "attention", "width", "width_choice", "free", "calibrated_sizes",
 )  # fmt: skip
 
 

@@ -29,6 +29,7 @@ from ..quantization.checkpoint import Checkpoint, load_checkpoint
 from ..quantization.float_source import FloatModel, load_float
 from ..quantization.output_bias import output_bias
 from ..quantization.running.ambient import default_torch
+from ..quantization.width_choice import choose_widths
 from ..quantization.widths import sliced
 from .attention import ATTENTION, Attention, float_attention
 from .convolutions import CONVOLUTIONS, Convolutions, float_convolutions, in_float
@@ -46,7 +47,7 @@ from .weights import storage_of
 _TARGETS: dict[str, type[TensorRTTarget | OnnxRuntimeTarget]] = {"qdq": TensorRTTarget, "onnxruntime": OnnxRuntimeTarget}
 _DEFAULT_DTYPE = {"qdq": "fp16", "onnxruntime": "fp32"}
 _CARRIED = ("component", "pipeline_class", "model_config", "sample_shape", "source", "conditions", "picture_size", "pictures", "call",
-            "width", "free", "calibrated_sizes")  # fmt: skip
+            "width", "width_choice", "free", "calibrated_sizes")  # fmt: skip
 BF16_OPSET = 22  # 21 has no bfloat16 for Conv and InstanceNormalization; 22 adds the type and changes nothing else here
 _EXTERNAL_BYTES = 1 << 20  # smaller initializers stay in the protobuf, where tools show them
 WEIGHT_STORAGE = ("auto", "int8")
@@ -55,8 +56,8 @@ WeightStorage = Literal["auto", "int8"]
 
 @default_torch()
 def export(checkpoint: str | Path | Artifact, output: str | Path, *, target: Target, dtype: str | None = None,
-           weight_storage: WeightStorage = "auto", weight_bits: int | None = None, attention: Attention = "auto",
-           convolutions: Convolutions | None = None,
+           weight_storage: WeightStorage = "auto", weight_bits: int | None = None, weight_budget: str | None = None,
+           attention: Attention = "auto", convolutions: Convolutions | None = None,
            float: bool = False, force: bool = False, progress: Progress = silent) -> Artifact[BundleDetails]:  # fmt: skip  # noqa: A002
     """Export a checkpoint as an ONNX bundle, opset 21 (22 for bf16), dynamic batch.
 
@@ -64,6 +65,8 @@ def export(checkpoint: str | Path | Artifact, output: str | Path, *, target: Tar
     ``weight_storage``: "auto" stores weights of up to 4 bits as INT4, two to a byte, in the ``qdq`` target; "int8" gives every
     weight a byte, for OpenVINO, which multiplies an INT4 MatMul in float, or for fewer kernels.
     ``weight_bits``, of a checkpoint of several widths (``quantize`` with ``matryoshka``): the one to export; by default the 8 bits.
+    ``weight_budget``, of such a checkpoint in target ``qdq`` with storage "auto": "1.6MB", or "0.18x" of the float32 weights. Each layer
+    gets a width, so that the weights take no more and lose the least (quantization/width_choice.py).
     ``attention``: "auto" quantizes the products of attention (q·kᵀ and P·v), and each engine that is built from the bundle takes what is
     best for it: TensorRT and TensorRT-RTX one kernel of floats wherever they have one, OpenVINO INT8. "int8" keeps them quantized there
     too, "float" leaves them unquantized, in ``dtype``, for every engine; docs/decisions/attention.md says when.
@@ -76,8 +79,7 @@ def export(checkpoint: str | Path | Artifact, output: str | Path, *, target: Tar
     target = cast("Target", target_name(target))
     dtype = dtype or ("fp32" if float else _DEFAULT_DTYPE.get(target, ""))
     _check_choices(target, dtype, weight_storage, attention, convolutions)
-    if float and weight_bits is not None:
-        raise UsageError("the float model has no weights of integer bits", "leave out --weight-bits, or --float")
+    _check_width_choices(target, weight_storage, weight_bits, weight_budget, float=float)
     path = checkpoint.path if isinstance(checkpoint, Artifact) else checkpoint
     check_output(Path(output), force=force, source=Path(path))
     with progress("export", 10) as advance:  # tenths of what a large model takes
@@ -85,6 +87,8 @@ def export(checkpoint: str | Path | Artifact, output: str | Path, *, target: Tar
         choices: dict[str, Any] = {"attention": "float"}
         if weight_bits is not None:
             loaded = sliced(loaded, weight_bits)
+        elif weight_budget is not None:
+            loaded = sliced(loaded, *choose_widths(loaded, weight_budget, progress))
         int4 = weight_storage == "auto" and not float and (target == "qdq" or _weight_only(loaded))
         if not float:
             loaded, choices = _with_choices(loaded, target, attention, convolutions)
@@ -114,6 +118,19 @@ def _check_choices(target: str, dtype: str, weight_storage: str, attention: str,
             raise UsageError(f"unknown {what} '{value}'", f"{plural}: {', '.join(filter(None, known))}")
     if convolutions is not None and target != "onnxruntime":
         raise UsageError(f"convolutions '{convolutions}' is a choice for target onnxruntime, and the target is {target}", "leave it out")
+
+
+def _check_width_choices(target: str, weight_storage: str, bits: int | None, budget: str | None, *, float: bool) -> None:  # noqa: A002
+    """Raises UsageError for a width beside a budget, for either of the float model, and for a budget where all widths take as much."""
+    given = [name for name, value in (("--weight-bits", bits), ("--weight-budget", budget)) if value is not None]
+    if float and given:
+        raise UsageError("the float model has no weights of integer bits", f"leave out {given[0]}, or --float")
+    if len(given) > 1:
+        raise UsageError("--weight-bits gives all layers one width, and --weight-budget chooses one for each", "leave one of them out")
+    if budget is not None and (target, weight_storage) != ("qdq", "auto"):
+        where = f"target {target}" if target != "qdq" else f"weight storage {weight_storage}"
+        raise UsageError(f"{where} gives every weight a byte, and no width takes fewer bytes than another",
+                         "export with --target qdq and --weight-storage auto, or choose a width: --weight-bits 8")  # fmt: skip
 
 
 def _with_choices(checkpoint: Checkpoint, target: Target, attention: Attention,

@@ -69,6 +69,12 @@ class Checkpoint:
         """Quantizers by name."""
         return dict(named_quantizers(self.model))
 
+    def call(self, sample: torch.Tensor, timestep: torch.Tensor, **conditions: torch.Tensor) -> torch.Tensor:
+        """The forward for samples [N, ...] at timesteps [N] under conditions [N, ...], each by its name."""
+        values = {self.details.inputs[0]: sample, "timestep": timestep, **conditions}
+        answer: torch.Tensor = self.model(*[values[name] for name in self.details.inputs])
+        return answer
+
     def examples(self, size: int = 0) -> dict[str, torch.Tensor]:
         """Example inputs [2, ...] in the graph's order, at one of the calibrated sizes; only their shapes and types matter."""
         found = {}

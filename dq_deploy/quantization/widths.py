@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 from torch.fx import GraphModule
 
+from ..artifacts.details import WidthChoice
 from ..artifacts.final_error import FinalError
 from ..errors import ArtifactError, UsageError
 from ..formats import layer_bytes, of_bits
@@ -46,8 +47,8 @@ def at_width(model: nn.Module, width: Width | None) -> Iterator[None]:
             correction.parts = {}
 
 
-def sliced(checkpoint: Checkpoint, width: Width) -> Checkpoint:
-    """A copy of a checkpoint with weights of one width, or of one for each layer; its manifest says so too.
+def sliced(checkpoint: Checkpoint, width: Width, choice: WidthChoice | None = None) -> Checkpoint:
+    """A copy of a checkpoint with weights of one width, or of one for each layer; its manifest says so too, and what ``choice`` chose it.
 
     Raises UsageError where the checkpoint has no such width, ArtifactError where ``width`` names other layers than those of the checkpoint.
     """
@@ -62,7 +63,7 @@ def sliced(checkpoint: Checkpoint, width: Width) -> Checkpoint:
     artifact = checkpoint.artifact
     manifest = artifact.manifest
     options = {**(manifest.quantization or {}), **({"weight_bits": width} if isinstance(width, int) else {})}
-    changed = manifest.model_copy(update={"details": _details(manifest.details, width, bits), "quantization": options})
+    changed = manifest.model_copy(update={"details": _details(manifest.details, width, bits, choice), "quantization": options})
     return replace(checkpoint, artifact=replace(artifact, manifest=changed), model=model)
 
 
@@ -86,10 +87,28 @@ def constants(model: GraphModule) -> int:
     return sum(tensor.numel() for name in kept if (tensor := model.get_buffer(name)).is_floating_point())
 
 
-def _check_width(checkpoint: Checkpoint, width: Width) -> None:
-    path, known = checkpoint.artifact.path, [record.weight_bits for record in checkpoint.details.widths]
+def parameters(model: GraphModule) -> int:
+    """How many numbers the float network has: weights, biases and constants."""
+    total = constants(model)
+    for _, layer in named_layers(model):
+        if isinstance(layer, QuantizedWeight):
+            assert layer.frozen is not None
+            total += layer.frozen[0].numel() + (0 if layer.bias is None else layer.bias.numel())
+    return total
+
+
+def check_several(checkpoint: Checkpoint) -> list[int]:
+    """The widths of a checkpoint, descending. Raises UsageError where it has one."""
+    known = [record.weight_bits for record in checkpoint.details.widths]
     if not known:
-        raise UsageError(f"{path} has weights of one width, which nothing can be sliced from", "quantize with --matryoshka 8,6,4,3")
+        raise UsageError(
+            f"{checkpoint.artifact.path} has weights of one width, which nothing can be sliced from", "quantize with --matryoshka 8,6,4,3"
+        )
+    return known
+
+
+def _check_width(checkpoint: Checkpoint, width: Width) -> None:
+    path, known = checkpoint.artifact.path, check_several(checkpoint)
     asked = {width} if isinstance(width, int) else {*width.values()}
     if unknown := sorted(asked - {*known}, reverse=True):
         raise UsageError(
@@ -117,7 +136,7 @@ def _parts(layers: Mapping[str, QuantizedWeight], bits: Mapping[str, int]) -> di
     return {count: weights / sum(found.values()) for count, weights in found.items()}
 
 
-def _details(details: dict[str, Any], width: Width, bits: Mapping[str, int]) -> dict[str, Any]:
+def _details(details: dict[str, Any], width: Width, bits: Mapping[str, int], choice: WidthChoice | None) -> dict[str, Any]:
     """The manifest's details, without what was measured at all bits."""
 
     def of(layer: dict[str, Any]) -> dict[str, Any]:
@@ -131,4 +150,5 @@ def _details(details: dict[str, Any], width: Width, bits: Mapping[str, int]) -> 
         "layers": [of(layer) for layer in details["layers"]],
         "width": width if isinstance(width, int) else dict(width),
         "final_error": unknown.model_dump(),
+        **({"width_choice": choice.model_dump()} if choice else {}),
     }

@@ -20,20 +20,7 @@ from dq_deploy.quantization.weights import QuantizedWeight
 from dq_deploy.quantization.widths import at_width, nested_layers, sliced, weights_bytes
 from dq_deploy.report.make import ReportRequest, write_report
 from tests.command_line import Cli, assert_refused
-from tests.shared import made_once
-from tests.tiny import WHOLE, PlainUNet, change_tensors, make_checkpoint, resealed
-
-WIDTHS = (8, 4, 3)
-
-
-@pytest.fixture(scope="session")
-def nested_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
-    """``PlainUNet`` with weights of 8, 4 and 3 bits, of which one layer has 6 whatever the others have."""
-
-    def make(path: Path) -> None:
-        make_checkpoint(PlainUNet(), path, rounding="gptq", matryoshka=WIDTHS, keep={"qkv": 6})
-
-    return load_checkpoint(made_once(tmp_path_factory, "nested", make))
+from tests.tiny import WHOLE, WIDTHS, PlainUNet, change_tensors, make_checkpoint, resealed
 
 
 def weights(checkpoint: Checkpoint) -> dict[str, QuantizedWeight]:

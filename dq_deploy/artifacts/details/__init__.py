@@ -12,6 +12,7 @@ from .findings import (
     RotatedInput,
     RoundedLayer,
     ScaleChoice,
+    WidthChoice,
     WidthRecord,
     snr_span,
 )
@@ -66,6 +67,7 @@ __all__ = [
     "ScaleChoice",
     "ScheduleDetails",
     "Target",
+    "WidthChoice",
     "WidthRecord",
     "parse_details",
     "snr_span",

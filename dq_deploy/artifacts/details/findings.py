@@ -56,6 +56,26 @@ class WidthRecord(Open):
         return f"{megabytes(self.weights_bytes)}, {snr_span(self.snr_db)}"
 
 
+class WidthChoice(Open):
+    """What chose a width for each layer, under a ``budget`` as it was given, and what came of it: as ``WidthRecord`` has it.
+
+    ``float_bytes``: 4 for each number of the float network. ``error_share`` by layer: with every layer at the fewest bytes, its part of
+    the error that this adds to the network's output.
+    """
+
+    budget: str
+    weights_bytes: int = Field(ge=0)
+    float_bytes: int = Field(ge=1)
+    snr_db: list[float] = Field(min_length=1)
+    error_share: dict[str, float] = Field(default_factory=dict)
+
+    @property
+    def summary(self) -> str:
+        """What was asked for, what it costs, and how near the float model it is."""
+        share = self.weights_bytes / self.float_bytes
+        return f"{megabytes(self.weights_bytes)} ({share:.3f}x) of a budget of {self.budget}, {snr_span(self.snr_db)}"
+
+
 class DilatedInput(Open):
     """What dilation did to a quantizer's input.
 

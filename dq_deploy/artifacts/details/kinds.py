@@ -31,6 +31,7 @@ from .findings import (
     RoundedLayer,
     ScaleChoice,
     SkipHalvesRecord,
+    WidthChoice,
     WidthRecord,
 )
 from .layers import BitsOfWork, FloatLayer, LoweredLayer, QuantizedLayer, QuantizerEntry, QuantizerSite
@@ -180,7 +181,7 @@ class RunnableDetails(Details):
 class GraphDetails(RunnableDetails):
     """What a bundle says of its graph, and an engine built from it repeats.
 
-    ``width``: bits to which the checkpoint's weights were sliced, all of those that can be, or each by its layer.
+    ``width``: bits to which the checkpoint's weights were sliced, all of those that can be, or each by its layer, as ``width_choice`` says.
     """
 
     target: Target
@@ -190,6 +191,7 @@ class GraphDetails(RunnableDetails):
     attention: Literal["auto", "int8", "float"] = "int8"
     float_convolutions: list[str] = Field(default_factory=list)
     width: int | dict[str, int] | None = None
+    width_choice: WidthChoice | None = None
 
 
 class BundleDetails(GraphDetails):
