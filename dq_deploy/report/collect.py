@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from ..accuracy.check import CheckResult, check
 from ..accuracy.end_to_end import TimestepParity
 from ..accuracy.layer_error import LayerErrors, layer_errors
 from ..artifacts import Artifact
-from ..artifacts.details import CheckpointDetails, EngineDetails, GraphDetails
+from ..artifacts.details import BundleDetails, CheckpointDetails, EngineDetails, GraphDetails
 from ..artifacts.held_out import parted
 from ..artifacts.layer_bits import bits_in_words, layer_bits
 from ..artifacts.scale_tables import read_tables
@@ -34,7 +34,7 @@ from .data import (
 )
 from .engine_rows import engine_rows, precisions
 from .headlines import headlines
-from .pictures import page_pictures
+from .pictures import other_row, page_pictures
 from .recipe import commands, report_command
 from .request import ReportRequest, Timing
 
@@ -79,7 +79,7 @@ def collect(
         clipped_known=details.clipped is not None,
         tables=read_tables(artifacts.checkpoint),
         final_error=details.final_error,
-        snr=_series(details, manifest.timesteps, checks),
+        snr=_series(details, manifest.timesteps, checks, _bits_by_path(artifacts.bundles)),
         checks=[_check_row(result) for result in checks],
         schedules=[_schedule_row(result) for result in checks if any(row.member for row in _timesteps(result))],
         distillation=details.distillation,
@@ -147,7 +147,14 @@ def _layers(artifacts: ReportedArtifacts, errors: LayerErrors | None) -> list[La
     ]
 
 
-def _series(details: CheckpointDetails, timesteps: list[float], checks: Sequence[CheckResult]) -> list[SnrSeries]:
+def _bits_by_path(bundles: Sequence[Artifact[BundleDetails]]) -> dict[str, str]:
+    """In words, of bundles whose weights have a width of their own."""
+    return {str(bundle.path): bits_in_words(bundle) or "" for bundle in bundles if bundle.details.width}
+
+
+def _series(details: CheckpointDetails, timesteps: list[float], checks: Sequence[CheckResult],
+            bits: Mapping[str, str]) -> list[SnrSeries]:  # fmt: skip
+    """Of the network and of each bundle; ``bits`` as ``_bits_by_path`` has them."""
     snr = details.snr_db
     series = [SnrSeries(name="PyTorch, quantized", timesteps=timesteps, snr_db=snr["after_distillation"], role="reference")]
     if details.distillation:
@@ -158,7 +165,9 @@ def _series(details: CheckpointDetails, timesteps: list[float], checks: Sequence
             series.append(SnrSeries(name=name, timesteps=timesteps, snr_db=list(size.snr_db)))
     for result in checks:
         rows = {row.timestep: row.snr_bundle_db for row in _timesteps(result)}
-        series.append(SnrSeries(name=Path(result.bundle).resolve().name, timesteps=timesteps, snr_db=[rows.get(t) for t in timesteps]))
+        width = f" ({found})" if (found := bits.get(result.bundle)) else ""
+        name = Path(result.bundle).resolve().name + width
+        series.append(SnrSeries(name=name, timesteps=timesteps, snr_db=[rows.get(t) for t in timesteps]))
     return series
 
 
@@ -214,7 +223,7 @@ def _dilation(checkpoint: Checkpoint) -> list[DilationRow]:
 
 
 def _pictures(artifacts: ReportedArtifacts, drawing: Drawing, progress: Progress, left_out: Note) -> Pictures | None:
-    """Drawn by the first schedule, or the first bundle that ONNX Runtime can run, or by the checkpoint."""
+    """Drawn by the first schedule, or the first bundle that ONNX Runtime can run and those of other widths, or by the checkpoint."""
     from ..sampling import draw, not_drawable
 
     bundles = [bundle for bundle in artifacts.bundles if bundle.details.dtype != "bf16"]
@@ -222,12 +231,23 @@ def _pictures(artifacts: ReportedArtifacts, drawing: Drawing, progress: Progress
     if reason := not_drawable(artifact, drawing):
         left_out(f"No pictures: {reason}.")
         return None
+    alone = replace(drawing, compare_float=False)
     try:
         drawn = draw(artifact, drawing, progress=progress)
     except (UsageError, ArtifactError) as error:
-        drawn = draw(artifact, replace(drawing, compare_float=False), progress=progress)  # fails again if the settings are wrong
+        drawn = draw(artifact, alone, progress=progress)  # fails again if the settings are wrong
         left_out(f"No pictures of the float model: {error.message}.")
-    return page_pictures(drawn, artifact.path.resolve().name, drawing.seed)
+    others = [] if artifacts.schedules else _of_other_widths(bundles)
+    further = [other_row(draw(bundle, alone, progress=progress), bundle, drawn.expected) for bundle in others]
+    return page_pictures(drawn, artifact, drawing.seed, further)
+
+
+def _of_other_widths(bundles: Sequence[Artifact[BundleDetails]]) -> list[Artifact[BundleDetails]]:
+    """A bundle for each width of the weights but that of the first: those of one width draw the same."""
+    found: dict[str, Artifact[BundleDetails]] = {}
+    for bundle in bundles:
+        found.setdefault(str(bundle.details.width or 8), bundle)  # without a width: with all bits
+    return list(found.values())[1:]
 
 
 def _checks(artifacts: ReportedArtifacts, progress: Progress, left_out: Note) -> list[CheckResult]:
@@ -273,7 +293,7 @@ def _artifact(artifact: Artifact) -> ArtifactRow:
     words: list[str] = [graph.target, graph.dtype] if graph else []
     words += [details.backend] if isinstance(details, EngineDetails) else []
     words += ["float"] if graph and graph.float else []
-    words += [bits_in_words(artifact) or "float"] if artifact.members else []
+    words += [bits_in_words(artifact) or "float"] if artifact.members or (graph and graph.width) else []
     return ArtifactRow(
         name=artifact.path.resolve().name,
         kind=artifact.manifest.kind,

@@ -37,22 +37,39 @@ class Fact(_Part):
     passed: bool | None = None
 
 
-class Pictures(_Part):
-    """Pairs from the same seeds, each picture a PNG as a ``data:`` address; ``expected`` and ``psnr_db`` are None without a float model.
+class DrawnRow(_Part):
+    """Pictures by one artefact, each a PNG as a ``data:`` address; ``bits`` of its weights and activations in words.
 
-    ``consistency_db`` is of videos alone: PSNR of the differences between their frames.
+    ``consistency_db`` is of videos alone: PSNR of the differences between their frames. Without a float model nothing is compared.
     """
 
-    engine: str
     artefact: str
-    seed: int
-    steps: int
+    bits: str = ""
+    engine: str
     quantized: list[str]
-    expected: list[str] | None = None
     psnr_db: list[float] | None = None
     consistency_db: list[float] | None = None
+
+    @property
+    def name(self) -> str:
+        """Who drew it."""
+        return f"{self.artefact} ({self.bits})" if self.bits else self.artefact
+
+
+class Pictures(DrawnRow):
+    """Pairs from the same seeds: ``expected`` is by the float model, None where there is none; ``others`` by weights of other widths."""
+
+    seed: int
+    steps: int
+    expected: list[str] | None = None
     labels: list[int] | None = None
     prompts: list[str] | None = None
+    others: list[DrawnRow] = Field(default_factory=list)
+
+    @property
+    def rows(self) -> list[DrawnRow]:
+        """Those of every artefact that drew."""
+        return [self, *self.others]
 
 
 class Layer(_Part):

@@ -19,7 +19,8 @@ def verdict(data: ReportData) -> str:
     """The page in one sentence: how near, whether it computes what it should, how fast. Empty where nothing of it was measured."""
     parts = []
     if psnr := _psnr(data):
-        parts.append(f"the quantized images have {mean(psnr):.1f} dB of PSNR against the float model’s ({min(psnr):.1f} dB at worst)")
+        which = f"the images of {data.pictures.name}" if data.pictures and data.pictures.others else "the quantized images"
+        parts.append(f"{which} have {mean(psnr):.1f} dB of PSNR against the float model’s ({min(psnr):.1f} dB at worst)")
     if data.checks:
         failed = [row.bundle for row in data.checks if not row.passed]
         parts.append(f"{', '.join(failed)} failed the check" if failed else "every bundle computes what the checkpoint does")
@@ -59,10 +60,14 @@ def _psnr(data: ReportData) -> list[float]:
 
 
 def _pictures(data: ReportData) -> list[Headline]:
-    psnr = _psnr(data)
-    if not psnr:
-        return []
-    return [Headline(value=f"{mean(psnr):.1f} dB", label=f"PSNR of {len(psnr)} images from the same seeds; the worst {min(psnr):.1f} dB")]
+    rows = data.pictures.rows if data.pictures else []
+    found = []
+    for row in rows:
+        if psnr := row.psnr_db:
+            by = f" by {row.name}" if len(rows) > 1 else ""
+            label = f"PSNR of {len(psnr)} images{by} from the same seeds; the worst {min(psnr):.1f} dB"
+            found.append(Headline(value=f"{mean(psnr):.1f} dB", label=label))
+    return found
 
 
 def _parity(data: ReportData) -> list[Headline]:
