@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import chain
 from statistics import fmean
 from typing import Any
@@ -30,6 +31,9 @@ _FIT_SEEDS, _JUDGE_SEEDS = 8, 4  # of dilations; all timesteps of so many trajec
 AUTO_RULES = (Dilation.NONE, Dilation.ASYMMETRIC, Dilation.SYMMETRIC, Dilation.LAYERWISE, Dilation.SMOOTHQUANT)
 """What AUTO chooses from. A layer's own error is a poor judge alone: noise that later layers average out counts there like a bias that they
 hand on (docs/decisions/dilation-default.md)."""
+ERROR_KEPT_BY_GPTQ = 0.5
+"""Of the nearest codes' error in the weights, where GPTQ will round them later: rules are judged with so much of it. With all of it a rule
+that serves the activations looks bad at 4 bits, with none of it every rule that stretches weights looks good (docs/decisions)."""
 SMOOTHQUANT_LEAD_DB = 0.75
 """SmoothQuant's factors leave the weights' range, and must lead by so much: a smaller lead was gone, or the other way, after training."""
 
@@ -73,7 +77,8 @@ def _dilate(float_graph: GraphModule, quantized: GraphModule, groups: Mapping[st
     best: tuple[Dilation, list[DilatedInput], dict[str, torch.Tensor]] | None = None
     for rule in rules:
         records = apply_rule(float_graph, groups, data, fit, config.model_copy(update={"dilation": rule}), advance)
-        tried[rule] = mean_snr(quantized, data, judge, config.batch_size) if len(rules) > 1 else float("nan")
+        with _weights_as_rounded_later(groups, config):
+            tried[rule] = mean_snr(quantized, data, judge, config.batch_size) if len(rules) > 1 else float("nan")
         if best_rule(tried) is rule:
             state = {} if rule is rules[-1] else {k: v.clone() for k, v in quantized.state_dict().items()}
             best = rule, records, state
@@ -82,6 +87,19 @@ def _dilate(float_graph: GraphModule, quantized: GraphModule, groups: Mapping[st
         quantized.load_state_dict(best[2])
     found = {rule.value: snr for rule, snr in tried.items()} if len(rules) > 1 else {}
     return Initialization(records=best[1], rule=best[0].value, tried=found)
+
+
+@contextmanager
+def _weights_as_rounded_later(groups: Mapping[str, list[Group]], config: QuantizeConfig) -> Iterator[None]:
+    """Let the layers' weights be as far from the float ones as their final rounding will leave them, about."""
+    layers = [layer for group in chain.from_iterable(groups.values()) for layer in group.layers.values()]
+    for layer in layers:
+        layer.error_kept = ERROR_KEPT_BY_GPTQ if config.rounds_by_gptq else 1.0
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.error_kept = 1.0
 
 
 def _passes(float_graph: GraphModule, data: Trajectories, rules: Sequence[Dilation], config: QuantizeConfig) -> int:

@@ -72,6 +72,8 @@ class QuantizedWeight(QuantizedLayer):
     """Bits to which its codes may be sliced, from its own down; empty: it has one width."""
     width: int | None = None
     """Of these, the one that it multiplies with now (``widths.at_width``); None: all its bits."""
+    error_kept: float = 1.0
+    """Part of their rounding error that its weights have: all, but while something is judged which GPTQ follows (initial/initialize)."""
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, fmt: NumberFormat) -> None:
         super().__init__()
@@ -190,6 +192,8 @@ class QuantizedWeight(QuantizedLayer):
         else:
             scale = self.log_scale.exp()
             codes = numerics.quantize_weight(self.weight, scale, self.format)
+            if self.error_kept != 1:
+                codes = torch.lerp(self.weight / numerics.per_channel(scale, self.weight, 0), codes, self.error_kept)
         return (codes, scale) if self.width is None else numerics.sliced(codes, scale, self.format, self.width)
 
     def steps(self) -> torch.Tensor:
