@@ -53,7 +53,8 @@ class _Recorder(Interpreter):
         if isinstance(result, Quantized):
             name = n.meta["quantizer"]
             x, timestep = (self.env[a] for a in n.args if isinstance(a, Node))
-            _, zero_point = self.quantizers[name].scales(x, timestep)
+            quantizer = self.quantizers[name]
+            _, zero_point = quantizer.scales(quantizer.divided(x), timestep)
             codes = result.codes + per_sample(zero_point, result.codes)
             self.records.quantizers[name] = QuantizerRecord(x, codes, zero_point, result.scale)
         elif n.op == "call_module" and getattr(self.submodules[str(n.target)], "weight_only", False):

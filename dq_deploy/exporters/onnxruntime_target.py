@@ -16,7 +16,7 @@ import onnx_ir as ir
 import torch
 
 from ..formats import ScaleSource
-from ..formats.tables import INVERSE_DILATION
+from ..formats.tables import INVERSE_DILATION, ZERO_POINT
 from ..quantization.quantizers import ActivationQuantizer
 from .emitter import Emitter, number
 from .lower.kinds import Array, Operand, Place, QuantizerPlace, integer_product, scale, zero_point
@@ -56,15 +56,19 @@ class OnnxRuntimeTarget:
             x.shape = shape
         at = QuantizerPlace(self, emit, name, x, dtype)
         s, z = scale(quantizer, at), zero_point(quantizer, at)
-        token_scale = None
+        token_scale = token_shift = None
         if quantizer.source is ScaleSource.COMPUTED:
             x, token_scale, s = emit.op("Mul", [x, emit.op("Reciprocal", [s])]), s, self._one()
+            if not quantizer.symmetric:
+                x, token_shift, z = emit.op("Add", [emit.op("Round", [x]), z]), z, number(f"{name}.{ZERO_POINT}", as_codes(0, dtype))
         codes = emit.op("QuantizeLinear", [x, s, z], dtype=dtype)
         if quantizer.format.bits < 8:
             limits = [as_codes(int(v), dtype) for v in quantizer.format.code_range()]
             codes = emit.op("Clip", [codes, *(emit.constant(f"dq_deploy.code_{v.dtype}_{v}", v) for v in limits)], dtype=dtype)
         codes.shape = shape
-        return Operand(name, codes, codes, s, None if quantizer.symmetric and dtype == _INT8 else z, token_scale=token_scale)
+        return Operand(
+            name, codes, codes, s, None if quantizer.symmetric and dtype == _INT8 else z, token_scale=token_scale, token_shift=token_shift
+        )
 
     def _one(self) -> ir.Value:
         """The scale 1 of codes whose own scales are kept apart; gathered, since ONNX Runtime fuses no product of constant scales."""

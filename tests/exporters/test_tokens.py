@@ -23,6 +23,7 @@ from dq_deploy.engines.openvino.int8_kernels import int8_serves
 from dq_deploy.exporters import export
 from dq_deploy.exporters.lint import lint
 from dq_deploy.quantization.checkpoint import Checkpoint, load_checkpoint
+from dq_deploy.quantization.quantizers import TokenQuantizer
 from tests.command_line import Cli
 from tests.flow import altered
 from tests.shared import made_once
@@ -36,10 +37,11 @@ Change = Callable[[onnx.ModelProto], None]
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
-    """Its clipping ratios, which 8 bits leave at 1, differ by timestep in one quantizer."""
+    """A little trained, some tokens with zero-points; in one quantizer the clipping ratios differ a lot by timestep."""
 
     def make(path: Path) -> None:
         options = FAST | {"activations": "per-token", "conditions": {"class_labels": torch.arange(5)}, "max_float_share": 0.6}
+        options |= {"iterations": 4}
         make_checkpoint(tiny_dit(out_channels=1, num_layers=1), path, **options)
         change_tensors(path, lambda t: t.update({f"{LAYER}.input.clipping_ratio": RATIOS}))
 
@@ -65,6 +67,14 @@ def test_a_bundle_agrees_with_the_checkpoint(bundle: Artifact, checkpoint: Check
     result = check(bundle, checkpoint.artifact)
     assert result.failures == []
     assert not [finding for finding in lint(bundle).findings if finding.severity == "error"]
+
+
+def test_tokens_have_zero_points_where_values_lean_to_one_side(checkpoint: Checkpoint, bundle: Artifact) -> None:
+    shifted = {entry.name for entry in checkpoint.details.quantizers if entry.zero_points}
+    assert shifted == {name for name, made in checkpoint.quantizers.items() if isinstance(made, TokenQuantizer) and not made.symmetric}
+    assert any(".ff.net.2." in name for name in shifted)  # behind a GELU
+    assert {site.name for site in bundle.details.quantizers if site.zero_points} == shifted
+    assert f"{len(shifted)} with zero-points" in checkpoint.details.per_token
 
 
 def test_scales_are_fp32_whatever_the_rest_is(bundle: Artifact) -> None:
@@ -102,10 +112,15 @@ def _constant(name: str, edit: Callable[[np.ndarray], np.ndarray]) -> Change:
 
 
 def _without_least(model: onnx.ModelProto) -> None:
-    """The maximum over a token's values without their magnitude: right where the largest is positive."""
-    (node,) = (n for n in model.graph.node if n.name == f"{LAYER}.input/ReduceMax")
-    (magnitude,) = (n for n in model.graph.node if n.name == f"{LAYER}.input/Abs")
-    node.input[0] = magnitude.input[0]
+    """A token's range without what is below 0."""
+    (node,) = (n for n in model.graph.node if n.name == f"{LAYER}.input/range")
+    node.input[1] = "dq_deploy.none"
+
+
+def _without_zero_point(model: onnx.ModelProto) -> None:
+    """Codes that 0 has no place of its own in, and what is taken off the product likewise."""
+    (node,) = (n for n in model.graph.node if n.name == f"{LAYER}.input/place")
+    node.input[1] = "dq_deploy.none"
 
 
 def _over_tokens(model: onnx.ModelProto) -> None:
@@ -129,8 +144,8 @@ def _neighbours(model: onnx.ModelProto) -> None:
 @pytest.mark.parametrize("change", [
     _constant(f"{LAYER}.input.relative_scale", lambda table: np.roll(table, 4)),
     _constant(f"{LAYER}.input.relative_scale", lambda table: np.full_like(table, table[0])),
-    _over_tokens, _without_least, _neighbours,
-], ids=["another row", "row of another timestep", "another axis", "no magnitude", "the neighbour's scale"])  # fmt: skip
+    _over_tokens, _without_least, _without_zero_point, _neighbours,
+], ids=["another row", "row of another timestep", "another axis", "no low end", "no zero-point", "the neighbour's scale"])  # fmt: skip
 def test_a_wrong_scale_fails_the_check(plain: Artifact, checkpoint: Checkpoint, tmp_path: Path, change: Change) -> None:
     wrong = altered(plain, tmp_path / "bundle", change)
     failed = {row.layer for row in local_parity(wrong, checkpoint, checkpoint.reference()) if not row.passed}

@@ -14,7 +14,7 @@ from torch import nn
 from torch.fx import GraphModule
 
 from dq_deploy.errors import ArtifactError, UsageError
-from dq_deploy.formats import Activations, ScaleSource, of_bits
+from dq_deploy.formats import Activations, NumberFormat, ScaleSource, of_bits
 from dq_deploy.quantization.bits.sensitivity import measure_sensitivities
 from dq_deploy.quantization.calibration.source import Request
 from dq_deploy.quantization.calibration.trajectories import Trajectories
@@ -83,10 +83,34 @@ def test_clipping_ratios_shrink_with_the_bits() -> None:
     assert bool((found[1] < 0.9).all())
 
 
-@pytest.mark.parametrize("options", [{"axis": 1, "symmetric": True}, {"axis": -1, "symmetric": False}])
-def test_a_token_is_the_last_axis_and_symmetric(options: dict[str, object]) -> None:
-    with pytest.raises(ValueError, match="a token is the last axis"):
-        TokenQuantizer(TIMESTEPS, of_bits(8), channels=4, **options)
+@pytest.mark.parametrize(("fmt", "axis", "symmetric"), [(of_bits(8), 1, True), (of_bits(8, "fp8"), -1, False)])
+def test_a_token_is_the_last_axis_and_floats_have_no_zero_points(fmt: NumberFormat, axis: int, symmetric: bool) -> None:
+    with pytest.raises(ValueError, match="a token is the last axis, and"):
+        TokenQuantizer(TIMESTEPS, fmt, channels=4, axis=axis, symmetric=symmetric)
+
+
+@pytest.mark.parametrize(("allowed", "lean", "shifted"), [(True, 0.0, False), (True, 1.5, True), (True, -1.5, True), (False, 1.5, False)])
+def test_values_that_lean_to_one_side_get_zero_points_where_they_may(allowed: bool, lean: float, shifted: bool) -> None:
+    made = TokenQuantizer(TIMESTEPS, of_bits(8), symmetric=not allowed, axis=-1, channels=16)
+    x = torch.cat([random(6, 5, 8), -random(6, 5, 8)], dim=-1) + lean
+    made.calibrate(made.observation().after(x), QuantizeConfig())
+    assert made.symmetric is not shifted
+    codes, scale = made(x, torch.tensor([0.0, 0.0, 100.0, 100.0, 500.0, 500.0]))
+    assert bool(((codes * scale - x).abs() <= scale * 1.001).all())  # where x and the zero-point are rounded, two halves of a step
+    steps = (x.amax(-1).clamp(min=0) - x.amin(-1).clamp(max=0)) / scale[..., 0]
+    assert bool((steps > 253).all()) is (shifted or not lean)
+
+
+def test_a_zero_point_is_0s_code_and_a_clipping_ratio_moves_both_ends_to_it() -> None:
+    made, x = quantizer([0.5, 1.0, 1.0]), random(2, 3, 16).abs()
+    made.shifted.fill_(True)
+    x[..., 0] = 0
+    scale, zero_point = made.scales(x, torch.tensor([0.0, 100.0]))
+    assert bool((zero_point == -127).all())
+    torch.testing.assert_close(scale, x.amax(-1, keepdim=True) / 254 * torch.tensor([0.5, 1.0])[:, None, None])
+    codes = made(x, torch.tensor([0.0, 100.0])).codes.detach()
+    assert not codes[..., 0].any()
+    assert float(codes.max()) == 254  # of 256 there are two that no value has
 
 
 def test_a_clipping_ratio_has_the_gradient_of_the_rounding_it_makes() -> None:
@@ -105,7 +129,9 @@ def test_linear_layers_have_a_scale_for_each_token_and_other_products_tables(pla
     plan = planned(plain_graph, activations="per-token")
     kinds = {layer.name: plan.reading(layer, layer.node.args[0]).kind for layer in plan.quantized}
     assert {name for name, kind in kinds.items() if kind == "per-token"} == {x.name for x in plan.quantized if x.op == "linear"}
-    assert all(plan.reading(x, x.node.args[0]).symmetric for x in plan.quantized if x.op == "linear")
+    bare = planned(plain_graph, activations="per-token", zero_points=False)
+    for made, symmetric in ((plan, False), (bare, True)):
+        assert all(made.reading(x, x.node.args[0]).symmetric is symmetric for x in made.quantized if x.op == "linear")
 
 
 def test_a_checkpoint_keeps_the_ratios_and_tells_that_scales_are_computed(tokens: Checkpoint) -> None:
@@ -191,7 +217,7 @@ def test_auto_takes_tokens_where_they_serve_a_layer(tmp_path: Path) -> None:
     found = {choice.layers[0]: choice for choice in made.details.scale_choices}
     assert found["odd"].snr_db["per-token"] > found["odd"].snr_db["per-timestep"] + 6
     assert found["even"].chosen == "per-timestep"
-    assert made.details.per_token == "1 of 3 quantizers"
+    assert made.details.per_token == "1 of 3 quantizers, 1 with zero-points"
 
 
 def test_what_a_layers_bits_cost_is_measured_with_its_own_kind_of_scale() -> None:

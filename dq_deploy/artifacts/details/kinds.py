@@ -129,9 +129,10 @@ class CheckpointDetails(Details):
 
     @property
     def per_token(self) -> str:
-        """How many of the quantizers compute a scale for each token, in words."""
-        computed = sum(entry.source is ScaleSource.COMPUTED and not entry.block for entry in self.quantizers)
-        return f"{computed} of {len(self.quantizers)} quantizers"
+        """How many of the quantizers compute a scale for each token, and how many of these a zero-point, in words."""
+        computed = [entry for entry in self.quantizers if entry.source is ScaleSource.COMPUTED and not entry.block]
+        shifted = sum(entry.zero_points for entry in computed)
+        return f"{len(computed)} of {len(self.quantizers)} quantizers" + (f", {shifted} with zero-points" if shifted else "")
 
     @property
     def formats(self) -> str | None:

@@ -70,17 +70,21 @@ class LoweredLayer(QuantizedLayer):
 class QuantizerEntry(Open):
     """An activation quantizer of a checkpoint and the layers that read it. ``source``: its scales are computed, or rows of a table.
 
-    ``block``: channels that share a computed scale, which needs no table; 0: all of a token.
+    ``block``: channels that share a computed scale, which needs no table; 0: all of a token. ``zero_points``: they are computed too.
     """
 
     name: str
     layers: list[str]
     source: ScaleSource = ScaleSource.TABLE
     block: int = 0
+    zero_points: bool = False
 
 
 class QuantizerSite(Open):
-    """A quantizer where a graph has it: the values that it reads and gives, and how it pads. ``block`` as ``QuantizerEntry`` has it."""
+    """A quantizer where a graph has it: the values that it reads and gives, and how it pads.
+
+    ``block`` and ``zero_points`` are as ``QuantizerEntry`` has them.
+    """
 
     name: str
     input: str
@@ -89,6 +93,7 @@ class QuantizerSite(Open):
     code_type: Literal["INT8", "UINT8", "FLOAT8E4M3FN", "FLOAT4E2M1"]
     source: ScaleSource = ScaleSource.TABLE
     block: int = 0
+    zero_points: bool = False
 
 
 class BitsOfWork(Open):

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
-from ...formats.tables import CODES, WEIGHT_SCALE
+from ...formats.tables import CODES, WEIGHT_SCALE, WEIGHT_SUM
 from ...quantization.weights import QuantizedWeight
 from ..emitter import Emitter
-from ..weights import bias
+from ..weights import bias, weight_sums
 from .kinds import Place
 
 
@@ -30,6 +30,9 @@ def weighted(at: Place, layer: QuantizedWeight, codes: ir.Value, matrix: np.ndar
     factors = [codes, emit.constant(f"{at.name}.{CODES}", matrix), x.zero_point]
     last = "bias" if layer.bias is not None else "tokens" if x.token_scale is not None else "sums"
     y = scaled_sums(emit, factors, scales, output if last == "sums" else None)
+    if x.token_shift is not None:
+        sums = emit.constant(f"{at.name}.{WEIGHT_SUM}", weight_sums(layer))
+        y = emit.op("Sub", [y, emit.op("Mul", [x.token_shift, sums], name="zero_point_sum")])
     if x.token_scale is not None:
         y = emit.op("Mul", [y, x.token_scale], name="token_scale", output=output if last == "tokens" else None)
     if layer.bias is None:

@@ -20,11 +20,11 @@ Array = np.ndarray[Any, Any]
 
 @dataclass(frozen=True)
 class Operand:
-    """A quantized activation [N, ...] of the graph: (codes − zero_point) · scale · token_scale.
+    """A quantized activation [N, ...] of the graph: (codes − zero_point − token_shift) · scale · token_scale.
 
     ``value`` is what products read, the codes as floats between Q/DQ pairs and else the codes. ``scale`` and ``zero_point`` are [N],
     constants [], or shaped to broadcast over the activation; without a zero-point it is 0. ``padded``: a convolution's padding is in it.
-    ``token_scale`` is what a target keeps apart that can have no scale of more than one number; None where there is none.
+    ``token_scale`` and ``token_shift`` are what a target keeps apart whose scales and zero-points are single numbers; or None.
     """
 
     name: str
@@ -34,6 +34,7 @@ class Operand:
     zero_point: ir.Value | None
     padded: bool = False
     token_scale: ir.Value | None = None
+    token_shift: ir.Value | None = None
 
 
 class TargetWriter(Protocol):

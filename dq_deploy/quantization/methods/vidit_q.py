@@ -20,7 +20,7 @@ VIDIT_Q = Method(
         "output_bias": False,
     },
     limits=(
-        "A token's codes are symmetric; in the released code they have a zero-point.",
+        "A token has a zero-point where its values lean to one side, which rotated ones hardly do; in the released code every one has.",
         "There is one set of factors; the paper has one with weights of their own for each range of timesteps.",
         "Factors come behind the rotation, by blocks of 256 channels at the most; in the paper before it, and it is of all channels.",
         "Every layer has the preset's bits; the paper's mixed precision gives bits by groups of layers.",

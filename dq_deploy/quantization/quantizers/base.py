@@ -17,8 +17,9 @@ from .observation import Observation
 
 
 def computed_scale(quantizer: ActivationQuantizer) -> dict[str, Any]:
-    """A manifest's word on a scale that is computed: where it comes from, and the block that shares one."""
-    return {"source": quantizer.source.value, **({"block": quantizer.format.block} if quantizer.format.block else {})}
+    """A manifest's word on a scale that is computed: where it comes from, the block that shares one, and whether zero-points are too."""
+    block = {"block": quantizer.format.block} if quantizer.format.block else {}
+    return {"source": quantizer.source.value, **block, **({} if quantizer.symmetric else {"zero_points": True})}
 
 
 class Quantized(NamedTuple):

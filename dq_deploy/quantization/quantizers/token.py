@@ -1,15 +1,16 @@
-"""A scale for each token, computed from its values when the network runs."""
+"""A scale for each token, and a zero-point where values lean to one side, computed from its values when the network runs."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ...decibels import ratio_db
 from ...formats import Granularity, NumberFormat, ScaleSource
 from ...formats.tables import CLIPPING_RATIO, DILATION
 from .. import numerics
@@ -22,51 +23,64 @@ from .ranges import search_tables
 
 LEAST_LARGEST = 1e-12
 """What max|x| of a token counts as at the least: of one that is zero all over, 1/s must be a number."""
+ZERO_POINT_LEAD_DB = 1.0
+"""A zero-point costs a reduction, and a product with the weights' sums: it must lower the power of the rounding noise by so much."""
 
 
 @dataclass(frozen=True)
 class TokenObservation(Observation):
-    """Of values divided by their token's largest magnitude; and of each row the tokens, and the sum of their squared largest magnitudes."""
+    """Of values divided by their token's largest magnitude; and of each row the tokens, and the sums of their squared largest magnitudes
+    and of their squared half-ranges.
+    """  # noqa: D205  a definition, not a summary
 
-    tokens: torch.Tensor  # [R, 2], fp64
+    tokens: torch.Tensor  # [R, 3], fp64
 
     @classmethod
     def nothing(cls, table_rows: int, device: torch.device, *, counted: bool = True) -> Self:
         """As ``Observation`` says."""
         empty = Observation.nothing(table_rows, device, counted=counted)
-        return cls(empty.low, empty.high, empty.counts, torch.zeros(table_rows, 2, device=device, dtype=torch.float64))
+        return cls(empty.low, empty.high, empty.counts, torch.zeros(table_rows, 3, device=device, dtype=torch.float64))
 
     def add(self, values: torch.Tensor, row: int) -> None:
         """See tokens [..., C] in ``row`` too."""
         largest = _largest(values)
         self.tokens[row, 0] += largest.numel()
         self.tokens[row, 1] += largest.double().square().sum()
+        self.tokens[row, 2] += _half_range(values)[1].double().square().sum()
         super().add(values.abs() / largest, row)
 
     def typical(self) -> torch.Tensor:
         """Root mean square [R] of the tokens' largest magnitudes."""
         return (self.tokens[:, 1] / self.tokens[:, 0]).sqrt().float()
 
+    def gain_db(self) -> float:
+        """By how much zero-points lower the power of the rounding noise, which steps' squares have."""
+        _, symmetric, shifted = self.tokens.sum(dim=0).tolist()
+        return ratio_db(symmetric, shifted)
+
 
 class TokenQuantizer(ActivationQuantizer):
-    """s = α_t · max|x| / largest code for each token x, the last axis; symmetric. Of a rank-2 input, a sample's only row is its token.
+    """s = α_t · max|x| / largest code for each token x, the last axis. Of a rank-2 input, a sample's only row is its token.
 
-    The clipping ratios α [T] (1: nothing is clipped) are all that is calibrated and trained.
+    Where the values lean to one side and it may (``scheme``), h stands in the place of max|x|, with a zero-point z = −round(c / h · largest
+    code): a token's range, widened to hold 0, is c ± h. The clipping ratios α [T] (1: nothing is clipped) bring both ends nearer to 0. They
+    are all that is trained; calibration finds them, and whether there are zero-points (ViDiT-Q, arXiv 2406.02540, has them everywhere).
     """
 
     kind = "per-token"
     granularity = Granularity.TOKEN
     source = ScaleSource.COMPUTED
-    zero_points: ClassVar[bool] = False
     log_ratio: torch.Tensor
+    shifted: torch.Tensor
     frozen_ratio: torch.Tensor | None
     typical: torch.Tensor | None
 
     def __init__(self, timesteps: torch.Tensor, fmt: NumberFormat, *, symmetric: bool, axis: int, channels: int) -> None:
-        if axis != -1 or not symmetric:
-            raise ValueError(f"a token is the last axis, and its codes are symmetric (got axis {axis}, symmetric {symmetric})")
+        if axis != -1 or (fmt.floating and not symmetric):
+            raise ValueError(f"a token is the last axis, and {fmt.name} has no zero-points (got axis {axis}, symmetric {symmetric})")
         super().__init__(timesteps, fmt, symmetric=symmetric, axis=axis, channels=channels)
         self.log_ratio = nn.Parameter(torch.zeros(self.table_rows, 1))
+        self.register_buffer("shifted", torch.tensor(False))
         self.register_buffer("frozen_ratio", None, persistent=False)
         self.register_buffer("typical", None, persistent=False)
 
@@ -78,12 +92,18 @@ class TokenQuantizer(ActivationQuantizer):
         made = cls(between(timesteps, gaps).float(), read_format(name, config), **options)
         check_token_quantizer(name, tensors, len(timesteps), channels=len(made.dilation))
         made.dilation.copy_(tensors[f"{name}.{DILATION}"])
+        made.shifted.fill_(not made.scheme.symmetric)
         made._fix(between(tensors[f"{name}.{CLIPPING_RATIO}"], gaps).float())
         return made
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """As ``ActivationQuantizer`` says."""
         return {CLIPPING_RATIO: self.table(), DILATION: self.dilation} | self.folded_tensors()
+
+    @property
+    def symmetric(self) -> bool:
+        """As ``ActivationQuantizer`` says; before it is calibrated, True."""
+        return not bool(self.shifted)
 
     def observation(self) -> TokenObservation:
         """As ``ActivationQuantizer`` says."""
@@ -98,6 +118,7 @@ class TokenQuantizer(ActivationQuantizer):
         ratio = (relative * self.format.largest).clamp(max=1.0)
         self.log_ratio[:] = ratio.log()[:, None]
         self.typical = seen.typical()
+        self.shifted.fill_(not self.scheme.symmetric and seen.gain_db() >= ZERO_POINT_LEAD_DB)
 
     @torch.no_grad()
     def table(self) -> torch.Tensor:
@@ -123,13 +144,23 @@ class TokenQuantizer(ActivationQuantizer):
         return {"log_ratio": Trained(self.log_ratio)}  # type: ignore[arg-type]  # a parameter, declared as a tensor
 
     def scales(self, x: torch.Tensor, timestep: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Scale and zero-point [N, ..., 1] of each token of x [N, ..., C]; no gradient passes through a token's largest value."""
+        """Scale and zero-point [N, ..., 1] of each token of x [N, ..., C]; no gradient passes through a token's range."""
         index = numerics.select_table_rows(timestep, self.boundaries)
         ratio = F.embedding(index, self.log_ratio)[:, 0].exp() if self.frozen_ratio is None else self.frozen_ratio[index]
-        scale = _largest(x.detach()) * numerics.per_sample(ratio / self.format.largest, x)
-        return scale, torch.zeros_like(scale)
+        relative = numerics.per_sample(ratio / self.format.largest, x)
+        if self.symmetric:
+            scale = _largest(x.detach()) * relative
+            return scale, torch.zeros_like(scale)
+        centre, half = _half_range(x.detach())
+        return half * relative, (centre / half * -self.format.largest).round()
 
 
 def _largest(tokens: torch.Tensor) -> torch.Tensor:
     """max|x| [..., 1] of tokens [..., C]."""
     return tokens.abs().amax(dim=-1, keepdim=True).clamp(min=LEAST_LARGEST)
+
+
+def _half_range(tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Centre and half [..., 1] of the range of tokens [..., C] that holds 0 too."""
+    low, high = tokens.amin(dim=-1, keepdim=True).clamp(max=0), tokens.amax(dim=-1, keepdim=True).clamp(min=0)
+    return (high + low) * 0.5, ((high - low) * 0.5).clamp(min=LEAST_LARGEST)

@@ -18,9 +18,10 @@ CHANNELS, OUTPUTS = 16, 6
 RATIOS = [1.0, 0.5, 0.8]
 
 
-def quantizer(ratios: list[float], *, bits: int = 8, dilated: bool = False) -> TokenQuantizer:
-    made = TokenQuantizer(TIMESTEPS, of_bits(bits), symmetric=True, axis=-1, channels=CHANNELS)
+def quantizer(ratios: list[float], *, bits: int = 8, dilated: bool = False, shifted: bool = False) -> TokenQuantizer:
+    made = TokenQuantizer(TIMESTEPS, of_bits(bits), symmetric=not shifted, axis=-1, channels=CHANNELS)
     with torch.no_grad():
+        made.shifted.fill_(shifted)
         made.log_ratio.copy_(torch.tensor(ratios).log()[:, None])
         if dilated:
             made.dilation.copy_(torch.linspace(1, 2, CHANNELS))
@@ -49,6 +50,18 @@ def test_the_numbers_are_pytorchs(target: str, tokens: tuple[int, ...], bits: in
     agree(graph.run(tmp_path, ASKED, x), made(read(x, ASKED)))
     table = graph.constant("layer.input.relative_scale")
     np.testing.assert_array_equal(table, np.array(RATIOS, np.float32) / np.float32(of_bits(bits).largest))
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("tokens", [(), (5,), (2, 3)])
+@pytest.mark.parametrize(("bits", "dilated", "bias"), [(8, False, True), (8, True, False), (4, True, True)])
+def test_zero_points_are_pytorchs(target: str, tokens: tuple[int, ...], bits: int, dilated: bool, bias: bool, tmp_path: Path) -> None:
+    """Of values on one side of 0, on the other, on both, and of a token of zeros."""
+    read, made = quantizer(RATIOS, bits=bits, dilated=dilated, shifted=True), layer(bias=bias)
+    x = random(len(ASKED), *tokens, CHANNELS) + 3 * random(len(ASKED), *tokens, 1, seed=3)
+    x[0] = x[0].abs()
+    x[-1].view(-1, CHANNELS)[0] = 0
+    agree(written(target, read, made, *tokens).run(tmp_path, ASKED, x), made(read(x, ASKED)))
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -87,3 +100,13 @@ def test_the_operators_of_each_target() -> None:
     assert onnxruntime.ops("layer.input/") == [*largest, *rescaled]
     assert onnxruntime.ops() == ["MatMulInteger", "Cast", "Mul", "Mul", "Mul", "Add"]
     assert [site["source"] for site in onnxruntime.sites.quantizers] == ["computed"]
+
+
+def test_a_range_is_reduced_once_for_scale_and_zero_point() -> None:
+    read, made = quantizer(RATIOS, shifted=True), layer()
+    for target, sums in (("qdq", ["Mul", "Sub"]), ("onnxruntime", ["Mul", "Sub"])):
+        graph = written(target, read, made, 5)
+        operators = graph.ops("layer.input/")
+        assert [operators.count(name) for name in ("ReduceMax", "ReduceMin", "Round")] == [1, 1, 2]
+        assert sums[0] in graph.ops()
+        assert sums[1] in graph.ops()
