@@ -39,7 +39,7 @@ def measure(source: str, sizes: Sequence[Size], settings: dict[str, Any]) -> lis
     channels = load_source(source).sample_shape[:-2]
     with tempfile.TemporaryDirectory() as folder:
         together = quantize(source, Path(folder) / "sizes", sizes=sizes, **settings)
-        own = {}
+        own: dict[Size | None, list[float]] = {}
         for size in sizes:
             made = quantize(source, Path(folder) / "x".join(map(str, size)), sample_shape=(*channels, *size), **settings)
             own[size] = made.details.snr_db["after_distillation"]

@@ -138,14 +138,14 @@ def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
         options = click.get_current_context().command.params
         given = {option.name: kwargs.pop(option.name) for option in options if isinstance(option, _BuildOption)}
         given = {name: value for name, value in given.items() if value is not None and value is not False}  # 0 is a level
-        sizes = {name: size_range(value, f"--{name}") for name in _DIMENSIONS if (value := kwargs.pop(name)) is not None}
+        sizes = {name: size_range(value, _flag(name)) for name in _DIMENSIONS if (value := kwargs.pop(name)) is not None}
         return command(*args, engine_options=given, sizes=sizes, **kwargs)
 
     dimensions = (
         click.option(
-            f"--{name}",
+            _flag(name),
             metavar="MIN,OPT,MAX",
-            help=f"Sizes of a dynamic {name}, in the input's own units.  [default: the calibrated ones]",
+            help=f"Sizes of a dynamic {_WORDS.get(name, name)}, in the input's own units.  [default: the calibrated ones]",
         )
         for name in _DIMENSIONS
     )
@@ -171,7 +171,15 @@ def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return wrapper
 
 
-_DIMENSIONS = ("height", "width", "tokens")
+_DIMENSIONS = ("height", "width", "picture_tokens", "tokens")
+"""As ``quantization.graph.free_sizes`` names them."""
+
+
+_WORDS = {"tokens": "length of the text", "picture_tokens": "number of a picture's tokens"}
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
 
 
 def size_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -183,8 +191,10 @@ def size_options(command: Callable[..., Any]) -> Callable[..., Any]:
         return command(*args, sizes=sizes, **kwargs)
 
     for name in reversed(_DIMENSIONS):
-        what = f"Size of a dynamic {name}, in the input's own units.  [default: the engine's usual one, or the first calibrated]"
-        wrapper = click.option(f"--{name}", type=click.IntRange(1), metavar="N", help=what)(wrapper)
+        what = (
+            f"Size of a dynamic {_WORDS.get(name, name)}, in the input's own units.  [default: the engine's usual, or the first calibrated]"
+        )
+        wrapper = click.option(_flag(name), type=click.IntRange(1), metavar="N", help=what)(wrapper)
     return wrapper
 
 

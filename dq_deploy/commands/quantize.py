@@ -96,6 +96,12 @@ _SHOWN_LAYERS = 10
     help="Heights and widths to calibrate at, each on its share of the samples; one bundle then takes these and what lies between. In "
     "pixels of a pipeline's pictures, or of the network's own samples.  [default: one size]",
 )
+@click.option(
+    "--tokens",
+    metavar="N[,N...]",
+    help="Length of the text in tokens, where the pipeline leaves it open (max_sequence_length); of several one bundle takes these and "
+    "what lies between.  [default: the pipeline's]",
+)
 @click.option("--calibration-samples", type=int, help="Images to calibrate and distil on, each with all its steps.  [default: 64]")
 @click.option("--batch-size", type=int, help="Samples per batch; fewer need less memory.  [default: 32]")
 @click.option("--seed", type=int, help="First seed of the calibration noise.  [default: 0]")
@@ -127,6 +133,7 @@ def quantize(
     auto_bits: str | None,
     matryoshka: str | None,
     sizes: str | None,
+    tokens: str | None,
     calibration: dict[str, Any],
     config: Path | None,
     device: str,
@@ -151,6 +158,8 @@ def quantize(
         merged["matryoshka"] = whole_numbers(matryoshka, "--matryoshka")
     if sizes is not None:
         merged["sizes"] = [size.strip() for size in sizes.split(",")]
+    if tokens is not None:
+        merged["tokens"] = whole_numbers(tokens, "--tokens")
     if keep:
         merged["keep"] = merged.get("keep", {}) | dict(map(parse_keep, keep))
     if auto_bits:

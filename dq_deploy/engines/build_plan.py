@@ -9,6 +9,7 @@ from ..artifacts import Artifact
 from ..artifacts.details import BundleDetails, FreeDimension, GraphInput
 from ..artifacts.reading import check_onnx
 from ..errors import ArtifactError, UsageError
+from .build_options import flag
 from .build_request import ShapeRange
 from .descriptor import EngineDescriptor, capability_of
 from .gpu_names import gpu_named
@@ -88,7 +89,7 @@ def size_ranges(details: BundleDetails, given: Mapping[str, Range]) -> dict[str,
         raise UsageError(f"a range is given of {'; '.join(led)}", "leave it out")
     ranges = {**{name: dimension.range for name, dimension in chosen.items()}, **given}
     odd = [
-        f"--{name} {','.join(map(str, ranges[name]))} has {size}"
+        f"{flag(name)} {','.join(map(str, ranges[name]))} has {size}"
         for name, dimension in chosen.items()
         for size in ranges[name]
         if size % dimension.multiple

@@ -58,7 +58,9 @@ def contenders_from(
     """
     artifacts = [open_runnable(path) for path in paths]
     if unknown := sorted(set(sizes or {}) - {name for artifact in artifacts for name in artifact.details.chosen}):
-        raise UsageError(f"a {' and a '.join(unknown)} is given, which is free in none of these", "leave it out, or quantize with --sizes")
+        raise UsageError(
+            f"a {' and a '.join(unknown)} is given, which is free in none of these", "leave it out, or quantize with --sizes or --tokens"
+        )
     for artifact in artifacts:
         SizeRange.of(artifact).check_sizes(sizes or {})
     labels = _labels([artifact.path for artifact in artifacts])

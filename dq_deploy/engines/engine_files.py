@@ -97,7 +97,7 @@ def rebuild_hint(path: Path, details: EngineDetails, *, backend: str | None = No
         requested = details.capabilities if capabilities is None else capabilities
         words += [word for capability in requested for word in ("--compute-capability", capability)]
     words += ["--batch", _range(details.batch)]
-    words += [word for name, sizes in chosen_sizes(details).items() for word in (f"--{name}", _range(sizes))]
+    words += [word for name, sizes in chosen_sizes(details).items() for word in (flag(name), _range(sizes))]
     words += _option_words(details.options) if chosen == details.backend else []
     words += [word for rule in details.lint_allowed for word in ("--allow", rule)]
     return "build it again with: " + " ".join(map(shlex.quote, [*words, "--force"]))

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from ..artifacts import Artifact, is_kind
 from ..artifacts.details import Details, EngineDetails, FreeDimension
 from ..errors import UsageError
+from .build_options import flag
 
 
 class _Shaped(Protocol):
@@ -74,18 +75,29 @@ class SizeRange:
             bundle = member.manifest.details.get("bundle") or "BUNDLE"
             command = (
                 f"dq-deploy build-engine {bundle} -o ENGINE --backend {details.backend} "
-                f"--{name} {min(least, size)},{usual},{max(largest, size)}"
+                f"{flag(name)} {min(least, size)},{usual},{max(largest, size)}"
             )
             alone = member is self.artifact
             return f"build one for it: {command}" if alone else f"build each member for it, such as {command}; and combine these"
-        asked = [str(one) for one in self.artifact.details.calibrated_sizes if one.calibrated]
-        return f"calibrate there too: dq-deploy quantize SOURCE -o CHECKPOINT --sizes {','.join(asked)},{self._asked(sizes)}"
+        return f"calibrate there too: dq-deploy quantize SOURCE -o CHECKPOINT {self._asked(name, sizes)}"
 
-    def _asked(self, sizes: Mapping[str, int]) -> str:
-        """The sizes as ``--sizes`` takes them, in the units of the first calibrated one."""
-        if not {"height", "width"} & self.free.keys():
+    def _asked(self, name: str, sizes: Mapping[str, int]) -> str:
+        """The calibrated sizes and lengths of text with ``sizes`` among them, as ``quantize`` takes them, in the first one's units."""
+        calibrated = [one for one in self.artifact.details.calibrated_sizes if one.calibrated]
+        edges = [f"{one.size[0]}x{one.size[1]}" for one in calibrated if one.size is not None]
+        tokens = [one.tokens for one in calibrated if one.tokens is not None]
+        if name == "tokens" and tokens:  # there may be others before them, of another encoder
+            tokens.append(sizes[name] - self.free[name].values[0] + tokens[0])
+        else:
+            edges.append(self._edges(sizes))
+        found = [("--sizes", edges), ("--tokens", [str(length) for length in tokens])]
+        return " ".join(f"{option} {','.join(dict.fromkeys(values))}" for option, values in found if values)
+
+    def _edges(self, sizes: Mapping[str, int]) -> str:
+        size = self.artifact.details.calibrated_sizes[0].size
+        if size is None or not {"height", "width"} & self.free.keys():
             return "HEIGHTxWIDTH"
-        first = zip(("height", "width"), self.artifact.details.calibrated_sizes[0].size, strict=True)
+        first = zip(("height", "width"), size, strict=True)
         edges = (sizes[name] * edge // self.free[name].values[0] if name in sizes and name in self.free else edge for name, edge in first)
         return "x".join(map(str, edges))
 

@@ -250,6 +250,9 @@ class QuantizeConfig(BaseModel):
     sizes: tuple[Size, ...] = ()
     """Heights and widths to calibrate at, each on its share of the samples; the graph then takes what lies between. In pixels where a
     pipeline draws, as ``height`` and ``width`` are, and else in the units of the network's own samples. () is one size, the model's own."""
+    tokens: tuple[Annotated[int, Field(ge=3), BeforeValidator(_no_bool)], ...] = ()
+    """Lengths of a pipeline's text, as its ``max_sequence_length`` has them: one, or several to calibrate at, which leave it free in the
+    graph as ``sizes`` do height and width. () is the pipeline's own."""
     sampler: Sampler = Sampler.DDIM
     guidance_scale: float | None = Field(default=None, ge=0, lt=math.inf)
     """Classifier-free guidance of the calibration trajectories; the conditional and the unconditional half are both calibrated."""
@@ -267,6 +270,11 @@ class QuantizeConfig(BaseModel):
     lr_weight: float = Field(default=0.02, gt=0, lt=math.inf)
     """Steps of the weights per iteration, in units of their quantization step."""
     seed: int = Field(default=0, ge=0, lt=2**32)
+
+    @property
+    def several_sizes(self) -> bool:
+        """Whether the graph's inputs have free sizes."""
+        return bool(self.sizes) or len(self.tokens) > 1
 
     @property
     def weight_only(self) -> bool:
@@ -324,15 +332,14 @@ class QuantizeConfig(BaseModel):
 
     @model_validator(mode="after")
     def _sizes_differ(self) -> QuantizeConfig:
-        if not self.sizes:
-            return self
         said = ",".join(f"{height}x{width}" for height, width in self.sizes)
-        if len(self.sizes) < 2 or len(set(self.sizes)) < len(self.sizes):
+        if self.sizes and (len(self.sizes) < 2 or len(set(self.sizes)) < len(self.sizes)):
             raise ValueError(f"sizes takes two sizes or more, all different, not {said}: one size of a picture is --height and --width")
-        if self.calibration_samples < 2 * len(self.sizes):
-            raise ValueError(
-                f"calibration_samples is {self.calibration_samples}, and each of {len(self.sizes)} sizes needs two of them at the least"
-            )
+        if len(set(self.tokens)) < len(self.tokens):
+            raise ValueError(f"tokens takes lengths that are all different, not {','.join(map(str, self.tokens))}")
+        count = max(1, len(self.sizes)) + max(1, len(self.tokens)) - 1
+        if count > 1 and self.calibration_samples < 2 * count:
+            raise ValueError(f"calibration_samples is {self.calibration_samples}, and each of {count} sizes needs two of them at the least")
         return self
 
     @model_validator(mode="after")

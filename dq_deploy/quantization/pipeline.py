@@ -99,7 +99,7 @@ def quantize(source: Any, output: str | Path, *, preset: str = "w8a8", scheduler
     processes.on_main(check)
     request = Request(scheduler, sample_shape, blocks, conditions, null_conditions, classes, prompts, negative_prompt, lora, lora_scale,
                       height, width, frames, image, mask, control_image, strength, controlnet, pipeline)  # fmt: skip
-    if config.sizes and processes.count > 1:
+    if config.several_sizes and processes.count > 1:
         raise UsageError(f"several sizes are calibrated in one process, and there are {processes.count}", "start it without a launcher")
     prepared = prepare(source, config, request, progress)
     prepared.to(processes.device or find_device(device))

@@ -132,7 +132,7 @@ def prepare(source: Any, config: QuantizeConfig, request: Request, progress: Pro
         if isinstance(calibration, SizedSource):
             raise UsageError(
                 f"{type(model).__name__} returns several tensors, which are side by side in a graph's output: their sizes cannot be free",
-                "leave --sizes out",
+                "leave --sizes and --tokens out",
             )
         calibration = without_steps(calibration, model)
     # Two ranges are a matter of activations; where these stay float, one product reads both.
@@ -157,7 +157,7 @@ def _examples(source: CalibrationSource, names: Sequence[str]) -> dict[str, torc
 
 def _sizes(calibration: SizedSource, float_graph: GraphModule) -> dict[str, Any]:
     """What the manifest says of the sizes, and of the inputs' dimensions that are free."""
-    found: list[dict[str, Any]] = [{"size": list(size), "sample_shape": list(source.shape)} for size, source in calibration.each()]
+    found: list[dict[str, Any]] = [{**size.record(), "sample_shape": list(source.shape)} for size, source in calibration.each()]
     if calibration.between:
         found[-1]["calibrated"] = False
     return {"calibrated_sizes": found, "free": {name: size.record() for name, size in float_graph.meta["free"].items()}}

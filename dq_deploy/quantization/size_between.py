@@ -16,7 +16,11 @@ _HALVINGS = 4
 
 def with_one_between(calibration: SizedSource, free: Mapping[str, FreeSize]) -> SizedSource:
     """With the most central size that is not calibrated, where there is one that the network takes and its pipeline draws."""
-    for size in candidates(calibration.sizes, free):
+    first = calibration.sizes[0]
+    edges = list(dict.fromkeys(size.edges for size in calibration.sizes if size.edges is not None))
+    tokens = _middle([size.tokens for size in calibration.sizes if size.tokens is not None])
+    for central in candidates(edges, free) if len(edges) > 1 else [first.edges]:
+        size = Size(central, tokens)
         try:
             between = calibration.at(size)
         except UsageError:  # a pipeline may draw only at sizes of its own
@@ -28,7 +32,13 @@ def with_one_between(calibration: SizedSource, free: Mapping[str, FreeSize]) -> 
     return calibration
 
 
-def candidates(sizes: Sequence[Size], free: Mapping[str, FreeSize]) -> Iterator[Size]:
+def _middle(tokens: Sequence[int]) -> int | None:
+    """Between the least and the largest length of text; the first where nothing lies there that is not calibrated."""
+    middle = (min(tokens) + max(tokens)) // 2 if tokens else None
+    return tokens[0] if middle in tokens else middle
+
+
+def candidates(sizes: Sequence[tuple[int, int]], free: Mapping[str, FreeSize]) -> Iterator[tuple[int, int]]:
     """The most central size in steps of what divides all edges, and of a half, a quarter and an eighth of that."""
     divisor = math.gcd(*(edge for size in sizes for edge in size))
     bounds = [(min(edges), max(edges)) for edges in zip(*sizes, strict=True)]

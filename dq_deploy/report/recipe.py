@@ -11,6 +11,7 @@ from typing import Any
 from ..artifacts import Artifact, Manifest
 from ..artifacts.details import BundleDetails, CheckpointDetails, EngineDetails, RefitRecord, ScheduleDetails
 from ..artifacts.origin import source_name
+from ..engines.build_options import flag
 from ..engines.engine_files import chosen_sizes
 from ..engines.registry import builder_named
 from ..formats import of_bits
@@ -107,7 +108,7 @@ def _line(*words: str) -> str:
     return shlex.join(["dq-deploy", *words])
 
 
-_LISTS: dict[str, Callable[[Any], str]] = {"matryoshka": str, "sizes": lambda size: "x".join(map(str, size))}
+_LISTS: dict[str, Callable[[Any], str]] = {"matryoshka": str, "sizes": lambda size: "x".join(map(str, size)), "tokens": str}
 """Options whose flags take several values, and how each is written."""
 
 
@@ -145,9 +146,10 @@ def _quantize_flags(manifest: Manifest, details: CheckpointDetails) -> tuple[lis
         flags += ["--prompts", "PROMPTS"]
     if details.calibration.negative_prompt is not None:
         flags += ["--negative-prompt", details.calibration.negative_prompt]
-    for name, flag in (("height", "--height"), ("width", "--width"), ("num_frames", "--frames")):
-        if name in details.picture_size and (name == "num_frames" or not details.calibrated_sizes):  # else --sizes has them
-            flags += [flag, str(details.picture_size[name])]
+    drawn = details.picture_size
+    edges = ("height", "width") if not any(size.size for size in details.calibrated_sizes) else ()  # else --sizes has them
+    flags += [word for name in edges if name in drawn for word in (flag(name), str(drawn[name]))]
+    flags += ["--frames", str(drawn["num_frames"])] if "num_frames" in drawn else []
     if details.pictures:
         flags += [word for kind in details.pictures.kinds for word in (f"--{kind.replace('_', '-')}", kind.upper())]
         flags += ["--strength", str(details.pictures.strength)] if details.pictures.strength is not None else []
@@ -189,7 +191,7 @@ def _build_flags(details: EngineDetails) -> list[str]:
         flags += [word for capability in details.capabilities for word in ("--compute-capability", capability)]
     flags += ["--batch", ",".join(map(str, details.batch))]
     for name, sizes in chosen_sizes(details).items():
-        flags += [f"--{name}", ",".join(map(str, sizes))]
+        flags += [flag(name), ",".join(map(str, sizes))]
     for name, value in details.options.items():
         flags += [f"--{name.replace('_', '-')}"] if value is True else [f"--{name.replace('_', '-')}", str(value)]
     return flags

@@ -8,7 +8,7 @@ from .pictures import Pictures
 from .plain_copy import copied
 from .resolve import builtin_names, builtin_path
 from .source import Source, weights_sha256
-from .text_pipeline import takes_prompts, text_pipeline
+from .text_pipeline import draws_from_picture_alone, takes_prompts, text_pipeline
 
 __all__ = [
     "MODULE_ROUTE",
@@ -20,6 +20,7 @@ __all__ = [
     "builtin_path",
     "check_complete",
     "copied",
+    "draws_from_picture_alone",
     "for_pictures",
     "load_source",
     "module_source",

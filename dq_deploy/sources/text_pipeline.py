@@ -39,6 +39,13 @@ def takes_prompts(source: Source) -> bool:
     return kind is not None and "prompt" in inspect.signature(kind.__call__).parameters
 
 
+def draws_from_picture_alone(source: Source) -> bool:
+    """Whether the source's pipeline is called with a picture and no prompt, as Stable Video Diffusion's is."""
+    kind = type(source.pipeline) if source.pipeline is not None else _known_class(source.pipeline_class)
+    taken = {} if kind is None else inspect.signature(kind.__call__).parameters
+    return "image" in taken and taken["image"].default is inspect.Parameter.empty and "prompt" not in taken
+
+
 def text_pipeline(source: Source) -> Any:
     """A diffusers pipeline in float32 whose denoiser and scheduler are the source's; the user's own is not changed.
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from dq_deploy.errors import ArtifactError, UsageError
-from dq_deploy.quantization.calibration.sized_source import _shares
+from dq_deploy.quantization.calibration.sized_source import _shares, sizes_of
 from dq_deploy.quantization.config import QuantizeConfig
 from dq_deploy.quantization.graph.capture import capture
 from dq_deploy.quantization.graph.edit import aten
@@ -91,7 +91,7 @@ def test_a_network_that_runs_at_its_own_size_alone_is_refused_with_its_line() ->
     with pytest.raises(ArtifactError, match=r"Patches does not run on x \[2, 1, 12, 8\]") as error:
         capture(Patches("table").eval(), example(8, 8), others=[example(12, 8)])
     assert "tokens + self.positions(height, width)" in error.value.message
-    assert "leave --sizes out" in str(error.value.hint)
+    assert "leave --sizes and --tokens out" in str(error.value.hint)
 
 
 def test_a_network_whose_positions_are_numbers_is_refused_with_the_reason() -> None:
@@ -173,7 +173,21 @@ def test_a_multiple_is_found_with_what_follows() -> None:
 
 def test_tokens_of_a_transformer() -> None:
     small, large = (inputs(hidden_states=(2, n, 8), timestep=(2,), img_ids=(2, n, 3)) for n in (16, 24))
-    assert free_sizes(small, [large]) == {"tokens": FreeSize("tokens", (16, 24), (("hidden_states", 1), ("img_ids", 1)))}
+    assert free_sizes(small, [large]) == {"picture_tokens": FreeSize("picture_tokens", (16, 24), (("hidden_states", 1), ("img_ids", 1)))}
+
+
+def test_lengths_of_the_text_beside_a_pictures_tokens() -> None:
+    first, wider, longer = (
+        inputs(hidden_states=(2, n, 8), timestep=(2,), text=(2, 5 + m, 6), txt_ids=(2, 5 + m, 3), mask=(2, 5 + m), joint=(2, n + m))
+        for n, m in ((16, 3), (24, 3), (16, 9))
+    )
+    found = free_sizes(first, [wider, longer])
+    assert {name: size.axes for name, size in found.items()} == {
+        "picture_tokens": (("hidden_states", 1),),
+        "tokens": (("text", 1), ("txt_ids", 1), ("mask", 1)),
+        "joint_1": (("joint", 1),),
+    }
+    assert found["tokens"].values == (8, 8, 14)
 
 
 def test_a_size_of_the_batch_cannot_be_free() -> None:
@@ -200,6 +214,28 @@ def test_sizes_in_a_configuration(sizes: list[Any]) -> None:
 def test_bad_sizes(sizes: list[str], words: str) -> None:
     with pytest.raises(UsageError, match=words):
         QuantizeConfig.build(sizes=sizes)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"tokens": [8, 8]}, "tokens takes lengths that are all different, not 8,8"),
+        ({"tokens": [2, 8]}, "greater than or equal to 3"),
+        ({"tokens": [True]}, "tokens"),
+        ({"tokens": list(range(3, 40))}, "calibration_samples is 64, and each of 37 sizes needs two of them"),
+    ],
+)
+def test_bad_lengths_of_text(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        QuantizeConfig.build(**options)
+
+
+def test_sizes_and_lengths_vary_one_at_a_time() -> None:
+    assert list(map(str, sizes_of([(16, 16), (16, 24)], [4, 8, 9]))) == [
+        "16x16, 4 tokens", "16x24, 4 tokens", "16x16, 8 tokens", "16x16, 9 tokens",
+    ]  # fmt: skip
+    assert list(map(str, sizes_of([], [4, 8]))) == ["4 tokens", "8 tokens"]
+    assert list(map(str, sizes_of([(16, 16), (16, 24)], []))) == ["16x16", "16x24"]
 
 
 def test_samples_are_dealt_to_the_sizes() -> None:

@@ -12,8 +12,8 @@ from dq_deploy.errors import UsageError
 from dq_deploy.quantization.calibration.of_each_size import calibration_of
 from dq_deploy.quantization.calibration.picture_size import check_size
 from dq_deploy.quantization.calibration.pipeline_source import PipelineSource
-from dq_deploy.quantization.calibration.sized_source import SizedSource
-from dq_deploy.quantization.calibration.source import CalibrationSource, Request
+from dq_deploy.quantization.calibration.sized_source import Size, SizedSource
+from dq_deploy.quantization.calibration.source import CalibrationSource, Request, calibration_source
 from dq_deploy.quantization.config import QuantizeConfig, Sampler
 from dq_deploy.sources import load_source
 from tests.text_encoder_pipelines import tiny_animate_diff
@@ -124,8 +124,21 @@ def test_a_size_that_a_pipeline_rounds_is_not_among_several(make: Any, given: di
         of_sizes(make, (16, 16), (int(drawn[:2]), 18), **given)
 
 
+def test_a_pipeline_that_draws_from_a_picture_alone() -> None:
+    source = replace(load_source("builtin:fashion-mnist-unet"), pipeline_class="StableVideoDiffusionPipeline")
+    with pytest.raises(UsageError, match="a StableVideoDiffusionPipeline draws from a picture alone, .*\nquantize its unet as a module"):
+        calibration_source(Request(image=[tiny_picture()]), QuantizeConfig(), source)
+
+
+def test_an_ip_adapter_goes_as_a_module() -> None:
+    pipeline = tiny_stable_diffusion()
+    pipeline.unet.register_to_config(encoder_hid_dim_type="ip_image_proj")
+    with pytest.raises(UsageError, match="the unet of a StableDiffusionPipeline has an IP-Adapter, .*\npipeline.unload_ip_adapter.. takes"):
+        prepared(pipeline, "unet")
+
+
 def test_two_sizes_that_are_one_to_the_network() -> None:
     source = of_sizes(tiny_flux, (16, 24), (24, 16))  # of as many tokens, at other positions
     assert isinstance(source, SizedSource)
     with pytest.raises(UsageError, match="called with the same shapes for 16x24 and 20x24: to it they are one size\nleave one out"):
-        replace(source, sources=(source.first,) * 2, sizes=((16, 24), (20, 24)))
+        replace(source, sources=(source.first,) * 2, sizes=(Size((16, 24)), Size((20, 24))))

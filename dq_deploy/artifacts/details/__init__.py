@@ -14,6 +14,7 @@ from .findings import (
     ScaleChoice,
     WidthChoice,
     WidthRecord,
+    size_in_words,
     snr_span,
 )
 from .kinds import (
@@ -70,6 +71,7 @@ __all__ = [
     "WidthChoice",
     "WidthRecord",
     "parse_details",
+    "size_in_words",
     "snr_span",
     "switches_problem",
 ]

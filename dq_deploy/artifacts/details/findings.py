@@ -17,6 +17,12 @@ def snr_span(snr_db: Sequence[float]) -> str:
     return f"median {median(snr_db):.1f} dB, worst {min(snr_db):.1f} dB"
 
 
+def size_in_words(size: tuple[int, int] | None, tokens: int | None) -> str:
+    """Height and width, the length of the text, or both: "512x768, 128 tokens"."""
+    edges = [] if size is None else [f"{size[0]}x{size[1]}"]
+    return ", ".join([*edges, *([] if tokens is None else [f"{tokens} tokens"])])
+
+
 class BlockLoss(Open):
     """Held-out loss of a block before and after its distillation: relative to its target's power, averaged over timesteps."""
 
@@ -172,19 +178,20 @@ class GivenPictures(Open):
 
 
 class CalibratedSize(Open):
-    """One of several sizes that were calibrated: height and width as they were asked for, and the shape that the network's sample has then.
+    """One of several sizes that were calibrated: height and width as they were asked for, and the length of the text in tokens.
 
-    Of a checkpoint ``snr_db`` has the SNR at each timestep on held-out samples of that size. One that is not ``calibrated`` lies between
-    those that are, to see what that costs.
+    None is the source's own. ``sample_shape`` is the shape that the network's sample has then. Of a checkpoint ``snr_db`` has the SNR at
+    each timestep on held-out samples of that size. One that is not ``calibrated`` lies between those that are, to see what that costs.
     """
 
-    size: tuple[int, int]
+    size: tuple[int, int] | None = None
+    tokens: int | None = None
     sample_shape: list[int]
     calibrated: bool = True
     snr_db: list[float] = Field(default_factory=list)
 
     def __str__(self) -> str:
-        return f"{self.size[0]}x{self.size[1]}"
+        return size_in_words(self.size, self.tokens)
 
 
 class FreeDimension(Open):

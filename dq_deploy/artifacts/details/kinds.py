@@ -50,7 +50,7 @@ class Details(Open, ABC):
     # "model_" is pydantic's own prefix.
     network_config: dict[str, Any] | None = Field(default=None, alias="model_config")
     sample_shape: list[int] = Field(min_length=1)
-    picture_size: dict[Literal["height", "width", "num_frames"], int] = Field(default_factory=dict)
+    picture_size: dict[Literal["height", "width", "num_frames", "max_sequence_length"], int] = Field(default_factory=dict)
     pictures: GivenPictures | None = None
     calibrated_sizes: list[CalibratedSize] = Field(default_factory=list)
     free: dict[str, FreeDimension] = Field(default_factory=dict)
@@ -70,9 +70,10 @@ class Details(Open, ABC):
     def unit(self, name: str) -> str:
         """What a free dimension's sizes count, where pictures were asked for in other units: "latents, of 8 pixels each"."""
         edge = ("height", "width").index(name) if name in ("height", "width") else None
-        if edge is None or not self.calibrated_sizes or name not in self.free:
+        size = self.calibrated_sizes[0].size if self.calibrated_sizes else None
+        if edge is None or size is None or name not in self.free:
             return ""
-        pixels, rest = divmod(self.calibrated_sizes[0].size[edge], self.free[name].values[0])
+        pixels, rest = divmod(size[edge], self.free[name].values[0])
         return f"latents, of {pixels} pixels each" if pixels > 1 and not rest else ""
 
     @property

@@ -9,34 +9,42 @@ from ...sources import Source, takes_prompts, text_pipeline
 from ..config import QuantizeConfig
 from .picture_size import check_exact
 from .pipeline_source import PipelineSource
-from .sized_source import Size, SizedSource
+from .sized_source import Size, SizedSource, sizes_of
 from .source import CalibrationSource, Request, calibration_source
 
 
 def calibration_of(request: Request, config: QuantizeConfig, source: Source) -> CalibrationSource:
-    """As ``calibration_source`` chooses it, at every one of ``config.sizes``.
+    """As ``calibration_source`` chooses it, at every one of ``config.sizes`` and of the lengths of text ``config.tokens``.
 
-    Raises UsageError as that does, where sizes are asked of what has no height and width, and where a pipeline rounds one.
+    Raises UsageError as that does, where sizes are asked of what has no height and width or lengths of what has no text, and where a
+    pipeline rounds a size.
     """
-    if not config.sizes:
-        return calibration_source(request, config, source)
-    if request.height is not None or request.width is not None:
+    text = takes_prompts(source) and not request.conditions
+    if config.tokens and not text:
+        raise UsageError(f"--tokens are lengths of a pipeline's text, and {source.name} takes none", "leave --tokens out")
+    if config.sizes and (request.height is not None or request.width is not None):
         raise UsageError("--sizes has heights and widths, and --height or --width is given too", "leave one of them out")
     shape = source.sample_shape
-    if takes_prompts(source) and not request.conditions:
-        if request.prompts is not None:  # else it is refused before anything is loaded
+    if text:
+        if request.prompts is not None and config.several_sizes:  # else it is refused before anything is loaded
             source = replace(source, pipeline=text_pipeline(source))
 
         def at(size: Size) -> CalibrationSource:
-            made = calibration_source(replace(request, height=size[0], width=size[1]), config, source)
-            if isinstance(made, PipelineSource):
-                check_exact(made.pipeline, made.shape, size)
+            height, width = size.edges or (request.height, request.width)
+            made = calibration_source(replace(request, height=height, width=width, text_length=size.tokens), config, source)
+            if isinstance(made, PipelineSource) and size.edges is not None:
+                check_exact(made.pipeline, made.shape, size.edges)
             return made
-    elif len(shape) < 3:
+    elif config.sizes and len(shape) < 3:
         raise UsageError(f"--sizes are heights and widths, and a sample of {source.name} has the shape {list(shape)}", "leave --sizes out")
     else:
 
         def at(size: Size) -> CalibrationSource:
-            return calibration_source(request, config, replace(source, sample_shape=(*shape[:-2], *size)))
+            return calibration_source(request, config, source if size.edges is None else _at(source, size.edges))
 
-    return SizedSource(tuple(map(at, config.sizes)), config.sizes, at)
+    sizes = sizes_of(config.sizes, config.tokens)
+    return SizedSource(tuple(map(at, sizes)), tuple(sizes), at) if config.several_sizes else at(sizes[0])
+
+
+def _at(source: Source, edges: tuple[int, int]) -> Source:
+    return replace(source, sample_shape=(*source.sample_shape[:-2], *edges))

@@ -11,6 +11,8 @@ _SPATIAL = ("vae_scale_factor", "vae_scale_factor_spatial", "vae_spatial_compres
 _TEMPORAL = ("vae_scale_factor_temporal", "vae_temporal_compression_ratio")
 PICTURE_SIZE = ("height", "width", "num_frames")
 """Arguments of a pipeline's call that say what size it draws at."""
+TEXT_LENGTH = "max_sequence_length"
+"""The argument that says how many tokens its text has."""
 SIZE_HINT = "--height and --width set the size of the pictures, --frames their number in a video (from Python: height=, width=, frames=)"
 
 

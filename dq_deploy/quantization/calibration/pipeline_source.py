@@ -21,7 +21,7 @@ from ..calling import CallForm, OutputForm, described
 from ..config import QuantizeConfig
 from .choice import Choice, choose, kept
 from .given_pictures import check_strength, fitted, with_own_strength, with_skipped_rows
-from .picture_size import PICTURE_SIZE, SIZE_HINT, check_size, speaks_of_size
+from .picture_size import PICTURE_SIZE, SIZE_HINT, TEXT_LENGTH, check_size, speaks_of_size
 from .recording import Call, FirstCallError, batch_of, by_seed, check_call, first_call, read_call, recording, streams, varying_names
 from .standing_in import standing_in
 from .trajectories import Answer, Conditions, Model, Trajectories, assemble, turns
@@ -96,6 +96,7 @@ class PipelineSource:
         A pipeline that cannot begin with the ``pictures`` makes way for one of the same parts that can (``sources.for_pictures``). Raises
         UsageError where it refuses.
         """
+        _refuse_adapter(pipeline, component)
         pictures, size = pictures or Pictures(), dict(picture_size or {})
         parameters: dict[str, str] = {}
         if pictures:
@@ -106,6 +107,8 @@ class PipelineSource:
         else:
             check_complete(type(pipeline))
         taken = inspect.signature(type(pipeline).__call__).parameters
+        if TEXT_LENGTH in size and TEXT_LENGTH not in taken:
+            raise UsageError(f"a {type(pipeline).__name__} fixes the length of its text", "leave --tokens out")
         drawn_at = size if not pictures else {name: value for name, value in size.items() if name in taken}
         requested = {"guidance_scale": config.guidance_scale, "negative_prompt": negative_prompt, **drawn_at}
         options = {name: value for name, value in requested.items() if value is not None}
@@ -303,6 +306,17 @@ class PipelineSource:
         if others := [name for name in taken if name in _PICTURES and name not in given]:
             return f"it takes {', '.join(others)} too; where that is no {_OPTIONS}, " + MODULE_ROUTE.format(component=self.component)
         return "try it in diffusers first: pipeline(prompt=[...], generator=[...], num_inference_steps=..., output_type='latent')"
+
+
+def _refuse_adapter(pipeline: Any, component: str) -> None:
+    """Raise UsageError for a network with an IP-Adapter: its pipelines ask for parts of it that a drop-in does not have."""
+    config = getattr(getattr(pipeline, component), "config", None) or {}
+    if config.get("encoder_hid_dim_type") == "ip_image_proj":
+        raise UsageError(
+            f"the {component} of a {type(pipeline).__name__} has an IP-Adapter, whose picture no option gives",
+            f"pipeline.unload_ip_adapter() takes it off; or {MODULE_ROUTE.format(component=component)}, with the picture's embeddings in "
+            'added_cond_kwargs={"image_embeds": [...]}',
+        )
 
 
 class _EnoughError(Exception):

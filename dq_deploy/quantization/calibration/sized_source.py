@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations, pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
+from ...artifacts.details import size_in_words
 from ...errors import UsageError
 from ...progress import Progress
 from ..calling import CallForm, OutputForm
@@ -16,8 +17,28 @@ from .choice import Choice
 from .source import CalibrationSource
 from .trajectories import Answer, Conditions, Model, Trajectories
 
-Size = tuple[int, int]
-"""Height and width."""
+
+class Size(NamedTuple):
+    """A height and a width, a length of the text in tokens, or both; None is the source's own."""
+
+    edges: tuple[int, int] | None
+    tokens: int | None = None
+
+    def __str__(self) -> str:
+        return size_in_words(self.edges, self.tokens)
+
+    def record(self) -> dict[str, Any]:
+        """What the manifest says."""
+        said: dict[str, Any] = {} if self.edges is None else {"size": list(self.edges)}
+        return said if self.tokens is None else {**said, "tokens": self.tokens}
+
+
+def sizes_of(edges: Sequence[tuple[int, int]], tokens: Sequence[int]) -> list[Size]:
+    """Every size at the first length, and every further length at the first size: each varies by itself."""
+    return [
+        *(Size(size, next(iter(tokens), None)) for size in (edges or (None,))),
+        *(Size(next(iter(edges), None), length) for length in tokens[1:]),
+    ]
 
 
 @dataclass(frozen=True)
@@ -35,14 +56,14 @@ class SizedSource:
         for source, size in zip(self.sources, self.sizes, strict=True):
             if source.form != self.first.form:
                 raise UsageError(
-                    f"the network is called otherwise for {shown(size)} than for {shown(self.sizes[0])}, and a graph is made for one: "
+                    f"the network is called otherwise for {size} than for {self.sizes[0]}, and a graph is made for one: "
                     f"{_difference(self.first, source)}",
-                    "leave --sizes out, and quantize it once for each size",
+                    "leave --sizes and --tokens out, and quantize it once for each",
                 )
         for (size, source), (other, again) in combinations(zip(self.sizes, self.sources, strict=True), 2):
             if alike(source, again):
                 raise UsageError(
-                    f"the network is called with the same shapes for {shown(size)} and {shown(other)}: to it they are one size",
+                    f"the network is called with the same shapes for {size} and {other}: to it they are one size",
                     "leave one out",
                 )
 
@@ -119,11 +140,6 @@ def _shares(seeds: range, count: int) -> list[range]:
     """Seeds dealt to ``count`` sizes, each as many as the others or one more."""
     bounds = [len(seeds) * index // count for index in range(count + 1)]
     return [seeds[low:high] for low, high in pairwise(bounds)]
-
-
-def shown(size: Size) -> str:
-    """As the command line has it."""
-    return f"{size[0]}x{size[1]}"
 
 
 def _difference(first: CalibrationSource, other: CalibrationSource) -> str:

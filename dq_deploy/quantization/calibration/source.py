@@ -12,12 +12,12 @@ import torch
 
 from ...errors import ArtifactError, UsageError
 from ...progress import Progress
-from ...sources import Lora, Pictures, Source, takes_prompts, text_pipeline
+from ...sources import MODULE_ROUTE, Lora, Pictures, Source, draws_from_picture_alone, takes_prompts, text_pipeline
 from ..calling import CallForm, OutputForm, from_conditions
 from ..config import QuantizeConfig
 from .choice import Choice, choose
 from .classes import class_space
-from .picture_size import PICTURE_SIZE
+from .picture_size import PICTURE_SIZE, TEXT_LENGTH
 from .pipeline_source import PipelineSource, read_prompts
 from .trajectories import Answer, Conditions, Model, Trajectories, collect_trajectories, final_samples
 from .view import AS_IT_IS, View, view_of
@@ -47,6 +47,7 @@ class Request:
     strength: float | None = None
     controlnet: str | Path | None = None
     pipeline: str | Path | None = None
+    text_length: int | None = None  # in tokens
 
     @classmethod
     def split(cls, arguments: Mapping[str, Any]) -> tuple[Request, dict[str, Any]]:
@@ -72,9 +73,9 @@ class Request:
 
     @property
     def picture_size(self) -> dict[str, int]:
-        """What was asked of a text pipeline's pictures, in pixels, and of its videos, in frames, as arguments of its call."""
-        given = zip(PICTURE_SIZE, (self.height, self.width, self.frames), strict=True)
-        return {name: size for name, size in given if size is not None}
+        """What was asked of a text pipeline's pictures, in pixels, its videos, in frames, and its text, as arguments of its call."""
+        given = {**dict(zip(PICTURE_SIZE, (self.height, self.width, self.frames), strict=True)), TEXT_LENGTH: self.text_length}
+        return {name: size for name, size in given.items() if size is not None}
 
 
 class CalibrationSource(Protocol):
@@ -180,6 +181,11 @@ def calibration_source(request: Request, config: QuantizeConfig, source: Source)
             f"a picture size is given, and {_named(source)} has its own", "leave --height, --width and --frames to text pipelines"
         )
     pictures = request.pictures
+    if not request.conditions and draws_from_picture_alone(source):
+        raise UsageError(
+            f"{_named(source)} draws from a picture alone, and pipelines are calibrated on prompts",
+            MODULE_ROUTE.format(component=source.component),
+        )
     if pictures and (request.conditions or not takes_prompts(source)):
         raise UsageError(
             f"pictures are given, and {_named(source)} takes none",

@@ -153,7 +153,8 @@ def _of_free_sizes(wrapper: Positional, names: list[str], tensors: list[torch.Te
         what = error.message if isinstance(error, ArtifactError) else str(error)
         raise _FixedSizeError(
             f"{type(wrapper.module).__name__} cannot be captured with {' and '.join(free)} free: {what}",
-            "take sizes, the batch's too, from x.shape and leave them whole (no len, int, list or range of them); or leave --sizes out",
+            "take sizes, the batch's too, from x.shape and leave them whole (no len, int, list or range of them); "
+            f"or leave {_option(free)} out",
         ) from error
     for example, output in elsewhere:
         last = _Last(graph_module)
@@ -192,8 +193,8 @@ def _at_another_size(wrapper: Positional, example: dict[str, torch.Tensor]) -> t
         raise_if_out_of_memory(error)
         raise ArtifactError(
             f"{type(wrapper.module).__name__} does not run on {shown(example)}: {described(error)}",
-            "a network that halves its sample takes sizes that can be halved as often; one that fixes its size has one: leave --sizes out, "
-            "and quantize it once for each size",
+            "a network that halves its sample takes sizes that can be halved as often; one that fixes its size has one: leave --sizes and "
+            "--tokens out, and quantize it once for each",
         ) from error
 
 
@@ -206,11 +207,16 @@ def _check_free(raw: GraphModule, names: Sequence[str], axes: Sequence[Sequence[
                 raise BoundToBatchError(f"a condition in its own code holds for dimension {dim} of '{name}' being {size}, and for no other")
 
 
+def _option(free: Mapping[str, FreeSize]) -> str:
+    """What asked for these sizes."""
+    return "--tokens" if set(free) == {"tokens"} else "--sizes"
+
+
 def _fixed(wrapper: Positional, free: Mapping[str, FreeSize], why: str) -> _FixedSizeError:
     return _FixedSizeError(
-        f"{type(wrapper.module).__name__} fixes {' and '.join(free)}, which --sizes is to leave free: {why}",
-        "leave --sizes out, and quantize it once for each size. A network fixes none where it takes them from x.shape and computes its "
-        "positions with torch; a graph halves only what can be halved as often",
+        f"{type(wrapper.module).__name__} fixes {' and '.join(free)}, which {_option(free)} is to leave free: {why}",
+        f"leave {_option(free)} out, and quantize it once for each size. A network fixes none where it takes them from x.shape and "
+        "computes its positions with torch; a graph halves only what can be halved as often",
     )
 
 

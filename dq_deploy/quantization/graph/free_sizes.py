@@ -17,12 +17,12 @@ from ...errors import UsageError
 
 Examples = Mapping[str, torch.Tensor]
 _OF_SAMPLES: dict[int, dict[int, str]] = {
-    3: {1: "tokens", 2: "length"},
+    3: {1: "picture_tokens", 2: "length"},
     4: {2: "height", 3: "width"},
     5: {1: "frames", 2: "frames", 3: "height", 4: "width"},
 }
 """By a sample's rank, with the batch: what its dimensions are called."""
-_EDGES = ("height", "width", "tokens")
+_EDGES = ("height", "width", "picture_tokens")
 """Of these a condition may have a ratio."""
 _LEAST = 3
 """torch.export takes a size of 0 or 1 for a constant, and a model is captured with a batch of 2."""
@@ -110,7 +110,9 @@ def free_sizes(inputs: Examples, others: Sequence[Examples]) -> dict[str, FreeSi
     small = {size.name: min(size.values) for size in namer.found.values() if min(size.values) < _LEAST}
     if small:
         what = ", ".join(f"a {name} of {value}" for name, value in small.items())
-        raise UsageError(f"{what} cannot be free: of sizes that are, the least is {_LEAST}, as the network gets it", "give larger --sizes")
+        raise UsageError(
+            f"{what} cannot be free: of sizes that are, the least is {_LEAST}, as the network gets it", "give larger --sizes or --tokens"
+        )
     return namer.found
 
 
