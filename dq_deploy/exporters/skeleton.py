@@ -6,6 +6,7 @@ target want (``lower``), and weights never pass through the exporter at all.
 
 from __future__ import annotations
 
+import inspect
 import logging
 import re
 import warnings
@@ -15,6 +16,7 @@ from typing import Any
 
 import onnx_ir as ir
 import torch
+from torch._dynamo.exc import UserError, UserErrorType
 from torch.fx import GraphModule, Node
 
 from ..errors import ArtifactError, raise_if_out_of_memory
@@ -111,7 +113,7 @@ def graph_exported(graph_module: GraphModule, inputs: dict[str, torch.Tensor], f
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             # Here and not in the exporter, which would find out too late that all inputs have one batch.
-            exported = torch.export.export(graph_module, examples, dynamic_shapes=dynamic, strict=False)
+            exported = _exported(graph_module, examples, dynamic)
             program = torch.onnx.export(
                 exported, examples, dynamo=True, opset_version=OPSET, input_names=list(inputs),
                 output_names=["out_sample"], dynamic_shapes=dynamic, verbose=False, optimize=False,
@@ -123,6 +125,25 @@ def graph_exported(graph_module: GraphModule, inputs: dict[str, torch.Tensor], f
     _name_sizes(program.model.graph, free)
     _name_output(program.model.graph, exported, free)
     return program.model
+
+
+_AS_IT_RUNS = "prefer_deferred_runtime_asserts_over_guards"
+
+
+def _exported(graph_module: GraphModule, examples: tuple[torch.Tensor, ...], dynamic: Any) -> torch.export.ExportedProgram:
+    """The graph with its free dimensions.
+
+    What it cannot prove of a batch (N · min(128, 128 · N) = 128 · N, where frames lie before the samples) it would check as it runs. The
+    captured graph has been run at several batches, and ONNX has no such checks.
+    """
+    try:
+        return torch.export.export(graph_module, examples, dynamic_shapes=dynamic, strict=False)
+    except UserError as error:
+        known = inspect.signature(torch.export.export).parameters  # newer torch
+        if error.error_type is not UserErrorType.CONSTRAINT_VIOLATION or _AS_IT_RUNS not in known:
+            raise
+        later: dict[str, Any] = {_AS_IT_RUNS: True}
+        return torch.export.export(graph_module, examples, dynamic_shapes=dynamic, strict=False, **later)
 
 
 def _name_sizes(graph: ir.Graph, free: Axes) -> None:

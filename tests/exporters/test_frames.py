@@ -11,6 +11,7 @@ import onnx
 import pytest
 import torch
 from onnx import numpy_helper
+from torch import nn
 
 from dq_deploy.accuracy import check
 from dq_deploy.accuracy.layer_error import layer_errors
@@ -136,3 +137,28 @@ def test_a_quantizer_keeps_its_frames(checkpoint: Checkpoint) -> None:
     x, steps = torch.randn(2 * FRAMES, 16, 6, 8), torch.tensor([0.0, 750.0])
     assert again.frames == FRAMES
     torch.testing.assert_close(again(x, steps).codes, quantizer(x, steps).codes)
+
+
+class FramesBeforeSamples(nn.Module):
+    """Folds the frames of [N, C, F, H, W] into the batch with the frames first, [F·N, C, H, W], and takes them apart by ``unflatten``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.middle = nn.Conv2d(2, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.linear, self.last = nn.Linear(8, 8), nn.Conv2d(8, 2, 3, padding=1)
+
+    def forward(self, x: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+        frames = x.shape[2]
+        y = self.first(x.permute(2, 0, 1, 3, 4).flatten(0, 1)) + (timestep / 1000).repeat(frames)[:, None, None, None]
+        y = torch.nn.functional.silu(self.middle(y)).unflatten(0, (frames, -1))
+        y = self.linear(y.movedim(2, -1)).movedim(-1, 2)
+        return self.last(y.flatten(0, 1)).unflatten(0, (frames, -1)).permute(1, 2, 0, 3, 4)
+
+
+def test_frames_that_lie_before_the_samples(tmp_path: Path) -> None:
+    """torch.export asks N · min(128, 128 · N) = 128 · N of the batch there, which it cannot prove."""
+    make_checkpoint(FramesBeforeSamples(), tmp_path / "checkpoint", shape=(2, 3, 8, 8))
+    bundle = export(tmp_path / "checkpoint", tmp_path / "bundle", target="qdq", dtype="fp32")
+    result = check(bundle, tmp_path / "checkpoint", optimized=False)
+    assert result, result.failures

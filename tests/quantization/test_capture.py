@@ -15,6 +15,7 @@ from dq_deploy.exporters import export
 from dq_deploy.quantization.graph.capture import capture, check_alone
 from dq_deploy.quantization.graph.edit import aten
 from dq_deploy.quantization.graph.positional import input_names
+from tests.text_encoder_pipelines import tiny_cogvideox
 from tests.tiny import SHAPE, PlainUNet, captured, make_checkpoint, planned, targets, tiny_unet
 
 
@@ -336,3 +337,14 @@ def test_a_network_that_mixes_the_samples_of_a_batch_is_refused() -> None:
         ArtifactError, match=r"mixes the samples of a batch: .* alone and beside two others differs by .*\ntake statistics over"
     ):
         check_alone(captured(InCompany(None)))
+
+
+def test_positions_of_another_size_than_the_configurations() -> None:
+    """CogVideoX 2B has a table for one, and computes others."""
+    model = tiny_cogvideox().transformer
+    inputs = {
+        "hidden_states": torch.randn(2, 5, 4, 4, 6), "encoder_hidden_states": torch.randn(2, 226, 24), "timestep": torch.tensor([1.0, 2.0]),
+    }  # fmt: skip
+    graph = capture(model, inputs)
+    with torch.no_grad():
+        torch.testing.assert_close(graph(*inputs.values()), model(**inputs).sample, rtol=1e-4, atol=1e-4)

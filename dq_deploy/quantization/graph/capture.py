@@ -18,6 +18,7 @@ from ...errors import ArtifactError, raise_if_out_of_memory
 from ...progress import Advance, Progress, silent
 from ..calling import CallForm
 from ..running.ambient import default_torch, without_autocast
+from .computed_positions import positions_that_export
 from .edit import aten, bind
 from .exporting import (
     BoundToBatchError,
@@ -62,7 +63,10 @@ def capture(
     if any(tensor.is_inference() for tensor in module.state_dict().values()):  # made in inference mode: torch.export takes no such tensors
         with torch.inference_mode(mode=False):
             module = deepcopy(module)
-    with progress("capturing the model", 2 * sum(BATCHES) + _EXPORT_STEPS) as advance, default_torch(), names_that_are_keywords():
+    steps = 2 * sum(BATCHES) + _EXPORT_STEPS
+    with (
+        progress("capturing the model", steps) as advance, default_torch(), names_that_are_keywords(), positions_that_export(module)
+    ):  # fmt: skip
         graph_module = _captured(module.eval(), [inputs, *others], form or CallForm.plain(module, list(inputs)), advance, sizes)
     graph_module.meta["free"] = with_multiples(graph_module, inputs, sizes)
     return graph_module
