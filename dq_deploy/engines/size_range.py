@@ -57,13 +57,17 @@ class SizeRange:
                 continue
             size, (least, largest) = sizes[name], self.limits[name]
             unit = f" ({unit})" if (unit := self.artifact.details.unit(name)) else ""
-            which = f"the {name} of '{dimension.axes[0][0]}' is {size}"
+            input_ = dimension.axes[0][0]
             if not least <= size <= largest:
-                raise UsageError(f"{which}, and {self.artifact.path} takes sizes from {least} to {largest}{unit}", self._wider(name, sizes))
+                raise UsageError(
+                    f"the {name} of '{input_}' is {size}, and {self.artifact.path} takes sizes from {least} to {largest}{unit}",
+                    self._wider(name, sizes),
+                )
             below, above = (rounded * dimension.multiple for rounded in (size // dimension.multiple, -(-size // dimension.multiple)))
             if below != above:
                 raise UsageError(
-                    f"{which}, and the network takes multiples of {dimension.multiple}{unit}", f"the nearest are {below} and {above}"
+                    f"the {name} of '{input_}' is {size}, and the network takes multiples of {dimension.multiple}{unit}",
+                    f"the nearest are {below} and {above}",
                 )
 
     def _wider(self, name: str, sizes: Mapping[str, int]) -> str:
