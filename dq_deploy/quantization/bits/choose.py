@@ -33,7 +33,7 @@ RAISED = 8
 
 
 class LayerChoice(BaseModel):
-    """A layer, its bits, and the share of the predicted error power that it has with the preset's bits, in the median over timesteps."""
+    """A layer, its bits, and the share of the predicted error power that it has with the preset's bits, in the mean over the samples."""
 
     layer: str
     weight_bits: int
@@ -102,7 +102,7 @@ def choose(measured: Sequence[Sensitivity], settings: dict[str, list[BitPair]], 
     low = {x.layer: x.noise[settings[x.layer][0]] for x in measured}
     high = {x.layer: x.noise[settings[x.layer][-1]] for x in measured}
     total = torch.stack(list(low.values())).sum(dim=0).clamp(min=1e-30)
-    options = [[Setting(_bytes(x, bits), float((x.noise[bits] / total).median())) for bits in settings[x.layer]] for x in measured]
+    options = [[Setting(_bytes(x, bits), float((x.noise[bits] / total).mean())) for bits in settings[x.layer]] for x in measured]
     rest = max(2 * (parameters - sum(x.weights for x in measured)), 0)
 
     def raised_within(size: float) -> set[str]:
@@ -138,7 +138,7 @@ def _snr(low: dict[str, torch.Tensor], high: dict[str, torch.Tensor], raised: se
 
 
 def _record(layer: Sensitivity, bits: BitPair, raised: bool, low: dict[str, torch.Tensor], total: torch.Tensor) -> LayerChoice:
-    share = float((low[layer.layer] / total).median())
+    share = float((low[layer.layer] / total).mean())
     return LayerChoice(layer=layer.layer, weight_bits=bits[0], activation_bits=bits[1], raised=raised, error_share=share)
 
 
