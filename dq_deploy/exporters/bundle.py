@@ -25,6 +25,7 @@ from ..errors import ArtifactError, UsageError
 from ..formats.fp4 import FP4_DOMAIN, FP4_IR_VERSION, FP4_OPSET
 from ..formats.target import TARGETS, target_name
 from ..progress import Progress, silent
+from ..quantization.bits.budget import WeightBudget
 from ..quantization.checkpoint import Checkpoint, load_checkpoint
 from ..quantization.float_source import FloatModel, load_float
 from ..quantization.output_bias import output_bias
@@ -121,12 +122,14 @@ def _check_choices(target: str, dtype: str, weight_storage: str, attention: str,
 
 
 def _check_width_choices(target: str, weight_storage: str, bits: int | None, budget: str | None, *, float: bool) -> None:  # noqa: A002
-    """Raises UsageError for a width beside a budget, for either of the float model, and for a budget where all widths take as much."""
+    """Raises UsageError for a width beside a budget, for either of the float model, and for a budget that is none or chooses nothing."""
     given = [name for name, value in (("--weight-bits", bits), ("--weight-budget", budget)) if value is not None]
     if float and given:
         raise UsageError("the float model has no weights of integer bits", f"leave out {given[0]}, or --float")
     if len(given) > 1:
         raise UsageError("--weight-bits gives all layers one width, and --weight-budget chooses one for each", "leave one of them out")
+    if budget is not None:
+        WeightBudget.parse(budget, "--weight-budget", snr=False)
     if budget is not None and (target, weight_storage) != ("qdq", "auto"):
         where = f"target {target}" if target != "qdq" else f"weight storage {weight_storage}"
         raise UsageError(f"{where} gives every weight a byte, and no width takes fewer bytes than another",
