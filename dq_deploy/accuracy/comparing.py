@@ -18,7 +18,7 @@ from .end_to_end import MAX_SNR_DIFFERENCE_DB
 def as_exported(checkpoint: Checkpoint, details: GraphDetails) -> Checkpoint:
     """The checkpoint's forward as the artefact has it: of its width, and without the quantizers that its export left out."""
     if details.width is not None:
-        checkpoint = sliced(checkpoint, details.width)
+        checkpoint = sliced(checkpoint, details.width, details.width_choice)
     if details.attention == "float":
         checkpoint = float_attention(checkpoint)
     elif isinstance(details, EngineDetails) and details.float_attention:

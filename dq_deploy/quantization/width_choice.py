@@ -46,11 +46,12 @@ def choose_widths(checkpoint: Checkpoint, budget: str, progress: Progress = sile
     noise = narrowing_noise(checkpoint, offered, progress)
     shares = error_shares(noise)
     width = _best(checkpoint, offered, shares, limit.bytes_of(count))
-    with at_width(checkpoint.model, width):
+    most = {name: round(share[min(share)], 6) for name, share in shares.items() if share}
+    with at_width(checkpoint.model, width, most):
         snr = per_timestep_snr(checkpoint.call, checkpoint.reference(), progress)
     return width, WidthChoice(
         budget=budget, weights_bytes=weights_bytes(checkpoint.model, width), float_bytes=FLOAT_BYTES * count, snr_db=snr,
-        error_share={name: round(share[min(share)], 6) for name, share in shares.items() if share},
+        error_share=most,
     )  # fmt: skip
 
 

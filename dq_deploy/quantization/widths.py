@@ -30,14 +30,17 @@ def nested_layers(model: nn.Module) -> dict[str, QuantizedWeight]:
 
 
 @contextmanager
-def at_width(model: nn.Module, width: Width | None) -> Iterator[None]:
-    """Let the weights of ``model`` that can be sliced have so many bits, in place; None: all their bits."""
+def at_width(model: nn.Module, width: Width | None, error_share: Mapping[str, float] | None = None) -> Iterator[None]:
+    """Let the weights of ``model`` that can be sliced have so many bits, in place; None: all their bits.
+
+    ``error_share`` as in ``WidthChoice``, where it is known.
+    """
     layers, correction = nested_layers(model), output_bias(model)
     bits = _by_layer(layers, width) if width is not None else {}
     for name, layer in layers.items():
         layer.width = bits.get(name)
     if correction is not None and bits:
-        correction.parts = _parts(layers, bits)
+        correction.parts = _parts(layers, bits, error_share)
     try:
         yield
     finally:
@@ -57,7 +60,7 @@ def sliced(checkpoint: Checkpoint, width: Width, choice: WidthChoice | None = No
     layers = nested_layers(model)
     bits = _by_layer(layers, width)
     if (correction := output_bias(model)) is not None:
-        correction.take(_parts(layers, bits))
+        correction.take(_parts(layers, bits, choice.error_share if choice else None))
     for name, layer in layers.items():
         layer.slice(bits[name])
     artifact = checkpoint.artifact
@@ -127,13 +130,18 @@ def _by_layer(layers: Mapping[str, QuantizedWeight], width: Width) -> dict[str, 
     return dict.fromkeys(layers, width) if isinstance(width, int) else dict(width)
 
 
-def _parts(layers: Mapping[str, QuantizedWeight], bits: Mapping[str, int]) -> dict[int, float]:
-    """Of all weights that can be sliced, the part that has so many bits."""
-    found: dict[int, int] = {}
-    for name, layer in layers.items():
-        assert layer.frozen is not None
-        found[bits[name]] = found.get(bits[name], 0) + layer.frozen[0].numel()
-    return {count: weights / sum(found.values()) for count, weights in found.items()}
+def _parts(layers: Mapping[str, QuantizedWeight], bits: Mapping[str, int], error_share: Mapping[str, float] | None) -> dict[int, float]:
+    """Of the error that narrowing all weights adds, the part of those that have so many bits; of all weights, where that is not known.
+
+    The mean error of the output is that of these parts: few weights can have most of it (docs/decisions/widths.md).
+    """
+    counts = {name: (error_share or {}).get(name, 0.0) for name in layers}
+    if not any(counts.values()):
+        counts = {name: float(layer.frozen[0].numel()) for name, layer in layers.items() if layer.frozen is not None}
+    found: dict[int, float] = {}
+    for name, count in counts.items():
+        found[bits[name]] = found.get(bits[name], 0.0) + count
+    return {width: count / sum(counts.values()) for width, count in found.items()}
 
 
 def _details(details: dict[str, Any], width: Width, bits: Mapping[str, int], choice: WidthChoice | None) -> dict[str, Any]:

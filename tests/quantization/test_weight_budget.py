@@ -15,6 +15,7 @@ from dq_deploy.errors import UsageError
 from dq_deploy.exporters import export
 from dq_deploy.quantization.bits.sensitivity import some_inputs
 from dq_deploy.quantization.checkpoint import Checkpoint
+from dq_deploy.quantization.output_bias import output_bias
 from dq_deploy.quantization.pipeline import per_timestep_snr
 from dq_deploy.quantization.width_choice import choose_widths, error_shares, narrowing_noise
 from dq_deploy.quantization.widths import at_width, nested_layers, sliced, weights_bytes
@@ -56,9 +57,14 @@ def test_the_widths_are_those_of_the_least_error_within_the_budget(nested_checkp
         assert 0 < len(within) < len(mixes)
         assert width == best
         assert choice.weights_bytes == weights_bytes(model, width) <= limit
-        with at_width(model, width):
+        with at_width(model, width, choice.error_share):
             assert choice.snr_db == per_timestep_snr(nested_checkpoint.call, nested_checkpoint.reference())
-        assert choice.snr_db == per_timestep_snr(sliced(nested_checkpoint, width).call, nested_checkpoint.reference())
+        assert choice.snr_db == per_timestep_snr(sliced(nested_checkpoint, width, choice).call, nested_checkpoint.reference())
+        bias, whole = output_bias(sliced(nested_checkpoint, width, choice).model), output_bias(model)
+        assert bias is not None
+        assert whole is not None
+        narrow = sum(choice.error_share[name] for name, bits in width.items() if bits == 4) / sum(choice.error_share.values())
+        torch.testing.assert_close(bias.table, narrow * whole.narrower[4] + (1 - narrow) * whole.table)
         assert choice.error_share == {name: round(share[4], 6) for name, share in shares.items()}
     everything, choice = choose_widths(nested_checkpoint, "1x")
     assert set(everything.values()) == {8}

@@ -73,7 +73,7 @@ class WidthChoice(Open):
     weights_bytes: int = Field(ge=0)
     float_bytes: int = Field(ge=1)
     snr_db: list[float] = Field(min_length=1)
-    error_share: dict[str, float] = Field(default_factory=dict)
+    error_share: dict[str, Annotated[float, Field(ge=0)]] = Field(default_factory=dict)
 
     @property
     def summary(self) -> str:
