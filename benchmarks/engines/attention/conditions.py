@@ -15,6 +15,7 @@ import onnx
 import onnx_ir as ir
 from pydantic import BaseModel, ConfigDict
 
+from benchmarks.patterns.float8 import FLOAT8
 from benchmarks.patterns.sketch import BFLOAT16, FLOAT, FLOAT16, Sketch
 from dq_deploy.engines.build_process import run_child
 from dq_deploy.engines.build_request import BuildRequest, ShapeRange
@@ -32,7 +33,7 @@ _NOT_KERNELS = ("shape_call", "signal", "wait")
 class Case:
     """An attention. ``pad``: zeros up to so many channels a head; ``first``: the channels stand in front of the tokens.
 
-    ``before`` and ``behind`` change the scores and the probabilities.
+    ``before`` and ``behind`` change the scores and the probabilities. ``fp8``: q, k and v are FP8 codes, with constant scales.
     """
 
     size: int = 64
@@ -44,6 +45,7 @@ class Case:
     pad: int | None = None
     first: bool = False
     folded: bool = False
+    fp8: bool = False
     before: Callable[[_Writer, ir.Value], ir.Value] | None = None
     behind: Callable[[_Writer, ir.Value], ir.Value] | None = None
 
@@ -102,6 +104,11 @@ class _Writer:
             x = op("Reshape", x, self.sizes(-1, *((channels, tokens) if name == "k" else (tokens, channels))), name=f"{name}/Fold")
         return x
 
+    def codes(self, x: ir.Value, name: str, scale: float) -> ir.Value:
+        """FP8 codes of a value, and what they stand for."""
+        pair = self.number(scale), self.sketch.constant("zero.fp8", np.array(0, FLOAT8.numpy()))
+        return self.sketch.qdq(x, pair, f"{name}/codes")
+
     def joined(self, y: ir.Value, size: int) -> ir.Value:
         case, op = self.case, self.sketch.op
         if case.folded:
@@ -123,6 +130,8 @@ class _Writer:
         q = self.split(self.projected(x, "q", case.heads * case.size), "q", case.tokens, case.size)
         k = self.split(self.projected(context, "k", case.heads * case.size), "k", keys, case.size)
         v = self.split(self.projected(context, "v", case.heads * value_size), "v", keys, value_size)
+        if case.fp8:
+            q, k, v = (self.codes(x, name, 0.05) for x, name in ((q, "q"), (k, "k"), (v, "v")))
         scores = op("Mul", op("MatMul", q, k, name=_SCORES), self.number(case.size**-0.5), name="scale/Mul")
         scores = case.before(self, scores) if case.before else scores
         p = op("Softmax", scores, name="p/Softmax", axis=-1)
@@ -133,6 +142,10 @@ class _Writer:
         model = self.sketch.model(self.sketch.cast(y, FLOAT, "y/Cast"), rank=3)
         model.opset_import[0].version = 22  # the first with all products of bf16
         return model
+
+
+def _in_fp8(w: _Writer, p: ir.Value) -> ir.Value:
+    return w.codes(p, "p", 1 / 448)
 
 
 def _causal(w: _Writer, y: ir.Value) -> ir.Value:
@@ -175,6 +188,7 @@ CASES: dict[str, Case] = {
     **{f"heads of {size}": Case(size) for size in (4, 8, 12, 16, 24, 40, 64, 72, 80, 96, 128, 160, 256, 264, 320, 512)},
     "heads of 4, padded to 16": Case(4, pad=16), "heads of 8, padded to 16": Case(8, pad=16), "heads of 20, padded to 24": Case(20, pad=24),
     "bf16": Case(dtype=BFLOAT16), "fp32": Case(dtype=FLOAT),
+    "q, k and v in FP8": Case(fp8=True), "q, k, v and the probabilities in FP8": Case(fp8=True, behind=_in_fp8),
     "16 tokens": Case(tokens=16), "100 tokens": Case(tokens=100), "4096 tokens": Case(tokens=4096),
     "77 keys, heads of 40": Case(40, keys=77),
     "values of 32 channels": Case(value_size=32),

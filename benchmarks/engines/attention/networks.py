@@ -17,6 +17,7 @@ from dq_deploy.artifacts import Artifact, open_artifact
 from dq_deploy.artifacts.details import EngineDetails
 from dq_deploy.engines.build import load_report
 from dq_deploy.engines.engine_files import engine_bytes
+from dq_deploy.engines.layer_report import LayerReport
 from dq_deploy.exporters.attention import Attention
 from dq_deploy.quantization import work_path
 
@@ -130,13 +131,15 @@ def _built(folder: Path, way: Attention) -> Artifact[EngineDetails]:
 
 
 def _engines(built: Artifact[EngineDetails]) -> dict[str, Engine]:
-    found = {}
-    for report in load_report(built):
-        summary = report.summary()
-        found[str(report.compute_capability)] = Engine(
-            kernels=summary["kernels"], planned=summary["planned_layers"], as_planned=summary["as_planned"],
-            attentions=summary["attentions"], fused=summary["attentions_fused"], split=summary["attentions_split"],
-            largest_tokens=max((a.tokens or 0 for a in report.attentions), default=0), weights_bytes=summary["weights_bytes"],
-            activation_bytes=summary["activation_bytes"], engine_bytes=engine_bytes(built, report.compute_capability),
-        )  # fmt: skip
-    return found
+    return {str(report.compute_capability): engine_of(built, report) for report in load_report(built)}
+
+
+def engine_of(built: Artifact[EngineDetails], report: LayerReport) -> Engine:
+    """What the builder made for one compute capability."""
+    summary = report.summary()
+    return Engine(
+        kernels=summary["kernels"], planned=summary["planned_layers"], as_planned=summary["as_planned"],
+        attentions=summary["attentions"], fused=summary["attentions_fused"], split=summary["attentions_split"],
+        largest_tokens=max((a.tokens or 0 for a in report.attentions), default=0), weights_bytes=summary["weights_bytes"],
+        activation_bytes=summary["activation_bytes"], engine_bytes=engine_bytes(built, report.compute_capability),
+    )  # fmt: skip
