@@ -20,7 +20,7 @@ from benchmarks.networks.network import NAMES, network
 from dq_deploy.commands.options import parse_keep
 from dq_deploy.console import Output
 from dq_deploy.decibels import psnr_db
-from dq_deploy.formats import Activations, ScaleSource
+from dq_deploy.formats import FP8, Activations, ScaleSource
 from dq_deploy.progress import silent
 from dq_deploy.quantization.bits.format_choice import choose_formats, take_formats
 from dq_deploy.quantization.calibration.source import Request
@@ -34,6 +34,7 @@ from dq_deploy.quantization.initial.rotation_choice import choose_rotations, tak
 from dq_deploy.quantization.initial.scale_choice import choose_scales, take_choices
 from dq_deploy.quantization.pipeline import copy_with_quantizers, per_timestep_snr
 from dq_deploy.quantization.prepare import Prepared, prepare
+from dq_deploy.quantization.quantizers import StaticQuantizer
 from dq_deploy.quantization.rounding.layerwise import round_weights
 
 _HELD_OUT = 500_000  # the first seed that is judged on
@@ -58,13 +59,20 @@ _COLUMNS = ("network", "bits", "scales", "rotation", "median SNR", "worst step",
     show_default=True,
     help="Of nvfp4: FP8 for the layers that lose most, or FP4 for all that can.",
 )
+@click.option(
+    "--attention",
+    type=click.Choice(["preset", "fp8"]),
+    default="preset",
+    show_default=True,
+    help="Of fp8: leave attention in float, as the preset does, or give it FP8 codes with a constant scale for each operand.",
+)
 @click.option("--low-rank", type=click.IntRange(0), default=0, show_default=True, help="As quantize --low-rank.")
 @click.option("--calibration-samples", type=click.IntRange(2), default=8, show_default=True)
 @click.option("--steps", type=click.IntRange(2), default=10, show_default=True)
 @click.option("--samples", type=click.IntRange(2), default=8, show_default=True, help="Held-out seeds to judge by.")
 @click.option("--results", type=click.Path(path_type=Path), default=Path("benchmarks/activations"), show_default=True)
 def main(names: tuple[str, ...], presets: str, scales: str, dilation: str, rounding: str, rotation: str, keep: tuple[str, ...],
-         formats: str, low_rank: int,
+         formats: str, attention: str, low_rank: int,
          calibration_samples: int, steps: int, samples: int, results: Path) -> None:  # fmt: skip
     """NAME is a built-in or one of benchmarks/networks. SNR of the network's output over the steps, and PSNR of the final samples, in dB.
 
@@ -81,6 +89,7 @@ def main(names: tuple[str, ...], presets: str, scales: str, dilation: str, round
     options |= {"rounding": rounding} if rounding != "nearest" else {}  # the others were measured before there was a choice
     options |= {"rotation": rotation} if rotation != "none" else {}
     options |= {"keep": dict(map(parse_keep, keep))} if keep else {}
+    options |= {"attention": attention} if attention != "preset" else {}
     options |= {"low_rank": low_rank} if low_rank else {}
     options |= {"formats": formats} if formats != "chosen" else {}
     for name in names:
@@ -102,6 +111,7 @@ def _measured(name: str, wanted: list[tuple[str, str]], options: dict[str, Any])
         return
     given = {"rounding": "nearest", **options, "max_float_share": 0.2, "iterations": 0}
     choose, low_rank = given.pop("formats", "chosen") == "chosen", given.pop("low_rank", 0)
+    in_fp8 = given.pop("attention", "preset") == "fp8"
     given |= {"dilation": None} if given["dilation"] == "preset" else {}
     config = QuantizeConfig.build(**given)
     by_halves = {config.skip_halves: _prepared(name, config)}
@@ -116,18 +126,21 @@ def _measured(name: str, wanted: list[tuple[str, str]], options: dict[str, Any])
         if chosen.skip_halves not in by_halves:
             by_halves[chosen.skip_halves] = _prepared(name, chosen)
         prepared, chosen = by_halves[chosen.skip_halves], chosen.model_copy(update={"low_rank": low_rank})  # branches are in a copy
-        snr, pictures, share = _quantized(prepared, chosen, data, held_out, seeds, choose=choose)
+        snr, pictures, share = _quantized(prepared, chosen, data, held_out, seeds, choose=choose, in_fp8=in_fp8)
         psnr = psnr_db(expected, pictures).tolist()
         figures = {"snr_db": snr, "median_snr_db": median(snr), "worst_snr_db": min(snr), "psnr_by_seed": [round(x, 3) for x in psnr]}
         yield preset, scales, {**figures, "per_token": round(share, 3), "psnr_db": round(float(np.mean(psnr)), 3)}
 
 
 def _quantized(
-    prepared: Prepared, config: QuantizeConfig, data: Trajectories, held_out: Trajectories, seeds: range, *, choose: bool
+    prepared: Prepared, config: QuantizeConfig, data: Trajectories, held_out: Trajectories, seeds: range, *, choose: bool, in_fp8: bool
 ) -> tuple[list[float], Any, float]:
     graph = deepcopy(prepared.float_graph, {id(tensor): tensor for tensor in prepared.float_graph.buffers()})
     plan = plan_with_branches(graph, config)
     assign_blocks(graph, plan)  # of the nodes that branches added too
+    for layer in plan.layers if in_fp8 else ():
+        if layer.op == "matmul" and layer.activation_format is FP8:
+            layer.float_reason, layer.quantizer, layer.probabilities = None, StaticQuantizer.kind, False
     if choose and any(layer.activation_format.block for layer in plan.quantized):
         take_formats(plan, choose_formats(replace(prepared, config=config, float_graph=graph, plan=plan), data), config)
     if config.activations is Activations.AUTO:
