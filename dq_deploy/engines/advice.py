@@ -264,7 +264,8 @@ def _notes(engine: EngineDescriptor, device: Device, ops: Sequence[Op]) -> Itera
     if undocumented:
         yield f"{engine.title} takes {', '.join(undocumented)} of quantized activations there, and does not document them"
     if "gemm" in ops and _documented(engine, "fp4", device, ("gemm",)):
-        yield f"{engine.title} documents FP4 matrix products there: --preset nvfp4 has 4.5 bits a weight, and much larger errors"
+        errors = "larger errors, fewer with --low-rank 16"
+        yield f"{engine.title} documents FP4 matrix products there: --preset nvfp4 has 4.5 bits a weight, and {errors}"
     if not engine.building.compute_capabilities:
         yield f"{engine.title} is built on the machine with the GPU"
 

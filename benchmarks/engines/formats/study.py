@@ -11,7 +11,9 @@ from pydantic import BaseModel, ConfigDict
 import dq_deploy
 from benchmarks.engines.attention.networks import NETWORKS, Engine, engine_of
 from benchmarks.engines.study import CAPABILITIES, CHEAP
+from dq_deploy.artifacts.details import CheckpointDetails
 from dq_deploy.engines.build import load_report
+from dq_deploy.engines.layer_report import LayerReport
 from dq_deploy.engines.roofline import work_of
 
 FLOATS = ("fp32", "fp16")
@@ -53,11 +55,21 @@ def measure(network: str, form: str, folder: Path) -> Built:
     # Kernels depend on shapes, bits and which tables there are, not on the values.
     options = {**CHEAP, "rounding": "nearest", **({} if isinstance(model, str) else {"steps": 2}), **made.needs(), **FORMS[form]}
     checkpoint = dq_deploy.quantize(model, folder / "checkpoint", **options)
-    bundle = dq_deploy.export(checkpoint, folder / "bundle", target="qdq", dtype="fp32" if form == "fp32" else "fp16", float=is_float)
+    dtype = form if is_float else "fp16"
+    bundle = dq_deploy.export(checkpoint, folder / "bundle", target="qdq", dtype=dtype, float=is_float)
     built = dq_deploy.build_engine(bundle, folder / "engine", backend="tensorrt-rtx", compute_capabilities=capabilities(form))
     reports = load_report(built)
     return Built(
         network=network, form=form, version=built.details.version,
         engines={str(report.compute_capability): engine_of(built, report) for report in reports},
-        macs={str(report.compute_capability): work_of(report).macs for report in reports},
+        macs={str(report.compute_capability): macs_of(report, checkpoint.details, dtype, is_float=is_float) for report in reports},
     )  # fmt: skip
+
+
+def macs_of(report: LayerReport, details: CheckpointDetails, dtype: str, *, is_float: bool) -> dict[str, int]:
+    """Multiply-accumulates by precision: of planned layers and fused attentions, and of what stays in ``dtype``, branches among it."""
+    if is_float:
+        return {dtype: sum(layer.macs for layer in [*details.layers, *details.float_layers])}
+    macs = dict(work_of(report).macs)
+    macs[dtype] = macs.get(dtype, 0) + sum(layer.macs for layer in details.float_layers if layer.op != "matmul")
+    return macs
