@@ -78,31 +78,54 @@ def test_codes_and_scales_are_the_checkpoints_in_the_types_of_fp4(checkpoint: Ch
     assert lint(half).findings == ()
 
 
-def test_three_ways_to_compute_the_operator_agree() -> None:
-    """Onnx's evaluator with its own FP4 types, standard operators in ONNX Runtime, and the quantizer in PyTorch."""
+def in_three_ways(x: np.ndarray, timestep: list[float]) -> tuple[tuple[np.ndarray, ...], tuple[np.ndarray, ...], tuple[torch.Tensor, ...]]:
+    """Product, codes and block scales by onnx's evaluator; product and codes by ONNX Runtime; codes and scales by the quantizer."""
     model = matmul_fp4_per_timestep()
     node = next(node for node in model.graph.node if node.op_type == "TRT_FP4DynamicQuantize")
     for name in node.output:
         model.graph.output.append(onnx.helper.make_empty_tensor_value_info(name))
-    rng = np.random.default_rng(0)
-    x = (rng.normal(size=(3, 16, 64)) * np.logspace(-4, 1, 64)).astype(np.float32)
-    x[0, 0] = 0
-    feeds = {"sample": x, "timestep": np.array([0, 1, 3], np.float32)}
-    plain, codes, scales = ReferenceEvaluator(model, new_ops=[Fp4DynamicQuantize]).run(None, feeds)
+    feeds = {"sample": x, "timestep": np.array(timestep, np.float32)}
+    plain = ReferenceEvaluator(model, new_ops=[Fp4DynamicQuantize]).run(None, feeds)
     del model.graph.output[2:]  # the scales have no name once they are floats
     emulated = ir.from_proto(model)
     assert emulate_fp4(emulated)
     assert not emulate_fp4(emulated)
-    ours, floats = session_as_written(ir.to_proto(emulated).SerializeToString()).run(None, feeds)
-    assert np.array_equal(codes.astype(np.float32), floats)
-    np.testing.assert_allclose(ours, plain, rtol=1e-5, atol=1e-5 * np.abs(plain).max())
+    ours = session_as_written(ir.to_proto(emulated).SerializeToString()).run(None, feeds)
     quantizer = BlockQuantizer(torch.zeros(1), FP4, symmetric=True, axis=-1, channels=64)
     quantizer.global_scale.fill_(2.0**-9)
-    u = x / np.array([0.01, 0.02, 0.1], np.float32)[:, None, None]
-    expected, scale = quantizer(torch.from_numpy(u), torch.zeros(3))
+    u = x / np.array([[0.01, 0.02, 0.05, 0.1][int(t)] for t in timestep], np.float32)[:, None, None]
+    codes, scale = quantizer(torch.from_numpy(u), torch.zeros(len(x)))
+    return tuple(plain), tuple(ours), (codes, scale)
+
+
+def test_three_ways_to_compute_the_operator_agree() -> None:
+    """Onnx's evaluator with its own FP4 types, standard operators in ONNX Runtime, and the quantizer in PyTorch."""
+    rng = np.random.default_rng(0)
+    x = (rng.normal(size=(3, 16, 64)) * np.logspace(-4, 1, 64)).astype(np.float32)
+    x[0, 0] = 0
+    (plain, codes, scales), (ours, floats), (expected, scale) = in_three_ways(x, [0, 1, 3])
+    assert np.array_equal(codes.astype(np.float32), floats)
+    np.testing.assert_allclose(ours, plain, rtol=1e-5, atol=1e-5 * np.abs(plain).max())
     assert float((torch.from_numpy(floats) != expected).float().mean()) < 1e-3  # 1/s_t was rounded once more there
     block = scale.unflatten(-1, (-1, 16))[..., 0] * 2.0**9
     assert float((torch.from_numpy(scales.astype(np.float32)) != block).float().mean()) < 1e-2
+
+
+def test_beyond_a_blocks_range_codes_are_6_and_a_nan_is_one_of_the_product() -> None:
+    x = np.full((1, 16, 64), 0.001, np.float32)
+    x[0, 0, :8] = [6, -6, 5, -5, 7, 1e30, -1e30, 0.25]  # more than 6 times the largest scale: 448 · 2⁻⁹
+    x[0, 1, :2] = [np.inf, -np.inf]
+    x[0, 2, 0] = np.nan
+    (plain, codes, scales), (ours, floats), (expected, _) = in_three_ways(x, [0])
+    assert codes[0, 0, :8].astype(np.float32).tolist() == [6, -6, 6, -6, 6, 6, -6, 6]
+    assert codes[0, 1, :2].astype(np.float32).tolist() == [6, -6]
+    assert scales[0, :2, 0].astype(np.float32).tolist() == [448, 448]
+    finite = [0, 1, *range(3, 16)]
+    assert np.array_equal(codes[0, finite].astype(np.float32), floats[0, finite])
+    assert np.array_equal(floats[0, finite], expected[0, finite].numpy())
+    for product in (plain, ours):
+        assert np.isnan(product[0, 2]).all()
+        assert np.isfinite(product[0, finite]).all()
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "fp16"])
