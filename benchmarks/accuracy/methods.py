@@ -53,6 +53,7 @@ class Method:
             "output_bias": False,
             "rounding": "nearest",
             "seed": seed,
+            **({} if "method" in self.options else {"activations": "per-timestep"}),  # a published method has its own
             **self.options,
         }
         if self.training == "end-to-end":
@@ -102,6 +103,13 @@ METHODS: tuple[Method, ...] = (
            {"rounding": "gptq", "output_bias": True, "low_rank": 8}, presets=("w4a4", "nvfp4")),
     Method("gptq-untrained-static", "WD + GPTQ + output bias, static", "the same with `--activations static`",
            {"rounding": "gptq", "activations": "static", "output_bias": True}, presets=("w8a8",)),
+    Method("gptq-auto", "DilateQuant from GPTQ's codes, scales by layer",
+           "the default with 8-bit activations: a scale for each token where that is better, training from GPTQ's codes",
+           {"rounding": "gptq", "activations": "auto"}, "block"),
+    Method("gptq-auto-untrained", "WD + GPTQ + output bias, scales by layer", "the same, and nothing is trained",
+           {"rounding": "gptq", "activations": "auto", "output_bias": True}),
+    Method("auto", "DilateQuant, scales by layer", "the default with activations of fewer bits than 8, which trains from the nearest codes",
+           {"activations": "auto"}, "block", presets=("w6a6", "w4a4")),
     Method("base", "nothing", "one scale a tensor, the default initial range", _STATIC),
     Method("wd", "WD", "base and error-aware dilation", {"activations": "static"}),
     Method("tpq", "TPQ", "base with a scale and zero-point for each timestep", _TEMPORAL),
@@ -162,7 +170,7 @@ def canonical(config: QuantizeConfig, family: Family) -> dict[str, Any]:
     defaults = QuantizeConfig().model_dump(mode="json")
     if config.activations in (Activations.PER_TIMESTEP, Activations.STATIC):  # likewise: they say it by its former name
         values["temporal"] = config.activations is Activations.PER_TIMESTEP
-        values["activations"] = defaults["activations"]
+        values["activations"] = Activations.PER_TIMESTEP.value
     if values["rounding"] == "nearest":  # likewise: what had no such setting is read with its default
         values["rounding"] = defaults["rounding"]
     unused = [] if values["initial_range"] == "percentile" else ["percentile"]

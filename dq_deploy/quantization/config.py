@@ -219,9 +219,10 @@ class QuantizeConfig(BaseModel):
     """r: dilation may let an output channel's weight range grow by this share where the measured output error falls."""
     smoothquant_alpha: float = Field(default=0.5, ge=0, le=1)
     """α of SmoothQuant's factors max|x_k|^α / max|W_k|^(1−α): how much of an activation's range moves to the weights."""
-    activations: Activations = Activations.PER_TIMESTEP
-    """Scales of activations: a row of a table for each calibrated timestep (Temporal Parallel Quantizer, §4.2), one for each token, or one
-    for all. Options of before there was a choice say ``temporal`` true or false: per-timestep or static."""
+    activations: Activations = Activations.AUTO
+    """Scales of activations: a row of a table for each calibrated timestep (Temporal Parallel Quantizer, §4.2), one for each token, one
+    for all, or of the first two what measures better for each linear layer. Options of before there was a choice say ``temporal`` true or
+    false: per-timestep or static."""
     rotation: Annotated[Rotation, BeforeValidator(_in_words)] = Rotation.NONE
     zero_points: bool = True
     """False makes every activation symmetric."""

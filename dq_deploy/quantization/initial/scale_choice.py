@@ -33,6 +33,8 @@ def choose_scales(float_graph: GraphModule, plan: Plan, data: Trajectories, conf
         assert isinstance(node, Node)
         made = [candidate(plan, layers, f"{index} {kind}", kind, float_graph, data) for kind in kinds]
         candidates.setdefault(node.name, []).extend(made)
+    if not candidates:
+        return []
     with progress("scales of activations", sum(map(len, candidates.values())) * judged_passes(float_graph, data, config)) as advance:
         snr = judged(float_graph, candidates, data, config, advance)
     return [_choice(layers, {kind: snr[f"{index} {kind}"] for kind in kinds}) for index, layers in enumerate(read)]
