@@ -219,10 +219,10 @@ class QuantizeConfig(BaseModel):
     """r: dilation may let an output channel's weight range grow by this share where the measured output error falls."""
     smoothquant_alpha: float = Field(default=0.5, ge=0, le=1)
     """α of SmoothQuant's factors max|x_k|^α / max|W_k|^(1−α): how much of an activation's range moves to the weights."""
-    activations: Activations = Activations.AUTO
+    activations: Activations = Activations.PER_TIMESTEP
     """Scales of activations: a row of a table for each calibrated timestep (Temporal Parallel Quantizer, §4.2), one for each token, one
-    for all, or of the first two what measures better for each linear layer. Options of before there was a choice say ``temporal`` true or
-    false: per-timestep or static."""
+    for all, or of the first two what measures better for each linear layer, which presets with integers of 6 and 8 bits take. Options of
+    before there was a choice say ``temporal`` true or false: per-timestep or static."""
     rotation: Annotated[Rotation, BeforeValidator(_in_words)] = Rotation.NONE
     zero_points: bool = True
     """False makes every activation symmetric."""
@@ -422,6 +422,8 @@ class QuantizeConfig(BaseModel):
             raise UsageError(f"unknown method '{method}'", f"{did_you_mean([method], METHODS)}methods: {', '.join(METHODS)}")
         given = {**METHODS[method].options, **given}
         filled = dict(PRESETS[preset])
+        if any(given.get(name, filled.get(name)) != filled.get(name) for name in ("activation_bits", "products")):
+            filled.pop("activations", None)  # chosen for the preset's own bits
         if isinstance(codebook := given.get("codebook"), dict) and "codebook" not in filled:
             with suppress(ValueError, KeyError, TypeError):  # which building it says below
                 filled["weight_bits"] = Codebook(**codebook).bits

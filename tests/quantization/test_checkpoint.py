@@ -47,7 +47,9 @@ def test_loading_gives_back_the_same_integers_and_outputs(bits: tuple[int, int],
     monkeypatch.setattr(
         pipeline, "write_checkpoint", lambda folder, model, reference: (kept.append(model), write(folder, model, reference))
     )
-    loaded = make_checkpoint(PlainUNet(), tmp_path / "checkpoint", dilation="symmetric", weight_bits=bits[0], activation_bits=bits[1])
+    loaded = make_checkpoint(
+        PlainUNet(), tmp_path / "checkpoint", activations="per-timestep", dilation="symmetric", weight_bits=bits[0], activation_bits=bits[1]
+    )
     (frozen,) = kept
     before, after = integer_tensors(frozen), integer_tensors(loaded.model)
     assert before.keys() == after.keys()

@@ -21,6 +21,17 @@ def test_presets_set_both_bit_widths_and_options_win() -> None:
     assert QuantizeConfig.build("w4a4", weight_bits=6, seed=None).weight_bits == 6
 
 
+def test_scales_are_chosen_by_layer_where_it_is_worth_it_and_by_the_preset_alone() -> None:
+    chosen = {name: QuantizeConfig.build(name).activations for name in PRESETS}
+    assert {name for name, activations in chosen.items() if activations == "auto"} == {"w8a8", "w6a6", "w4a8", "vq3a8", "vq2a8"}
+    assert QuantizeConfig.build("w8a8", weight_bits=6).activations == "auto"
+    assert QuantizeConfig.build("w8a8", activation_bits=4).activations == "per-timestep"
+    assert QuantizeConfig.build("w8a8", products="fp8").activations == "per-timestep"
+    assert QuantizeConfig.build("w8a8", activation_bits=16).weight_only
+    assert QuantizeConfig.build("w8a8", activations="static").activations == "static"
+    assert QuantizeConfig.build("w8a8", method="quest").activations == "per-timestep"
+
+
 def test_keep_adds_to_the_default_exceptions() -> None:
     assert QuantizeConfig.build(keep={"mid.*": "float"}).keep == {FIRST: "float", LAST: 8, "mid.*": "float"}
 
