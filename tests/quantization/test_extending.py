@@ -20,9 +20,10 @@ from dq_deploy.errors import ArtifactError
 from dq_deploy.exporters import export
 from dq_deploy.exporters.lower import QuantizerPlace, scale
 from dq_deploy.formats import Granularity, Kind, NumberFormat, ScaleSource, of_bits, register_format
-from dq_deploy.quantization import prepare, quantizers, weights
+from dq_deploy.quantization import quantizers, weights
 from dq_deploy.quantization.checkpoint import Checkpoint, load_checkpoint
 from dq_deploy.quantization.config import QuantizeConfig
+from dq_deploy.quantization.graph import plan as plans
 from dq_deploy.quantization.graph.plan import Plan, make_plan
 from dq_deploy.quantization.integrity import read_format
 from dq_deploy.quantization.quantizers import ActivationQuantizer
@@ -110,7 +111,7 @@ def replanned(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[Call
             change(plan)
             return plan
 
-        monkeypatch.setattr(prepare, "make_plan", planned)
+        monkeypatch.setattr(plans, "make_plan", planned)
         return make_checkpoint(PlainUNet(), tmp_path / "checkpoint", iterations=2, dilation="none")
 
     return made
