@@ -235,7 +235,7 @@ class QuantizeConfig(BaseModel):
     """Share of a timestep's values that a percentile range covers, in percent, counted from both ends."""
     output_bias: bool | None = None
     """Subtract from the network's output its mean error at each timestep, as measured on the calibration trajectories. None: where nothing
-    is trained; distillation leaves little of it (docs/decisions/output-bias.md)."""
+    is trained or training starts from GPTQ's codes; from nearest ones it leaves little (docs/decisions/output-bias.md)."""
     skip_halves: SkipHalves = SkipHalves.SPLIT
     keep: dict[str, Bits | Literal["float"]] = {FIRST: "float", LAST: 8}
     """Layer-name pattern (fnmatch) → bits, or "float" to leave the layer alone; of several that match, the last one given counts."""
@@ -302,7 +302,7 @@ class QuantizeConfig(BaseModel):
     @property
     def corrects_output(self) -> bool:
         """Whether the output's mean error is subtracted."""
-        chosen = self.iterations == 0 if self.output_bias is None else self.output_bias
+        chosen = (not self.iterations or self.rounds_by_gptq) if self.output_bias is None else self.output_bias
         return chosen and not self.weight_only
 
     @property
