@@ -112,7 +112,7 @@ def replanned(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[Call
             return plan
 
         monkeypatch.setattr(plans, "make_plan", planned)
-        return make_checkpoint(PlainUNet(), tmp_path / "checkpoint", iterations=2, dilation="none")
+        return make_checkpoint(PlainUNet(), tmp_path / "checkpoint", iterations=2, dilation="none", activations="per-timestep")
 
     return made
 
