@@ -165,13 +165,15 @@ def _default_rounding(networks: Sequence[Mapping[str, Any]], found: Mapping[str,
 def _other_seeds(networks: Sequence[Mapping[str, Any]], cells: Sequence[CellResult]) -> str:
     """Ours beside static where both were calibrated on other trajectories too: what luck there is in a calibration."""
     rows = []
+    seeds = sorted({r.cell.seed for r in cells})
     for one in networks:
-        found = {seed: ModelResults(one["name"], cells, seed) for seed in sorted({r.cell.seed for r in cells})}
-        both = {seed: results for seed, results in found.items() if _cell(results, OURS) and _cell(results, OURS_STATIC)}
-        for seed, results in both.items() if len(both) > 1 else ():
-            values = [f"{final.value:.1f}" if (final := _final(results, name)) else MISSING for name in (OURS, OURS_STATIC)]
-            rows.append([one["title"], str(seed), *values, _against(results, OURS_STATIC)])
-    columns = ["network", "first calibration seed", LABELS[OURS], LABELS[OURS_STATIC], "ours against static"]
+        found = {seed: ModelResults(one["name"], cells, seed) for seed in seeds}
+        for pair in ((OURS, OURS_STATIC), (GPTQ, GPTQ_STATIC)):
+            both = {seed: results for seed, results in found.items() if all(_cell(results, name) for name in pair)}
+            for seed, results in both.items() if len(both) > 1 else ():
+                values = [f"{final.value:.1f}" if (final := _final(results, name)) else MISSING for name in pair]
+                rows.append([one["title"], LABELS[pair[0]], str(seed), *values, _against(results, pair[1], pair[0])])
+    columns = ["network", "what", "first calibration seed", "tables", "static", "tables against static"]
     return "\n\n".join(["### Calibrated on other trajectories", _LUCK, markdown(columns, rows)]) if rows else ""
 
 
