@@ -95,7 +95,7 @@ METHODS: tuple[Method, ...] = (
            {}, "block"),
     Method("gptq", "DilateQuant from GPTQ's codes", "tables alone, and distillation starts from GPTQ",
            {"rounding": "gptq"}, "block", presets=PRESETS),
-    Method("gptq-untrained", "WD + TPQ + GPTQ + output bias", "`dq-deploy quantize --iterations 0 --activations per-timestep`: nothing is trained",
+    Method("gptq-untrained", "WD + TPQ + GPTQ + output bias", "`quantize --iterations 0 --activations per-timestep`: nothing is trained",
            {"rounding": "gptq", "output_bias": True}, presets=PRESETS),
     Method("gptq-untrained-tokens", "GPTQ + output bias, per token", "the same with `--activations per-token`",
            {"rounding": "gptq", "output_bias": True, "activations": "per-token"}, presets=FLOAT_PRESETS),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -156,8 +157,8 @@ def show_check(result: CheckResult, output: Output, lint: LintResult | None = No
     where += ["every layer's codes are equal"] if layer and not where else []
     where += [f"worst timestep {timestep.timestep:g}"] if timestep else []
     output.text("; ".join([verdict, ", ".join(where) or "nothing was compared"]))
-    if result and result.final_error and result.final_error.quality:
-        output.text(f"it computes what its checkpoint does. Of that, {result.final_error.quality} (dq-deploy sample draws both)")
+    if result and (quality := _quality(result)):
+        output.text(f"it computes what its checkpoint does. Of that, {quality} (dq-deploy sample draws both)")
     output.data(
         {
             **result.model_dump(),
@@ -167,6 +168,15 @@ def show_check(result: CheckResult, output: Output, lint: LintResult | None = No
             **({} if lint is None else {"lint": _lint_json(lint)}),
         }
     )
+
+
+def _quality(result: CheckResult) -> str:
+    """How near the checkpoint comes to the float model: its final sample, or else its outputs; empty where nothing of it is known."""
+    if result.final_error and result.final_error.quality:
+        return result.final_error.quality
+    rows = result.timesteps or next((engine.timesteps for engine in result.engines), [])
+    found = [row.snr_reference_db for row in rows if row.snr_reference_db is not None]
+    return f"the median step has {median(found):.1f} dB of SNR against the float model, the worst {min(found):.1f}" if found else ""
 
 
 def show_timesteps(title: str, columns: tuple[str, ...], rows: Sequence[TimestepParity], output: Output) -> None:

@@ -57,7 +57,7 @@ _SHOWN_LAYERS = 10
     type=click.Choice(["auto", "per-timestep", "per-token", "static"]),
     help="Scales of activations: a table by timestep, one computed for each token that a linear layer reads, one for all, or of the first "
     "two what measures better for each layer.  "
-    "[default: auto where activations are integers of 6 or 8 bits, else per-timestep]",
+    "[default: auto where activations are integers of 6 to 8 bits, else per-timestep]",
 )
 @click.option(
     "--rotation",

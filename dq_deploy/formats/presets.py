@@ -7,9 +7,7 @@ from typing import Any
 
 
 def _integers(weight_bits: int, activation_bits: int, **more: Any) -> dict[str, Any]:
-    # with 4 bits trained tables are better than scales by token (docs/decisions/activation-scales.md)
-    chosen = {"activations": "auto"} if 6 <= activation_bits <= 8 else {}
-    return {"weight_bits": weight_bits, "activation_bits": activation_bits, **chosen, **more}
+    return {"weight_bits": weight_bits, "activation_bits": activation_bits, **more}
 
 
 # The last layer's rounding is the output's own error: a float of 3 bits makes more of it there than all other layers (docs/fp8.md).

@@ -128,6 +128,7 @@ def _no_bool(value: Any) -> Any:
 
 
 _LEAST_BITS = 2
+_LEAST_CHOSEN_BITS = 6
 Bits = Annotated[int, BeforeValidator(_no_bool), Field(ge=_LEAST_BITS, le=8)]
 
 
@@ -163,6 +164,16 @@ def under_current_names(given: dict[str, Any]) -> dict[str, Any]:
         raise ValueError(f"temporal is the former name of activations, true for per-timestep and false for static (got {temporal!r})")
     chosen = Activations.PER_TIMESTEP if temporal else Activations.STATIC
     return {name: value for name, value in given.items() if name != "temporal"} | {"activations": chosen}
+
+
+def _by_bits(options: Mapping[str, Any]) -> Activations:
+    """Where scales come from unless somebody says so: chosen by layer beside integers of 6 to 8 bits.
+
+    With 4 bits trained tables are better than scales by token (docs/decisions/activation-scales.md).
+    """
+    bits = options.get("activation_bits")
+    chosen = options.get("products", "int8") == "int8" and isinstance(bits, int) and _LEAST_CHOSEN_BITS <= bits <= 8
+    return Activations.AUTO if chosen else Activations.PER_TIMESTEP
 
 
 def _in_words(value: Any) -> Any:
@@ -221,8 +232,8 @@ class QuantizeConfig(BaseModel):
     """α of SmoothQuant's factors max|x_k|^α / max|W_k|^(1−α): how much of an activation's range moves to the weights."""
     activations: Activations = Activations.PER_TIMESTEP
     """Scales of activations: a row of a table for each calibrated timestep (Temporal Parallel Quantizer, §4.2), one for each token, one
-    for all, or of the first two what measures better for each linear layer, which presets with integers of 6 and 8 bits take. Options of
-    before there was a choice say ``temporal`` true or false: per-timestep or static."""
+    for all, or of the first two what measures better for each linear layer, which ``build`` takes beside integers of 6 to 8 bits.
+    Options of before there was a choice say ``temporal`` true or false: per-timestep or static."""
     rotation: Annotated[Rotation, BeforeValidator(_in_words)] = Rotation.NONE
     zero_points: bool = True
     """False makes every activation symmetric."""
@@ -422,14 +433,12 @@ class QuantizeConfig(BaseModel):
             raise UsageError(f"unknown method '{method}'", f"{did_you_mean([method], METHODS)}methods: {', '.join(METHODS)}")
         given = {**METHODS[method].options, **given}
         filled = dict(PRESETS[preset])
-        if any(given.get(name, filled.get(name)) != filled.get(name) for name in ("activation_bits", "products")):
-            filled.pop("activations", None)  # chosen for the preset's own bits
         if isinstance(codebook := given.get("codebook"), dict) and "codebook" not in filled:
             with suppress(ValueError, KeyError, TypeError):  # which building it says below
                 filled["weight_bits"] = Codebook(**codebook).bits
         given["keep"] = {**cls().keep, **filled.get("keep", {}), **given.get("keep", {})}
         try:
-            return cls(**{**filled, **given})
+            return cls(**{"activations": _by_bits({**filled, **given}), **filled, **given})
         except ValidationError as error:
             problems = "; ".join(map(_problem, error.errors()))
             raise UsageError(f"bad quantization options: {problems}") from None

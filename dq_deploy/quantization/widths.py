@@ -16,6 +16,7 @@ from ..artifacts.final_error import FinalError
 from ..errors import ArtifactError, UsageError
 from ..formats import layer_bytes, of_bits
 from .checkpoint import Checkpoint, named_layers
+from .graph.rotation import ROTATION
 from .output_bias import output_bias
 from .weights import QuantizedWeight
 
@@ -86,13 +87,17 @@ def weights_bytes(model: GraphModule, width: Width | None = None) -> int:
 
 def constants(model: GraphModule) -> int:
     """How many numbers a quantized graph holds that are of no layer and no table."""
+    return sum(_constants(model).values())
+
+
+def _constants(model: GraphModule) -> dict[str, int]:
     kept = {str(node.target) for node in model.graph.nodes if node.op == "get_attr"}
-    return sum(tensor.numel() for name in kept if (tensor := model.get_buffer(name)).is_floating_point())
+    return {name: tensor.numel() for name in kept if (tensor := model.get_buffer(name)).is_floating_point()}
 
 
 def parameters(model: GraphModule) -> int:
-    """How many numbers the float network has: weights, biases and constants."""
-    total = constants(model)
+    """How many numbers the float network has: weights, biases and constants, without the rotations that quantizing added."""
+    total = sum(count for name, count in _constants(model).items() if ROTATION not in name)
     for _, layer in named_layers(model):
         if isinstance(layer, QuantizedWeight):
             assert layer.frozen is not None

@@ -38,7 +38,7 @@ def page_pictures(drawn: DrawnPictures, artifact: Artifact, seed: int, others: S
 
 
 def other_row(drawn: DrawnPictures, artifact: Artifact, expected: Images | None) -> DrawnRow:
-    """A further artefact's pictures, compared with the float model's that are there already."""
+    """A further artefact's pictures [N, C, H, W], compared with the float model's that are there already."""
     if expected is None:
         return _row(drawn, artifact)
     between = consistency_db(expected, drawn.quantized) if is_video(expected) else None

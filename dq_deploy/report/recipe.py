@@ -130,7 +130,8 @@ def _quantize_flags(manifest: Manifest, details: CheckpointDetails) -> tuple[lis
     options["activations"] = manifest.activations
     method, preset = options.get("method", DILATEQUANT.name), preset_of(options)
     # With what the preset and the method fill in by themselves.
-    defaults = QuantizeConfig.build(preset or "w8a8", method=method).model_dump(mode="json")
+    own = {} if preset else {name: options[name] for name in ("weight_bits", "activation_bits")}
+    defaults = QuantizeConfig.build(preset or "w8a8", method=method, **own).model_dump(mode="json")
     bits = [str(options[name]) for name in ("weight_bits", "activation_bits")]
     flags = ["--preset", preset] if preset else ["--weight-bits", bits[0], "--activation-bits", bits[1]]
     flags += ["--method", method] if method != DILATEQUANT.name else []

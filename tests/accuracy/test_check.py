@@ -26,7 +26,7 @@ from tests.flow import STEPS, Flow, altered, altered_manifest
 
 TARGETS = ["qdq", "onnxruntime"]
 CONV = "down_blocks.0.resnets.0.conv2"
-LINEAR = "down_blocks.0.attentions.0.to_out.0"
+LINEAR = "time_embedding.linear_2"
 PRODUCT = "down_blocks.0.attentions.0.matmul"
 Edit = Callable[[np.ndarray], np.ndarray]
 

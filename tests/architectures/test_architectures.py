@@ -26,6 +26,7 @@ from dq_deploy.engines.build import build_engine, load_report
 from dq_deploy.engines.contenders import contenders_from
 from dq_deploy.engines.statistics import snr_db
 from dq_deploy.exporters import export
+from dq_deploy.formats import ScaleSource
 from dq_deploy.quantization import load_checkpoint, quantize
 from tests.nightly import mostly_nightly
 
@@ -179,7 +180,7 @@ def test_both_graphs_compute_what_the_checkpoint_does(checkpoint: Artifact, bund
 def test_rows_are_selected_by_value(checkpoint: Artifact) -> None:
     """Flow matching's timesteps are any numbers: near a calibrated one its row counts."""
     loaded = load_checkpoint(checkpoint.path)
-    for quantizer in (q for q in loaded.quantizers.values() if not q.fixed):
+    for quantizer in (q for q in loaded.quantizers.values() if q.source is ScaleSource.TABLE):
         scale, zero_point = quantizer.selected(loaded.table_timesteps + 0.25)
         assert torch.equal(scale, quantizer.scale_table())
         assert torch.equal(zero_point.to(torch.int8), quantizer.zero_point_table())

@@ -25,6 +25,7 @@ def test_scales_are_chosen_by_layer_where_it_is_worth_it_and_by_the_preset_alone
     chosen = {name: QuantizeConfig.build(name).activations for name in PRESETS}
     assert {name for name, activations in chosen.items() if activations == "auto"} == {"w8a8", "w6a6", "w4a8", "vq3a8", "vq2a8"}
     assert QuantizeConfig.build("w8a8", weight_bits=6).activations == "auto"
+    assert {QuantizeConfig.build(name, activation_bits=6).activations for name in ("w8a8", "w6a6", "w4a4")} == {"auto"}
     assert QuantizeConfig.build("w8a8", activation_bits=4).activations == "per-timestep"
     assert QuantizeConfig.build("w8a8", products="fp8").activations == "per-timestep"
     assert QuantizeConfig.build("w8a8", activation_bits=16).weight_only

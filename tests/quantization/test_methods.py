@@ -27,7 +27,7 @@ def test_a_method_is_a_configuration_and_the_users_options_win(name: str) -> Non
 
 
 def test_the_default_fills_in_nothing() -> None:
-    assert QuantizeConfig.build() == QuantizeConfig()
+    assert QuantizeConfig.build() == QuantizeConfig(activations="auto")
 
 
 def test_an_unknown_method_is_refused_with_those_that_there_are() -> None:

@@ -43,6 +43,7 @@ def branch_off(graph_module: GraphModule, layers: Iterable[GraphLayer], rank: in
     """Give each of the linear ``layers`` of a float graph a branch, in place: the graph computes what it did, but for fp32's last bits."""
     for layer in layers:
         _branch(graph_module, layer.node, layer.name, rank)
+    graph_module.graph.eliminate_dead_code()
     drop_unused_tensors(graph_module)
     graph_module.recompile()
 
@@ -58,7 +59,7 @@ def _branch(graph_module: GraphModule, node: Node, name: str, rank: int) -> None
         low = emit(aten.linear.default, low, emit.constant(f"{weight.target}{suffix}", factor))
         low.meta |= {"path": f"{name}{suffix}", "frames": frames_of(node), "branch": name}
     product = emit(aten.linear.default, x, emit.constant(f"{weight.target}#rest", rest), *node.args[2:], **node.kwargs)
-    product.meta["frames"] = frames_of(node)
+    product.meta |= {"path": name, "frames": frames_of(node)}
     emit.replace(emit(aten.add.Tensor, product, low))
 
 

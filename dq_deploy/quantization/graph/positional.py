@@ -39,7 +39,7 @@ class Positional(nn.Module):
         return packed(self._own(*tensors), sample_list=self.form.sample_list)
 
     def checked(self, *tensors: torch.Tensor) -> torch.Tensor:
-        """The output, after a look at what the module itself returns. Raises ArtifactError for what is not an output."""
+        """The output [N, ...], after a look at what the module itself returns. Raises ArtifactError for what is not an output."""
         output = self._own(*tensors)
         self.returns = output_form(output, self.module, len(tensors[0]), sample_list=self.form.sample_list)
         return packed(output, sample_list=self.form.sample_list)
@@ -78,7 +78,7 @@ def input_names(module: nn.Module, conditions: Sequence[str] = (), form: CallFor
 
 @torch.no_grad()
 def expected_outputs(wrapper: Positional, tensors: list[torch.Tensor]) -> tuple[dict[int, torch.Tensor], Exception | None]:
-    """The model's outputs at batches that it is not captured with, or the reason why there are none.
+    """The model's outputs [N, ...] at batches that it is not captured with, or the reason why there are none.
 
     Timesteps are given as floats, and as integers to a model that fails with floats (it looks them up in a table).
     Raises ArtifactError when an output has NaN or Inf.
@@ -101,7 +101,7 @@ def expected_outputs(wrapper: Positional, tensors: list[torch.Tensor]) -> tuple[
 
 
 def does_not_run(wrapper: Positional, names: list[str], tensors: list[torch.Tensor], error: Exception) -> ArtifactError:
-    """The error for a model that fails on its own, with the batches that it fails at."""
+    """The error for a model that fails on its own on inputs [N, ...], with the batches that it fails at."""
     name = type(wrapper.module).__name__
     try:
         with torch.no_grad():
@@ -115,10 +115,10 @@ def does_not_run(wrapper: Positional, names: list[str], tensors: list[torch.Tens
 
 
 def resized(tensors: Iterable[torch.Tensor], batch: int) -> list[torch.Tensor]:
-    """A batch of other size from the same samples, in turn."""
+    """A batch [batch, ...] from the same samples [N, ...], in turn."""
     return [t[torch.arange(batch) % t.shape[0]] for t in tensors]
 
 
 def shown(example: Mapping[str, torch.Tensor]) -> str:
-    """The inputs' names and shapes, for a message."""
+    """The names and shapes of inputs [N, ...], for a message."""
     return ", ".join(f"{key} {list(tensor.shape)}" for key, tensor in example.items())

@@ -30,6 +30,9 @@ BLOCKS = (64, 128, 256)
 """Channels of a block: fewer would hardly spread an outlier, and more cost as many multiplications more."""
 _SIGNS_SEED = 0
 
+ROTATION = ".rotation"
+"""What the name of a rotation in front of a layer ends in, after the layer's."""
+
 
 @dataclass(frozen=True)
 class Source:
@@ -107,7 +110,7 @@ def _rotate(graph_module: GraphModule, layers: Sequence[GraphLayer], block: int)
 
 def _product(graph_module: GraphModule, layer: GraphLayer, x: Node, block: int) -> Node:
     """Nodes in front of ``layer`` that compute x R. They belong to its block, and have a name of their own."""
-    edit, name = Editor(graph_module, layer.node), f"{layer.name}.rotation"
+    edit, name = Editor(graph_module, layer.node), f"{layer.name}{ROTATION}"
     parts = edit(aten.unflatten.int, x, -1, [channels_read([layer]) // block, block])
     weight = graph_module.get_buffer(str(layer.node.args[1].target))  # type: ignore[union-attr]
     matrix = _constant(edit, name, rotation(block).T.to(weight).contiguous())
