@@ -44,6 +44,39 @@ def branched(graph: GraphModule, **options: Any) -> Plan:
     return plan_with_branches(graph, QuantizeConfig.build(**{**FAST, **OPTIONS, "low_rank": RANK, **options}))
 
 
+def test_nothing_is_left_of_the_weight_that_was_taken_apart() -> None:
+    graph = captured(network())
+    before = {name: tensor.numel() for name, tensor in graph.state_dict().items()}
+    plan = branched(graph)
+    after = {name: tensor.numel() for name, tensor in graph.state_dict().items()}
+    assert {"qkv.weight", "out.weight"} <= set(before)
+    assert {"qkv.weight", "out.weight"}.isdisjoint(after)
+    assert sum(after.values()) == sum(before.values()) + sum(count for name, count in after.items() if name.endswith(("#down", "#up")))
+    assert {"qkv", "out"} <= {layer.name for layer in plan.quantized}
+
+
+class Bare(torch.nn.Module):
+    """Its product's weight is its own, and no module's: the layer has the name of its node."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.randn(16, 16, generator=torch.Generator().manual_seed(0)))
+
+    def forward(self, x: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+        tokens = torch.nn.functional.linear(x.flatten(2).transpose(1, 2).repeat(1, 1, 16), self.weight).mean(-1)
+        return x * tokens.reshape(x.shape) + timestep.reshape(-1, 1, 1, 1)
+
+
+def test_a_layer_without_a_module_keeps_its_name() -> None:
+    all_of_it = {**FAST, "keep": {"@first": 4}, "max_float_share": 1}
+    names, branched_names = (
+        {layer.name for layer in plan_with_branches(captured(Bare().eval()), QuantizeConfig.build("w4a8", **all_of_it, **more)).layers}
+        for more in ({}, {"low_rank": 1})
+    )
+    assert len(branched_names) == len(names) + 2
+    assert {name for name in branched_names if "#" not in name} == names
+
+
 @pytest.mark.parametrize("shape", [(96, 32), (32, 96)])
 def test_the_factors_are_those_of_the_largest_singular_vectors(shape: tuple[int, int]) -> None:
     weight = torch.randn(shape, generator=torch.Generator().manual_seed(0))
