@@ -116,7 +116,7 @@ def test_the_page_comes_from_the_figures(tmp_path: Path) -> None:
     assert "| ADM | 5.0M | 7 steps | 20.0 (20.0–20.0) | 17.0 | 10.0 | 30.0 | ▼ -10.0 (-10.0 … -10.0) | ▲ +3.0 (+3.0 … +3.0) |" in text
     assert "| DIT | 5.0M | random, velocity |" in text
     luck = text[text.index("### Calibrated on other trajectories") :]
-    assert "| ADM | 0 | 20.0 | 17.0 | ▲ +3.0 (+3.0 … +3.0) |\n| ADM | 8 | 7.0 | 10.0 | ▼ -3.0 (-3.0 … -3.0) |\n\n" in luck
+    assert "| ADM | ours | 0 | 20.0 | 17.0 | ▲ +3.0 (+3.0 … +3.0) |\n| ADM | ours | 8 | 7.0 | 10.0 | ▼ -3.0 (-3.0 … -3.0) |\n\n" in luck
     assert "| DIT |" not in luck.partition("## Speed")[0]
     assert "| ADM | 31.5 | 20.0 | 20.0 | 20.0 | ▲ +11.5 (+10.5 … +12.5) |" in text
     assert "| ADM | 20.0 | 23.0 | … | ▲ +3.0 (+3.0 … +3.0) | ▼ -7.0 (-7.0 … -7.0) | … |" in text
