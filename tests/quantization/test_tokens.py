@@ -217,7 +217,7 @@ def test_auto_takes_tokens_where_they_serve_a_layer(tmp_path: Path) -> None:
     found = {choice.layers[0]: choice for choice in made.details.scale_choices}
     assert found["odd"].snr_db["per-token"] > found["odd"].snr_db["per-timestep"] + 6
     assert found["even"].chosen == "per-timestep"
-    assert made.details.per_token == "1 of 3 quantizers, 1 with zero-points"
+    assert made.details.per_token == "1 of 3 quantizers"
 
 
 def test_what_a_layers_bits_cost_is_measured_with_its_own_kind_of_scale() -> None:

@@ -47,12 +47,16 @@ class Reading:
 
 @dataclass
 class Plan:
-    """Every product of the model: quantized, or left in float with the reason. ``quantizer`` is the kind that activations have."""
+    """Every product of the model: quantized, or left in float with the reason. ``quantizer`` is the kind that activations have.
+
+    ``symmetric_tokens``: a scale for each token comes without zero-points, which cost more than they bring where the choice is ours.
+    """
 
     layers: list[GraphLayer]
     quantizer: str = TableQuantizer.kind
     zero_points: bool = True
     softmax_format: NumberFormat = INT8
+    symmetric_tokens: bool = False
 
     @property
     def quantized(self) -> list[GraphLayer]:
@@ -78,7 +82,7 @@ class Plan:
             return Reading("probabilities", self.softmax_format, symmetric=False)
         kind = kind or layer.quantizer or self.quantizer
         possible = layer.op != "matmul" and layer.activation_format.integer and QUANTIZERS[kind].zero_points
-        zero_points = self.zero_points and possible
+        zero_points = self.zero_points and possible and not (self.symmetric_tokens and kind == TokenQuantizer.kind)
         return Reading(kind, layer.activation_format, symmetric=not zero_points)
 
 
@@ -127,7 +131,13 @@ def make_plan(graph_module: GraphModule, config: QuantizeConfig) -> Plan:
         near = did_you_mean(unmatched, [layer.name for layer in layers])
         raise UsageError(f"no layer matches {', '.join(map(repr, unmatched))}", f"{near}layers are named like: {names}, …{roles}")
     _check_widths(layers, config)
-    plan = Plan(layers, _KIND_OF_TABLES[config.activations], config.zero_points, of_bits(config.softmax_bits))
+    plan = Plan(
+        layers,
+        _KIND_OF_TABLES[config.activations],
+        config.zero_points,
+        of_bits(config.softmax_bits),
+        config.activations is Activations.AUTO,
+    )
     if plan.float_fraction > config.max_float_share:
         worst = sorted(plan.left_float, key=lambda x: -x.macs)[:5]
         enough = min(1.0, math.ceil(plan.float_fraction * 100) / 100)
