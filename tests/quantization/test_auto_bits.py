@@ -139,6 +139,11 @@ def test_a_network_is_better_for_it_and_as_small_as_said(flow_pipeline: Path, tm
     assert all(bits[x.layer] in (4, None) for x in choice.layers if x.weight_bits == 4)
 
 
+def test_branches_beside_a_choice_are_refused(flow_pipeline: Path) -> None:
+    with pytest.raises(UsageError, match="no low-rank branch"):
+        choose_bits(str(flow_pipeline), "0.2x", low_rank=2)
+
+
 def test_on_the_command_line(cli: Cli, flow_pipeline: Path, tmp_path: Path) -> None:
     options = ("--steps", "4", "--calibration-samples", "8", "--batch-size", "8", "--iterations", "0", "--dilation", "none")
     ended = cli(

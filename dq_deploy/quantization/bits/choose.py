@@ -76,7 +76,7 @@ def choose_bits(source: Any, budget: str, *, preset: str = "w4a8", device: str =
         raise UsageError("--auto-bits raises integers to 8 bits, and preset nvfp4 chooses its own FP8 layers",
                          "leave it out, or say which layers have 8 bits: --keep 'PATTERN=8'")  # fmt: skip
     if config.low_rank:
-        raise UsageError("a layer that is raised to 8 bits has no low-rank branch, and the others were measured without one",
+        raise UsageError("a layer that is raised to 8 bits has no low-rank branch, so what is measured with branches would not hold",
                          "choose bits first, and quantize with these: --keep LAYER=8 and --low-rank")  # fmt: skip
     if config.weight_bits >= RAISED:
         raise UsageError(f"the preset gives every layer {config.weight_bits} bits already", "choose --preset w4a8, w4a4 or w6a6")

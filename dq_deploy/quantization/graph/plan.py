@@ -49,7 +49,7 @@ class Reading:
 class Plan:
     """Every product of the model: quantized, or left in float with the reason. ``quantizer`` is the kind that activations have.
 
-    ``symmetric_tokens``: a scale for each token comes without zero-points, which cost more than they bring where the choice is ours.
+    ``symmetric_tokens``: a scale for each token comes without zero-points (docs/decisions/activation-scales.md).
     """
 
     layers: list[GraphLayer]
@@ -136,7 +136,7 @@ def make_plan(graph_module: GraphModule, config: QuantizeConfig) -> Plan:
         _KIND_OF_TABLES[config.activations],
         config.zero_points,
         of_bits(config.softmax_bits),
-        config.activations is Activations.AUTO,
+        symmetric_tokens=config.activations is Activations.AUTO,
     )
     if plan.float_fraction > config.max_float_share:
         worst = sorted(plan.left_float, key=lambda x: -x.macs)[:5]
