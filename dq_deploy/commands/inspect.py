@@ -69,7 +69,7 @@ def show_artifact(artifact: Artifact, found: Mapping[str, ScaleTable], output: O
     if manifest.quantization and manifest.kind != "schedule":
         rows += [(f"preset: {what} bits", manifest.quantization[f"{what}_bits"]) for what in ("weight", "activation")]
         rows += [("preset: products", products.upper())] if (products := manifest.quantization.get("products", "int8")) != "int8" else []
-    rows += [("scale tables", f"{len(found)}, see --layer '*'")] if found and not in_full else []
+    rows += _counted(found) if not in_full else []
     rows += [(f"file {name}", f"{megabytes(entry.size)}, sha256 verified") for name, entry in manifest.files.items()]
     rows += [("made with", ", ".join(f"{name} {version}" for name, version in manifest.tools.items()))]
     output.table(str(artifact.path), ("", ""), rows)
@@ -80,6 +80,13 @@ def show_artifact(artifact: Artifact, found: Mapping[str, ScaleTable], output: O
             full = [(f"{timestep:g}", f"{scale:.6g}", str(zero_point)) for timestep, scale, zero_point in lines]
             output.table(name, ("timestep", _CLIPPING_RATIO if table.per_token else "scale", "zero-point"), full)
     output.data({**manifest.model_dump(), "scale_tables": {name: _table_json(table, in_full=in_full) for name, table in found.items()}})
+
+
+def _counted(found: Mapping[str, ScaleTable]) -> list[tuple[str, object]]:
+    """How many scale tables there are, and how many quantizers compute their scales and have clipping ratios in a table."""
+    computed = sum(table.per_token for table in found.values())
+    counts = {"scale tables": len(found) - computed, "tables of clipping ratios": computed}
+    return [(name, f"{count}, see --layer '*'") for name, count in counts.items() if count]
 
 
 def _of_its_kind(artifact: Artifact) -> list[tuple[str, object]]:
@@ -161,7 +168,8 @@ def width_rows(details: GraphDetails) -> list[tuple[str, object]]:
     if isinstance(width, int):
         return [("width of the weights", f"{width} bits")]
     counts = sorted(Counter(width.values()).items(), reverse=True)
-    rows: list[tuple[str, object]] = [("width of the weights", ", ".join(f"{count} layers of {bits} bits" for bits, count in counts))]
+    parts = ", ".join(f"{count} have {bits} bits" for bits, count in counts)
+    rows: list[tuple[str, object]] = [("width of the weights", f"of {len(width)} layers that have widths {parts}")]
     return rows + ([("chosen by --weight-budget", choice.summary)] if choice else [])
 
 

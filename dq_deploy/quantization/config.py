@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from contextlib import suppress
 from enum import StrEnum
 from itertools import pairwise
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from ..errors import UsageError, did_you_mean
 from ..formats import Activations, NumberFormat, of_bits
@@ -127,6 +127,11 @@ def _no_bool(value: Any) -> Any:
     return value
 
 
+def _is_number(annotation: Any) -> bool:
+    """Whether an option is a number, or none."""
+    return bool({int, float} & {annotation, *get_args(annotation)})
+
+
 _LEAST_BITS = 2
 _LEAST_CHOSEN_BITS = 6
 Bits = Annotated[int, BeforeValidator(_no_bool), Field(ge=_LEAST_BITS, le=8)]
@@ -178,6 +183,16 @@ def _by_bits(options: Mapping[str, Any]) -> Activations:
 
 def _in_words(value: Any) -> Any:
     return str(value) if type(value) is int else value
+
+
+def _ignores_alpha(dilation: Any) -> bool:
+    return dilation in (Dilation.NONE, Dilation.SYMMETRIC, Dilation.ASYMMETRIC, Dilation.LAYERWISE)
+
+
+def _fitting(of_method: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """A method's options without the α of a dilation that the user has replaced."""
+    replaced = _ignores_alpha(given.get("dilation"))
+    return {name: value for name, value in of_method.items() if not (replaced and name == "smoothquant_alpha")}
 
 
 class CodebookOption(BaseModel):
@@ -327,6 +342,12 @@ class QuantizeConfig(BaseModel):
     def _former_names(cls, given: Any) -> Any:
         return under_current_names(given) if isinstance(given, dict) else given
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_values(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuse ``true`` for a number, which Python takes for 1."""
+        return _no_bool(value) if _is_number(cls.model_fields[str(info.field_name)].annotation) else value
+
     @model_validator(mode="after")
     def _nothing_is_ignored(self) -> QuantizeConfig:
         """Refuse choices about activations where these stay float, and blocks where they do not."""
@@ -431,14 +452,28 @@ class QuantizeConfig(BaseModel):
         method = given.get("method", DILATEQUANT.name)
         if method not in METHODS:
             raise UsageError(f"unknown method '{method}'", f"{did_you_mean([method], METHODS)}methods: {', '.join(METHODS)}")
-        given = {**METHODS[method].options, **given}
-        filled = dict(PRESETS[preset])
+        of_preset, of_method = PRESETS[preset], _fitting(METHODS[method].options, given)
+        dilation = {"dilation": cls().dilation, **of_preset, **of_method, **given}["dilation"]
+        if given.get("smoothquant_alpha", cls().smoothquant_alpha) != cls().smoothquant_alpha and _ignores_alpha(dilation):
+            raise UsageError(f"smoothquant_alpha would be ignored: dilation is {dilation}", "leave it out, or take dilation smoothquant")
+        given["keep"] = {**cls().keep, **of_preset.get("keep", {}), **given.get("keep", {})}
+        try:
+            return cls._filled(of_preset, {**of_method, **given})
+        except ValidationError as error:
+            problems = "; ".join(map(_problem, error.errors()))
+        with suppress(ValidationError):
+            cls._filled(of_preset, given)  # all is well without what the method fills in
+            raise UsageError(
+                f"method {method} does not go with preset {preset} and the options beside it: {problems}",
+                f"the method sets {', '.join(of_method)}: take another preset, or leave the method out",
+            )
+        raise UsageError(f"bad quantization options: {problems}")
+
+    @classmethod
+    def _filled(cls, preset: Mapping[str, Any], given: Mapping[str, Any]) -> QuantizeConfig:
+        """What a preset says where nobody else does. Raises ValidationError."""
+        filled = dict(preset)
         if isinstance(codebook := given.get("codebook"), dict) and "codebook" not in filled:
             with suppress(ValueError, KeyError, TypeError):  # which building it says below
                 filled["weight_bits"] = Codebook(**codebook).bits
-        given["keep"] = {**cls().keep, **filled.get("keep", {}), **given.get("keep", {})}
-        try:
-            return cls(**{"activations": _by_bits({**filled, **given}), **filled, **given})
-        except ValidationError as error:
-            problems = "; ".join(map(_problem, error.errors()))
-            raise UsageError(f"bad quantization options: {problems}") from None
+        return cls(**{"activations": _by_bits({**filled, **given}), **filled, **given})

@@ -38,6 +38,27 @@ def test_an_unknown_method_is_refused_with_those_that_there_are() -> None:
         QuantizeConfig.build(method="quest2")
 
 
+def test_what_a_method_sets_is_not_blamed_on_the_user() -> None:
+    with pytest.raises(UsageError, match=r"(?s)method vidit-q does not go with preset w4a16 .*the method sets activations, dilation"):
+        QuantizeConfig.build("w4a16", method="vidit-q")
+    with pytest.raises(UsageError, match="^bad quantization options: steps"):
+        QuantizeConfig.build(method="vidit-q", steps=0)
+
+
+@pytest.mark.parametrize("name", ["low_rank", "steps", "guidance_scale", "final_samples"])
+def test_a_truth_value_is_no_number(name: str) -> None:
+    with pytest.raises(UsageError, match=f"{name}: a number is needed .got True."):
+        QuantizeConfig.build(**{name: True})
+
+
+def test_an_alpha_that_nothing_uses_is_refused() -> None:
+    with pytest.raises(UsageError, match="smoothquant_alpha would be ignored: dilation is none"):
+        QuantizeConfig.build(smoothquant_alpha=0.2, dilation="none")
+    assert QuantizeConfig.build(smoothquant_alpha=0.2).smoothquant_alpha == 0.2
+    assert QuantizeConfig.build(smoothquant_alpha=0.5, dilation="none").dilation is Dilation.NONE
+    assert QuantizeConfig.build(method="vidit-q", dilation="none").smoothquant_alpha == 0.5
+
+
 class Transformer(torch.nn.Module):
     """A block of diffusers' transformers: attention and a feed-forward pair, a timestep's embedding that scales its norm."""
 

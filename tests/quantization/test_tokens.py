@@ -25,6 +25,7 @@ from dq_deploy.quantization.prepare import prepare
 from dq_deploy.quantization.quantizers import Quantized, TableQuantizer, TokenQuantizer
 from dq_deploy.quantization.quantizers.token import LEAST_LARGEST
 from dq_deploy.quantization.weights import QuantizedLinear
+from tests.command_line import Cli
 from tests.exporters.lower.written import random
 from tests.tiny import FAST, SHAPE, PlainUNet, change_tensors, make_checkpoint, planned, quantized_copy, scheduler
 
@@ -146,6 +147,13 @@ def test_a_checkpoint_keeps_the_ratios_and_tells_that_scales_are_computed(tokens
         assert torch.equal(made.table()[rows], stored[f"{name}.clipping_ratio"])
     assert isinstance(tokens.quantizers["down.input"], TableQuantizer)
     assert min(tokens.details.snr_db["after_distillation"]) > 25
+
+
+def test_inspect_counts_tables_of_scales_apart_from_those_of_clipping_ratios(tokens: Checkpoint, cli: Cli) -> None:
+    computed = [quantizer.source is ScaleSource.COMPUTED for quantizer in tokens.quantizers.values()]
+    shown = " ".join(cli("inspect", tokens.artifact.path).out.split())
+    assert f"scale tables │ {computed.count(False)}, see --layer" in shown
+    assert f"tables of clipping ratios │ {computed.count(True)}, see --layer" in shown
 
 
 def test_distillation_trains_the_ratios_of_the_rows_that_a_batch_has(plain_graph: GraphModule, plain_data: Trajectories) -> None:
