@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from dq_deploy.artifacts import sha256_json
-from dq_deploy.quantization.config import QuantizeConfig
 
 from .code_hash import peers_sha256, quantization_sha256
 from .confirmed import SameCode
-from .methods import NAMES, canonical, method
+from .methods import NAMES, UNJUDGED, canonical, method
 from .results import CellResult
 from .settings import FLOAT, Cell, Family, Settings, Tier
 
@@ -58,7 +57,7 @@ def differences(found: CellResult, now: Identity, same: SameCode) -> list[str]:
 
 
 def _defaults() -> dict[str, Any]:
-    return QuantizeConfig().model_dump(mode="json", exclude=NAMES)
+    return UNJUDGED.model_dump(mode="json", exclude=NAMES)
 
 
 def state(

@@ -20,13 +20,18 @@ DILATEQUANT = "dilatequant"
 FLOAT_PRESETS = ("fp8", "w4a8-fp8", "nvfp4")
 """Presets whose products are of narrow floats: the rules that make other methods are for integers."""
 PRESETS = (*INTEGER_PRESETS, *FLOAT_PRESETS)
+UNJUDGED = QuantizeConfig(judged_samples=0)
+"""The defaults of before what is drawn decided what is kept of the training: cells without such a setting are read with it."""
 NAMES = {"method"}
 """Of a configuration: what it filled in is among the other options."""
 
 
 @dataclass(frozen=True)
 class Method:
-    """A row of the table. ``options`` are fields of ``QuantizeConfig``; ``training`` says whether the budget's iterations are spent."""
+    """A row of the table. ``options`` are fields of ``QuantizeConfig``; ``training`` says whether the budget's iterations are spent.
+
+    An option that is None has what ``dq-deploy quantize`` gives it.
+    """
 
     name: str
     label: str
@@ -52,10 +57,12 @@ class Method:
             "iterations": self.iterations(settings),
             "output_bias": False,
             "rounding": "nearest",
+            "judged_samples": 0,
             "seed": seed,
             **({} if "method" in self.options else {"activations": "per-timestep"}),  # a published method has its own
             **self.options,
         }
+        options = {name: value for name, value in options.items() if value is not None}
         if self.training == "end-to-end":
             options["distillation"] = "end-to-end"
         return QuantizeConfig.build(preset, **options)
@@ -103,8 +110,10 @@ METHODS: tuple[Method, ...] = (
            {"rounding": "gptq", "output_bias": True, "low_rank": 8}, presets=("w4a4", "nvfp4")),
     Method("gptq-untrained-static", "WD + GPTQ + output bias, static", "the same with `--activations static`",
            {"rounding": "gptq", "activations": "static", "output_bias": True}, presets=("w8a8",)),
+    Method("default", "the default", "`dq-deploy quantize`: of before and after training, and output bias or none, what draws nearest",
+           {"rounding": None, "activations": None, "output_bias": None, "judged_samples": None}, "block"),
     Method("gptq-auto-bias", "DilateQuant from GPTQ's codes, scales by layer, output bias",
-           "the default with 8-bit activations: a scale for each token where that is better, training from GPTQ's codes",
+           "a scale for each token where that is better, training from GPTQ's codes, the mean error of the output taken off",
            {"rounding": "gptq", "activations": "auto", "output_bias": True}, "block"),
     Method("gptq-auto", "DilateQuant from GPTQ's codes, scales by layer", "the same without the output bias",
            {"rounding": "gptq", "activations": "auto"}, "block"),
@@ -169,7 +178,7 @@ def canonical(config: QuantizeConfig, family: Family) -> dict[str, Any]:
     values = config.model_dump(mode="json", exclude=NAMES)
     values["initial_range"] = resolve(config.initial_range).value
     values["output_bias"] = True if config.corrects_output else None  # as cells say that were measured before there was one
-    defaults = QuantizeConfig().model_dump(mode="json")
+    defaults = UNJUDGED.model_dump(mode="json")
     if config.activations in (Activations.PER_TIMESTEP, Activations.STATIC):  # likewise: they say it by its former name
         values["temporal"] = config.activations is Activations.PER_TIMESTEP
         values["activations"] = Activations.PER_TIMESTEP.value
@@ -178,6 +187,7 @@ def canonical(config: QuantizeConfig, family: Family) -> dict[str, Any]:
     unused = [] if values["initial_range"] == "percentile" else ["percentile"]
     unused += ["skip_halves"] if family == "transformer" else []
     unused += ["distillation", "train", "patience", "precision", "lr_scale", "lr_weight"] if config.iterations == 0 else []
+    unused += [] if config.judges_distillation else ["judged_samples"]
     return {**values, **{name: defaults[name] for name in unused}}
 
 

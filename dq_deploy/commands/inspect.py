@@ -112,6 +112,8 @@ def _of_its_kind(artifact: Artifact) -> list[tuple[str, object]]:
         rows += [("multiply-accumulates in float", f"{details.float_mac_share:.2%}")]
         rows += [(f"weights rounded {details.rounded_as}", details.rounding_summary)]
         rows += choice_rows(artifact)
+        if details.kept_state:
+            rows += [("kept of distillation", details.kept_state.summary)]
         if details.final_error:
             rows += [("SNR of the final sample", details.final_error.summary)]
         rows += [(one.name, one.summary) for one in details.widths]

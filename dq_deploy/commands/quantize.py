@@ -258,6 +258,8 @@ def show_checkpoint(checkpoint: Artifact[CheckpointDetails], output: Output, cho
         ]
     else:
         rows.append(("SNR against the float model", snr_span(snr["after_distillation"])))
+    if details.kept_state:
+        rows.append(("kept of distillation", details.kept_state.summary))
     if details.rounding:
         rows.append((f"weights rounded {details.rounded_as}", details.rounding_summary))
     if details.final_error:

@@ -285,6 +285,9 @@ class QuantizeConfig(BaseModel):
     """Classifier-free guidance of the calibration trajectories; the conditional and the unconditional half are both calibrated."""
     iterations: int = Field(default=200, ge=0)
     """Distillation steps per block; 0 turns distillation off."""
+    judged_samples: int = Field(default=16, ge=0)
+    """Further seeds that the network draws before and after distillation, with output bias and without: what ends nearest to the float
+    network's samples is kept. 0: what is trained is kept, whatever it draws. Of several widths it is."""
     distillation: Distillation = Distillation.BLOCK
     train: tuple[str, ...] = ("*",)
     """Layers (fnmatch patterns of their names) whose weights, scales and tables are trained."""
@@ -327,9 +330,19 @@ class QuantizeConfig(BaseModel):
 
     @property
     def corrects_output(self) -> bool:
-        """Whether the output's mean error is subtracted."""
+        """Whether the output's mean error is subtracted, unless what is drawn decides."""
         chosen = (not self.iterations or self.rounds_by_gptq) if self.output_bias is None else self.output_bias
-        return chosen and not self.weight_only
+        return chosen and self.may_correct_output
+
+    @property
+    def may_correct_output(self) -> bool:
+        """Whether the output's mean error may be subtracted: not where activations stay float."""
+        return self.output_bias is not False and not self.weight_only
+
+    @property
+    def judges_distillation(self) -> bool:
+        """Whether what the network draws decides if distillation is kept."""
+        return bool(self.iterations and self.judged_samples and not self.matryoshka)
 
     @property
     def sampled_to_the_end(self) -> int:

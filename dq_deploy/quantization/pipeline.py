@@ -28,7 +28,6 @@ from .calibration.trajectories import Answer, Model, Trajectories
 from .checkpoint import freeze, named_quantizers, write_checkpoint
 from .clipping import counting
 from .config import QuantizeConfig, Rotation
-from .distillation.distill import distill
 from .final_error import final_error
 from .graph.edit import set_tensor
 from .graph.fold import fold_dilations
@@ -37,6 +36,7 @@ from .graph.plan import Plan
 from .initial.initialize import Initialization, initialize, undilated_weights
 from .initial.rotation_choice import choose_rotations, take_rotations
 from .initial.scale_choice import choose_scales, take_choices
+from .outcome import Outcome, output_bias_table, train
 from .output_bias import insert_output_bias, mean_error, output_bias
 from .prepare import Prepared, prepare
 from .quantizers import computed_scale
@@ -130,25 +130,25 @@ def _quantize(prepared: Prepared, work: SharedWork, progress: Progress) -> tuple
     quantized = move(copy_with_quantizers(float_graph, plan, data.timesteps), prepared.device)
     initial = _initialized(prepared, quantized, data, work, progress)
     rounded = _rounded(prepared, quantized, data, work, progress)
-    records = []
     if config.iterations:
         before = per_timestep_snr(prepared.call(quantized), reference, progress)
-        records = distill(float_graph, quantized, data, config, work=work, processes=work.processes, progress=progress)
-        bias = _output_bias(prepared, quantized, data, work, progress)
+        outcome = train(prepared, quantized, data, work, progress)
         freeze(move(quantized, "cpu"))
     else:  # frozen first: the same codes, and they are not made anew in every pass
         freeze(move(quantized, "cpu"))
         with counting(quantized) as clipped:
             before = per_timestep_snr(prepared.call(quantized), reference, progress)
-        bias = _output_bias(prepared, quantized, data, work, progress)
+        outcome = Outcome([], output_bias_table(prepared, quantized, data, work, progress) if config.corrects_output else None)
     folded = fold_dilations(quantized)
-    if bias is not None:
-        insert_output_bias(quantized, bias, data.timesteps)
+    if outcome.bias is not None:
+        insert_output_bias(quantized, outcome.bias, data.timesteps)
     after = before
-    if config.iterations or folded or bias is not None:
+    if config.iterations or folded or outcome.bias is not None:
         with counting(quantized) as clipped:
             after = per_timestep_snr(prepared.call(quantized), reference, progress)
-    manifest = _manifest(prepared, quantized, data, initial, rounded, records, folded)
+    manifest = _manifest(prepared, quantized, data, initial, rounded, outcome.losses, folded)
+    if outcome.judged:
+        manifest.details["kept_state"] = outcome.judged.model_dump()
     if config.matryoshka:
         widths = [WidthRecord(weight_bits=config.weight_bits, weights_bytes=weights_bytes(quantized), snr_db=after)]
         widths += [_width(prepared, quantized, data, reference, bits, work, progress) for bits in config.matryoshka[1:]]
@@ -264,20 +264,6 @@ def _rounded(prepared: Prepared, quantized: GraphModule, data: Trajectories, wor
     stage = work.made("rounding", make)
     take_rounded(layers, stage.tensors)
     return [RoundedLayer(**entry) for entry in stage.record]
-
-
-def _output_bias(prepared: Prepared, quantized: GraphModule, data: Trajectories, work: SharedWork,
-                 progress: Progress) -> torch.Tensor | None:  # fmt: skip
-    """Mean error of the output at each timestep [T, C]; None where it is not to be taken off. The main process measures it for all."""
-    config = prepared.config
-    if not config.corrects_output or prepared.float_graph.meta["output"].several:  # side by side they have no channels
-        return None
-
-    def make() -> Stage:
-        model, static = prepared.call(quantized), config.activations is Activations.STATIC
-        return Stage({"table": mean_error(model, data, batch_size=config.batch_size, static=static, progress=progress)}, {})
-
-    return work.made("output-bias", make).tensors["table"]
 
 
 def _width(prepared: Prepared, quantized: GraphModule, data: Trajectories, reference: Trajectories, bits: int, work: SharedWork,

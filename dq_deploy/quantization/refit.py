@@ -102,6 +102,7 @@ def refit(path: str | Path | Artifact, output: str | Path, *, lora: str | Path |
             layers=changed, clipped_weights=outside, of=artifact.as_parent.manifest_sha256, new_source=source is not None, rounding=rounding
         ).model_dump(),
     }
+    manifest.details.pop("kept_state", None)  # was measured with the old weights
     for size, sized in zip(manifest.details.get("calibrated_sizes", []), reference.by_size, strict=False):
         size["snr_db"] = per_timestep_snr(after.call(after.quantized), sized, progress)
     with create_artifact(output, manifest, force=force) as folder:

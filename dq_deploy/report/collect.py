@@ -83,6 +83,7 @@ def collect(
         checks=[_check_row(result) for result in checks],
         schedules=[_schedule_row(result) for result in checks if any(row.member for row in _timesteps(result))],
         distillation=details.distillation,
+        kept_state=details.kept_state,
         dilation=_dilation(checkpoint),
         dilation_rules=details.dilation_rule.mean_snr_db,
         latency=latency,
@@ -111,7 +112,7 @@ def _subtitle(checkpoint: Artifact[CheckpointDetails]) -> str:
     activations = f"{most.activation_bits}-bit activations{kind}" if scaled else "float activations"
     others = (bits_in_words(checkpoint) or "").partition(", ")[2]
     tables = _SCALES[manifest.activations].format(len(manifest.timesteps))
-    trained = f"{options['iterations']} distillation steps a block" if options["iterations"] else "not distilled"
+    trained = f"{options['iterations']} distillation steps a block" if checkpoint.details.distillation else "not distilled"
     codes = f"codes {checkpoint.details.rounded_as}" if checkpoint.details.rounding else "nearest codes"
     bits = f"{most.weight_bits}-bit weights, {activations}" + (f" ({others})" if others else "")
     turned = [f"{checkpoint.details.rotated} rotated"] if checkpoint.details.rotation else []

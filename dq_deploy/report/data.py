@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from ..artifacts.details import BlockLoss, FloatLayer
+from ..artifacts.details import BlockLoss, FloatLayer, KeptState
 from ..artifacts.final_error import FinalError
 from ..artifacts.scale_tables import ScaleTable
 from ..engines.bench import BenchResult
@@ -238,6 +238,7 @@ class ReportData(_Part):
     checks: list[CheckRow] = Field(default_factory=list)
     schedules: list[ScheduleRow] = Field(default_factory=list)
     distillation: list[BlockLoss] = Field(default_factory=list)
+    kept_state: KeptState | None = None
     dilation: list[DilationRow] = Field(default_factory=list)
     dilation_rules: dict[str, float] = Field(default_factory=dict)
     """Mean SNR in dB of the network under each rule that was tried, before any training."""

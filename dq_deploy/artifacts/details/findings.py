@@ -33,6 +33,20 @@ class BlockLoss(Open):
     note: str = ""
 
 
+class KeptState(Open):
+    """Which state of the network distillation ended with, by where it ends: mean SNR in dB of some seeds' final samples, by state."""
+
+    kept: str
+    final_snr_db: dict[str, float]
+    seeds: int = Field(ge=1)
+
+    @property
+    def summary(self) -> str:
+        """In a line."""
+        others = ", ".join(f"{name} {snr:.1f}" for name, snr in self.final_snr_db.items() if name != self.kept)
+        return f"{self.kept}: final samples of {self.seeds} seeds have {self.final_snr_db[self.kept]:.1f} dB of SNR ({others})"
+
+
 class RoundedLayer(Open):
     """A layer whose weights GPTQ rounded: its output's squared error on calibration samples, against that of the nearest codes.
 

@@ -26,6 +26,7 @@ from .findings import (
     FormatChoice,
     FreeDimension,
     GivenPictures,
+    KeptState,
     RefitRecord,
     RotatedInput,
     RoundedLayer,
@@ -105,6 +106,7 @@ class CheckpointDetails(Details):
     clipped: dict[str, list[float]] | None = None
     rounding: list[RoundedLayer] | None = None
     distillation: list[BlockLoss]
+    kept_state: KeptState | None = None
     dilation: list[DilatedInput]
     dilation_rule: DilationRule
     scale_choices: list[ScaleChoice] = Field(default_factory=list)

@@ -18,6 +18,7 @@ from ..graph.blocks import Block, split_before, split_blocks, whole_network
 from ..graph.plan import make_plan
 from ..graph.shapes import value_bytes
 from ..initial.initialize import initialization_bytes
+from ..outcome import samples_drawn, tables_of_bias
 from ..pipeline import copy_with_quantizers
 from ..prepare import Prepared, prepare
 from ..rounding.groups import Group, groups_of
@@ -115,7 +116,8 @@ def budget(prepared: Prepared) -> Budget:
         "initialization": probe.initialization_s,
         "rounding": Rates.measured(prepared.device).seconds(groups) + probe.forward_s * rounded_on if groups else 0.0,
         "distillation": sum(spent),
-        "output bias": probe.forward_s * samples if config.corrects_output else 0.0,
+        "output bias": probe.forward_s * samples * tables_of_bias(config),
+        "judging distillation": probe.forward_s * config.steps * per_seed * samples_drawn(config),
         "cost of each step": probe.forward_s * calls(config.steps) * config.sampled_to_the_end * per_seed,
     }
     times["total"] = sum(times.values())

@@ -1,0 +1,197 @@
+"""Distillation, and what is kept of it: what the network draws decides, which it was not trained for.
+
+Each block ends no worse than it began on held-out inputs, and the samples may still end further from the float network's: errors of some
+steps are dear and of others harmless, and an error that all pixels share costs more than its size. So further seeds are sampled to the end
+by the network as it was before distillation and as it is after it, with the output's mean error taken off and without.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean, stdev
+
+import torch
+from torch.fx import GraphModule
+
+from ..artifacts.details import BlockLoss, KeptState
+from ..artifacts.reading import read_tensors
+from ..artifacts.writing import write_tensors
+from ..decibels import FLOOR_DB, snr_db
+from ..errors import DqDeployError
+from ..formats import Activations
+from ..progress import Progress
+from . import numerics
+from .calibration.trajectories import Conditions, Model, Trajectories, batched
+from .calling.output import OutputForm
+from .config import QuantizeConfig
+from .distillation.distill import distill
+from .output_bias import channel_axis, mean_error
+from .prepare import Prepared
+from .running.processes import SharedWork
+from .running.work_folder import Stage
+
+_JUDGED_SEED = 2_000_000  # far from the seeds of the calibration and of the reference
+BEFORE, DISTILLED, CORRECTED = "before distillation", "distilled", "distilled, output bias"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What is kept: the trained blocks' losses (none: nothing is), the output bias [T, C] (None: none), what it was judged by."""
+
+    losses: list[BlockLoss]
+    bias: torch.Tensor | None
+    judged: KeptState | None = None
+
+
+def train(prepared: Prepared, quantized: GraphModule, data: Trajectories, work: SharedWork, progress: Progress) -> Outcome:
+    """Distil ``quantized`` on ``data`` in place, and go back to what it was where that draws nearer to the float network."""
+    config = prepared.config
+    if not config.judges_distillation:
+        losses = distill(prepared.float_graph, quantized, data, config, work=work, processes=work.processes, progress=progress)
+        return Outcome(losses, output_bias_table(prepared, quantized, data, work, progress) if config.corrects_output else None)
+    folder = Path(tempfile.mkdtemp(prefix="dq-deploy-before-", dir=work.scratch))
+    try:
+        kept = folder / "parameters.safetensors"
+        write_tensors(kept, {name: p.detach().cpu().contiguous() for name, p in quantized.named_parameters()})
+        judge = _Judge(prepared, quantized, data, work, progress)
+        judge.before()
+        losses = distill(prepared.float_graph, quantized, data, config, work=work, processes=work.processes, progress=progress)
+        found = judge.after()
+        if found is not None and found.kept == BEFORE:
+            _restore(quantized, read_tensors(kept))
+            losses = []
+        if found is None:
+            return Outcome(losses, judge.tables.get(CORRECTED) if config.corrects_output else None)
+        return Outcome(losses, judge.tables.get(found.kept), found)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@torch.no_grad()
+def _restore(quantized: GraphModule, parameters: Mapping[str, torch.Tensor]) -> None:
+    for name, parameter in quantized.named_parameters():
+        parameter.copy_(parameters[name])
+
+
+def output_bias_table(prepared: Prepared, quantized: GraphModule, data: Trajectories, work: SharedWork, progress: Progress,
+                      name: str = "output-bias") -> torch.Tensor | None:  # fmt: skip
+    """Mean error of the output at each timestep [T, C], a stage of that name, which the main process measures; None for several outputs."""
+    if prepared.float_graph.meta["output"].several:  # side by side they have no channels
+        return None
+    config = prepared.config
+
+    def make() -> Stage:
+        model, static = prepared.call(quantized), config.activations is Activations.STATIC
+        return Stage({"table": mean_error(model, data, batch_size=config.batch_size, static=static, progress=progress)}, {})
+
+    return work.made(name, make).tensors["table"]
+
+
+class _Judge:
+    """Samples to the end with the states of one network, and says which ends nearest to the float one."""
+
+    def __init__(self, prepared: Prepared, quantized: GraphModule, data: Trajectories, work: SharedWork, progress: Progress) -> None:
+        self.prepared, self.quantized, self.data, self.work, self.progress = prepared, quantized, data, work, progress
+        self.config: QuantizeConfig = prepared.config
+        self.tables: dict[str, torch.Tensor] = {}
+        self.found: dict[str, list[float]] = {}
+        self.expected: torch.Tensor | None = None
+
+    def before(self) -> None:
+        """Sample with the network as it is before distillation, corrected as it is where nothing is trained."""
+        self._sample(BEFORE, self._table("output-bias-before"))
+
+    def after(self) -> KeptState | None:
+        """Sample with the trained network, and choose; None where nothing can be sampled."""
+        table = self._table("output-bias")
+        if table is not None:
+            self._sample(CORRECTED, table)
+        if table is None or not self.config.output_bias:
+            self._sample(DISTILLED, None)
+        if not all(self.found.values()):
+            return None
+        rule = CORRECTED if table is not None and self.config.corrects_output else DISTILLED
+        means = {name: round(fmean(values), 3) for name, values in self.found.items()}
+        return KeptState(kept=nearest(self.found, rule), final_snr_db=means, seeds=self.config.judged_samples)
+
+    def _table(self, stage: str) -> torch.Tensor | None:
+        """The output bias of the network as it is; None where it is to have none."""
+        if not self.config.may_correct_output:
+            return None
+        return output_bias_table(self.prepared, self.quantized, self.data, self.work, self.progress, stage)
+
+    def _sample(self, name: str, table: torch.Tensor | None) -> None:
+        if table is not None:
+            self.tables[name] = table
+        stage = "judged-" + "-".join(name.replace(",", "").split())
+        self.found[name] = self.work.made(stage, lambda: Stage({}, self._ends(name, table))).record
+
+    def _ends(self, name: str, table: torch.Tensor | None) -> list[float]:
+        """SNR in dB of each seed's final sample; none where nothing is sampled."""
+        model = self.prepared.call(self.quantized)
+        if table is not None:
+            model = _corrected(model, table, self.data.timesteps)
+        try:
+            if self.expected is None:
+                self.expected = self._finals(self.prepared.call(self.prepared.float_graph), "float")
+            ends = self._finals(model, name)
+        except DqDeployError:  # a network that predicts no step of a sample
+            return []
+        return [snr_db(expected, end) for expected, end in zip(self.expected, ends, strict=True)]
+
+    @torch.no_grad()
+    def _finals(self, model: Model, name: str) -> torch.Tensor:
+        """Final samples [n, ...]."""
+        config, count = self.config, self.config.judged_samples
+        seeds = range(_JUDGED_SEED + config.seed, _JUDGED_SEED + config.seed + count)
+        with self.progress(f"sampling to the end: {name}", config.steps) as advance:
+
+            def answer(samples: torch.Tensor, timestep: float, conditions: Conditions) -> torch.Tensor:
+                of_one_run = {key: value.flatten(0, 1) for key, value in conditions.items()}
+                output = batched(model, samples.flatten(0, 1), timestep, of_one_run, config.batch_size)
+                advance(1)
+                return output.unflatten(0, (1, -1))
+
+            form: OutputForm = self.prepared.float_graph.meta["output"]
+            (ends,) = self.prepared.calibration.final_samples(answer, seeds, slice(0, count), 1, form)
+            return ends
+
+
+def _corrected(model: Model, table: torch.Tensor, timesteps: torch.Tensor) -> Model:
+    """A model whose output has the table's row [C] subtracted."""
+    boundaries = numerics.midpoints(timesteps)
+
+    def corrected(sample: torch.Tensor, timestep: torch.Tensor, **conditions: torch.Tensor) -> torch.Tensor:
+        output = model(sample, timestep, **conditions)
+        shape = [len(output), *[1] * (output.dim() - 1)]
+        shape[channel_axis(output.dim())] = -1
+        return output - table[numerics.select_table_rows(timestep, boundaries)].reshape(shape)
+
+    return corrected
+
+
+def tables_of_bias(config: QuantizeConfig) -> int:
+    """How many times the output's mean error is measured."""
+    return 2 * config.may_correct_output if config.judges_distillation else int(config.corrects_output)
+
+
+def samples_drawn(config: QuantizeConfig) -> int:
+    """Samples that are drawn to the end to judge distillation: the float network's, and each state's."""
+    states = 2 + (config.may_correct_output and config.output_bias is None)
+    return config.judged_samples * (1 + states) if config.judges_distillation else 0
+
+
+def nearest(found: Mapping[str, Sequence[float]], rule: str) -> str:
+    """The state of the greatest mean SNR in dB if its lead over ``rule`` on the same seeds exceeds the lead's standard error; else that."""
+    finite = {name: [FLOOR_DB if math.isnan(value) else value for value in values] for name, values in found.items()}
+    best = max(finite, key=lambda name: fmean(finite[name]))
+    if any(map(math.isnan, found[rule])):
+        return best
+    leads = [a - b for a, b in zip(finite[best], found[rule], strict=True)]
+    error = stdev(leads) / math.sqrt(len(leads)) if len(leads) > 1 else 0.0
+    return best if fmean(leads) > error else rule
