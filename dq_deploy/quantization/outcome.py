@@ -149,16 +149,18 @@ class _Judge:
         """Final samples [n, ...]."""
         config, count = self.config, self.config.judged_samples
         seeds = range(_JUDGED_SEED + config.seed, _JUDGED_SEED + config.seed + count)
+        seen: set[float] = set()
         with self.progress(f"sampling to the end: {name}", config.steps) as advance:
 
             def answer(samples: torch.Tensor, timestep: float, conditions: Conditions) -> torch.Tensor:
                 of_one_run = {key: value.flatten(0, 1) for key, value in conditions.items()}
                 output = batched(model, samples.flatten(0, 1), timestep, of_one_run, config.batch_size)
-                advance(1)
-                return output.unflatten(0, (1, -1))
+                advance(timestep not in seen)  # some schedulers call twice at one
+                seen.add(timestep)
+                return output.unsqueeze(0)
 
             form: OutputForm = self.prepared.float_graph.meta["output"]
-            (ends,) = self.prepared.calibration.final_samples(answer, seeds, slice(0, count), 1, form)
+            ends: torch.Tensor = self.prepared.calibration.final_samples(answer, seeds, slice(0, count), 1, form)[0]
             return ends
 
 
