@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from .method import ATTENTION, FEED_FORWARD, TIME, Method
 
-_OPTIONS = {"dilation": "none", "rounding": "nearest", "activations": "per-timestep"}
+_OPTIONS = {"dilation": "none", "rounding": "nearest", "activations": "per-timestep", "judged_samples": 0}
 _LIMITS = (
     "Layers are trained in their blocks, by the block's error; the paper adds the error of the network's output.",
     "The released code trains the timestep's projections before the others; here they are trained together, each in its block.",
