@@ -14,7 +14,7 @@ from benchmarks.accuracy.results import CellResult, read_all, write_text
 from benchmarks.accuracy.settings import Settings, model_name
 from benchmarks.accuracy.tables import MISSING, difference, markdown, with_interval
 
-from .methods import GPTQ, GPTQ_STATIC, LABELS, MEASURED, METHODS, OURS, OURS_STATIC, PEERS, PRESET
+from .methods import LABELS, MEASURED, METHODS, NEAREST, OURS, OURS_STATIC, PEERS, PRESET, TABLES
 from .network import NAMES
 from .speed import BASELINE, BATCHES, NNCF, OPENVINO, OURS_OPENVINO, OURS_ORT, STATIC, TORCH
 
@@ -30,9 +30,8 @@ written here from the papers and their published structure; [zoo/](zoo) has one 
 
 _JUDGED = """SNR in dB of the final samples against the float network's: {noises} held-out noises, and pictures and tokens that nobody
 was calibrated under, {steps} steps. Everyone is calibrated on the same trajectories."""
-_ROUNDED = (
-    "What stands above has each weight at its nearest code. The default since is GPTQ; networks that are not here were not measured so."
-)
+_PARTS = """Ours rounds weights by GPTQ, and takes for each linear layer's input a scale table or a scale for each token, whichever measures
+better. Without the second, and without either:"""
 _LUCK = """Marks are of the noises that the samples begin from. Calibrating on other trajectories moves a difference too:"""
 _TIMED = f"""Speeds relative to {BASELINE}: medians of interleaved rounds, above 1 is faster; ours with its 95% interval. NNCF's
 constants are folded first."""
@@ -80,7 +79,7 @@ def _accuracy(folder: Path) -> str:
             [
                 *parts,
                 _told_apart(measured, found),
-                _default_rounding(measured, found),
+                _parts(measured, found),
                 _other_seeds(measured, cells),
                 _stale(measured, cells),
             ],
@@ -143,23 +142,17 @@ def _picture_row(one: Mapping[str, Any], results: ModelResults) -> list[str]:
     return [one["title"], *(f"{means[name]:.1f}" if name in means else MISSING for name in METHODS), against]
 
 
-def _default_rounding(networks: Sequence[Mapping[str, Any]], found: Mapping[str, ModelResults]) -> str:
-    """The same with weights rounded as they are by default, of the networks that were measured so."""
-    rows = []
+def _parts(networks: Sequence[Mapping[str, Any]], found: Mapping[str, ModelResults]) -> str:
+    """What GPTQ brings, and what scales chosen by layer bring, of the networks that were measured without."""
+    rows, order = [], (NEAREST, TABLES, OURS)
     for one in networks:
         results = found[one["name"]]
-        values = [_final(results, name) for name in (OURS, GPTQ, GPTQ_STATIC)]
+        values = [_final(results, name) for name in order]
         if values[1] is not None:
             shown = [MISSING if value is None else f"{value.value:.1f}" for value in values]
-            rows.append([one["title"], *shown, *(_against(results, other, GPTQ) for other in (OURS, _best_peer(results), GPTQ_STATIC))])
-    columns = [
-        "network",
-        *(LABELS[name] for name in (OURS, GPTQ, GPTQ_STATIC)),
-        "GPTQ against nearest",
-        "against the best peer",
-        "against static",
-    ]
-    return "\n\n".join(["### Rounded by GPTQ, the default", _ROUNDED, markdown(columns, rows)]) if rows else ""
+            rows.append([one["title"], *shown, _against(results, NEAREST, TABLES), _against(results, TABLES, OURS)])
+    columns = ["network", *(LABELS[name] for name in order), "GPTQ against nearest", "by layer against tables"]
+    return "\n\n".join(["### What its parts bring", _PARTS, markdown(columns, rows)]) if rows else ""
 
 
 def _other_seeds(networks: Sequence[Mapping[str, Any]], cells: Sequence[CellResult]) -> str:
@@ -168,12 +161,12 @@ def _other_seeds(networks: Sequence[Mapping[str, Any]], cells: Sequence[CellResu
     seeds = sorted({r.cell.seed for r in cells})
     for one in networks:
         found = {seed: ModelResults(one["name"], cells, seed) for seed in seeds}
-        for pair in ((OURS, OURS_STATIC), (GPTQ, GPTQ_STATIC)):
+        for pair in ((OURS, OURS_STATIC), (TABLES, OURS_STATIC)):
             both = {seed: results for seed, results in found.items() if all(_cell(results, name) for name in pair)}
             for seed, results in both.items() if len(both) > 1 else ():
                 values = [f"{final.value:.1f}" if (final := _final(results, name)) else MISSING for name in pair]
                 rows.append([one["title"], LABELS[pair[0]], str(seed), *values, _against(results, pair[1], pair[0])])
-    columns = ["network", "what", "first calibration seed", "tables", "static", "tables against static"]
+    columns = ["network", "what", "first calibration seed", "it", "static", "it against static"]
     return "\n\n".join(["### Calibrated on other trajectories", _LUCK, markdown(columns, rows)]) if rows else ""
 
 
@@ -193,7 +186,7 @@ def _speed(folder: Path) -> str:
     parts = ["## Speed, one thread", _TIMED]
     for batch in BATCHES:
         parts += [f"### Batch {batch}", markdown(["network", *_ORDER], [_speed_row(one, batch) for one in networks])]
-    parts += [_failures(networks), _summary(networks), _where(networks)]
+    parts += [_failures(networks), _summary(networks), _of_tables(networks), _where(networks)]
     return "\n\n".join(filter(None, parts))
 
 
@@ -242,6 +235,13 @@ def _summary(networks: Sequence[Mapping[str, Any]]) -> str:
                 level = f"as fast or faster on {sum(value >= 1 for value, _ in found)} of {len(found)}"
                 lines.append(f"- batch {batch}, {ours} beside {theirs}: from {worst:.2f} × ({least}) to {best:.2f} × ({most}); {level}")
     return "\n".join(["The worst and the best:", "", *lines])
+
+
+def _of_tables(networks: Sequence[Mapping[str, Any]]) -> str:
+    """Which networks were timed before scales were chosen by layer."""
+    older = [one["title"] for one in networks if one.get("ours") != OURS]
+    named = "all of them" if len(older) == len(networks) else "; ".join(older)
+    return f"Timed with scale tables alone: {named}." if older else ""
 
 
 def _where(networks: Sequence[Mapping[str, Any]]) -> str:

@@ -88,7 +88,8 @@ def measure(task: SpeedTask, progress: Progress) -> dict[str, Any]:
     failures += _every_batch(bundles["tensorrt"], template)
     own = network(task.name)
     return {
-        "name": task.name, "title": own.title, "family": own.family, "threads": task.threads, "rows": rows, "failures": failures,
+        "name": task.name, "title": own.title, "family": own.family, "ours": OURS, "threads": task.threads, "rows": rows,
+        "failures": failures,
         "machine": machine, "parameters": sum(p.numel() for p in reference.source.model.parameters()),
         "contenders": {name: {k: v for k, v in entry.items() if k != "path"} for name, entry in details.items()},
     }  # fmt: skip
