@@ -8,19 +8,14 @@ by the network as it was before distillation and as it is after it, with the out
 from __future__ import annotations
 
 import math
-import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import fmean, stdev
 
 import torch
 from torch.fx import GraphModule
 
 from ..artifacts.details import BlockLoss, KeptState
-from ..artifacts.reading import read_tensors
-from ..artifacts.writing import write_tensors
 from ..decibels import FLOOR_DB, snr_db
 from ..errors import DqDeployError
 from ..formats import Activations
@@ -36,6 +31,7 @@ from .running.processes import SharedWork
 from .running.work_folder import Stage
 
 _JUDGED_SEED = 2_000_000  # far from the seeds of the calibration and of the reference
+_PARAMETERS = "before-distillation"
 BEFORE, DISTILLED, CORRECTED = "before distillation", "distilled", "distilled, output bias"
 
 
@@ -54,28 +50,26 @@ def train(prepared: Prepared, quantized: GraphModule, data: Trajectories, work: 
     if not config.judges_distillation:
         losses = distill(prepared.float_graph, quantized, data, config, work=work, processes=work.processes, progress=progress)
         return Outcome(losses, output_bias_table(prepared, quantized, data, work, progress) if config.corrects_output else None)
-    folder = Path(tempfile.mkdtemp(prefix="dq-deploy-before-", dir=work.scratch))
-    try:
-        kept = folder / "parameters.safetensors"
-        write_tensors(kept, {name: p.detach().cpu().contiguous() for name, p in quantized.named_parameters()})
-        judge = _Judge(prepared, quantized, data, work, progress)
-        judge.before()
-        losses = distill(prepared.float_graph, quantized, data, config, work=work, processes=work.processes, progress=progress)
-        found = judge.after()
-        if found is not None and found.kept == BEFORE:
-            _restore(quantized, read_tensors(kept))
-            losses = []
-        if found is None:
-            return Outcome(losses, judge.tables.get(CORRECTED) if config.corrects_output else None)
-        return Outcome(losses, judge.tables.get(found.kept), found)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    work.save(_PARAMETERS, dict(quantized.named_parameters()), {})
+    judge = _Judge(prepared, quantized, data, work, progress)
+    judge.before()
+    losses = distill(prepared.float_graph, quantized, data, config, work=work, processes=work.processes, progress=progress)
+    found = judge.after()
+    if found is None:
+        return Outcome(losses, judge.tables.get(CORRECTED) if config.corrects_output else None)
+    if found.kept == BEFORE:
+        _restore(quantized, work)
+        losses = []
+    return Outcome(losses, judge.tables.get(found.kept), found)
 
 
 @torch.no_grad()
-def _restore(quantized: GraphModule, parameters: Mapping[str, torch.Tensor]) -> None:
+def _restore(quantized: GraphModule, work: SharedWork) -> None:
+    """Go back to what it was before distillation."""
+    stage = work.load(_PARAMETERS)
+    assert stage is not None
     for name, parameter in quantized.named_parameters():
-        parameter.copy_(parameters[name])
+        parameter.copy_(stage.tensors[name])
 
 
 def output_bias_table(prepared: Prepared, quantized: GraphModule, data: Trajectories, work: SharedWork, progress: Progress,

@@ -107,7 +107,7 @@ def budget(prepared: Prepared) -> Budget:
     disk = {
         "values between blocks": _value_bytes(blocks, prepared.float_graph) * samples * (1 + widths) if costs else 0,
         "values between rounded layers": _rounding_values(quantized, prepared.float_graph, groups) * rounded_on,
-        "finished stages": memory["calibration data"] + weights + sum(map(_count, parts)) * _FLOAT_BYTES,
+        "finished stages": memory["calibration data"] + weights * (1 + config.judges_distillation) + sum(map(_count, parts)) * _FLOAT_BYTES,
     }
     disk["peak"] = max(disk["values between blocks"], disk["values between rounded layers"]) + disk["finished stages"]
     times = {
