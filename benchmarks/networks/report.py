@@ -106,18 +106,14 @@ def _best(values: Mapping[str, float]) -> str | None:
     return max(peers, key=lambda name: values[name]) if peers else None
 
 
-def _cell(results: ModelResults, name: str) -> CellResult | None:
-    return results.cells.get((PRESET, name))
-
-
 def _final(results: ModelResults, name: str) -> Interval | None:
-    cell = _cell(results, name)
+    cell = results.cell(PRESET, name)
     found: Interval | None = results.final(cell, None).get("final") if cell else None
     return found
 
 
 def _against(results: ModelResults, other: str | None, own: str = OURS) -> str:
-    ours, theirs = _cell(results, own), _cell(results, other or "")
+    ours, theirs = results.cell(PRESET, own), results.cell(PRESET, other or "")
     return difference(results.final(ours, theirs).get("final_difference"), 1) if ours and theirs else MISSING
 
 
@@ -135,7 +131,7 @@ def _best_peer(results: ModelResults) -> str | None:
 
 
 def _picture_row(one: Mapping[str, Any], results: ModelResults) -> list[str]:
-    psnr = {name: cell.grid.psnr_db for name in METHODS if (cell := _cell(results, name)) and cell.grid and cell.grid.psnr_db}
+    psnr = {name: cell.grid.psnr_db for name in METHODS if (cell := results.cell(PRESET, name)) and cell.grid and cell.grid.psnr_db}
     means = {name: sum(values) / len(values) for name, values in psnr.items()}
     best = _best(means)
     against = difference(paired_difference(psnr[OURS], psnr[best]), 1) if best and OURS in psnr else MISSING
@@ -162,7 +158,7 @@ def _other_seeds(networks: Sequence[Mapping[str, Any]], cells: Sequence[CellResu
     for one in networks:
         found = {seed: ModelResults(one["name"], cells, seed) for seed in seeds}
         for pair in ((OURS, OURS_STATIC), (TABLES, OURS_STATIC)):
-            both = {seed: results for seed, results in found.items() if all(_cell(results, name) for name in pair)}
+            both = {seed: results for seed, results in found.items() if all(results.cell(PRESET, name) for name in pair)}
             for seed, results in both.items() if len(both) > 1 else ():
                 values = [f"{final.value:.1f}" if (final := _final(results, name)) else MISSING for name in pair]
                 rows.append([one["title"], LABELS[pair[0]], str(seed), *values, _against(results, pair[1], pair[0])])
@@ -172,9 +168,11 @@ def _other_seeds(networks: Sequence[Mapping[str, Any]], cells: Sequence[CellResu
 
 def _stale(networks: Sequence[Mapping[str, Any]], cells: Sequence[CellResult]) -> str:
     """How many figures other code made than that beside this file, and of whom."""
-    names = {one["name"] for one in networks}
-    shown = [r for r in cells if model_name(r.cell.model) in names and r.cell.method in MEASURED]
-    stale = [r.cell.method for r in shown if r.code_sha256 != (peers_sha256() if r.cell.method in PEERS else quantization_sha256())]
+    results = [ModelResults(one["name"], cells) for one in networks]
+    found = {(one.model, cell.cell.method): name for one in results for name in MEASURED if (cell := one.cell(PRESET, name))}
+    shown = {key: r for r in cells if (key := (model_name(r.cell.model), r.cell.method, r.cell.seed))[:2] in found}
+    code = {True: peers_sha256(), False: quantization_sha256()}
+    stale = [found[key[:2]] for key, r in shown.items() if r.code_sha256 != code[r.cell.method in PEERS]]
     of = ", ".join(f"{LABELS[name]} {stale.count(name)}" for name in MEASURED if name in stale)
     return f"{len(stale)} of {len(shown)} figures were measured with other code than that beside this file ({of})." if stale else ""
 
