@@ -287,7 +287,8 @@ class QuantizeConfig(BaseModel):
     """Distillation steps per block; 0 turns distillation off."""
     judged_samples: int = Field(default=16, ge=0)
     """Further seeds that the network draws before and after distillation, with output bias and without: what ends nearest to the float
-    network's samples is kept. 0: what is trained is kept, whatever it draws. Of several widths it is."""
+    network's samples is kept; as many as the calibration has, at most. 0: what is trained is kept, whatever it draws. Of several widths it
+    is."""
     distillation: Distillation = Distillation.BLOCK
     train: tuple[str, ...] = ("*",)
     """Layers (fnmatch patterns of their names) whose weights, scales and tables are trained."""
@@ -338,6 +339,11 @@ class QuantizeConfig(BaseModel):
     def may_correct_output(self) -> bool:
         """Whether the output's mean error may be subtracted: not where activations stay float."""
         return self.output_bias is not False and not self.weight_only
+
+    @property
+    def drawn_to_judge(self) -> int:
+        """``judged_samples`` as they are."""
+        return min(self.judged_samples, self.calibration_samples)
 
     @property
     def judges_distillation(self) -> bool:

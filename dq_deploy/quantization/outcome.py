@@ -111,7 +111,7 @@ class _Judge:
             return None
         rule = CORRECTED if table is not None and self.config.corrects_output else DISTILLED
         means = {name: round(fmean(values), 3) for name, values in self.found.items()}
-        return KeptState(kept=nearest(self.found, rule), final_snr_db=means, seeds=self.config.judged_samples)
+        return KeptState(kept=nearest(self.found, rule), final_snr_db=means, seeds=self.config.drawn_to_judge)
 
     def _table(self, stage: str) -> torch.Tensor | None:
         """The output bias of the network as it is; None where it is to have none."""
@@ -141,7 +141,7 @@ class _Judge:
     @torch.no_grad()
     def _finals(self, model: Model, name: str) -> torch.Tensor:
         """Final samples [n, ...]."""
-        config, count = self.config, self.config.judged_samples
+        config, count = self.config, self.config.drawn_to_judge
         seeds = range(_JUDGED_SEED + config.seed, _JUDGED_SEED + config.seed + count)
         seen: set[float] = set()
         with self.progress(f"sampling to the end: {name}", config.steps) as advance:
@@ -179,7 +179,7 @@ def tables_of_bias(config: QuantizeConfig) -> int:
 def samples_drawn(config: QuantizeConfig) -> int:
     """Samples that are drawn to the end to judge distillation: the float network's, and each state's."""
     states = 2 + (config.may_correct_output and config.output_bias is None)
-    return config.judged_samples * (1 + states) if config.judges_distillation else 0
+    return config.drawn_to_judge * (1 + states) if config.judges_distillation else 0
 
 
 def nearest(found: Mapping[str, Sequence[float]], rule: str) -> str:
