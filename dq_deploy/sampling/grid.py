@@ -18,6 +18,9 @@ _CELL = 96  # pixels a small picture is enlarged to, about
 _GAP = 6
 _MARGIN = 24
 _TITLE = 40
+_LINE = 22  # what each further line of a title adds
+_SIZES = (18, 16, 14, 12)  # of a title's letters: the largest with which its parts fit
+_BETWEEN = " · "
 _INK, _PAPER = (32, 33, 36), (255, 255, 255)
 
 
@@ -42,12 +45,16 @@ def grid_picture(panels: Sequence[Panel]) -> Image.Image:
     columns = math.ceil(math.sqrt(count))
     blocks = [_block(panel.images, columns) for panel in panels]
     width, height = blocks[0].size
-    picture = Image.new("RGB", (_MARGIN + len(blocks) * (width + _MARGIN), _TITLE + height + _MARGIN), _PAPER)
-    draw, font = ImageDraw.Draw(picture), ImageFont.load_default(size=18)
-    for index, (panel, block) in enumerate(zip(panels, blocks, strict=True)):
+    font = _font([panel.title for panel in panels], width)
+    titles = [_lines(panel.title, font, width) for panel in panels]
+    top = _TITLE + _LINE * (max(map(len, titles)) - 1)
+    picture = Image.new("RGB", (_MARGIN + len(blocks) * (width + _MARGIN), top + height + _MARGIN), _PAPER)
+    draw = ImageDraw.Draw(picture)
+    for index, (lines, block) in enumerate(zip(titles, blocks, strict=True)):
         left = _MARGIN + index * (width + _MARGIN)
-        draw.text((left, _TITLE / 2), _fitting(panel.title, font, width), fill=_INK, font=font, anchor="lm")
-        picture.paste(block, (left, _TITLE))
+        for number, line in enumerate(lines):
+            draw.text((left, _TITLE / 2 + _LINE * number), line, fill=_INK, font=font, anchor="lm")
+        picture.paste(block, (left, top))
     return picture
 
 
@@ -69,8 +76,26 @@ def rgb(image: Images) -> NDArray[np.uint8]:
     return np.broadcast_to(codes, (*codes.shape[:2], 3)).copy() if codes.shape[2] == 1 else codes
 
 
-def _fitting(title: str, font: Any, width: int) -> str:
-    """The title, shortened where its panel is narrow (a single small picture)."""
-    while title and font.getlength(title) > width:
-        title = title[:-2].rstrip(" ·…") + "…" if len(title) > 2 else ""
-    return title
+def _font(titles: Sequence[str], width: int) -> Any:
+    """The largest letters with which every part of every title fits, or the smallest."""
+    parts = [part for title in titles for part in title.split(_BETWEEN)]
+    fonts = [ImageFont.load_default(size=size) for size in _SIZES]
+    return next((font for font in fonts if all(font.getlength(part) <= width for part in parts)), fonts[-1])
+
+
+def _lines(title: str, font: Any, width: int) -> list[str]:
+    """The title in as many lines as a narrow panel (a single small picture) needs, broken between its parts; a part too long is cut."""
+    lines: list[str] = []
+    for part in title.split(_BETWEEN):
+        joined = f"{lines[-1]}{_BETWEEN}{part}" if lines else part
+        if lines and font.getlength(joined) <= width:
+            lines[-1] = joined
+        else:
+            lines.append(_fitting(part, font, width))
+    return lines
+
+
+def _fitting(part: str, font: Any, width: int) -> str:
+    while part and font.getlength(part) > width:
+        part = part[:-2].rstrip(" …") + "…" if len(part) > 2 else ""
+    return part

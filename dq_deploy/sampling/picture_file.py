@@ -113,6 +113,5 @@ def sample(
 def _panels(drawn: DrawnPictures) -> list[Panel]:
     if drawn.expected is None or drawn.psnr_db is None:
         return [Panel(f"quantized · {drawn.engine}", drawn.quantized)]
-    # A narrow panel loses the end of its title: the figure comes before the engine.
     title = f"quantized · PSNR {np.mean(drawn.psnr_db):.1f} dB · {drawn.engine}"
     return [Panel("float · pytorch", drawn.expected), Panel(title, drawn.quantized)]

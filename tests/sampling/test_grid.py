@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dq_deploy.sampling.grid import Panel, grid_png
+from dq_deploy.sampling.grid import Panel, _font, _lines, grid_png
 
 
 def pixels(panels: list[Panel]) -> np.ndarray:
@@ -35,3 +35,15 @@ def test_large_pictures_keep_their_size_and_long_titles_fit() -> None:
     picture = pixels([Panel("a title that is far too long for one small picture " * 3, np.zeros((1, 256, 200, 3)))])
     assert picture.shape == (40 + 256 + 24, 24 + 200 + 24, 3)
     assert (picture[:40, 24 + 200 :] == 255).all()
+
+
+@pytest.mark.parametrize(("count", "edge", "width", "lines"), [(1, 32, 96, 3), (4, 32, 198, 3), (1, 300, 300, 2), (1, 512, 512, 1)])
+def test_the_title_of_a_narrow_panel_is_whole_in_several_lines(count: int, edge: int, width: int, lines: int) -> None:
+    title = "quantized · PSNR 45.1 dB · onnxruntime"
+    broken = _lines(title, _font([title], width), width)
+    assert (len(broken), " · ".join(broken)) == (lines, title)
+    picture = pixels([Panel(title, np.zeros((count, edge, edge, 3)))])
+    top = 40 + 22 * (lines - 1)
+    assert picture.shape == (top + width + 24, 24 + width + 24, 3)
+    assert (picture[:top, 24 + width :] == 255).all()
+    assert (picture[top - 22 : top - 10, 24 : 24 + width] < 128).any()  # the last line is there
