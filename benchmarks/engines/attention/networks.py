@@ -112,7 +112,7 @@ def measure(name: str, folder: Path) -> Built:
     folder.mkdir(parents=True, exist_ok=True)
     model = network.make()
     parameters = sum(p.numel() for p in model.parameters()) if isinstance(model, torch.nn.Module) else 0
-    options = {**CHEAP, "rounding": "nearest", **({"steps": 2} if parameters else {}), **network.needs()}
+    options = {**CHEAP, "rounding": "nearest", "activations": "per-timestep", **({"steps": 2} if parameters else {}), **network.needs()}
     if not (folder / "checkpoint").exists():
         dq_deploy.quantize(model, folder / "checkpoint", preset=PRESET, resume=work_path(folder / "checkpoint").exists(), **options)
     del model

@@ -28,8 +28,8 @@ capability {capabilities}. None of our rewrites is in it. "fused": one kernel ha
 _NETWORKS = """
 ## Networks
 
-W8A8 with INT8 attention (`export --attention int8`) and as the default has it (`auto`), a scale for each timestep; weights and activations
-in MB, activations at batch 8, the largest that was built for.
+W8A8 with INT8 attention (`export --attention int8`) and as the default has it (`auto`), with scale tables (`--activations
+per-timestep`); weights and activations in MB, activations at batch 8, the largest that was built for.
 
 | | compute capability | attention | fused | kernels | layers as planned | activations | weights | engine file |
 |---|---|---|---:|---:|---:|---:|---:|---:|

@@ -25,9 +25,10 @@ _PLAN_OF = {"9.0": "8.9"}  # TensorRT-RTX has no 9.0: TensorRT would make the sa
 _INTRODUCTION = """\
 # Number formats in engines
 
-`python -m benchmarks.engines.formats` writes this page: networks quantized with each preset (the cheapest calibration, since kernels do not
-depend on values), exported as `export --target qdq` does by default, and built with TensorRT-RTX {version}, ahead of time, no GPU. The
-kernels are those that the compiler *chose*; none was executed and none was timed.
+`python -m benchmarks.engines.formats` writes this page: networks quantized with each preset and scale tables (`--activations per-timestep`;
+the default of integers computes some layers' scales for each token, which
+[costs kernels](../../docs/decisions/activation-scales.md)), exported as `export --target qdq` does by default, and built with TensorRT-RTX
+{version}, ahead of time, no GPU. The kernels are those that the compiler *chose*; none was executed and none was timed.
 
 - **as planned**: layers that run in the format which they are planned in. **attention**: those that are one kernel.
 - **weights**: the engine's, and their share of FP32's. **activations**: at batch 8, the largest that was built for. **file**: the engine's.

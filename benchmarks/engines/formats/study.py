@@ -52,9 +52,9 @@ def measure(network: str, form: str, folder: Path) -> Built:
     """Quantize, export and build in an empty folder."""
     made = NETWORKS[network]
     model, is_float = made.make(), form in FLOATS
-    # Kernels depend on shapes, bits and which tables there are, not on the values.
-    options = {**CHEAP, "rounding": "nearest", **({} if isinstance(model, str) else {"steps": 2}), **made.needs(), **FORMS[form]}
-    checkpoint = dq_deploy.quantize(model, folder / "checkpoint", **options)
+    # Kernels depend on shapes, bits and which tables there are, not on the values: tables everywhere, for a choice by layer would depend.
+    options = {**CHEAP, "rounding": "nearest", "activations": "per-timestep", **({} if isinstance(model, str) else {"steps": 2})}
+    checkpoint = dq_deploy.quantize(model, folder / "checkpoint", **{**options, **made.needs(), **FORMS[form]})
     dtype = form if is_float else "fp16"
     bundle = dq_deploy.export(checkpoint, folder / "bundle", target="qdq", dtype=dtype, float=is_float)
     built = dq_deploy.build_engine(bundle, folder / "engine", backend="tensorrt-rtx", compute_capabilities=capabilities(form))
