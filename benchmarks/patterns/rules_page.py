@@ -1,4 +1,4 @@
-"""The page about the lint, written from the table of rules and their docstrings."""
+"""The page about the lint, written from the table of rules and the first paragraphs of their docstrings; the others say what was built."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ RULES_PAGE = Path(__file__).parents[2] / "docs" / "lint.md"
 _INTRODUCTION = """\
 # The lint
 
-`dq-deploy check --lint BUNDLE` reads a bundle's graph (or any ONNX file, judged as for TensorRT) and names, all at once, what is known to
-crash an engine's builder, to be refused, to lose INT8, or to be slow. It builds and runs nothing, reads no large weights, and needs neither
-torch nor an engine. `dq-deploy build-engine` does the same before every build and refuses a graph with errors. From Python:
+`dq-deploy check --lint BUNDLE` reads a bundle's graph (or any ONNX file, judged as for TensorRT) and names what is known to crash an
+engine's builder, to be refused, to lose INT8, or to be slow. It builds and runs nothing, and needs neither torch nor an engine.
+`dq-deploy build-engine` does the same before every build and refuses a graph with errors. From Python:
 
 ```python
 result = dq_deploy.lint("bundle/")  # or an opened artefact, or "model.onnx"; target="onnxruntime" applies the other rules
@@ -28,8 +28,8 @@ result.enforce()  # ArtifactError naming every error
 - `build-engine --allow RULE` (repeatable) lets the errors of one rule pass, with a warning; the engine's manifest (`lint_allowed`) and
   `inspect` show it. `external-data` and `invalid-onnx` keep files from parsers and cannot be allowed.
 
-The rules come from building the patterns that each one names ([Graph patterns](../benchmarks/patterns/RESULTS.md)). What no pattern
-shows, the lint does not know: it is no proof that a graph builds.
+Each rule comes from patterns that were built or opened ([Graph patterns](../benchmarks/patterns/RESULTS.md), named in the rule's
+docstring). What no pattern shows, the lint does not know: it is no proof that a graph builds.
 
 `python -m benchmarks.patterns --page-only` writes this page from the rules.
 """
@@ -41,14 +41,6 @@ def rules_page() -> str:
 
 
 def _section(rule: Rule) -> list[str]:
-    text = cleandoc(rule.find.__doc__ or "").replace("``", "`")
-    return [
-        f"## `{rule.id}`",
-        "",
-        f"{'crash, ' if rule.crashes else ''}{rule.severity} for {' and '.join(rule.targets)}",
-        "",
-        text,
-        "",
-        f"To do: {rule.hint}.",
-        "",
-    ]
+    text = cleandoc(rule.find.__doc__ or "").replace("``", "`").partition("\n\n")[0]
+    kind = f"{'crash, ' if rule.crashes else ''}{rule.severity} for {' and '.join(rule.targets)}"
+    return [f"## `{rule.id}`", "", f"*{kind}*. {text} To do: {rule.hint}.", ""]
