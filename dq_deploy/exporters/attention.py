@@ -18,6 +18,7 @@ from ..errors import ArtifactError
 from ..quantization.checkpoint import Checkpoint
 from ..quantization.graph.edit import aten
 from ..quantization.graph.insertion import decode
+from ..quantization.graph.low_rank import SUFFIXES as BRANCHES
 from ..quantization.weights import QuantizedMatmul
 
 Attention = Literal["auto", "int8", "float"]
@@ -69,12 +70,13 @@ def _details(details: dict[str, Any], names: Collection[str]) -> dict[str, Any]:
     moved = [layer for layer in details["layers"] if layer["name"] in names]
     used = {name for layer in layers for name in layer["quantizers"]}
     floats = [{"name": layer["name"], "op": layer["op"], "macs": layer["macs"], "reason": REASON} for layer in moved]
-    total = sum(layer["macs"] for layer in [*details["layers"], *details["float_layers"]])
     left = [*details["float_layers"], *floats]
+    counted = [layer["macs"] for layer in left if not layer["name"].endswith(BRANCHES)]  # which are float by design
+    total = sum(layer["macs"] for layer in layers) + sum(counted)
     return {
         **details,
         "layers": layers,
         "float_layers": left,
-        "float_mac_share": sum(layer["macs"] for layer in left) / total if total else 0.0,
+        "float_mac_share": sum(counted) / total if total else 0.0,
         "quantizers": [entry for entry in details["quantizers"] if entry["name"] in used],
     }

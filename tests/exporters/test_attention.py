@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import onnx
@@ -54,3 +55,14 @@ def test_the_reference_without_them_is_another_network(plain_checkpoint: Checkpo
 def test_an_unknown_choice(plain_checkpoint: Checkpoint, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="unknown attention 'bf16'"):
         export(plain_checkpoint.artifact, tmp_path / "bundle", target="qdq", attention="bf16")  # type: ignore[arg-type]
+
+
+def test_low_rank_branches_are_float_by_design_and_no_part_of_the_share(plain_checkpoint: Checkpoint) -> None:
+    share = float_attention(plain_checkpoint).artifact.manifest.details["float_mac_share"]
+    artifact = plain_checkpoint.artifact
+    branch = {"name": "mid_block.attentions.0.to_q#down", "op": "linear", "macs": 10**9, "reason": "a branch"}
+    details = {**artifact.manifest.details, "float_layers": [*artifact.manifest.details["float_layers"], branch]}
+    manifest = artifact.manifest.model_copy(update={"details": details})
+    branched = replace(plain_checkpoint, artifact=replace(artifact, manifest=manifest))
+    assert 0 < share < 1
+    assert float_attention(branched).artifact.manifest.details["float_mac_share"] == share
