@@ -14,8 +14,9 @@ from mkdocs.structure.files import File
 
 ROOT = Path(__file__).parents[2]
 _FRONT = "README.md"
-_PATTERNS = (_FRONT, "CHANGELOG.md", "CONTRIBUTING.md", "training/README.md", "benchmarks/*/RESULTS.md", "benchmarks/accuracy/README.md",
-             "benchmarks/accuracy/STUDY.md", "benchmarks/*/images/*.png", "tests/RELIABILITY.md")  # fmt: skip
+_PATTERNS = (_FRONT, "CHANGELOG.md", "CONTRIBUTING.md", "training/README.md", "benchmarks/*/RESULTS.md",
+             "benchmarks/engines/[AF]*.md", "benchmarks/accuracy/README.md", "benchmarks/accuracy/STUDY.md", "benchmarks/*/images/*.png",
+             "tests/RELIABILITY.md")  # fmt: skip
 _FENCE = re.compile(r"(^```.*?^```)", re.MULTILINE | re.DOTALL)
 _WIDE = 5  # marks of a row that has five columns or more
 _LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\((?![a-z]+:)([^)#\s]+)(#[^)\s]*)?\)")
