@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from .hub.load import load
     from .hub.push import push
     from .quantization import estimate, quantize
-    from .quantization.bits.choose import BitChoice, choose_bits
+    from .quantization.bits.choose import choose_bits
+    from .quantization.bits.chosen import BitChoice
     from .quantization.calling import stacked, whole_batch
     from .quantization.refit import refit
     from .report.make import write_report
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from .sources import allow_pickles
 
 _HOMES = {
-    "BitChoice": "quantization.bits.choose",
+    "BitChoice": "quantization.bits.chosen",
     "CheckResult": "accuracy",
     "Finding": "exporters.lint",
     "LintResult": "exporters.lint",

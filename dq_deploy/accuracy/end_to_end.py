@@ -14,7 +14,8 @@ from ..engines.runner import TIMESTEP, Runner
 from ..progress import Progress, silent
 from ..quantization.calibration.trajectories import Trajectories
 from ..quantization.checkpoint import Checkpoint
-from .frames import frame_axis, frames_snr_db
+from ..sources.frames import frame_axis
+from .frames import frames_snr_db
 from .parity_spread import NoisePowers, chance_db, noise_powers, standard_error_db
 
 MAX_SNR_DIFFERENCE_DB = {"fp32": 0.5, "fp16": 3.0, "bf16": 3.0}
@@ -81,7 +82,8 @@ def end_to_end(runners: Mapping[str, Runner], checkpoint: Checkpoint, reference:
 
     ``allowed_db`` by runner are the bounds without chance, which is added to them.
     """
-    names, axis = checkpoint.details.inputs, frame_axis(checkpoint.details)
+    details = checkpoint.details
+    names, axis = details.inputs, frame_axis(details.sample_shape, details.network_config)
     rows: dict[str, list[TimestepParity]] = {name: [] for name in runners}
     noises: dict[str, list[NoisePowers]] = {name: [] for name in runners}
     with progress("end to end", len(reference.timesteps)) as advance:

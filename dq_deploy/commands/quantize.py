@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ..artifacts import Artifact
     from ..artifacts.details import CheckpointDetails
     from ..quantization import Budget, QuantizeConfig
-    from ..quantization.bits.choose import BitChoice
+    from ..quantization.bits.chosen import BitChoice, GroupChoice
 
 _SHOWN_LAYERS = 10
 
@@ -117,6 +117,12 @@ _SHOWN_LAYERS = 10
     help="Give 8 bits to the layers that need them most, the others keeping the preset's: 1.6MB or 0.18x (of the float32 weights) at the "
     "most, or 40dB of SNR at the least. The preset is then w4a8 by default.",
 )
+@click.option(
+    "--sensitivity",
+    type=click.Choice(["snr", "decoupled"]),
+    help="What --auto-bits judges layers by: the prediction; or groups of layers by what each answers for, attention to the text by what "
+    "the text changes, attention over frames by what changes between frames.  [default: snr]",
+)
 @calibration_options
 @click.option("--config", type=click.Path(path_type=Path), help="JSON file with options, named as in the manifest; flags win.")
 @click.option("--device", default="cpu", show_default=True, shell_complete=devices, help="cpu, cuda or cuda:N.")
@@ -131,6 +137,7 @@ def quantize(
     device_for: str | None,
     keep: tuple[str, ...],
     auto_bits: str | None,
+    sensitivity: str | None,
     matryoshka: str | None,
     sizes: str | None,
     tokens: str | None,
@@ -164,13 +171,16 @@ def quantize(
         merged["keep"] = merged.get("keep", {}) | dict(map(parse_keep, keep))
     if auto_bits:
         _check_one_width(merged)
+    elif sensitivity:
+        raise UsageError("--sensitivity is of --auto-bits, and there is none", "give a budget too: --auto-bits 0.18x")
     _note_stretched(calibration, QuantizeConfig.build(**merged).sizes, output)
     check_output(destination, force=force)
     choice = None
     if auto_bits:
         from ..quantization.bits.choose import choose_bits
 
-        choice = choose_bits(source, auto_bits, **calibration, device=device, progress=output.progress, **merged)
+        rule = sensitivity or "snr"
+        choice = choose_bits(source, auto_bits, sensitivity=rule, **calibration, device=device, progress=output.progress, **merged)
         show_choice(choice, output)
         merged["keep"] = {**choice.keep, **merged.get("keep", {})}
     if dry_run:
@@ -231,10 +241,20 @@ def show_choice(choice: BitChoice, output: Output) -> None:
     output.table(
         f"raised to 8 bits: {len(raised)} of {len(choice.layers)} layers, the most harmful first", ("layer", "share of error"), rows
     )
+    if choice.groups:
+        columns = ("group", "judged by", "raised", "share of its error", "SNR of that", "none raised", "all raised")
+        output.table("groups of layers, and what each is judged by", columns, [_group_row(group) for group in choice.groups])
+    for note in choice.notes:
+        output.note(note)
     output.note(
         f"weights {choice.weights_bytes / 1e6:.3g} MB ({choice.weights_bytes / choice.float_bytes:.3f} × float32); predicted SNR "
         f"{choice.snr_db:.1f} dB ({choice.snr_db_lowest:.1f} with none raised, {choice.snr_db_highest:.1f} with all), before distillation"
     )
+
+
+def _group_row(group: GroupChoice) -> tuple[str, ...]:
+    snr = (f"{value:.1f} dB" for value in (group.snr_db, group.snr_db_lowest, group.snr_db_highest))
+    return group.group, group.judged_by, f"{group.raised} of {group.layers}", f"{group.error_share:.1%}", *snr
 
 
 def show_checkpoint(checkpoint: Artifact[CheckpointDetails], output: Output, choice: BitChoice | None = None) -> None:

@@ -17,6 +17,7 @@ from ..artifacts.details import WidthChoice
 from ..errors import UsageError
 from ..formats import layer_bytes, of_bits
 from ..progress import Progress, silent
+from .bits.aspects import PREDICTION
 from .bits.budget import FLOAT_BYTES, WeightBudget
 from .bits.sensitivity import one_at_a_time, some_inputs
 from .bits.solve import Setting, least_error
@@ -109,7 +110,7 @@ def narrowing_noise(checkpoint: Checkpoint, offered: Mapping[str, Sequence[int]]
     instead = {node: {bits: _with_width(layers[name], bits) for bits in offered[name][1:]} for node, name in nodes.items()}
     with progress("what each layer loses by its width", len(nodes) * len(parts)) as advance:
         for part in parts:
-            for node, noise in one_at_a_time(checkpoint.model, [value[part] for value in inputs], instead):
+            for node, noise in one_at_a_time(checkpoint.model, [value[part] for value in inputs], instead, PREDICTION.noise):
                 for bits, value in noise.items():
                     found[nodes[node]][bits].append(value)
                 advance(1, nodes[node])

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-from typing import Any
-
 import pytest
 import torch
 
-from dq_deploy.accuracy.frames import frame_axis, frames_snr_db
+from dq_deploy.accuracy.frames import frames_snr_db
+from dq_deploy.sources.frames import frame_axis
 
 
 @pytest.mark.parametrize(
@@ -23,8 +21,7 @@ from dq_deploy.accuracy.frames import frame_axis, frames_snr_db
     ],
 )
 def test_the_dimension_of_frames(network: str | None, shape: tuple[int, ...], axis: int | None) -> None:
-    details: Any = SimpleNamespace(sample_shape=shape, network_config=network and {"_class_name": network})
-    assert frame_axis(details) == axis
+    assert frame_axis(shape, {"_class_name": network} if network else None) == axis
 
 
 def test_what_every_frame_has_does_not_count() -> None:

@@ -13,10 +13,9 @@ from torch.fx import GraphModule
 import dq_deploy
 from dq_deploy.errors import UsageError
 from dq_deploy.formats import FP16, of_bits
-from dq_deploy.progress import silent
 from dq_deploy.quantization.bits.budget import WeightBudget
 from dq_deploy.quantization.bits.choose import choose, choose_bits
-from dq_deploy.quantization.bits.sensitivity import Sensitivity, measure_sensitivities
+from dq_deploy.quantization.bits.sensitivity import Sensitivity, few_trajectories, sensitivities_on
 from dq_deploy.quantization.calibration.source import Request
 from dq_deploy.quantization.config import QuantizeConfig
 from dq_deploy.quantization.graph.edit import set_tensor
@@ -43,14 +42,11 @@ def with_weight(graph: GraphModule, name: str, weight: torch.Tensor, run: list[t
 
 
 def test_the_noise_of_a_layer_is_what_the_whole_network_gives_with_that_layer_rounded(prepared: Prepared) -> None:
-    found, timesteps = measure_sensitivities(prepared, lambda _: [(4, FP16.bits)])
-    layers = prepared.plan.quantized
+    layers, data = prepared.plan.quantized, few_trajectories(prepared)
+    found = sensitivities_on(prepared, data, layers, lambda _: [(4, FP16.bits)])
     assert [x.layer for x in found] == [layer.name for layer in layers]
-    graph, config = prepared.float_graph, prepared.config
-    data = prepared.calibration.collect(prepared.call(graph), range(config.seed, config.seed + 2), silent)
-    samples = data.samples.flatten(0, 1)
-    assert torch.equal(timesteps, data.timesteps.repeat_interleave(2))
-    inputs = {prepared.names[0]: samples, "timestep": timesteps}
+    graph = prepared.float_graph
+    inputs = {prepared.names[0]: data.samples.flatten(0, 1), "timestep": data.timesteps.repeat_interleave(2)}
     run = [inputs[name] for name in prepared.names]
     expected = with_weight(graph, "conv_in.weight", graph.get_buffer("conv_in.weight"), run)
     tried = 0
@@ -156,10 +152,16 @@ def test_on_the_command_line(cli: Cli, flow_pipeline: Path, tmp_path: Path) -> N
     assert set(result["auto_bits"]["keep"].items()) <= set(keep.items())
     assert keep["conv_out"] == 4  # the user's own choice is none of the tool's
     assert "conv_out" not in result["auto_bits"]["keep"]
-    table = cli("quantize", flow_pipeline, "-o", tmp_path / "d", "--auto-bits", "0.2x", "--dry-run", *options)
+    table = cli("quantize", flow_pipeline, "-o", tmp_path / "d", "--auto-bits", "0.2x", "--sensitivity", "decoupled", "--dry-run", *options)
     assert table.code == 0, table.err
     assert "raised to 8 bits: " in table.out
+    assert "groups of layers, and what each is judged by" in table.out
+    assert "no attention to a condition was found" in table.err
+    assert "every layer is judged by the prediction, as with --sensitivity snr" in table.err
     assert not (tmp_path / "d").exists()
     refused = cli("quantize", flow_pipeline, "-o", tmp_path / "d", "--auto-bits", "0.2x", "--preset", "w8a8", *options)
     assert_refused(refused, 2, "8 bits already", "w4a8")
     assert_refused(cli("quantize", flow_pipeline, "-o", tmp_path / "d", "--auto-bits", "small", *options), 2, "1.6MB")
+    assert_refused(
+        cli("quantize", flow_pipeline, "-o", tmp_path / "d", "--sensitivity", "snr"), 2, "and there is none", "--auto-bits 0.18x"
+    )

@@ -15,7 +15,7 @@ from torch.fx import GraphModule
 
 from dq_deploy.errors import ArtifactError, UsageError
 from dq_deploy.formats import Activations, NumberFormat, ScaleSource, of_bits
-from dq_deploy.quantization.bits.sensitivity import measure_sensitivities
+from dq_deploy.quantization.bits.sensitivity import few_trajectories, sensitivities_on
 from dq_deploy.quantization.calibration.source import Request
 from dq_deploy.quantization.calibration.trajectories import Trajectories
 from dq_deploy.quantization.checkpoint import Checkpoint, load_checkpoint
@@ -233,6 +233,6 @@ def test_what_a_layers_bits_cost_is_measured_with_its_own_kind_of_scale() -> Non
     for activations in ("per-token", "per-timestep"):
         config = QuantizeConfig.build(activations=activations, **FAST, keep={"@first": 8})
         prepared = prepare(OddTokens(), config, Request(scheduler(), SHAPE))
-        found, _ = measure_sensitivities(prepared, lambda _: [(8, 4)])
+        found = sensitivities_on(prepared, few_trajectories(prepared), prepared.plan.quantized, lambda _: [(8, 4)])
         noise[activations] = float(next(x for x in found if x.layer == "odd").noise[8, 4].mean())
     assert noise["per-token"] < noise["per-timestep"] / 4

@@ -3,6 +3,9 @@
 Each layer's rounding is measured alone (``sensitivity.py``); errors of different layers are taken to add up at the output, and those are
 raised to 8 bits that leave the least sum (``solve.py``). In an integer engine codes of up to 4 bits take half a byte and all others one, so
 raising a layer from 5, 6 or 7 bits, or a product of two activations, costs no byte.
+
+Decoupled, that says only how many bytes each group of layers gets; which layers of a group are raised with them is chosen by the least sum
+of errors in what the group answers for (``decoupled.py``).
 """
 
 from __future__ import annotations
@@ -10,10 +13,9 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Sequence
 from statistics import median
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
-from pydantic import BaseModel
 
 from ...errors import UsageError
 from ...formats import layer_bytes, of_bits
@@ -25,48 +27,31 @@ from ..graph.skip_halves import name_matches
 from ..prepare import prepare
 from ..running.ambient import default_torch
 from ..running.device import exact_products, find_device
+from .aspects import PREDICTION, Aspect
 from .budget import FLOAT_BYTES, WeightBudget
-from .sensitivity import BitPair, Sensitivity, measure_sensitivities
+from .chosen import BitChoice, GroupChoice, LayerChoice
+from .decoupled import BY_PREDICTION, Judging, judging_of
+from .groups import Group
+from .sensitivity import BitPair, Sensitivity, few_trajectories, sensitivities_on
 from .solve import Setting, least_error
 
 RAISED = 8
-
-
-class LayerChoice(BaseModel):
-    """A layer, its bits, and the share of the predicted error power that it has with the preset's bits, in the mean over the samples."""
-
-    layer: str
-    weight_bits: int
-    activation_bits: int
-    raised: bool
-    error_share: float
-
-
-class BitChoice(BaseModel):
-    """What was chosen. ``keep`` goes into the configuration; SNRs are predictions for the network before dilation and distillation.
-
-    Bytes are those of weights, scales, biases and corrections as an engine stores them; ``float_bytes`` 4 for each parameter.
-    """
-
-    keep: dict[str, int]
-    layers: list[LayerChoice]
-    weights_bytes: int
-    float_bytes: int
-    snr_db: float
-    snr_db_lowest: float
-    snr_db_highest: float
+SensitivityRule = Literal["snr", "decoupled"]
 
 
 @default_torch()
-def choose_bits(source: Any, budget: str, *, preset: str = "w4a8", device: str = "cpu", progress: Progress = silent,
-                **arguments: Any) -> BitChoice:  # fmt: skip
+def choose_bits(source: Any, budget: str, *, preset: str = "w4a8", sensitivity: str = "snr", device: str = "cpu",
+                progress: Progress = silent, **arguments: Any) -> BitChoice:  # fmt: skip
     """Choose the layers of ``source`` that get 8 bits, the others keeping ``preset``'s, so that ``budget`` holds.
 
-    ``budget`` is "1.6MB", "0.18x" (of the float32 weights) or "32dB"; the other arguments are those of ``quantize``, which takes the
-    result's ``keep``.
+    ``budget`` is "1.6MB", "0.18x" (of the float32 weights) or "32dB"; ``sensitivity`` is "snr", by which all layers are judged by the
+    prediction, or "decoupled", where those of attention to a condition and of attention over frames are judged by what they answer for. The
+    other arguments are those of ``quantize``, which takes the result's ``keep``.
 
     Raises UsageError (a budget that no choice meets, with what can be had) and whatever ``quantize`` raises of a source.
     """
+    if sensitivity not in get_args(SensitivityRule):
+        raise UsageError(f"sensitivity is {' or '.join(get_args(SensitivityRule))}, not '{sensitivity}'")
     request, options = Request.split(arguments)
     limit, config = WeightBudget.parse(budget, "--auto-bits", snr=True), QuantizeConfig.build(preset, **options)
     if config.codebook is not None:
@@ -88,9 +73,12 @@ def choose_bits(source: Any, budget: str, *, preset: str = "w4a8", device: str =
         return _settings(layer)[: 1 if any(name_matches(layer.name, pattern) for pattern in patterns) else 2]
 
     with exact_products():
-        measured, _ = measure_sensitivities(prepared, settings, progress)
+        data = few_trajectories(prepared, progress)
+        judging, samples = judging_of(prepared, data) if sensitivity == "decoupled" else (BY_PREDICTION, data)
+        aspects = list(judging.aspects.values())
+        measured = sensitivities_on(prepared, samples, prepared.plan.quantized, settings, progress, aspects=aspects)
     parameters = sum(tensor.numel() for tensor in prepared.float_graph.state_dict().values())
-    return choose(measured, {layer.name: settings(layer) for layer in prepared.plan.quantized}, limit, parameters)
+    return choose(measured, {layer.name: settings(layer) for layer in prepared.plan.quantized}, limit, parameters, judging)
 
 
 def _settings(layer: GraphLayer) -> list[BitPair]:
@@ -100,49 +88,82 @@ def _settings(layer: GraphLayer) -> list[BitPair]:
     return list(dict.fromkeys((given, raised)))
 
 
-def choose(measured: Sequence[Sensitivity], settings: dict[str, list[BitPair]], budget: WeightBudget, parameters: int) -> BitChoice:
+def choose(measured: Sequence[Sensitivity], settings: dict[str, list[BitPair]], budget: WeightBudget, parameters: int,
+           judging: Judging = BY_PREDICTION) -> BitChoice:  # fmt: skip
     """The layers to raise, from what was measured; ``parameters`` are the model's."""
-    low = {x.layer: x.noise[settings[x.layer][0]] for x in measured}
-    high = {x.layer: x.noise[settings[x.layer][-1]] for x in measured}
-    total = torch.stack(list(low.values())).sum(dim=0).clamp(min=1e-30)
-    options = [[Setting(_bytes(x, bits), float((x.noise[bits] / total).mean())) for bits in settings[x.layer]] for x in measured]
+    rated = {group: _Rated(measured, settings, aspect, judging.every) for group, aspect in judging.aspects.items()}
+    prediction = _Rated(measured, settings, PREDICTION, judging.every)
     rest = max(2 * (parameters - sum(x.weights for x in measured)), 0)
 
     def raised_within(size: float) -> set[str]:
-        chosen = least_error(options, size - rest) or [0] * len(measured)
+        chosen = least_error(prediction.options, size - rest) or [0] * len(measured)
+        for group, by_its_own in rated.items():
+            members = [i for i, x in enumerate(measured) if judging.groups[x.layer] is group]
+            granted = sum(prediction.options[i][chosen[i]].size for i in members)
+            for i, index in zip(members, least_error([by_its_own.options[i] for i in members], granted) or [], strict=True):
+                chosen[i] = index
         return {x.layer for x, index in zip(measured, chosen, strict=True) if index}
 
-    least, most = (rest + sum(pick(option.size for option in layer) for layer in options) for pick in (min, max))
+    least, most = (rest + sum(pick(option.size for option in layer) for layer in prediction.options) for pick in (min, max))
     size = limit = budget.bytes_of(parameters)
     if budget.kind == "snr":  # the fewest bytes that reach it
-        size = least + bisect_left(range(least, most), True, key=lambda size: _snr(low, high, raised_within(size)) >= limit)
+        size = least + bisect_left(range(least, most), True, key=lambda size: prediction.snr(raised_within(size)) >= limit)
     raised = raised_within(size)
+    bits = {x.layer: settings[x.layer][-1 if x.layer in raised else 0] for x in measured}
+    own = {name: rated.get(group, prediction) for name, group in judging.groups.items()}
     result = BitChoice(
-        keep={name: RAISED for name in low if name in raised},
-        layers=[_record(x, settings[x.layer][-1 if x.layer in raised else 0], x.layer in raised, low, total) for x in measured],
-        weights_bytes=rest + sum(_bytes(x, settings[x.layer][-1 if x.layer in raised else 0]) for x in measured),
+        keep={x.layer: RAISED for x in measured if x.layer in raised},
+        layers=[
+            LayerChoice(
+                layer=name, weight_bits=chosen[0], activation_bits=chosen[1], raised=name in raised,
+                error_share=own.get(name, prediction).share[name], group=judging.groups.get(name),
+            )
+            for name, chosen in bits.items()
+        ],
+        weights_bytes=rest + sum(_bytes(x, bits[x.layer]) for x in measured),
         float_bytes=FLOAT_BYTES * parameters,
-        snr_db=_snr(low, high, raised),
-        snr_db_lowest=_snr(low, high, set()),
-        snr_db_highest=_snr(low, high, set(low)),
-    )
+        snr_db=prediction.snr(raised),
+        snr_db_lowest=prediction.snr(set()),
+        snr_db_highest=prediction.snr(set(bits)),
+        notes=list(judging.notes),
+    )  # fmt: skip
+    for group in Group:
+        members = [layer for layer in result.layers if layer.group == group]
+        if members:
+            result.groups.append(_of_group(group, members, judging, rated.get(group, prediction), raised))
     _check_met(result, budget, limit)
     return result
 
 
+class _Rated:
+    """Layers judged by one aspect: ``options`` for the solver, in their order, and by layer the ``share`` of the error before raising."""
+
+    def __init__(self, measured: Sequence[Sensitivity], settings: dict[str, list[BitPair]], aspect: Aspect, every: int) -> None:
+        def noise(x: Sensitivity, bits: BitPair) -> torch.Tensor:
+            return x.noise[bits][::every] if aspect is PREDICTION else x.aspects[aspect.name][bits]
+
+        self.low = {x.layer: noise(x, settings[x.layer][0]) for x in measured}
+        self.high = {x.layer: noise(x, settings[x.layer][-1]) for x in measured}
+        total = torch.stack(list(self.low.values())).sum(dim=0).clamp(min=1e-30)
+        self.share = {name: float((value / total).mean()) for name, value in self.low.items()}
+        self.options = [[Setting(_bytes(x, b), float((noise(x, b) / total).mean())) for b in settings[x.layer]] for x in measured]
+
+    def snr(self, raised: set[str]) -> float:
+        """Predicted SNR in dB, the median over the samples."""
+        noise = torch.stack([self.high[name] if name in raised else self.low[name] for name in self.low]).sum(dim=0).clamp(min=1e-30)
+        return float(median((-10 * noise.log10()).tolist()))
+
+
+def _of_group(group: Group, members: Sequence[LayerChoice], judging: Judging, rated: _Rated, raised: set[str]) -> GroupChoice:
+    return GroupChoice(
+        group=group, judged_by=judging.aspect(group).name, layers=len(members), raised=sum(layer.raised for layer in members),
+        error_share=sum(layer.error_share for layer in members), snr_db=rated.snr(raised), snr_db_lowest=rated.snr(set()),
+        snr_db_highest=rated.snr(set(rated.low)),
+    )  # fmt: skip
+
+
 def _bytes(layer: Sensitivity, bits: BitPair) -> int:
     return layer_bytes(of_bits(bits[0]), layer.weights, layer.channels)
-
-
-def _snr(low: dict[str, torch.Tensor], high: dict[str, torch.Tensor], raised: set[str]) -> float:
-    """Predicted SNR in dB, the median over the samples."""
-    noise = torch.stack([high[name] if name in raised else low[name] for name in low]).sum(dim=0).clamp(min=1e-30)
-    return float(median((-10 * noise.log10()).tolist()))
-
-
-def _record(layer: Sensitivity, bits: BitPair, raised: bool, low: dict[str, torch.Tensor], total: torch.Tensor) -> LayerChoice:
-    share = float((low[layer.layer] / total).mean())
-    return LayerChoice(layer=layer.layer, weight_bits=bits[0], activation_bits=bits[1], raised=raised, error_share=share)
 
 
 def _check_met(result: BitChoice, budget: WeightBudget, limit: float) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import torch
@@ -20,6 +20,7 @@ from ..quantizers import QUANTIZERS, BlockQuantizer
 from ..quantizers.observation import Observation
 from ..quantizers.ranges import clips_weights, search_tables
 from ..weights import Fp4Linear
+from .aspects import PREDICTION, Aspect
 
 MOST_TIMESTEPS = 8
 """Of the calibrated timesteps, spread evenly with the first and the last among them."""
@@ -29,6 +30,7 @@ BitPair = tuple[int, int]
 """Bits of a layer's weights and of its activations; 16 leaves activations in float."""
 
 Key = TypeVar("Key")
+Judged = TypeVar("Judged")
 
 Settings = Callable[[GraphLayer], Sequence[BitPair]]
 """Which bits to try in a layer."""
@@ -38,33 +40,30 @@ Settings = Callable[[GraphLayer], Sequence[BitPair]]
 class Sensitivity:
     """What a layer costs at each of some settings of its bits.
 
-    ``noise[bits]`` [n] is ‖output with only this layer rounded − float output‖² / ‖float output‖² of each of the n samples that were run.
-    ``weights`` and ``channels`` are the layer's numbers of weights and of output channels; 0 for a product of two activations.
+    ``noise[bits]`` [n] is ‖output with only this layer rounded − float output‖² / ‖float output‖² of each of the n samples that were run,
+    and ``aspects`` has by its name the same of each further aspect [m]. ``weights`` and ``channels`` are the layer's numbers of weights and
+    of output channels; 0 for a product of two activations.
     """
 
     layer: str
     weights: int
     channels: int
     noise: dict[BitPair, torch.Tensor]
+    aspects: dict[str, dict[BitPair, torch.Tensor]] = field(default_factory=dict)
 
 
-def measure_sensitivities(prepared: Prepared, settings: Settings, progress: Progress = silent) -> tuple[list[Sensitivity], torch.Tensor]:
-    """The sensitivity of every layer that will be quantized, in the graph's order, and the timestep of each sample [n].
-
-    ``settings`` says which bits to try in a layer.
-    """
-    config, graph = prepared.config, prepared.float_graph
-    data = prepared.calibration.collect(prepared.call(graph), range(config.seed, config.seed + SEEDS), progress)
-    inputs = some_inputs(data, prepared.names)
-    values = [value.to(prepared.device) for value in inputs.values()]
-    return sensitivities(graph, values, prepared.plan.quantized, settings, config, progress), inputs["timestep"]
+def few_trajectories(prepared: Prepared, progress: Progress = silent) -> Trajectories:
+    """The float model's own, from as many seeds as sensitivities are measured on."""
+    seeds = range(prepared.config.seed, prepared.config.seed + SEEDS)
+    return prepared.calibration.collect(prepared.call(prepared.float_graph), seeds, progress)
 
 
 def sensitivities_on(prepared: Prepared, data: Trajectories, layers: Sequence[GraphLayer], settings: Settings,
-                     progress: Progress = silent) -> list[Sensitivity]:  # fmt: skip
-    """The sensitivity of ``layers`` on the first seeds of calibration data that is there already."""
+                     progress: Progress = silent, *, aspects: Sequence[Aspect] = ()) -> list[Sensitivity]:  # fmt: skip
+    """The sensitivity of ``layers`` on some timesteps and the first seeds of ``data``; ``settings`` says which bits to try in a layer."""
     values = [value.to(prepared.device) for value in some_inputs(data, prepared.names).values()]
-    return sensitivities(prepared.float_graph, values, layers, settings, prepared.config, progress)
+    together = data.per_seed if aspects else 1
+    return sensitivities(prepared.float_graph, values, layers, settings, prepared.config, progress, aspects=aspects, together=together)
 
 
 def some_inputs(data: Trajectories, names: Sequence[str]) -> dict[str, torch.Tensor]:
@@ -81,25 +80,36 @@ def some_inputs(data: Trajectories, names: Sequence[str]) -> dict[str, torch.Ten
 
 @torch.no_grad()
 def sensitivities(graph: GraphModule, inputs: Sequence[torch.Tensor], layers: Sequence[GraphLayer], settings: Settings,
-                  config: QuantizeConfig, progress: Progress = silent) -> list[Sensitivity]:  # fmt: skip
+                  config: QuantizeConfig, progress: Progress = silent, *, aspects: Sequence[Aspect] = (),
+                  together: int = 1) -> list[Sensitivity]:  # fmt: skip
     """The sensitivity of ``layers`` of a captured float graph, in their order, on ``inputs`` [n, ...] of the graph.
 
     Weights are rounded to one scale for each output channel, activations to one for each sample, by the initial range of the configuration:
-    before dilation, distillation and shared tables.
+    before dilation, distillation and shared tables. ``aspects`` are judged beside the prediction; ``together`` samples are in one batch.
     """
-    parts = [slice(start, start + config.batch_size) for start in range(0, len(inputs[0]), config.batch_size)]
-    found: dict[str, dict[BitPair, list[torch.Tensor]]] = {layer.name: {bits: [] for bits in settings(layer)} for layer in layers}
+    step = max(1, config.batch_size // together) * together
+    parts = [slice(start, start + step) for start in range(0, len(inputs[0]), step)]
+    found: dict[str, dict[BitPair, list[dict[str, torch.Tensor]]]] = {x.name: {bits: [] for bits in settings(x)} for x in layers}
+
+    def judge(expected: torch.Tensor, output: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {aspect.name: aspect.noise(expected, output) for aspect in (PREDICTION, *aspects)}
+
     names = {layer.node.name: layer.name for layer in layers}
     instead = {layer.node.name: {bits: _with_bits(layer, bits, config) for bits in settings(layer)} for layer in layers}
     with progress("sensitivity of each layer", len(layers) * len(parts)) as advance:
         for part in parts:
-            for node, noise in one_at_a_time(graph, [value[part] for value in inputs], instead):
+            for node, noise in one_at_a_time(graph, [value[part] for value in inputs], instead, judge):
                 for bits, value in noise.items():
                     found[names[node]][bits].append(value)
                 advance(1, names[node])
-    sizes = {layer.name: _size(graph, layer) for layer in layers}
-    noises = {name: {bits: torch.cat(values) for bits, values in tried.items()} for name, tried in found.items()}
-    return [Sensitivity(layer.name, *sizes[layer.name], noises[layer.name]) for layer in layers]
+
+    def noise_of(layer: GraphLayer, aspect: Aspect) -> dict[BitPair, torch.Tensor]:
+        return {bits: torch.cat([value[aspect.name] for value in values]) for bits, values in found[layer.name].items()}
+
+    return [
+        Sensitivity(x.name, *_size(graph, x), noise_of(x, PREDICTION), {aspect.name: noise_of(x, aspect) for aspect in aspects})
+        for x in layers
+    ]
 
 
 def _size(graph: GraphModule, layer: GraphLayer) -> tuple[int, int]:
@@ -109,11 +119,11 @@ def _size(graph: GraphModule, layer: GraphLayer) -> tuple[int, int]:
     return weight.numel(), len(weight)
 
 
-def one_at_a_time(graph: GraphModule, inputs: Sequence[torch.Tensor],
-                  instead: Mapping[str, Mapping[Key, Callable[..., Any]]]) -> Iterator[tuple[str, dict[Key, torch.Tensor]]]:  # fmt: skip
+def one_at_a_time(graph: GraphModule, inputs: Sequence[torch.Tensor], instead: Mapping[str, Mapping[Key, Callable[..., Any]]],
+                  judge: Callable[[torch.Tensor, torch.Tensor], Judged]) -> Iterator[tuple[str, dict[Key, Judged]]]:  # fmt: skip
     """Walk through a graph; at each node of ``instead`` compute these in its place, and run what comes after it from what is there.
 
-    Gives the node's name and by key ‖output − graph's own‖² / ‖graph's own‖² of each sample [n].
+    Gives the node's name and by key what ``judge`` says of the graph's own output [n, ...] and of that [n, ...].
     """
     nodes = list(graph.graph.nodes)
     last = {source: index for index, node in enumerate(nodes) for source in node.all_input_nodes}
@@ -125,7 +135,7 @@ def one_at_a_time(graph: GraphModule, inputs: Sequence[torch.Tensor],
             noise = {}
             for key, compute in others.items():
                 output = _run(graph, nodes, last, {**alive, node: compute(*arguments)}, index + 1)
-                noise[key] = _relative_noise(expected, output)
+                noise[key] = judge(expected, output)
             yield node.name, noise
         _step(graph, nodes, last, alive, index)
 
@@ -166,11 +176,6 @@ def _step(graph: GraphModule, nodes: Sequence[Node], last: dict[Node, int], aliv
 
 def _arguments(node: Node, alive: dict[Node, Any]) -> tuple[Any, ...]:
     return map_arg(node.args, lambda n: alive[n])
-
-
-def _relative_noise(expected: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
-    power = expected.double().flatten(1).pow(2).sum(dim=1).clamp(min=1e-30)
-    return ((output.double() - expected.double()).flatten(1).pow(2).sum(dim=1) / power).cpu()
 
 
 def _rounded(layer: GraphLayer, arguments: tuple[Any, ...], bits: BitPair, config: QuantizeConfig) -> list[Any]:

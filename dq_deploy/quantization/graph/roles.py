@@ -49,11 +49,23 @@ def _of_time(graph_module: GraphModule, nodes: dict[Node, GraphLayer]) -> set[st
 
 def _of_attention(nodes: dict[Node, GraphLayer]) -> set[str]:
     products = [node for node, layer in nodes.items() if layer.op == "matmul"]
-    found = {nodes[node].name for node in products}
-    for product in products:
-        found |= {nodes[n].name for n in _reached(product.all_input_nodes, lambda n: n.all_input_nodes, nodes)}
-        found |= {nodes[n].name for n in _reached(product.users, lambda n: list(n.users) if n.target in MOVES else [], nodes)}
-    return found
+    return set[str]().union(*(_beside(product, nodes) for product in products))
+
+
+def around_product(product: Node, nodes: dict[Node, GraphLayer]) -> set[str]:
+    """Names of the layers of one attention, from the ``product`` that weighs values by probabilities: also the product that makes these."""
+    scores = [n for n in _operands(product, nodes) if nodes[n].op == "matmul"]
+    return set[str]().union(*(_beside(node, nodes) for node in (product, *scores)))
+
+
+def _beside(product: Node, nodes: dict[Node, GraphLayer]) -> set[str]:
+    """Names of a product of two activations, of the layers that make its operands, and of those that read its result as it is."""
+    readers = _reached(product.users, lambda n: list(n.users) if n.target in MOVES else [], nodes)
+    return {nodes[n].name for n in {product, *_operands(product, nodes), *readers}}
+
+
+def _operands(product: Node, nodes: dict[Node, GraphLayer]) -> set[Node]:
+    return _reached(product.all_input_nodes, lambda n: n.all_input_nodes, nodes)
 
 
 def _of_feed_forward(nodes: dict[Node, GraphLayer]) -> set[str]:

@@ -23,7 +23,7 @@ VIDIT_Q = Method(
         "A token has a zero-point where its values lean to one side, which rotated ones hardly do; in the released code every one has.",
         "There is one set of factors; the paper has one with weights of their own for each range of timesteps.",
         "Factors come behind the rotation, by blocks of 256 channels at the most; in the paper before it, and it is of all channels.",
-        "Every layer has the preset's bits; the paper's mixed precision gives bits by groups of layers.",
+        "Every layer has the preset's bits; --auto-bits with --sensitivity decoupled chooses them by groups of layers.",
         "Convolutions are quantized too, with tables by timestep: the paper has none.",
     ),
 )
