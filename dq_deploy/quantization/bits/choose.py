@@ -21,9 +21,10 @@ from ...errors import UsageError
 from ...formats import layer_bytes, of_bits
 from ...progress import Progress, silent
 from ..calibration.source import Request
-from ..config import QuantizeConfig
+from ..config import QuantizeConfig, Rotation
 from ..graph.products import GraphLayer
 from ..graph.skip_halves import name_matches
+from ..initial.rotation_choice import choose_rotations, take_rotations
 from ..prepare import prepare
 from ..running.ambient import default_torch
 from ..running.device import exact_products, find_device
@@ -75,6 +76,9 @@ def choose_bits(source: Any, budget: str, *, preset: str = "w4a8", sensitivity: 
     with exact_products():
         data = few_trajectories(prepared, progress)
         judging, samples = judging_of(prepared, data) if sensitivity == "decoupled" else (BY_PREDICTION, data)
+        if config.rotation is not Rotation.NONE:  # AUTO on a few seeds; ``quantize`` chooses anew, on all
+            rotations = choose_rotations(prepared.float_graph, prepared.plan, data, config, progress)
+            take_rotations(prepared.float_graph, prepared.plan.layers, rotations)
         aspects = list(judging.aspects.values())
         measured = sensitivities_on(prepared, samples, prepared.plan.quantized, settings, progress, aspects=aspects)
     parameters = sum(tensor.numel() for tensor in prepared.float_graph.state_dict().values())
