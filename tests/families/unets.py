@@ -225,6 +225,6 @@ FAMILIES = [
             down_block_types=("DownResnetBlock1D", "DownResnetBlock1D"), up_block_types=("UpResnetBlock1D",),
             mid_block_type="MidResTemporalBlock1D", downsample_each_block=False, freq_shift=1.0, flip_sin_to_cos=False,
         ),
-        (4, 16), products_in_float=0.035, why="its transposed 1-d convolutions have no integer form", quick=True,
+        (4, 16), quick=True,
     ),
 ]  # fmt: skip

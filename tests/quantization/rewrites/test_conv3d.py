@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -17,10 +18,10 @@ FRAMES, SHAPE = 4, (4, 4, 6, 8)
 class Network(nn.Module):
     """One 3-d convolution of a video [N, 4, F, H, W]."""
 
-    def __init__(self, channels: int = 6, **options: Any) -> None:
+    def __init__(self, kind: Callable[..., nn.Module] = nn.Conv3d, channels: int = 6, **options: Any) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.conv = nn.Conv3d(4, channels, **options)
+        self.conv = kind(4, channels, **options)
 
     def forward(self, x: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
         return self.conv(x * (1 + timestep[:, None, None, None, None] / 1000))
@@ -57,6 +58,23 @@ def test_a_convolution_in_other_words_is_the_same(options: dict[str, Any], op: s
     (layer,) = find_layers(graph)
     assert (layer.name, layer.op, layer.float_reason, frames_of(layer.node)) == ("conv", op, None, frames)
     assert layer.macs == expected[0].numel() * model.conv.weight[0].numel()
+
+
+TRANSPOSED = {
+    "of frames": ({"kernel_size": (1, 4, 4), "stride": (1, 2, 2), "padding": (0, 1, 1)}, FRAMES),
+    "of all": ({"kernel_size": (4, 3, 2), "stride": (2, 1, 2), "padding": (1, 1, 0), "bias": False}, FRAMES),
+}
+
+
+@pytest.mark.parametrize(("options", "frames"), TRANSPOSED.values(), ids=TRANSPOSED)
+def test_a_transposed_convolution_in_other_words_is_the_same(options: dict[str, Any], frames: int) -> None:
+    model = Network(nn.ConvTranspose3d, **options).eval()
+    graph = captured(model, SHAPE)
+    x, timestep = torch.randn(3, *SHAPE), torch.tensor([3.0, 500.0, 900.0])
+    with torch.no_grad():
+        torch.testing.assert_close(graph(x, timestep), model(x, timestep), rtol=1e-5, atol=1e-5)
+    (layer,) = find_layers(graph)
+    assert (layer.name, layer.op, layer.float_reason, frames_of(layer.node)) == ("conv", "conv2d", None, frames)
 
 
 def test_what_has_no_other_words_stays_in_float() -> None:

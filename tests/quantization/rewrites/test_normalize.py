@@ -35,6 +35,11 @@ class Words(nn.Module):
             nn.ConvTranspose2d(C, 4, 3, stride=2, padding=1, output_padding=1),
             nn.ConvTranspose2d(C, 4, (5, 3), stride=3, padding=(1, 0)),
             nn.ConvTranspose2d(C, 4, 3, padding=1),
+            nn.ConvTranspose2d(C, 4, (3, 8), stride=(1, 4), padding=(1, 2)),
+        ])  # fmt: skip
+        self.ups_1d = nn.ModuleList([
+            nn.ConvTranspose1d(C, 4, 4, stride=2, padding=1),
+            nn.ConvTranspose1d(C, 4, 3, stride=2, padding=1, output_padding=1, bias=False),
         ])  # fmt: skip
         self.table = nn.Embedding(1000, C)
         self.first_sequence = nn.MultiheadAttention(C, 2)
@@ -145,8 +150,9 @@ SPOKEN: dict[str, tuple[Callable[[Words, torch.Tensor], torch.Tensor], list[str]
     "conv1d": (lambda m, x: m.conv(m.same(x)), ["conv2d", "conv2d"]),
     "convolutions with one number for both axes": (one_number_for_both_axes, ["conv2d", "conv2d"]),
     "transposed convolutions": (
-        lambda m, x: torch.cat([up(x.reshape(-1, C, 4, 4)).flatten(2) for up in m.ups], dim=2), ["conv2d"] * 5,
+        lambda m, x: torch.cat([up(x.reshape(-1, C, 4, 4)).flatten(2) for up in m.ups], dim=2), ["conv2d"] * 6,
     ),
+    "transposed convolutions of sequences": (lambda m, x: torch.cat([up(x) for up in m.ups_1d], dim=2), ["conv2d"] * 2),
     "checkpointing": (lambda m, x: checkpoint(m.normed, x.transpose(1, 2), use_reentrant=True), ["linear"]),
     "a function with its own gradient": (lambda _, x: Scores.apply(x, x), ["matmul"]),
     "changes in place": (in_place, ["matmul", "matmul"]),

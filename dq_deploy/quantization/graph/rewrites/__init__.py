@@ -31,9 +31,9 @@ def normalize(graph_module: GraphModule, inputs: Sequence[torch.Tensor]) -> None
     real_numbers(graph_module)
     decompose_attention(graph_module)
     lower_einsums(graph_module)
+    spell_transposed(graph_module)  # before those that spell what it makes
     spell_products(graph_module)
     spell_conv3d(graph_module)
-    spell_transposed(graph_module)
     widen_products(graph_module)
     fold_weights(graph_module)
     clean(graph_module)

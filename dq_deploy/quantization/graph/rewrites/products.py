@@ -82,7 +82,6 @@ _FIRST: dict[Any, Any] = {
     aten.conv1d.padding: _conv1d,
 }
 _CONVOLUTIONS = (
-    aten.conv2d.default, aten.conv2d.padding, aten.conv3d.default, aten.conv3d.padding, aten.conv_transpose2d.input,
-    aten.conv_transpose3d.input,
+    aten.conv2d.default, aten.conv2d.padding, aten.conv3d.default, aten.conv3d.padding,
 )  # fmt: skip
 _SECOND: dict[Any, Any] = {aten.matmul.default: _with_parameters}
