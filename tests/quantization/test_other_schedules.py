@@ -179,6 +179,10 @@ def test_one_trial_before_the_run() -> None:
         tried(DDIMScheduler(), x[:, :1], x)
     with pytest.raises(UsageError, match=r"PiflowScheduler does not step from timestep 1000: Piflow model output must match .*\nthe model"):
         tried(PiflowScheduler(n_grid=3), x.repeat(1, 1, 3, 1), x)
+    with pytest.raises(UsageError, match=r"makes \[4, 4, 8, 8\] of a sample of .*\n.*gives \[4, 1, 8, 8\]: wrap it in a module .*shape"):
+        tried(DDIMScheduler(), x[:, :, None], x)
+    with pytest.raises(UsageError, match=r"does not step from timestep .*\n.*gives \[8, 4, 8\]: wrap it in a module .*shape"):
+        tried(DDIMScheduler(), x.reshape(1, 8, 4, 8), x)
     with pytest.raises(
         UsageError, match=r"step from timestep 999 gives NaN or Inf .*\nits settings do not fit.*rescale_betas_zero_snr True"
     ):

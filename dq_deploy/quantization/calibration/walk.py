@@ -86,7 +86,7 @@ class Walk:
                 raise
             raise UsageError(
                 f"the {type(scheduler).__name__} does not step from timestep {self.timesteps[position]:g}: {_said(error)}",
-                f"the model takes {list(x.shape[1:])} and gives {list(output.shape[1:])}; try the scheduler in diffusers with these",
+                _what_to_do(prediction, output, x),
             ) from error
         self._original = result[1] if isinstance(result, tuple) and len(result) > 1 else None
         following: torch.Tensor = result if isinstance(result, torch.Tensor) else result[0]
@@ -126,13 +126,24 @@ def try_out(walk: Walk, output: torch.Tensor, x: torch.Tensor) -> None:
     for position, timestep in enumerate(walk.timesteps):
         following = walk.step(position, output, x)
         if following.shape != x.shape:
-            raise UsageError(f"the {name} makes {list(following.shape[1:])} of a sample of {list(x.shape[1:])} at timestep {timestep:g}")
+            raise UsageError(
+                f"the {name} makes {list(following.shape[1:])} of a sample of {list(x.shape[1:])} at timestep {timestep:g}",
+                _what_to_do(for_step(output, x, scheduler), output, x),
+            )
         if bool(torch.isfinite(output).all()) and not bool(torch.isfinite(following).all()):
             raise UsageError(
                 f"the {name}'s step from timestep {timestep:g} gives NaN or Inf for a finite prediction",
                 f"its settings do not fit together: {_suspects(scheduler)}",
             )
         x = following
+
+
+def _what_to_do(prediction: torch.Tensor, output: torch.Tensor, x: torch.Tensor) -> str:
+    """After a step that went wrong with what the model gave for ``x``."""
+    shapes = f"the model takes {list(x.shape[1:])} and gives {list(output.shape[1:])}"
+    if prediction.shape == x.shape:
+        return f"{shapes}; try the scheduler in diffusers with these"
+    return f"{shapes}: wrap it in a module that gives its prediction in the sample's shape (squeezed, sliced or permuted)"
 
 
 def _suspects(scheduler: Any) -> str:
