@@ -20,6 +20,7 @@ from torch.fx import graph as fx_graph
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 from ...errors import ArtifactError, causes, raise_if_out_of_memory
+from .known_values import Given, known_values
 from .regions import inline_regions
 
 _BY_VALUE = (GuardOnDataDependentSymNode, DataDependentOutputException, DynamicOutputShapeException)
@@ -95,7 +96,7 @@ def _explained(wrapper: nn.Module, otherwise: type[ArtifactError] = ArtifactErro
     except Exception as error:
         raise_if_out_of_memory(error)
         name = type(module).__name__
-        if any(isinstance(cause, _BY_VALUE) for cause in causes(error)):
+        if _by_value(error):
             raise ArtifactError(
                 f"torch.export cannot capture {name}: {type(error).__name__}: {str(error).splitlines()[0]}",
                 f"what it computes next depends on values of its inputs, which no graph can hold: {_raised_at(error) or 'in its forward'}",
@@ -103,8 +104,25 @@ def _explained(wrapper: nn.Module, otherwise: type[ArtifactError] = ArtifactErro
         raise otherwise(f"torch.export cannot capture {name}: {described(error)}") from error
 
 
+def _by_value(error: BaseException) -> bool:
+    """Whether torch.export met a branch on the values of a tensor."""
+    return any(isinstance(cause, _BY_VALUE) for cause in causes(error))
+
+
 def _program(wrapper: nn.Module, tensors: Sequence[torch.Tensor], batch: Any,
              free: Sequence[Collection[int]] = ()) -> torch.export.ExportedProgram:  # fmt: skip
+    try:
+        return _exported(wrapper, tensors, batch, free)
+    except Exception as error:
+        known = known_values(wrapper, tensors) if _by_value(error) else {}
+        if not known:
+            raise
+        with Given(known):
+            return _exported(wrapper, tensors, batch, free)
+
+
+def _exported(wrapper: nn.Module, tensors: Sequence[torch.Tensor], batch: Any,
+              free: Sequence[Collection[int]]) -> torch.export.ExportedProgram:  # fmt: skip
     # Without gradients: a model that turns them off for a part (checkpointing does) would become a graph with a graph in it.
     further = [dict.fromkeys(dims, torch.export.Dim.AUTO) for dims in free] or [{}] * len(tensors)
     dynamic = None if batch is None else {"tensors": tuple({0: batch, **dims} for dims in further)}
