@@ -39,11 +39,14 @@ _SIGNS = (1.0, -1.0)
 _SQUARES = 2.0**-22
 """Rounding of a variance that is the mean of the squares less the square of the mean, as ONNX defines its norms, relative to the latter.
 Beside a mean of 2500 a standard deviation of 0.5 is lost in it, and the variance may be negative."""
+_BESIDE_ONE = 2.0**-24
+"""Rounding of exp(x) before 1 is taken off, as ONNX Runtime's ELU and SELU do it: a tiny x is lost beside it, where torch has expm1."""
 _APPROXIMATE = 1e-7  # of what is fed: ONNX Runtime's sigmoid ends at 1.5e-8, so that SiLU of −1000 is −1.5e-5
 _ROOT = 1e17  # squares of ten thousand such numbers are the most that fp32 sums
 _FARTHEST = 1e30  # JSON has no infinity
 _NUMBERED = ("Add", "Sub", "Mul", "Div", "Clip", "Max", "Min")
 _NORMS = (aten.group_norm.default, aten.layer_norm.default)
+_LESS_ONE = (aten.elu.default, aten.selu.default, aten.celu.default, aten.expm1.default)
 _WITH_A_NUMBER = (
     aten.add.Tensor, aten.add.Scalar, aten.sub.Tensor, aten.sub.Scalar, aten.rsub.Scalar, aten.mul.Tensor, aten.mul.Scalar,
     aten.div.Tensor, aten.div.Scalar, aten.clamp.default, aten.clamp_min.default, aten.clamp_max.default,
@@ -171,8 +174,8 @@ class _Products(Interpreter):
 class _Regions(Interpreter):
     """The reference forward with every product replaced by what is fed; keeps what quantizers and such products read.
 
-    ``sign``: of the rounding that every norm's variance is moved by; products of two activations that are left in float are moved too, by
-    ``step``, which their operands' moves average out in.
+    ``sign``: of the rounding that every norm's variance, and every exponential that 1 is taken from, is moved by; products of two
+    activations that are left in float are moved too, by ``step``, which their operands' moves average out in.
     """
 
     def __init__(self, checkpoint: Checkpoint, fed: Fed, sign: float = 0.0, step: float = 0.0) -> None:
@@ -200,6 +203,8 @@ class _Regions(Interpreter):
         result = super().run_node(n)
         if self.sign and n.target in _NORMS:
             result = _with_other_variance(result, self.sign, *self.fetch_args_kwargs_from_env(n)[0])
+        if n.target in _LESS_ONE:
+            result = result + self.sign * _BESIDE_ONE * (result < 0)
         if self.step and n.target == aten.matmul.default:
             result = result * (1 + self.step * torch.randn(result.shape, generator=self.generator))
         if isinstance(result, torch.Tensor):
