@@ -44,6 +44,12 @@ if TYPE_CHECKING:
     help="Draw the float model's images beside them, from the same seeds.",
 )
 @click.option("--watch", is_flag=True, help="Count NaN and saturated codes at every timestep (a bundle in onnxruntime; slower).")
+@click.option(
+    "--cache",
+    type=float,
+    metavar="THRESHOLD",
+    help="Skip all but the first block of a bundle at steps where what that adds has changed by less, relative to the last step in full.",
+)
 @click.option("--frames-a-second", default=8.0, show_default=True, help="Of a GIF.")
 @force_option
 @common
@@ -71,6 +77,8 @@ def show_sample(result: SampleResult, picture: Path, output: Output) -> None:
     if result.consistency_db is not None:
         mean = sum(result.consistency_db) / result.n
         rows.append(("PSNR of what changes between frames", f"mean {mean:.1f} dB, worst {min(result.consistency_db):.1f} dB"))
+    if result.cached is not None:
+        rows.append(("skipped by the cache", _skipped(result.cached)))
     output.table(str(picture), ("", ""), rows)
     if result.watched is not None:
         columns = ("timestep", "samples", "NaN or Inf", "codes at an end", "worst quantizer", "its share")
@@ -93,3 +101,8 @@ def show_sample(result: SampleResult, picture: Path, output: Output) -> None:
                 count, where = row["not_finite_inputs"], row["first_not_finite"]
                 output.warn(f"timestep {row['timestep']:g}: {count} NaN or Inf at the quantizers' inputs, first at {where}")
     output.data(result.to_json())
+
+
+def _skipped(cached: dict[str, Any]) -> str:
+    saved = "" if cached["saved_work"] is None else f", {cached['saved_work']:.0%} of the multiply-accumulates"
+    return f"{cached['skipped']} of {cached['calls']} steps ({cached['skipped_share']:.0%}){saved}"

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..artifacts import Artifact, is_kind
 from ..artifacts.details import BundleDetails, EngineDetails, ScheduleDetails
@@ -14,6 +14,9 @@ from .engine_files import builder_of
 from .registry import REFERENCE, engine_named, engines, runtimes
 from .runner import GraphRunner
 from .schedule import ScheduleRunner
+
+if TYPE_CHECKING:
+    from .step_cache.runner import CachedRunner
 
 Runtime = str
 """What runs a bundle: "auto", or the name of an engine that runs bundles (registry.runtimes)."""
@@ -100,11 +103,46 @@ def make_runner(artifact: Artifact, *, runtime: Runtime = "auto", **options: Any
             )
         return built_for.make_runner(artifact, **options)
     assert is_kind(artifact, BundleDetails)
-    chosen = named or _chosen(artifact, options)
-    if named is None and chosen.falls_back:
-        shared = {name: value for name, value in options.items() if name not in _own(chosen)}
-        options = {"otherwise": lambda: REFERENCE.make_runner(artifact, **shared), **options}
-    return chosen.make_runner(artifact, **options)
+    return _bundle_maker(_chosen(artifact, runtime, options), options, named=named is not None)(artifact)
+
+
+def make_cached_runner(artifact: Artifact, threshold: float, *, runtime: Runtime = "auto", **options: Any) -> CachedRunner:
+    """The runner for a bundle that skips the body of its network at steps that move little (step_cache); raises as ``load`` does."""
+    from .step_cache.runner import CachedRunner, check_threshold  # graphs and torch, which choosing does without
+
+    check_threshold(threshold)
+    if not is_kind(artifact, BundleDetails):
+        raise _not_cached(artifact)
+    chosen = _chosen(artifact, runtime, options)
+    if not chosen.parts:
+        able = [name for name, engine in runtimes().items() if engine.parts]
+        raise UsageError(
+            f"{chosen.name} does not run parts of a network, as caching across steps does", f"choose one of: {', '.join(able)}"
+        )
+    return CachedRunner(artifact, threshold, _bundle_maker(chosen, options, named=runtime != "auto"))
+
+
+def _not_cached(artifact: Artifact) -> UsageError:
+    if artifact.members:
+        why, hint = (
+            "a schedule, which is not cached across steps: what one of its members keeps is not another's",
+            f"give a member: {artifact.path}/1",
+        )
+    else:
+        why = "an engine, which is not cached across steps: its network is compiled whole"
+        hint = "give the bundle that it was built from, which ONNX Runtime and OpenVINO run in parts"
+    return UsageError(f"{artifact.path} is {why}", hint)
+
+
+def _bundle_maker(chosen: EngineDescriptor, options: Mapping[str, Any], *, named: bool) -> Callable[[Artifact[Any]], GraphRunner]:
+    """Makes the runner of a bundle, or of a part of one. An engine that nobody ``named`` is given what runs a graph that it refuses."""
+    shared = {name: value for name, value in options.items() if name not in _own(chosen)}
+
+    def make(bundle: Artifact[Any]) -> GraphRunner:
+        instead = {"otherwise": lambda: REFERENCE.make_runner(bundle, **shared)} if chosen.falls_back and not named else {}
+        return chosen.make_runner(bundle, **{**instead, **options})
+
+    return make
 
 
 def _own(engine: EngineDescriptor) -> set[str]:
@@ -113,8 +151,10 @@ def _own(engine: EngineDescriptor) -> set[str]:
     return set(engine.options) - others
 
 
-def _chosen(bundle: Artifact[BundleDetails], options: Mapping[str, Any]) -> EngineDescriptor:
-    """The runtime whose options were given, or else the best."""
+def _chosen(bundle: Artifact[BundleDetails], runtime: Runtime, options: Mapping[str, Any]) -> EngineDescriptor:
+    """The runtime of that name, or the one whose options were given, or else the best."""
+    if runtime != "auto":
+        return engine_named(runtime, runtimes(), "runtime")
     return next((engine for engine in runtimes().values() if _own(engine) & options.keys()), None) or engines()[best_runtime(bundle)]
 
 

@@ -120,7 +120,8 @@ class EngineDescriptor:
 
     ``runner`` makes a GraphRunner of an artefact: a bundle, an ONNX file (``runs`` has "bundle"), an engine folder ("engine"). ``options``
     are its keywords besides ``nonfinite``, ``kept`` those whose values stand in the runner's details, ``falls_back`` says that it takes
-    ``otherwise``, which makes the runner for a graph that it refuses. ``targets`` are those of the bundles that it runs as integers.
+    ``otherwise``, which makes the runner for a graph that it refuses, ``parts`` that its runner gives all outputs of a graph
+    (``GraphRunner.infer_all``), so it runs parts of a network. ``targets`` are those of the bundles that it runs as integers.
     ``prefers`` says of a bundle that this engine, where it is installed, is faster than the reference.
 
     ``products`` and ``weight_formats`` are the number formats that it takes, and those that it documents for weights alone; of these
@@ -138,6 +139,7 @@ class EngineDescriptor:
     settings: Mapping[str, Any] = field(default_factory=dict)
     kept: tuple[str, ...] = ()
     falls_back: bool = False
+    parts: bool = False
     variant_of: str | None = None
     targets: tuple[str, ...] = ()
     prefers: Callable[[Artifact[BundleDetails]], bool] | None = None

@@ -20,13 +20,15 @@ from ..artifacts.details import BundleDetails
 from ..errors import ArtifactError, UsageError
 from ..quantization.calibration.recording import UNBATCHED
 from ..quantization.calling import call_of_record
-from .choice import Runtime, make_runner
+from .choice import Runtime, make_cached_runner, make_runner
 from .dropin_answers import controlnet_class
 from .dropin_module import EngineModule, Origin, as_one_of, check_no_gradients
 from .dropin_saving import guard_saving
 from .engine_files import open_runnable
-from .runner import TIMESTEP, Runner
+from .runner import TIMESTEP, GraphRunner, Runner
 from .size_range import SizeRange
+from .step_cache.runner import CachedRunner
+from .step_cache.steps import CacheReport
 from .watch import WatchedRunner, WatchRow
 
 Forward = Callable[[dict[str, torch.Tensor]], torch.Tensor]
@@ -37,7 +39,7 @@ class DropInModel(EngineModule):
 
     ``forward_inputs`` computes the output from the inputs by name; ``input_names`` are those it takes, in the order of the model's forward.
     ``.to(device, dtype)`` decides what the pipeline makes its tensors of; the engine computes where it was loaded. ``origin`` is what a
-    pickle keeps of it.
+    pickle keeps of it. ``report`` and ``cached`` say what was seen and saved.
     """
 
     def __init__(
@@ -48,10 +50,11 @@ class DropInModel(EngineModule):
         report: Callable[[], list[WatchRow]] | None = None,
         origin: Origin | None = None,
         call: Mapping[str, Any] | None = None,
+        cached: Callable[[], CacheReport] | None = None,
     ) -> None:
         super().__init__(model_config, origin)
         self._form, self._output = call_of_record(call, input_names, model_config.get("_class_name"))
-        self._report = report
+        self._report, self._cached = report, cached
         self._forward_inputs = forward_inputs
         self._input_names = tuple(input_names)
 
@@ -60,6 +63,12 @@ class DropInModel(EngineModule):
         if self._report is None:
             raise UsageError("this model is not watched", "load it with watch=True")
         return self._report()
+
+    def cached(self) -> CacheReport:
+        """What caching across steps saved so far. Raises UsageError for a model that was not loaded with ``cache``."""
+        if self._cached is None:
+            raise UsageError("this model keeps nothing from step to step", "load it with cache=0.1, or another threshold")
+        return self._cached()
 
     @property
     def add_embedding(self) -> SimpleNamespace:
@@ -70,7 +79,7 @@ class DropInModel(EngineModule):
         return SimpleNamespace(linear_1=SimpleNamespace(in_features=width))
 
     def cache_context(self, *_: Any, **__: Any) -> AbstractContextManager[None]:
-        """Pipelines say where in the loop they are, for caches between steps: whatever they say, there are none here."""
+        """Pipelines say where in the loop they are, for caches between steps. It is not asked for: ``cache`` tells it by the conditions."""
         return nullcontext()
 
     @torch.compiler.disable(reason="an engine computes this, and there is nothing to compile")  # type: ignore[untyped-decorator]
@@ -99,7 +108,9 @@ class DropInModel(EngineModule):
         return load_again, (self.origin, self.dtype, "cpu" if self.device.type == "meta" else str(self.device))
 
 
-def load(path: str | Path | Artifact, *, runtime: Runtime = "auto", watch: bool = False, **options: Any) -> DropInModel:
+def load(
+    path: str | Path | Artifact, *, runtime: Runtime = "auto", watch: bool = False, cache: float | None = None, **options: Any
+) -> DropInModel:
     """A bundle, an engine or a schedule as the drop-in for a pipeline's ``unet`` or ``transformer``.
 
     A schedule has all its members loaded, and each timestep goes to the one that it belongs to.
@@ -109,19 +120,32 @@ def load(path: str | Path | Artifact, *, runtime: Runtime = "auto", watch: bool 
     ``threads``, ``integer``; for all ``nonfinite``: "refuse" samples with NaN or infinity (the default, unless ``watch``), or "propagate"
     them, which gives NaN. With ``watch`` a quantized bundle runs in onnxruntime unfused, and ``model.watched()`` has a row for every
     timestep: NaN in the output and before the quantizers, and the share of codes at an end of their range (watch.py).
+    With ``cache``, a threshold, a bundle skips all but its first block where what that adds has changed less since the last call in full
+    (docs/caching.md), and ``model.cached()`` says how often.
 
-    Raises UsageError (no such path, unknown runtime), ArtifactError (none of the three, a changed file, another runtime than the engine's)
-    and EnvironmentProblem (the runtime is not installed, or does not match the engine).
+    Raises UsageError (no such path, unknown runtime, a network that cannot be cut for ``cache``), ArtifactError (none of the three, a
+    changed file, another runtime than the engine's) and EnvironmentProblem (the runtime is not installed, or does not match the engine).
     """
     artifact = open_runnable(path)
-    runner = WatchedRunner(watchable(artifact, runtime), **options) if watch else make_runner(artifact, runtime=runtime, **options)
+    runner = _runner(artifact, runtime, options, watch=watch, cache=cache)
     ranks = {entry.name: len(entry.shape) for entry in artifact.details.inputs}
     report = runner.report if isinstance(runner, WatchedRunner) else None
-    details, origin = artifact.details, Origin.of(artifact, {"runtime": runtime, "watch": watch, **options})
+    cached = runner.report if isinstance(runner, CachedRunner) else None
+    details, origin = artifact.details, Origin.of(artifact, {"runtime": runtime, "watch": watch, "cache": cache, **options})
     config = details.network_config or {}
     controlnet = controlnet_class(config)
     kind: type[DropInModel] = DropInModel if controlnet is None else as_one_of(DropInModel, controlnet)
-    return kind(_through(runner, ranks, SizeRange.of(artifact)), list(ranks), config, report, origin, details.call_record)
+    return kind(_through(runner, ranks, SizeRange.of(artifact)), list(ranks), config, report, origin, details.call_record, cached)
+
+
+def _runner(artifact: Artifact[Any], runtime: Runtime, options: Mapping[str, Any], *, watch: bool, cache: float | None) -> GraphRunner:
+    if watch and cache is not None:
+        raise UsageError("a model is either watched, node by node, or skips nodes by a cache across steps", "leave one of them out")
+    if watch:
+        return WatchedRunner(watchable(artifact, runtime), **options)
+    if cache is not None:
+        return make_cached_runner(artifact, cache, runtime=runtime, **options)
+    return make_runner(artifact, runtime=runtime, **options)
 
 
 def load_again(origin: Origin, dtype: torch.dtype, device: str) -> DropInModel:

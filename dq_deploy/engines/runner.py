@@ -80,6 +80,13 @@ class GraphRunner(ABC):
     def _infer(self, feeds: dict[str, Array]) -> Array:
         """Run the graph on inputs of exactly its shapes and dtypes."""
 
+    def infer_all(self, feeds: Mapping[str, Array]) -> list[Array]:
+        """Every output of the graph, in its order, for inputs of exactly its shapes and dtypes: what a part of a network gives.
+
+        Only engines whose descriptor has ``parts`` do so.
+        """
+        raise NotImplementedError(f"{self.name} gives a graph's first output alone")
+
     def run(self, inputs: Mapping[str, Array]) -> Array:
         """Run one batch (see ``Runner.run``).
 

@@ -22,7 +22,8 @@ def load(path: str | Path | Artifact, *, runtime: Runtime = "auto", revision: st
     was built for, and for a bundle the faster of those that are installed and exact here (``choice.best_runtime``). ``options`` go to its
     runner: ``providers``, ``optimized``, ``threads``; for OpenVINO ``precision``, ``threads``, ``integer``; for all ``nonfinite``: "refuse"
     samples with NaN or infinity, or "propagate" them. ``watch=True`` counts those, and codes at an end of their range, by timestep
-    (``model.watched()``).
+    (``model.watched()``). ``cache=0.05``, or another threshold, lets a bundle skip all but its first block at steps where what that adds
+    has changed by less (docs/caching.md), and ``model.cached()`` says how often it did.
 
     Raises UsageError (no such path or repository, unknown runtime), ArtifactError (none of the three, a changed file, another runtime than
     the engine's) and EnvironmentProblem (the runtime is not installed, or does not match the engine).

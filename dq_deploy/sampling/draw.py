@@ -10,6 +10,7 @@ import torch
 
 from ..artifacts import Artifact, open_artifact
 from ..decibels import psnr_db
+from ..engines.step_cache.steps import CacheReport
 from ..errors import UsageError
 from ..progress import Advance, Progress, silent
 from .classes import conditioning_of
@@ -29,7 +30,7 @@ class DrawnPictures:
     ``psnr_db`` compares the two, picture by picture; of videos ``frame_psnr_db`` does so frame by frame, and ``consistency_db`` what lies
     between the frames (videos.py). ``timesteps`` are those at which the model was called; ``furthest`` is the largest
     distance from one of them to its calibrated timestep. ``labels`` are the classes drawn and ``prompts`` the prompts, None for a model
-    without them. ``watched`` has what was counted at each timestep, where that was requested.
+    without them. ``watched`` has what was counted at each timestep, and ``cached`` what was skipped, where that was requested.
     """
 
     quantized: Images
@@ -42,6 +43,7 @@ class DrawnPictures:
     prompts: list[str] | None
     guidance_scale: float | None
     watched: list[dict[str, Any]] | None = None
+    cached: CacheReport | None = None
     frame_psnr_db: list[list[float]] | None = None
     consistency_db: list[float] | None = None
 
@@ -57,7 +59,7 @@ def draw(path: str | Path | Artifact, drawing: Drawing, *, progress: Progress = 
     """
     artifact = path if isinstance(path, Artifact) else open_artifact(path, ("bundle", "checkpoint", "engine", "schedule"))
     way, reference = _way(artifact, drawing)
-    model, engine = quantized_model(artifact, drawing.runtime, watch=drawing.watch)
+    model, engine = quantized_model(artifact, drawing.runtime, watch=drawing.watch, cache=drawing.cache)
     visited: dict[float, None] = {}
     with progress("sampling", way.calls * (1 if reference is None else 2)) as advance:
         quantized = _observed(way, model, advance, visited)
@@ -74,6 +76,7 @@ def draw(path: str | Path | Artifact, drawing: Drawing, *, progress: Progress = 
         prompts=way.prompts,
         guidance_scale=way.guidance_scale,
         watched=[row.model_dump() for row in model.watched()] if drawing.watch else None,
+        cached=None if drawing.cache is None else model.cached(),
         frame_psnr_db=frame_psnr_db(*compared) if compared else None,
         consistency_db=consistency_db(*compared) if compared else None,
     )

@@ -20,12 +20,17 @@ IN_MEMORY = "object:"
 """How the reference of a source begins that was an object in Python."""
 
 
-def quantized_model(artifact: Artifact, runtime: Runtime, *, watch: bool) -> tuple[DropInModel, str]:
-    """The model to draw with, and what runs it."""
+def quantized_model(artifact: Artifact, runtime: Runtime, *, watch: bool, cache: float | None = None) -> tuple[DropInModel, str]:
+    """The model to draw with, and what runs it. Raises UsageError for a checkpoint with ``cache``, and as ``load`` does."""
     if watch:
-        return load(watchable(artifact, runtime), runtime=runtime, watch=True), REFERENCE.name
+        return load(watchable(artifact, runtime), runtime=runtime, watch=True, cache=cache), REFERENCE.name
     if is_kind(artifact, RunnableDetails):
-        return load(artifact, runtime=runtime), runtime_name(artifact, runtime)
+        return load(artifact, runtime=runtime, cache=cache), runtime_name(artifact, runtime)
+    if cache is not None:
+        raise UsageError(
+            f"{artifact.path} is a checkpoint, which PyTorch runs whole, and only a bundle is cached across steps",
+            f"dq-deploy export {artifact.path} -o BUNDLE --target qdq, and give that",
+        )
     from ..quantization.checkpoint import load_checkpoint
 
     model, sizes = load_checkpoint(artifact.path).model, SizeRange.of(artifact)

@@ -41,6 +41,7 @@ class SampleResult:
     prompts: list[str] | None = None
     guidance_scale: float | None = None
     watched: list[dict[str, Any]] | None = None
+    cached: dict[str, Any] | None = None
     frame_psnr_db: list[list[float]] | None = None
     consistency_db: list[float] | None = None
 
@@ -67,6 +68,7 @@ def sample(
     compare_float: bool = True,
     runtime: Runtime = "auto",
     watch: bool = False,
+    cache: float | None = None,
     batch_size: int = 16,
     frames_a_second: float = FRAMES_A_SECOND,
     height: int | None = None,
@@ -86,7 +88,7 @@ def sample(
     drawing = Drawing(
         n=n, seed=seed, steps=steps, prompts=prompts, negative_prompt=negative_prompt, image=image, mask=mask,
         control_image=control_image, strength=strength, classes=classes, guidance_scale=guidance_scale, runtime=runtime,
-        compare_float=compare_float, watch=watch, batch_size=batch_size, height=height, width=width,
+        compare_float=compare_float, watch=watch, cache=cache, batch_size=batch_size, height=height, width=width,
     )  # fmt: skip
     drawn = draw(path, drawing, progress=progress)
     panels = _panels(drawn)
@@ -105,6 +107,7 @@ def sample(
         prompts=drawn.prompts,
         guidance_scale=drawn.guidance_scale,
         watched=drawn.watched,
+        cached=None if drawn.cached is None else drawn.cached.model_dump(),
         frame_psnr_db=drawn.frame_psnr_db,
         consistency_db=drawn.consistency_db,
     )

@@ -27,7 +27,8 @@ class Drawing:
     default. A pipeline that begins with pictures takes ``image``, ``mask`` and ``control_image`` (files or
     images of PIL), and a ``strength``, by default the
     calibration's. A checkpoint runs in PyTorch; ``runtime`` is for bundles. ``compare_float`` draws the float model's pictures too, and
-    ``watch`` counts NaN and saturated codes of a bundle by timestep (engines/watch.py). ``height`` and ``width`` are in pixels, the first
+    ``watch`` counts NaN and saturated codes of a bundle by timestep (engines/watch.py). ``cache`` is the threshold below which a bundle
+    skips all but its first block (engines/step_cache). ``height`` and ``width`` are in pixels, the first
     calibrated ones by default.
     """
 
@@ -45,6 +46,7 @@ class Drawing:
     runtime: Runtime = "auto"
     compare_float: bool = True
     watch: bool = False
+    cache: float | None = None
     batch_size: int = 16
     height: int | None = None
     width: int | None = None

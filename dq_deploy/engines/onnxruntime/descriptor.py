@@ -34,6 +34,7 @@ ONNXRUNTIME = EngineDescriptor(
     runs=("bundle",),
     options=("providers", "optimized", "threads"),
     settings={"providers": ("CPUExecutionProvider",)},
+    parts=True,
     targets=("onnxruntime", "qdq"),
     # Its quantization guide names INT8 on CPUs (uint8 and int8 activations, int8 weights); around FP8 codes it multiplies in float.
     products=(Products("int8", documented=True, executed=True),),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -90,11 +90,18 @@ class OnnxRuntimeRunner(GraphRunner):
         }
 
     def _infer(self, feeds: dict[str, Array]) -> Array:
+        return self._run([self._output], feeds)[0]
+
+    def infer_all(self, feeds: Mapping[str, Array]) -> list[Array]:
+        """See ``GraphRunner``."""
+        return self._run(None, feeds)
+
+    def _run(self, names: list[str] | None, feeds: Mapping[str, Array]) -> list[Array]:
         try:
-            output: Array = self._session.run([self._output], feeds)[0]
+            outputs: list[Array] = self._session.run(names, dict(feeds))
         except Exception as error:  # see _open
             raise _failure("run", self._file, error) from error
-        return output
+        return outputs
 
 
 def optimized_operators(file: Path, *, threads: int | None = None) -> list[str]:

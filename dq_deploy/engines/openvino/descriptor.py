@@ -35,6 +35,7 @@ OPENVINO = EngineDescriptor(
     options=("precision", "integer", "threads"),
     kept=("precision", "integer"),
     falls_back=True,
+    parts=True,
     # Scales that are computed at run time, the other target's, make it multiply in float.
     targets=("qdq",),
     prefers=_faster,

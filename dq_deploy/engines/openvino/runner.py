@@ -137,10 +137,14 @@ class OpenVinoRunner(GraphRunner):
         return found
 
     def _infer(self, feeds: dict[str, Array]) -> Array:
+        return self.infer_all(feeds)[0]
+
+    def infer_all(self, feeds: Mapping[str, Array]) -> list[Array]:
+        """See ``GraphRunner``."""
         if self._instead is not None:
-            return self._instead._infer(feeds)
+            return self._instead.infer_all(feeds)
         try:
-            return self._models.infer(feeds)
+            return self._models.infer_all(feeds)
         except RuntimeError as error:
             raise self._failure(error) from error
         except ArtifactError as error:  # it compiles in no way
@@ -149,7 +153,7 @@ class OpenVinoRunner(GraphRunner):
             self._instead = self._otherwise()
             self._tell(f"{error}; {self._instead.name} runs it instead")
             self.name, self.details = self._instead.name, {**self._instead.details, "instead_of": OPENVINO.name}
-            return self._instead._infer(feeds)
+            return self._instead.infer_all(feeds)
 
     def _tell(self, what: str) -> None:
         if what not in self._told:

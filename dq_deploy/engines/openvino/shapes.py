@@ -41,6 +41,10 @@ class ShapedModels:
 
     def infer(self, feeds: Mapping[str, Array]) -> Array:
         """The first output [N, ...] for inputs [N, ...] by name. Raises RuntimeError, and what compiling raises."""
+        return self.infer_all(feeds)[0]
+
+    def infer_all(self, feeds: Mapping[str, Array]) -> list[Array]:
+        """All outputs, likewise."""
         return self._for(feeds).infer(feeds)
 
     def any(self) -> Any:
@@ -71,7 +75,7 @@ class _Model:
         self._new = _OpenRequest if any(port.get_partial_shape().is_dynamic for port in compiled.inputs) else _FixedRequest
         self._idle = [self._new(compiled.create_infer_request())]
 
-    def infer(self, feeds: Mapping[str, Array]) -> Array:
+    def infer(self, feeds: Mapping[str, Array]) -> list[Array]:
         try:
             request = self._idle.pop()  # of a list: one step, so two threads never get the same
         except IndexError:
@@ -88,21 +92,22 @@ class _OpenRequest:
     def __init__(self, request: Any) -> None:
         self._request = request
 
-    def infer(self, feeds: Mapping[str, Array]) -> Array:
-        return np.array(self._request.infer(feeds, share_inputs=True)[0])  # a copy: the next run overwrites the request's own
+    def infer(self, feeds: Mapping[str, Array]) -> list[Array]:
+        results = self._request.infer(feeds, share_inputs=True)
+        return [np.array(results[index]) for index in range(len(results))]  # copies: the next run overwrites the request's own
 
 
 class _FixedRequest:
-    """An inference request whose inputs' and output's memory is known: copying there saves the 0.1 to 0.2 ms of handing over arrays."""
+    """An inference request whose inputs' and outputs' memory is known: copying there saves the 0.1 to 0.2 ms of handing over arrays."""
 
     def __init__(self, request: Any) -> None:
         self._request = request
         ports = enumerate(request.model_inputs)
         self._inputs = {name: request.get_input_tensor(index).data for index, port in ports for name in port.names}
-        self._output: Array = request.get_output_tensor(0).data
+        self._outputs: list[Array] = [request.get_output_tensor(index).data for index in range(len(request.model_outputs))]
 
-    def infer(self, feeds: Mapping[str, Array]) -> Array:
+    def infer(self, feeds: Mapping[str, Array]) -> list[Array]:
         for name, value in feeds.items():
             self._inputs[name][...] = value
         self._request.infer(share_outputs=True)
-        return self._output.copy()
+        return [output.copy() for output in self._outputs]

@@ -1,0 +1,1 @@
+"""What caching across steps skips, and what that costs the picture."""
