@@ -18,7 +18,7 @@ HERE = Path(__file__).parent
 
 @click.command()
 @click.option("--models", default="dit,unet", show_default=True, help="Built-in models, without fashion-mnist-.")
-@click.option("--images", type=click.IntRange(2), default=32, show_default=True)
+@click.option("--images", type=click.IntRange(2), default=16, show_default=True)
 @click.option(
     "--workspace", type=click.Path(path_type=Path), required=True, help="Folder for checkpoints and bundles; what is there is used."
 )

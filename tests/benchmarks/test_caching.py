@@ -19,7 +19,9 @@ def test_the_page_has_what_was_measured() -> None:
     page = (HERE / "RESULTS.md").read_text()
     for model in ("dit", "unet"):
         folder = HERE / "results" / model
-        assert {file.stem for file in folder.glob("[0-9]*.json")} == {setting.name for setting in Study(model, Path(), 2).settings()}
+        measured = {file.stem for file in folder.glob("[0-9]*.json")}
+        known = Study(model, Path(), 2).settings()
+        assert {setting.name for setting in known if setting.of == 20} <= measured <= {setting.name for setting in known}
         assert all(line in page for line in section(model, folder))
 
 

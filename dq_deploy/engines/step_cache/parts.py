@@ -3,6 +3,7 @@
 Each is written as a bundle of its own into a folder that lasts as long as its runner, so any engine that runs bundles opens it as it
 opens the whole. Weights lie in the part that reads them. What is computed from timestep, conditions and tables without a product is
 computed in each part that reads it. So are codes of what the head hands over: engines fuse them with the product that reads them.
+The head has all inputs of the whole.
 """
 
 from __future__ import annotations
@@ -78,7 +79,7 @@ def write_parts(bundle: Artifact[BundleDetails], folder: Path) -> Parts:
     details = bundle.details
     products = [*details.layers, *details.float_layers]
     return Parts(
-        head=part("head", _needed(flow, outputs, (), lambda _: False), outputs),
+        head=part("head", model.graph.inputs, outputs),
         body=part("body", into_body, [cut.last]),
         tail=part("tail", into_tail, model.graph.outputs),
         entry=str(cut.entry.name),

@@ -13,7 +13,7 @@ import shutil
 import tempfile
 import threading
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from ...artifacts.details import BundleDetails
 from ...errors import UsageError
 from ...quantization.calibration.recording import varying_names
 from ...quantization.calling import call_of_record
-from ..runner import TIMESTEP, Array, GraphRunner, InputSpec, gathered, taken
+from ..runner import TIMESTEP, Array, GraphRunner, gathered, taken
 from .parts import Part, write_parts
 from .steps import CacheReport, Kept, Run, condition_key, relative_change
 
@@ -48,7 +48,7 @@ class CachedRunner(GraphRunner):
         weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
         self._parts = parts = write_parts(bundle, folder)
         self._head, self._body, self._tail = (_Opened(part, make(part.bundle)) for part in (parts.head, parts.body, parts.tail))
-        self.specs = _specs(bundle.details.input_names, (self._head, self._body, self._tail))
+        self.specs = self._head.runner.specs
         self.nonfinite = self._head.runner.nonfinite
         self._conditions = _conditions(bundle.details)
         timesteps = bundle.manifest.timesteps or [0.0]
@@ -102,7 +102,7 @@ class CachedRunner(GraphRunner):
         kept = None if run.at_an_end else run.kept.get(key)
         skip = kept is not None and relative_change(residual, kept.residual) < self._threshold
         if kept is not None and skip:
-            last = _narrow(_wide(first) + kept.body, first) if parts.residual else kept.body
+            last = (_wide(first) + kept.body).astype(first.dtype) if parts.residual else kept.body
         else:
             last = self._body.infer(values)[parts.last]
             run.keep(key, Kept(residual, _wide(last) - _wide(first) if parts.residual else last))
@@ -129,16 +129,6 @@ class _Opened:
 def _wide(array: Array) -> Array:
     """Sums and differences are computed in fp32 at the least."""
     return array.astype(np.promote_types(array.dtype, np.float32), copy=False)
-
-
-def _narrow(array: Array, like: Array) -> Array:
-    return array.astype(like.dtype, copy=False)
-
-
-def _specs(names: Sequence[str], opened: Sequence[_Opened]) -> tuple[InputSpec, ...]:
-    """The whole graph's inputs, each as a part has it that reads it."""
-    found = {spec.name: spec for each in reversed(opened) for spec in each.runner.specs}
-    return tuple(found[name] for name in names if name in found)
 
 
 def _conditions(details: BundleDetails) -> list[str]:
