@@ -93,7 +93,7 @@ def test_of_text_and_picture_side_by_side_the_picture_is_what_counts() -> None:
     graph = captured(model, (4, 8, 8), **conditions)
     examples = {name: torch.randn(2, 4, 8, 8) if name == "hidden_states" else conditions.get(name, torch.tensor([1.0, 2.0])) for name in
                 (node.target for node in graph.graph.nodes if node.op == "placeholder")}  # fmt: skip
-    exported = to_onnx(graph, examples, {layer.node: layer.name for layer in planned(graph).layers})
+    exported = to_onnx(graph, examples, {layer.node.name: layer.name for layer in planned(graph).layers})
     for node in exported.graph:
         if node.domain == DOMAIN:  # what stands for a layer until it is lowered
             node.name, node.op_type = f"{node.attributes['name'].as_string()}/{node.op_type}", "MatMul"
