@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,8 @@ class Row:
     worst_snr_db: float | None = None
     failures: list[str] = field(default_factory=list)  # of check, both targets
     int8: int = 0
+    planned: int = 0  # of the engine's layers, which attention in one kernel has none of
+    as_planned: int = 0
     kernels: int = 0
     openvino_int8: int | None = None
     not_int8: dict[str, str] = field(default_factory=dict)  # layer → the precision that the plan has it in, and why
@@ -75,14 +78,17 @@ class _Stages:
         self.row.stage = ""
 
 
-def run_family(family: Family, folder: Path, *, openvino: bool = True) -> Row:
+def run_family(
+    family: Family, folder: Path, *, preset: str = "w8a8", targets: Sequence[Target] = TARGETS, capability: str = CAPABILITY,
+    openvino: bool = True,
+) -> Row:  # fmt: skip
     """Take ``family`` through all stages below ``folder``. A refusal is in the row; any other exception is a crash and comes out."""
     row = Row(family.name)
     stages = _Stages(row)
     try:
-        checkpoint, bundles = _made(family, folder, row, stages)
+        checkpoint, bundles = _made(family, folder, row, stages, preset, targets)
         _judged(checkpoint, bundles, row, stages, openvino=openvino)
-        _built(bundles["qdq"], folder, row, stages, openvino=openvino)
+        _built(bundles["qdq"], folder, row, stages, capability, openvino=openvino)
         stages.end()
     except DqDeployError as error:
         known = next(kind for kind in type(error).__mro__ if kind.__module__ == "dq_deploy.errors")
@@ -90,16 +96,18 @@ def run_family(family: Family, folder: Path, *, openvino: bool = True) -> Row:
     return row
 
 
-def _made(family: Family, folder: Path, row: Row, stages: _Stages) -> tuple[Artifact, dict[Target, Artifact]]:
+def _made(
+    family: Family, folder: Path, row: Row, stages: _Stages, preset: str, targets: Sequence[Target]
+) -> tuple[Artifact, dict[Target, Artifact]]:
     stages.begin("quantize")
     model, conditions = family.model(), family.conditions()
     checkpoint = dq_deploy.quantize(
-        model, folder / "checkpoint", scheduler=family.scheduler(), sample_shape=family.shape, conditions=conditions or None,
+        model, folder / "checkpoint", preset=preset, scheduler=family.scheduler(), sample_shape=family.shape, conditions=conditions or None,
         **{**FAST, **family.options},
     )  # fmt: skip
     _planned(checkpoint, row)
     bundles: dict[Target, Artifact] = {}
-    for target in TARGETS:
+    for target in targets:
         stages.begin(f"export {target}")
         bundles[target] = dq_deploy.export(checkpoint, folder / target, target=target, dtype="fp32")
     return checkpoint, bundles
@@ -124,11 +132,12 @@ def _judged(checkpoint: Artifact, bundles: dict[Target, Artifact], row: Row, sta
         row.failures += [f"{target}: {line}" for line in verdict.failures]
 
 
-def _built(bundle: Artifact, folder: Path, row: Row, stages: _Stages, *, openvino: bool) -> None:
+def _built(bundle: Artifact, folder: Path, row: Row, stages: _Stages, capability: str, *, openvino: bool) -> None:
     stages.begin("build")
-    (report,) = load_report(dq_deploy.build_engine(bundle, folder / "engine", compute_capabilities=[CAPABILITY]))
+    (report,) = load_report(dq_deploy.build_engine(bundle, folder / "engine", compute_capabilities=[capability]))
     summary = report.summary()
-    row.int8, row.kernels = summary["planned_int8"], summary["kernels"]
+    row.int8, row.as_planned, row.kernels = summary["planned_int8"], summary["as_planned"], summary["kernels"]
+    row.planned = summary["planned_layers"]
     row.not_int8 = {layer.name: f"{layer.precision}: {layer.reason}" for layer in [*report.not_as_planned(), *report.not_found()]}
     if openvino:
         stages.begin("build openvino")
