@@ -12,7 +12,7 @@ import openvino
 import pytest
 
 from dq_deploy.engines.openvino.rewrites import rewrite
-from dq_deploy.engines.openvino.rewrites.chains import gelus_apart
+from dq_deploy.engines.openvino.rewrites.chains import activations_apart
 from dq_deploy.engines.openvino.rewrites.group_norm import group_norms_as_moments
 from dq_deploy.engines.openvino.rewrites.halves import halves_without_concat
 from dq_deploy.engines.openvino.rewrites.padding import padding_inside_convolutions
@@ -391,12 +391,17 @@ def gelu(graph: Graph, x: str) -> str:
     return graph.node("Cast", [graph.node("Gelu", [half], "gelu")], "whole", to=onnx.TensorProto.FLOAT)
 
 
+def mish(graph: Graph, x: str) -> str:
+    return graph.node("Mish", [x], "mish")
+
+
+@pytest.mark.parametrize("activation", [gelu, mish])
 @pytest.mark.parametrize("batch", [1, 3])
-def test_a_gelu_between_two_layers_compiles_and_computes_the_same(batch: int) -> None:
+def test_an_activation_between_two_layers_compiles_and_computes_the_same(batch: int, activation: Callable[[Graph, str], str]) -> None:
     sample = noise(batch, 48)
-    model = two_linears(gelu)
+    model = two_linears(activation)
     apart = read(model, sample)
-    rewrite(apart, (gelus_apart,))
+    rewrite(apart, (activations_apart,))
     alone = [node.get_type_name() for node in apart.get_ordered_ops()].count("Reshape")
     assert alone - [node.get_type_name() for node in read(model, sample).get_ordered_ops()].count("Reshape") == (2 if batch == 1 else 0)
     session = onnxruntime.InferenceSession(model.SerializeToString(), disabled_optimizers=["GeluFusion"])

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from .chains import gelus_apart
+from .chains import activations_apart
 from .clamps import clips_as_clamps
 from .group_norm import group_norms_as_moments
 from .halves import halves_without_concat
@@ -40,7 +40,7 @@ REWRITES = (
     codes_before_moves,
     rounding_once,
     rows_at_once,
-    gelus_apart,
+    activations_apart,
 )
 """In this order: clips and codes are what the others look for, halves are found in what normalizations leave, layers on pixels where those
 that share their codes are one, and quantizers beside their convolutions in what all before leave."""

@@ -1,7 +1,8 @@
-"""A GELU between two quantized layers on one sample's rows, in a kernel of its own.
+"""A GELU or a Mish between two quantized layers on one sample's rows, in a kernel of its own.
 
 OpenVINO 2026 makes one kernel of everything between the two products. With a batch of one, rescaling, the error function and the next
-quantizer are more than it has registers for: "Can't allocate registers for a snippet". A reshape, which computes nothing, ends a kernel.
+quantizer are more than it has registers for: "Can't allocate registers for a snippet"; and of a Mish it says "Supported precisions set is
+not available for Mish operation". A reshape, which computes nothing, ends a kernel.
 """
 
 from __future__ import annotations
@@ -13,16 +14,16 @@ import numpy as np
 from .graph import constant, of_type, opset, shape_of
 
 
-def gelus_apart(model: Any) -> None:
+def activations_apart(model: Any) -> None:
     """See the module."""
-    for gelu in of_type(model, "Gelu"):
-        shape = shape_of(gelu.output(0))
+    for activation in [*of_type(model, "Gelu"), *of_type(model, "Mish")]:
+        shape = shape_of(activation.output(0))
         if shape[0] != 1:
             continue
-        after = list(gelu.output(0).get_target_inputs())
-        apart = opset().reshape(gelu.input_value(0), constant([1, *shape], np.int64), False)
-        gelu.input(0).replace_source_output(apart.output(0))
-        gelu.validate_and_infer_types()
-        together = opset().reshape(gelu.output(0), constant(shape, np.int64), False)
+        after = list(activation.output(0).get_target_inputs())
+        apart = opset().reshape(activation.input_value(0), constant([1, *shape], np.int64), False)
+        activation.input(0).replace_source_output(apart.output(0))
+        activation.validate_and_infer_types()
+        together = opset().reshape(activation.output(0), constant(shape, np.int64), False)
         for target in after:
             target.replace_source_output(together.output(0))
