@@ -48,6 +48,11 @@ class FinalError(BaseModel):
         return max((step for step in self.steps if step.share is not None), key=lambda step: step.share or 0.0, default=None)
 
     @property
+    def drawn(self) -> str:
+        """How many seeds, in words."""
+        return f"{self.seeds} seed" + ("s" if self.seeds != 1 else "")
+
+    @property
     def summary(self) -> str:
         """In a line."""
         if self.not_measured is not None:
@@ -56,8 +61,7 @@ class FinalError(BaseModel):
             return "no finite number"
         share = self.worst.share or 0.0
         without = "" if self.worst.without_db is None else f" ({self.worst.without_db:.1f} dB without)"
-        seeds = f"{self.seeds} seed" + ("s" if self.seeds != 1 else "")
-        return f"{self.all_db:.1f} dB ({seeds}); timestep {self.worst.span} makes {share:.0%} of the steps' separate errors{without}"
+        return f"{self.all_db:.1f} dB ({self.drawn}); timestep {self.worst.span} makes {share:.0%} of the steps' separate errors{without}"
 
     @property
     def quality(self) -> str:

@@ -41,11 +41,14 @@ def places(entry: Place, artifact: Path) -> list[Path]:
 
 def source_name(source: Origin) -> str:
     """What to call a source before others: a hub id or a built-in name as it is, of a path the last folder alone."""
+    return Path(source.absolute or source.reference).name if is_path(source) else source.reference
+
+
+def is_path(source: Origin) -> bool:
+    """Whether a source lay in a folder."""
     reference = source.reference
-    if source.absolute:
-        return Path(source.absolute).name
-    is_path = Path(reference).is_absolute() or reference.startswith((".", "~")) or len(Path(reference).parts) > _HUB_LIKE
-    return Path(reference).name if is_path else reference
+    path_like = Path(reference).is_absolute() or reference.startswith((".", "~")) or len(Path(reference).parts) > _HUB_LIKE
+    return bool(source.absolute) or path_like
 
 
 def _placed(entry: Mapping[str, Any], artifact: Path) -> dict[str, Any]:

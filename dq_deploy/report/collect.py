@@ -19,6 +19,7 @@ from ..errors import ArtifactError, EnvironmentProblem, UsageError
 from ..formats import of_bits
 from ..progress import Progress, silent
 from ..quantization.checkpoint import Checkpoint, load_checkpoint
+from ..quantization.config import Dilation
 from ..sampling.request import Drawing
 from .artifacts import ReportedArtifacts
 from .data import (
@@ -84,7 +85,7 @@ def collect(
         schedules=[_schedule_row(result) for result in checks if any(row.member for row in _timesteps(result))],
         distillation=details.distillation,
         kept_state=details.kept_state,
-        dilation=_dilation(checkpoint),
+        dilation=dilation_rows(checkpoint),
         dilation_rules=details.dilation_rule.mean_snr_db,
         latency=latency,
         engines=engine_rows(artifacts),
@@ -211,8 +212,11 @@ def _check_row(result: CheckResult) -> CheckRow:
     )
 
 
-def _dilation(checkpoint: Checkpoint) -> list[DilationRow]:
+def dilation_rows(checkpoint: Checkpoint) -> list[DilationRow]:
+    """What each activation's dilation did; nothing where none was tried."""
     quantizers = checkpoint.quantizers
+    if (checkpoint.artifact.manifest.quantization or {}).get("dilation") == Dilation.NONE:
+        return []
     return [
         DilationRow(
             rule=record.choice,

@@ -51,7 +51,8 @@ def _final(data: ReportData) -> list[Headline]:
     found = data.final_error
     if found is None or found.all_db is None or found.worst is None:
         return []
-    label = f"SNR of the final sample; timestep {found.worst.span} makes {found.worst.share or 0:.0%} of the steps' separate errors"
+    share = f"timestep {found.worst.span} makes {found.worst.share or 0:.0%} of the steps' separate errors"
+    label = f"SNR of the final sample ({found.drawn}); {share}"
     return [Headline(value=f"{found.all_db:.1f} dB", label=label)]
 
 

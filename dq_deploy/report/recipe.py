@@ -10,7 +10,7 @@ from typing import Any
 
 from ..artifacts import Artifact, Manifest
 from ..artifacts.details import BundleDetails, CheckpointDetails, EngineDetails, RefitRecord, ScheduleDetails
-from ..artifacts.origin import source_name
+from ..artifacts.origin import is_path, source_name
 from ..engines.build_options import flag
 from ..engines.engine_files import chosen_sizes
 from ..engines.registry import builder_named
@@ -77,7 +77,11 @@ def commands(artifact: Artifact, parent: Artifact | None = None) -> list[str]:
 
 
 def _source(details: CheckpointDetails) -> str:
-    return source_name(details.source) if details.source else "SOURCE"
+    """What to type for the source: where its folder lay is nobody else's business."""
+    if details.source is None:
+        return "SOURCE"
+    name = source_name(details.source)
+    return f"path/to/{name}" if is_path(details.source) else name
 
 
 def report_command(paths: Sequence[Path], request: ReportRequest) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,9 @@ from PIL import Image
 
 from dq_deploy.artifacts import Artifact, Manifest, open_artifact, sha256_file
 from dq_deploy.errors import ArtifactError, UsageError
+from dq_deploy.quantization.checkpoint import load_checkpoint
 from dq_deploy.report.artifacts import gather
+from dq_deploy.report.collect import dilation_rows
 from dq_deploy.report.make import Drawing, ReportRequest, write_report
 from dq_deploy.report.recipe import commands
 from dq_deploy.sampling import draw
@@ -45,13 +48,23 @@ def test_figures_are_the_manifests_and_the_measured_ones(written: Written, flow:
     assert data.final_error is not None
     assert data.final_error.model_dump() == manifest.details["final_error"]
     assert [step.timesteps for step in data.final_error.steps] == [[t] for t in data.timesteps]
-    assert [tile.value for tile in data.headlines if tile.label.startswith("SNR of the final")] == [f"{data.final_error.all_db:.1f} dB"]
+    assert [tile.value for tile in data.headlines if tile.label.startswith(f"SNR of the final sample ({data.final_error.seeds} seed")] == [
+        f"{data.final_error.all_db:.1f} dB"
+    ]
     assert data.clipped == manifest.details["clipped"]
     assert data.versions["torch"] == manifest.tools["torch"]
     assert data.latency is not None
     assert data.latency.baseline == "float · onnxruntime"
     assert {row.batch for row in data.latency.rows} == {1, 2}
     assert [tile.value for tile in data.headlines if tile.label.startswith("bundles compute")] == ["2 of 2"]
+
+
+def test_where_no_dilation_was_tried_nothing_is_said_of_it(flow: Flow, tmp_path: Path) -> None:
+    tried = load_checkpoint(flow.checkpoint)
+    options = {**(tried.artifact.manifest.quantization or {}), "dilation": "none"}
+    untried = replace(tried, artifact=altered_manifest(tried.artifact, tmp_path / "none", quantization=options))
+    assert dilation_rows(tried)
+    assert dilation_rows(untried) == []
 
 
 def test_pictures_are_those_that_sampling_draws(written: Written, flow: Flow) -> None:
@@ -71,7 +84,8 @@ def test_the_commands_make_the_same_artefacts(
 ) -> None:
     """Options that have no flag go through a file; the folders' names are those of the commands."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path / flow.pipeline.name).symlink_to(flow.pipeline)  # a page names a folder by its last part
+    (tmp_path / "path/to").mkdir(parents=True)
+    (tmp_path / "path/to" / flow.pipeline.name).symlink_to(flow.pipeline)  # a page names a folder by its last part
     options, quantize, export, *_, report = written.data.commands
     assert options.startswith("echo ")
     assert options.endswith(" > options.json")

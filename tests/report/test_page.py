@@ -101,7 +101,7 @@ def test_ids_are_unique(html: str) -> None:
         "and the fastest is 2.0 × as fast as float, engine on this CPU (batch 1).</p>",
         '<td class="value passed">41.3 dB</td>',
         '<td class="value failed">29 dB</td>',
-        "2 images of seed 0, 3 steps, by plain in plain, and by the float model",
+        "2 images of seeds 0 to 1, 3 steps, by plain in plain, and by the float model",
         '<th>before plain</th><td class="number">11.0</td><td class="number">30.0</td>',
         '<th>bundle plain</th><td class="number">20.1</td><td class="number">–</td>',
         '✗ failed</span><br>failure plain<br>b<br>c<br>and 1 more</td>',
@@ -143,6 +143,12 @@ def test_sections_without_data_are_left_out() -> None:
     assert re.findall("<h2>(.*?)</h2>", html) == []
     assert "data-part" not in html.partition("<script")[0]
     assert "<h2>Latency</h2>" in render(ReportData(latency=latency("")))
+
+
+def test_a_dilation_that_served_nothing() -> None:
+    data = report_data("plain")
+    untouched = render(data.model_copy(update={"dilation": [row for row in data.dilation if not row.dilated_share]}))
+    assert "No channel is dilated: nothing that was tried served the network better than s = 1. Rules tried" in untouched
 
 
 def test_same_data_same_page_and_json_round_trip(html: str) -> None:

@@ -100,7 +100,7 @@ def test_nothing_that_is_shown_to_others_names_a_home(made: Path, monkeypatch: p
     for text in (model_card(artifact), *commands(artifact)):
         assert str(made) not in text
     assert "The denoiser of tiny, quantized" in model_card(artifact)
-    assert commands(artifact)[-1].startswith("dq-deploy quantize tiny -o ck")
+    assert commands(artifact)[-1].startswith("dq-deploy quantize path/to/tiny -o ck")
     monkeypatch.setenv("HOME", str(made.parent))
     assert absolute_place(made / "tiny") == "~/work/tiny"
     details = {"source": {"reference": ".", "sha256": "0", "absolute": "~/work/tiny"}}
