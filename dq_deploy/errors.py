@@ -10,6 +10,7 @@ import errno
 import re
 from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
+from pathlib import Path
 
 
 class DqDeployError(Exception):
@@ -67,6 +68,16 @@ def did_you_mean(given: Iterable[str], known: Iterable[str]) -> str:
     names = {name.lower(): name for name in known}
     near = dict.fromkeys(near for one in given for near in get_close_matches(one.lower().strip("*"), names, cutoff=0.5))
     return f"did you mean {', '.join(names[name] for name in list(near)[:3])}? " if near else ""
+
+
+def beside(missing: str | Path) -> str:
+    """A hint about a file that is not there: near names beside it, and the folder that was looked in."""
+    folder = Path(missing).expanduser().absolute().parent
+    try:
+        names = sorted(entry.name for entry in folder.iterdir())
+    except OSError as error:
+        return f"its folder {folder} cannot be read: {error.strerror}"
+    return f"{did_you_mean([Path(missing).name], names)}it was looked for in {folder}"
 
 
 _NO_MEMORY = ("not enough memory", "out of memory", "can't allocate memory", "cannot allocate memory", "bad_alloc", "bad allocation",

@@ -20,12 +20,11 @@ from ..artifacts.lineage import origin_of
 from ..artifacts.reading import read_record
 from ..engines.bench import BenchRow, bench, contenders_from
 from ..engines.contenders import Contender
-from ..engines.engine_files import builder_of, entry_for
+from ..engines.engine_files import builder_of, entry_for, take_to_a_gpu
 from ..engines.executed import ExecutedProduct, counted, executed_products
 from ..engines.kernels import Kernel
 from ..engines.layer_report import BOOKKEEPING, LayerReport
 from ..engines.registry import DEFAULT_BUILDER
-from ..engines.registry import engines as known_engines
 from ..engines.tensorrt.cuda_driver import gpu_compute_capability
 from ..errors import AccuracyGateError, ArtifactError, EnvironmentProblem, UsageError
 from ..progress import Progress, silent
@@ -147,12 +146,8 @@ def _this_gpu(engines: Sequence[Artifact[EngineDetails]]) -> str:
     try:
         return "{}.{}".format(*gpu_compute_capability())
     except (OSError, RuntimeError) as error:
-        needed = sorted({f"{known_engines()[e.details.backend].distributions[0]}=={e.details.version}" for e in engines})
-        capabilities = sorted({capability for engine in engines for capability in engine.details.capabilities})
         raise EnvironmentProblem(
-            f"prove runs engines on an NVIDIA GPU, and none can be used here: {error}",
-            f"run it on a machine with a GPU of compute capability {' or '.join(capabilities)}, its driver, torch with CUDA and "
-            f"{', '.join(needed)}; take the engines' and the checkpoints' folders there",
+            f"prove runs engines on an NVIDIA GPU, and none can be used here: {error}", take_to_a_gpu(engines)
         ) from None
 
 

@@ -35,10 +35,13 @@ def advise(source: str | None, gpu: str | None, compute_capability: str | None, 
     SOURCE, if it is given, stands in the commands; of a pipeline's folder with a transformer, convolutions do not count.
     """
     from ..engines.advice import advise, device_named, products_of, this_machine
+    from ..engines.gpu_names import capabilities_of_names
 
     asked = gpu if gpu is not None else compute_capability
     if gpu is not None and compute_capability is not None:
         raise UsageError("--gpu and --compute-capability both name a device", "give one of them")
+    if compute_capability is not None and (named_so := capabilities_of_names([compute_capability])):
+        raise UsageError(f"'{compute_capability}' is a GPU's name and no compute capability", f"{named_so[0]}; --gpu takes names")
     device = this_machine() if asked is None else device_named(asked)
     named = source or "SOURCE"
     show_advice(advise(device, source=named, ops=products_of(named), backend=backend), output)

@@ -12,7 +12,7 @@ import click
 from rich.console import Console
 
 from ..console import Output
-from ..errors import ArtifactError, UsageError
+from ..errors import ArtifactError, UsageError, beside
 from ..formats.target import TARGETS, target_name
 from ..launched import is_first_process
 
@@ -289,7 +289,7 @@ def read_config(path: Path | None) -> dict[str, Any]:
     try:
         content = parse_json(read_bytes(path, limit=JSON_LIMIT))
     except FileNotFoundError:
-        raise UsageError(f"no such path: {path}") from None
+        raise UsageError(f"no such path: {path}", beside(path)) from None
     except (ArtifactError, ValueError, OSError) as error:
         raise UsageError(f"{path} is not a JSON file: {error}") from None
     if not isinstance(content, dict):

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from ..quantization.bits.chosen import BitChoice, GroupChoice
 
 _SHOWN_LAYERS = 10
+_TURNED_OFF: dict[str, tuple[object, str]] = {"dilation": ("none", "dilation"), "iterations": (0, "distillation")}
+"""Options with the value that turns a part of a method off, and that part."""
 
 
 @click.command(short_help="Float model in, checkpoint of integers and scales out.")
@@ -207,7 +209,9 @@ def _advised(device: str | None, source: str, output: Output, given: dict[str, A
 
     advice = advise(device_named(device), source=source, ops=products_of(source))
     if "preset" not in given:
-        output.note(f"preset {advice.preset} for {advice.device} ({advice.why}); more: dq-deploy advise")
+        capability = advice.compute_capability
+        which = f", compute capability {capability}," if capability and capability not in advice.device.split() else ""
+        output.note(f"preset {advice.preset} for {advice.device}{which} ({advice.why}); more: dq-deploy advise")
     return {"preset": advice.preset}
 
 
@@ -304,9 +308,13 @@ def show_budget(budget: Budget, config: QuantizeConfig, output: Output, choice: 
     from ..quantization.methods import METHODS
 
     method = METHODS[config.method]
-    output.table("method", ("", ""), [("name", f"{method.title} ({method.paper})"), ("what it does", method.summary), *_options(config)])
+    off = [what for name, (value, what) in _TURNED_OFF.items() if getattr(config, name) == value != method.options.get(name)]
+    described = [("name", f"{method.title} ({method.paper})"), ("the method", method.summary)]
+    described += [("turned off by options", ", ".join(off))] if off else []
+    output.table("method", ("", ""), [*described, *_options(config)])
     for limit in method.limits:
-        output.note(limit)
+        if limit.split()[0].lower() not in off:
+            output.note(limit)
     rows = [
         (block.name, len(block.layers), f"{block.trained_parameters:,}", f"{block.macs / 1e6:.1f} M", _duration(block.seconds))
         for block in budget.blocks
@@ -323,6 +331,8 @@ def show_budget(budget: Budget, config: QuantizeConfig, output: Output, choice: 
         *((f"time: {name}", _duration(seconds)) for name, seconds in budget.seconds.items()),
     ]
     output.table("estimate", ("", ""), totals)
+    if budget.refused is not None:
+        output.warn(f"quantize would not begin: {budget.refused}")
     output.note("times are extrapolated from a few passes measured now; memory comes on top of the loaded model; nothing was written")
     output.data({**asdict(budget), "options": config.model_dump(mode="json"), **_choice_json(choice)})
 

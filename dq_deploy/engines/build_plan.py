@@ -12,7 +12,7 @@ from ..errors import ArtifactError, UsageError
 from .build_options import flag
 from .build_request import ShapeRange
 from .descriptor import EngineDescriptor, capability_of
-from .gpu_names import gpu_named
+from .gpu_names import capabilities_of_names
 from .layer_report import op_of, planned_format
 from .registry import builders
 
@@ -39,8 +39,10 @@ def check_capabilities(engine: EngineDescriptor, capabilities: Sequence[str] | N
     if not chosen:
         raise UsageError("no compute capability was given", f"choose among: {known}")
     if unknown := [capability for capability in chosen if capability not in builder.compute_capabilities]:
-        named = [f"the {gpu[0]} has compute capability {gpu[1]}" for capability in unknown if (gpu := gpu_named(capability))]
-        reasons = [*named, *(builder.elsewhere[capability] for capability in unknown if capability in builder.elsewhere)]
+        reasons = [
+            *capabilities_of_names(unknown),
+            *(builder.elsewhere[capability] for capability in unknown if capability in builder.elsewhere),
+        ]
         raise UsageError(
             f"{engine.title} cannot build for compute capability {', '.join(unknown)}", "; ".join([*reasons, f"it builds for: {known}"])
         )

@@ -164,6 +164,16 @@ def entry_for(engine: Artifact[Any], details: EngineDetails, capability: str) ->
     )
 
 
+def take_to_a_gpu(engines: Sequence[Artifact[EngineDetails]]) -> str:
+    """What to do where engines are, and no GPU is: what the machine with one needs."""
+    needed = sorted({f"{builder_of(e.path, e.details).distributions[0]}=={e.details.version}" for e in engines})
+    capabilities = sorted({capability for engine in engines for capability in engine.details.capabilities})
+    return (
+        f"run it on a machine with a GPU of compute capability {' or '.join(capabilities)}, its driver, torch with CUDA and "
+        f"{', '.join(needed)}; take the engines' and the checkpoints' folders there"
+    )
+
+
 def engine_bytes(engine: Artifact[EngineDetails], capability: str | None) -> int:
     """Size in bytes of what was built for a compute capability (None: the CPU): the file, and its weights where they lie beside it."""
     entry = next(entry for entry in engine.details.engines if entry.compute_capability == capability)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 GPUS: dict[str, tuple[str, ...]] = {
     "7.5": ("GTX 1650", "GTX 1660", "RTX 2060", "RTX 2070", "RTX 2080", "TITAN RTX", "Quadro RTX 4000", "Quadro RTX 5000",
@@ -26,6 +27,11 @@ _WITHOUT = re.compile(r"NVIDIA|GEFORCE|RTX|GTX|SUPER|BLACKWELL|GENERATION|LAPTOP
 def gpu_named(text: str) -> tuple[str, str] | None:
     """Name and compute capability of the GPU that a text names ("4090", "GeForce RTX 4090 Ti"); None where it names none that is known."""
     return _BY_NAME.get(_plain(text))
+
+
+def capabilities_of_names(given: Iterable[str]) -> list[str]:
+    """For names of GPUs that stand in the place of compute capabilities, which one each has, in sentences."""
+    return [f"the {gpu[0]} has compute capability {gpu[1]}" for text in given if (gpu := gpu_named(text))]
 
 
 def _plain(name: str) -> str:

@@ -106,7 +106,7 @@ def prepare(source: Any, config: QuantizeConfig, request: Request, progress: Pro
 
     Raises UsageError, ArtifactError or EnvironmentProblem.
     """
-    request.pictures  # noqa: B018  what cannot be read is said before a model is loaded
+    request.pictures, request.given_prompts  # noqa: B018  what cannot be read is said before a model is loaded
     check_strength(request.strength, config.steps)
     loaded, details = _resolve(source, request)
     loaded = replace(loaded, model=_trainable(loaded.model))

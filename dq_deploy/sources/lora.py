@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from ..artifacts.reading import check_safetensors
-from ..errors import ArtifactError, EnvironmentProblem, UsageError, raise_if_out_of_memory
+from ..errors import ArtifactError, EnvironmentProblem, UsageError, beside, raise_if_out_of_memory
 from .plain_copy import plain_copy
 
 _TOLERANCE = 1e-4  # of the layer's largest output: float32 adds up in another order
@@ -52,7 +52,7 @@ def check_lora(lora: Lora) -> None:
             f"the weight of the LoRA is {lora.scale}, and must be a finite number", "--lora-scale 1 takes it as it was trained"
         )
     if not lora.path.is_file():
-        raise UsageError(f"no such LoRA file: {lora.path}")
+        raise UsageError(f"no such LoRA file: {lora.path}", beside(lora.path))
     if lora.path.suffix != ".safetensors":
         raise UsageError(f"{lora.path} is not a .safetensors file", "a pickle can run code when loaded, so only safetensors are read")
     check_safetensors(lora.path)

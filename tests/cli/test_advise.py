@@ -84,6 +84,7 @@ REFUSED = {
     ("--gpu", "H100", "--backend", "tensorrt-rtx"): ("TensorRT-RTX cannot build for compute capability 9.0", "9.0 is Hopper, which only"),
     ("--gpu", "cpu", "--backend", "tensorrt"): ("TensorRT does not run on a CPU", "name the GPU"),
     ("--gpu", "RTX 4090", "--backend", "openvino"): ("OpenVINO does not run on a GPU here", "take tensorrt-rtx, tensorrt"),
+    ("--compute-capability", "4090"): ("'4090' is a GPU's name", "the RTX 4090 has compute capability 8.9; --gpu takes names"),
     ("--gpu", "L4", "--compute-capability", "8.9"): ("both name a device", "give one of them"),
     ("--gpu", ""): ("unknown device ''", "give a GPU such as"),
 }

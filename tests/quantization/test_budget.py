@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +93,11 @@ def test_memory_values_are_rows(tmp_path: Path) -> None:
 
 
 def test_the_command_writes_nothing(
-    flow_pipeline: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    flow_pipeline: Path,
+    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     for name in ("TMPDIR", "HOME", "XDG_CACHE_HOME"):
         monkeypatch.setenv(name, str(tmp_path))
@@ -103,8 +108,15 @@ def test_the_command_writes_nothing(
     budget = json.loads(capfd.readouterr().out)
     before_it = {"calibration", "formats", "initialization", "rounding"}
     assert set(budget["seconds"]) == before_it | {"distillation", "output bias", "judging distillation", "cost of each step", "total"}
+    assert budget["refused"] is None
+    (strict := tmp_path_factory.mktemp("strict") / "options.json").write_text('{"max_float_share": 0}')
+    flags += ["--dilation", "none", "--config", str(strict)]
     assert run(["quantize", str(flow_pipeline), "-o", str(tmp_path / "out"), *flags]) == 0
-    text = capfd.readouterr().out
+    text, said = capfd.readouterr()
+    assert re.search(r"turned off by options\W+dilation\W", text)
+    assert "Dilation is chosen" not in said
+    assert "Weights are symmetric" in said
+    assert re.search(r"quantize would not begin: .* would stay in float, more than 0.0%: conv_in", said)
     for word in ("mid_block.resnets.0", "trained parameters", "conv_in", "memory: peak", "disk: peak", "time: total"):
         assert word in text
     assert snapshot(tmp_path) == {}

@@ -296,8 +296,12 @@ def test_bad_prompts(tmp_path: Path) -> None:
         read_prompts(tmp_path / "empty.txt")
     with pytest.raises(UsageError, match="latin.txt is not UTF-8 text: .* at byte 1"):
         read_prompts(tmp_path / "latin.txt")
-    with pytest.raises(UsageError, match=r"cannot read the prompts in .*none.txt: No such file"):
-        read_prompts(tmp_path / "none.txt")
+    with pytest.raises(
+        UsageError, match=r"cannot read the prompts in .*emty.txt: No such file.*\ndid you mean empty.txt.*\? it was looked for in"
+    ):
+        read_prompts(tmp_path / "emty.txt")
+    with pytest.raises(UsageError, match=r"none.txt: No such file.*\nits folder .*nowhere cannot be read: No such file"):
+        read_prompts(tmp_path / "nowhere/none.txt")
     with pytest.raises(UsageError, match="cannot read the prompts in .*: Is a directory"):
         read_prompts(tmp_path)
     with pytest.raises(UsageError, match="no prompts given"):

@@ -18,7 +18,16 @@ from ...artifacts import Artifact
 from ...artifacts.details import EngineDetails
 from ...artifacts.reading import read_record
 from ...errors import ArtifactError, EnvironmentProblem, ResourceError, raise_if_out_of_memory
-from ..engine_files import builder_of, check_backend_is, check_version, entry_for, open_graph, rebuild_hint, verified_bytes
+from ..engine_files import (
+    builder_of,
+    check_backend_is,
+    check_version,
+    entry_for,
+    open_graph,
+    rebuild_hint,
+    take_to_a_gpu,
+    verified_bytes,
+)
 from ..finite import Nonfinite, checked
 from ..kernels import Kernel
 from ..layer_report import LayerReport
@@ -201,14 +210,15 @@ class TensorRtRunner(GraphRunner):
         return InputSpec(name, shape, np.dtype(_NUMPY[dtype]), tuple(zip(smallest, largest, strict=True)), entries)
 
 
-def _capability(engine: Artifact) -> str:
+def _capability(engine: Artifact[Any]) -> str:
     try:
         major, minor = gpu_compute_capability()
     except (OSError, RuntimeError) as error:
         raise_if_out_of_memory(error)
         raise EnvironmentProblem(
             f"{engine.path} is an engine for an NVIDIA GPU, and none can be used here: {error}",
-            "use the bundle it was built from (onnxruntime and OpenVINO run that), or build an engine with --backend openvino",
+            f"{take_to_a_gpu([engine])}. Here, use the bundle it was built from (onnxruntime and OpenVINO run that), or build an engine "
+            "with --backend openvino",
         ) from None
     return f"{major}.{minor}"
 

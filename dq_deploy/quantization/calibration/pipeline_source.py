@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from ...artifacts import sha256_json
-from ...errors import EnvironmentProblem, UsageError, raise_if_out_of_memory
+from ...errors import EnvironmentProblem, UsageError, beside, raise_if_out_of_memory
 from ...progress import Progress
 from ...sources import MODULE_ROUTE, Pictures, check_complete, for_pictures
 from ..calling import CallForm, OutputForm, described
@@ -44,7 +44,7 @@ def read_prompts(prompts: str | Path | Sequence[str]) -> list[str]:
         except UnicodeDecodeError as error:
             raise UsageError(f"{prompts} is not UTF-8 text: {error.reason} at byte {error.start}", "save it as UTF-8") from None
         except OSError as error:
-            raise UsageError(f"cannot read the prompts in {prompts}: {error.strerror}", "a list of prompts is given as a list") from None
+            raise UsageError(f"cannot read the prompts in {prompts}: {error.strerror}", _where(prompts, error)) from None
         found, where = [line.strip() for line in lines if line.strip()], f"in {prompts}"
     else:
         wrong = [p for p in prompts if not isinstance(p, str)]
@@ -54,6 +54,11 @@ def read_prompts(prompts: str | Path | Sequence[str]) -> list[str]:
     if not found:
         raise UsageError(f"no prompts {where}", "give one prompt at least, on a line of its own")
     return found
+
+
+def _where(prompts: str | Path, error: OSError) -> str:
+    text = "a file of prompts has one on each line"
+    return f"{beside(prompts)}; {text}" if isinstance(error, FileNotFoundError) else text
 
 
 @dataclass(frozen=True)

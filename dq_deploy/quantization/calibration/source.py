@@ -65,6 +65,11 @@ class Request:
         """What a pipeline is to begin with, read once. Raises UsageError as ``Pictures.read`` does."""
         return Pictures.read(self.image or (), self.mask or (), self.control_image or (), self.strength)
 
+    @functools.cached_property
+    def given_prompts(self) -> list[str] | None:
+        """The prompts, read once. Raises UsageError as ``read_prompts`` does."""
+        return None if self.prompts is None else read_prompts(self.prompts)
+
     @property
     def beside(self) -> dict[str, Path]:
         """Folders beside the source's, as ``load_source`` takes them."""
@@ -234,12 +239,12 @@ def _from_tensors(request: Request, config: QuantizeConfig, source: Source) -> L
 def _from_prompts(request: Request, config: QuantizeConfig, source: Source, pictures: Pictures) -> PipelineSource:
     if request.classes is not None:
         raise UsageError(f"classes are given, and {_named(source)} takes prompts", "give --prompts FILE instead")
-    if request.prompts is None:
+    prompts = request.given_prompts
+    if prompts is None:
         raise UsageError(
             f"{_named(source)} is calibrated on prompts, and none are given",
             "write typical prompts into a file, one on a line, and give it: --prompts FILE (from Python: prompts=[...])",
         )
-    prompts = read_prompts(request.prompts)
     return PipelineSource.prepare(
         text_pipeline(source), source.component, prompts, request.negative_prompt, config, request.picture_size, pictures
     )

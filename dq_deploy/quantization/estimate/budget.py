@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from ..config import Distillation, QuantizeConfig
 from ..distillation.trained import TrainedParts, selected
 from ..final_error import calls
 from ..graph.blocks import Block, split_before, split_blocks, whole_network
-from ..graph.plan import make_plan
+from ..graph.plan import make_plan, too_much_float
 from ..graph.shapes import value_bytes
 from ..initial.initialize import initialization_bytes
 from ..outcome import samples_drawn, tables_of_bias
@@ -57,19 +57,22 @@ class Budget:
     memory_bytes: dict[str, int]
     """Above the loaded model: parts, and ``peak``, the most at one time."""
     seconds: dict[str, float]
+    refused: str | None = None
+    """Why ``quantize`` would not begin, and what to do, where too much would stay in float."""
 
 
 @default_torch()
 def estimate(source: Any, *, preset: str = "w8a8", device: str = "cpu", **arguments: Any) -> Budget:
     """Plan what ``quantize`` would do with these arguments, all of which it takes, and measure a few passes to say what it would take.
 
-    Raises what ``quantize`` raises before its first long step.
+    Raises what ``quantize`` raises before its first long step; that too much would stay in float is in ``refused``.
     """
     request, options = Request.split(arguments)
     config, where = QuantizeConfig.build(preset, **options), find_device(device)
-    prepared = prepare(source, config, request)
+    prepared = prepare(source, config.model_copy(update={"max_float_share": 1.0}), request)
     prepared.to(where)
-    return budget(prepared)
+    refused = too_much_float(prepared.plan, config)
+    return replace(budget(prepared), refused=None if refused is None else str(refused))
 
 
 def budget(prepared: Prepared) -> Budget:

@@ -138,15 +138,23 @@ def make_plan(graph_module: GraphModule, config: QuantizeConfig) -> Plan:
         of_bits(config.softmax_bits),
         symmetric_tokens=config.activations is Activations.AUTO,
     )
-    if plan.float_fraction > config.max_float_share:
-        worst = sorted(plan.left_float, key=lambda x: -x.macs)[:5]
-        enough = min(1.0, math.ceil(plan.float_fraction * 100) / 100)
-        listing = "; ".join(f"{x.name} ({x.float_reason})" for x in worst)
-        raise UsageError(
-            f"{plan.float_fraction:.1%} of the multiply-accumulates would stay in float, more than {config.max_float_share:.1%}: {listing}",
-            f'quantize those layers, or allow it: {{"max_float_share": {enough:g}}} in the file of --config',
-        )
+    if (problem := too_much_float(plan, config)) is not None:
+        raise problem
     return plan
+
+
+def too_much_float(plan: Plan, config: QuantizeConfig) -> UsageError | None:
+    """The error where more stays in float than the configuration allows, with what allows it; else None."""
+    if plan.float_fraction <= config.max_float_share:
+        return None
+    worst = sorted(plan.left_float, key=lambda x: -x.macs)[:5]
+    enough = min(1.0, math.ceil(plan.float_fraction * 100) / 100)
+    listing = "; ".join(f"{x.name} ({x.float_reason})" for x in worst)
+    return UsageError(
+        f"{plan.float_fraction:.1%} of the multiply-accumulates would stay in float, more than {config.max_float_share:.1%}: {listing}",
+        "quantize those layers; or allow it, which is harmless in a very small model, where the first layer weighs more: "
+        f"echo '{{\"max_float_share\": {enough:g}}}' > options.json, then --config options.json",
+    )
 
 
 def _assign(layer: GraphLayer, config: QuantizeConfig) -> None:
