@@ -94,10 +94,11 @@ def show_engine(engine: Artifact[EngineDetails], made: Sequence[LayerReport], ou
 
     reports = [report.summary() for report in made]
     attentions = any(report["attentions"] for report in reports)
+    planned = any(report["planned_layers"] for report in reports)  # none of a float network
     rows = [
         (
             report["compute_capability"] or "CPU",
-            f"{report['as_planned']} of {report['planned_layers']}",
+            *([f"{report['as_planned']} of {report['planned_layers']}"] if planned else []),
             counts(report["conv_by_precision"]),
             counts(report["gemm_by_precision"]),
             *([f"{report['attentions_fused']} of {report['attentions']}"] if attentions else []),
@@ -108,7 +109,8 @@ def show_engine(engine: Artifact[EngineDetails], made: Sequence[LayerReport], ou
     ]
     formats = formats_in_words(reports[0]["planned_formats"])
     title = ("attentions in one kernel",) if attentions else ()
-    columns = ("built for", f"planned layers in {formats}", "convs", "GEMMs", *title, "kernels", "weights")
+    planned_in = (f"planned layers in {formats}",) if planned else ()
+    columns = ("built for", *planned_in, "convs", "GEMMs", *title, "kernels", "weights")
     output.table(str(engine.path), columns, rows)
     not_as_planned = {name: planned for report in reports for name, planned in report["not_as_planned"].items()}
     reasons = {name: reason for report in reports for name, reason in report["reasons"].items()}

@@ -14,7 +14,7 @@ from .options import common, force_option
 
 if TYPE_CHECKING:
     from ..artifacts import Artifact
-    from ..artifacts.details import CheckpointDetails, GraphDetails
+    from ..artifacts.details import CheckpointDetails, EngineDetails, GraphDetails
     from ..artifacts.scale_tables import ScaleTable
 
 _SHOWN_TIMESTEPS = 6
@@ -104,6 +104,7 @@ def _of_its_kind(artifact: Artifact) -> list[tuple[str, object]]:
     if isinstance(details, EngineDetails | RepositoryDetails):
         rows += [("backend", details.backend)]
     if isinstance(details, EngineDetails):
+        rows += _built_for(details)
         rows += [(f"lint overridden: {rule}", f"{count} errors") for rule, count in details.lint_allowed.items()]
     if isinstance(details, BundleDetails) and details.float_convolutions:
         rows += [("convolutions left in float", len(details.float_convolutions))]
@@ -124,6 +125,19 @@ def _of_its_kind(artifact: Artifact) -> list[tuple[str, object]]:
             what = f"{bits_in_words(turn.member) or 'float'}, {turn.member.manifest.kind} {entry.name}"
             rows += [(f"member {entry.folder}", f"{what}: timesteps {turn.span} ({len(turn.timesteps)} of {_count(artifact)})")]
     return rows
+
+
+def _built_for(details: EngineDetails) -> list[tuple[str, object]]:
+    """What an engine runs on, with which library, and what it takes."""
+    rows: list[tuple[str, object]] = [("compute capability", ", ".join(details.capabilities))] if details.capabilities else []
+    least, usual, largest = details.batch
+    shapes = ((entry.name, " × ".join(map(str, entry.shape))) for entry in details.inputs)
+    return [
+        *rows,
+        ("built with", f"{details.backend} {details.version}"),
+        ("batch", f"{least} to {largest}, usually {usual}"),
+        *((f"input {name}", shape) for name, shape in shapes),
+    ]
 
 
 def choice_rows(checkpoint: Artifact[CheckpointDetails]) -> list[tuple[str, object]]:

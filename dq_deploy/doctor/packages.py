@@ -80,7 +80,7 @@ def _required(requirement: Requirement, version: str | None) -> Finding:
 
 def _optional(extra: str, requirements: list[Requirement], version_of: InstalledVersion) -> Finding:
     versions = {r.name: version_of(r.name) for r in requirements}
-    (main, purpose), name, mend = extras()[extra], f"[{extra}]", f'pip install "{DISTRIBUTION}[{extra}]"'
+    (main, purpose), name, mend = extras()[extra], f"[{extra}]", f"pip install '.[{extra}]'    # in a clone of {DISTRIBUTION}"
     found = ", ".join(f"{package} {version}" for package, version in versions.items() if version)
     old = [f"{r.name} {versions[r.name]} (needs {r.specifier})" for r in requirements if (v := versions[r.name]) and not fits(r, v)]
     if old and versions.get(main):
@@ -110,7 +110,8 @@ def _together(version_of: InstalledVersion) -> Iterator[Finding]:
                 state="wrong",
                 found=", ".join(f"{name} {version_of(name)}" for name in both),
                 meaning="both install the same module, and which of the two is imported is chance",
-                mend=f'pip uninstall -y {" ".join(both)} && pip install "{DISTRIBUTION}[{last}]"    # or [{", ".join(others)}]',
+                mend=f"pip uninstall -y {' '.join(both)} && pip install '.[{last}]'    "
+                f"# in a clone of {DISTRIBUTION}; or [{', '.join(others)}]",
             )
 
 

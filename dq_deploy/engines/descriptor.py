@@ -162,7 +162,7 @@ class EngineDescriptor:
     @property
     def install(self) -> str:
         """The command that installs it."""
-        return f'pip install "dq-deploy[{self.extra}]"' if self.extra else f"pip install {self.distributions[0]}"
+        return f"pip install '.[{self.extra}]' in a clone of dq-deploy" if self.extra else f"pip install {self.distributions[0]}"
 
     @property
     def building(self) -> Builder:

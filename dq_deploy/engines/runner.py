@@ -23,6 +23,10 @@ from .finite import Nonfinite, spoiled
 TIMESTEP = "timestep"
 MODEL_FILE = "model.onnx"
 Array = NDArray[Any]
+_OTHER_SIZES = (
+    "where a number stands it takes this one size, and a picture's is the one that it was quantized for: quantize for another with "
+    "--height and --width, or for several with --sizes"
+)
 
 
 class Runner(Protocol):
@@ -160,8 +164,10 @@ def bind_inputs(specs: Sequence[InputSpec], inputs: Mapping[str, Array]) -> dict
         raise UsageError("; ".join(problems))
     with np.errstate(over="ignore"):  # what float16 cannot hold becomes infinity, which finite.py finds
         arrays = {spec.name: np.ascontiguousarray(given[spec.name], dtype=spec.dtype) for spec in specs if spec.name != TIMESTEP}
-    problems = [problem for spec in specs if spec.name != TIMESTEP for problem in _shape_problems(spec, arrays[spec.name])]
-    problems += [problem for spec in specs if spec.name != TIMESTEP for problem in _entry_problems(spec, arrays[spec.name])]
+    misshapen = [problem for spec in specs if spec.name != TIMESTEP for problem in _shape_problems(spec, arrays[spec.name])]
+    if misshapen and all(len(arrays[spec.name].shape) == len(spec.shape) for spec in specs if spec.name != TIMESTEP):
+        raise UsageError("; ".join(misshapen), _OTHER_SIZES)
+    problems = misshapen + [problem for spec in specs if spec.name != TIMESTEP for problem in _entry_problems(spec, arrays[spec.name])]
     batches = {spec.name: len(arrays[spec.name]) for spec in specs if spec.name in arrays and spec.batched and arrays[spec.name].ndim}
     if len(set(batches.values())) > 1:
         problems.append("the inputs' batches differ: " + ", ".join(f"{name} has {size}" for name, size in batches.items()))

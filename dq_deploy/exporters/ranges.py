@@ -21,7 +21,7 @@ from .session import session_as_written
 
 _TIMESTEPS = 5  # evenly among the calibrated ones, first and last included
 _WHY = ": an fp16 export runs the graph, to find the values that fp16 cannot hold"
-_OR = 'pip install "dq-deploy[cpu]", or export with --dtype fp32 or --dtype bf16'
+_OR = "pip install '.[cpu]' in a clone of dq-deploy, or export with --dtype fp32 or --dtype bf16"
 Array = np.ndarray[Any, Any]
 
 

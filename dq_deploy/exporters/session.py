@@ -7,7 +7,7 @@ from typing import Any
 
 from ..errors import EnvironmentProblem
 
-_HOW = 'pip install "dq-deploy[cpu]" (or [gpu], never both)'
+_HOW = "pip install '.[cpu]' in a clone of dq-deploy (or [gpu], never both)"
 
 
 def session_as_written(model: bytes | Path, *, threads: int | None = None, why: str = "", hint: str = _HOW) -> Any:

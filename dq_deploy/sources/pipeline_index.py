@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from ..artifacts.reading import read_json
 from ..errors import ArtifactError
+from .quiet import without_torchvision
 
 INDEX_NAME = "model_index.json"
 WEIGHTS_SUFFIX = ".safetensors"
@@ -100,7 +101,8 @@ def class_of_diffusers(name: str, base: type, root: Path) -> Any:
     """Class ``name`` of diffusers. A name from a file is only ever looked up there, and must be of the right kind."""
     import diffusers
 
-    found = getattr(diffusers, name, None)
+    with without_torchvision():  # a pipeline's class brings those of transformers
+        found = getattr(diffusers, name, None)
     if not (isinstance(found, type) and issubclass(found, base)):
         kind = {"SchedulerMixin": "scheduler", "DiffusionPipeline": "pipeline"}.get(base.__name__, "model")
         raise ArtifactError(f"{root}: diffusers {diffusers.__version__} has no {kind} class '{name}'", "a newer diffusers may have it")

@@ -18,6 +18,7 @@ from ..errors import ArtifactError, EnvironmentProblem, raise_if_out_of_memory, 
 from .controlnet import with_controlnet
 from .pipeline_index import class_of_diffusers, left_out_parts, read_components, read_pipeline_index
 from .plain_copy import is_quantized, plain_copy
+from .quiet import without_torchvision
 from .resolve import resolve
 from .source import Source
 from .weights import readable
@@ -91,7 +92,7 @@ def load_whole(root: Path, **parts: Any) -> Any:
     _check_parts(root, {name: components[name] for name in required})
     with readable(root, required) as folder:
         try:
-            with _no_progress_bars():
+            with _no_progress_bars(), without_torchvision():
                 pipeline = kind.from_pretrained(
                     folder, **parts, **needless, **flags, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False,
                 )  # fmt: skip
@@ -143,5 +144,6 @@ def _check_parts(root: Path, components: dict[str, tuple[str, str]]) -> None:
 def _known_class(name: str) -> Any:
     import diffusers
 
-    found = getattr(diffusers, name, None) if name else None
+    with without_torchvision():  # the class brings those of transformers
+        found = getattr(diffusers, name, None) if name else None
     return found if isinstance(found, type) else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -48,7 +49,8 @@ def test_the_compiler_takes_every_layer_as_planned(cli: Cli, tmp_path: Path, flo
     assert "warning" not in ended.err
     shown = cli("inspect", tmp_path / "engine")
     assert shown.code == 0
-    assert "tensorrt-rtx" in shown.out
+    for row in ("tensorrt-rtx", r"compute capability\W+8\.9", r"batch\W+1 to ", r"input sample\W+batch × 1 × 8 × 8"):
+        assert re.search(row, shown.out)
     # It cannot run here, and every command that would need that says so.
     engine = tmp_path / "engine"
     assert_refused(cli("check", engine, "--checkpoint", flow.checkpoint), 4, "engine")

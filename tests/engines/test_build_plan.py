@@ -35,7 +35,7 @@ def test_missing_tensorrt_names_the_command_and_the_ways_out() -> None:
         TENSORRT.check()
     assert caught.value.exit_code == 4
     text = str(caught.value)
-    for part in ('python -m pip install "dq-deploy[tensorrt]"', "NVIDIA's own package index", "GPU", "--backend tensorrt-rtx"):
+    for part in ("python -m pip install '.[tensorrt]' in a clone", "NVIDIA's own package index", "GPU", "--backend tensorrt-rtx"):
         assert part in text
 
 

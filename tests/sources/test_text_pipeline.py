@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 import sys
 from pathlib import Path
@@ -15,9 +16,24 @@ from diffusers import DiTPipeline, PNDMScheduler
 
 from dq_deploy.errors import ArtifactError, EnvironmentProblem
 from dq_deploy.sources import load_source, source_from_module, takes_prompts, text_pipeline
+from dq_deploy.sources.quiet import without_torchvision
 from tests.sources.test_load import make_hub_cache
 from tests.tiny import scheduler, tiny_unet
 from tests.tiny_pipelines import tiny_dit, tiny_stable_diffusion
+
+
+def test_only_the_torchvision_warning_is_silenced(caplog: pytest.LogCaptureFixture) -> None:
+    logger = logging.getLogger("transformers.utils.import_utils")
+    logger.addHandler(caplog.handler)
+    text = "`CLIPImageProcessor` requires torchvision (not installed); falling back to `CLIPImageProcessorPil`"
+    try:
+        with without_torchvision():
+            logger.warning(text)
+            logger.warning("another")
+        logger.warning(text)
+    finally:
+        logger.removeHandler(caplog.handler)
+    assert list(dict.fromkeys(record.getMessage() for record in caplog.records)) == ["another", text]
 
 
 @pytest.fixture(scope="module")
