@@ -209,10 +209,18 @@ def _in_one_type(part: nn.Module, dtype: torch.dtype) -> None:
             setattr(part, name, dtype)
 
 
+def _in_a_class_of_its_own(part: nn.Module) -> None:
+    """Part a parametrized module's class from that of the caller's, which it shares: removing takes properties from it."""
+    shared = type(part)
+    own = {name: value for name, value in vars(shared).items() if name not in ("__dict__", "__weakref__")}
+    part.__class__ = type(shared.__name__, shared.__bases__, own)
+
+
 def _bake(part: nn.Module) -> None:
     """Compute once the weights that a module computes at each call."""
     if parametrize.is_parametrized(part):
         assert isinstance(part.parametrizations, nn.ModuleDict)
+        _in_a_class_of_its_own(part)
         for name in list(part.parametrizations):
             value = getattr(part, name).detach().clone()
             originals = part.parametrizations[name]

@@ -68,7 +68,10 @@ def test_a_branch_that_no_input_decides_is_taken_as_the_model_takes_it() -> None
             torch.testing.assert_close(graph(x, t), model(x, t), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("decide", [lambda x, _: x.max() > -99, written, listed, overwritten, lambda x, _: torch.ones(len(x)).sum() > 2])
+@pytest.mark.parametrize("decide", [
+    lambda x, _: x.max() > -99, written, listed, overwritten, lambda x, _: torch.ones(len(x)).sum() > 2,
+    lambda x, _: torch.ones(len(x)).sum() > 10, lambda x, _: (torch.arange(len(x)) == 7).any(),
+])  # fmt: skip
 def test_a_branch_that_an_input_decides_is_refused(decide: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> None:
     with pytest.raises(ArtifactError, match="cannot capture Branching") as caught:
         captured(Branching(decide).eval(), (TOKENS, 8))

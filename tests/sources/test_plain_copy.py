@@ -226,6 +226,7 @@ def test_computed_weights_become_weights(name: str) -> None:
     expected, before = outputs(model, {}), state(model)
     found = plain_copy(model)
     same(before, state(model))
+    assert torch.equal(outputs(model, {}), expected)  # the caller's computes on
     assert found.state_dict().keys() == PlainUNet().state_dict().keys()
     assert type(found.first) is nn.Conv2d
     assert torch.allclose(outputs(found, {}), expected, atol=1e-6)

@@ -29,14 +29,18 @@ Place = tuple[str, int, str]
 """File and line of the code that reads a value, and by which function."""
 Values = dict[Place, list[Any]]
 """What is read at each place, in order."""
+Made = tuple[Any, ...]
+"""What an operator made, summed up."""
 
 
 @torch.no_grad()
 def known_values(wrapper: nn.Module, tensors: Sequence[torch.Tensor]) -> Values:
     """The values that ``wrapper(*tensors)`` reads, unless one of them depends on the values of the tensors [N, ...], or on N."""
     found: list[Values] = []
+    made: list[Made] = []
     for batch in _BATCHES:
-        with _Influence([t[torch.arange(batch) % len(t)] for t in tensors]) as influence, _Reader(influence) as reader:
+        inputs = [t[torch.arange(batch) % len(t)] for t in tensors]
+        with _Influence(inputs, made) as influence, _Reader(influence) as reader:
             try:
                 wrapper(*influence.inputs)
             except Exception as error:  # noqa: BLE001  a model may call what cannot be followed
@@ -44,6 +48,7 @@ def known_values(wrapper: nn.Module, tensors: Sequence[torch.Tensor]) -> Values:
                 return {}
         if influence.escaped:
             return {}
+        made = influence.made
         found.append(reader.found)
     first, second = found
     return {place: values for place, values in first.items() if second.get(place) == values}
@@ -66,11 +71,17 @@ class Given(TorchFunctionMode):
 
 
 class _Influence(TorchDispatchMode):
-    """Follows which memory the inputs have a part in, operator by operator. ``escaped``: a value of theirs became a number."""
+    """Follows which memory the inputs have a part in, operator by operator. ``escaped``: a value of theirs became a number.
 
-    def __init__(self, inputs: Sequence[torch.Tensor]) -> None:
+    N has a part in what is made without the inputs and differs from what was ``made_before`` in a run of another N: in its values, or in
+    its shape unless all of it is one value, as a mask of N zeros is.
+    """
+
+    def __init__(self, inputs: Sequence[torch.Tensor], made_before: Sequence[Made] = ()) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.inputs, self.escaped = inputs, False
+        self.made: list[Made] = []
+        self._before = made_before
         self._reached: dict[int, torch.UntypedStorage] = {}  # which stays, so that its address is no other's
         self._reach(inputs)
 
@@ -84,10 +95,17 @@ class _Influence(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         read = _tensors((args, kwargs))
         result = func(*args, **(kwargs or {}))
-        if self.reaches(read):
+        if self.reaches(read) or self._differs(result):
             self._reach([*_tensors(result), *(read if func._schema.is_mutable else [])])
             self.escaped |= func is torch.ops.aten._local_scalar_dense.default
         return result
+
+    def _differs(self, result: Any) -> bool:
+        """Note what was made without the inputs, and say whether it was made otherwise before."""
+        with torch._C.DisableTorchFunction():
+            self.made.append(tuple(_summary(t) for t in _tensors(result)))
+        at = len(self.made) - 1
+        return bool(self._before) and (at >= len(self._before) or self._before[at] != self.made[at])
 
 
 class _Reader(TorchFunctionMode):
@@ -104,6 +122,17 @@ class _Reader(TorchFunctionMode):
             self.influence.escaped |= self.influence.reaches(_tensors((args, kwargs)))
             self.found[_place(func)].append(result)
         return result
+
+
+def _summary(t: torch.Tensor) -> Any:
+    """Of a tensor that is one value everywhere, that; else its shape and what tells its values from others."""
+    if not t.numel():
+        return None
+    values = torch.view_as_real(t).double() if t.is_complex() else t.double()
+    low, high = values.aminmax()
+    if bool(low == high):
+        return float(low)
+    return (tuple(t.shape), float(low), float(high), float((values.flatten() * torch.arange(1, values.numel() + 1)).sum()))
 
 
 def _tensors(tree: Any) -> list[torch.Tensor]:
