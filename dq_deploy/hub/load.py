@@ -14,7 +14,8 @@ from ..sources.hub_access import download_error, from_hub
 from .repo_id import REPO_ID
 
 
-def load(path: str | Path | Artifact, *, runtime: Runtime = "auto", revision: str | None = None, **options: Any) -> DropInModel:
+def load(path: str | Path | Artifact, *, runtime: Runtime = "auto", revision: str | None = None, cache: float | None = None,
+         **options: Any) -> DropInModel:  # fmt: skip
     """A bundle, an engine or a schedule as the drop-in for a pipeline's ``unet`` or ``transformer``.
 
     ``path`` is a folder, an opened artefact, or the id of a hub repository (owner/name, at ``revision``), which is downloaded into the
@@ -28,6 +29,8 @@ def load(path: str | Path | Artifact, *, runtime: Runtime = "auto", revision: st
     Raises UsageError (no such path or repository, unknown runtime), ArtifactError (none of the three, a changed file, another runtime than
     the engine's) and EnvironmentProblem (the runtime is not installed, or does not match the engine).
     """
+    if cache is not None:
+        options["cache"] = cache
     on_hub = isinstance(path, str) and REPO_ID.fullmatch(path) and not Path(path).exists()
     if not on_hub:
         if revision is not None:

@@ -136,7 +136,8 @@ class _Judge:
             ends = self._finals(model, name)
         except DqDeployError:  # a network that predicts no step of a sample
             return []
-        return [snr_db(expected, end) for expected, end in zip(self.expected, ends, strict=True)]
+        found = [snr_db(expected, end) for expected, end in zip(self.expected, ends, strict=True)]
+        return [FLOOR_DB if math.isnan(value) else value for value in found]  # what draws nothing finite
 
     @torch.no_grad()
     def _finals(self, model: Model, name: str) -> torch.Tensor:
@@ -184,10 +185,9 @@ def samples_drawn(config: QuantizeConfig) -> int:
 
 def nearest(found: Mapping[str, Sequence[float]], rule: str) -> str:
     """The state of the greatest mean SNR in dB if its lead over ``rule`` on the same seeds exceeds the lead's standard error; else that."""
-    finite = {name: [FLOOR_DB if math.isnan(value) else value for value in values] for name, values in found.items()}
-    best = max(finite, key=lambda name: fmean(finite[name]))
-    if any(map(math.isnan, found[rule])):
+    best = max(found, key=lambda name: fmean(found[name]))
+    if FLOOR_DB in found[rule]:
         return best
-    leads = [a - b for a, b in zip(finite[best], found[rule], strict=True)]
+    leads = [a - b for a, b in zip(found[best], found[rule], strict=True)]
     error = stdev(leads) / math.sqrt(len(leads)) if len(leads) > 1 else 0.0
     return best if fmean(leads) > error else rule

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from dq_deploy.artifacts.details import KeptState
-from dq_deploy.decibels import snr_db
+from dq_deploy.decibels import FLOOR_DB, snr_db
 from dq_deploy.quantization import outcome
 from dq_deploy.quantization.calibration.trajectories import final_samples
 from dq_deploy.quantization.checkpoint import Checkpoint
@@ -83,5 +83,11 @@ def test_a_lead_within_its_error_changes_nothing() -> None:
 
 
 def test_a_network_that_draws_nothing_finite_is_not_kept() -> None:
-    assert nearest({BEFORE: [20.0, 20.0], DISTILLED: [math.nan, 20.0]}, DISTILLED) == BEFORE
-    assert nearest({BEFORE: [math.nan, math.nan], DISTILLED: [10.0, 10.0]}, BEFORE) == DISTILLED
+    assert nearest({BEFORE: [20.0, 20.0], DISTILLED: [FLOOR_DB, 20.0]}, DISTILLED) == BEFORE
+    assert nearest({BEFORE: [FLOOR_DB, FLOOR_DB], DISTILLED: [10.0, 10.0]}, BEFORE) == DISTILLED
+
+
+def test_what_is_not_finite_is_written_as_the_floor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outcome, "snr_db", lambda *_: math.nan)
+    found = kept(make_checkpoint(PlainUNet(), tmp_path / "c", **TRAINED))
+    assert set(found.final_snr_db.values()) == {FLOOR_DB}
