@@ -48,7 +48,8 @@ if TYPE_CHECKING:
     "--cache",
     type=float,
     metavar="THRESHOLD",
-    help="Skip all but the first block of a bundle at steps where what that adds has changed by less, relative to the last step in full.",
+    help="Skip all but the first block of a bundle at steps where what that adds has changed by less, relative to the last step in full.  "
+    "[default: none is skipped]",
 )
 @click.option("--frames-a-second", default=8.0, show_default=True, help="Of a GIF.")
 @force_option

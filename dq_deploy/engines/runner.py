@@ -85,7 +85,7 @@ class GraphRunner(ABC):
         """Run the graph on inputs of exactly its shapes and dtypes."""
 
     def infer_all(self, feeds: Mapping[str, Array]) -> list[Array]:
-        """Every output of the graph, in its order, for inputs of exactly its shapes and dtypes: what a part of a network gives.
+        """Every output [N, ...] of the graph, in its order, for inputs [N, ...] of exactly its shapes and dtypes: for parts of networks.
 
         Only engines whose descriptor has ``parts`` do so.
         """

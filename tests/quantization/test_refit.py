@@ -135,7 +135,7 @@ def test_gptq_rounds_by_the_samples_that_a_checkpoint_carries(plain: Artifact, f
 
 
 def test_a_distilled_checkpoint_keeps_what_it_learned(folder: Path, tmp_path: Path) -> None:
-    trained = quantize(folder / "pipeline", tmp_path / "trained", **{**QUICK, "iterations": 3, "batch_size": 4})
+    trained = quantize(folder / "pipeline", tmp_path / "trained", **{**QUICK, "iterations": 3, "batch_size": 4, "judged_samples": 0})
     made = refit(trained, tmp_path / "styled", lora=lora(folder), lora_scale=0.8, rounding="nearest")
     back = codes(load_checkpoint(refit(made, tmp_path / "back", lora=None, rounding="nearest").path))
     between = codes(load_checkpoint(made.path))

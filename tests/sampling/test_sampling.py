@@ -52,13 +52,13 @@ def test_quantized_beside_float_from_the_same_seeds(tiny_bundle: Artifact, pipel
 
     # 5 pictures of 8 pixels in 3 columns and 2 rows, enlarged 12 times, twice side by side.
     picture = Image.open(tmp_path / "grid.png")
-    assert picture.size == (24 + 2 * (3 * 102 - 6 + 24), 40 + 2 * 102 - 6 + 24)
+    assert picture.size == (24 + 2 * (3 * 102 - 6 + 24), 62 + 2 * 102 - 6 + 24)  # a title of two lines
 
     pipe = DDIMPipeline.from_pretrained(pipeline_dir)
     pipe.set_progress_bar_config(disable=True)
     generator = torch.Generator().manual_seed(picture_seed(3, 4))
     fifth = pipe(1, generator=generator, num_inference_steps=4, output_type="np").images[0]
-    pixels = np.asarray(picture)[40 + 102 :: 12, 24 + 102 :: 12, 0][:8, :8]  # second row, second column of the left panel
+    pixels = np.asarray(picture)[62 + 102 :: 12, 24 + 102 :: 12, 0][:8, :8]  # second row, second column of the left panel
     np.testing.assert_array_equal(pixels, np.round(fifth[..., 0] * 255))
 
 
@@ -168,7 +168,7 @@ def test_guidance_is_that_of_diffusers_pipeline(class_conditional: Artifact, tmp
             halves = dit(torch.cat([x, x]), t.expand(2), class_labels=torch.tensor([3, 5])).sample[:, :1]
             x = scheduler.step(halves[1:] + 4.0 * (halves[:1] - halves[1:]), t, x).prev_sample
     expected = np.round((x[0, 0] / 2 + 0.5).clamp(0, 1).numpy() * 255)
-    pixels = np.asarray(Image.open(tmp_path / "guided.png"))[40::12, 24::12, 0][:8, :8]
+    pixels = np.asarray(Image.open(tmp_path / "guided.png"))[62::12, 24::12, 0][:8, :8]
     np.testing.assert_allclose(pixels.astype(int), expected, atol=1)
 
 

@@ -44,7 +44,7 @@ class ShapedModels:
         return self.infer_all(feeds)[0]
 
     def infer_all(self, feeds: Mapping[str, Array]) -> list[Array]:
-        """All outputs, likewise."""
+        """All outputs, likewise, for inputs [N, ...]."""
         return self._for(feeds).infer(feeds)
 
     def any(self) -> Any:

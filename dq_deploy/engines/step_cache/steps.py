@@ -107,7 +107,7 @@ def relative_change(residual: Array, before: Array) -> float:
 
 
 def condition_key(feeds: Mapping[str, Array], names: Iterable[str], shape: tuple[int, ...]) -> str:
-    """A hash of some inputs, values and shapes, and of the residual's ``shape``."""
+    """A hash of some inputs [N, ...], values and shapes, and of the residual's ``shape``."""
     found = hashlib.blake2b(str(shape).encode(), digest_size=16)
     for name in names:
         array = np.ascontiguousarray(feeds[name])
