@@ -88,3 +88,17 @@ def test_values_that_are_read_at_one_place_are_given_in_their_order() -> None:
     x, t = torch.randn(3, TOKENS, 8), torch.tensor([1.0, 2.0, 3.0])
     with torch.no_grad():
         torch.testing.assert_close(captured(model, (TOKENS, 8))(x, t), model(x, t))
+
+
+class Numbered(Branching):
+    """Numbers its samples before it looks at a buffer: N has a part in the numbers, and none in the branch."""
+
+    def forward(self, x: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+        return super().forward(x + torch.arange(len(x))[:, None, None], timestep)
+
+
+def test_what_n_has_a_part_in_does_not_hide_what_it_has_none_in() -> None:
+    model = Numbered(lambda _, table: table.sum() == 0).eval()
+    x, t = torch.randn(3, TOKENS, 8), torch.tensor([1.0, 2.0, 3.0])
+    with torch.no_grad():
+        torch.testing.assert_close(captured(model, (TOKENS, 8))(x, t), model(x, t))

@@ -33,9 +33,10 @@ from .exporting import (
 from .fixed_batch import freed
 from .free_sizes import FreeSize, free_sizes, with_multiples
 from .own_names import name_nodes, rehome
-from .positional import BATCHES, Positional, does_not_run, expected_outputs, resized, shown
+from .positional import BATCHES, Positional, does_not_run, expected_outputs, shown
 from .rewrites import clean, normalize
 from .rewrites.attention import ATTENTION
+from .shapes import resized
 
 _LARGE = 32  # batches above are not tried: diffusers' upsamplers have a branch at 64, for memory, which changes no value
 _EXPORT_STEPS = 4  # torch.export's of the progress, whose others are the samples that model and graph are compared at

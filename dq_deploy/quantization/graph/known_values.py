@@ -6,6 +6,7 @@ the value is the same at every call. It is read from a run of the model and give
 
 from __future__ import annotations
 
+import hashlib
 import sys
 from collections import defaultdict
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from ...errors import raise_if_out_of_memory
+from .shapes import resized
 
 _READS = frozenset({
     torch.Tensor.__bool__, torch.Tensor.__int__, torch.Tensor.__float__, torch.Tensor.__index__, torch.Tensor.item, torch.Tensor.tolist,
@@ -29,8 +31,8 @@ Place = tuple[str, int, str]
 """File and line of the code that reads a value, and by which function."""
 Values = dict[Place, list[Any]]
 """What is read at each place, in order."""
-Made = tuple[Any, ...]
-"""What an operator made, summed up."""
+Made = tuple[Any, ...] | None
+"""What an operator made, summed up; None: from the inputs."""
 
 
 @torch.no_grad()
@@ -39,8 +41,7 @@ def known_values(wrapper: nn.Module, tensors: Sequence[torch.Tensor]) -> Values:
     found: list[Values] = []
     made: list[Made] = []
     for batch in _BATCHES:
-        inputs = [t[torch.arange(batch) % len(t)] for t in tensors]
-        with _Influence(inputs, made) as influence, _Reader(influence) as reader:
+        with _Influence(resized(tensors, batch), made) as influence, _Reader(influence) as reader:
             try:
                 wrapper(*influence.inputs)
             except Exception as error:  # noqa: BLE001  a model may call what cannot be followed
@@ -95,17 +96,18 @@ class _Influence(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         read = _tensors((args, kwargs))
         result = func(*args, **(kwargs or {}))
-        if self.reaches(read) or self._differs(result):
+        reached = self.reaches(read)
+        if self._differs(result, reached=reached) or reached:
             self._reach([*_tensors(result), *(read if func._schema.is_mutable else [])])
             self.escaped |= func is torch.ops.aten._local_scalar_dense.default
         return result
 
-    def _differs(self, result: Any) -> bool:
-        """Note what was made without the inputs, and say whether it was made otherwise before."""
+    def _differs(self, result: Any, *, reached: bool) -> bool:
+        """Note what an operator made without the inputs (None: with them), and say whether it made something else before."""
         with torch._C.DisableTorchFunction():
-            self.made.append(tuple(_summary(t) for t in _tensors(result)))
+            self.made.append(None if reached else tuple(_summary(t) for t in _tensors(result)))
         at = len(self.made) - 1
-        return bool(self._before) and (at >= len(self._before) or self._before[at] != self.made[at])
+        return not reached and bool(self._before) and (at >= len(self._before) or self._before[at] != self.made[at])
 
 
 class _Reader(TorchFunctionMode):
@@ -125,14 +127,11 @@ class _Reader(TorchFunctionMode):
 
 
 def _summary(t: torch.Tensor) -> Any:
-    """Of a tensor that is one value everywhere, that; else its shape and what tells its values from others."""
-    if not t.numel():
-        return None
-    values = torch.view_as_real(t).double() if t.is_complex() else t.double()
-    low, high = values.aminmax()
-    if bool(low == high):
-        return float(low)
-    return (tuple(t.shape), float(low), float(high), float((values.flatten() * torch.arange(1, values.numel() + 1)).sum()))
+    """Of a tensor that is one value everywhere, that; else its shape and a hash of its values."""
+    flat = t.reshape(-1)
+    if not len(flat) or bool((flat == flat[0]).all()):
+        return flat[:1].tolist()
+    return tuple(t.shape), hashlib.sha256(flat.contiguous().view(torch.uint8).numpy().tobytes()).hexdigest()
 
 
 def _tensors(tree: Any) -> list[torch.Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch import nn
 from ...errors import ArtifactError, DqDeployError, UsageError, raise_if_out_of_memory
 from ..calling import TIMESTEP, CallForm, OutputForm, output_form, packed, whole_batch_forward
 from .exporting import described
+from .shapes import resized
 
 BATCHES = (1, 3)
 """At which a model and its graph, captured at 2, are compared."""
@@ -112,11 +113,6 @@ def does_not_run(wrapper: Positional, names: list[str], tensors: list[torch.Tens
     return ArtifactError(
         f"{name} runs at batch {len(tensors[0])}, and not at batches {' and '.join(map(str, BATCHES))}: {described(error)}"
     )
-
-
-def resized(tensors: Iterable[torch.Tensor], batch: int) -> list[torch.Tensor]:
-    """A batch [batch, ...] from the same samples [N, ...], in turn."""
-    return [t[torch.arange(batch) % t.shape[0]] for t in tensors]
 
 
 def shown(example: Mapping[str, torch.Tensor]) -> str:

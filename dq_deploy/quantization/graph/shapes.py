@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -50,3 +50,8 @@ def value_bytes(value: Any) -> int:
     if not isinstance(value, torch.Tensor):
         return 0
     return math.prod(static_shape(value)) * value.element_size()
+
+
+def resized(tensors: Iterable[torch.Tensor], batch: int) -> list[torch.Tensor]:
+    """A batch [batch, ...] from the same samples [N, ...], in turn."""
+    return [t[torch.arange(batch) % t.shape[0]] for t in tensors]
