@@ -20,12 +20,11 @@ from ..decibels import FLOOR_DB, snr_db
 from ..errors import DqDeployError
 from ..formats import Activations
 from ..progress import Progress
-from . import numerics
 from .calibration.trajectories import Conditions, Model, Trajectories, batched
 from .calling.output import OutputForm
 from .config import QuantizeConfig
 from .distillation.distill import distill
-from .output_bias import channel_axis, mean_error
+from .output_bias import OutputBias, channel_axis, mean_error
 from .prepare import Prepared
 from .running.processes import SharedWork
 from .running.work_folder import Stage
@@ -50,13 +49,14 @@ def train(prepared: Prepared, quantized: GraphModule, data: Trajectories, work: 
     if not config.judges_distillation:
         losses = distill(prepared.float_graph, quantized, data, config, work=work, processes=work.processes, progress=progress)
         return Outcome(losses, output_bias_table(prepared, quantized, data, work, progress) if config.corrects_output else None)
-    work.save(_PARAMETERS, dict(quantized.named_parameters()), {})
     judge = _Judge(prepared, quantized, data, work, progress)
-    judge.before()
+    if judge.expected is not None:
+        work.save(_PARAMETERS, dict(quantized.named_parameters()), {})
+        judge.before()
     losses = distill(prepared.float_graph, quantized, data, config, work=work, processes=work.processes, progress=progress)
+    if judge.expected is None:
+        return Outcome(losses, judge.table("output-bias") if config.corrects_output else None)
     found = judge.after()
-    if found is None:
-        return Outcome(losses, judge.tables.get(CORRECTED) if config.corrects_output else None)
     if found.kept == BEFORE:
         _restore(quantized, work)
         losses = []
@@ -87,34 +87,35 @@ def output_bias_table(prepared: Prepared, quantized: GraphModule, data: Trajecto
 
 
 class _Judge:
-    """Samples to the end with the states of one network, and says which ends nearest to the float one."""
+    """Samples to the end with the states of one network, and says which ends nearest to the float one.
+
+    ``expected`` are the float network's final samples [n, ...]; None for a network that predicts no step of a sample.
+    """
 
     def __init__(self, prepared: Prepared, quantized: GraphModule, data: Trajectories, work: SharedWork, progress: Progress) -> None:
         self.prepared, self.quantized, self.data, self.work, self.progress = prepared, quantized, data, work, progress
         self.config: QuantizeConfig = prepared.config
         self.tables: dict[str, torch.Tensor] = {}
         self.found: dict[str, list[float]] = {}
-        self.expected: torch.Tensor | None = None
+        self.expected = work.made("judged-float", self._float_ends).tensors.get("ends")
 
     def before(self) -> None:
         """Sample with the network as it is before distillation, corrected as it is where nothing is trained."""
-        self._sample(BEFORE, self._table("output-bias-before"))
+        self._sample(BEFORE, self.table("output-bias-before"))
 
-    def after(self) -> KeptState | None:
-        """Sample with the trained network, and choose; None where nothing can be sampled."""
-        table = self._table("output-bias")
+    def after(self) -> KeptState:
+        """Sample with the trained network, and choose."""
+        table = self.table("output-bias")
         if table is not None:
             self._sample(CORRECTED, table)
         if table is None or not self.config.output_bias:
             self._sample(DISTILLED, None)
-        if not all(self.found.values()):
-            return None
         rule = CORRECTED if table is not None and self.config.corrects_output else DISTILLED
         means = {name: round(fmean(values), 3) for name, values in self.found.items()}
         return KeptState(kept=nearest(self.found, rule), final_snr_db=means, seeds=self.config.drawn_to_judge)
 
-    def _table(self, stage: str) -> torch.Tensor | None:
-        """The output bias of the network as it is; None where it is to have none."""
+    def table(self, stage: str) -> torch.Tensor | None:
+        """The output bias [T, C] of the network as it is; None where it is to have none."""
         if not self.config.may_correct_output:
             return None
         return output_bias_table(self.prepared, self.quantized, self.data, self.work, self.progress, stage)
@@ -123,24 +124,25 @@ class _Judge:
         if table is not None:
             self.tables[name] = table
         stage = "judged-" + "-".join(name.replace(",", "").split())
-        self.found[name] = self.work.made(stage, lambda: Stage({}, self._ends(name, table))).record
+        self.found[name] = self.work.made(stage, lambda: Stage({}, self._distances(name, table))).record
 
-    def _ends(self, name: str, table: torch.Tensor | None) -> list[float]:
-        """SNR in dB of each seed's final sample; none where nothing is sampled."""
+    def _float_ends(self) -> Stage:
+        try:
+            return Stage({"ends": self._ends(self.prepared.call(self.prepared.float_graph), "float")}, {})
+        except DqDeployError:  # nothing is sampled
+            return Stage({}, {})
+
+    def _distances(self, name: str, table: torch.Tensor | None) -> list[float]:
+        """SNR in dB of each seed's final sample."""
         model = self.prepared.call(self.quantized)
         if table is not None:
-            model = _corrected(model, table, self.data.timesteps)
-        try:
-            if self.expected is None:
-                self.expected = self._finals(self.prepared.call(self.prepared.float_graph), "float")
-            ends = self._finals(model, name)
-        except DqDeployError:  # a network that predicts no step of a sample
-            return []
-        found = [snr_db(expected, end) for expected, end in zip(self.expected, ends, strict=True)]
+            model = _corrected(model, table, self.data)
+        assert self.expected is not None
+        found = [snr_db(expected, end) for expected, end in zip(self.expected, self._ends(model, name), strict=True)]
         return [FLOOR_DB if math.isnan(value) else value for value in found]  # what draws nothing finite
 
     @torch.no_grad()
-    def _finals(self, model: Model, name: str) -> torch.Tensor:
+    def _ends(self, model: Model, name: str) -> torch.Tensor:
         """Final samples [n, ...]."""
         config, count = self.config, self.config.drawn_to_judge
         seeds = range(_JUDGED_SEED + config.seed, _JUDGED_SEED + config.seed + count)
@@ -159,15 +161,13 @@ class _Judge:
             return ends
 
 
-def _corrected(model: Model, table: torch.Tensor, timesteps: torch.Tensor) -> Model:
-    """A model whose output has the table's row [C] subtracted."""
-    boundaries = numerics.midpoints(timesteps)
+def _corrected(model: Model, table: torch.Tensor, data: Trajectories) -> Model:
+    """A model with an output bias [T, C] at its end."""
+    correction = OutputBias(table, data.timesteps, channel_axis(data.outputs[0].dim()))
 
     def corrected(sample: torch.Tensor, timestep: torch.Tensor, **conditions: torch.Tensor) -> torch.Tensor:
-        output = model(sample, timestep, **conditions)
-        shape = [len(output), *[1] * (output.dim() - 1)]
-        shape[channel_axis(output.dim())] = -1
-        return output - table[numerics.select_table_rows(timestep, boundaries)].reshape(shape)
+        output: torch.Tensor = correction(model(sample, timestep, **conditions), timestep)
+        return output
 
     return corrected
 
