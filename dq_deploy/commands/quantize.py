@@ -313,8 +313,7 @@ def show_budget(budget: Budget, config: QuantizeConfig, output: Output, choice: 
     described += [("turned off by options", ", ".join(off))] if off else []
     output.table("method", ("", ""), [*described, *_options(config)])
     for limit in method.limits:
-        if limit.split()[0].lower() not in off:
-            output.note(limit)
+        output.note(limit)
     rows = [
         (block.name, len(block.layers), f"{block.trained_parameters:,}", f"{block.macs / 1e6:.1f} M", _duration(block.seconds))
         for block in budget.blocks

@@ -26,8 +26,8 @@ QUICK = {**FAST, "steps": 2, "calibration_samples": 2, "reference_samples": 1, "
 
 @pytest.fixture(scope="module")
 def made(attention_pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """``work/tiny`` quantized as "." into ``work/out/ck``."""
-    work = tmp_path_factory.mktemp("home") / "work"
+    """``models/tiny`` quantized as "." into ``models/out/ck``."""
+    work = tmp_path_factory.mktemp("home") / "models"
     shutil.copytree(attention_pipeline, work / "tiny")
     before = Path.cwd()
     os.chdir(work / "tiny")
@@ -41,7 +41,7 @@ def made(attention_pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 @pytest.fixture
 def work(made: Path, tmp_path: Path) -> Path:
     """A copy, the original of which is hidden."""
-    return Path(shutil.copytree(made, tmp_path / "moved" / "work"))
+    return Path(shutil.copytree(made, tmp_path / "moved" / "models"))
 
 
 def test_from_another_folder(made: Path, tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,8 +102,8 @@ def test_nothing_that_is_shown_to_others_names_a_home(made: Path, monkeypatch: p
     assert "The denoiser of tiny, quantized" in model_card(artifact)
     assert commands(artifact)[-1].startswith("dq-deploy quantize path/to/tiny -o ck")
     monkeypatch.setenv("HOME", str(made.parent))
-    assert absolute_place(made / "tiny") == "~/work/tiny"
-    details = {"source": {"reference": ".", "sha256": "0", "absolute": "~/work/tiny"}}
+    assert absolute_place(made / "tiny") == "~/models/tiny"
+    details = {"source": {"reference": ".", "sha256": "0", "absolute": "~/models/tiny"}}
     place_relative(details, made / "out/ck")
     assert details["source"]["relative"] == "../../tiny"
 

@@ -10,7 +10,7 @@ DILATEQUANT = Method(
     paper="arXiv 2409.14307",
     summary="weight dilation, a scale and zero-point for each timestep, blocks distilled one after the other",
     limits=(
-        "Dilation is chosen for each layer by measured output error; --dilation asymmetric is the paper's own rule.",
+        "--dilation auto chooses by measured output error; --dilation asymmetric is the paper's own rule.",
         "Weights are symmetric, as TensorRT takes no others.",
     ),
 )
