@@ -12,6 +12,7 @@ import torch
 
 from dq_deploy.artifacts.details import KeptState
 from dq_deploy.decibels import FLOOR_DB, snr_db
+from dq_deploy.errors import UsageError
 from dq_deploy.quantization import outcome
 from dq_deploy.quantization.calibration.trajectories import final_samples
 from dq_deploy.quantization.checkpoint import Checkpoint
@@ -66,6 +67,17 @@ def test_nobody_judges_without_samples(tmp_path: Path) -> None:
     checkpoint = make_checkpoint(PlainUNet(), tmp_path / "all", **{**TRAINED, "judged_samples": 0})
     assert checkpoint.artifact.details.kept_state is None
     assert checkpoint.artifact.details.distillation
+
+
+def test_what_is_trained_is_kept_where_nothing_is_sampled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: Any, **__: Any) -> torch.Tensor:
+        raise UsageError("the network predicts no step of a sample")
+
+    monkeypatch.setattr("dq_deploy.quantization.calibration.source.final_samples", refused)
+    checkpoint = make_checkpoint(PlainUNet(), tmp_path / "none", **TRAINED, rounding="gptq")
+    assert checkpoint.artifact.details.kept_state is None
+    assert checkpoint.artifact.details.distillation
+    assert any("output_bias" in name for name in checkpoint.model.state_dict())
 
 
 @pytest.mark.parametrize(("asked", "states"), [(True, {BEFORE, CORRECTED}), (False, {BEFORE, DISTILLED})])
