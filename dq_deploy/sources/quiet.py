@@ -1,4 +1,4 @@
-"""What transformers says while its classes load that is none of a user's business here."""
+"""What transformers and diffusers say while they load that is none of a user's business here."""
 
 from __future__ import annotations
 
@@ -23,3 +23,23 @@ def without_torchvision() -> Iterator[None]:
         yield
     finally:
         logger.removeFilter(_is_of_interest)
+
+
+_LORA_LOGGERS = ("diffusers.loaders.peft", "diffusers.loaders.lora_base", "diffusers.utils.peft_utils")
+
+
+@contextmanager
+def without_advice() -> Iterator[None]:
+    """Let diffusers load an adapter without warnings: most have nothing for the text encoder, and misfits we judge ourselves."""
+    loggers = [logging.getLogger(name) for name in _LORA_LOGGERS]
+
+    def none(_record: logging.LogRecord) -> bool:
+        return False
+
+    for logger in loggers:
+        logger.addFilter(none)
+    try:
+        yield
+    finally:
+        for logger in loggers:
+            logger.removeFilter(none)

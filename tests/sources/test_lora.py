@@ -10,6 +10,7 @@ import pytest
 import torch
 from diffusers import DDPMPipeline, StableDiffusionPipeline
 from peft import LoraConfig
+from safetensors.torch import save_file
 
 from dq_deploy.artifacts.details import Origin
 from dq_deploy.errors import ArtifactError, EnvironmentProblem, UsageError
@@ -175,3 +176,63 @@ def test_bad_lora_files(saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(EnvironmentProblem, match="a LoRA needs peft"):
         load(saved / "lora.safetensors")
+
+
+@pytest.fixture(scope="module")
+def weights() -> dict[str, torch.Tensor]:
+    """Of a LoRA file for the UNet alone: both matrices of eight linear layers."""
+    return {f"unet.{name}": tensor for name, tensor in _adapter(with_adapters(lora()).unet).items()}
+
+
+def _kohya(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The same in kohya's names, with the alpha of ``lora``."""
+    found: dict[str, torch.Tensor] = {}
+    for name, tensor in weights.items():
+        layer, _, part = name.removeprefix("unet.").partition(".lora_")
+        key = f"lora_unet_{layer.replace('.', '_')}"
+        found |= {f"{key}.lora_{'down' if part.startswith('A') else 'up'}.weight": tensor, f"{key}.alpha": torch.tensor(3.0)}
+    return found
+
+
+@pytest.mark.parametrize("other", ["kohya", "half", "text encoder alone"])
+def test_files_of_other_forms_are_taken_whole(
+    saved: Path, tmp_path: Path, weights: dict[str, torch.Tensor], other: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    encoder = {
+        f"text_encoder.text_model.encoder.layers.0.self_attn.q_proj.lora_{side}.weight": torch.randn(shape)
+        for side, shape in (("A", (2, 16)), ("B", (16, 2)))
+    }
+    forms = {"kohya": _kohya(weights), "half": {name: tensor.half() for name, tensor in weights.items()}, "text encoder alone": encoder}
+    save_file(forms[other], tmp_path / "lora.safetensors")
+    source = load_source(saved / "pipeline", lora=Lora(tmp_path / "lora.safetensors"))
+    pipeline = tiny_stable_diffusion()
+    if other != "text encoder alone":
+        pipeline.load_lora_weights(forms[other])
+    torch.testing.assert_close(output(source.model), output(pipeline.unet), rtol=1e-3, atol=1e-3)
+    assert "LoRA keys" not in capfd.readouterr().err
+
+
+def test_a_file_that_fits_in_part_is_refused(saved: Path, tmp_path: Path, weights: dict[str, torch.Tensor]) -> None:
+    def load(**tensors: torch.Tensor) -> None:
+        save_file(tensors, tmp_path / "lora.safetensors")
+        load_source(saved / "pipeline", lora=Lora(tmp_path / "lora.safetensors"))
+
+    # Another network's layers beside this one's: diffusers would take the rest.
+    foreign = {f"unet.up_blocks.9.attn.to_q.lora_{side}.weight": torch.randn(2, 2) for side in "AB"}
+    with pytest.raises(ArtifactError, match=r"2 of the 18 matrices in .*lora.safetensors belong to no layer of this Stable"):
+        load(**weights, **foreign)
+    peft = {name.replace("unet", "base_model.model"): tensor for name, tensor in weights.items()}
+    with pytest.raises(ArtifactError, match=r"16 of the 16 matrices .*: base_model.model.down_.* and 13 more\n.*PeftModel.from_pretrained"):
+        load(**peft)
+    lost = next(name for name in weights if "lora_B" in name)
+    with pytest.raises(ArtifactError, match=r"is not whole: .* lacks unet.*attn1.to_..lora_B"):
+        load(**{name: tensor for name, tensor in weights.items() if name != lost})
+    with pytest.raises(ArtifactError, match=r"lora.safetensors: NaN or infinite values in 1 of 16 tensors: "):
+        load(**weights | {lost: weights[lost] * float("nan")})
+
+
+def test_adapters_that_are_not_finite_are_named_with_the_weights() -> None:
+    pipeline = with_adapters(lora(["to_q"]))
+    pipeline.unet.down_blocks[0].attentions[0].transformer_blocks[0].attn1.to_q.lora_B["adapter_0"].weight.data[0, 0] = float("inf")
+    with pytest.raises(ArtifactError, match=r"NaN or infinite values in 1 of \d+ tensors: down_blocks.0.*attn1.to_q.weight"):
+        load_source(pipeline)
