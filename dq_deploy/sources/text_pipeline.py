@@ -16,6 +16,7 @@ import torch
 
 from ..errors import ArtifactError, EnvironmentProblem, raise_if_out_of_memory, summarized
 from .controlnet import with_controlnet
+from .model_files import load_part
 from .pipeline_index import class_of_diffusers, left_out_parts, read_components, read_pipeline_index
 from .plain_copy import is_quantized, plain_copy
 from .quiet import without_torchvision
@@ -93,9 +94,13 @@ def load_whole(root: Path, **parts: Any) -> Any:
     with readable(root, required) as folder:
         try:
             with _no_progress_bars(), without_torchvision():
+                made = {name: load_part(folder, name, *components[name], root / name) for name in required}
+                models = {name: model for name, model in made.items() if model is not None}
                 pipeline = kind.from_pretrained(
-                    folder, **parts, **needless, **flags, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False,
+                    folder, **parts, **models, **needless, **flags, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False,
                 )  # fmt: skip
+        except ArtifactError:
+            raise
         except Exception as error:  # diffusers and transformers raise a dozen kinds for a damaged or missing part
             raise_if_out_of_memory(error, f"loading the {index.pipeline_class} in {root}")
             _LOG.debug("loading %s failed", root, exc_info=True)

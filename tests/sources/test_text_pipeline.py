@@ -13,10 +13,12 @@ import huggingface_hub
 import pytest
 import torch
 from diffusers import DiTPipeline, PNDMScheduler
+from safetensors.torch import load_file, save_file
 
 from dq_deploy.errors import ArtifactError, EnvironmentProblem
 from dq_deploy.sources import load_source, source_from_module, takes_prompts, text_pipeline
 from dq_deploy.sources.quiet import without_torchvision
+from dq_deploy.sources.text_pipeline import load_whole
 from tests.sources.test_load import make_hub_cache
 from tests.tiny import scheduler, tiny_unet
 from tests.tiny_pipelines import tiny_dit, tiny_stable_diffusion
@@ -132,3 +134,25 @@ def test_without_transformers(saved: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr("diffusers.StableDiffusionPipeline", Dummy)
     with pytest.raises(EnvironmentProblem, match="a StableDiffusionPipeline needs torch and transformers\npip install torch transformers"):
         takes_prompts(load_source(saved))
+
+
+@pytest.mark.parametrize(
+    ("part", "file", "lost"),
+    [("text_encoder", "model", "encoder.layers.0.self_attn.q_proj.weight"), ("vae", "diffusion_pytorch_model", "decoder.conv_in.weight")],
+)
+def test_parts_with_weights_that_are_missing_or_not_finite_are_refused(
+    saved: Path, tmp_path: Path, part: str, file: str, lost: str
+) -> None:
+    """Diffusers and transformers go on with random weights, and prompts would say something else at every run."""
+    folder = tmp_path / "pipeline"
+    shutil.copytree(saved, folder)
+    path = folder / part / f"{file}.safetensors"
+    whole = load_file(path)
+    save_file({name: tensor for name, tensor in whole.items() if name != lost}, path, metadata={"format": "pt"})
+    with pytest.raises(ArtifactError, match=rf"the weights in .*{part} do not fit its config.json: missing keys: {lost}$"):
+        load_whole(folder)
+    save_file({**whole, lost: whole[lost] * float("inf")}, path, metadata={"format": "pt"})
+    with pytest.raises(ArtifactError, match=rf"pipeline/{part}: NaN or infinite values in 1 of \d+ tensors: {lost}\n"):
+        load_whole(folder)
+    save_file({**whole, "left.over": torch.zeros(2)}, path, metadata={"format": "pt"})
+    torch.testing.assert_close(getattr(load_whole(folder), part).state_dict()[lost], whole[lost], rtol=0, atol=0)
