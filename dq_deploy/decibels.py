@@ -30,6 +30,11 @@ def ratio_db(signal: float, noise: float) -> float:
     return min(CEILING_DB, max(FLOOR_DB, 10 * math.log10(signal / noise))) if signal / noise > 0 else FLOOR_DB
 
 
+def floored(db: float) -> float:
+    """An SNR to judge by, in dB: what is not finite is as far off as anything."""
+    return FLOOR_DB if math.isnan(db) else db
+
+
 def snr_db(expected: torch.Tensor, got: torch.Tensor) -> float:
     """10·log10(‖expected‖² / ‖got − expected‖²) of any shape, within ±150; NaN where nothing is compared or the error is not finite."""
     if not expected.numel():

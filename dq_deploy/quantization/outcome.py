@@ -16,7 +16,7 @@ import torch
 from torch.fx import GraphModule
 
 from ..artifacts.details import BlockLoss, KeptState
-from ..decibels import FLOOR_DB, snr_db
+from ..decibels import FLOOR_DB, floored, snr_db
 from ..errors import DqDeployError
 from ..formats import Activations
 from ..progress import Progress
@@ -139,7 +139,7 @@ class _Judge:
             model = _corrected(model, table, self.data)
         assert self.expected is not None
         found = [snr_db(expected, end) for expected, end in zip(self.expected, self._ends(model, name), strict=True)]
-        return [FLOOR_DB if math.isnan(value) else value for value in found]  # what draws nothing finite
+        return list(map(floored, found))  # what draws nothing finite
 
     @torch.no_grad()
     def _ends(self, model: Model, name: str) -> torch.Tensor:

@@ -15,7 +15,7 @@ from torch.fx import GraphModule
 from ..artifacts import Artifact, Manifest, check_output, create_artifact, sha256_json
 from ..artifacts.details import BlockLoss, CheckpointDetails, FormatChoice, RotatedInput, RoundedLayer, ScaleChoice, WidthRecord
 from ..artifacts.final_error import FinalError
-from ..decibels import snr_db
+from ..decibels import floored, snr_db
 from ..errors import UsageError
 from ..formats import FP4, Activations, ScaleSource
 from ..progress import Progress, silent
@@ -331,7 +331,7 @@ def per_timestep_snr(model: Model, reference: Trajectories, progress: Progress =
         for row, timestep in enumerate(reference.timesteps):
             samples, expected = reference.samples[row], reference.outputs[row]
             got = model(samples, timestep.repeat(len(samples)), **reference.given(row))
-            result.append(round(snr_db(expected, got), 4))
+            result.append(round(floored(snr_db(expected, got)), 4))
             advance()
     return result
 

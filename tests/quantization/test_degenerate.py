@@ -176,3 +176,25 @@ def test_a_mask_of_minus_infinity_goes_the_whole_way(way: str, tmp_path: Path) -
     checkpoint = make_checkpoint(Causal(way), tmp_path / "c", steps=2, max_float_share=1)
     result = check(export(checkpoint.artifact, tmp_path / "b", target="qdq"), checkpoint.artifact)
     assert result, result.failures
+
+
+class Diverging(nn.Module):
+    """Gains of 1e6: finite in float at every step, and rounded products overflow float32."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.middle, self.last = nn.Conv2d(1, 8, 3, padding=1), nn.Linear(8, 8), nn.Conv2d(8, 1, 3, padding=1)
+        with torch.no_grad():
+            self.first.weight.mul_(1e6)
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        h = self.first(x) + t[:, None, None, None] / 1000
+        return self.last(h + self.middle(h.permute(0, 2, 3, 1)).permute(0, 3, 1, 2))
+
+
+def test_an_error_that_is_not_finite_is_written_as_the_floor(tmp_path: Path) -> None:
+    """A manifest is JSON, which has no NaN: hours of work ended in a traceback."""
+    checkpoint = make_checkpoint(Diverging(), tmp_path / "checkpoint", **{**QUICK, "steps": 5, "iterations": 0})
+    details = checkpoint.artifact.manifest.details
+    assert FLOOR_DB in [db for choice in details["scale_choices"] for db in choice["snr_db"].values()]

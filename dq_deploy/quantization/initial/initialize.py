@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain
@@ -14,7 +13,7 @@ from pydantic import BaseModel
 from torch.fx import GraphModule, Node
 
 from ...artifacts.details import DilatedInput
-from ...decibels import FLOOR_DB, ratio_db
+from ...decibels import floored, ratio_db
 from ...progress import Progress, silent
 from ..calibration.trajectories import Trajectories
 from ..config import Dilation, QuantizeConfig
@@ -143,7 +142,7 @@ def mean_snr(quantized: GraphModule, data: Trajectories, judge: slice, batch_siz
     power = expected.flatten(1).double().pow(2).sum(dim=1)
     noises = torch.cat(noise).reshape(table_rows, -1).sum(dim=1).tolist()
     found = [ratio_db(signal, error) for signal, error in zip(power.reshape(table_rows, -1).sum(dim=1).tolist(), noises, strict=True)]
-    return round(fmean(FLOOR_DB if math.isnan(snr) else snr for snr in found), 4)
+    return round(fmean(map(floored, found)), 4)
 
 
 def apply_rule(float_graph: GraphModule, groups: Mapping[str, list[Group]], data: Trajectories, fit: slice, config: QuantizeConfig,

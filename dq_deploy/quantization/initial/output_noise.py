@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch.fx import GraphModule, Node
 
-from ...decibels import ratio_db
+from ...decibels import floored, ratio_db
 from .. import numerics
 from ..calibration.trajectories import Trajectories
 from ..config import QuantizeConfig
@@ -96,4 +96,4 @@ class _Judge(Watcher):
     def snr_db(self, name: str) -> float:
         """Of all timesteps together."""
         power, noise = self.sums[name].T
-        return round(ratio_db(1.0, float((noise / power.clamp(min=1e-30)).mean())), 3)
+        return round(floored(ratio_db(1.0, float((noise / power.clamp(min=1e-30)).mean()))), 3)
