@@ -12,6 +12,8 @@ import onnx_ir.passes.common as passes
 from onnxscript import optimizer, rewriter
 from onnxscript.rewriter.rules import common as rules
 
+from .circular import circular_pads
+
 _NAMES = ("materialize_reshape_shape_rule", "transpose_transpose_rule", "unsqueeze_unsqueeze_rule", "squeeze_reshape_1d_rule")
 # Without one of them, which an older onnxscript may lack, a graph has some more nodes of the same values.
 _OF_SHAPES = tuple(getattr(rules, name) for name in _NAMES if hasattr(rules, name))
@@ -29,6 +31,7 @@ def simplify(model: ir.Model) -> None:
         passes.RemoveUnusedOpsetsPass()(model)
     _booleans_by_logic(model.graph)
     passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    circular_pads(model.graph)
     passes.LiftSubgraphInitializersToMainGraphPass()(model)
     passes.DeduplicateInitializersPass()(model)
     passes.CommonSubexpressionEliminationPass()(model)
