@@ -68,6 +68,17 @@ class Random(nn.Module):
         return x * t[:, None, None, None] + torch.randn_like(x)
 
 
+class Recurrent(nn.Module):
+    """Which torch marks as random, for a dropout that it does not have."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cells = nn.GRU(8, 8, batch_first=True)
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return self.cells(x[:, 0])[0][:, None] * t[:, None, None, None]
+
+
 class RandomOutside(nn.Module):
     def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         return x * t[:, None, None, None] + float(np.random.default_rng().random())
@@ -108,6 +119,7 @@ class Sized(nn.Module):
         (FixedBatch(), ["runs at batch 2, and not at batches 1 and 3: RuntimeError: shape", "in forward: return x.reshape(2, -1)"]),
         (NotFinite(), ["NaN"]),
         (Random(), ["draws random numbers in its forward (aten.randn_like.default) at File", "torch.randn_like(x)", "as a condition"]),
+        (Recurrent(), ["has a recurrent layer (aten.gru.input) at File", "self.cells(x[:, 0])", "attention along the sequence"]),
         (RandomOutside(), ["gives another output every time for the same input"]),
         (OtherType(), ["OtherType does not run on x [2, 1, 8, 8], timestep [2]: RuntimeError: Input type", "return self.conv(x.half())"]),
         (Demanding(), ["Demanding does not run on x [2, 1, 8, 8], timestep [2]: ValueError: this model needs a text", "raise ValueError"]),
@@ -123,6 +135,14 @@ def test_what_cannot_be_captured_is_an_artifact_error_that_names_the_cause_and_t
     assert all(text in str(caught.value) for text in texts)
     assert "usual cause" not in str(caught.value)
     assert "def forward" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("dropout", [nn.Dropout(), nn.Dropout2d(), nn.AlphaDropout(), nn.FeatureAlphaDropout()], ids=repr)
+def test_dropouts_that_are_not_trained_are_left_out(dropout: nn.Module) -> None:
+    model = nn.Module()
+    model.layer, model.dropout = nn.Conv2d(1, 1, 1), dropout
+    model.forward = lambda x, t: model.dropout(model.layer(x)) * t[:, None, None, None]
+    assert not any("dropout" in str(node.target) for node in captured(model.eval()).graph.nodes)
 
 
 @pytest.mark.parametrize("name", ["type", "float", "training"])

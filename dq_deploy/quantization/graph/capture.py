@@ -254,9 +254,17 @@ def _equal(output: torch.Tensor, got: torch.Tensor) -> bool:
     return output.shape == got.shape and torch.allclose(output, got, rtol=1e-3, atol=1e-4 * float(output.abs().max()))
 
 
+_RECURRENT = (aten.gru.input, aten.lstm.input, aten.rnn_tanh.input, aten.rnn_relu.input)
+
+
 def _refuse_chance(graph_module: GraphModule) -> None:
-    """Raises ArtifactError for a graph that draws random numbers."""
+    """Raises ArtifactError for a graph that draws random numbers, and for recurrent layers, which torch takes for such."""
     for node in graph_module.graph.nodes:
+        if node.target in _RECURRENT:
+            raise ArtifactError(
+                f"the model has a recurrent layer ({node.target}){source_line(node)}, which has no integer form here",
+                "convolutions or attention along the sequence in its place have one",
+            )
         certain = node.target == aten.scaled_dot_product_attention.default and not bind(node, ATTENTION).get("dropout_p")
         if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()) and not certain:
             raise ArtifactError(

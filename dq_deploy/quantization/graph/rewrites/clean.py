@@ -18,6 +18,7 @@ _CASTS = (
     aten.contiguous.default, aten.clone.default,
 )  # fmt: skip
 _NOTHING = (aten.detach.default, aten.alias.default, aten.lift_fresh_copy.default)
+_DROPOUTS = (aten.dropout.default, aten.feature_dropout.default, aten.alpha_dropout.default, aten.feature_alpha_dropout.default)
 _SQUEEZES = (aten.squeeze.dim, aten.squeeze.dims, aten.squeeze.default)
 _REGROUPS = (aten.reshape.default, aten.flatten.using_ints, aten.unflatten.int, aten.unsqueeze.default, aten.squeeze.dim)
 
@@ -107,7 +108,7 @@ def _is_noop(node: Node) -> bool:
     before, after = source.meta.get("val"), node.meta.get("val")
     if node.target in _CASTS:
         return isinstance(before, torch.Tensor) and isinstance(after, torch.Tensor) and before.dtype == after.dtype
-    if node.target in (aten.dropout.default, aten.feature_dropout.default):
+    if node.target in _DROPOUTS:
         return node.args[2] is False
     if node.target in _NOTHING:
         return True
