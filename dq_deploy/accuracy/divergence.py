@@ -7,10 +7,11 @@ forward. An extra output in the whole graph would be cheaper, and would change w
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import onnx_ir as ir
 import onnx_ir.passes.common as passes
 import torch
 from pydantic import BaseModel
@@ -32,11 +33,11 @@ Run = Callable[[Path, Mapping[str, Any]], torch.Tensor]
 
 
 class Divergence(BaseModel):
-    """The first layer, in the graph's order, whose output an engine gets wrong, at the first timestep at which it fails.
+    """A layer whose output an engine gets wrong from inputs that it gets right, at the first timestep at which it fails.
 
-    ``error`` is ‖engine − PyTorch‖ / ‖PyTorch‖ of the layer's output, ``before`` that of the layer before it in the graph (None: there is
-    none), ``allowed`` the one that would move the network's own SNR by the bound of the check. ``layer`` is None where every layer is
-    within it, and the difference is made after the last.
+    ``error`` is ‖engine − PyTorch‖ / ‖PyTorch‖ of the layer's output, ``before`` the largest of the layers that it reads (None: it reads
+    none), ``allowed`` the one that would move the network's own SNR by the bound of the check. ``layer`` is None where every layer that
+    the output reads is within it, and the difference is made after them; ``before`` is theirs then.
     """
 
     engine: str
@@ -53,7 +54,8 @@ def first_divergence(bundle: Artifact[BundleDetails], checkpoint: Checkpoint, en
                      progress: Progress = silent) -> Divergence | None:  # fmt: skip
     """Search the layers of ``bundle`` by halves at the first of ``rows`` that differ from the reference's; None when none does.
 
-    It takes log2(layers) builds of a part of the graph. Where errors come and go along it, what is found is one place where they come.
+    It takes some log2(layers) builds of a part of the graph, a few times over: beside a broken layer stand others that do not read it, so
+    that halves alone may end at one that only passes the error on.
     """
     failed = next((row for row in reversed(rows) if not row.alike), None)  # rows ascend, and sampling begins at the noisiest
     if failed is None or failed.snr_reference_db is None:
@@ -69,6 +71,8 @@ def first_divergence(bundle: Artifact[BundleDetails], checkpoint: Checkpoint, en
 
     def wrong(index: int) -> bool:
         """Whether the output of layer number ``index`` is wrong; NaN is."""
+        if index in errors:
+            return not errors[index] <= allowed
         with tempfile.TemporaryDirectory(prefix="dq-deploy-bisect-") as folder:
             file = Path(folder) / "model.onnx"
             _write_part(bundle, cuts[index].output, file)
@@ -77,26 +81,74 @@ def first_divergence(bundle: Artifact[BundleDetails], checkpoint: Checkpoint, en
         advance(1, cuts[index].name)
         return not errors[index] <= allowed
 
-    with progress(f"bisect on {engine}", len(cuts).bit_length() + 1) as advance:
-        found = _first(wrong, len(cuts))
-        if found and found - 1 not in errors:
-            wrong(found - 1)
+    reads = _layers_read(bundle, [layer.output for layer in cuts])
+    with progress(f"bisect on {engine}", len(cuts).bit_length() + 2) as advance:
+        first = _first(wrong, range(len(cuts)))
+        found = _back(wrong, reads, len(cuts) if first is None else first)
     layer, error = (cuts[found].name, errors[found]) if found < len(cuts) else (None, None)
-    before = errors[found - 1] if found else None
+    before = max((errors[index] for index in reads[found]), default=None)
     return Divergence(
         engine=engine, timestep=failed.timestep, layer=layer, error=error, before=before, allowed=allowed, compiled=len(errors)
     )
 
 
-def _first(wrong: Callable[[int], bool], count: int) -> int:
-    """The first number below ``count`` that is wrong, if what comes after a wrong one is; ``count`` if the last one is right."""
-    if not wrong(count - 1):
-        return count
-    low, high = 0, count - 1  # everything below low is right, high is wrong
+def _first(wrong: Callable[[int], bool], numbers: Sequence[int]) -> int | None:
+    """The first of ``numbers`` that is wrong, if what comes after a wrong one is; None if the last one is right."""
+    if not wrong(numbers[-1]):
+        return None
+    low, high = 0, len(numbers) - 1  # everything below low is right, high is wrong
     while low < high:
         middle = (low + high) // 2
-        low, high = (low, middle) if wrong(middle) else (middle + 1, high)
-    return high
+        low, high = (low, middle) if wrong(numbers[middle]) else (middle + 1, high)
+    return numbers[high]
+
+
+def _back(wrong: Callable[[int], bool], reads: Sequence[Sequence[int]], found: int) -> int:
+    """From number ``found`` to a wrong one whose reads are all right; ``reads`` [layers + 1] has the output's last.
+
+    What a wrong one depends on is searched by halves in its turn, so that a long chain of wrong ones is not compiled one by one.
+    """
+    while earlier := [index for index in reads[found] if wrong(index)]:
+        first = _first(wrong, _depends_on(reads, earlier[0]))
+        found = earlier[0] if first is None else first
+    return found
+
+
+def _depends_on(reads: Sequence[Sequence[int]], number: int) -> list[int]:
+    """The numbers that one depends on through any others, and itself, ascending."""
+    found, waiting = {number}, [number]
+    while waiting:
+        new = set(reads[waiting.pop()]) - found
+        found |= new
+        waiting += new
+    return sorted(found)
+
+
+def _layers_read(bundle: Artifact[BundleDetails], cuts: Sequence[str]) -> list[list[int]]:
+    """By layer the numbers of the layers that it reads with none between, and last those that the graph's outputs read."""
+    graph = read_ir(bundle.file("model.onnx"), listed=bundle.manifest.files).graph
+    number = {name: index for index, name in enumerate(cuts)}
+
+    def read(ends: Iterable[ir.Value | None]) -> list[int]:
+        waiting, seen = list(ends), set[ir.Value]()
+        while waiting:
+            value = waiting.pop()
+            if value is None or value in seen:
+                continue
+            seen.add(value)
+            if value.name not in number and (node := value.producer()):
+                waiting += node.inputs
+        return sorted(number[str(value.name)] for value in seen if value.name in number)
+
+    return [*(read(_made(graph, name, bundle)[0].inputs) for name in cuts), read(graph.outputs)]
+
+
+def _made(graph: ir.Graph, name: str, bundle: Artifact) -> tuple[ir.Node, ir.Value]:
+    """The node that makes a value that the bundle's manifest names, and the value."""
+    found = next(((node, value) for node in graph for value in node.outputs if value.name == name), None)
+    if found is None:
+        raise ArtifactError(f"{bundle.path}: the graph has no value '{name}', which its manifest names")
+    return found
 
 
 def _inputs(checkpoint: Checkpoint, timestep: float) -> dict[str, torch.Tensor]:
@@ -131,10 +183,7 @@ def _write_part(bundle: Artifact, value: str, path: Path) -> None:
     """The bundle's graph up to a value, with the inputs that this takes."""
     model = read_ir(bundle.file("model.onnx"), listed=bundle.manifest.files)
     graph = model.graph
-    found = next((v for node in graph for v in node.outputs if v.name == value), None)
-    if found is None:
-        raise ArtifactError(f"{bundle.path}: the graph has no value '{value}', which its manifest names")
-    graph.outputs[:] = [found]
+    graph.outputs[:] = [_made(graph, value, bundle)[1]]
     passes.RemoveUnusedNodesPass()(model)
     graph.inputs[:] = [v for v in graph.inputs if v.uses()]
     write_model(model, path)

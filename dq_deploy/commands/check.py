@@ -226,9 +226,9 @@ def _db(value: float | None) -> str:
 def show_bisection(found: Bisection, output: Output) -> None:
     """Where each failed comparison went wrong, and the layers that cost most."""
     for row in found.divergences:
-        where = f"layer {row.layer}" if row.layer else "what follows the last layer"
+        where = f"layer {row.layer}" if row.layer else "what follows the last layers"
         error = "" if row.error is None else f": error {row.error:.1e} of its output (" + (
-            "the first layer)" if row.before is None else f"{row.before:.1e} a layer before)"
+            "it reads no other)" if row.before is None else f"{row.before:.1e} of what it reads)"
         )  # fmt: skip
         output.text(f"{row.engine} goes wrong at timestep {row.timestep:g} in {where}{error}; {row.allowed:.1e} would pass")
     for node in found.nodes:

@@ -25,11 +25,11 @@ BROKEN = "mid_block.resnets.0.conv2"
 TARGETS = ["qdq", "onnxruntime"]
 
 
-def broken(bundle: Artifact, path: Path) -> Artifact:
+def broken(bundle: Artifact, path: Path, layer: str = BROKEN) -> Artifact:
     """The bundle with three times the bias of one layer, and then some."""
 
     def change(model: ModelProto) -> None:
-        (tensor,) = (t for t in model.graph.initializer if t.name == f"{BROKEN}.bias")
+        (tensor,) = (t for t in model.graph.initializer if t.name == f"{layer}.bias")
         tensor.CopyFrom(numpy_helper.from_array(3 * numpy_helper.to_array(tensor) + np.float32(1), tensor.name))
 
     return altered(bundle, path, change)
@@ -49,7 +49,18 @@ def test_the_broken_layer_is_found_at_the_first_timestep_of_sampling(flow: Flow,
         assert row.error is not None
         assert row.before is not None
         assert row.before <= row.allowed < row.error
-        assert row.compiled <= math.log2(len(bundle.manifest.details["layers"])) + 3
+        assert row.compiled <= math.log2(len(bundle.manifest.details["layers"])) + 4
+
+
+@pytest.mark.parametrize(
+    "layer", ["time_embedding.linear_1", "up_blocks.0.resnets.0.time_emb_proj", "down_blocks.0.attentions.0.to_v", "conv_out"]
+)
+def test_a_broken_layer_beside_others_that_do_not_read_it_is_found(flow: Flow, tmp_path: Path, layer: str) -> None:
+    result = check(broken(flow.bundle("qdq"), tmp_path / "b", layer), flow.checkpoint, optimized=False, engines=[], bisect=True)
+    assert result.bisection is not None
+    (found,) = result.bisection.divergences
+    assert found.layer == layer
+    assert found.before is None or found.before <= found.allowed
 
 
 def test_nothing_diverges_where_nothing_is_broken(flow: Flow) -> None:
@@ -69,7 +80,7 @@ def test_a_search_by_halves_finds_every_place(count: int) -> None:
             tried.append(index)
             return index >= first
 
-        assert _first(wrong, count) == first
+        assert _first(wrong, range(count)) == (first if first < count else None)
         assert len(tried) == len(set(tried)) <= count.bit_length() + 1
 
 
