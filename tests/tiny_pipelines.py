@@ -243,12 +243,12 @@ def tiny_stable_diffusion_3() -> StableDiffusion3Pipeline:
     )  # fmt: skip
 
 
-def tiny_pixart() -> PixArtAlphaPipeline:
-    """PixArt-α, which draws at one of its table's sizes: 256×256 at the least, 32×32 in latents."""
+def tiny_pixart(sample_size: int = 32) -> PixArtAlphaPipeline:
+    """PixArt-α, which draws at one of its table's sizes: 256×256 at the least, 32×32 in latents; for a size below it has no table."""
     torch.manual_seed(6)
     transformer = PixArtTransformer2DModel(
         num_attention_heads=2, attention_head_dim=16, in_channels=4, out_channels=8, num_layers=2, cross_attention_dim=32,
-        sample_size=32, patch_size=4, caption_channels=24, use_additional_conditions=False,
+        sample_size=sample_size, patch_size=4, caption_channels=24, use_additional_conditions=False,
     )  # fmt: skip
     return PixArtAlphaPipeline(
         transformer=randomized(transformer), scheduler=DDIMScheduler(), vae=tiny_vae(blocks=4), text_encoder=tiny_t5(),

@@ -76,7 +76,7 @@ def run(recipe: Recipe, *, data: Path, output: Path, device: str, threads: int |
             out.note(f"going on after step {state.step}")
         if compiled:
             state.model.compile()  # in place: names, configuration and saved files stay those of the plain network
-        training_set = recipe.load(data, network.config["sample_size"])
+        training_set = recipe.load(data, network.config)
         train(state, training_set, network.scheduler, settings, output, out, recipe=recipe, checkpoint_every=checkpoint_every,
               max_minutes=max_minutes)  # fmt: skip
     except DqDeployError as error:
@@ -104,7 +104,7 @@ def _network(recipe: Recipe, init: str | None, model_config: Path | None) -> _Ne
         source = load_source(init)
         if source.config["_class_name"] != recipe.class_name or source.scheduler.config.prediction_type != "epsilon":
             raise UsageError(f"{init} is not a {recipe.class_name} that predicts epsilon")
-        return _Network(source.config, DDPMScheduler.from_config(settings(source.scheduler)), source.model.state_dict())
+        return _Network(source.config, DDPMScheduler.from_config(settings(source.scheduler)), recipe.weights(source))
     path = model_config or builtin_path(recipe.builtin) / recipe.component / "config.json"
     if not path.is_file():
         raise UsageError(f"no such file: {path}")

@@ -102,9 +102,8 @@ def training_batch(data: TrainingSet, step: int, *, batch_size: int, timesteps: 
 
     Every image is drawn once an epoch, and mirrored with probability ½ where the set asks for it.
     """
-    count = len(data.images)
-    picked = torch.cat([_epoch_order(count, epoch, seed)[part] for epoch, part in _spans(count, step, batch_size)])
-    generator = _generator(seed, step, stream=1)
+    picked = epoch_picks(len(data.images), step, batch_size=batch_size, seed=seed)
+    generator = draws(seed, step)
     images = to_unit_range(data.images[picked])
     flip = torch.rand(batch_size, generator=generator) < (0.5 if data.flip else 0)
     images = torch.where(flip[:, None, None, None], images.flip(-1), images)
@@ -114,6 +113,16 @@ def training_batch(data: TrainingSet, step: int, *, batch_size: int, timesteps: 
         return Batch(images, noise, drawn)
     dropped = torch.rand(batch_size, generator=generator) < data.label_dropout
     return Batch(images, noise, drawn, data.labels[picked].masked_fill(dropped, data.null_label))
+
+
+def epoch_picks(count: int, step: int, *, batch_size: int, seed: int) -> torch.Tensor:
+    """Which of ``count`` samples a step sees, int64 [batch_size]: each of them once an epoch, in an order of the epoch's own."""
+    return torch.cat([_epoch_order(count, epoch, seed)[part] for epoch, part in _spans(count, step, batch_size)])
+
+
+def draws(seed: int, step: int) -> torch.Generator:
+    """What a step draws its noises and all else from."""
+    return _generator(seed, step, stream=1)
 
 
 def held_out_batches(data: TrainingSet, *, batch_size: int, timesteps: int, draw: int, seed: int) -> list[Batch]:

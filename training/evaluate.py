@@ -9,16 +9,17 @@ from typing import Literal
 
 import click
 import torch
-from diffusers import DDPMScheduler
+from diffusers import DDPMScheduler, PixArtTransformer2DModel
 
 from dq_deploy.console import Output
 from dq_deploy.errors import DqDeployError, UsageError
 from dq_deploy.progress import Advance
 from dq_deploy.quantization.calibration.choice import settings
 from dq_deploy.quantization.calibration.classes import class_space
-from dq_deploy.sources import Source, load_source
+from dq_deploy.sources import Source, load_source, takes_prompts
 from training.data import CLASSES, TrainingSet, held_out_batches, load_images, load_labels
 from training.loop import denoising_loss
+from training.train_text import held_out_losses as text_losses
 
 _BINS = 10
 # Fixed, and away from the training's default: the same noises for everyone who compares.
@@ -47,7 +48,7 @@ def main(pipelines: tuple[str, ...], data: Path, count: int, draws: int, batch_s
     """Mean squared error of the noise that PIPELINES predict, over the same images, noises and timesteps for each.
 
     The difference to the first is given with the standard error of the paired differences. Class-conditional pipelines are
-    told the class of each image.
+    told the class of each image, text pipelines a caption of it; theirs is the noise of latents, and compares with no other's.
     """
     out = Output(form)
     try:
@@ -90,6 +91,8 @@ def _standard_error(values: torch.Tensor) -> float:
 
 def _evaluate(reference: str, data: Path, count: int, draws: int, batch_size: int, out: Output) -> Losses:
     source = load_source(reference)
+    if takes_prompts(source):
+        return _evaluate_text(source, data, count, draws, batch_size, out)
     images = load_images(data, "test", source.sample_shape[-1])[:count]
     space = class_space(source.model, source.config)
     if space is not None and space.count != len(CLASSES):
@@ -112,9 +115,23 @@ def held_out_losses(source: Source, data: TrainingSet, *, draws: int, batch_size
             values.append(denoising_loss(model, scheduler, batch, device).double().cpu())
             timesteps.append(batch.timesteps)
             advance(len(batch.images))
-    losses, where = torch.cat(values), torch.cat(timesteps) * _BINS // steps
-    bins = [losses[where == index].mean().item() for index in range(_BINS)]
-    return Losses(source.reference, losses, bins)
+    return _by_timestep(source.reference, torch.cat(values), torch.cat(timesteps) * _BINS // steps)
+
+
+def _evaluate_text(source: Source, data: Path, count: int, draws: int, batch_size: int, out: Output) -> Losses:
+    if not isinstance(source.model, PixArtTransformer2DModel):
+        raise UsageError(f"{source.reference} is a {source.pipeline_class}; of text pipelines those of train_text are evaluated")
+    parts = []
+    with out.progress(source.reference, draws) as advance:
+        for draw in range(draws):
+            parts.append(text_losses(source, data, count, draw, seed=_SEED, batch_size=batch_size))
+            advance()
+    losses, timesteps = map(torch.cat, zip(*parts, strict=True))
+    return _by_timestep(source.reference, losses, timesteps * _BINS // source.scheduler.config.num_train_timesteps)
+
+
+def _by_timestep(name: str, losses: torch.Tensor, where: torch.Tensor) -> Losses:
+    return Losses(name, losses, [losses[where == index].mean().item() for index in range(_BINS)])
 
 
 if __name__ == "__main__":

@@ -58,7 +58,9 @@ class TrainingState:
         }
         path = folder / STATE_NAME
         partial = path.with_suffix(".partial")
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, partial, {"record": json.dumps(record)})
+        # Copies: safetensors refuses tensors that share memory, as tied embeddings do.
+        own = {name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
+        save_file(own, partial, {"record": json.dumps(record)})
         with partial.open("rb") as stream:
             os.fsync(stream.fileno())
         partial.replace(path)

@@ -64,11 +64,10 @@ def _save(network: Any, scheduler: Any, path: Path) -> None:
     pipeline.save_config(path)
 
 
-def _load(folder: Path, size: int) -> TrainingSet:
+def _load(folder: Path, config: dict[str, Any]) -> TrainingSet:
     # No mirrored pictures: shoes all point one way in the data, and a label says which way a garment is cut.
-    return TrainingSet(
-        load_images(folder, "train", size), load_labels(folder, "train"), null_label=len(CLASSES), label_dropout=_LABEL_DROPOUT, flip=False
-    )
+    images, labels = load_images(folder, "train", config["sample_size"]), load_labels(folder, "train")
+    return TrainingSet(images, labels, null_label=len(CLASSES), label_dropout=_LABEL_DROPOUT, flip=False)
 
 
 RECIPE = Recipe("DiTTransformer2DModel", build, _save, _load, builtin="fashion-mnist-dit", component="transformer")

@@ -25,8 +25,8 @@ def _save(network: Any, scheduler: Any, path: Path) -> None:
     pipeline.save_pretrained(path)
 
 
-def _load(folder: Path, size: int) -> TrainingSet:
-    return TrainingSet(load_images(folder, "train", size))
+def _load(folder: Path, config: dict[str, Any]) -> TrainingSet:
+    return TrainingSet(load_images(folder, "train", config["sample_size"]))
 
 
 RECIPE = Recipe("UNet2DModel", UNet2DModel.from_config, _save, _load, builtin="fashion-mnist-unet", component="unet")

@@ -68,7 +68,8 @@ def calibration_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
     for option in reversed((
         click.option(
-            "--prompts", type=click.Path(path_type=Path), help="Text file of calibration prompts, one a line (UTF-8)."
+            "--prompts", type=click.Path(path_type=Path),
+            help="Text file of calibration prompts, one a line (UTF-8).  [default: a built-in's own]",
         ),
         click.option("--negative-prompt", help="Negative prompt.  [default: empty]"),
         click.option("--height", type=click.IntRange(1), metavar="PIXELS", help="Image height in pixels.  [default: the pipeline's]"),
@@ -103,7 +104,8 @@ def asks_for_pictures(command: Callable[..., Any]) -> Callable[..., Any]:
     """What pictures are drawn of."""
     for option in reversed((
         click.option(
-            "--prompts", type=click.Path(path_type=Path), help="Text file of prompts to draw in turn, one a line (UTF-8)."
+            "--prompts", type=click.Path(path_type=Path),
+            help="Text file of prompts to draw in turn, one a line (UTF-8).  [default: a built-in's own]",
         ),
         click.option("--negative-prompt", help="Negative prompt.  [default: empty]"),
         *_PICTURES,

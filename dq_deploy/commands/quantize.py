@@ -160,6 +160,8 @@ def quantize(
     from ..artifacts import check_output
     from ..quantization import QuantizeConfig, estimate, work_path
     from ..quantization import quantize as run_quantize
+    from ..quantization.calibration.pipeline_source import read_prompts
+    from ..sources import builtin_prompts
 
     given = {**read_config(config), **{key: value for key, value in options.items() if value is not None}}
     merged = {"preset": "w4a8" if auto_bits else "w8a8", **_advised(device_for, source, output, given), **given}
@@ -176,6 +178,8 @@ def quantize(
     elif sensitivity:
         raise UsageError("--sensitivity is of --auto-bits, and there is none", "give a budget too: --auto-bits 0.18x")
     _note_stretched(calibration, QuantizeConfig.build(**merged).sizes, output)
+    if "prompts" not in calibration and (own := builtin_prompts(source)):
+        output.note(f"calibrated on the {len(read_prompts(own))} prompts that {source} comes with; others: --prompts FILE")
     check_output(destination, force=force)
     choice = None
     if auto_bits:

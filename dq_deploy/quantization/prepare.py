@@ -109,6 +109,7 @@ def prepare(source: Any, config: QuantizeConfig, request: Request, progress: Pro
     request.pictures, request.given_prompts  # noqa: B018  what cannot be read is said before a model is loaded
     check_strength(request.strength, config.steps)
     loaded, details = _resolve(source, request)
+    request = request.with_own_prompts(loaded)
     loaded = replace(loaded, model=_trainable(loaded.model))
     model, scheduler = loaded.model, loaded.scheduler
     _check_finite(model)

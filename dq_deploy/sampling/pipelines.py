@@ -14,13 +14,14 @@ from ..artifacts import Artifact
 from ..errors import UsageError
 from ..quantization.calibration.classes import CLASS_INPUT
 from ..quantization.calibration.given_pictures import check_strength, fitted
+from ..quantization.calibration.picture_size import own_size
 from ..quantization.calibration.pipeline_source import read_prompts
 from ..quantization.calibration.walk import own_noise
-from ..sources import Pictures, Source, for_pictures, text_pipeline
+from ..sources import Pictures, Source, builtin_prompts, for_pictures, text_pipeline
 from ..sources.pictures import flags, words
 from .classes import conditioning_of, guidance_of
 from .grid import Images
-from .request import Drawing
+from .request import Drawing, Prompts
 from .schedulers import calibrated_scheduler, calibrated_steps
 from .seeds import generators
 
@@ -62,13 +63,20 @@ def wish(artifact: Artifact, drawing: Drawing) -> Wish:
         )
     if drawing.classes is not None:
         raise UsageError("classes are given, and the model takes none", "leave that out")
-    if drawing.prompts is None:
+    prompts = prompts_of(artifact, drawing)
+    if prompts is None:
         raise UsageError(no_prompts(artifact), "--prompts FILE: a prompt on each line, drawn in turn")
     negative = None if drawing.negative_prompt is None else [drawing.negative_prompt]
     # what the graph's shapes were made for, or one of those that it takes
     size = {**{str(name): value for name, value in artifact.details.picture_size.items()}, **drawing.picture_size}
     options: dict[str, Any] = {"guidance_scale": guidance_of(artifact, drawing.guidance_scale), "negative_prompt": negative, **size}
-    return Wish("prompt", read_prompts(drawing.prompts), {name: value for name, value in options.items() if value is not None}, pictures)
+    return Wish("prompt", read_prompts(prompts), {name: value for name, value in options.items() if value is not None}, pictures)
+
+
+def prompts_of(artifact: Artifact, drawing: Drawing | None) -> Prompts | None:
+    """The prompts that were given, or those that the built-in source of an artefact comes with."""
+    given = drawing.prompts if drawing else None
+    return builtin_prompts(artifact.details.source.reference if artifact.details.source else None) if given is None else given
 
 
 def _pictures(artifact: Artifact, drawing: Drawing) -> Pictures:
@@ -167,6 +175,7 @@ def pipeline_drawing(artifact: Artifact, source: Source, drawing: Drawing, wishe
     if foreign := [name.replace("_", " ") for name in wishes.of(0) if name not in taken]:
         raise UsageError(f"a {type(pipeline).__name__} takes no {' and no '.join(foreign)}", "leave that out")
     pipeline.register_modules(scheduler=calibrated_scheduler(artifact))
+    wishes = replace(wishes, options={**wishes.options, **own_size(pipeline, source.component)})
     return PipelineDrawing(pipeline, source.component, drawing.n, drawing.seed, steps, wishes)
 
 

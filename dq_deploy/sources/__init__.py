@@ -6,7 +6,7 @@ from .pickles import allow_pickles
 from .picture_pipeline import MODULE_ROUTE, check_complete, for_pictures
 from .pictures import Pictures
 from .plain_copy import copied
-from .resolve import builtin_names, builtin_path
+from .resolve import builtin_names, builtin_path, builtin_prompts
 from .source import Source, weights_sha256
 from .text_pipeline import draws_from_picture_alone, takes_prompts, text_pipeline
 
@@ -18,6 +18,7 @@ __all__ = [
     "allow_pickles",
     "builtin_names",
     "builtin_path",
+    "builtin_prompts",
     "check_complete",
     "copied",
     "draws_from_picture_alone",

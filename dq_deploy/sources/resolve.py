@@ -14,6 +14,7 @@ from .recognize import file_error, folder_error
 BUILTIN_PREFIX = "builtin:"
 _VOCABULARIES = (".txt", ".model")  # of tokenizers
 _BUILTINS = Path(__file__).parent / "builtin"
+_PROMPTS = "prompts.txt"
 # "owner/name", with an optional "@revision". Names without an owner are left to paths.
 _HUB_ID = re.compile(r"(?P<id>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<revision>[\w./-]+))?")
 
@@ -33,6 +34,13 @@ def builtin_path(name: str) -> Path:
             f"unknown built-in model '{BUILTIN_PREFIX}{name}'", f"{did_you_mean([name], builtin_names())}those that exist: {_known()}"
         )
     return _BUILTINS / name
+
+
+def builtin_prompts(source: str | Path | None) -> Path | None:
+    """File of the prompts that a built-in text pipeline comes with, one on a line; None for every other source."""
+    name = str(source).removeprefix(BUILTIN_PREFIX)
+    path = _BUILTINS / name / _PROMPTS
+    return path if str(source).startswith(BUILTIN_PREFIX) and name in builtin_names() and path.is_file() else None
 
 
 def _known() -> str:

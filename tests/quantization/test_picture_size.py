@@ -10,7 +10,7 @@ from diffusers import StableDiffusionImg2ImgPipeline
 
 from dq_deploy.errors import UsageError
 from dq_deploy.quantization.calibration.of_each_size import calibration_of
-from dq_deploy.quantization.calibration.picture_size import check_size
+from dq_deploy.quantization.calibration.picture_size import check_size, own_size
 from dq_deploy.quantization.calibration.pipeline_source import PipelineSource
 from dq_deploy.quantization.calibration.sized_source import Size, SizedSource
 from dq_deploy.quantization.calibration.source import CalibrationSource, Request, calibration_source
@@ -49,6 +49,14 @@ def test_a_size_that_a_pipeline_draws_at(make: Any, size: dict[str, int], shape:
     source = prepared(make(), **size)
     assert source.shape == shape
     assert {name: source.record()[name] for name in size} == size
+
+
+def test_a_pixart_without_a_table_of_sizes_draws_at_its_own() -> None:
+    """Its pipeline looks the size up unless it is told not to, and knows four."""
+    source = prepared(tiny_pixart(sample_size=8))
+    assert source.shape == (4, 8, 8)
+    assert own_size(source.pipeline, "transformer") == {"use_resolution_binning": False}
+    assert own_size(tiny_pixart(), "transformer") == own_size(tiny_flux(), "transformer") == {}
 
 
 @pytest.mark.parametrize(

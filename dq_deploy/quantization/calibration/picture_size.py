@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
 from ...errors import UsageError
 
 _SPATIAL = ("vae_scale_factor", "vae_scale_factor_spatial", "vae_spatial_compression_ratio")
+_BINNED = (16, 32, 64, 128, 256)  # edges of latents that some pipeline of diffusers has a table for
 _TEMPORAL = ("vae_scale_factor_temporal", "vae_temporal_compression_ratio")
 PICTURE_SIZE = ("height", "width", "num_frames")
 """Arguments of a pipeline's call that say what size it draws at."""
 TEXT_LENGTH = "max_sequence_length"
 """The argument that says how many tokens its text has."""
 SIZE_HINT = "--height and --width set the size of the pictures, --frames their number in a video (from Python: height=, width=, frames=)"
+
+
+def own_size(pipeline: Any, component: str) -> dict[str, Any]:
+    """Arguments with which a pipeline draws at its network's own size, where it would look that up in a table that lacks it (PixArt's)."""
+    binned = "use_resolution_binning" in inspect.signature(type(pipeline).__call__).parameters
+    edge = (getattr(getattr(pipeline, component), "config", None) or {}).get("sample_size")
+    return {"use_resolution_binning": False} if binned and edge not in _BINNED else {}
 
 
 def check_size(pipeline: Any, component: str, shape: tuple[int, ...], asked: Mapping[str, int]) -> None:

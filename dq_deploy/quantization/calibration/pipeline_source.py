@@ -21,7 +21,7 @@ from ..calling import CallForm, OutputForm, described
 from ..config import QuantizeConfig
 from .choice import Choice, choose, kept
 from .given_pictures import check_strength, fitted, with_own_strength, with_skipped_rows
-from .picture_size import PICTURE_SIZE, SIZE_HINT, TEXT_LENGTH, check_size, speaks_of_size
+from .picture_size import PICTURE_SIZE, SIZE_HINT, TEXT_LENGTH, check_size, own_size, speaks_of_size
 from .recording import Call, FirstCallError, batch_of, by_seed, check_call, first_call, read_call, recording, streams, varying_names
 from .standing_in import standing_in
 from .trajectories import Answer, Conditions, Model, Trajectories, assemble, turns
@@ -286,6 +286,7 @@ class PipelineSource:
         own_noise(self.pipeline.scheduler, seeds)
         prompts = [subject.prompt for subject in subjects]
         options = {k: [v] * len(prompts) if k == "negative_prompt" else v for k, v in self.options.items()}
+        options |= own_size(self.pipeline, self.component)
         options |= self.pictures.arguments(self.parameters, [subject.pictures for subject in subjects]) | more
         try:
             return self.pipeline(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,7 +12,7 @@ import torch
 
 from ...errors import ArtifactError, UsageError
 from ...progress import Progress
-from ...sources import MODULE_ROUTE, Lora, Pictures, Source, draws_from_picture_alone, takes_prompts, text_pipeline
+from ...sources import MODULE_ROUTE, Lora, Pictures, Source, builtin_prompts, draws_from_picture_alone, takes_prompts, text_pipeline
 from ..calling import CallForm, OutputForm, from_conditions
 from ..config import QuantizeConfig
 from .choice import Choice, choose
@@ -69,6 +69,11 @@ class Request:
     def given_prompts(self) -> list[str] | None:
         """The prompts, read once. Raises UsageError as ``read_prompts`` does."""
         return None if self.prompts is None else read_prompts(self.prompts)
+
+    def with_own_prompts(self, source: Source) -> Request:
+        """With the prompts that a built-in source comes with, where none are given."""
+        own = builtin_prompts(source.reference)
+        return self if own is None or self.prompts is not None or self.conditions else replace(self, prompts=own)
 
     @property
     def beside(self) -> dict[str, Path]:
