@@ -15,7 +15,7 @@ from ..edit import drop_unused_tensors
 from .attention import decompose_attention
 from .clean import clean
 from .complex import real_numbers
-from .constants import fold_weights
+from .constants import fold_products, fold_weights
 from .conv3d import spell_conv3d
 from .einsum import lower_einsums
 from .layout import batch_first
@@ -35,6 +35,7 @@ def normalize(graph_module: GraphModule, inputs: Sequence[torch.Tensor]) -> None
     spell_products(graph_module)
     spell_conv3d(graph_module)
     widen_products(graph_module)
+    fold_products(graph_module)
     fold_weights(graph_module)
     clean(graph_module)
     with torch.no_grad():

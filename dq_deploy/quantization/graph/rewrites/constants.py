@@ -1,4 +1,4 @@
-"""Weights computed from parameters alone (standardized, normalized, reparametrized, transposed) as the constants that they are."""
+"""What is computed from parameters alone as the constant that it is: weights (standardized, reparametrized, transposed) and products."""
 
 from __future__ import annotations
 
@@ -42,6 +42,16 @@ def fold_weights(graph_module: GraphModule) -> None:
                 name = f"{node.meta.get('path') or node.name}.{kind}_folded"
                 folded = Editor(graph_module, node).constant(name, evaluate(graph_module, value, {}))
                 node.update_arg(position, folded)
+    graph_module.graph.eliminate_dead_code()
+    graph_module.recompile()
+
+
+def fold_products(graph_module: GraphModule) -> None:
+    """Replace every product of constants, such as a layer on a grid of positions, by its value: nothing is multiplied as the graph runs."""
+    for node in list(graph_module.graph.nodes):
+        if node.target in (*_LAYERS, aten.matmul.default) and is_constant(node):
+            name = f"{node.meta.get('path') or node.name}.product"
+            node.replace_all_uses_with(Editor(graph_module, node).constant(name, evaluate(graph_module, node, {})))
     graph_module.graph.eliminate_dead_code()
     graph_module.recompile()
 
