@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -229,8 +230,18 @@ def refusal(openvino: Any, file: Path, error: RuntimeError) -> ArtifactError:
     return ArtifactError(f"OpenVINO {openvino.__version__} cannot load {file}: {_cause(error)}")
 
 
+_REFUSED = re.compile(r"^-- (\S+) with a message:\n(?:.*\n)*?(.+)\n\n", re.MULTILINE)
+"""An operator, and the last line of what is said of it."""
+_MOST_REFUSED = 5
+
+
 def _cause(error: RuntimeError) -> str:
-    """The end of OpenVINO's chain of messages: where it names the cause."""
+    """The end of OpenVINO's chain of messages, where it names the cause; of operators that it refuses, what it says of each.
+
+    One of them may be refused for another that comes before it.
+    """
+    if refused := _REFUSED.findall(str(error)):
+        return "; ".join(f"{operator}: {' '.join(message.split())}" for operator, message in refused[:_MOST_REFUSED])
     return " ".join(line.strip() for line in str(error).splitlines() if line.strip())[-400:]
 
 

@@ -14,7 +14,7 @@ import pytest
 from dq_deploy.artifacts import Artifact
 from dq_deploy.engines.openvino.int8_kernels import int8_saturates, int8_serves, int8_without_vnni
 from dq_deploy.engines.openvino.runner import OpenVinoRunner
-from dq_deploy.errors import EnvironmentProblem
+from dq_deploy.errors import ArtifactError, EnvironmentProblem
 from tests.bundles import write_graph
 from tests.engines.graphs import Graph
 from tests.flow import Flow, altered_manifest
@@ -33,6 +33,22 @@ layer (float[batch, 64] sample) => (float[batch, 32] out_sample)
     product = MatMul(dq, weight)
     out_sample = Mul(product, scale)
 }"""
+
+
+UNKNOWN = """<ir_version: 10, opset_import: ["": 21]>
+seamless (float[batch, 4, 8, 8] sample) => (float[batch, 1, 20, 20] out_sample)
+<int64[8] pads = {0, 0, 1, 1, 0, 0, 1, 1}>
+{
+    padded = Pad<mode = "wrap">(sample, pads)
+    out_sample = DepthToSpace<blocksize = 2>(padded)
+}"""
+
+
+def test_operators_that_it_does_not_take_are_named_with_the_reason(tmp_path: Path) -> None:
+    """Not the last one alone, which fails for what comes before it."""
+    file = write_graph(tmp_path / "seamless.onnx", UNKNOWN)
+    with pytest.raises(ArtifactError, match=r"cannot load .*seamless.onnx: .*Pad-\d+: Unsupported padding mode: \[wrap\]"):
+        OpenVinoRunner(file)
 
 
 def test_saturation_is_reported_and_float_kernels_are_exact(tmp_path: Path) -> None:
