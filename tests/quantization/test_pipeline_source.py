@@ -286,6 +286,8 @@ def test_prompts_from_a_file_and_a_list(tmp_path: Path) -> None:
     path = tmp_path / "prompts.txt"
     path.write_bytes("\ufeffa cat\r\n\n  ein Käfer \n".encode())
     assert read_prompts(path) == read_prompts(str(path)) == ["a cat", "ein Käfer"]
+    path.write_bytes("\ufeffa cat\u2028on a mat\r\n\r\nin\x0bdoors\r".encode())
+    assert read_prompts(path) == ["a cat\u2028on a mat", "in\x0bdoors"]  # what word processors put within a line ends none
     assert read_prompts(["", "x"]) == ["", "x"]  # an empty prompt in a list is meant
 
 

@@ -40,7 +40,7 @@ def read_prompts(prompts: str | Path | Sequence[str]) -> list[str]:
     """
     if isinstance(prompts, str | Path):
         try:
-            lines = Path(prompts).read_text(encoding="utf-8-sig").splitlines()
+            lines = Path(prompts).read_text(encoding="utf-8-sig").split("\n")  # splitlines would cut at U+2028 and the like too
         except UnicodeDecodeError as error:
             raise UsageError(f"{prompts} is not UTF-8 text: {error.reason} at byte {error.start}", "save it as UTF-8") from None
         except OSError as error:
