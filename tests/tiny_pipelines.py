@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -37,6 +38,7 @@ from diffusers import (
 )
 from diffusers.pipelines.wan import pipeline_wan_i2v
 from PIL import Image
+from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from tokenizers.models import Unigram
 from tokenizers.pre_tokenizers import Metaspace
@@ -45,6 +47,8 @@ from transformers import (
     CLIPTextModel,
     CLIPTextModelWithProjection,
     CLIPTokenizer,
+    CLIPVisionConfig,
+    CLIPVisionModelWithProjection,
     T5Config,
     T5EncoderModel,
     T5TokenizerFast,
@@ -199,6 +203,30 @@ def tiny_controlnet(unet: Any) -> ControlNetModel:
     """A ControlNet for this UNet, whose control picture has twice the latents' size."""
     torch.manual_seed(9)
     return randomized(ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(4, 8), load_weights_from_unet=False))
+
+
+def tiny_ip_adapter(folder: Path, unet: Any, *, width: int = 20) -> Path:
+    """An IP-Adapter's file for this UNet: 4 tokens of a picture's embedding of ``width``, and beside it the encoder of 16×16 pixels."""
+    across, tokens, generator = unet.config.cross_attention_dim, 4, torch.Generator().manual_seed(11)
+    tensors = {
+        "image_proj.proj.weight": torch.randn(tokens * across, width, generator=generator) / width**0.5,
+        "image_proj.proj.bias": torch.zeros(tokens * across),
+        "image_proj.norm.weight": torch.ones(across),
+        "image_proj.norm.bias": torch.zeros(across),
+    }
+    layers = [name.removesuffix(".processor") for name in unet.attn_processors if "attn2" in name]
+    for number, layer in enumerate(layers):
+        inner = unet.get_submodule(layer).to_k.out_features
+        for kind in ("to_k_ip", "to_v_ip"):
+            tensors[f"ip_adapter.{2 * number + 1}.{kind}.weight"] = torch.randn(inner, across, generator=generator) / across**0.5
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, folder / "ip-adapter.safetensors")
+    torch.manual_seed(12)
+    encoder = CLIPVisionConfig(
+        hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2, image_size=16, patch_size=8, projection_dim=20
+    )
+    randomized(CLIPVisionModelWithProjection(encoder), std=0.5).save_pretrained(folder / "image_encoder")
+    return folder / "ip-adapter.safetensors"
 
 
 def tiny_picture(seed: int = 0, size: tuple[int, int] = (16, 16)) -> Image.Image:

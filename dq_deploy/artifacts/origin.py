@@ -27,7 +27,8 @@ def place_relative(details: dict[str, Any], artifact: Path) -> None:
     if not isinstance(source, dict):
         return
     source = _placed(source, artifact)
-    source |= {name: _placed(source[name], artifact) for name in ("lora", "controlnet", "pipeline") if isinstance(source.get(name), dict)}
+    beside = [name for name in ("lora", "ip_adapter", "controlnet", "pipeline") if isinstance(source.get(name), dict)]
+    source |= {name: _placed(source[name], artifact) for name in beside}
     details["source"] = source
 
 

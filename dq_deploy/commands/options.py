@@ -50,6 +50,7 @@ _PICTURES = (
     _picture_option("--image", "Picture that the pipeline changes, repeatable: they are taken in turn.  [default: none]"),
     _picture_option("--mask", "What of the picture is drawn anew, in white; one for each picture, or one for all.  [default: none]"),
     _picture_option("--control-image", "Picture that steers a ControlNet, repeatable: they are taken in turn.  [default: none]"),
+    _picture_option("--ip-adapter-image", "Picture for an IP-Adapter, repeatable: they are taken in turn.  [default: none]"),
     click.option(
         "--strength", type=float, metavar="0-1", help="How much of the picture is changed.  [default: as calibrated, or the pipeline's]"
     ),
@@ -64,6 +65,8 @@ def calibration_options(command: Callable[..., Any]) -> Callable[..., Any]:
         given = {name: value for name in _CALIBRATION if (value := kwargs.pop(name)) is not None}
         if "lora_scale" in given and "lora" not in given:
             raise UsageError("--lora-scale is the weight of a LoRA, and none is given", "give --lora FILE too")
+        if "ip_adapter_scale" in given and "ip_adapter" not in given:
+            raise UsageError("--ip-adapter-scale is of an IP-Adapter, and none is given", "give --ip-adapter FILE too")
         return command(*args, calibration=given, **kwargs)
 
     for option in reversed((
@@ -80,6 +83,13 @@ def calibration_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--pipeline", type=click.Path(path_type=Path), help="The pipeline that SOURCE, a ControlNet, steers.  [default: none]"
         ),
+        click.option(
+            "--ip-adapter",
+            type=click.Path(path_type=Path),
+            help="IP-Adapter to load into SOURCE: a file (safetensors), or a folder with one; its image_encoder lies beside it.  "
+            "[default: none]",
+        ),
+        click.option("--ip-adapter-scale", type=float, help="How much the IP-Adapter's picture counts; fixed in the graph.  [default: 1]"),
         click.option("--classes", metavar="LIST", help="Class labels of a class-conditional model, such as 0-9,3.  [default: all]"),
         click.option("--guidance-scale", type=float, help="Classifier-free guidance that you sample with.  [default: the pipeline's]"),
         click.option(
@@ -96,7 +106,7 @@ def calibration_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 _CALIBRATION = (
     "prompts", "negative_prompt", "height", "width", "frames", "image", "mask", "control_image", "strength",
-    "controlnet", "pipeline", "classes", "lora", "lora_scale",
+    "controlnet", "pipeline", "ip_adapter", "ip_adapter_scale", "ip_adapter_image", "classes", "lora", "lora_scale",
 )  # fmt: skip
 
 

@@ -223,7 +223,7 @@ def _note_stretched(calibration: dict[str, Any], sizes: Sequence[tuple[int, int]
     """Say which pictures are stretched to the sizes that they are calibrated at. Raises UsageError as ``Pictures.read`` does."""
     from ..sources import Pictures
 
-    given = {name: calibration[name] for name in ("image", "mask", "control_image") if name in calibration}
+    given = {name: calibration[name] for name in ("image", "mask", "control_image", "ip_adapter_image") if name in calibration}
     edges = calibration.get("height"), calibration.get("width")
     to = sizes or ([(edges[0], edges[1])] if edges[0] and edges[1] else [])
     if given and (stretched := Pictures.read(**given).stretched(to)):

@@ -14,8 +14,8 @@ from .options import EngineChoice, allows_pickles, asks_for_pictures, common, fo
 if TYPE_CHECKING:
     from ..report.data import ReportData
 
-_OF_PICTURES = ("count", "seed", "steps", "prompts", "negative_prompt", "image", "mask", "control_image", "strength", "classes",
-                "guidance_scale", "runtime")  # fmt: skip
+_OF_PICTURES = ("count", "seed", "steps", "prompts", "negative_prompt", "image", "mask", "control_image",
+                "ip_adapter_image", "strength", "classes", "guidance_scale", "runtime")  # fmt: skip
 _OF_BENCH = ("baseline", "batch", "runs")
 
 

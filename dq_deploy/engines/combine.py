@@ -97,10 +97,11 @@ def _model_of(member: Artifact[GraphDetails]) -> dict[str, Any]:
     """What members of one schedule have in common, by what it is called; None: a member that says nothing of it."""
     details, manifest = member.details, member.manifest
     source = details.source
-    lora = source.lora if source else None
+    lora, pictures = (source.lora, source.ip_adapter) if source else (None, None)
     return {
         "source sha256": source.sha256 if source else None,
         "LoRA": (lora.sha256, lora.scale) if lora else (),
+        "IP-Adapter": (pictures.sha256, pictures.scale) if pictures else (),
         "inputs": {entry.name: _shape(entry.name, entry.shape) for entry in details.inputs},
         "sample shape": details.sample_shape,
         "sizes": ", ".join(str(size) for size in details.calibrated_sizes if size.calibrated),

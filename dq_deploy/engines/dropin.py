@@ -22,6 +22,7 @@ from ..quantization.calibration.recording import UNBATCHED
 from ..quantization.calling import call_of_record
 from .choice import Runtime, make_cached_runner, make_runner
 from .dropin_answers import controlnet_class
+from .dropin_ip_adapter import AdapterInGraph, blocks_with_attention
 from .dropin_module import EngineModule, Origin, as_one_of, check_no_gradients
 from .dropin_saving import guard_saving
 from .engine_files import open_runnable
@@ -69,6 +70,34 @@ class DropInModel(EngineModule):
         if self._cached is None:
             raise UsageError("this model keeps nothing from step to step", "load it with cache=0.1, or another threshold")
         return self._cached()
+
+    @property
+    def encoder_hid_proj(self) -> torch.nn.Module:
+        """Of an IP-Adapter's graph what a pipeline asks before it encodes a picture. Raises AttributeError for one without an adapter."""
+        return self._adapter().projection()
+
+    @property
+    def attn_processors(self) -> dict[str, Any]:
+        """Of an IP-Adapter's graph its layers' scales, which are fixed. Raises AttributeError as above."""
+        return self._adapter().processors()
+
+    @property
+    def down_blocks(self) -> list[SimpleNamespace]:
+        """Which of these blocks have attention. Raises AttributeError as above."""
+        self._adapter()
+        return blocks_with_attention(self.config, "down")
+
+    @property
+    def up_blocks(self) -> list[SimpleNamespace]:
+        """Which of these blocks have attention. Raises AttributeError as above."""
+        self._adapter()
+        return blocks_with_attention(self.config, "up")
+
+    def _adapter(self) -> AdapterInGraph:
+        found = AdapterInGraph.of(self.config)
+        if found is None:
+            raise AttributeError("this model has no IP-Adapter")
+        return found
 
     @property
     def add_embedding(self) -> SimpleNamespace:

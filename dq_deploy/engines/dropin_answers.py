@@ -17,9 +17,11 @@ from typing import Any
 import torch
 
 from ..errors import UsageError
+from .dropin_ip_adapter import KEY as IP_ADAPTER
 
 _LOG = logging.getLogger(__name__)
 _ADAPTERS = "quantize the model with its adapter: dq-deploy quantize SOURCE --lora FILE, or give quantize the pipeline that has loaded it"
+_PICTURES = "an IP-Adapter is quantized with the model: dq-deploy quantize SOURCE --ip-adapter FILE --ip-adapter-image PICTURE"
 _SAVING = "the folder that it was loaded from is what there is to keep: copy that"
 _OTHERWISE = "do this to the float model before it is quantized, or put the float model back for this"
 
@@ -38,6 +40,8 @@ class NotInDropInError(UsageError, AttributeError):
 
 
 def _hint(name: str) -> str:
+    if name == "encoder_hid_proj":
+        return _PICTURES
     if any(word in name for word in ("adapter", "lora", "load_attn_procs")):
         return _ADAPTERS
     return _SAVING if name.startswith(("save_", "push_to_hub")) else _OTHERWISE
@@ -78,6 +82,7 @@ def _class_of(name: str | None) -> Any:
 def _skeleton(config: str) -> Any:
     """The model without weights: its tensors have shapes and no numbers."""
     fields = json.loads(config)
+    fields.pop(IP_ADAPTER, None)  # diffusers loads it into the model that is made
     with torch.device("meta"):
         return _class_of(fields["_class_name"]).from_config(fields)
 

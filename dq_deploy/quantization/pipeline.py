@@ -60,6 +60,7 @@ def quantize(source: Any, output: str | Path, *, preset: str = "w8a8", scheduler
              negative_prompt: str | None = None, height: int | None = None, width: int | None = None, frames: int | None = None,
              image: Any = None, mask: Any = None, control_image: Any = None,
              strength: float | None = None, controlnet: str | Path | None = None, pipeline: str | Path | None = None,
+             ip_adapter: str | Path | None = None, ip_adapter_scale: float = 1.0, ip_adapter_image: Any = None,
              lora: str | Path | None = None, lora_scale: float = 1.0,
              blocks: Sequence[str] | None = None, device: str = "cpu", force: bool = False, resume: bool = False,
              progress: Progress = silent, **options: Any) -> Artifact[CheckpointDetails]:  # fmt: skip
@@ -72,7 +73,8 @@ def quantize(source: Any, output: str | Path, *, preset: str = "w8a8", scheduler
     ``negative_prompt``, drawing pictures of ``height`` by ``width`` pixels, or videos of ``frames`` of these (by default the pipeline's
     own size) or at several ``sizes`` (docs/sizes.md), and from pictures: ``image`` to change, ``mask`` with what of it to draw anew in
     white (files, or images of PIL), ``strength`` of the change, ``control_image`` for the ControlNet in the folder ``controlnet`` (or
-    for the source itself, where that is a ControlNet's folder and ``pipeline`` the one that it steers); a class-conditional diffusers
+    for the source itself, where that is a ControlNet's folder and ``pipeline`` the one that it steers), ``ip_adapter_image`` for the
+    IP-Adapter (a file, or a folder that has one) that is loaded into its UNet at ``ip_adapter_scale``; a class-conditional diffusers
     model on ``classes`` (numbers, or "0-9,3"), all by default; any model on ``conditions`` [P, ...], dealt to the calibration seeds in
     turn, and with a guidance scale on ``null_conditions`` [1 or P, ...] for the unconditional half. A condition is a tensor, or a
     tuple, list or dictionary of tensors as the module takes them; numbers, text and truth values among them are fixed in the graph.
@@ -98,7 +100,8 @@ def quantize(source: Any, output: str | Path, *, preset: str = "w8a8", scheduler
 
     processes.on_main(check)
     request = Request(scheduler, sample_shape, blocks, conditions, null_conditions, classes, prompts, negative_prompt, lora, lora_scale,
-                      height, width, frames, image, mask, control_image, strength, controlnet, pipeline)  # fmt: skip
+                      height, width, frames, image, mask, control_image, strength, controlnet, pipeline,
+                      ip_adapter, ip_adapter_scale, ip_adapter_image)  # fmt: skip
     if config.several_sizes and processes.count > 1:
         raise UsageError(f"several sizes are calibrated in one process, and there are {processes.count}", "start it without a launcher")
     prepared = prepare(source, config, request, progress)

@@ -28,7 +28,7 @@ from ..artifacts.reading import read_json, read_tensors
 from ..errors import ArtifactError, UsageError
 from ..formats.tables import FOLDED
 from ..progress import Progress, silent
-from ..sources import Lora, Source, load_source, reload_source
+from ..sources import Lora, Source, ip_adapter_of, load_source, reload_source
 from ..sources.lora import check_lora
 from .calibration.trajectories import Model, Trajectories
 from .calling import CallForm
@@ -142,7 +142,10 @@ def _sources(old: Checkpoint, source: str | Path | None, lora: Lora | None) -> t
     base = reload_source(origin, place)
     if base.sha256 != origin.sha256:
         raise ArtifactError(f"the weights of {origin.reference} are not those that {place} was made from", "quantize again")
-    new = reload_source(_with(origin, lora), place) if source is None else load_source(source, lora=lora)
+    if source is None:
+        new = reload_source(_with(origin, lora), place)
+    else:
+        new = load_source(source, lora=lora, ip_adapter=ip_adapter_of(origin, place))
     if new.config != base.config:
         apart = sorted(name for name in base.config.keys() | new.config.keys() if base.config.get(name) != new.config.get(name))
         raise UsageError(f"{source} is another network than {origin.reference}: they differ in {', '.join(apart)}", "quantize it")

@@ -30,6 +30,7 @@ _DRAWING_FLAGS = (
     "image",
     "mask",
     "control_image",
+    "ip_adapter_image",
     "strength",
     "classes",
     "guidance_scale",
@@ -93,7 +94,7 @@ def report_command(paths: Sequence[Path], request: ReportRequest) -> str:
         default = Drawing()
         for name in _DRAWING_FLAGS:
             value = getattr(request.drawing, name)
-            if name in ("image", "mask", "control_image") and value:
+            if name in ("image", "mask", "control_image", "ip_adapter_image") and value:
                 flag = f"--{name.replace('_', '-')}"
                 flags += [word for path in value for word in (flag, str(path) if isinstance(path, str | Path) else name.upper())]
             elif value != getattr(default, name):
@@ -161,6 +162,8 @@ def _quantize_flags(manifest: Manifest, details: CheckpointDetails) -> tuple[lis
     for name in ("controlnet", "pipeline"):
         if details.source and getattr(details.source, name):
             flags += [f"--{name}", name.upper()]
+    adapter = details.source.ip_adapter if details.source else None
+    flags += ["--ip-adapter", "IP_ADAPTER", "--ip-adapter-scale", str(adapter.scale)] if adapter else []
     return [*flags, *_lora_flags(details)], changed
 
 

@@ -62,6 +62,7 @@ def sample(
     image: Any = None,
     mask: Any = None,
     control_image: Any = None,
+    ip_adapter_image: Any = None,
     strength: float | None = None,
     classes: str | Sequence[int] | None = None,
     guidance_scale: float | None = None,
@@ -87,8 +88,8 @@ def sample(
         raise UsageError(f"{frames_a_second:g} frames a second: a GIF has more than 0 and at most {MOST_FRAMES_A_SECOND}")
     drawing = Drawing(
         n=n, seed=seed, steps=steps, prompts=prompts, negative_prompt=negative_prompt, image=image, mask=mask,
-        control_image=control_image, strength=strength, classes=classes, guidance_scale=guidance_scale, runtime=runtime,
-        compare_float=compare_float, watch=watch, cache=cache, batch_size=batch_size, height=height, width=width,
+        control_image=control_image, ip_adapter_image=ip_adapter_image, strength=strength, classes=classes, guidance_scale=guidance_scale,
+        runtime=runtime, compare_float=compare_float, watch=watch, cache=cache, batch_size=batch_size, height=height, width=width,
     )  # fmt: skip
     drawn = draw(path, drawing, progress=progress)
     panels = _panels(drawn)

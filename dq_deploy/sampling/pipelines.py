@@ -17,7 +17,7 @@ from ..quantization.calibration.given_pictures import check_strength, fitted
 from ..quantization.calibration.picture_size import own_size
 from ..quantization.calibration.pipeline_source import read_prompts
 from ..quantization.calibration.walk import own_noise
-from ..sources import Pictures, Source, builtin_prompts, for_pictures, text_pipeline
+from ..sources import Pictures, Source, builtin_prompts, check_adapter_pictures, for_pictures, text_pipeline
 from ..sources.pictures import flags, words
 from .classes import conditioning_of, guidance_of
 from .grid import Images
@@ -181,6 +181,7 @@ def pipeline_drawing(artifact: Artifact, source: Source, drawing: Drawing, wishe
 
 def _from_pictures(pipeline: Any, component: str, wishes: Wish) -> tuple[Any, Wish]:
     """The pipeline that begins with the pictures, which have the size of the calibration's."""
+    check_adapter_pictures(pipeline, component, wishes.pictures)
     pipeline, parameters = for_pictures(pipeline, component, wishes.pictures)
     size: dict[str, int] = {name: wishes.options[name] for name in ("height", "width") if name in wishes.options}
     pictures, _ = fitted(type(pipeline), wishes.pictures, size)

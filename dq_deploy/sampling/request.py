@@ -24,12 +24,11 @@ class Drawing:
     Each of the ``n`` pictures has a seed of its own, made of ``seed`` and its number, so it does not depend on ``batch_size`` (of models of
     pixels; the others draw one at a time). ``steps`` are the calibration's by default. ``prompts`` and ``classes`` of a class-conditional
     model (numbers, or "0-9,3"; all by default) are drawn in turn, with the ``guidance_scale`` that the model was calibrated with by
-    default. A pipeline that begins with pictures takes ``image``, ``mask`` and ``control_image`` (files or
-    images of PIL), and a ``strength``, by default the
-    calibration's. A checkpoint runs in PyTorch; ``runtime`` is for bundles. ``compare_float`` draws the float model's pictures too, and
-    ``watch`` counts NaN and saturated codes of a bundle by timestep (engines/watch.py). ``cache`` is the threshold below which a bundle
-    skips all but its first block (engines/step_cache). ``height`` and ``width`` are in pixels, the first
-    calibrated ones by default.
+    default. A pipeline that begins with pictures takes ``image``, ``mask``, ``control_image`` and ``ip_adapter_image`` (files or images
+    of PIL), and a ``strength``, by default the calibration's. A checkpoint runs in PyTorch; ``runtime`` is for bundles. ``compare_float``
+    draws the float model's pictures too, and ``watch`` counts NaN and saturated codes of a bundle by timestep (engines/watch.py).
+    ``cache`` is the threshold below which a bundle skips all but its first block (engines/step_cache). ``height`` and ``width`` are in
+    pixels, the first calibrated ones by default.
     """
 
     n: int = 16
@@ -40,6 +39,7 @@ class Drawing:
     image: Any = None
     mask: Any = None
     control_image: Any = None
+    ip_adapter_image: Any = None
     strength: float | None = None
     classes: str | Sequence[int] | None = None
     guidance_scale: float | None = None
@@ -69,4 +69,4 @@ class Drawing:
     @property
     def pictures(self) -> Pictures:
         """What the pipeline begins with. Raises UsageError as ``Pictures.read`` does."""
-        return Pictures.read(self.image or (), self.mask or (), self.control_image or (), self.strength)
+        return Pictures.read(self.image or (), self.mask or (), self.control_image or (), self.ip_adapter_image or (), self.strength)

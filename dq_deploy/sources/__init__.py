@@ -1,6 +1,7 @@
 """Where models come from: a built-in name, a diffusers pipeline folder, a hub id, or an object in Python."""
 
-from .load import load_source, module_source, reload_source, source_from_module
+from .ip_adapter import IpAdapter, check_adapter_pictures
+from .load import ip_adapter_of, load_source, module_source, reload_source, source_from_module
 from .lora import Lora
 from .pickles import allow_pickles
 from .picture_pipeline import MODULE_ROUTE, check_complete, for_pictures
@@ -12,6 +13,7 @@ from .text_pipeline import draws_from_picture_alone, takes_prompts, text_pipelin
 
 __all__ = [
     "MODULE_ROUTE",
+    "IpAdapter",
     "Lora",
     "Pictures",
     "Source",
@@ -19,10 +21,12 @@ __all__ = [
     "builtin_names",
     "builtin_path",
     "builtin_prompts",
+    "check_adapter_pictures",
     "check_complete",
     "copied",
     "draws_from_picture_alone",
     "for_pictures",
+    "ip_adapter_of",
     "load_source",
     "module_source",
     "reload_source",

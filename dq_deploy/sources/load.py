@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,7 @@ from ..artifacts.details import Origin, Place
 from ..artifacts.origin import absolute_place, places
 from ..errors import ArtifactError, EnvironmentProblem, UsageError, raise_if_out_of_memory, summarized
 from .controlnet import is_controlnet, load_controlnet, with_controlnet
+from .ip_adapter import IpAdapter, adapter_config, check_ip_adapter, load_ip_adapter
 from .lora import Lora, check_lora, fused_copy, load_lora
 from .model_files import load_model
 from .pipeline_index import Component, PipelineIndex, class_of_diffusers, read_pipeline_index
@@ -30,27 +31,31 @@ if TYPE_CHECKING:
 _LOG = logging.getLogger(__name__)
 
 
-def load_source(source: str | Path | DiffusionPipeline, *, lora: Lora | None = None, controlnet: Path | None = None,
-                pipeline: Path | None = None) -> Source:  # fmt: skip
+def load_source(source: str | Path | DiffusionPipeline, *, lora: Lora | None = None, ip_adapter: IpAdapter | None = None,
+                controlnet: Path | None = None, pipeline: Path | None = None) -> Source:  # fmt: skip
     """Load the denoiser of a built-in (``builtin:NAME``), a diffusers pipeline folder, a hub id, or a copy of it from a pipeline object.
 
-    Adapters of a pipeline object are fused into the copy, as is the file ``lora`` of a folder or hub id. The ControlNet in the folder
-    ``controlnet`` steers it. Or ``source`` is the folder of a ControlNet, which is loaded with the ``pipeline`` that it steers.
+    Adapters of a pipeline object are fused into the copy, as is the file ``lora`` of a folder or hub id, whose network gets the
+    ``ip_adapter`` too. The ControlNet in the folder ``controlnet`` steers it. Or ``source`` is the folder of a ControlNet, which is loaded
+    with the ``pipeline`` that it steers.
 
     Raises UsageError (no such path or name, an adapter that cannot be fused), ArtifactError (no pipeline in there, pickled, damaged or
     non-finite weights) and EnvironmentProblem (no diffusers, no peft).
     """
     if pipeline is not None:
-        return _steering(source, pipeline, lora, controlnet)
+        return _steering(source, pipeline, [lora, controlnet, ip_adapter])
     if controlnet is not None:
-        return _steered(source, controlnet, lora)
+        return _steered(source, controlnet, lora, ip_adapter)
     if not isinstance(source, str | Path):
         if lora is not None:
             raise UsageError("a LoRA file is for a pipeline folder or hub id", "load it into the pipeline object: load_lora_weights(FILE)")
+        if ip_adapter is not None:
+            raise UsageError("an IP-Adapter's file is for a pipeline folder or hub id",
+                             "load it into the pipeline object: load_ip_adapter(DIR, subfolder='', weight_name=FILE)")  # fmt: skip
         return _from_pipeline(source)
     _require_diffusers()
-    if lora is not None:
-        return _with_lora(source, lora)
+    if lora is not None or ip_adapter is not None:
+        return _with_adapters(source, lora, ip_adapter)
     name, root = resolve(source)
     index = read_pipeline_index(root)
     model = load_model(root / index.component, index.model_class)
@@ -76,15 +81,22 @@ def reload_source(origin: Origin, artifact: Path) -> Source:
     """
     adapter = origin.lora
     lora = Lora(Path(_found(adapter, adapter.path, artifact)[0]), adapter.scale) if adapter else None
+    ip_adapter = ip_adapter_of(origin, artifact)
     controlnet, pipeline = (Path(_found(part, part.path, artifact)[0]) if part else None for part in (origin.controlnet, origin.pipeline))
     for place in _found(origin, origin.reference, artifact):
         try:
-            loaded = load_source(place, lora=lora, controlnet=controlnet, pipeline=pipeline)
+            loaded = load_source(place, lora=lora, ip_adapter=ip_adapter, controlnet=controlnet, pipeline=pipeline)
         except UsageError as error:
             raise UsageError(f"{artifact} was made from '{origin.reference}': {error.message}", error.hint) from error
         if loaded.sha256 == origin.sha256:
             break
     return loaded
+
+
+def ip_adapter_of(origin: Origin, artifact: Path) -> IpAdapter | None:
+    """The IP-Adapter that the ``origin`` in an artefact's manifest names. Raises UsageError where it is not there any more."""
+    adapter = origin.ip_adapter
+    return IpAdapter(Path(_found(adapter, adapter.path, artifact)[0]), adapter.scale) if adapter else None
 
 
 def _found(entry: Place, typed: str, artifact: Path) -> list[str | Path]:
@@ -139,18 +151,19 @@ def _check_no_drop_in(model: Any) -> None:
         raise UsageError(f"the model to quantize is a drop-in that runs {what}: it has no weights", "give the float model it was made from")
 
 
-def _steered(source: Any, folder: Path, lora: Lora | None) -> Source:
+def _steered(source: Any, folder: Path, lora: Lora | None, ip_adapter: IpAdapter | None) -> Source:
     """The denoiser of ``source``, whose pipeline has the ControlNet in ``folder``."""
     if not isinstance(source, str | Path):
         raise UsageError("a ControlNet's folder is for a pipeline folder or hub id", "give the pipeline object that has the ControlNet")
-    loaded, controlnet = load_source(source, lora=lora), load_controlnet(folder)
-    return replace(loaded, controlnet=controlnet, beside={"controlnet": _beside(folder, weights_sha256(controlnet.state_dict()))})
+    loaded, controlnet = load_source(source, lora=lora, ip_adapter=ip_adapter), load_controlnet(folder)
+    record = _beside(folder, weights_sha256(controlnet.state_dict()))
+    return replace(loaded, controlnet=controlnet, beside={**loaded.beside, "controlnet": record})
 
 
-def _steering(source: Any, pipeline: Path, lora: Lora | None, controlnet: Path | None) -> Source:
+def _steering(source: Any, pipeline: Path, others: Sequence[Any]) -> Source:
     """The ControlNet in the folder ``source``, with the pipeline that it steers."""
-    if lora is not None or controlnet is not None:
-        raise UsageError("a LoRA or a ControlNet beside the pipeline of a ControlNet changes nothing of it", "leave that out")
+    if any(other is not None for other in others):
+        raise UsageError("a LoRA, a ControlNet or an IP-Adapter beside the pipeline of a ControlNet changes nothing", "leave that out")
     if not isinstance(source, str | Path) or not is_controlnet(Path(source)):
         raise UsageError(f"--pipeline is the pipeline that a ControlNet steers, and {source} is no folder of one", "leave that out")
     model, base = load_controlnet(Path(source)), load_source(pipeline)
@@ -175,18 +188,25 @@ def _beside(folder: Path, sha256: str) -> dict[str, Any]:
     return {"path": str(folder), "sha256": sha256} | ({"absolute": absolute_place(place)} if place else {})
 
 
-def _with_lora(source: str | Path, lora: Lora) -> Source:
-    check_lora(lora)
+def _with_adapters(source: str | Path, lora: Lora | None, ip_adapter: IpAdapter | None) -> Source:
+    if lora is not None:
+        check_lora(lora)
+    if ip_adapter is not None:
+        check_ip_adapter(ip_adapter)
     name, root = resolve(source, whole=True)
-    pipeline = load_whole(root)
-    load_lora(pipeline, lora)
-    record = {
-        "path": str(lora.path),
-        "absolute": absolute_place(lora.path),
-        "scale": lora.scale,
-        "sha256": sha256_file(lora.path),
-    }
-    return replace(_from_pipeline(pipeline), name=name, reference=str(source), lora=record, place=local_folder(source))
+    pipeline, record = load_whole(root, encodes=ip_adapter is not None), {}
+    if lora is not None:
+        load_lora(pipeline, lora)
+        record["lora"] = _adapter_record(lora.path, lora.path, lora.scale)
+    if ip_adapter is not None:
+        load_ip_adapter(pipeline, ip_adapter)
+        record["ip_adapter"] = _adapter_record(ip_adapter.path, ip_adapter.file, ip_adapter.scale)
+    return replace(_from_pipeline(pipeline), name=name, reference=str(source), beside=record, place=local_folder(source))
+
+
+def _adapter_record(given: Path, file: Path, scale: float) -> dict[str, Any]:
+    """What a manifest says of an adapter's file."""
+    return {"path": str(given), "absolute": absolute_place(given), "scale": scale, "sha256": sha256_file(file)}
 
 
 def _from_pipeline(pipeline: Any) -> Source:
@@ -216,7 +236,7 @@ def _config(model: Any) -> dict[str, Any]:
     config: dict[str, Any] = json.loads(model.to_json_string())
     # The folder that a model came from is not a property of the model, and would differ from machine to machine.
     config.pop("_name_or_path", None)
-    return config
+    return config | adapter_config(model)
 
 
 def _plain_config(model: Any) -> dict[str, Any]:

@@ -17,8 +17,9 @@ from ..errors import UsageError
 Given = str | Path | Image.Image
 """A picture as it is given: a file, or PIL's object."""
 
-_FLAGS = {"image": "--image", "mask": "--mask", "control_image": "--control-image"}
-_SHOWN = {"image": "picture", "mask": "mask", "control_image": "control picture"}
+_FLAGS = {"image": "--image", "mask": "--mask", "control_image": "--control-image", "ip_adapter_image": "--ip-adapter-image"}
+_SHOWN = {"image": "picture", "mask": "mask", "control_image": "control picture", "ip_adapter_image": "picture for an IP-Adapter"}
+_ENCODED = "ip_adapter_image"  # it is cut to the size of its encoder, and may have any
 _SAME_PROPORTIONS = 0.02  # an edge is a whole number of pixels, and often of eight or sixteen of them
 
 
@@ -32,11 +33,12 @@ class Pictures:
     image: tuple[Image.Image, ...] = ()
     mask: tuple[Image.Image, ...] = ()
     control_image: tuple[Image.Image, ...] = ()
+    ip_adapter_image: tuple[Image.Image, ...] = ()
     strength: float | None = None
 
     @classmethod
     def read(cls, image: Sequence[Given] | Given = (), mask: Sequence[Given] | Given = (), control_image: Sequence[Given] | Given = (),
-             strength: float | None = None) -> Pictures:  # fmt: skip
+             ip_adapter_image: Sequence[Given] | Given = (), strength: float | None = None) -> Pictures:  # fmt: skip
         """Read files and objects of PIL.
 
         Raises UsageError, naming them all, for what is missing or no picture; for masks without pictures, of another size or number, or
@@ -46,14 +48,15 @@ class Pictures:
             raise UsageError(
                 f"the strength is {strength}, and must be above 0 and at most 1", "1 redraws all of the picture, 0.3 a little of it"
             )
-        found = cls(_opened(image, "image", "RGB"), _opened(mask, "mask", "L"), _opened(control_image, "control_image", "RGB"), strength)
+        found = cls(_opened(image, "image", "RGB"), _opened(mask, "mask", "L"), _opened(control_image, "control_image", "RGB"),
+                    _opened(ip_adapter_image, _ENCODED, "RGB"), strength)  # fmt: skip
         if strength is not None and not found.image:
             raise UsageError("a strength is given, and no picture to change", "--image FILE is the picture; or leave --strength out")
         _check_masks(found)
         return found
 
     def __bool__(self) -> bool:
-        return bool(self.image or self.mask or self.control_image)
+        return bool(self.names)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -61,14 +64,19 @@ class Pictures:
         return tuple(name for name in _FLAGS if getattr(self, name))
 
     @property
+    def drawn(self) -> tuple[str, ...]:
+        """Those of them that have the size that is drawn."""
+        return tuple(name for name in self.names if name != _ENCODED)
+
+    @property
     def size(self) -> tuple[int, int] | None:
         """(height, width) in pixels that all have; None where they differ, or there are none."""
-        sizes = {picture.size for name in self.names for picture in getattr(self, name)}
+        sizes = {picture.size for name in self.drawn for picture in getattr(self, name)}
         width, height = sizes.pop() if len(sizes) == 1 else (0, 0)
         return (height, width) if height else None
 
     def resized(self, height: int, width: int) -> Pictures:
-        """All of this size in pixels. Masks keep their two values."""
+        """All of this size in pixels that are ``drawn``. Masks keep their two values."""
 
         def scaled(pictures: tuple[Image.Image, ...], how: Image.Resampling) -> tuple[Image.Image, ...]:
             return tuple(p if p.size == (width, height) else p.resize((width, height), how) for p in pictures)
@@ -80,7 +88,7 @@ class Pictures:
 
     def stretched(self, sizes: Sequence[tuple[int, int]]) -> str:
         """Which pictures lose their proportions at these heights and widths, in words; empty where none does."""
-        own = sorted({picture.size for name in self.names for picture in getattr(self, name)})
+        own = sorted({picture.size for name in self.drawn for picture in getattr(self, name)})
         apart = [
             f"{width}×{height} to {to_width}×{to_height}"
             for width, height in own
@@ -97,13 +105,15 @@ class Pictures:
     def arguments(self, parameters: Mapping[str, str], numbers: Sequence[Mapping[str, int]]) -> dict[str, Any]:
         """Arguments of a pipeline's call for runs that have the pictures of these ``numbers``, by kind; ``parameters`` name the kinds' own.
 
-        One run's is a picture, and several runs' a list: some pipelines take no lists.
+        One run's is a picture, and several runs' a list: some pipelines take no lists. An IP-Adapter's is one for all runs: its
+        pipelines take a list for pictures that are mixed.
         """
         found: dict[str, Any] = {}
         for name, parameter in parameters.items():
             of_kind = getattr(self, name)
             chosen = [of_kind[number[name]] for number in numbers]
-            found[parameter] = chosen if len(chosen) > 1 else chosen[0]
+            shared = name == _ENCODED and len(of_kind) == 1
+            found[parameter] = chosen[0] if shared or len(chosen) == 1 else chosen
         return found | ({} if self.strength is None else {"strength": self.strength})
 
     def record(self) -> dict[str, Any]:
@@ -142,6 +152,7 @@ def parameters_of(pipeline_class: Any, names: Sequence[str]) -> dict[str, str] |
         "image": "image" if "image" in taken and not (steered and "control_image" not in taken) else None,
         "mask": "mask_image" if "mask_image" in taken else None,
         "control_image": "control_image" if "control_image" in taken else "image" if steered and "image" in taken else None,
+        _ENCODED: _ENCODED if _ENCODED in taken else None,
     }
     chosen = {name: found[name] for name in names}
     return {name: parameter for name, parameter in chosen.items() if parameter} if all(chosen.values()) else None

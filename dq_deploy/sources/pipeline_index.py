@@ -82,16 +82,17 @@ def _diffusers_class(path: Path, part: str, entry: Any) -> str:
     return str(name)
 
 
-def left_out_parts(pipeline_class: str) -> tuple[str, ...]:
+def left_out_parts(pipeline_class: str, *, encodes: bool = False) -> tuple[str, ...]:
     """Parts of a pipeline through which no trajectory passes: they look at finished pictures, or at those of an adapter.
 
-    Where a class takes pictures for themselves (of videos that begin with one), what looks at these is needed.
+    Where a class takes pictures for themselves (of videos that begin with one), or the pipeline ``encodes`` them, what looks at these is
+    needed.
     """
     import diffusers
 
     found = getattr(diffusers, pipeline_class, None)
     taken = inspect.signature(found.__call__).parameters if isinstance(found, type) else {}
-    return _LOOKING[:1] if "image" in taken and "ip_adapter_image" not in taken else _LOOKING
+    return _LOOKING[:1] if encodes or ("image" in taken and "ip_adapter_image" not in taken) else _LOOKING
 
 
 _LOOKING = ("safety_checker", "feature_extractor", "image_encoder")

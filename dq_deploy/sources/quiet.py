@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -43,3 +45,31 @@ def without_advice() -> Iterator[None]:
     finally:
         for logger in loggers:
             logger.removeFilter(none)
+
+
+@contextmanager
+def no_progress_bars() -> Iterator[None]:
+    """Keep diffusers and transformers from drawing bars of their own; progress is the caller's to show."""
+    names = ["diffusers.utils.logging", *(["transformers.utils.logging"] if "transformers" in sys.modules else [])]
+    libraries = [importlib.import_module(name) for name in names]
+    shown = [library for library in libraries if library.is_progress_bar_enabled()]
+    for library in shown:
+        library.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for library in shown:
+            library.enable_progress_bar()
+
+
+@contextmanager
+def no_warnings() -> Iterator[None]:
+    """Keep diffusers from warning of what it does to a model by itself."""
+    from diffusers.utils import logging
+
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)

@@ -25,9 +25,9 @@ class Source:
     ``reference`` is what the user typed, ``config`` the model's configuration as plain JSON with ``_class_name``, ``sample_shape`` the
     shape of one sample without the batch, ``sha256`` the hash of the weights (see `weights_sha256`). ``component`` is the pipeline's
     attribute that holds the model; "module" means a bare ``nn.Module``, which has no pipeline: ``pipeline_class`` is then "".
-    ``pipeline`` is the whole pipeline where it is at hand, ``lora`` what a manifest says of the adapter file fused into the weights, and
-    ``place`` the folder that it was loaded from where that is the user's own. ``controlnet`` steers the denoiser; ``beside`` is what a
-    manifest says of the folder beside its own: the ControlNet's, or of a ControlNet the pipeline's.
+    ``pipeline`` is the whole pipeline where it is at hand, and ``place`` the folder that it was loaded from where that is the user's own.
+    ``controlnet`` steers the denoiser; ``beside`` is what a manifest says of what lies beside its own folder: the LoRA that was fused, the
+    IP-Adapter that was loaded, the ControlNet's folder, or of a ControlNet the pipeline's.
     """
 
     name: str
@@ -40,7 +40,6 @@ class Source:
     sample_shape: tuple[int, ...]
     sha256: str
     pipeline: Any = field(default=None, compare=False, repr=False)
-    lora: dict[str, Any] | None = None
     place: Path | None = None
     controlnet: Any = field(default=None, compare=False, repr=False)
     beside: Mapping[str, dict[str, Any]] = field(default_factory=dict)
@@ -49,8 +48,7 @@ class Source:
     def origin(self) -> dict[str, Any]:
         """What a manifest says of where the weights came from."""
         place = {"absolute": absolute_place(self.place)} if self.place else {}
-        lora = {"lora": self.lora} if self.lora else {}
-        return {"reference": self.reference, "sha256": self.sha256} | place | lora | dict(self.beside)
+        return {"reference": self.reference, "sha256": self.sha256} | place | dict(self.beside)
 
 
 def weights_sha256(state: Mapping[str, torch.Tensor]) -> str:

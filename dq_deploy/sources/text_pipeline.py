@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import copy
-import importlib
 import inspect
 import logging
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +15,7 @@ from .controlnet import with_controlnet
 from .model_files import load_part
 from .pipeline_index import class_of_diffusers, left_out_parts, read_components, read_pipeline_index
 from .plain_copy import is_quantized, plain_copy
-from .quiet import without_torchvision
+from .quiet import no_progress_bars, without_torchvision
 from .resolve import resolve
 from .source import Source
 from .weights import readable
@@ -76,15 +72,18 @@ def _own(pipeline: Any, **parts: Any) -> Any:
     return own
 
 
-def load_whole(root: Path, **parts: Any) -> Any:
-    """The pipeline in ``root`` in float32 without its safety checker; ``parts`` are not loaded but taken as given. Raises as above."""
+def load_whole(root: Path, *, encodes: bool = False, **parts: Any) -> Any:
+    """The pipeline in ``root`` in float32 without its safety checker; ``parts`` are not loaded but taken as given.
+
+    ``encodes``: with what looks at pictures, for an adapter. Raises as above.
+    """
     index = read_pipeline_index(root)
     components = read_components(root)
     from diffusers import DiffusionPipeline
 
     kind = class_of_diffusers(index.pipeline_class, DiffusionPipeline, root)
     parameters = inspect.signature(kind.__init__).parameters
-    needless = {name: None for name in left_out_parts(index.pipeline_class) if name in components}
+    needless = {name: None for name in left_out_parts(index.pipeline_class, encodes=encodes) if name in components}
     needless |= {name: None for name in _LEFT_OUT if name in parameters and name not in components}
     flags = {"requires_safety_checker": False} if "requires_safety_checker" in parameters else {}
     required = [name for name in components if name not in needless and name not in parts]
@@ -93,7 +92,7 @@ def load_whole(root: Path, **parts: Any) -> Any:
     _check_parts(root, {name: components[name] for name in required})
     with readable(root, required) as folder:
         try:
-            with _no_progress_bars(), without_torchvision():
+            with no_progress_bars(), without_torchvision():
                 made = {name: load_part(folder, name, *components[name], root / name) for name in required}
                 models = {name: model for name, model in made.items() if model is not None}
                 pipeline = kind.from_pretrained(
@@ -120,21 +119,6 @@ def _require_transformers(pipeline_class: str) -> None:
         import transformers  # noqa: F401
     except ImportError as error:
         raise EnvironmentProblem(f"a {pipeline_class} needs transformers: {error}", "pip install transformers") from None
-
-
-@contextmanager
-def _no_progress_bars() -> Iterator[None]:
-    """Keep diffusers and transformers from drawing bars of their own; progress is the caller's to show."""
-    names = ["diffusers.utils.logging", *(["transformers.utils.logging"] if "transformers" in sys.modules else [])]
-    libraries = [importlib.import_module(name) for name in names]
-    shown = [library for library in libraries if library.is_progress_bar_enabled()]
-    for library in shown:
-        library.disable_progress_bar()
-    try:
-        yield
-    finally:
-        for library in shown:
-            library.enable_progress_bar()
 
 
 def _check_parts(root: Path, components: dict[str, tuple[str, str]]) -> None:

@@ -138,13 +138,6 @@ def test_a_pipeline_that_draws_from_a_picture_alone() -> None:
         calibration_source(Request(image=[tiny_picture()]), QuantizeConfig(), source)
 
 
-def test_an_ip_adapter_goes_as_a_module() -> None:
-    pipeline = tiny_stable_diffusion()
-    pipeline.unet.register_to_config(encoder_hid_dim_type="ip_image_proj")
-    with pytest.raises(UsageError, match="the unet of a StableDiffusionPipeline has an IP-Adapter, .*\npipeline.unload_ip_adapter.. takes"):
-        prepared(pipeline, "unet")
-
-
 def test_two_sizes_that_are_one_to_the_network() -> None:
     source = of_sizes(tiny_flux, (16, 24), (24, 16))  # of as many tokens, at other positions
     assert isinstance(source, SizedSource)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 import re
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoPipelineForImage2Image, ControlNetModel, DDIMScheduler, DiffusionPipeline
+from safetensors.torch import save_file
 
 import dq_deploy
 from dq_deploy.artifacts import Artifact
@@ -29,12 +31,15 @@ from tests.tiny_pipelines import (
     tiny_conditioned_unet,
     tiny_controlnet,
     tiny_fill,
+    tiny_flux,
     tiny_inpainting,
+    tiny_ip_adapter,
     tiny_mask,
     tiny_picture,
     tiny_pix2pix,
     tiny_refiner,
     tiny_stable_diffusion,
+    tiny_stable_diffusion_xl,
     tiny_wan_from_image,
 )
 
@@ -48,7 +53,7 @@ QUICK: dict[str, Any] = {
 class Case:
     """A pipeline with what it is given, the class that draws, and the steps at which its denoiser is called.
 
-    ``steered`` is "by" a ControlNet, or "itself": the ControlNet is what is quantized.
+    ``steered`` is "by" a ControlNet, or "itself": the ControlNet is what is quantized. ``adapted``: an IP-Adapter reads a picture too.
     """
 
     pipeline: Callable[[], Any]
@@ -56,14 +61,27 @@ class Case:
     given: dict[str, Any] = field(default_factory=dict)
     visited: tuple[float, ...] | None = (751, 501, 251, 1)
     steered: str = ""
+    adapted: bool = False
     size: dict[str, int] = field(default_factory=dict)
     drawn: tuple[int, ...] = (16, 16, 3)
 
     @property
     def pictures(self) -> dict[str, Any]:
         """Two of each kind that is given none of its own."""
-        kinds = ("control_image",) if self.steered and "image" not in self.given else ("image",)
-        return {**{kind: [tiny_picture(0), tiny_picture(1)] for kind in kinds}, **self.given}
+        return {**{kind: [tiny_picture(0), tiny_picture(1)] for kind in [self.kind] if kind}, **self.given}
+
+    @property
+    def kind(self) -> str:
+        """The kind of picture that makes this pipeline what it is."""
+        if self.adapted:
+            return "ip_adapter_image"
+        return "control_image" if self.steered else "image"
+
+    @property
+    def beside(self) -> tuple[str, ...]:
+        """Options that name what lies beside the pipeline's folder."""
+        steered = {"by": ("controlnet",), "itself": ("pipeline",), "": ()}[self.steered]
+        return (*steered, *(("ip_adapter", "ip_adapter_scale") if self.adapted else ()))
 
 
 def steered_pipeline() -> Any:
@@ -86,6 +104,11 @@ CASES = {
         {"image": [tiny_picture(2)], "control_image": [tiny_picture(0), tiny_picture(1)], "strength": 0.5}, (251, 1), steered="by",
     ),
     "A ControlNet itself": Case(steered_pipeline, "StableDiffusionControlNetPipeline", steered="itself"),
+    "With an IP-Adapter": Case(tiny_stable_diffusion, "StableDiffusionPipeline", adapted=True),
+    "SDXL with an IP-Adapter": Case(tiny_stable_diffusion_xl, "StableDiffusionXLPipeline", visited=None, adapted=True),
+    "With an IP-Adapter, image-to-image": Case(
+        tiny_stable_diffusion, "StableDiffusionImg2ImgPipeline", {"image": [tiny_picture(2)], "strength": 0.5}, (251, 1), adapted=True
+    ),
 }  # fmt: skip
 
 
@@ -97,11 +120,14 @@ def bundle_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Artif
     def make(name: str) -> Artifact:
         if name not in made:
             case, root = CASES[name], tmp_path_factory.mktemp(name)
-            pipeline, source, beside = case.pipeline(), root / "pipeline", {}
+            pipeline, source = case.pipeline(), root / "pipeline"
+            beside: dict[str, Any] = {}
             pipeline.save_pretrained(source)
             if case.steered:
                 tiny_controlnet(pipeline.unet).save_pretrained(root / "controlnet")
                 beside = {"controlnet": root / "controlnet"}
+            if case.adapted:
+                beside |= {"ip_adapter": tiny_ip_adapter(root / "adapter", pipeline.unet).parent, "ip_adapter_scale": 0.6}
             if case.steered == "itself":
                 source, beside = root / "controlnet", {"pipeline": source}
             checkpoint = quantize(source, root / "checkpoint", prompts=PROMPTS, **beside, **case.pictures, **case.size, **QUICK)
@@ -112,7 +138,7 @@ def bundle_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Artif
     return make
 
 
-_ALWAYS = ("Image-to-image", "Inpainting", "A pipeline steered by a ControlNet", "A ControlNet itself")
+_ALWAYS = ("Image-to-image", "Inpainting", "A pipeline steered by a ControlNet", "A ControlNet itself", "With an IP-Adapter")
 
 
 @pytest.mark.parametrize("name", mostly_nightly(CASES, *_ALWAYS))
@@ -125,8 +151,7 @@ def test_from_its_own_calibration_to_a_picture(name: str, bundle_of: Callable[[s
     assert drawn.psnr_db is not None
     assert min(drawn.psnr_db) > 25
     # The pictures are dealt in turn: another one for the first image is another image.
-    kind = "control_image" if case.steered else "image"
-    other = draw(bundle, Drawing(n=1, prompts=PROMPTS[:1], compare_float=False, **{**case.pictures, kind: [tiny_picture(1)]}))
+    other = draw(bundle, Drawing(n=1, prompts=PROMPTS[:1], compare_float=False, **{**case.pictures, case.kind: [tiny_picture(1)]}))
     assert not np.allclose(other.quantized[0], drawn.quantized[0], atol=1e-3)
 
 
@@ -137,9 +162,8 @@ def test_the_readme_has_what_is_tested() -> None:
     found = {name: set(re.findall(r"--[a-z-]+", command)) for name, command in rows if name in CASES}
     assert found.keys() == CASES.keys()
     for name, case in CASES.items():
-        beside = {"by": ["controlnet"], "itself": ["pipeline"], "": []}[case.steered]
         frames = ["frames"] if "frames" in case.size else []
-        assert found[name] == {f"--{option.replace('_', '-')}" for option in ("prompts", *case.pictures, *beside, *frames)}, name
+        assert found[name] == {f"--{option.replace('_', '-')}" for option in ("prompts", *case.pictures, *case.beside, *frames)}, name
 
 
 def test_the_drop_in_draws_in_the_users_own_pipeline(bundle_of: Callable[[str], Artifact]) -> None:
@@ -193,6 +217,91 @@ def test_a_drop_in_for_a_controlnet(bundle_of: Callable[[str], Artifact]) -> Non
     assert steered.input_names[-3:] == [
         "down_block_additional_residuals_0", "down_block_additional_residuals_1", "mid_block_additional_residual",
     ]  # fmt: skip
+
+
+def test_a_drop_in_with_an_ip_adapter(bundle_of: Callable[[str], Artifact], tmp_path: Path) -> None:
+    """In the user's own pipeline, which encodes the picture, and asks for the adapter's projection and scales."""
+    bundle = bundle_of("With an IP-Adapter")
+    assert bundle.details.input_names == ["sample", "timestep", "encoder_hidden_states", "image_embeds_0"]
+    pipeline = tiny_stable_diffusion(DDIMScheduler(steps_offset=1, clip_sample=False))
+    pipeline.set_progress_bar_config(disable=True)
+    file = tiny_ip_adapter(tmp_path, pipeline.unet)
+    pipeline.load_ip_adapter(str(tmp_path), subfolder="", weight_name=file.name, local_files_only=True, low_cpu_mem_usage=False)
+    pipeline.set_ip_adapter_scale(0.6)
+
+    def drawn() -> np.ndarray[Any, Any]:
+        generator = torch.Generator().manual_seed(picture_seed(0, 0))
+        picture = tiny_picture(1, (24, 18))
+        found: np.ndarray[Any, Any] = pipeline(
+            "a cat", ip_adapter_image=picture, num_inference_steps=4, generator=generator, output_type="np"
+        ).images
+        return found
+
+    expected, pipeline.unet = drawn(), dq_deploy.load(bundle)
+    assert psnr_db(expected, drawn())[0] > 25
+    pipeline.set_ip_adapter_scale(0.6)
+    with pytest.raises(UsageError, match="the IP-Adapter's scale is 0.6 in this graph, and 0.8 is asked for\nquantize with"):
+        pipeline.set_ip_adapter_scale(0.8)
+    with pytest.raises(UsageError, match="image_embeds"):
+        pipeline("a cat", num_inference_steps=4)
+    pipeline.unet = dq_deploy.load(bundle_of("Image-to-image"))
+    with pytest.raises(UsageError, match="no attribute 'encoder_hid_proj': .*\nan IP-Adapter is quantized with the model"):
+        pipeline("a cat", ip_adapter_image=tiny_picture(), num_inference_steps=4)
+
+
+def test_an_ip_adapter_of_a_pipeline_object(tmp_path: Path) -> None:
+    pipeline = tiny_stable_diffusion()
+    file = tiny_ip_adapter(tmp_path / "adapter", pipeline.unet)
+    pipeline.load_ip_adapter(str(file.parent), subfolder="", weight_name=file.name, local_files_only=True, low_cpu_mem_usage=False)
+    pipeline.set_ip_adapter_scale(0.5)
+    with pytest.raises(UsageError, match="has an IP-Adapter, and no picture for it is given\ngive --ip-adapter-image FILE"):
+        quantize(pipeline, tmp_path / "none", prompts=PROMPTS, **QUICK)
+    checkpoint = quantize(pipeline, tmp_path / "checkpoint", prompts=PROMPTS, ip_adapter_image=tiny_picture(), **QUICK)
+    assert checkpoint.details.network_config is not None
+    adapter = checkpoint.details.network_config["ip_adapter"]
+    assert adapter["projections"] == ["ImageProjection"]
+    assert list(adapter["scales"].values()) == [[0.5]]
+    pipeline.load_ip_adapter([str(file.parent)] * 2, subfolder="", weight_name=[file.name] * 2, local_files_only=True,
+                             low_cpu_mem_usage=False)  # fmt: skip
+    with pytest.raises(UsageError, match="has 2 IP-Adapters, and pictures are given to one"):
+        quantize(pipeline, tmp_path / "two", prompts=PROMPTS, ip_adapter_image=tiny_picture(), **QUICK)
+
+
+def test_bad_ip_adapters(tmp_path: Path, cli: Cli, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    unet = tiny_conditioned_unet()
+    good = tiny_ip_adapter(tmp_path / "good", unet)
+    alone = tmp_path / "alone" / "ip.safetensors"
+    alone.parent.mkdir()
+    shutil.copy(good, alone)
+    shutil.copytree(good.parent, tmp_path / "two")
+    shutil.copy(good, tmp_path / "two" / "other.safetensors")
+    wide = tiny_ip_adapter(tmp_path / "wide", unet, width=12)
+    other = tiny_ip_adapter(tmp_path / "other", tiny_conditioned_unet(cross_attention_dim=24))
+    save_file({"layer.weight": torch.zeros(2)}, tmp_path / "none.safetensors")
+    save_file({"image_proj.a": torch.zeros(2), "ip_adapter.0.to_q_lora.down.weight": torch.zeros(2)}, tmp_path / "face.safetensors")
+    (tmp_path / "ip-adapter.bin").write_bytes(b"pickle")
+    quantize = ("quantize", "pipeline", "-o", "out", "--prompts", "prompts.txt", "--ip-adapter-image", "a.png")
+    for given, code, *told in (
+        (tmp_path / "nowhere", 2, "no such IP-Adapter: "),
+        (tmp_path / "ip-adapter.bin", 2, "is not a .safetensors file", "a pickle can run code when loaded"),
+        (folder / "empty", 2, "has no IP-Adapter (*.safetensors)"),
+        (tmp_path / "two", 2, "has 2 files: ip-adapter.safetensors, other.safetensors"),
+        (tmp_path / "none.safetensors", 3, "holds no IP-Adapter, whose tensors begin with image_proj. and ip_adapter.", "layer.weight"),
+        (tmp_path / "face.safetensors", 2, "reads the embeddings of a face recognition, not a picture"),
+        (alone, 2, "there is no encoder of pictures for", "named image_encoder"),
+        (wide, 2, "takes embeddings of width 12, and the encoder of pictures gives 20"),
+        (other, 3, "cannot load the IP-Adapter"),
+    ):
+        assert_refused(cli(*quantize, "--ip-adapter", given), code, *told)
+    assert_refused(cli(*quantize, "--ip-adapter", good, "--ip-adapter-scale", "0"), 2, "the scale of the IP-Adapter is 0.0")
+    assert_refused(cli(*quantize), 2, "a picture for an IP-Adapter is given, and the unet of a StableDiffusionPipeline has none")
+    assert_refused(cli(*quantize[:-2], "--ip-adapter", good), 2, "has an IP-Adapter, and no picture for it is given")
+    assert_refused(cli(*quantize, "--ip-adapter-scale", "0.6"), 2, "--ip-adapter-scale is of an IP-Adapter, and none is given")
+    tiny_flux().save_pretrained(tmp_path / "flux")
+    flux = cli("quantize", tmp_path / "flux", *quantize[2:], "--ip-adapter", good)
+    assert_refused(flux, 2, "a FluxPipeline takes no IP-Adapter here: only pipelines with a UNet do")
+    assert not Path("out").exists()
 
 
 class Brightened(DiffusionPipeline):

@@ -183,12 +183,13 @@ class GivenPictures(Open):
     image: int = 0
     mask: int = 0
     control_image: int = 0
+    ip_adapter_image: int = 0
     strength: float | None = None
 
     @property
     def kinds(self) -> list[str]:
         """Kinds of which there were any."""
-        return [name for name in ("image", "mask", "control_image") if getattr(self, name)]
+        return [name for name in ("image", "mask", "control_image", "ip_adapter_image") if getattr(self, name)]
 
 
 class CalibratedSize(Open):

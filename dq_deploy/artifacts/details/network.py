@@ -18,7 +18,7 @@ class Place(Open):
 
 
 class Adapter(Place):
-    """A LoRA file that was fused into the weights."""
+    """A LoRA file that was fused into the weights, or an IP-Adapter that was loaded, and how much it counts."""
 
     path: str
     scale: float
@@ -35,6 +35,7 @@ class Origin(Place):
 
     reference: str
     lora: Adapter | None = None
+    ip_adapter: Adapter | None = None
     controlnet: Beside | None = None
     pipeline: Beside | None = None
 

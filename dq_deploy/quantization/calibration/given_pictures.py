@@ -21,13 +21,15 @@ def fitted(pipeline_class: Any, pictures: Pictures, size: Mapping[str, int]) -> 
     height without a width.
     """
     asked, found = {"height", "width"} & size.keys(), dict(size)
+    if not pictures.drawn:
+        return pictures, found
     if len(asked) == 1:
         raise UsageError(f"a {asked.pop()} alone is given, and pictures are resized to both", "give --height and --width")
     if asked:
         return pictures.resized(size["height"], size["width"]), found
     own = pictures.size
     if own is None:
-        sizes = sorted({f"{p.width}×{p.height}" for name in pictures.names for p in getattr(pictures, name)})
+        sizes = sorted({f"{p.width}×{p.height}" for name in pictures.drawn for p in getattr(pictures, name)})
         raise UsageError(
             f"the pictures are {', '.join(sizes)} pixels, and a graph is made for one size",
             "give --height and --width, to which they are resized, or pictures of one size",

@@ -16,7 +16,7 @@ import torch
 from ...artifacts import sha256_json
 from ...errors import EnvironmentProblem, UsageError, beside, raise_if_out_of_memory
 from ...progress import Progress
-from ...sources import MODULE_ROUTE, Pictures, check_complete, for_pictures
+from ...sources import MODULE_ROUTE, Pictures, check_adapter_pictures, check_complete, for_pictures
 from ..calling import CallForm, OutputForm, described
 from ..config import QuantizeConfig
 from .choice import Choice, choose, kept
@@ -101,8 +101,8 @@ class PipelineSource:
         A pipeline that cannot begin with the ``pictures`` makes way for one of the same parts that can (``sources.for_pictures``). Raises
         UsageError where it refuses.
         """
-        _refuse_adapter(pipeline, component)
         pictures, size = pictures or Pictures(), dict(picture_size or {})
+        check_adapter_pictures(pipeline, component, pictures)
         parameters: dict[str, str] = {}
         if pictures:
             pipeline, parameters = for_pictures(pipeline, component, pictures)
@@ -312,17 +312,6 @@ class PipelineSource:
         if others := [name for name in taken if name in _PICTURES and name not in given]:
             return f"it takes {', '.join(others)} too; where that is no {_OPTIONS}, " + MODULE_ROUTE.format(component=self.component)
         return "try it in diffusers first: pipeline(prompt=[...], generator=[...], num_inference_steps=..., output_type='latent')"
-
-
-def _refuse_adapter(pipeline: Any, component: str) -> None:
-    """Raise UsageError for a network with an IP-Adapter: its pipelines ask for parts of it that a drop-in does not have."""
-    config = getattr(getattr(pipeline, component), "config", None) or {}
-    if config.get("encoder_hid_dim_type") == "ip_image_proj":
-        raise UsageError(
-            f"the {component} of a {type(pipeline).__name__} has an IP-Adapter, whose picture no option gives",
-            f"pipeline.unload_ip_adapter() takes it off; or {MODULE_ROUTE.format(component=component)}, with the picture's embeddings in "
-            'added_cond_kwargs={"image_embeds": [...]}',
-        )
 
 
 class _EnoughError(Exception):

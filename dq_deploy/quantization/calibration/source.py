@@ -12,7 +12,17 @@ import torch
 
 from ...errors import ArtifactError, UsageError
 from ...progress import Progress
-from ...sources import MODULE_ROUTE, Lora, Pictures, Source, builtin_prompts, draws_from_picture_alone, takes_prompts, text_pipeline
+from ...sources import (
+    MODULE_ROUTE,
+    IpAdapter,
+    Lora,
+    Pictures,
+    Source,
+    builtin_prompts,
+    draws_from_picture_alone,
+    takes_prompts,
+    text_pipeline,
+)
 from ..calling import CallForm, OutputForm, from_conditions
 from ..config import QuantizeConfig
 from .choice import Choice, choose
@@ -47,6 +57,9 @@ class Request:
     strength: float | None = None
     controlnet: str | Path | None = None
     pipeline: str | Path | None = None
+    ip_adapter: str | Path | None = None
+    ip_adapter_scale: float = 1.0
+    ip_adapter_image: Any = None
     text_length: int | None = None  # in tokens
 
     @classmethod
@@ -63,7 +76,7 @@ class Request:
     @functools.cached_property
     def pictures(self) -> Pictures:
         """What a pipeline is to begin with, read once. Raises UsageError as ``Pictures.read`` does."""
-        return Pictures.read(self.image or (), self.mask or (), self.control_image or (), self.strength)
+        return Pictures.read(self.image or (), self.mask or (), self.control_image or (), self.ip_adapter_image or (), self.strength)
 
     @functools.cached_property
     def given_prompts(self) -> list[str] | None:
@@ -76,10 +89,12 @@ class Request:
         return self if own is None or self.prompts is not None or self.conditions else replace(self, prompts=own)
 
     @property
-    def beside(self) -> dict[str, Path]:
-        """Folders beside the source's, as ``load_source`` takes them."""
+    def beside(self) -> dict[str, Any]:
+        """Folders beside the source's, and an IP-Adapter, as ``load_source`` takes them."""
         given = {"controlnet": self.controlnet, "pipeline": self.pipeline}
-        return {name: Path(path) for name, path in given.items() if path is not None}
+        folders = {name: Path(path) for name, path in given.items() if path is not None}
+        adapter = {} if self.ip_adapter is None else {"ip_adapter": IpAdapter(Path(self.ip_adapter), self.ip_adapter_scale)}
+        return folders | adapter
 
     @property
     def picture_size(self) -> dict[str, int]:
