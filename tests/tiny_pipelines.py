@@ -10,7 +10,12 @@ import numpy as np
 import torch
 from diffusers import (
     AutoencoderKL,
+    AutoencoderKLCogVideoX,
+    AutoencoderKLTemporalDecoder,
     AutoencoderKLWan,
+    CogVideoXDDIMScheduler,
+    CogVideoXImageToVideoPipeline,
+    CogVideoXTransformer3DModel,
     ControlNetModel,
     DDIMScheduler,
     DiTTransformer2DModel,
@@ -30,7 +35,9 @@ from diffusers import (
     StableDiffusionPipeline,
     StableDiffusionXLImg2ImgPipeline,
     StableDiffusionXLPipeline,
+    StableVideoDiffusionPipeline,
     UNet2DConditionModel,
+    UNetSpatioTemporalConditionModel,
     WanImageToVideoPipeline,
     WanPipeline,
     WanTransformer3DModel,
@@ -43,6 +50,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import Unigram
 from tokenizers.pre_tokenizers import Metaspace
 from transformers import (
+    CLIPImageProcessorPil,
     CLIPTextConfig,
     CLIPTextModel,
     CLIPTextModelWithProjection,
@@ -297,9 +305,35 @@ def tiny_flux() -> FluxPipeline:
     )  # fmt: skip
 
 
-def tiny_kontext() -> FluxKontextPipeline:
-    """FLUX.1 Kontext, which draws about a million pixels whatever it is asked for."""
-    return FluxKontextPipeline(**tiny_flux().components)
+def tiny_kontext(blocks: int = 2) -> FluxKontextPipeline:
+    """FLUX.1 Kontext, which draws about a million pixels whatever it is asked for: with 6 ``blocks`` in its VAE they are 256 tokens."""
+    return FluxKontextPipeline(**{**tiny_flux().components, "vae": tiny_vae(blocks, shift_factor=0.1)})
+
+
+def tiny_video_diffusion() -> StableVideoDiffusionPipeline:
+    """Stable Video Diffusion: a video from a picture and no prompt, with guidance that grows from frame to frame."""
+    torch.manual_seed(13)
+    unet = UNetSpatioTemporalConditionModel(
+        sample_size=8, block_out_channels=(32,), layers_per_block=1, cross_attention_dim=32, num_attention_heads=2, num_frames=2,
+        down_block_types=("CrossAttnDownBlockSpatioTemporal",), up_block_types=("UpBlockSpatioTemporal",), addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=24,
+    )  # fmt: skip
+    vae = AutoencoderKLTemporalDecoder(
+        block_out_channels=(32, 32), down_block_types=("DownEncoderBlock2D",) * 2, latent_channels=4, sample_size=16, layers_per_block=1
+    )
+    encoder = CLIPVisionConfig(
+        hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=224, patch_size=112, projection_dim=32
+    )
+    scheduler = EulerDiscreteScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type="v_prediction", timestep_type="continuous",
+        use_karras_sigmas=True, sigma_min=0.002, sigma_max=700.0, steps_offset=1, timestep_spacing="leading",
+    )  # fmt: skip
+    pipeline = StableVideoDiffusionPipeline(
+        vae=vae.eval(), image_encoder=randomized(CLIPVisionModelWithProjection(encoder), std=0.5), unet=randomized(unet, std=0.05),
+        scheduler=scheduler, feature_extractor=CLIPImageProcessorPil(size=224, crop_size=224),
+    )  # fmt: skip
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
 
 
 def tiny_fill() -> FluxFillPipeline:
@@ -322,6 +356,23 @@ def tiny_wan_from_image() -> WanImageToVideoPipeline:
     transformer = WanTransformer3DModel(**{**own.transformer.config, "in_channels": 10})
     parts = {name: getattr(own, name) for name in ("tokenizer", "text_encoder", "vae", "scheduler")}
     return WanImageToVideoPipeline(**parts, transformer=randomized(transformer), image_encoder=None, image_processor=None)
+
+
+def tiny_cogvideox_from_image() -> CogVideoXImageToVideoPipeline:
+    """CogVideoX, image to video: the picture's latents are channels of the sample, whose frames stand before its channels."""
+    torch.manual_seed(14)
+    transformer = CogVideoXTransformer3DModel(
+        num_attention_heads=2, attention_head_dim=16, in_channels=8, out_channels=4, time_embed_dim=8, text_embed_dim=24, num_layers=1,
+        sample_width=8, sample_height=8, sample_frames=5, patch_size=2, max_text_seq_length=8, use_rotary_positional_embeddings=True,
+    )  # fmt: skip
+    vae = AutoencoderKLCogVideoX(
+        down_block_types=("CogVideoXDownBlock3D",) * 2, up_block_types=("CogVideoXUpBlock3D",) * 2, block_out_channels=(8, 8),
+        latent_channels=4, layers_per_block=1, norm_num_groups=2,
+    )  # fmt: skip
+    return CogVideoXImageToVideoPipeline(
+        tokenizer=tiny_t5_tokenizer(), text_encoder=tiny_t5(), vae=vae.eval(), transformer=randomized(transformer, std=0.05),
+        scheduler=CogVideoXDDIMScheduler(),
+    )  # fmt: skip
 
 
 def tiny_wan() -> WanPipeline:

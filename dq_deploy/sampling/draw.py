@@ -16,7 +16,17 @@ from ..progress import Advance, Progress, silent
 from .classes import conditioning_of
 from .grid import Images
 from .models import IN_MEMORY, float_model, float_source, quantized_model
-from .pipelines import PipelineDrawing, conditions, needs_pipeline, no_pictures, no_prompts, pipeline_drawing, prompts_of, wish
+from .pipelines import (
+    PipelineDrawing,
+    conditions,
+    from_picture_alone,
+    needs_pipeline,
+    no_pictures,
+    no_prompts,
+    pipeline_drawing,
+    prompts_of,
+    wish,
+)
 from .pixels import PixelDrawing, pixel_drawing
 from .request import Drawing
 from .videos import consistency_db, frame_psnr_db, is_video
@@ -124,4 +134,5 @@ def not_drawable(artifact: Artifact, drawing: Drawing | None = None) -> str | No
         return f"{artifact.path} {reason}, which the pipeline that it came from would make; that was an object in memory"
     if details.pictures is not None and not (drawing and drawing.pictures):
         return no_pictures(artifact, details.pictures.kinds)
-    return no_prompts(artifact) if conditions(artifact) and prompts_of(artifact, drawing) is None else None
+    prompted = conditions(artifact) and not from_picture_alone(artifact)
+    return no_prompts(artifact) if prompted and prompts_of(artifact, drawing) is None else None

@@ -17,7 +17,15 @@ from ..quantization.calibration.given_pictures import check_strength, fitted
 from ..quantization.calibration.picture_size import own_size
 from ..quantization.calibration.pipeline_source import read_prompts
 from ..quantization.calibration.walk import own_noise
-from ..sources import Pictures, Source, builtin_prompts, check_adapter_pictures, for_pictures, text_pipeline
+from ..sources import (
+    Pictures,
+    Source,
+    builtin_prompts,
+    check_adapter_pictures,
+    for_pictures,
+    picture_alone,
+    text_pipeline,
+)
 from ..sources.pictures import flags, words
 from .classes import conditioning_of, guidance_of
 from .grid import Images
@@ -53,6 +61,8 @@ def wish(artifact: Artifact, drawing: Drawing) -> Wish:
     Raises UsageError: no prompts, no pictures, or what the model does not take.
     """
     pictures = _pictures(artifact, drawing)
+    if from_picture_alone(artifact):
+        return _without_prompt(artifact, drawing, pictures)
     if not conditions(artifact):
         conditioning = conditioning_of(artifact, drawing.classes, drawing.guidance_scale)
         if conditioning is None:
@@ -61,14 +71,12 @@ def wish(artifact: Artifact, drawing: Drawing) -> Wish:
         return Wish(
             CLASS_INPUT, list(conditioning.labels), {**({} if scale is None else {"guidance_scale": scale}), **drawing.picture_size}
         )
-    if drawing.classes is not None:
-        raise UsageError("classes are given, and the model takes none", "leave that out")
+    _refuse_classes(drawing)
     prompts = prompts_of(artifact, drawing)
     if prompts is None:
         raise UsageError(no_prompts(artifact), "--prompts FILE: a prompt on each line, drawn in turn")
     negative = None if drawing.negative_prompt is None else [drawing.negative_prompt]
-    # what the graph's shapes were made for, or one of those that it takes
-    size = {**{str(name): value for name, value in artifact.details.picture_size.items()}, **drawing.picture_size}
+    size = _size(artifact, drawing)
     options: dict[str, Any] = {"guidance_scale": guidance_of(artifact, drawing.guidance_scale), "negative_prompt": negative, **size}
     return Wish("prompt", read_prompts(prompts), {name: value for name, value in options.items() if value is not None}, pictures)
 
@@ -77,6 +85,29 @@ def prompts_of(artifact: Artifact, drawing: Drawing | None) -> Prompts | None:
     """The prompts that were given, or those that the built-in source of an artefact comes with."""
     given = drawing.prompts if drawing else None
     return builtin_prompts(artifact.details.source.reference if artifact.details.source else None) if given is None else given
+
+
+def _without_prompt(artifact: Artifact, drawing: Drawing, pictures: Pictures) -> Wish:
+    _refuse_classes(drawing)
+    if drawing.prompts is not None or drawing.negative_prompt is not None:
+        raise UsageError("a prompt is given, and the model takes none", "leave that out")
+    guidance = {} if drawing.guidance_scale is None else {"guidance_scale": drawing.guidance_scale}
+    return Wish(None, [], {**guidance, **_size(artifact, drawing)}, pictures)
+
+
+def _refuse_classes(drawing: Drawing) -> None:
+    if drawing.classes is not None:
+        raise UsageError("classes are given, and the model takes none", "leave that out")
+
+
+def _size(artifact: Artifact, drawing: Drawing) -> dict[str, int]:
+    """What the graph's shapes were made for, or one of those that it takes."""
+    return {**{str(name): value for name, value in artifact.details.picture_size.items()}, **drawing.picture_size}
+
+
+def from_picture_alone(artifact: Artifact) -> bool:
+    """Whether its pipeline takes a picture and no prompt."""
+    return artifact.details.pictures is not None and picture_alone(artifact.details.pipeline_class)
 
 
 def _pictures(artifact: Artifact, drawing: Drawing) -> Pictures:
@@ -154,7 +185,7 @@ class PipelineDrawing:
         own_noise(pipeline.scheduler, [own.initial_seed() for own in generator])
         try:
             drawn = pipeline(**asked, generator=generator, num_inference_steps=self.steps, output_type="np")
-        except (ValueError, TypeError, NotImplementedError, AttributeError, LookupError) as error:
+        except (ValueError, TypeError, NotImplementedError, AttributeError, LookupError, ArithmeticError) as error:
             reason = " ".join(str(error).split())[:300]
             name = type(pipeline).__name__
             raise UsageError(

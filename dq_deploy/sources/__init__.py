@@ -9,7 +9,7 @@ from .pictures import Pictures
 from .plain_copy import copied
 from .resolve import builtin_names, builtin_path, builtin_prompts
 from .source import Source, weights_sha256
-from .text_pipeline import draws_from_picture_alone, takes_prompts, text_pipeline
+from .text_pipeline import asked_beside, draws_from_picture_alone, picture_alone, runs_by_itself, takes_prompts, text_pipeline
 
 __all__ = [
     "MODULE_ROUTE",
@@ -18,6 +18,7 @@ __all__ = [
     "Pictures",
     "Source",
     "allow_pickles",
+    "asked_beside",
     "builtin_names",
     "builtin_path",
     "builtin_prompts",
@@ -29,7 +30,9 @@ __all__ = [
     "ip_adapter_of",
     "load_source",
     "module_source",
+    "picture_alone",
     "reload_source",
+    "runs_by_itself",
     "source_from_module",
     "takes_prompts",
     "text_pipeline",

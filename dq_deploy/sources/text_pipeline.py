@@ -24,6 +24,8 @@ _LOG = logging.getLogger(__name__)
 _WHOLE = "prompts need the whole pipeline: text encoders and tokenizers beside the denoiser, as `pipeline.save_pretrained(DIR)` writes"
 
 
+_GIVEN = ("prompt", "class_labels", "image", "mask_image", "control_image")
+"""Arguments of pipelines that options give."""
 _LEFT_OUT = ("text_encoder_3", "tokenizer_3")
 """Parts that a saved pipeline may lack and diffusers asks for: Stable Diffusion 3 does without its T5, which is twice its size."""
 
@@ -39,9 +41,27 @@ def takes_prompts(source: Source) -> bool:
 
 def draws_from_picture_alone(source: Source) -> bool:
     """Whether the source's pipeline is called with a picture and no prompt, as Stable Video Diffusion's is."""
-    kind = type(source.pipeline) if source.pipeline is not None else _known_class(source.pipeline_class)
+    return picture_alone(type(source.pipeline) if source.pipeline is not None else _known_class(source.pipeline_class))
+
+
+def picture_alone(kind: Any) -> bool:
+    """The same of a pipeline's class, or of its name in diffusers; False for a name that diffusers does not have."""
+    kind = _known_class(kind) if isinstance(kind, str) else kind
     taken = {} if kind is None else inspect.signature(kind.__call__).parameters
     return "image" in taken and taken["image"].default is inspect.Parameter.empty and "prompt" not in taken
+
+
+def runs_by_itself(source: Source) -> bool:
+    """Whether the source's own pipeline is what calibrates it: one that takes prompts or a picture."""
+    return takes_prompts(source) or draws_from_picture_alone(source)
+
+
+def asked_beside(source: Source) -> list[str]:
+    """What the source's pipeline must be given that no option gives, such as the embeddings that another pipeline makes of a picture."""
+    kind = type(source.pipeline) if source.pipeline is not None else _known_class(source.pipeline_class)
+    taken = {} if kind is None else inspect.signature(kind.__call__).parameters
+    needed = [name for name, p in taken.items() if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
+    return [name for name in needed if name not in ("self", *_GIVEN)]
 
 
 def text_pipeline(source: Source) -> Any:

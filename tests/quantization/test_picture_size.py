@@ -15,7 +15,7 @@ from dq_deploy.quantization.calibration.pipeline_source import PipelineSource
 from dq_deploy.quantization.calibration.sized_source import Size, SizedSource
 from dq_deploy.quantization.calibration.source import CalibrationSource, Request, calibration_source
 from dq_deploy.quantization.config import QuantizeConfig, Sampler
-from dq_deploy.sources import load_source
+from dq_deploy.sources import Pictures, load_source
 from tests.text_encoder_pipelines import tiny_animate_diff
 from tests.tiny_pipelines import (
     tiny_flux,
@@ -132,10 +132,27 @@ def test_a_size_that_a_pipeline_rounds_is_not_among_several(make: Any, given: di
         of_sizes(make, (16, 16), (int(drawn[:2]), 18), **given)
 
 
-def test_a_pipeline_that_draws_from_a_picture_alone() -> None:
-    source = replace(load_source("builtin:fashion-mnist-unet"), pipeline_class="StableVideoDiffusionPipeline")
-    with pytest.raises(UsageError, match="a StableVideoDiffusionPipeline draws from a picture alone, .*\nquantize its unet as a module"):
+@pytest.mark.parametrize(
+    ("kind", "told"),
+    [
+        ("KandinskyV22Pipeline", "draws from image_embeds and negative_image_embeds, which no option gives"),
+        ("PaintByExamplePipeline", "draws from example_image, which no option gives"),
+    ],
+)
+def test_a_pipeline_that_draws_from_what_no_option_gives(kind: str, told: str) -> None:
+    source = replace(load_source("builtin:fashion-mnist-unet"), pipeline_class=kind)
+    with pytest.raises(UsageError, match=f"a {kind} {told}\nquantize its unet as a module"):
         calibration_source(Request(image=[tiny_picture()]), QuantizeConfig(), source)
+
+
+def test_the_tokens_of_a_picture_stand_behind_those_that_are_drawn() -> None:
+    pipeline, pictures = tiny_kontext(6), Pictures.read(image=tiny_picture())
+    config = QuantizeConfig.build("w8a8", steps=2, sampler=Sampler.PIPELINE, calibration_samples=2, iterations=0)
+    for height, width, shape in ((1024, 1024, (512, 16)), (832, 1248, (494, 16))):
+        size = {"height": height, "width": width}
+        assert PipelineSource.prepare(pipeline, "transformer", ["a cat"], None, config, size, pictures).shape == shape
+    with pytest.raises(UsageError, match="calls its transformer with 512 tokens, where 16 are that size: it draws at sizes of its own"):
+        PipelineSource.prepare(pipeline, "transformer", ["a cat"], None, config, {"height": 256, "width": 256}, pictures)
 
 
 def test_two_sizes_that_are_one_to_the_network() -> None:

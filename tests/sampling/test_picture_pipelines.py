@@ -15,31 +15,36 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoPipelineForImage2Image, ControlNetModel, DDIMScheduler, DiffusionPipeline
+from PIL import Image
 from safetensors.torch import save_file
 
 import dq_deploy
-from dq_deploy.artifacts import Artifact
+from dq_deploy.artifacts import Artifact, open_artifact
 from dq_deploy.decibels import psnr_db, snr_db
 from dq_deploy.errors import UsageError
 from dq_deploy.exporters import export
 from dq_deploy.quantization import quantize
+from dq_deploy.report.recipe import commands
 from dq_deploy.sampling import Drawing, draw, not_drawable
 from dq_deploy.sampling.seeds import picture_seed
 from tests.command_line import Cli, assert_refused
 from tests.nightly import mostly_nightly
 from tests.tiny_pipelines import (
+    tiny_cogvideox_from_image,
     tiny_conditioned_unet,
     tiny_controlnet,
     tiny_fill,
     tiny_flux,
     tiny_inpainting,
     tiny_ip_adapter,
+    tiny_kontext,
     tiny_mask,
     tiny_picture,
     tiny_pix2pix,
     tiny_refiner,
     tiny_stable_diffusion,
     tiny_stable_diffusion_xl,
+    tiny_video_diffusion,
     tiny_wan_from_image,
 )
 
@@ -54,6 +59,7 @@ class Case:
     """A pipeline with what it is given, the class that draws, and the steps at which its denoiser is called.
 
     ``steered`` is "by" a ControlNet, or "itself": the ControlNet is what is quantized. ``adapted``: an IP-Adapter reads a picture too.
+    ``prompted``: it takes prompts.
     """
 
     pipeline: Callable[[], Any]
@@ -62,6 +68,7 @@ class Case:
     visited: tuple[float, ...] | None = (751, 501, 251, 1)
     steered: str = ""
     adapted: bool = False
+    prompted: bool = True
     size: dict[str, int] = field(default_factory=dict)
     drawn: tuple[int, ...] = (16, 16, 3)
 
@@ -76,6 +83,11 @@ class Case:
         if self.adapted:
             return "ip_adapter_image"
         return "control_image" if self.steered else "image"
+
+    @property
+    def prompts(self) -> dict[str, Any]:
+        """What it is to draw, where it is told."""
+        return {"prompts": PROMPTS} if self.prompted else {}
 
     @property
     def beside(self) -> tuple[str, ...]:
@@ -97,6 +109,18 @@ CASES = {
     "FLUX.1 Fill": Case(tiny_fill, "FluxFillPipeline", {"mask": [tiny_mask()]}, None, size={"height": 16, "width": 16}),
     "Wan, image to video": Case(
         tiny_wan_from_image, "WanImageToVideoPipeline", visited=None, size={"height": 16, "width": 16, "frames": 5}, drawn=(5, 16, 16, 3)
+    ),
+    "CogVideoX, image to video": Case(
+        tiny_cogvideox_from_image, "CogVideoXImageToVideoPipeline", visited=None, size={"height": 16, "width": 16, "frames": 5},
+        drawn=(4, 16, 16, 3),
+    ),
+    "FLUX.1 Kontext": Case(
+        lambda: tiny_kontext(6), "FluxKontextPipeline", {"image": [tiny_picture(0, (64, 64)), tiny_picture(1, (64, 64))]}, visited=None,
+        drawn=(1024, 1024, 3),
+    ),
+    "Stable Video Diffusion": Case(
+        tiny_video_diffusion, "StableVideoDiffusionPipeline", visited=None, size={"height": 16, "width": 16, "frames": 2},
+        drawn=(2, 16, 16, 3), prompted=False,
     ),
     "A pipeline steered by a ControlNet": Case(steered_pipeline, "StableDiffusionControlNetPipeline", steered="by"),
     "The same, image-to-image": Case(
@@ -130,7 +154,7 @@ def bundle_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Artif
                 beside |= {"ip_adapter": tiny_ip_adapter(root / "adapter", pipeline.unet).parent, "ip_adapter_scale": 0.6}
             if case.steered == "itself":
                 source, beside = root / "controlnet", {"pipeline": source}
-            checkpoint = quantize(source, root / "checkpoint", prompts=PROMPTS, **beside, **case.pictures, **case.size, **QUICK)
+            checkpoint = quantize(source, root / "checkpoint", **case.prompts, **beside, **case.pictures, **case.size, **QUICK)
             assert checkpoint.manifest.details["calibration"]["pipeline"] == case.draws
             made[name] = export(checkpoint, root / "bundle", target="onnxruntime")
         return made[name]
@@ -138,20 +162,26 @@ def bundle_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Artif
     return make
 
 
-_ALWAYS = ("Image-to-image", "Inpainting", "A pipeline steered by a ControlNet", "A ControlNet itself", "With an IP-Adapter")
+_ALWAYS = (
+    "Image-to-image",
+    "Inpainting",
+    "A pipeline steered by a ControlNet",
+    "A ControlNet itself",
+    "With an IP-Adapter",
+)
 
 
 @pytest.mark.parametrize("name", mostly_nightly(CASES, *_ALWAYS))
 def test_from_its_own_calibration_to_a_picture(name: str, bundle_of: Callable[[str], Artifact]) -> None:
     bundle, case = bundle_of(name), CASES[name]
     assert len(bundle.manifest.timesteps) == QUICK["steps"]  # those that a strength skips too
-    drawn = draw(bundle, Drawing(n=2, prompts=PROMPTS, **case.pictures))
+    drawn = draw(bundle, Drawing(n=2, **case.prompts, **case.pictures))
     assert tuple(drawn.timesteps) == (case.visited or tuple(reversed(bundle.manifest.timesteps)))
     assert drawn.quantized.shape == (2, *case.drawn)
     assert drawn.psnr_db is not None
     assert min(drawn.psnr_db) > 25
     # The pictures are dealt in turn: another one for the first image is another image.
-    other = draw(bundle, Drawing(n=1, prompts=PROMPTS[:1], compare_float=False, **{**case.pictures, case.kind: [tiny_picture(1)]}))
+    other = draw(bundle, Drawing(n=1, **case.prompts, compare_float=False, **{**case.pictures, case.kind: case.pictures[case.kind][1:]}))
     assert not np.allclose(other.quantized[0], drawn.quantized[0], atol=1e-3)
 
 
@@ -163,7 +193,7 @@ def test_the_readme_has_what_is_tested() -> None:
     assert found.keys() == CASES.keys()
     for name, case in CASES.items():
         frames = ["frames"] if "frames" in case.size else []
-        assert found[name] == {f"--{option.replace('_', '-')}" for option in ("prompts", *case.pictures, *case.beside, *frames)}, name
+        assert found[name] == {f"--{option.replace('_', '-')}" for option in (*case.prompts, *case.pictures, *case.beside, *frames)}, name
 
 
 def test_the_drop_in_draws_in_the_users_own_pipeline(bundle_of: Callable[[str], Artifact]) -> None:
@@ -190,6 +220,35 @@ def test_what_cannot_be_drawn(bundle_of: Callable[[str], Artifact]) -> None:
         draw(bundle, Drawing(prompts=PROMPTS, image=[tiny_picture()]))
     with pytest.raises(UsageError, match="a mask given, and .* was calibrated without"):
         draw(bundle_of("Image-to-image"), Drawing(prompts=PROMPTS, image=[tiny_picture()], mask=[tiny_mask()]))
+
+
+@pytest.mark.nightly
+def test_a_pipeline_without_prompts(bundle_of: Callable[[str], Artifact], tmp_path: Path, cli: Cli) -> None:
+    """Its picture is all that it is told, by the command line too, and its video moves in a GIF."""
+    bundle, picture = bundle_of("Stable Video Diffusion"), tmp_path / "a.png"
+    tiny_picture().save(picture)
+    assert not_drawable(bundle, Drawing(image=[picture])) is None
+    ended = cli("sample", bundle.path, "-o", tmp_path / "made.gif", "-n", "1", "--image", picture)
+    assert ended.code == 0, ended.err
+    with Image.open(tmp_path / "made.gif") as made:
+        assert made.n_frames == 2
+    for flags, code, *told in (
+        (["--image", picture, "--prompts", picture], 2, "a prompt is given, and the model takes none"),
+        (["--image", picture, "--classes", "1"], 2, "classes are given, and the model takes none"),
+        (["--image", picture, "--guidance-scale", "2"], 2, "a StableVideoDiffusionPipeline takes no guidance scale"),
+        ([], 2, "draws from a picture, and none is given", "give --image FILE"),
+    ):
+        assert_refused(cli("sample", bundle.path, "-o", tmp_path / "none.gif", *flags), code, *told)
+    quantize = ("quantize", bundle.path.parent / "pipeline", "-o", tmp_path / "out", "--steps", "2")
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a cat\n", encoding="utf-8")
+    for flags, code, *told in (
+        ([], 2, "a StableVideoDiffusionPipeline draws from a picture, and none is given", "give --image FILE"),
+        (["--image", picture, "--prompts", prompts], 2, "prompts are given, and a StableVideoDiffusionPipeline takes none"),
+        (["--image", picture, "--strength", "0.5"], 2, "a StableVideoDiffusionPipeline takes no strength"),
+        (["--image", picture, "--mask", picture], 2, "given, and a StableVideoDiffusionPipeline takes none"),
+    ):
+        assert_refused(cli(*quantize, *flags), code, *told)
 
 
 def test_a_strength_that_leaves_no_step_is_refused_before_anything_is_loaded(bundle_of: Callable[[str], Artifact]) -> None:
@@ -223,6 +282,8 @@ def test_a_drop_in_with_an_ip_adapter(bundle_of: Callable[[str], Artifact], tmp_
     """In the user's own pipeline, which encodes the picture, and asks for the adapter's projection and scales."""
     bundle = bundle_of("With an IP-Adapter")
     assert bundle.details.input_names == ["sample", "timestep", "encoder_hidden_states", "image_embeds_0"]
+    (made,) = commands(open_artifact(bundle.path.parent / "checkpoint", "checkpoint"))[-1:]
+    assert "--ip-adapter-image IP_ADAPTER_IMAGE --ip-adapter IP_ADAPTER --ip-adapter-scale 0.6" in made
     pipeline = tiny_stable_diffusion(DDIMScheduler(steps_offset=1, clip_sample=False))
     pipeline.set_progress_bar_config(disable=True)
     file = tiny_ip_adapter(tmp_path, pipeline.unet)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ...errors import UsageError
-from ...sources import Source, takes_prompts, text_pipeline
+from ...sources import Source, runs_by_itself, text_pipeline
 from ..config import QuantizeConfig
 from .picture_size import check_exact
 from .pipeline_source import PipelineSource
@@ -19,14 +19,14 @@ def calibration_of(request: Request, config: QuantizeConfig, source: Source) -> 
     Raises UsageError as that does, where sizes are asked of what has no height and width or lengths of what has no text, and where a
     pipeline rounds a size.
     """
-    text = takes_prompts(source) and not request.conditions
-    if config.tokens and not text:
+    itself = runs_by_itself(source) and not request.conditions
+    if config.tokens and not itself:
         raise UsageError(f"--tokens are lengths of a pipeline's text, and {source.name} takes none", "leave --tokens out")
     if config.sizes and (request.height is not None or request.width is not None):
         raise UsageError("--sizes has heights and widths, and --height or --width is given too", "leave one of them out")
     shape = source.sample_shape
-    if text:
-        if request.prompts is not None and config.several_sizes:  # else it is refused before anything is loaded
+    if itself:
+        if (request.prompts is not None or request.pictures) and config.several_sizes:  # else it is refused before anything is loaded
             source = replace(source, pipeline=text_pipeline(source))
 
         def at(size: Size) -> CalibrationSource:

@@ -25,11 +25,11 @@ def own_size(pipeline: Any, component: str) -> dict[str, Any]:
     return {"use_resolution_binning": False} if binned and edge not in _BINNED else {}
 
 
-def check_size(pipeline: Any, component: str, shape: tuple[int, ...], asked: Mapping[str, int]) -> None:
+def check_size(pipeline: Any, component: str, shape: tuple[int, ...], asked: Mapping[str, int], *, beside: bool = False) -> None:
     """Raise UsageError where samples of ``shape`` (without the batch) are not of the picture size ``asked`` for.
 
     Sizes may be off by what a pipeline rounds them by, and are in pixels. A pipeline that does not say how many pixels a latent stands for
-    is believed.
+    is believed. ``beside``: the tokens of a picture, about as many, may stand behind those that are drawn (FLUX Kontext).
     """
     name = type(pipeline).__name__
     height, width, frames = (asked.get(key) for key in ("height", "width", "num_frames"))
@@ -45,7 +45,8 @@ def check_size(pipeline: Any, component: str, shape: tuple[int, ...], asked: Map
             )
     if scale and len(shape) == 2 and height and width and not frames:
         tokens = {patch: -(-height // (scale * patch)) * -(-width // (scale * patch)) for patch in (1, 2)}
-        if not any(_near(shape[0], height, width, scale * patch) for patch in tokens):
+        counts = (shape[0], shape[0] // 2) if beside else (shape[0],)
+        if not any(_near(count, height, width, scale * patch) for patch in tokens for count in counts):
             raise UsageError(
                 f"the {name} was asked for {_sizes(asked)}, and calls its {component} with {shape[0]:,} tokens, where {tokens[2]:,} are "
                 "that size: it draws at sizes of its own",

@@ -1,4 +1,4 @@
-"""Calibration of a text pipeline: the pipeline itself samples each prompt, and its denoiser's calls become trajectories."""
+"""Calibration by a pipeline that takes prompts, pictures or both: it samples them itself, and its denoiser's calls become trajectories."""
 
 from __future__ import annotations
 
@@ -63,9 +63,9 @@ def _where(prompts: str | Path, error: OSError) -> str:
 
 @dataclass(frozen=True)
 class Subject:
-    """What one run draws: its prompt, and the numbers of its pictures by kind."""
+    """What one run draws: its prompt, None where the pipeline takes none, and the numbers of its pictures by kind."""
 
-    prompt: str
+    prompt: str | None
     pictures: Mapping[str, int] = field(default_factory=dict)
 
 
@@ -96,7 +96,7 @@ class PipelineSource:
     @classmethod
     def prepare(cls, pipeline: Any, component: str, prompts: list[str], negative_prompt: str | None, config: QuantizeConfig,
                 picture_size: Mapping[str, int] | None = None, pictures: Pictures | None = None) -> PipelineSource:  # fmt: skip
-        """Check what the pipeline takes, and run it up to its denoiser's first call.
+        """Check what the pipeline takes, and run it up to its denoiser's first call; without ``prompts`` for one that draws from pictures.
 
         A pipeline that cannot begin with the ``pictures`` makes way for one of the same parts that can (``sources.for_pictures``). Raises
         UsageError where it refuses.
@@ -142,7 +142,8 @@ class PipelineSource:
         arguments, form, count = self._form(first, alone=alone)
         call = read_call(self.model, arguments, form)
         shape = tuple(call.sample.shape[1:])
-        check_size(self.pipeline, self.component, shape, {name: self.options[name] for name in PICTURE_SIZE if name in self.options})
+        asked = {name: self.options[name] for name in PICTURE_SIZE if name in self.options}
+        check_size(self.pipeline, self.component, shape, asked, beside=bool(self.pictures.image))
         halves = len(call.sample) // count
         return replace(self, shape=shape, examples=call.conditions, halves=halves, form=form, one_by_one=alone)
 
@@ -177,7 +178,7 @@ class PipelineSource:
     def _subject(self, number: int, count: int) -> Subject:
         """What one of ``count`` runs draws."""
         return Subject(
-            self.prompts[int(turns(len(self.prompts), count)[number])],
+            self.prompts[int(turns(len(self.prompts), count)[number])] if self.prompts else None,
             self.pictures.chosen(lambda size: int(turns(size, count)[number])),
         )
 
@@ -231,7 +232,7 @@ class PipelineSource:
         """What the manifest says: the prompts by number and hash, since they may be private."""
         return {
             "from": "pipeline",
-            "prompts": {"count": len(self.prompts), "sha256": sha256_json({"prompts": self.prompts})},
+            **({"prompts": {"count": len(self.prompts), "sha256": sha256_json({"prompts": self.prompts})}} if self.prompts else {}),
             "scheduler": type(self.pipeline.scheduler).__name__,
             "samples_per_prompt": self.halves,
             **self.options,
@@ -284,22 +285,21 @@ class PipelineSource:
         """What the pipeline returns, its latents; ``more`` are arguments that go before its own."""
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         own_noise(self.pipeline.scheduler, seeds)
-        prompts = [subject.prompt for subject in subjects]
-        options = {k: [v] * len(prompts) if k == "negative_prompt" else v for k, v in self.options.items()}
+        options = {k: [v] * len(subjects) if k == "negative_prompt" else v for k, v in self.options.items()}
+        options |= {"prompt": [subject.prompt for subject in subjects]} if self.prompts else {}
         options |= own_size(self.pipeline, self.component)
         options |= self.pictures.arguments(self.parameters, [subject.pictures for subject in subjects]) | more
         try:
-            return self.pipeline(
-                prompt=prompts, num_inference_steps=self.config.steps, generator=generators, output_type="latent", **options
-            )  # fmt: skip
+            return self.pipeline(num_inference_steps=self.config.steps, generator=generators, output_type="latent", **options)
         except NameError as error:  # of a package that diffusers imports where it is there, and uses anyway (Wan's ftfy)
             raise EnvironmentProblem(f"the {type(self.pipeline).__name__} needs {error.name}", f"pip install {error.name}") from error
-        except (ValueError, TypeError, RuntimeError, AssertionError, AttributeError, LookupError) as error:
+        except (ValueError, TypeError, RuntimeError, AssertionError, AttributeError, LookupError, ArithmeticError) as error:
             raise_if_out_of_memory(error)
             reason = " ".join(str(error).split())[:300]
             reason = reason if isinstance(error, ValueError) else f"{type(error).__name__}: {reason}"
+            what = f"{len(subjects)} {'prompts' if self.prompts else 'pictures'}"
             raise UsageError(
-                f"the {type(self.pipeline).__name__} refuses to sample {len(prompts)} prompts in {self.config.steps} steps: {reason}",
+                f"the {type(self.pipeline).__name__} refuses to sample {what} in {self.config.steps} steps: {reason}",
                 self._way_on(reason),
             ) from error
 
@@ -311,7 +311,8 @@ class PipelineSource:
         given = set(self.parameters.values())
         if others := [name for name in taken if name in _PICTURES and name not in given]:
             return f"it takes {', '.join(others)} too; where that is no {_OPTIONS}, " + MODULE_ROUTE.format(component=self.component)
-        return "try it in diffusers first: pipeline(prompt=[...], generator=[...], num_inference_steps=..., output_type='latent')"
+        first = "prompt" if self.prompts else "image"
+        return f"try it in diffusers first: pipeline({first}=[...], generator=[...], num_inference_steps=..., output_type='latent')"
 
 
 class _EnoughError(Exception):

@@ -142,7 +142,11 @@ def read_call(model: nn.Module, named: Mapping[str, Any], form: CallForm) -> Cal
     sample = conditions.pop(first)
     moments = {float(t) for t in torch.as_tensor(conditions.pop(TIMESTEP)).float().flatten()}
     if len(moments) != 1:
-        raise UsageError(f"the pipeline mixes the timesteps {sorted(moments)} in one batch, and one is needed for each row of a table")
+        raise UsageError(
+            f"the pipeline mixes the timesteps {sorted(moments)} in one batch, and one is needed for each row of a table",
+            "where parts of a sample have timesteps of their own (the first frame of LTX-Video from a picture), quantize a module that "
+            "takes one timestep and makes them of it, with the mask among conditions=",
+        )
     size = len(sample)
     bad = [name for name, value in conditions.items() if not isinstance(value, torch.Tensor) or value.dim() == 0 or len(value) != size]
     if bad:

@@ -18,8 +18,9 @@ from ...sources import (
     Lora,
     Pictures,
     Source,
+    asked_beside,
     builtin_prompts,
-    draws_from_picture_alone,
+    runs_by_itself,
     takes_prompts,
     text_pipeline,
 )
@@ -201,17 +202,18 @@ def calibration_source(request: Request, config: QuantizeConfig, source: Source)
     guided = config.guidance_scale is not None and config.guidance_scale > 1
     if request.null_conditions is not None and not (request.conditions and guided):
         raise UsageError("null_conditions= are for guidance", "give conditions= and a guidance_scale above 1 with them")
-    if request.picture_size and (request.conditions or not takes_prompts(source)):
+    itself = not request.conditions and runs_by_itself(source)
+    if not request.conditions and (others := asked_beside(source)):
         raise UsageError(
-            f"a picture size is given, and {_named(source)} has its own", "leave --height, --width and --frames to text pipelines"
+            f"{_named(source)} draws from {' and '.join(others)}, which no option gives", MODULE_ROUTE.format(component=source.component)
+        )
+    if request.picture_size and not itself:
+        raise UsageError(
+            f"a picture size is given, and {_named(source)} has its own",
+            "leave --height, --width and --frames to pipelines that take prompts or pictures",
         )
     pictures = request.pictures
-    if not request.conditions and draws_from_picture_alone(source):
-        raise UsageError(
-            f"{_named(source)} draws from a picture alone, and pipelines are calibrated on prompts",
-            MODULE_ROUTE.format(component=source.component),
-        )
-    if pictures and (request.conditions or not takes_prompts(source)):
+    if pictures and not itself:
         raise UsageError(
             f"pictures are given, and {_named(source)} takes none",
             "leave them out; a module takes what its pipeline makes of them as conditions=",
@@ -220,6 +222,8 @@ def calibration_source(request: Request, config: QuantizeConfig, source: Source)
         return _from_tensors(request, config, source)
     if takes_prompts(source):
         return _from_prompts(request, config, source, pictures)
+    if itself and request.classes is None and request.prompts is None and request.negative_prompt is None:
+        return PipelineSource.prepare(text_pipeline(source), source.component, [], None, config, request.picture_size, pictures)
     if request.prompts is not None or request.negative_prompt is not None:
         raise UsageError(f"prompts are given, and {_named(source)} takes none", "leave them out; a class-conditional model takes --classes")
     space = class_space(source.model, source.config)
