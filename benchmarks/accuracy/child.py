@@ -21,13 +21,15 @@ from .confirmed import same_code
 from .denoisers import OUTSIDE_RUNTIMES, denoiser, integer_denoiser
 from .identity import Identity, differences, identity
 from .measuring import Bench
-from .methods import method
+from .methods import WIDTHS, method
 from .models import Reference, load_reference
 from .results import CellResult, Cost, read_result, write_result
 from .settings import FLOAT, Cell, DrawnBy, Family, Settings, Tier
 from .workspace import Workspace
 
 INTERRUPTED = 130
+SHARED = "widths"
+"""In the place of a preset: what is made once for several of them."""
 
 
 class Task(BaseModel):
@@ -112,9 +114,11 @@ def _method(task: Task, reference: Reference, workspace: Workspace, now: Identit
             progress: Progress) -> CellResult:  # fmt: skip
     chosen = method(task.cell.method)
     folder = workspace.cell_folder(task.cell, now.sha256)
-    cost: Cost = quantizing.quantize_cell(task.cell, chosen, reference, task.settings, folder, task.device, progress)
+    made = workspace.cell_folder(task.cell.model_copy(update={"preset": SHARED}), now.sha256) if chosen.widths else folder
+    bits = WIDTHS[task.cell.preset] if chosen.widths else None
+    cost: Cost = quantizing.quantize_cell(task.cell, chosen, reference, task.settings, made, task.device, progress)
     bench = Bench(reference, task.settings, workspace, task.data, task.device)
-    quantized = denoiser(chosen, reference, folder, task.device)
+    quantized = denoiser(chosen, reference, made, task.device, bits)
     # A cost that was measured with the figures stays with them: another machine that makes the checkpoint again only needs the checkpoint.
     update: dict[str, Any] = {"cost": result.cost or cost, "settings": task.settings}
     if task.tier == "grid":
@@ -123,7 +127,7 @@ def _method(task: Task, reference: Reference, workspace: Workspace, now: Identit
         pictures, drawn_by = folder, OUTSIDE_RUNTIMES.get(chosen.tool, task.drawn_by)
         if chosen.tool == "dq-deploy" and drawn_by == "openvino":
             pictures = folder / "openvino"
-            quantized = integer_denoiser(folder, threads=task.threads)
+            quantized = integer_denoiser(made, folder, threads=task.threads, bits=bits)
         measure = measuring.measure_rival if task.tier == "rival" else measuring.measure_headline
         figures = measure(bench, quantized, pictures, progress)
         update[task.tier] = figures.model_copy(update={"drawn_by": drawn_by})

@@ -23,7 +23,7 @@ from . import pool
 from .child import INTERRUPTED
 from .confirmed import confirm, different_figures
 from .identity import OTHER_CODE
-from .methods import BY_NAME, PRESETS
+from .methods import BY_NAME, FEW_BITS, PRESETS
 from .models import DATASETS, load_reference
 from .pictures import draw_all, models_of
 from .planning import Folders, Planned, Planner, Scope, default_presets, pending
@@ -65,7 +65,9 @@ def _sizes(command: Any) -> Any:
 @click.command()
 @click.option("--models", callback=comma_list, help="Built-in names and paths of pipelines, with commas.  [default: every built-in]")
 @click.option("--source", "sources", multiple=True, help=_SOURCE)
-@click.option("--presets", callback=comma_list, help="With commas.  [default: nvfp4,w4a8-fp8,fp8,w4a4,w4a8,w6a6,w8a8]")
+@click.option(
+    "--presets", callback=comma_list, help="With commas.  [default: vq2a8,vq3a8,w3a8,w6a8,nvfp4,w4a8-fp8,fp8,w4a4,w4a8,w6a6,w8a8]"
+)
 @click.option("--methods", callback=comma_list, help=f"With commas.  [default: {','.join(BY_NAME)}]")
 @click.option("--seeds", callback=comma_list, default="0", show_default=True, help=_SEEDS)
 @click.option("--tier", "tiers", callback=comma_list, help="grid, rival, headline, with commas.  [default: all; grid with --source]")
@@ -134,7 +136,8 @@ def main(models: tuple[str, ...] | None, sources: tuple[str, ...], presets: tupl
 def _scope(models: tuple[str, ...] | None, presets: tuple[str, ...] | None, methods: tuple[str, ...] | None, seeds: tuple[str, ...],
            settings: Settings, folders: Folders, device: str, threads: int) -> Scope:  # fmt: skip
     """Raises UsageError naming every unknown preset, method and seed at once."""
-    problems = [f"unknown preset '{p}' (presets: {', '.join(PRESETS)})" for p in presets or () if p not in PRESETS]
+    known = (*PRESETS, *FEW_BITS)
+    problems = [f"unknown preset '{p}' (presets: {', '.join(known)})" for p in presets or () if p not in known]
     problems += [f"unknown method '{m}' (methods: {', '.join(BY_NAME)})" for m in methods or () if m not in BY_NAME]
     problems += [f"'{s}' is not a seed" for s in seeds if not s.isdecimal()]
     if problems:

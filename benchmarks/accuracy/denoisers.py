@@ -11,6 +11,7 @@ from dq_deploy.engines.openvino.int8_kernels import int8_saturates
 from dq_deploy.engines.openvino.runner import OpenVinoRunner
 from dq_deploy.errors import EnvironmentProblem
 from dq_deploy.quantization.checkpoint import load_checkpoint
+from dq_deploy.quantization.widths import sliced
 
 from .drawing import Denoiser
 from .methods import Method, Tool
@@ -23,19 +24,21 @@ OUTSIDE_RUNTIMES: dict[Tool, DrawnBy] = {"onnxruntime": "torch", "nncf": "openvi
 """Where an outside tool's model runs, whatever was asked for: as a simulation in float, or on INT8 kernels."""
 
 
-def denoiser(method: Method, reference: Reference, folder: Path, device: str) -> Denoiser:
-    """The denoiser that a cell's folder holds. Raises as the tool's loader does."""
+def denoiser(method: Method, reference: Reference, folder: Path, device: str, bits: int | None = None) -> Denoiser:
+    """The denoiser that a cell's folder holds, with ``bits`` of its weights (None: all). Raises as the tool's loader does."""
     if method.tool == "onnxruntime":
         return onnxruntime_denoiser(folder, reference.input_names)
     if method.tool == "nncf":
         return nncf_denoiser(folder, reference.input_names)
     if method.tool == "torchao":
         return torchao_denoiser(reference)
-    return _checkpoint(folder / CHECKPOINT, device)
+    return _checkpoint(folder / CHECKPOINT, device, bits)
 
 
-def integer_denoiser(folder: Path, *, threads: int) -> Denoiser:
-    """The checkpoint of a cell's folder as a user deploys it: exported, and run by OpenVINO on INT8 kernels.
+def integer_denoiser(made: Path, folder: Path, *, threads: int, bits: int | None = None) -> Denoiser:
+    """The checkpoint in ``made`` as a user deploys it: exported into ``folder``, and run by OpenVINO on INT8 kernels.
+
+    ``bits`` of its weights; None: all.
 
     Raises EnvironmentProblem on a CPU whose INT8 kernels saturate.
     """
@@ -43,8 +46,9 @@ def integer_denoiser(folder: Path, *, threads: int) -> Denoiser:
         raise EnvironmentProblem("the INT8 kernels of this CPU saturate: it has no VNNI", "draw by torch")
     bundle = folder / "bundle"
     if not bundle.exists():
-        dq_deploy.export(folder / CHECKPOINT, bundle, target="qdq", dtype="fp32", weight_storage="int8")
-    names = load_checkpoint(folder / CHECKPOINT).details.inputs
+        folder.mkdir(parents=True, exist_ok=True)
+        dq_deploy.export(made / CHECKPOINT, bundle, target="qdq", dtype="fp32", weight_storage="int8", weight_bits=bits)
+    names = load_checkpoint(made / CHECKPOINT).details.inputs
     runner = OpenVinoRunner(bundle, threads=threads, integer=True)
 
     def call(sample: torch.Tensor, timestep: torch.Tensor, **conditions: torch.Tensor) -> torch.Tensor:
@@ -54,8 +58,8 @@ def integer_denoiser(folder: Path, *, threads: int) -> Denoiser:
     return call
 
 
-def _checkpoint(path: Path, device: str) -> Denoiser:
-    checkpoint = load_checkpoint(path)
+def _checkpoint(path: Path, device: str, bits: int | None) -> Denoiser:
+    checkpoint = load_checkpoint(path) if bits is None else sliced(load_checkpoint(path), bits)
     model, names = checkpoint.model.to(device), checkpoint.details.inputs
 
     def call(sample: torch.Tensor, timestep: torch.Tensor, **conditions: torch.Tensor) -> torch.Tensor:

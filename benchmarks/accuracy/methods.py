@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from dq_deploy.errors import UsageError
 from dq_deploy.formats import Activations
+from dq_deploy.formats.presets import CODEBOOKS
 from dq_deploy.quantization.config import INTEGER_PRESETS, QuantizeConfig
 from dq_deploy.quantization.quantizers.ranges import resolve
 
@@ -20,6 +21,12 @@ DILATEQUANT = "dilatequant"
 FLOAT_PRESETS = ("fp8", "w4a8-fp8", "nvfp4")
 """Presets whose products are of narrow floats: the rules that make other methods are for integers."""
 PRESETS = (*INTEGER_PRESETS, *FLOAT_PRESETS)
+WIDTHS = {"w8a8": 8, "w6a8": 6, "w4a8": 4, "w3a8": 3}
+"""Presets that differ in the bits of the weights alone: two of them are none of the program's."""
+FEW_BITS = ("w6a8", "w3a8", *CODEBOOKS)
+"""Presets that no other table has than that of weights of few bits."""
+ALONE, SLICED = "gptq-auto-untrained", "matryoshka-untrained"
+"""What that table compares: a checkpoint for a width, and one of several that is sliced to it."""
 UNJUDGED = QuantizeConfig(judged_samples=0)
 """The defaults of before what is drawn decided what is kept of the training: cells without such a setting are read with it."""
 NAMES = {"method"}
@@ -47,8 +54,20 @@ class Method:
         """Whether it is a row of the table of a preset and a family of networks."""
         return preset in self.presets and family in self.families
 
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Bits of the weights that a checkpoint of this method can be sliced to; nothing: it has those of its preset."""
+        return tuple(self.options.get("matryoshka", ()))
+
+    def made_at(self, preset: str) -> tuple[str, dict[str, Any]]:
+        """What ``dq-deploy quantize`` is given for a preset: one of its own, and the weights' bits where it has none of that name."""
+        if self.widths:
+            return "w8a8", {}
+        return ("w8a8", {"weight_bits": WIDTHS[preset]}) if preset in WIDTHS and preset in FEW_BITS else (preset, {})
+
     def config(self, preset: str, settings: Settings, *, seed: int) -> QuantizeConfig:
         """The configuration of a cell."""
+        named, bits = self.made_at(preset)
         options = {
             "steps": settings.steps,
             "calibration_samples": settings.calibration_samples,
@@ -60,12 +79,13 @@ class Method:
             "judged_samples": 0,
             "seed": seed,
             **({} if "method" in self.options else {"activations": "per-timestep"}),  # a published method has its own
+            **bits,
             **self.options,
         }
         options = {name: value for name, value in options.items() if value is not None}
         if self.training == "end-to-end":
             options["distillation"] = "end-to-end"
-        return QuantizeConfig.build(preset, **options)
+        return QuantizeConfig.build(named, **options)
 
     def iterations(self, settings: Settings) -> int:
         """Optimizer steps for each block, or for the network."""
@@ -103,7 +123,7 @@ METHODS: tuple[Method, ...] = (
     Method("gptq", "DilateQuant from GPTQ's codes", "tables alone, and distillation starts from GPTQ",
            {"rounding": "gptq"}, "block", presets=PRESETS),
     Method("gptq-untrained", "WD + TPQ + GPTQ + output bias", "`quantize --iterations 0 --activations per-timestep`: nothing is trained",
-           {"rounding": "gptq", "output_bias": True}, presets=PRESETS),
+           {"rounding": "gptq", "output_bias": True}, presets=(*PRESETS, *FEW_BITS)),
     Method("gptq-untrained-tokens", "GPTQ + output bias, per token", "the same with `--activations per-token`",
            {"rounding": "gptq", "output_bias": True, "activations": "per-token"}, presets=FLOAT_PRESETS),
     Method("gptq-untrained-low-rank", "GPTQ + output bias + low rank", "the same with `--low-rank 8`",
@@ -118,7 +138,10 @@ METHODS: tuple[Method, ...] = (
     Method("gptq-auto", "DilateQuant from GPTQ's codes, scales by layer", "the same without the output bias",
            {"rounding": "gptq", "activations": "auto"}, "block"),
     Method("gptq-auto-untrained", "WD + GPTQ + output bias, scales by layer", "the default with `--iterations 0`",
-           {"rounding": "gptq", "activations": "auto", "output_bias": True}),
+           {"rounding": "gptq", "activations": "auto", "output_bias": True}, presets=(*INTEGER_PRESETS, *FEW_BITS)),
+    Method("matryoshka-untrained", "one checkpoint of 8, 6, 4 and 3 bits",
+           "the same with `--matryoshka 8,6,4,3`, sliced to the preset's bits",
+           {"rounding": "gptq", "activations": "auto", "output_bias": True, "matryoshka": tuple(WIDTHS.values())}, presets=tuple(WIDTHS)),
     Method("auto", "DilateQuant, scales by layer", "the default with activations of fewer bits than 8, which trains from the nearest codes",
            {"activations": "auto"}, "block", presets=("w6a6", "w4a4")),
     Method("base", "nothing", "one scale a tensor, the default initial range", _STATIC),

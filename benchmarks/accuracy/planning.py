@@ -16,7 +16,7 @@ from .confirmed import same_code
 from .drawing import BATCH, Drawing
 from .identity import State, identity, state
 from .measuring import SAMPLES, TRACE
-from .methods import BY_NAME, DILATEQUANT, METHODS, PRESETS, method, representative
+from .methods import BY_NAME, DILATEQUANT, FEW_BITS, METHODS, PRESETS, method, representative
 from .models import Reference
 from .results import CellResult, read_result
 from .settings import FLOAT, Cell, DrawnBy, Settings, Tier
@@ -202,4 +202,4 @@ def pending(plan: Sequence[Planned], *, rerun_stale: bool) -> list[Planned]:
 
 def default_presets() -> tuple[str, ...]:
     """All presets, the hardest first: there the methods differ most."""
-    return tuple(reversed(PRESETS))
+    return tuple(reversed((*PRESETS, *FEW_BITS)))

@@ -77,7 +77,8 @@ def _with_us(cell: Cell, method: Method, reference: Reference, settings: Setting
     if device != "cpu":
         options["device"] = device
     arguments = reference.quantize_arguments()
-    artifact = quantize(output=folder / CHECKPOINT, preset=cell.preset, force=True, progress=progress, **arguments, **options)
+    preset, bits = method.made_at(cell.preset)
+    artifact = quantize(output=folder / CHECKPOINT, preset=preset, force=True, progress=progress, **arguments, **options, **bits)
     records = artifact.details.distillation
     return {
         "iterations": config.iterations,

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from benchmarks.accuracy.bootstrap import Interval
+from benchmarks.accuracy.bootstrap import Interval, paired_difference
 from dq_deploy.console import duration
+from dq_deploy.formats.presets import CODEBOOKS
 
 from .comparison import ModelResults, Row
-from .methods import COMPONENTS, DILATEQUANT, DILATIONS, METHODS, method
+from .methods import ALONE, COMPONENTS, DILATEQUANT, DILATIONS, METHODS, SLICED, WIDTHS, method
 from .results import CellResult, HeadlineFigures, RivalFigures
 
 MISSING = "…"
@@ -111,6 +112,29 @@ def formats_table(results: ModelResults, presets: Sequence[str]) -> str:
         ["preset", *(method(name).label for name in names)],
         [[preset.upper(), *(_psnr_cell(results, preset, name) for name in names)] for preset in presets],
     )
+
+
+def widths_table(results: ModelResults) -> str | None:
+    """Weights of few bits, nothing trained: a checkpoint for each width, and one for all of them sliced to it; codebooks."""
+    rows = []
+    for preset in (*WIDTHS, *CODEBOOKS):
+        alone, child = (results.cell(preset, name) for name in (ALONE, SLICED))
+        if alone is None and child is None:
+            continue
+        pair = [found.grid.psnr_db if found and found.grid else None for found in (child, alone)]
+        gain = difference(paired_difference(pair[0], pair[1])) if pair[0] and pair[1] else NOT_COMPARED
+        rows.append([preset.upper(), *(_psnr_and_snr(results, preset, name) for name in (ALONE, SLICED)), gain])
+    return (
+        markdown(["preset", "a checkpoint for it alone", "of 8, 6, 4 and 3 bits", "of several against one, PSNR"], rows) if rows else None
+    )
+
+
+def _psnr_and_snr(results: ModelResults, preset: str, name: str) -> str:
+    row = results.row(preset, name) if results.cell(preset, name) else None
+    if row is None or row.psnr is None:
+        return MISSING if preset in method(name).presets else NOT_COMPARED
+    snr = "" if row.snr_median is None or row.snr is None else f" ({row.snr_median.value:.1f} / {min(row.snr):.1f})"
+    return f"{row.psnr.value:.2f}{snr}"
 
 
 def _psnr_cell(results: ModelResults, preset: str, name: str, *, compare: bool = False) -> str:

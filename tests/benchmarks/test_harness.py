@@ -171,8 +171,28 @@ def test_pictures_of_the_integer_engine_are_those_of_the_simulation(measured: li
     folder, chosen = workspace.cell_folder(task.cell, wanted.sha256), method("dilatequant")
     drawing = Bench(reference, task.settings, workspace, task.data).drawing
     simulated = drawing.pictures(denoiser(chosen, reference, folder, "cpu"), range(4))
-    found = drawing.pictures(integer_denoiser(folder, threads=1), range(4))
+    found = drawing.pictures(integer_denoiser(folder, folder, threads=1), range(4))
     assert min(psnr_db(simulated, found)) > 35
+
+
+@pytest.mark.nightly
+def test_widths_of_one_checkpoint_are_made_once(flow_pipeline: Path, tmp_path: Path) -> None:
+    model, places = str(flow_pipeline), Folders(tmp_path / "results", tmp_path / "work", tmp_path / "data")
+    scope = Scope((model,), ("w8a8", "w3a8"), ("gptq-auto-untrained", "matryoshka-untrained"), (0,), SETTINGS, places)
+    planner = Planner(scope, {model: load_reference(model)})
+    for planned in planner.plan("grid"):
+        child.run(planned.task, silent)
+    found = {(r.cell.preset, r.cell.method): r for r in read_all(places.results)}
+    assert len([*places.work.rglob("checkpoint")]) == 3
+    wide, narrow = (found[preset, "matryoshka-untrained"] for preset in ("w8a8", "w3a8"))
+    assert wide.cost == narrow.cost
+    assert wide.grid
+    assert narrow.grid
+    assert np.mean(wide.grid.psnr_db or 0) > np.mean(narrow.grid.psnr_db or 0) + 3
+    write_report(places.results, tmp_path)
+    text = (tmp_path / "RESULTS.md").read_text().partition("### Weights of few bits")[2]
+    assert {line.split(" ")[1] for line in text.splitlines() if line.startswith("| W")} == {"W8A8", "W3A8"}
+    assert f"{np.mean(narrow.grid.psnr_db or 0):.2f} (" in text
 
 
 def test_report(measured: list[CellResult], folders: Folders, tmp_path: Path) -> None:

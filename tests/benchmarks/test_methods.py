@@ -8,6 +8,7 @@ import pytest
 
 from benchmarks.accuracy.denoisers import OUTSIDE_RUNTIMES
 from benchmarks.accuracy.methods import (
+    ALONE,
     BY_NAME,
     COMPONENTS,
     DILATEQUANT,
@@ -15,6 +16,8 @@ from benchmarks.accuracy.methods import (
     FLOAT_PRESETS,
     METHODS,
     PRESETS,
+    SLICED,
+    WIDTHS,
     canonical,
     method,
     representative,
@@ -22,6 +25,7 @@ from benchmarks.accuracy.methods import (
 from benchmarks.accuracy.settings import Settings
 from dq_deploy.artifacts import sha256_json
 from dq_deploy.errors import UsageError
+from dq_deploy.formats.presets import CODEBOOKS
 from dq_deploy.quantization.config import INTEGER_PRESETS
 
 SETTINGS = Settings()
@@ -93,6 +97,17 @@ def test_presets_of_narrow_floats_have_the_methods_that_are_not_for_integers() -
         configs = [method(name).config(preset, SETTINGS, seed=0) for name in own]
         assert {c.products for c in configs} == {"nvfp4" if preset == "nvfp4" else "fp8"}
         assert [c.activations.value for c in configs[1:3]] == ["per-timestep", "per-token"]
+
+
+def test_widths_are_of_the_program_or_sliced_from_one_checkpoint() -> None:
+    alone, sliced = method(ALONE), method(SLICED)
+    made = {preset: (alone.config(preset, SETTINGS, seed=0), sliced.config(preset, SETTINGS, seed=0)) for preset in WIDTHS}
+    assert [(a.weight_bits, a.activation_bits) for a, _ in made.values()] == [(bits, 8) for bits in WIDTHS.values()]
+    assert {s.matryoshka for _, s in made.values()} == {tuple(WIDTHS.values())}
+    assert len({sha256_json(canonical(s, "unet")) for _, s in made.values()}) == 1  # one checkpoint
+    whole = alone.config("w8a8", SETTINGS, seed=0).model_dump()
+    assert {key for key, value in made["w3a8"][1].model_dump().items() if value != whole[key]} == {"matryoshka"}
+    assert [alone.config(name, SETTINGS, seed=0).codebook.made().books for name in CODEBOOKS] == [3, 2]  # type: ignore[union-attr]
 
 
 def test_an_unknown_method_is_named() -> None:
