@@ -198,6 +198,12 @@ _WEIGHTS = (
         ("int4-requantize-uncast", "int4-requantize-matmul"),
     ),
     Pattern("matmul-int4-together", "two MatMuls, their INT4 codes as one → numbers → Add 0 → Q(1) → Split → DQ", w.int4_together),
+    Pattern(
+        "matmul-planes-together",
+        "two MatMuls, 3-bit codes as bit planes → rows of tables → Sum → Q(1) → Split → DQ",
+        partial(w.planes_together, 3),
+    ),
+    Pattern("matmul-int4-two-levels", "MatMul, INT4 weight → DQ(integers for blocks) → Add 0 → Q(1) → DQ per channel", w.matmul_two_levels),
     Pattern("matmul-int4-cast", "MatMul, INT4 weight → Cast int8 → DQ", w.matmul_int4_cast, ("int4-cast",)),
     Pattern(
         "conv-weight-scale-axis",

@@ -176,6 +176,45 @@ def int4_together() -> onnx.ModelProto:
     value = s.op("DequantizeLinear", s.int4((2 * count,)), unit[0], name="weights/Unpack")
     value = s.op("Add", value, s.constant("zero.float16", np.float16(0)), name="weights/Add")
     value = s.op("QuantizeLinear", value, *unit, name="weights/Repack")
+    return _together(s, value)
+
+
+def planes_together(planes: int) -> onnx.ModelProto:
+    """Codes of two layers as bit planes: int8 bytes, each a row of 8 numbers in a table; the planes' sum, Q(1), Split, each dequantized."""
+    s, count = tokens(), WIDTH * WIDTH
+    unit = s.constant("one.float16", np.float16(1)), s.constant("zero", np.int8(0))
+    bits = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).astype(np.int8)
+    total: ir.Value | None = None
+    for plane in range(planes):
+        worth = -(2**plane) if plane == planes - 1 else 2**plane
+        table = s.constant(f"table{plane}", (bits * worth).astype(np.int8))
+        held = s.constant(f"plane{plane}", s.random.integers(-128, 128, 2 * count // 8).astype(np.int8))
+        value = s.op("DequantizeLinear", held, *unit, name=f"weights/Plane{plane}/Unpack")
+        value = s.op("Add", value, s.constant("offset.float16", np.float16(128)), name=f"weights/Plane{plane}/Add")
+        value = s.cast(value, ir.DataType.INT32, f"weights/Plane{plane}/Cast")
+        table = s.op("DequantizeLinear", table, *unit, name=f"weights/Plane{plane}/Table")
+        value = s.op("Gather", table, value, name=f"weights/Plane{plane}/Gather", axis=0)
+        total = value if total is None else s.op("Add", total, value, name=f"weights/Sum{plane}")
+    assert total is not None
+    total = s.op("Reshape", total, s.constant("flat", np.array([-1])), name="weights/Reshape")
+    return _together(s, s.op("QuantizeLinear", total, *unit, name="weights/Repack"))
+
+
+def matmul_two_levels() -> onnx.ModelProto:
+    """INT4 codes with an integer for each block of 64, numbers, Add 0, Q(1), a scale for each output channel."""
+    s = Sketch(TOKENS, 2 * WIDTH)
+    unit = s.constant("one.float16", np.float16(1)), s.constant("zero", np.int8(0))
+    factors = s.constant("layer.weight.factors", s.random.integers(1, 17, (2, WIDTH)).astype(np.float16))
+    value = s.op("DequantizeLinear", s.int4((2 * WIDTH, WIDTH)), factors, name="layer/Unpack", axis=0, block_size=64)
+    value = s.op("Add", value, s.constant("zero.float16", np.float16(0)), name="layer/Add")
+    value = s.op("QuantizeLinear", value, *unit, name="layer/Repack")
+    weight = s.op("DequantizeLinear", value, *s.weight_pair(WIDTH), name="layer/DequantizeWeight", axis=1)
+    return s.model(s.op("MatMul", s.qdq(s.sample, s.fixed()), weight, name="layer/MatMul"))
+
+
+def _together(s: Sketch, value: ir.Value) -> onnx.ModelProto:
+    """Two layers with the flat INT8 codes of both."""
+    count = WIDTH * WIDTH
     pieces = s.tape.op_multi_out("Split", [value, s.constant("sizes", np.array([count, count]))], {"axis": 0}, num_outputs=2)
     y = s.sample
     for name, piece in zip(("layer", "second"), pieces, strict=True):
