@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,8 @@ from .options import TargetChoice, allows_pickles, common, force_option, output_
 if TYPE_CHECKING:
     from ..artifacts import Artifact
     from ..artifacts.details import BundleDetails
+
+_NARROW = {"int4": "weights in INT4", "planes": "weights as bit planes", "codebook": "weights as codewords"}
 
 
 @click.command(short_help="Checkpoint in, ONNX bundle out.")
@@ -36,7 +39,7 @@ if TYPE_CHECKING:
     type=click.Choice(["auto", "int8"]),
     default="auto",
     show_default=True,
-    help="auto: weights of up to 4 bits take half a byte in target qdq. int8: a byte each.",
+    help="auto: weights of up to 4 bits take half a byte in target qdq, of 2 and 3 bits as many bits. int8: a byte each.",
 )
 @click.option(
     "--weight-bits",
@@ -107,15 +110,14 @@ def show_bundle(bundle: Artifact[BundleDetails], output: Output) -> None:
     """What was exported."""
     details = bundle.details
     size = sum(entry.size for entry in bundle.manifest.files.values())
-    packed, codewords = (sum(layer.weight_storage == storage for layer in details.layers) for storage in ("int4", "codebook"))
+    stored = Counter(layer.weight_storage for layer in details.layers)
     rows = [
         ("target", details.target),
         ("dtype", details.dtype),
         ("quantized layers", len(details.layers)),
         *width_rows(details),
         *([("convolutions left in float", str(len(floats)))] if (floats := details.float_convolutions) else []),
-        *([("weights in INT4", f"{packed} layers")] if packed else []),
-        *([("weights as codewords", f"{codewords} layers")] if codewords else []),
+        *((label, f"{stored[storage]} layers") for storage, label in _NARROW.items() if stored[storage]),
         *([("kept in fp32", _kept(details.kept_fp32))] if details.kept_fp32 else []),
         ("size", f"{size / 1e6:.2f} MB"),
     ]

@@ -30,6 +30,7 @@ from ..quantization.checkpoint import Checkpoint, load_checkpoint
 from ..quantization.float_source import FloatModel, load_float
 from ..quantization.output_bias import output_bias
 from ..quantization.running.ambient import default_torch
+from ..quantization.weights import QuantizedWeight
 from ..quantization.width_choice import choose_widths
 from ..quantization.widths import sliced
 from .attention import ATTENTION, Attention, float_attention
@@ -63,8 +64,8 @@ def export(checkpoint: str | Path | Artifact, output: str | Path, *, target: Tar
     """Export a checkpoint as an ONNX bundle, opset 21 (22 for bf16), dynamic batch.
 
     ``dtype`` (fp32, fp16, bf16) is the type of what is not quantized: by default fp16 for ``qdq`` and fp32 for ``onnxruntime``.
-    ``weight_storage``: "auto" stores weights of up to 4 bits as INT4, two to a byte, in the ``qdq`` target; "int8" gives every
-    weight a byte, for OpenVINO, which multiplies an INT4 MatMul in float, or for fewer kernels.
+    ``weight_storage``: "auto" stores weights of 4 bits as INT4, two to a byte, and of fewer as bit planes, in the ``qdq`` target; "int8"
+    gives every weight a byte, for OpenVINO, which multiplies an INT4 MatMul in float, or for fewer kernels.
     ``weight_bits``, of a checkpoint of several widths (``quantize`` with ``matryoshka``): the one to export; by default the 8 bits.
     ``weight_budget``, of such a checkpoint in target ``qdq`` with storage "auto": "1.6MB", or "0.18x" of the float32 weights. Each layer
     gets a width, so that the weights take no more and lose the least (quantization/width_choice.py).
@@ -174,7 +175,8 @@ def _integer_graph(checkpoint: Checkpoint, target: Target, *, int4: bool) -> tup
     writer = _TARGETS[target](model.graph, timestep, checkpoint.table_timesteps, int4=int4, static=static)
     sites = lower(model, writer, checkpoint.layers, checkpoint.quantizers, correction=output_bias(checkpoint.model))
     if int4 and not _weight_only(checkpoint):
-        unpack_together(model.graph)
+        formats = {name: layer.format for name, layer in checkpoint.layers.items() if isinstance(layer, QuantizedWeight)}
+        sites.planes = unpack_together(model.graph, formats)
     if any(node.domain == FP4_DOMAIN for node in model.graph):
         model.opset_imports.update({"": FP4_OPSET, FP4_DOMAIN: 1})
         model.ir_version = max(model.ir_version, FP4_IR_VERSION)
@@ -304,6 +306,8 @@ def _layer(layer: dict[str, Any], sites: Sites, *, int4: bool) -> dict[str, Any]
     storage = {}
     if int4 and layer.get("weight_codebook"):
         storage["weight_storage"] = "codebook"
+    elif layer["name"] in sites.planes:
+        storage["weight_storage"] = "planes"
     elif layer["op"] != "matmul":
         storage["weight_storage"] = storage_of(layer["weight_bits"], int4=int4, products=layer.get("format"))
     read = {"input": sites.inputs[layer["name"]]} if layer["name"] in sites.inputs else {}

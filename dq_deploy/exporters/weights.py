@@ -8,12 +8,14 @@ faster.
 
 Codewords: indices int8, minus 128 → DequantizeLinear(fp16, scale 1) → Add 128 → Cast int32 → Gather of a book (int8 codewords →
 DequantizeLinear); the sum of the books' → Reshape → QuantizeLinear(int8, scale 1) → [Transpose →] DequantizeLinear(int8, per channel).
+Weights of 2 and 3 bits: bit planes, a byte for 8 weights each, looked up in the same way in tables that all layers share (``recast``).
 uint8 indices that are cast would be folded to int32 ones, and in front of that QuantizeLinear the builder crashes at all but a Gather, an
 Add or a Reshape of these.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -25,7 +27,7 @@ from ..formats.tables import BIAS, CODEBOOK_CODES, CODES, CODEWORDS, UINT8_OFFSE
 from ..quantization.weights import CodebookWeight, QuantizedWeight
 from .emitter import Emitter
 
-Storage = Literal["int4", "int8", "fp8", "fp4", "codebook"]
+Storage = Literal["int4", "int8", "fp8", "fp4", "codebook", "planes"]
 _FLOAT16, _INT4, _INT8 = ir.DataType.FLOAT16, ir.DataType.INT4, ir.DataType.INT8
 
 
@@ -76,28 +78,38 @@ def _of_codewords(emit: Emitter, layer: CodebookWeight, name: str, *, transpose:
     """The weight from indices and codewords, which stay small in an engine: [O, ...] or transposed to [C, O]."""
     assert layer.frozen is not None
     assert layer.codes is not None
-    half_one = emit.constant("dq_deploy.one.float16", np.array(1.0, dtype=np.float16))
-    offset = emit.constant("dq_deploy.128.float16", np.array(UINT8_OFFSET, dtype=np.float16))
-    nothing = emit.constant(*zero(_INT8))
-    total: ir.Value | None = None
-    for m, book in enumerate(layer.codewords.detach().numpy().astype(np.int8)):
-        indices = (layer.codes[:, :, m].numpy().astype(np.int16) - UINT8_OFFSET).astype(np.int8)
-        held = emit.constant(f"{name}.{CODEBOOK_CODES}.{m}", indices)
-        x = emit.as_written("DequantizeLinear", [held, half_one, nothing], f"UnpackIndices.{m}", _FLOAT16)
-        x = emit.as_written("Add", [x, offset], f"UnpackIndices.{m}/Add", _FLOAT16)
-        x = emit.as_written("Cast", [x], f"UnpackIndices.{m}/Cast", ir.DataType.INT32, to=ir.DataType.INT32.value)
-        held = emit.constant(f"{name}.{CODEWORDS}.{m}", book)
-        words = emit.as_written("DequantizeLinear", [held, half_one, nothing], f"UnpackCodewords.{m}", _FLOAT16)
-        words = emit.as_written("Gather", [words, x], f"Codewords.{m}", _FLOAT16, axis=0)
-        total = words if total is None else emit.as_written("Add", [total, words], f"Codewords.{m}/Add", _FLOAT16)
-    assert total is not None
-    shape = emit.constant(f"{name}.{CODES}.shape", np.array(layer.shape, dtype=np.int64))
-    codes = emit.as_written("Reshape", [total, shape], "Codewords/Reshape", _FLOAT16)
-    codes = emit.as_written("QuantizeLinear", [codes, half_one, nothing], "RepackWeight", _INT8)
+    books = layer.codewords.detach().numpy().astype(np.int8)
+    indices = [emit.constant(f"{name}.{CODEBOOK_CODES}.{m}", indices_of(layer.codes[:, :, m].numpy())) for m in range(len(books))]
+    pairs = [(held, emit.constant(f"{name}.{CODEWORDS}.{m}", book)) for m, (held, book) in enumerate(zip(indices, books, strict=True))]
+    codes = looked_up(emit, pairs, emit.constant(f"{name}.{CODES}.shape", np.array(layer.shape, dtype=np.int64)))
     if transpose:
         codes = emit.op("Transpose", [codes], name="RepackWeight/Transpose", dtype=_INT8, perm=[1, 0])
     scale = emit.constant(f"{name}.{WEIGHT_SCALE}", layer.frozen[1].numpy())
     return emit.op("DequantizeLinear", [codes, scale, _zeros(emit, layer, name)], name="DequantizeWeight", axis=int(transpose))
+
+
+def indices_of(bytes_: np.ndarray) -> np.ndarray:
+    """Indices uint8 as a graph has them: int8, minus 128, since uint8 ones would be stored as int32."""
+    found: np.ndarray = (bytes_.astype(np.int16) - UINT8_OFFSET).astype(np.int8)
+    return found
+
+
+def looked_up(emit: Emitter, pairs: Sequence[tuple[ir.Value, ir.Value]], shape: ir.Value) -> ir.Value:
+    """INT8 codes of a ``shape``: of each pair the entries int8 [256, d] that its indices int8 [...] name, summed."""
+    half_one = emit.constant("dq_deploy.one.float16", np.array(1.0, dtype=np.float16))
+    offset = emit.constant("dq_deploy.128.float16", np.array(UINT8_OFFSET, dtype=np.float16))
+    nothing = emit.constant(*zero(_INT8))
+    total: ir.Value | None = None
+    for m, (indices, entries) in enumerate(pairs):
+        x = emit.as_written("DequantizeLinear", [indices, half_one, nothing], f"UnpackIndices.{m}", _FLOAT16)
+        x = emit.as_written("Add", [x, offset], f"UnpackIndices.{m}/Add", _FLOAT16)
+        x = emit.as_written("Cast", [x], f"UnpackIndices.{m}/Cast", ir.DataType.INT32, to=ir.DataType.INT32.value)
+        words = emit.as_written("DequantizeLinear", [entries, half_one, nothing], f"UnpackCodewords.{m}", _FLOAT16)
+        words = emit.as_written("Gather", [words, x], f"Codewords.{m}", _FLOAT16, axis=0)
+        total = words if total is None else emit.as_written("Add", [total, words], f"Codewords.{m}/Add", _FLOAT16)
+    assert total is not None
+    codes = emit.as_written("Reshape", [total, shape], "Codewords/Reshape", _FLOAT16)
+    return emit.as_written("QuantizeLinear", [codes, half_one, nothing], "RepackWeight", _INT8)
 
 
 def _zeros(emit: Emitter, layer: QuantizedWeight, name: str) -> ir.Value:

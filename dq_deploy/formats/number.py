@@ -99,11 +99,23 @@ def register_format(added: NumberFormat) -> NumberFormat:
     return known
 
 
+PLANE = 8
+"""Weights that a byte of a bit plane is of."""
 _CHANNEL_BYTES = 12  # scale, bias, and the sum of the weights that a zero-point needs
 
 
-def layer_bytes(fmt: NumberFormat, weights: int, channels: int) -> int:
-    """Bytes in an engine of a layer with so many weights and output channels."""
+def in_planes(fmt: NumberFormat, weights: int) -> bool:
+    """Whether so many weights beside INT8 activations are stored as bit planes, which take less than their container.
+
+    Of integers of fewer bits than INT4 has (docs/decisions/bit-planes.md).
+    """
+    return fmt.integer and fmt.bits < fmt.container_bits < 8 and weights % PLANE == 0
+
+
+def layer_bytes(fmt: NumberFormat, weights: int, channels: int, *, planes: bool = True) -> int:
+    """Bytes in an engine of a layer with so many weights and output channels; ``planes``: its products are of integers."""
+    if planes and in_planes(fmt, weights):
+        return weights // PLANE * fmt.bits + _CHANNEL_BYTES * channels
     return fmt.storage_bytes([weights]) + _CHANNEL_BYTES * channels
 
 

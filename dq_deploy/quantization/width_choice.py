@@ -74,7 +74,7 @@ def _check_possible(checkpoint: Checkpoint, offered: Mapping[str, Sequence[int]]
     """Raise UsageError where widths save nothing, or not enough."""
     path = checkpoint.artifact.path
     if all(len(widths) == 1 for widths in offered.values()):
-        raise UsageError(f"no width of {path} takes fewer bytes than another: engines store 5 to 8 bits in a byte, 2 to 4 in half of one",
+        raise UsageError(f"no width of {path} takes fewer bytes than another: engines store 5 to 8 bits in a byte",
                          "quantize with --matryoshka 8,4")  # fmt: skip
     least = weights_bytes(checkpoint.model, {name: widths[-1] for name, widths in offered.items()})
     if least > limit:
@@ -82,7 +82,7 @@ def _check_possible(checkpoint: Checkpoint, offered: Mapping[str, Sequence[int]]
         raise UsageError(
             f"the weights of {path} take {least / 1e6:.3g} MB ({least / whole:.3f}x) at the least, and the budget is {limit / 1e6:.3g} MB "
             f"({limit / whole:.3f}x)",
-            "allow more, or quantize with a narrower width: --matryoshka 8,4",
+            "allow more, or quantize with a narrower width: --matryoshka 8,4,2",
         )
 
 

@@ -185,7 +185,7 @@ def _export_flags(details: BundleDetails) -> list[str]:
     flags += ["--weight-bits", str(details.width)] if isinstance(details.width, int) else []
     flags += ["--weight-budget", details.width_choice.budget] if details.width_choice else []
     narrow = {layer.weight_storage for layer in details.layers if layer.weight_storage and of_bits(layer.weight_bits or 8).packed}
-    if details.target == "qdq" and narrow and not narrow & {"int4", "codebook", "fp4"}:
+    if details.target == "qdq" and narrow and not narrow & {"int4", "planes", "codebook", "fp4"}:
         flags += ["--weight-storage", "int8"]
     if details.convolutions in ("integer", "float"):  # "auto" is what happens without being asked
         flags += ["--convolutions", details.convolutions]

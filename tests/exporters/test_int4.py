@@ -1,4 +1,4 @@
-"""Weights of up to 4 bits, stored two to a byte."""
+"""Weights of up to 4 bits: stored two to a byte, or as bit planes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.tiny import SHAPE, make_checkpoint, snr_db, tiny_unet
 needs_rtx = pytest.mark.skipif(importlib.util.find_spec("tensorrt_rtx") is None, reason="TensorRT-RTX is not installed")
 
 
-@pytest.fixture(scope="module", params=mostly_nightly([4, 3], 4))
+@pytest.fixture(scope="module", params=mostly_nightly([4, 3, 2], 4, 3))
 def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     folder = tmp_path_factory.mktemp("int4") / "checkpoint"
     return make_checkpoint(tiny_unet(), folder, weight_bits=request.param, activation_bits=8, reference_samples=16)
@@ -43,37 +43,54 @@ def weights_of(made: Artifact) -> dict[str, onnx.TensorProto]:
 
 
 def unpacked(made: Artifact) -> dict[str, np.ndarray]:
-    """By layer: the INT4 codes that a graph has together with those of other layers, in the layer's own shape."""
+    """By layer: the INT4 codes or bit planes that a graph has together with those of other layers, in the layer's own shape."""
     graph = onnx.load(made.path / "model.onnx").graph
     held = {i.name: i for i in graph.initializer}
     shapes = {n.input[0]: n.input[1] for n in graph.node if n.op_type == "Reshape"}
     found = {}
     for name, codes in held.items():
-        if not name.startswith("dq_deploy.int4_weights"):
+        if not name.startswith("dq_deploy.int") or not name.endswith(".sizes"):
             continue
-        prefix = name.removesuffix(".codes").removesuffix(".sizes")
+        prefix, sizes = name.removesuffix(".sizes"), numpy_helper.to_array(codes)
         split = next(n for n in graph.node if n.name == f"{prefix}/Split")
-        assert codes.data_type in (TensorProto.INT4, TensorProto.INT64)
-        flat, sizes = (numpy_helper.to_array(held[f"{prefix}.{what}"]) for what in ("codes", "sizes"))
-        assert len(held[f"{prefix}.codes"].raw_data) == (flat.size + 1) // 2
+        if prefix.startswith("dq_deploy.int4_weights"):
+            packed = held[f"{prefix}.codes"]
+            flat = numpy_helper.to_array(packed)
+            assert packed.data_type == TensorProto.INT4
+            assert len(packed.raw_data) == (flat.size + 1) // 2
+        else:
+            planes = [i for other, i in held.items() if other.startswith(f"{prefix}.plane.")]
+            flat = of_planes([numpy_helper.to_array(plane) for plane in planes])
+            assert {plane.data_type for plane in planes} == {TensorProto.INT8}
+            assert sum(len(plane.raw_data) for plane in planes) == flat.size * len(planes) // 8
         for piece, part in zip(split.output, np.split(flat.astype(np.int8), np.cumsum(sizes)[:-1]), strict=True):
             found[shapes[piece].removesuffix(".weight.codes.shape")] = part.reshape(numpy_helper.to_array(held[shapes[piece]]))
     return found
 
 
-def test_codes_are_the_checkpoints_in_half_a_byte(checkpoint: Checkpoint, bundle: Artifact) -> None:
-    whole, together = weights_of(bundle), unpacked(bundle)
+def of_planes(planes: list[np.ndarray]) -> np.ndarray:
+    """The codes that bit planes hold in two's complement, the first plane that of the least bit; a byte is of 8 codes, less 128."""
+    rows = [[(int(byte) + 128 >> place) & 1 for byte in plane for place in range(8)] for plane in planes]
+    worth = [1 << bit for bit in range(len(planes) - 1)] + [-(1 << len(planes) - 1)]
+    return np.array(worth) @ np.array(rows)
+
+
+def test_codes_are_the_checkpoints_in_half_a_byte_or_their_bits(checkpoint: Checkpoint, bundle: Artifact) -> None:
+    whole, together, narrow = weights_of(bundle), unpacked(bundle), set()
     stated = {layer["name"]: layer.get("weight_storage") for layer in bundle.manifest.details["layers"]}
     for name, layer in checkpoint.layers.items():
         if not isinstance(layer, QuantizedWeight) or layer.frozen is None:
             assert stated[name] is None
             continue
         small = layer.bits <= 4
-        assert (name in together, stated[name]) == (small, "int4" if small else "int8")
+        wanted = "int8" if not small else "int4" if layer.bits == 4 or layer.frozen[0].numel() % 8 else "planes"
+        assert (name in together, stated[name]) == (small, wanted)
+        narrow.add(layer.bits)
         codes = layer.frozen[0].numpy()
         found = together[name] if small else numpy_helper.to_array(whole[name])
         assert np.array_equal(found.astype(np.int8), codes if codes.ndim == 4 else codes.T)
-    assert "int4" in stated.values()
+    assert min(narrow) < 8
+    assert ("planes" in stated.values()) == (min(narrow) < 4)
 
 
 def test_one_kernel_unpacks_no_more_than_fits(
@@ -123,8 +140,8 @@ def test_openvino_computes_the_same(checkpoint: Checkpoint, bundle: Artifact) ->
 
 
 @needs_rtx
-@pytest.mark.parametrize("checkpoint", [4], indirect=True)
-def test_the_compiler_makes_int8_products_of_half_the_bytes(checkpoint: Checkpoint, tmp_path: Path) -> None:
+@pytest.mark.parametrize("checkpoint", mostly_nightly([4, 3, 2], 4, 3), indirect=True)
+def test_the_compiler_makes_int8_products_and_keeps_the_bits(checkpoint: Checkpoint, tmp_path: Path) -> None:
     reports = {}
     for storage in ("auto", "int8"):
         made = export(checkpoint.artifact, tmp_path / storage, target="qdq", weight_storage=storage)  # type: ignore[arg-type]
@@ -133,4 +150,6 @@ def test_the_compiler_makes_int8_products_of_half_the_bytes(checkpoint: Checkpoi
         assert {layer.precision for layer in report.layers} == {"int8"}
     small = [layer for layer in checkpoint.layers.values() if isinstance(layer, QuantizedWeight) and layer.bits <= 4]
     elements = sum(layer.frozen[0].numel() for layer in small if layer.frozen)
-    assert reports["int8"].weights_bytes - reports["auto"].weights_bytes > 0.4 * elements
+    saved = 1 - min(layer.bits for layer in small) / 8
+    tables = 3 * 2048  # of bit planes
+    assert reports["int8"].weights_bytes - reports["auto"].weights_bytes > 0.9 * saved * elements - tables

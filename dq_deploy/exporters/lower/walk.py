@@ -26,6 +26,7 @@ class Sites:
     quantizers: list[dict[str, Any]] = field(default_factory=list)
     layers: dict[str, str] = field(default_factory=dict)  # layer → output value
     inputs: dict[str, str] = field(default_factory=dict)  # layer whose activation stays float → the value that it reads
+    planes: set[str] = field(default_factory=set)  # layers whose weights are bit planes
 
 
 def lower(model: ir.Model, target: TargetWriter | None, layers: Mapping[str, Any], quantizers: Mapping[str, ActivationQuantizer], *,

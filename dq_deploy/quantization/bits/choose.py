@@ -82,7 +82,8 @@ def choose_bits(source: Any, budget: str, *, preset: str = "w4a8", sensitivity: 
         aspects = list(judging.aspects.values())
         measured = sensitivities_on(prepared, samples, prepared.plan.quantized, settings, progress, aspects=aspects)
     parameters = sum(tensor.numel() for tensor in prepared.float_graph.state_dict().values())
-    return choose(measured, {layer.name: settings(layer) for layer in prepared.plan.quantized}, limit, parameters, judging)
+    by_layer = {layer.name: settings(layer) for layer in prepared.plan.quantized}
+    return choose(measured, by_layer, limit, parameters, judging, planes=prepared.config.products == "int8")
 
 
 def _settings(layer: GraphLayer) -> list[BitPair]:
@@ -93,10 +94,10 @@ def _settings(layer: GraphLayer) -> list[BitPair]:
 
 
 def choose(measured: Sequence[Sensitivity], settings: dict[str, list[BitPair]], budget: WeightBudget, parameters: int,
-           judging: Judging = BY_PREDICTION) -> BitChoice:  # fmt: skip
-    """The layers to raise, from what was measured; ``parameters`` are the model's."""
-    rated = {group: _Rated(measured, settings, aspect, judging.every) for group, aspect in judging.aspects.items()}
-    prediction = _Rated(measured, settings, PREDICTION, judging.every)
+           judging: Judging = BY_PREDICTION, *, planes: bool = True) -> BitChoice:  # fmt: skip
+    """The layers to raise, from what was measured; ``parameters`` are the model's, and ``planes`` says that products are of integers."""
+    rated = {group: _Rated(measured, settings, aspect, judging.every, planes) for group, aspect in judging.aspects.items()}
+    prediction = _Rated(measured, settings, PREDICTION, judging.every, planes)
     rest = max(2 * (parameters - sum(x.weights for x in measured)), 0)
 
     def raised_within(size: float) -> set[str]:
@@ -124,7 +125,7 @@ def choose(measured: Sequence[Sensitivity], settings: dict[str, list[BitPair]], 
             )
             for name, chosen in bits.items()
         ],
-        weights_bytes=rest + sum(_bytes(x, bits[x.layer]) for x in measured),
+        weights_bytes=rest + sum(_bytes(x, bits[x.layer], planes) for x in measured),
         float_bytes=FLOAT_BYTES * parameters,
         snr_db=prediction.snr(raised),
         snr_db_lowest=prediction.snr(set()),
@@ -142,7 +143,8 @@ def choose(measured: Sequence[Sensitivity], settings: dict[str, list[BitPair]], 
 class _Rated:
     """Layers judged by one aspect: ``options`` for the solver, in their order, and by layer the ``share`` of the error before raising."""
 
-    def __init__(self, measured: Sequence[Sensitivity], settings: dict[str, list[BitPair]], aspect: Aspect, every: int) -> None:
+    def __init__(self, measured: Sequence[Sensitivity], settings: dict[str, list[BitPair]], aspect: Aspect, every: int,
+                 planes: bool) -> None:  # fmt: skip
         def noise(x: Sensitivity, bits: BitPair) -> torch.Tensor:
             return x.noise[bits][::every] if aspect is PREDICTION else x.aspects[aspect.name][bits]
 
@@ -150,7 +152,7 @@ class _Rated:
         self.high = {x.layer: noise(x, settings[x.layer][-1]) for x in measured}
         total = torch.stack(list(self.low.values())).sum(dim=0).clamp(min=1e-30)
         self.share = {name: float((value / total).mean()) for name, value in self.low.items()}
-        self.options = [[Setting(_bytes(x, b), float((noise(x, b) / total).mean())) for b in settings[x.layer]] for x in measured]
+        self.options = [[Setting(_bytes(x, b, planes), float((noise(x, b) / total).mean())) for b in settings[x.layer]] for x in measured]
 
     def snr(self, raised: set[str]) -> float:
         """Predicted SNR in dB, the median over the samples."""
@@ -166,8 +168,8 @@ def _of_group(group: Group, members: Sequence[LayerChoice], judging: Judging, ra
     )  # fmt: skip
 
 
-def _bytes(layer: Sensitivity, bits: BitPair) -> int:
-    return layer_bytes(of_bits(bits[0]), layer.weights, layer.channels)
+def _bytes(layer: Sensitivity, bits: BitPair, planes: bool) -> int:
+    return layer_bytes(of_bits(bits[0]), layer.weights, layer.channels, planes=planes and bits[1] <= RAISED)
 
 
 def _check_met(result: BitChoice, budget: WeightBudget, limit: float) -> None:
