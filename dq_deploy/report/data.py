@@ -157,6 +157,8 @@ class EngineRow(_Part):
     """
 
     name: str
+    bits: str = ""
+    """In words, of most layers: W4A8."""
     statement: str
     kernels: int
     planned_int8: int
@@ -192,12 +194,15 @@ class EngineRow(_Part):
 
     @classmethod
     def from_report(cls, name: str, report: LayerReport, file_bytes: int, float_weights: Mapping[str, int],
-                    instructions: Sequence[str] | None = None) -> EngineRow:  # fmt: skip
-        """With the size of the engine's file, the weights of the float engines to compare with, and of a CPU's engine its instructions."""
+                    instructions: Sequence[str] | None = None, bits: str = "") -> EngineRow:  # fmt: skip
+        """With the size of the engine's file, the weights of the float engines to compare with, and ``bits`` in words.
+
+        ``instructions`` of a CPU's engine.
+        """
         summary = report.summary()
         fields = {field: summary[field] for field in cls.model_fields if field in summary}
         said = undocumented([report], instructions)
-        return cls(name=name, file_bytes=file_bytes, float_weights=dict(float_weights), undocumented=said, **fields)
+        return cls(name=name, bits=bits, file_bytes=file_bytes, float_weights=dict(float_weights), undocumented=said, **fields)
 
 
 class ArtifactRow(_Part):

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from ..artifacts import Artifact
 from ..artifacts.details import EngineDetails
+from ..artifacts.layer_bits import bits_in_words
 from ..engines.build import load_report
 from ..engines.engine_files import engine_bytes
 from ..engines.layer_report import LayerReport
@@ -25,7 +26,8 @@ def engine_rows(artifacts: ReportedArtifacts) -> list[EngineRow]:
         size = engine_bytes(engine, report.compute_capability)
         built_on = engine.details.built_on
         instructions = built_on.instructions if built_on else None
-        rows.append(EngineRow.from_report(_name(engine, report), report, size, floats.get(_device(report), {}), instructions))
+        bits, against = bits_in_words(engine) or "", floats.get(_device(report), {})
+        rows.append(EngineRow.from_report(_name(engine, report), report, size, against, instructions, bits))
     return rows
 
 
