@@ -379,7 +379,11 @@ class QuantizeConfig(BaseModel):
         if self.weight_only and given:
             raise ValueError(f"activation_bits 16 leaves activations in float, where {', '.join(given)} would be ignored: leave it out")
         if not self.weight_only and self.weight_block != defaults["weight_block"].default:
-            raise ValueError("weight_block is for activation_bits 16: TensorRT refuses blocks of weights beside integer activations")
+            raise ValueError(
+                f"weight_block {self.weight_block} is for float activations (preset w4a16): beside integer ones TensorRT refuses blocks of "
+                "weights, and an output channel has one scale. Leave it out; where 4 bits lose too much, take more bits for some layers "
+                "(--auto-bits), and for fewer bytes codebooks (preset vq3a8 or vq2a8)"
+            )
         return self
 
     @model_validator(mode="after")
