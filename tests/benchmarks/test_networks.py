@@ -15,9 +15,9 @@ from benchmarks.accuracy.results import CellResult, GridFigures, write_result
 from benchmarks.accuracy.settings import FLOAT, Cell, Settings
 from benchmarks.networks.command import main
 from benchmarks.networks.data import DATA
-from benchmarks.networks.methods import NEAREST, OURS, OURS_STATIC, TABLES
+from benchmarks.networks.methods import MATRYOSHKA, NEAREST, OURS, OURS_STATIC, TABLES, TRAINED
 from benchmarks.networks.network import NAMES, Network, network, scheduler_of, source_name
-from benchmarks.networks.report import accuracy_folder, write_report
+from benchmarks.networks.report import accuracy_folder, few_bits_folder, write_report
 from benchmarks.networks.speed import BASELINE, NNCF, OURS_OPENVINO, OURS_ORT
 from benchmarks.networks.training import noised
 from benchmarks.networks.weights import make_sane
@@ -130,11 +130,39 @@ def test_the_page_comes_from_the_figures(tmp_path: Path) -> None:
     assert "a CPU (avx2), openvino 1. not alone." in text
 
 
+def test_few_bits_have_a_table_for_each_preset(tmp_path: Path) -> None:
+    settings = Settings(steps=10, calibration_samples=8, iterations=40, grid_samples=4)
+    folder = few_bits_folder(tmp_path / "results", settings)
+    folder.mkdir(parents=True)
+    facts = {"name": "adm", "title": "ADM", "family": "unet", "parameters": 5_000_000, "time": "noise", "trained_steps": 0}
+    (folder / "adm.json").write_text(json.dumps(facts))
+    errors = {(FLOAT, FLOAT): None, ("w4a8", NEAREST): 0.1, ("w4a8", TRAINED): 0.01, ("w4a8", OURS): 0.001, ("w3a8", OURS): 0.02,
+              ("w3a8", MATRYOSHKA): 0.04}  # fmt: skip
+    for (preset, method), error in errors.items():
+        cell = Cell(model=source_name("adm"), preset=preset, method=method)
+        given = {"final_power": [1.0] * 4} if error is None else {"final_error": [error] * 4}
+        grid = GridFigures(samples=4, wall_s=1, timesteps=[1.0], **given)
+        found = CellResult(cell=cell, measured="2026-11-30", model_sha256="a", code_sha256="b", config={}, settings=settings,
+                           environment={}, grid=grid)  # fmt: skip
+        write_result(cell.result_file(folder), found)
+    write_report(tmp_path / "results", tmp_path)
+    text = (tmp_path / "RESULTS.md").read_text()
+    assert "## Weights of few bits, calibrated on 8 trajectories of 10 steps" in text
+    assert "40 iterations a block" in text
+    row = "| ADM | random, velocity | 10.0 | 20.0 | 30.0 | ▲ +20.0 (+20.0 … +20.0) | ▲ +10.0 (+10.0 … +10.0) |"
+    assert row in text.partition("### W4A8")[2].partition("### W3A8")[0]
+    assert "| ADM | random, velocity | 17.0 | 14.0 | ▼ -3.0 (-3.0 … -3.0) |" in text.partition("### W3A8")[2]
+    assert "VQ3A8" not in text
+
+
 def test_what_the_command_refuses(tmp_path: Path) -> None:
     assert "unknown network 'x'" in CliRunner().invoke(main, ["x", "--speed"]).output
     assert "unknown method 'dilatequant'" in CliRunner().invoke(main, ["adm", "--accuracy", "--methods", "dilatequant"]).output
+    few = ["adm", "--few-bits", "--methods", "nncf"]
+    assert "unknown method 'nncf'" in CliRunner().invoke(main, few).output
+    assert "unknown preset 'w4a4'" in CliRunner().invoke(main, ["adm", "--few-bits", "--presets", "w4a4"]).output
     assert "'first' is no seed" in CliRunner().invoke(main, ["adm", "--accuracy", "--seeds", "0,first"]).output
     assert "nothing is named in ','" in CliRunner().invoke(main, ["adm", "--accuracy", "--seeds", ","]).output
     run = CliRunner().invoke(main, ["adm", "--results", str(tmp_path)])
     assert run.exit_code == 2
-    assert "give --accuracy, --speed or both" in run.output
+    assert "give --accuracy, --few-bits, --speed or more than one" in run.output
