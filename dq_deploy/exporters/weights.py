@@ -89,7 +89,7 @@ def _of_codewords(emit: Emitter, layer: CodebookWeight, name: str, *, transpose:
 
 
 def indices_of(bytes_: np.ndarray) -> np.ndarray:
-    """Indices uint8 as a graph has them: int8, minus 128, since uint8 ones would be stored as int32."""
+    """Indices uint8 [...] as a graph has them: int8, minus 128, since uint8 ones would be stored as int32."""
     found: np.ndarray = (bytes_.astype(np.int16) - UINT8_OFFSET).astype(np.int8)
     return found
 
