@@ -81,8 +81,11 @@ def region_parity(bundle: Artifact[BundleDetails], checkpoint: Checkpoint, refer
     inputs, recorded = _recorded(checkpoint, reference)
     worst = {name: RegionParity(value=name, inputs="as recorded", error=-1.0) for name in cut.ends}
     feeds = dict(_feeds(recorded, dtype))
+    constants = _Constants(cut, checkpoint) if dtype == "fp32" else None
     for kind, fed in feeds.items():
         run, moved = _both(checkpoint, fed, inputs, dtype)
+        if constants:
+            constants.judge(kind, run, moved, inputs)
         if _leaves_fp32(run):
             continue
         expected = run.found
@@ -96,8 +99,8 @@ def region_parity(bundle: Artifact[BundleDetails], checkpoint: Checkpoint, refer
     failed = [row for row in worst.values() if not row.passed]
     if failed:
         _name_nodes(failed, cut, checkpoint, inputs, feeds, dtype)
-    elif dtype == "fp32":
-        return [*worst.values(), *_constants(cut, checkpoint, inputs, feeds, dtype)]
+    elif constants:
+        return [*worst.values(), *constants.worst.values()]
     return [row for row in worst.values() if row.error >= 0 or not row.passed]
 
 
@@ -268,24 +271,25 @@ def _distance(run: _Regions, moved: list[_Regions], node: Node, got: list[torch.
     return nearest
 
 
-def _constants(
-    cut: CutGraph, checkpoint: Checkpoint, inputs: list[torch.Tensor], feeds: Mapping[str, Fed], dtype: str
-) -> list[RegionParity]:
+class _Constants:
     """Nodes behind products that take a number, and whose value the graph does not have: nothing may need to depend on it at its end."""
-    values = [str(v.name) for node in cut.ir.graph if _takes_a_number(node) for v in node.outputs]
-    nodes = [n for n in _behind_products(checkpoint.model) if n.target in _WITH_A_NUMBER and _number(n)]
-    if not nodes:
-        return []
-    session = session_as_written(cut.model(values)) if values else None
-    worst: dict[Node, RegionParity] = {}
-    for kind, fed in feeds.items():
-        run, moved = _both(checkpoint, fed, inputs, dtype)
-        got = [torch.from_numpy(v).float() for v in session.run(None, cut.feeds(session, inputs, fed))] if session else []
-        for node in nodes:
-            error = _distance(run, moved, node, got, dtype)
-            if not error <= 1 and (node not in worst or error > worst[node].error):
-                worst[node] = RegionParity(value=node.name, inputs=kind, error=error, node=_described(node))
-    return list(worst.values())
+
+    def __init__(self, cut: CutGraph, checkpoint: Checkpoint) -> None:
+        self.cut = cut
+        self.nodes = [n for n in _behind_products(checkpoint.model) if n.target in _WITH_A_NUMBER and _number(n)]
+        values = [str(v.name) for node in cut.ir.graph if _takes_a_number(node) for v in node.outputs] if self.nodes else []
+        self.session = session_as_written(cut.model(values)) if values else None
+        self.worst: dict[Node, RegionParity] = {}
+
+    def judge(self, kind: str, run: _Regions, moved: list[_Regions], inputs: list[torch.Tensor]) -> None:
+        """Of one feed, with the forwards on it."""
+        got: list[torch.Tensor] = []
+        if self.session:
+            got = [torch.from_numpy(v).float() for v in self.session.run(None, self.cut.feeds(self.session, inputs, run.fed))]
+        for node in self.nodes:
+            error = _distance(run, moved, node, got, "fp32")
+            if not error <= 1 and (node not in self.worst or error > self.worst[node].error):
+                self.worst[node] = RegionParity(value=node.name, inputs=kind, error=error, node=_described(node))
 
 
 def _takes_a_number(node: ir.Node) -> bool:
