@@ -6,7 +6,16 @@ import signal
 
 import pytest
 
-pytest_plugins = ["tests.browser", "tests.bundles", "tests.command_line", "tests.flow", "tests.sized", "tests.skeletons", "tests.tiny"]
+pytest_plugins = [
+    "tests.browser",
+    "tests.bundles",
+    "tests.collected",
+    "tests.command_line",
+    "tests.flow",
+    "tests.sized",
+    "tests.skeletons",
+    "tests.tiny",
+]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
