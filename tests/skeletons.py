@@ -6,6 +6,7 @@ and so it is in a test with ``exported_anew``: values to which the exporter gave
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Iterator
 
@@ -13,6 +14,7 @@ import onnx_ir as ir
 import pytest
 import torch
 from torch.fx import GraphModule
+from torch.onnx._internal.exporter import _registration
 
 from dq_deploy.exporters import skeleton
 from tests.shared import made_once
@@ -34,9 +36,12 @@ def exported_once(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempP
         name = f"skeletons/{_key(graph, inputs, free)}"
         return ir.load(made_once(tmp_path_factory, name, lambda path: ir.save(_EXPORTED(graph, inputs, free), path)))
 
+    # The exporter builds its table of operators anew for each graph, a fifth of its time for these.
+    table = staticmethod(functools.cache(_registration.ONNXRegistry.from_torchlib))
     with pytest.MonkeyPatch.context() as patch:
         if not request.config.getoption("--nightly"):
             patch.setattr(skeleton, "graph_exported", kept)
+            patch.setattr(_registration.ONNXRegistry, "from_torchlib", table)
         yield
 
 
