@@ -16,6 +16,7 @@ from benchmarks.patterns.engines import ENGINES, Behaviour
 from benchmarks.patterns.results import PAGE, Recorded, installed, instructions, load, page
 from benchmarks.patterns.rules_page import RULES_PAGE, rules_page
 from dq_deploy.exporters.lint import RULES
+from tests.nightly import mostly_nightly
 
 _MODULES = {"TensorRT-RTX": "tensorrt_rtx", "OpenVINO": "openvino", "ONNX Runtime": "onnxruntime"}
 SEVERITY = {rule.id: rule.severity for rule in RULES}
@@ -44,12 +45,19 @@ def holds(engine: str, pattern: Pattern, recorded: Recorded) -> None:
     assert found.outcome == expected, found.detail
 
 
-OWN = [pattern for pattern in PATTERNS.values() if pattern.target == "qdq"]
+OWN = [pattern.name for pattern in PATTERNS.values() if pattern.target == "qdq"]
+# One of each outcome: int8 with a table, int4, fp8, fp4, float, refused, crash.
+ALWAYS = ("conv-per-timestep", "matmul-int4-fp16", "matmul-fp8", "matmul-fp4", "matmul-computed-scale", "zero-point", "conv-computed-scale")
 
 
-@pytest.mark.parametrize("pattern", OWN, ids=[p.name for p in OWN])
-def test_tensorrt_rtx(pattern: Pattern, recorded: Recorded) -> None:
-    holds("TensorRT-RTX", pattern, recorded)
+@pytest.mark.parametrize("name", mostly_nightly(OWN, *ALWAYS))
+def test_tensorrt_rtx(name: str, recorded: Recorded) -> None:
+    holds("TensorRT-RTX", PATTERNS[name], recorded)
+
+
+def test_every_outcome_is_asked_for_always(recorded: Recorded) -> None:
+    outcomes = {name: recorded.behaviours[name]["TensorRT-RTX"].outcome for name in OWN}
+    assert {outcomes[name] for name in ALWAYS} == set(outcomes.values())
 
 
 @pytest.mark.parametrize("engine", ["OpenVINO", "ONNX Runtime"])

@@ -73,10 +73,10 @@ def test_nobody_listens(flow: Flow, line: str) -> None:
 
 
 def test_work_is_done_though_nobody_listens(flow: Flow, tmp_path: Path) -> None:
-    page = f"report {flow.checkpoint} -o {tmp_path / 'r.html'} --no-samples --no-layer-error --no-check --format json"
-    done = shell(f"set -o pipefail; {MAIN} {page} 2>&1 | true")
+    card = f"model-card {flow.checkpoint} -o {tmp_path / 'card.md'} --format json"
+    done = shell(f"set -o pipefail; {MAIN} {card} 2>&1 | true")
     assert done.returncode == 0
-    assert (tmp_path / "r.html").exists()
+    assert (tmp_path / "card.md").exists()
     bad = shell(f"{MAIN} inspect {tmp_path / 'nothing'} >&- 2>&-")
     assert bad.returncode == 2
 

@@ -163,7 +163,7 @@ def test_integer_conditions_reach_the_graph(tmp_path: Path) -> None:
     assert snr_db(expected, got) > snr_db(other, got) + 6
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", mostly_nightly(TARGETS, "onnxruntime"))  # and tests/exporters/test_determinism.py
 def test_exporting_twice_gives_the_same_bytes(plain_checkpoint: Checkpoint, target: Any, tmp_path: Path, exported_anew: None) -> None:
     one, two = (export(plain_checkpoint.artifact, tmp_path / n, target=target, **WHOLE[target]) for n in "ab")
     files = sorted(p.name for p in one.path.iterdir())

@@ -185,8 +185,7 @@ FAMILIES = [
         ),
         LATENT, lambda: {**text(24), **pooled()}, flow(),
     ),
-    Family("FLUX.1", lambda: Fixed(flux(), time_scale=1e-3, **PLACES), PACKED, lambda: {**text(24), **pooled(), **guidance()}, flow(),
-           quick=True),
+    Family("FLUX.1", lambda: Fixed(flux(), time_scale=1e-3, **PLACES), PACKED, lambda: {**text(24), **pooled(), **guidance()}, flow()),
     Family("FLUX.1 Kontext", Kontext, PACKED,
            lambda: {"image_latents": seeded(PROMPTS, *PACKED), **text(24), **pooled(), **guidance()}, flow()),
     Family(

@@ -17,6 +17,7 @@ from dq_deploy.engines.dropin import make_runner
 from dq_deploy.exporters import export
 from dq_deploy.quantization import load_checkpoint
 from tests.golden import exports
+from tests.nightly import mostly_nightly
 
 HERE = Path(__file__).parent
 VERSIONS = sorted(HERE.glob("schema-*"))
@@ -38,7 +39,7 @@ def test_a_checkpoint_and_its_bundle(folder: Path, tmp_path: Path) -> None:
     np.testing.assert_allclose(*outputs, atol=1e-5)
 
 
-@pytest.mark.parametrize("case", exports.CASES)
+@pytest.mark.parametrize("case", mostly_nightly(exports.CASES, "qdq fp32", "qdq fp16", "onnxruntime fp32"))
 @pytest.mark.parametrize("folder", VERSIONS, ids=lambda path: path.name)
 def test_a_checkpoint_exports_to_the_graph_that_it_always_did(folder: Path, case: str, tmp_path: Path, exported_anew: None) -> None:
     """``python -m tests.golden.exports`` records another one, where that is meant."""

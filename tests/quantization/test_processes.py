@@ -52,9 +52,9 @@ def launched(*arguments: object) -> subprocess.CompletedProcess[str]:
 
 def test_two_processes_make_what_one_makes(flow_pipeline: Path, tmp_path: Path) -> None:
     # Where a value of this tiny model lies on a tie, one code falls the other way, already with another number of threads, and what
-    # follows is another network. About every second seed has one: a mistake has to show in all of them.
+    # follows is another network. About every second seed has one: a mistake has to show in all of them. The first has none on one thread.
     problems: list[str] = []
-    for seed in range(6):
+    for seed in (2, 0, 1, 3, 4, 5):
         one, two = tmp_path / f"one{seed}", tmp_path / f"two{seed}"
         assert run(["quantize", str(flow_pipeline), "-o", str(one), *FLAGS, "--seed", str(seed), "-q"]) == 0
         done = launched("quantize", flow_pipeline, "-o", two, *FLAGS, "--seed", seed, "--format", "json")
