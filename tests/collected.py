@@ -6,6 +6,6 @@ import gc
 
 
 def pytest_collection_finish() -> None:
-    """A twelfth of a worker's time went into that."""
+    """Full collections were 7% of the time of two files of tests that quantize."""
     gc.collect()
     gc.freeze()
