@@ -37,7 +37,9 @@ _SHOWN_LAYERS = 5
     help="GPU generation: 8.6 RTX 30, 8.9 RTX 40, 12.0 RTX 50; repeatable (tensorrt-rtx only).  [default: 8.9 and 12.0]",
 )
 @click.option(
-    "--batch", default="1,1,8", show_default=True, metavar="MIN,OPT,MAX", help="Batch sizes: the smallest, the usual, the largest."
+    "--batch",
+    metavar="MIN,OPT,MAX",
+    help="Batch sizes: the smallest, the usual, the largest.  [default: 1,1,8; 1,2,8 where guidance was calibrated]",
 )
 @engine_options
 @click.option(
@@ -55,7 +57,7 @@ def build_engine(
     destination: Path,
     backend: str,
     capabilities: tuple[str, ...],
-    batch: str,
+    batch: str | None,
     engine_options: dict[str, Any],
     sizes: dict[str, tuple[int, int, int]],
     allow: tuple[str, ...],
@@ -76,7 +78,7 @@ def build_engine(
         destination,
         backend=backend,
         compute_capabilities=capabilities or None,
-        batch=size_range(batch, "--batch"),
+        batch=None if batch is None else size_range(batch, "--batch"),
         sizes=sizes,
         timeout_s=timeout,
         allow=allow,

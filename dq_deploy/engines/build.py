@@ -41,7 +41,7 @@ from ..errors import ArtifactError, EnvironmentProblem, UsageError
 from ..exporters.lint import check_allowed, consequences, lint
 from ..progress import Advance, Progress, silent
 from .build_options import BuildOptions
-from .build_plan import Range, check_capabilities, check_formats, check_graph, input_profile, output_spec, size_ranges
+from .build_plan import Range, check_capabilities, check_formats, check_graph, default_batch, input_profile, output_spec, size_ranges
 from .build_process import BuilderCrash, run_child
 from .build_request import BuildRequest, ShapeRange
 from .descriptor import Builder, EngineDescriptor
@@ -54,6 +54,7 @@ from .registry import DEFAULT_BUILDER, builder_named
 _FROM_BUNDLE = (
     "component", "pipeline_class", "model_config", "sample_shape", "picture_size", "pictures", "call", "inputs", "output", "source",
     "target", "dtype", "float", "attention", "width", "width_choice", "free", "calibrated_sizes",
+    "samples_per_image",
 )  # fmt: skip
 
 
@@ -77,7 +78,7 @@ def build_engine(
     *,
     backend: str = DEFAULT_BUILDER.name,
     compute_capabilities: Sequence[str] | None = None,
-    batch: Range = (1, 1, 8),
+    batch: Range | None = None,
     sizes: Mapping[str, Range] | None = None,
     force: bool = False,
     timeout_s: float | None = None,
@@ -88,8 +89,9 @@ def build_engine(
 ) -> Artifact[EngineDetails]:
     """Compile a ``tensorrt`` bundle into engines, one for each compute capability ("8.9" and "12.0" by default for TensorRT-RTX).
 
-    ``batch`` and ``sizes`` (by name of the dynamic dimension, such as "height") are the (min, opt, max) of the optimization profile; a
-    dimension that was calibrated at several sizes has their range by default, and the first as opt.
+    ``batch`` and ``sizes`` (by name of the dynamic dimension, such as "height") are the (min, opt, max) of the optimization profile. The
+    batch is (1, 1, 8) by default, and (1, 2, 8) where the model was calibrated with guidance, whose halves are one batch. A dimension that
+    was calibrated at several sizes has their range by default, and the first as opt.
     OpenVINO takes shapes from min to max, and its report shows the kernels that it chooses at opt. ``options`` are those of BuildOptions;
     ``timeout_s`` limits each build. Everything is checked before the first build starts, the graph by the lint too; ``output`` appears only
     when all succeeded. Errors of the lint's rules in ``allow`` pass: ``warn`` gets what they are about, and the manifest records them.
@@ -108,6 +110,7 @@ def build_engine(
     allow = check_allowed(allow, target)
     capabilities = check_capabilities(engine, compute_capabilities)
     check_formats(engine, source, capabilities)
+    batch = batch or default_batch(source.details)
     profile = input_profile(source.details.inputs, batch, sizes := size_ranges(source.details, sizes or {}))
     check_output(Path(output), force=force, source=source.path)
     graph = check_graph(source)

@@ -18,6 +18,7 @@ from .registry import builders
 
 Range = tuple[int, int, int]
 _NAMED = 4  # layers in a message
+_LARGEST_BATCH = 8
 
 
 def check_capabilities(engine: EngineDescriptor, capabilities: Sequence[str] | None) -> list[tuple[int, int] | None]:
@@ -79,6 +80,11 @@ def _instead(engine: EngineDescriptor, format_: str, device: str) -> str:
     if format_ == "fp4" and lowest and engine.takes("fp8", "gemm", device):
         return f"{there}quantize for {device} in FP8 (--preset fp8) or INT8 (--preset w8a8)"
     return f"{there}quantize for this device in INT8: --preset w8a8"
+
+
+def default_batch(details: BundleDetails) -> Range:
+    """(min, opt, max) of the batch: from one sample on, best for one image with the guidance that was calibrated, at most eight samples."""
+    return 1, details.samples_per_image, max(_LARGEST_BATCH, details.samples_per_image)
 
 
 def size_ranges(details: BundleDetails, given: Mapping[str, Range]) -> dict[str, Range]:

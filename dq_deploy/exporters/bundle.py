@@ -291,6 +291,7 @@ def _manifest(checkpoint: Checkpoint, model: ir.Model, sites: Sites, kind: dict[
         timesteps=parent.timesteps,
         details={
             **{key: details[key] for key in _CARRIED if key in details},
+            "samples_per_image": _samples_per_image(details),
             **kind,
             "inputs": inputs,
             "output": "out_sample",
@@ -299,6 +300,12 @@ def _manifest(checkpoint: Checkpoint, model: ir.Model, sites: Sites, kind: dict[
             "quantizers": sites.quantizers,
         },
     )
+
+
+def _samples_per_image(details: dict[str, Any]) -> int:
+    """Samples that the network sees at once for one image: two with guidance, unless a pipeline runs the halves one after the other."""
+    samples: int = details["calibration"].get("samples_per_prompt", details["samples_per_seed"])
+    return samples
 
 
 def _layer(layer: dict[str, Any], sites: Sites, *, int4: bool) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import pytest
 
 from dq_deploy.artifacts import Artifact, Manifest, create_artifact, open_artifact
 from dq_deploy.artifacts.details import GraphInput
-from dq_deploy.engines.build_plan import check_capabilities, check_graph, input_profile
+from dq_deploy.engines.build_plan import check_capabilities, check_graph, default_batch, input_profile
 from dq_deploy.engines.registry import builder_named
 from dq_deploy.engines.tensorrt.descriptor import TENSORRT, TENSORRT_RTX
 from dq_deploy.errors import ArtifactError, EnvironmentProblem, UsageError
@@ -35,7 +35,7 @@ def test_missing_tensorrt_names_the_command_and_the_ways_out() -> None:
         TENSORRT.check()
     assert caught.value.exit_code == 4
     text = str(caught.value)
-    for part in ("python -m pip install '.[tensorrt]' in a clone", "NVIDIA's own package index", "GPU", "--backend tensorrt-rtx"):
+    for part in ("python -m pip install ", '"tensorrt>=10"', "NVIDIA's own package index", "GPU", "--backend tensorrt-rtx"):
         assert part in text
 
 
@@ -64,6 +64,11 @@ def test_capabilities_do_not_apply_to_tensorrt() -> None:
 def test_profile_fills_in_the_dynamic_dimensions() -> None:
     profile = input_profile(INPUTS, (1, 2, 8), SIZES)
     assert profile == {"sample": ((1, 4, 8, 8), (2, 4, 16, 8), (8, 4, 32, 8)), "timestep": ((1,), (2,), (8,))}
+
+
+@pytest.mark.parametrize(("samples", "batch"), [(1, (1, 1, 8)), (2, (1, 2, 8)), (9, (1, 9, 9))])
+def test_the_usual_batch_is_that_of_one_image(bundle: Artifact, samples: int, batch: tuple[int, int, int]) -> None:
+    assert default_batch(bundle.details.model_copy(update={"samples_per_image": samples})) == batch
 
 
 @pytest.mark.parametrize("batch", [(0, 1, 8), (2, 1, 8), (1, 9, 8), (1, 8)])

@@ -196,6 +196,8 @@ class GraphDetails(RunnableDetails):
     float_convolutions: list[str] = Field(default_factory=list)
     width: int | dict[str, int] | None = None
     width_choice: WidthChoice | None = None
+    # Samples that the network sees at once for one image; of bundles from before it was said, one.
+    samples_per_image: int = Field(default=1, ge=1)
 
 
 class BundleDetails(GraphDetails):
