@@ -23,7 +23,7 @@ from .calibration.of_each_size import calibration_of
 from .calibration.pipeline_source import PipelineSource
 from .calibration.schedules import plain_config
 from .calibration.sized_source import SizedSource
-from .calibration.source import CalibrationSource, Request
+from .calibration.source import CalibrationSource, Request, check_prompts
 from .calibration.trajectories import Model
 from .calling import CallForm, call_record
 from .config import QuantizeConfig, SkipHalves
@@ -108,6 +108,7 @@ def prepare(source: Any, config: QuantizeConfig, request: Request, progress: Pro
     """
     request.pictures, request.given_prompts  # noqa: B018  what cannot be read is said before a model is loaded
     check_strength(request.strength, config.steps)
+    check_prompts(source, request)
     loaded, details = _resolve(source, request)
     request = request.with_own_prompts(loaded)
     loaded = replace(loaded, model=_trainable(loaded.model))

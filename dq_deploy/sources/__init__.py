@@ -9,7 +9,15 @@ from .pictures import Pictures
 from .plain_copy import copied
 from .resolve import builtin_names, builtin_path, builtin_prompts
 from .source import Source, weights_sha256
-from .text_pipeline import asked_beside, draws_from_picture_alone, picture_alone, runs_by_itself, takes_prompts, text_pipeline
+from .text_pipeline import (
+    asked_beside,
+    draws_from_picture_alone,
+    picture_alone,
+    prompted_class,
+    runs_by_itself,
+    takes_prompts,
+    text_pipeline,
+)
 
 __all__ = [
     "MODULE_ROUTE",
@@ -31,6 +39,7 @@ __all__ = [
     "load_source",
     "module_source",
     "picture_alone",
+    "prompted_class",
     "reload_source",
     "runs_by_itself",
     "source_from_module",

@@ -13,10 +13,10 @@ import torch
 from ..errors import ArtifactError, EnvironmentProblem, raise_if_out_of_memory, summarized
 from .controlnet import with_controlnet
 from .model_files import load_part
-from .pipeline_index import class_of_diffusers, left_out_parts, read_components, read_pipeline_index
+from .pipeline_index import INDEX_NAME, class_of_diffusers, left_out_parts, read_components, read_pipeline_index
 from .plain_copy import is_quantized, plain_copy
 from .quiet import no_progress_bars, without_torchvision
-from .resolve import resolve
+from .resolve import local_folder, resolve
 from .source import Source
 from .weights import readable
 
@@ -32,10 +32,22 @@ _LEFT_OUT = ("text_encoder_3", "tokenizer_3")
 
 def takes_prompts(source: Source) -> bool:
     """Whether the source's pipeline is called with a prompt. Raises EnvironmentProblem when a library that it needs is missing."""
-    kind = type(source.pipeline) if source.pipeline is not None else _known_class(source.pipeline_class)
+    return _called_with_prompt(type(source.pipeline) if source.pipeline is not None else _known_class(source.pipeline_class))
+
+
+def prompted_class(source: str | Path) -> str | None:
+    """The class of a pipeline in the user's folder where that is called with a prompt, by its index alone. Raises as reading it does."""
+    folder = local_folder(source)
+    if folder is None or not (folder / INDEX_NAME).is_file():
+        return None
+    name = read_pipeline_index(folder).pipeline_class
+    return name if _called_with_prompt(_known_class(name)) else None
+
+
+def _called_with_prompt(kind: type | None) -> bool:
     missing = getattr(kind, "_backends", None)  # diffusers puts a dummy in the place of what it cannot import
-    if missing:
-        raise EnvironmentProblem(f"a {source.pipeline_class} needs {' and '.join(missing)}", f"pip install {' '.join(missing)}")
+    if kind is not None and missing:
+        raise EnvironmentProblem(f"a {kind.__name__} needs {' and '.join(missing)}", f"pip install {' '.join(missing)}")
     return kind is not None and "prompt" in inspect.signature(kind.__call__).parameters
 
 

@@ -13,6 +13,7 @@ from peft import LoraConfig
 
 from dq_deploy import cli
 from dq_deploy.accuracy import check
+from dq_deploy.engines.build_plan import default_batch
 from dq_deploy.errors import ArtifactError, UsageError
 from dq_deploy.exporters import export
 from dq_deploy.quantization import load_checkpoint, quantize
@@ -155,6 +156,19 @@ def test_a_text_pipeline_from_the_command_line(stable_diffusion: Path, tmp_path:
     assert checkpoint.timesteps.tolist() == [1, 334, 667]
     assert checkpoint.reference().per_seed == 2
     assert min(checkpoint.details.snr_db["after_distillation"]) > 10
+    for in_float in (False, True):
+        bundle = export(checkpoint.artifact, tmp_path / f"bundle-{in_float}", target="qdq", float=in_float)
+        assert default_batch(bundle.details) == (1, 2, 8)
+
+
+def test_missing_prompts_are_said_before_weights_are_read(
+    stable_diffusion: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    index = tmp_path / "pipeline" / "model_index.json"
+    index.parent.mkdir()
+    index.write_text((stable_diffusion / "pipeline" / "model_index.json").read_text())
+    assert cli.run(["quantize", str(index.parent), "-o", str(tmp_path / "out"), "--dry-run"]) == 2
+    assert "is calibrated on prompts, and none are given" in capsys.readouterr().err
 
 
 def test_flags_that_need_another(stable_diffusion: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,6 +20,7 @@ from ...sources import (
     Source,
     asked_beside,
     builtin_prompts,
+    prompted_class,
     runs_by_itself,
     takes_prompts,
     text_pipeline,
@@ -238,6 +239,23 @@ def calibration_source(request: Request, config: QuantizeConfig, source: Source)
     return LoopSource(source.scheduler, _shape(source), config, view=_view(source))
 
 
+def check_prompts(source: Any, request: Request) -> None:
+    """Raise UsageError for a text pipeline without prompts where its folder's index says so, before its weights are loaded."""
+    place = source if request.pipeline is None else request.pipeline
+    given = (request.prompts, request.conditions, request.classes)
+    if any(value is not None for value in given) or not isinstance(place, str | Path):
+        return
+    if kind := prompted_class(place):
+        raise _no_prompts(f"a {kind}")
+
+
+def _no_prompts(named: str) -> UsageError:
+    return UsageError(
+        f"{named} is calibrated on prompts, and none are given",
+        "write typical prompts into a file, one on a line, and give it: --prompts FILE (from Python: prompts=[...])",
+    )
+
+
 def _from_tensors(request: Request, config: QuantizeConfig, source: Source) -> LoopSource:
     assert request.conditions is not None
     if request.classes is not None or request.prompts is not None or request.negative_prompt is not None:
@@ -265,10 +283,7 @@ def _from_prompts(request: Request, config: QuantizeConfig, source: Source, pict
         raise UsageError(f"classes are given, and {_named(source)} takes prompts", "give --prompts FILE instead")
     prompts = request.given_prompts
     if prompts is None:
-        raise UsageError(
-            f"{_named(source)} is calibrated on prompts, and none are given",
-            "write typical prompts into a file, one on a line, and give it: --prompts FILE (from Python: prompts=[...])",
-        )
+        raise _no_prompts(_named(source))
     return PipelineSource.prepare(
         text_pipeline(source), source.component, prompts, request.negative_prompt, config, request.picture_size, pictures
     )
