@@ -15,9 +15,9 @@ from pydantic import BaseModel
 from ..engines.machine import INTEGER_INSTRUCTIONS, machine_info
 from ..engines.onnxruntime.descriptor import CUDA
 from ..progress import Progress, silent
-from ..versions import DISTRIBUTION, installed_version
+from ..versions import DISTRIBUTION, installed_version, requirements
 from .finding import Finding
-from .packages import InstalledVersion, engine_findings, package_findings, requirements
+from .packages import InstalledVersion, engine_findings, package_findings
 from .probes import Probed, distributions, probe_all
 
 _OLDEST_PYTHON = (3, 11)

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Callable, Iterable, Iterator
-from importlib import metadata
-from pathlib import Path
 
 from packaging.requirements import Requirement
 from packaging.version import InvalidVersion, Version
 
 from ..engines.registry import broken, engines
-from ..versions import DISTRIBUTION, installed_version
+from ..versions import install_command, installed_version, installing, of_extra
 from .finding import Finding
 
 InstalledVersion = Callable[[str], str | None]
@@ -24,20 +21,6 @@ def extras() -> dict[str, tuple[str, str]]:
         if engine.extra:
             found.setdefault(engine.extra, (engine.distributions[0], engine.purpose))
     return found | {"accelerate": ("accelerate", "one quantization in several processes or on several GPUs")}
-
-
-def requirements() -> list[Requirement]:
-    """What this dq-deploy asks for: from its installation, or from pyproject.toml beside a checkout that is not installed."""
-    if installed_version(DISTRIBUTION):
-        return [Requirement(line) for line in metadata.requires(DISTRIBUTION) or []]
-    project = Path(__file__).parents[2] / "pyproject.toml"
-    if not project.is_file():
-        return []
-    table = tomllib.loads(project.read_text())["project"]
-    found = [Requirement(line) for line in table["dependencies"]]
-    for extra, lines in table["optional-dependencies"].items():
-        found += [Requirement(f'{line} ; extra == "{extra}"') for line in lines]
-    return found
 
 
 def package_findings(requirements: Iterable[Requirement], version_of: InstalledVersion = installed_version) -> Iterator[Finding]:
@@ -58,7 +41,7 @@ def _extra(requirement: Requirement) -> str | None:
     """The extra that a requirement belongs to, None for one that everybody needs."""
     if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
         return None
-    return next((name for name in extras() if requirement.marker.evaluate({"extra": name})), "")
+    return next((name for name in extras() if of_extra(requirement, name)), "")
 
 
 def fits(requirement: Requirement, version: str) -> bool:
@@ -80,7 +63,7 @@ def _required(requirement: Requirement, version: str | None) -> Finding:
 
 def _optional(extra: str, requirements: list[Requirement], version_of: InstalledVersion) -> Finding:
     versions = {r.name: version_of(r.name) for r in requirements}
-    (main, purpose), name, mend = extras()[extra], f"[{extra}]", f"pip install '.[{extra}]'    # in a clone of {DISTRIBUTION}"
+    (main, purpose), name, mend = extras()[extra], f"[{extra}]", installing(requirements)
     found = ", ".join(f"{package} {version}" for package, version in versions.items() if version)
     old = [f"{r.name} {versions[r.name]} (needs {r.specifier})" for r in requirements if (v := versions[r.name]) and not fits(r, v)]
     if old and versions.get(main):
@@ -110,8 +93,7 @@ def _together(version_of: InstalledVersion) -> Iterator[Finding]:
                 state="wrong",
                 found=", ".join(f"{name} {version_of(name)}" for name in both),
                 meaning="both install the same module, and which of the two is imported is chance",
-                mend=f"pip uninstall -y {' '.join(both)} && pip install '.[{last}]'    "
-                f"# in a clone of {DISTRIBUTION}; or [{', '.join(others)}]",
+                mend=f"pip uninstall -y {' '.join(both)} && {install_command(last)}    # or {' or '.join(map(install_command, others))}",
             )
 
 

@@ -14,6 +14,7 @@ from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..errors import EnvironmentProblem
+from ..versions import install_command
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -162,7 +163,7 @@ class EngineDescriptor:
     @property
     def install(self) -> str:
         """The command that installs it."""
-        return f"pip install '.[{self.extra}]' in a clone of dq-deploy" if self.extra else f"pip install {self.distributions[0]}"
+        return install_command(self.extra) if self.extra else f"pip install {self.distributions[0]}"
 
     @property
     def building(self) -> Builder:

@@ -16,12 +16,12 @@ import onnx_ir as ir
 from ..artifacts.reading import read_ir
 from ..quantization.calibration.trajectories import Trajectories
 from ..quantization.checkpoint import Checkpoint
+from ..versions import install_command
 from .exact_sums import for_this_cpu
 from .session import session_as_written
 
 _TIMESTEPS = 5  # evenly among the calibrated ones, first and last included
 _WHY = ": an fp16 export runs the graph, to find the values that fp16 cannot hold"
-_OR = "pip install '.[cpu]' in a clone of dq-deploy, or export with --dtype fp32 or --dtype bf16"
 Array = np.ndarray[Any, Any]
 
 
@@ -45,7 +45,7 @@ def largest_values(model: ir.Model, values: Mapping[ir.Value, bool], checkpoint:
             model.graph.outputs[:] = before
             model.graph.remove(reversed(nodes), safe=True)
         _made_exact(file)
-        session = session_as_written(file, why=_WHY, hint=_OR)
+        session = session_as_written(file, why=_WHY, hint=f"{install_command('cpu')}, or export with --dtype fp32 or --dtype bf16")
         found = [np.abs(np.array(session.run(None, feeds), dtype=np.float64)) for feeds in _feeds(checkpoint, session)]
     largest = np.max(np.nan_to_num(np.stack(found), nan=np.inf), axis=0)
     return dict(zip(values, largest.tolist(), strict=True))

@@ -6,11 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import EnvironmentProblem
+from ..versions import install_command
 
-_HOW = "pip install '.[cpu]' in a clone of dq-deploy (or [gpu], never both)"
+
+def install_onnxruntime() -> str:
+    """The command, for machines without and with an NVIDIA GPU."""
+    return f"{install_command('cpu')}, or with an NVIDIA GPU {install_command('gpu')}; never both"
 
 
-def session_as_written(model: bytes | Path, *, threads: int | None = None, why: str = "", hint: str = _HOW) -> Any:
+def session_as_written(model: bytes | Path, *, threads: int | None = None, why: str = "", hint: str | None = None) -> Any:
     """A session on the CPU that fuses and folds nothing, of a serialized graph or a file.
 
     Raises EnvironmentProblem without ONNX Runtime, saying ``why`` it is needed and what to do (``hint``).
@@ -18,7 +22,7 @@ def session_as_written(model: bytes | Path, *, threads: int | None = None, why: 
     try:
         import onnxruntime
     except ImportError:
-        raise EnvironmentProblem(f"onnxruntime is not installed{why}", hint) from None
+        raise EnvironmentProblem(f"onnxruntime is not installed{why}", hint or install_onnxruntime()) from None
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 3  # errors only

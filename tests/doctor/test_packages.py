@@ -19,6 +19,7 @@ REQUIREMENTS = [Requirement(line) for line in (
     'tensorrt-rtx>=1.1 ; extra == "tensorrt-rtx"',
     'ruff>=0.6 ; extra == "dev"',
 )]  # fmt: skip
+RTX = 'pip install "polygraphy>=0.49.26" "tensorrt-rtx>=1.1"'
 GOOD = {"torch": "2.13.0+cpu", "numpy": "2.4.6", "onnxruntime": "1.31.1"}
 
 
@@ -31,7 +32,7 @@ def test_what_fits_is_ok_and_what_is_optional_is_merely_absent() -> None:
     assert {name: finding.state for name, finding in found.items()} == {
         "torch": "ok", "numpy": "ok", "[cpu]": "ok", "[gpu]": "absent", "[tensorrt-rtx]": "absent",
     }  # fmt: skip
-    assert found["[tensorrt-rtx]"].mend == "pip install '.[tensorrt-rtx]'    # in a clone of dq-deploy"
+    assert found["[tensorrt-rtx]"].mend == RTX
     # Never advise to install the second of two that exclude each other.
     assert found["[gpu]"].mend is None
 
@@ -40,9 +41,9 @@ def test_what_fits_is_ok_and_what_is_optional_is_merely_absent() -> None:
     ({**GOOD, "torch": "2.5.1"}, "torch", "2.5.1", 'pip install "torch>=2.6"'),
     ({"numpy": "2.4.6"}, "torch", "not installed", 'pip install "torch>=2.6"'),
     ({**GOOD, "torch": "from a mysterious source"}, "torch", "mysterious", 'pip install "torch>=2.6"'),
-    ({**GOOD, "onnxruntime": "1.17.0"}, "[cpu]", "onnxruntime 1.17.0 (needs >=1.20)", "pip install '.[cpu]'"),
-    ({**GOOD, "tensorrt-rtx": "1.7.1.116"}, "[tensorrt-rtx]", "without polygraphy", "pip install '.[tensorrt-rtx]'"),
-    ({**GOOD, "tensorrt-rtx": "1.7", "polygraphy": "0.49"}, "[tensorrt-rtx]", "polygraphy 0.49", "pip install '.[tensorrt-rtx]'"),
+    ({**GOOD, "onnxruntime": "1.17.0"}, "[cpu]", "onnxruntime 1.17.0 (needs >=1.20)", 'pip install "onnxruntime>=1.20"'),
+    ({**GOOD, "tensorrt-rtx": "1.7.1.116"}, "[tensorrt-rtx]", "without polygraphy", RTX),
+    ({**GOOD, "tensorrt-rtx": "1.7", "polygraphy": "0.49"}, "[tensorrt-rtx]", "polygraphy 0.49", RTX),
     ({**GOOD, "onnxruntime-gpu": "1.31"}, "onnxruntime and onnxruntime-gpu", "onnxruntime-gpu 1.31", "pip uninstall -y onnxruntime onnx"),
 ])  # fmt: skip
 def test_what_is_wrong_says_how_to_fix_it(installed: Mapping[str, str], name: str, words: str, mend: str) -> None:
