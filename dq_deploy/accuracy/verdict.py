@@ -52,6 +52,12 @@ class CheckResult(BaseModel):
     def __bool__(self) -> bool:
         return not self.failures
 
+    def __str__(self) -> str:
+        if self.failures:
+            return f"{self.bundle} fails the check: {'; '.join(self.failures[:3])}"
+        worst = self.worst_timestep
+        return f"{self.bundle} passes the check" + (f", worst timestep {worst.timestep:g}: {worst.snr_bundle_db:.1f} dB" if worst else "")
+
     @property
     def worst_layer(self) -> LayerParity | None:
         """The layer closest to, or farthest beyond, the local bounds; None when none was compared."""

@@ -56,6 +56,7 @@ def show_advice(advice: Advice, output: Output) -> None:
     output.table(f"for {advice.device}{capability}", ("", ""), rows)
     known = [(row.engine, row.what, row.known) for row in advice.support]
     output.table("what is known there", ("engine", "format", "what is known"), known)
+    output.note("documented: by the engine's vendor; planned: chosen by its builder in our tests; executed: run in our tests")
     for command in advice.commands:
         output.text(command)
     for note in advice.notes:

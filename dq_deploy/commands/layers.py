@@ -55,6 +55,15 @@ def layers(engine: Path, baseline: Path | None, picture: Path | None, force: boo
         output.note(sentence)
 
 
+def _deviating_title(comparison: LayerComparison, count: int) -> str:
+    """How many products the table lists, and how many floats of the figures above are not among them: those of fused attentions."""
+    from ..engines.descriptor import FLOATS
+
+    within = sum(layer.precision in FLOATS and not layer.reason for layer in comparison.layers)
+    besides = f", beside {within} within attentions in one kernel" if within else ""
+    return f"{count} of {len(comparison.layers)} products are in float or not as planned{besides}"
+
+
 def show_layers(comparisons: Sequence[LayerComparison], engines: Sequence[Artifact[EngineDetails]], output: Output) -> None:
     """Both builds (``engines``) in figures, then every product that is in float or not as planned, and why; the JSON has all of them."""
     from ..engines.engine_files import engine_bytes
@@ -85,7 +94,7 @@ def show_layers(comparisons: Sequence[LayerComparison], engines: Sequence[Artifa
             columns = ("product", "op", "planned", "precision", *(["baseline"] if theirs else []), "why")
             beside = {layer.name: [layer.baseline_precision or ""] if theirs else [] for layer in deviating}
             shown = [(n.name, n.op, n.planned_format or "", n.precision or "not found", *beside[n.name], n.reason) for n in deviating]
-            output.table(f"{len(deviating)} of {len(comparison.layers)} products are in float or not as planned", columns, shown)
+            output.table(_deviating_title(comparison, len(deviating)), columns, shown)
         if comparison.not_fused:
             columns = ("attention", "tokens × keys", "heads × channels", "why")
             split = [(a.name, f"{a.tokens or '?'} × {a.keys or '?'}", f"{a.heads or '?'} × {a.head_size or '?'}", a.reason or "")

@@ -136,7 +136,7 @@ def advise(device: Device, *, source: str = "SOURCE", ops: Sequence[Op] = _OPS, 
     target = engine.building.target if engine.builder else next(iter(engine.targets))
     return Advice(
         device=device.name, compute_capability=device.capability, preset=preset, target=target, backend=engine.name,
-        why=_why(preset, engine, device, ops), notes=list(_notes(engine, device, ops)),
+        why=_why(preset, engine, device, ops), notes=[*_notes(engine, device, ops), *_of_text(source)],
         commands=_commands(source, preset, target, engine, device), support=list(support(device)),
     )  # fmt: skip
 
@@ -244,18 +244,22 @@ def _why(preset: str, engine: EngineDescriptor, device: Device, ops: Sequence[Op
             f"{engine.title} documents {format_.upper()} weights there, with products in float; it documents none of quantized activations"
         )
     found = [(op, known) for op in ops if (known := engine.evidence(format_, op, device.capability))]
-    return f"{engine.title}, {format_.upper()}: " + "; ".join(f"{_OP_NAMES[op]} {known}" for op, known in found)
+    documented = [_OP_NAMES[op] for op, known in found if known.documented]
+    said = [f"{engine.title} documents {' and '.join(documented)} in {format_.upper()}"] if documented else []
+    seen = [f"{_OP_NAMES[op]} {known}" for op, known in found if not known.documented]
+    return "; ".join([*said, *([f"{format_.upper()} {' and '.join(seen)}, not documented, in {engine.title}"] if seen else [])])
 
 
 def _notes(engine: EngineDescriptor, device: Device, ops: Sequence[Op]) -> Iterator[str]:
     """What else to know before one starts."""
     for other in _all(device):
         if other is not engine and device.capability is not None:
-            yield f"with --backend {other.name}: --preset {_best(device, [other], ops)[0]}"
+            ahead = ", built on any x86-64 machine" if other.building.compute_capabilities else ""
+            yield f"or {other.title}{ahead}: advise --backend {other.name} has its commands, with --preset {_best(device, [other], ops)[0]}"
     if device.capability is None:
         yield "INT8 is fast on CPUs with VNNI or its like; dq-deploy doctor says whether this one has it"
         return
-    yield "nothing was executed on a GPU: run check, bench and prove there, against the FP16 engine of export --float --dtype fp16"
+    yield "no GPU's speed is known: time the engine there with bench, beside that of export --float --dtype fp16; prove does it all"
     undocumented = [
         f"{format_.upper()} {_OP_NAMES[op]}"
         for format_ in ("int8", "fp8") for op in ops
@@ -268,6 +272,12 @@ def _notes(engine: EngineDescriptor, device: Device, ops: Sequence[Op]) -> Itera
         yield f"{engine.title} documents FP4 matrix products there: --preset nvfp4 has 4.5 bits a weight, and {errors}"
     if not engine.building.compute_capabilities:
         yield f"{engine.title} is built on the machine with the GPU"
+
+
+def _of_text(source: str) -> Iterator[str]:
+    """What the commands leave out where it is not known whether the source is a text pipeline."""
+    if not Path(source).is_dir():
+        yield "a text pipeline takes --prompts FILE too, for quantize and sample; --guidance-scale is what you sample with"
 
 
 def _commands(source: str, preset: str, target: str, engine: EngineDescriptor, device: Device) -> list[str]:

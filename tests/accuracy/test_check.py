@@ -203,6 +203,7 @@ def test_nothing_compared_is_a_failure() -> None:
     assert failures == ["timesteps not compared: 0, 500", "no layer was compared"]
     empty = CheckResult(bundle="b", target="qdq", dtype="fp32", layers=[], timesteps=[], failures=failures)
     assert not empty
+    assert str(empty) == "b fails the check: timesteps not compared: 0, 500; no layer was compared"
     assert empty.worst_layer is None
     assert empty.worst_timestep is None
     assert failures_of([], [], {}, [0.0]) == ["nothing was compared"]

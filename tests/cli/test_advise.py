@@ -105,7 +105,10 @@ def test_the_preset_of_a_card_gives_way_to_one_that_was_asked_for(cli: Cli, tmp_
 
     expected = advise(device_named("8.6")).preset
     found, said = preset("--for", "sm_86")
-    assert (found, f"preset {expected} for compute capability 8.6 (TensorRT, INT8" in said) == (expected, True)
+    assert (
+        found,
+        f"preset {expected} for compute capability 8.6 (TensorRT documents matrix products and convolutions in INT8" in said,
+    ) == (expected, True)
     found, said = preset("--for", "sm_86", "--preset", "w4a4")
     assert (found, "preset" in said) == ("w4a4", False)
     assert_refused(cli("quantize", flow.pipeline, "-o", tmp_path / "o", "--for", "Voodoo 5"), 2, "unknown device 'Voodoo 5'")

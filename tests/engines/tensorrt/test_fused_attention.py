@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from torch import nn
 
 from dq_deploy.accuracy.comparing import as_exported
 from dq_deploy.artifacts import Artifact, open_artifact
+from dq_deploy.cli import run
 from dq_deploy.engines.build import build_engine, load_report
 from dq_deploy.engines.kernels import AttentionPlan
 from dq_deploy.engines.layer_report import LayerReport
@@ -82,7 +84,7 @@ def built(bundle: Artifact, output: Path) -> tuple[Artifact, LayerReport]:
 
 
 @rtx
-def test_every_attention_of_a_default_export_is_one_kernel(text: Artifact, tmp_path: Path) -> None:
+def test_every_attention_of_a_default_export_is_one_kernel(text: Artifact, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     bundle = export(text, tmp_path / "bundle", target="qdq")
     assert bundle.details.attention == "auto"
     engine, report = built(bundle, tmp_path / "engine")
@@ -96,6 +98,10 @@ def test_every_attention_of_a_default_export_is_one_kernel(text: Artifact, tmp_p
     assert not {name for name in report.summary()["float_products"] if name.partition("/")[0] in products}
     entry = engine.manifest.details["engines"][0]
     assert (entry["attentions"], entry["attentions_fused"], entry["as_planned"]) == (2, 2, len(report.layers))
+    assert run(["layers", str(engine.path)]) == 0
+    assert re.search(
+        r"\d+ of \d+ products are in float or not as planned, beside 4 within attentions in one kernel", capsys.readouterr().out
+    )
 
 
 @rtx
