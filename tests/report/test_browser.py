@@ -189,4 +189,5 @@ def test_no_text_is_cut(open_page: Open, tmp_path: Path, width: int) -> None:
     page = resized(open_page(tmp_path / "report.html"), width)
     WebDriverWait(page, 10).until(lambda _: count(page, ".panel .chart svg") > 0)
     assert page.execute_script("return document.documentElement.scrollWidth") <= width
+    assert page.execute_script("const made = document.querySelector('#made .scroll'); return made.scrollWidth - made.clientWidth") <= 0
     assert cut_text(page) == []

@@ -11,7 +11,10 @@ function frame(area, description, ...children) {
 }
 
 function axisX(area, x, values, label, format = figures) {
-  const marks = values.map((value) => svg("text", { x: x(value), y: area.bottom + 16, "text-anchor": "middle" }, format(value)));
+  const marks = values.map((value) => {
+    const within = area.width - (LABEL_WIDTH * format(value).length) / 2; // a label at the right end stays whole
+    return svg("text", { x: Math.min(x(value), within), y: area.bottom + 16, "text-anchor": "middle" }, format(value));
+  });
   const title = svg("text", { x: (area.left + area.right) / 2, y: area.bottom + 33, "text-anchor": "middle" }, label);
   return svg("g", null, svg("path", { class: "axis", d: `M${area.left} ${area.bottom}H${area.right}` }), ...marks, title);
 }
@@ -127,6 +130,6 @@ function cloudChart(width, { points, height = 300, xLabel, yLabel, description }
   });
   const unity = svg("path", { class: "cursor", d: `M${area.left} ${y(1)}H${area.right}` });
   const title = html("p", { class: "unit" }, yLabel);
-  const chart = frame(area, description, axisY(area, y, yTicks), unity, axisX(area, x, ticks(...xDomain, Math.max(2, Math.floor(width / 110))), xLabel, (value) => `${Math.round(100 * value)} %`), ...marks);
+  const chart = frame(area, description, axisY(area, y, yTicks), unity, axisX(area, x, ticks(...xDomain, Math.max(2, Math.floor(width / 110))), xLabel, percent), ...marks);
   return html("div", null, title, chart);
 }

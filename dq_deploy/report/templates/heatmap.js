@@ -47,9 +47,9 @@ const gradient = (stops) => `linear-gradient(90deg, ${stops.map((stop) => `rgb($
 
 // `values(row, column)` → number or null. Returns the drawn width's canvas; `onpick(row, column)` is called with what was chosen.
 function heatMap(width, { names, columns, values, colour, chosen, describe, onpick }) {
-  const gutter = width > 560 ? Math.min(270, width * 0.36) : 0;
+  const gutter = Math.min(270, Math.round(width * 0.36));
   const foot = 34;
-  const rowHeight = Math.max(5, Math.min(16, (gutter ? 1100 : 560) / names.length));
+  const rowHeight = Math.max(5, Math.min(16, 1100 / names.length));
   const cell = (width - gutter) / columns.length;
   const height = Math.round(rowHeight * names.length) + foot;
   const canvas = html("canvas", { tabindex: 0, role: "application", "aria-label": `Map of ${names.length} layers by ${columns.length} timesteps; the arrow keys choose a cell`, "aria-describedby": "chosen" });
@@ -75,17 +75,15 @@ function heatMap(width, { names, columns, values, colour, chosen, describe, onpi
       pen.fillRect(left, top, right - left, bottom - top);
     }));
     pen.textBaseline = "middle";
-    if (gutter) {
-      const size = Math.min(11, rowHeight + 0.5);
-      const every = Math.ceil(8 / rowHeight);
-      pen.textAlign = "right";
-      names.forEach((name, row) => {
-        if (row % every && row !== chosen.row) return;
-        pen.font = font(size, row === chosen.row ? "600" : "");
-        pen.fillStyle = row === chosen.row ? ink : muted;
-        pen.fillText(fitting(pen, name, gutter - 10), gutter - 8, (row + 0.5) * rowHeight);
-      });
-    }
+    const size = Math.min(11, rowHeight + 0.5);
+    const apart = Math.ceil(8 / rowHeight);
+    pen.textAlign = "right";
+    names.forEach((name, row) => {
+      if (row % apart && row !== chosen.row) return;
+      pen.font = font(size, row === chosen.row ? "600" : "");
+      pen.fillStyle = row === chosen.row ? ink : muted;
+      pen.fillText(fitting(pen, name, gutter - 10), gutter - 8, (row + 0.5) * rowHeight);
+    });
     const bottom = names.length * rowHeight;
     pen.textAlign = "center";
     const every = Math.ceil(34 / cell);
