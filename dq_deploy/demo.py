@@ -168,16 +168,13 @@ def _accuracy_facts(data: ReportData) -> list[Fact]:
         for row in data.checks
     ]
     series = {one.role: [value for value in one.snr_db if value is not None] for one in data.snr}
-    after, before = series["reference"], series.get("before", series["reference"])
+    after, before = series["reference"], series.get("before")
     typical, worst = median(after), min(range(len(after)), key=lambda i: after[i])
     facts.append(Fact(label="SNR against the float model, median step", value=f"{typical:.1f} dB"))
-    gain = after[worst] - min(before)
-    facts.append(
-        Fact(
-            label=f"SNR at the worst step (timestep {data.timesteps[worst]:g})",
-            value=f"{after[worst]:.1f} dB, {gain:+.1f} dB by distillation",
-        )
-    )
+    trained = f", {after[worst] - min(before):+.1f} dB by distillation" if before else ""
+    facts.append(Fact(label=f"SNR at the worst step (timestep {data.timesteps[worst]:g})", value=f"{after[worst]:.1f} dB{trained}"))
+    if data.kept_state and not before:
+        facts.append(Fact(label="what is kept of distillation: nothing", value=data.kept_state.summary))
     blocks = data.distillation
     if blocks:
         lowered = sum(block.after < block.before for block in blocks)
