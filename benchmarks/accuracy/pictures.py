@@ -51,6 +51,7 @@ def _samples(results: ModelResults, work: Path, file: Path) -> None:
         axis.imshow(_strip(pictures), cmap="gray", vmin=0, vmax=1, aspect="equal", interpolation="nearest")
         axis.set_xticks([])
         axis.set_yticks([])
+        axis.set_anchor("E")  # the spare width is the labels'
         axis.set_ylabel(label, rotation=0, ha="right", va="center", fontsize=7)
     save(figure, file)
 
