@@ -8,7 +8,8 @@ import pytest
 from packaging.requirements import Requirement
 
 from dq_deploy.doctor.finding import Finding
-from dq_deploy.doctor.packages import extras, fits, package_findings, requirements
+from dq_deploy.doctor.packages import extras, fits, package_findings
+from dq_deploy.versions import requirements
 
 REQUIREMENTS = [Requirement(line) for line in (
     "torch>=2.6",
