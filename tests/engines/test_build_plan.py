@@ -67,8 +67,9 @@ def test_profile_fills_in_the_dynamic_dimensions() -> None:
 
 
 @pytest.mark.parametrize(("samples", "batch"), [(1, (1, 1, 8)), (2, (1, 2, 8)), (9, (1, 9, 9))])
-def test_the_usual_batch_is_that_of_one_image(bundle: Artifact, samples: int, batch: tuple[int, int, int]) -> None:
-    assert default_batch(bundle.details.model_copy(update={"samples_per_image": samples})) == batch
+def test_the_usual_batch_is_that_of_one_image(tmp_path: Path, samples: int, batch: tuple[int, int, int]) -> None:
+    details = graphs.network(tmp_path / "bundle").details
+    assert default_batch(details.model_copy(update={"samples_per_image": samples})) == batch
 
 
 @pytest.mark.parametrize("batch", [(0, 1, 8), (2, 1, 8), (1, 9, 8), (1, 8)])
