@@ -69,7 +69,7 @@ def tensorrt_rtx(model: onnx.ModelProto, capability: Capability = COMPUTE_CAPABI
         (folder / "model.onnx").write_bytes(model.SerializeToString())
         request = BuildRequest(
             backend="tensorrt-rtx", onnx=str(folder / "model.onnx"), plan=str(folder / "plan"), result=str(folder / "result.json"),
-            compute_capability=capability, profile=_profile(model),
+            compute_capability=capability, profiles=[_profile(model)],
         )  # fmt: skip
         try:
             build = run_child(request, folder, timeout_s=300)

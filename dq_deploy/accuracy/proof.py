@@ -61,7 +61,7 @@ class ProvenEngine(_Record):
     """One engine. ``bits`` is None for a float one, which ``accuracy`` is None for too.
 
     ``inspected`` says why ``products`` have no ``executed`` format where the inspector said nothing; None where it did. ``cuda_graphs`` is
-    "on", or why not.
+    "on", or why not. ``profiles`` are its optimization profiles where it has several; ``products`` are those of the first.
     """
 
     engine: str
@@ -79,6 +79,7 @@ class ProvenEngine(_Record):
     kernels: int | None
     times: list[ProvenTime]
     cuda_graphs: str
+    profiles: list[dict[str, tuple[int, int, int]]] = Field(default_factory=list)
 
 
 class Proof(_Record):
@@ -189,7 +190,7 @@ def _proven(engine: Artifact[EngineDetails], contender: Contender, capability: s
         bits=bits_in_words(engine), gpu=str(contender.runner.details.get("provider")), compute_capability=capability,
         file_sha256=engine.manifest.files[entry.file].sha256, accuracy=accuracy, products=executed_products(report, kernels or ()),
         inspected=why, planned_kernels=_launched(report.kernels), kernels=None if kernels is None else _launched(kernels), times=times,
-        cuda_graphs=str(contender.runner.details.get("cuda_graphs")),
+        cuda_graphs=str(contender.runner.details.get("cuda_graphs")), profiles=details.profiles,
     )  # fmt: skip
 
 

@@ -64,8 +64,8 @@ def _takes(artifact: Artifact[GraphDetails], checkpoint: Checkpoint, data: Traje
         return True
     first = checkpoint.details.inputs[0]
     tensors = {first: data.samples[0], **data.given(0)}
-    for name, free in checkpoint.details.free.items():
-        least, _, largest = artifact.details.sizes[name]
-        if not all(least <= tensors[input_].shape[dim] <= largest for input_, dim in free.axes):
-            return False
-    return True
+    found = {name: {tensors[input_].shape[dim] for input_, dim in free.axes} for name, free in checkpoint.details.free.items()}
+    return any(
+        all(profile[name][0] <= size <= profile[name][2] for name, sizes in found.items() for size in sizes)
+        for profile in artifact.details.profiles or [artifact.details.sizes]
+    )

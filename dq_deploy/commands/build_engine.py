@@ -43,6 +43,14 @@ _SHOWN_LAYERS = 5
 )
 @engine_options
 @click.option(
+    "--profile",
+    "profiles",
+    multiple=True,
+    metavar="'NAME=MIN,OPT,MAX ...'",
+    help="A profile with kernels of its own, repeatable: 'batch=1,2,2 height=64,64,96'; what it does not name is as the options above have "
+    "it. A run takes the nearest (tensorrt, tensorrt-rtx).  [default: one, of the options above]",
+)
+@click.option(
     "--allow",
     multiple=True,
     metavar="RULE",
@@ -60,6 +68,7 @@ def build_engine(
     batch: str | None,
     engine_options: dict[str, Any],
     sizes: dict[str, tuple[int, int, int]],
+    profiles: tuple[str, ...],
     allow: tuple[str, ...],
     timeout: float | None,
     force: bool,
@@ -72,6 +81,7 @@ def build_engine(
     """
     from ..engines.build import build_engine as run_build
     from ..engines.build import load_report
+    from ..engines.profiles import parse_profile
 
     artifact = run_build(
         bundle,
@@ -80,6 +90,7 @@ def build_engine(
         compute_capabilities=capabilities or None,
         batch=None if batch is None else size_range(batch, "--batch"),
         sizes=sizes,
+        profiles=[parse_profile(text) for text in profiles],
         timeout_s=timeout,
         allow=allow,
         warn=output.warn,
@@ -114,6 +125,8 @@ def show_engine(engine: Artifact[EngineDetails], made: Sequence[LayerReport], ou
     planned_in = (f"planned layers in {formats}",) if planned else ()
     columns = ("built for", *planned_in, "convs", "GEMMs", *title, "kernels", "weights")
     output.table(str(engine.path), columns, rows)
+    for line in profile_lines(engine):
+        output.note(line)
     not_as_planned = {name: planned for report in reports for name, planned in report["not_as_planned"].items()}
     reasons = {name: reason for report in reports for name, reason in report["reasons"].items()}
     for name in sorted(not_as_planned)[:_SHOWN_LAYERS]:
@@ -129,6 +142,20 @@ def show_engine(engine: Artifact[EngineDetails], made: Sequence[LayerReport], ou
         output.note(sentence)
     output.text(reports[0]["statement"])
     output.data({"engine": engine.path, "reports": reports})
+
+
+def profile_lines(engine: Artifact[EngineDetails]) -> list[str]:
+    """Of an engine of several profiles what they are, and what runs in those that its layer report is not of."""
+    from ..engines.profiles import in_words
+
+    lines = [f"profile {number}: {in_words(profile)}" for number, profile in enumerate(engine.details.profiles, 1)]
+    for entry in engine.details.engines:
+        for number, other in enumerate(entry.further_profiles, 2):
+            planned = f", {other.as_planned} of {other.planned_layers} layers as planned" if other.planned_layers else ""
+            lines.append(
+                f"profile {number} for {entry.compute_capability}: {other.kernels} kernels{planned}; layers are those of profile 1"
+            )
+    return lines
 
 
 def _split_attentions(reports: Sequence[dict[str, Any]]) -> list[str]:

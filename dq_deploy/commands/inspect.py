@@ -129,6 +129,8 @@ def _of_its_kind(artifact: Artifact) -> list[tuple[str, object]]:
 
 def _built_for(details: EngineDetails) -> list[tuple[str, object]]:
     """What an engine runs on, with which library, and what it takes."""
+    from ..engines.profiles import in_words
+
     rows: list[tuple[str, object]] = [("compute capability", ", ".join(details.capabilities))] if details.capabilities else []
     least, usual, largest = details.batch
     shapes = ((entry.name, " × ".join(map(str, entry.shape))) for entry in details.inputs)
@@ -136,6 +138,7 @@ def _built_for(details: EngineDetails) -> list[tuple[str, object]]:
         *rows,
         ("built with", f"{details.backend} {details.version}"),
         ("batch", f"{least} to {largest}, usually {usual}"),
+        *((f"profile {number}", in_words(profile)) for number, profile in enumerate(details.profiles, 1)),
         *((f"input {name}", shape) for name, shape in shapes),
     ]
 

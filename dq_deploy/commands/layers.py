@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ..console import Output, megabytes
-from .build_engine import counts
+from .build_engine import counts, profile_lines
 from .options import common, force_option
 
 if TYPE_CHECKING:
@@ -51,6 +51,8 @@ def layers(engine: Path, baseline: Path | None, picture: Path | None, force: boo
         check_output_file(picture, ".svg", force=force)
         write_whole(picture, standalone(layer_plot(comparisons[0])))
     show_layers(comparisons, [one for one in (opened, beside) if one], output)
+    for line in profile_lines(opened):
+        output.note(line)
     for sentence in undocumented(reports):
         output.note(sentence)
 

@@ -8,8 +8,9 @@ The manifest's ``details``:
     statement               what the figures below are: chosen by the compiler, not executed
     engines                 one entry each: compute_capability (null for a CPU), file, report, weights_bytes, kernels, int8_share_conv,
                             int8_share_gemm, planned_layers, planned_int8, as_planned, attentions, attentions_fused
-    profile                 input name → [min, opt, max] shapes
-    batch, sizes            [min, opt, max] of the batch, and of every other dynamic dimension by its name
+    profile                 input name → [min, opt, max] shapes, of the first profile
+    batch, sizes            [min, opt, max] of the batch, and of every other dynamic dimension by its name: of all profiles together
+    profiles                where there are several: the same of each, by name, the batch among them
     output_spec             the output's name, dtype and shape
     rows                    input → how many entries the table has that it selects from, where it does (lookup_tables.py)
     options                 those of BuildOptions that were requested
@@ -33,7 +34,7 @@ from pkgutil import resolve_name
 from typing import Any
 
 from ..artifacts import Artifact, Manifest, check_output, create_artifact, open_artifact
-from ..artifacts.details import BundleDetails, EngineDetails
+from ..artifacts.details import BundleDetails, EngineDetails, FurtherProfile
 from ..artifacts.layer_bits import layer_bits
 from ..artifacts.reading import read_record
 from ..artifacts.writing import write_text
@@ -41,13 +42,14 @@ from ..errors import ArtifactError, EnvironmentProblem, UsageError
 from ..exporters.lint import check_allowed, consequences, lint
 from ..progress import Advance, Progress, silent
 from .build_options import BuildOptions
-from .build_plan import Range, check_capabilities, check_formats, check_graph, default_batch, input_profile, output_spec, size_ranges
+from .build_plan import Range, check_capabilities, check_formats, check_graph, default_batch, input_profile, output_spec
 from .build_process import BuilderCrash, run_child
 from .build_request import BuildRequest, ShapeRange
 from .descriptor import Builder, EngineDescriptor
 from .layer_report import LayerReport, build_report
 from .lookup_tables import entries_in_onnx
 from .prepared_graph import PreparedGraph, prepare
+from .profiles import BATCH, Profile, envelope, whole_profiles
 from .registry import DEFAULT_BUILDER, builder_named
 
 # Carried over, so that an engine folder can be run without its bundle.
@@ -64,7 +66,7 @@ class _Job:
 
     bundle: Artifact[BundleDetails]
     engine: EngineDescriptor
-    profile: dict[str, ShapeRange]
+    profiles: list[dict[str, ShapeRange]]
     options: BuildOptions
     timeout_s: float | None
     allowed: dict[str, int]
@@ -80,6 +82,7 @@ def build_engine(
     compute_capabilities: Sequence[str] | None = None,
     batch: Range | None = None,
     sizes: Mapping[str, Range] | None = None,
+    profiles: Sequence[Profile] = (),
     force: bool = False,
     timeout_s: float | None = None,
     allow: Sequence[str] = (),
@@ -92,6 +95,7 @@ def build_engine(
     ``batch`` and ``sizes`` (by name of the dynamic dimension, such as "height") are the (min, opt, max) of the optimization profile. The
     batch is (1, 1, 8) by default, and (1, 2, 8) where the model was calibrated with guidance, whose halves are one batch. A dimension that
     was calibrated at several sizes has their range by default, and the first as opt.
+    ``profiles``, each with ranges by name ("batch" and others) in the place of those, are several of one engine (profiles.py).
     OpenVINO takes shapes from min to max, and its report shows the kernels that it chooses at opt. ``options`` are those of BuildOptions;
     ``timeout_s`` limits each build. Everything is checked before the first build starts, the graph by the lint too; ``output`` appears only
     when all succeeded. Errors of the lint's rules in ``allow`` pass: ``warn`` gets what they are about, and the manifest records them.
@@ -110,23 +114,26 @@ def build_engine(
     allow = check_allowed(allow, target)
     capabilities = check_capabilities(engine, compute_capabilities)
     check_formats(engine, source, capabilities)
-    batch = batch or default_batch(source.details)
-    profile = input_profile(source.details.inputs, batch, sizes := size_ranges(source.details, sizes or {}))
+    if profiles and not engine.building.profiles:
+        raise UsageError(f"an engine of {engine.title} has no profiles", "leave --profile out; --batch and the sizes have MIN and MAX")
+    whole = whole_profiles(source.details, batch or default_batch(source.details), sizes or {}, profiles)
+    inputs = source.details.inputs
+    shapes = [input_profile(inputs, ranges[BATCH], {k: v for k, v in ranges.items() if k != BATCH}) for ranges in whole]
     check_output(Path(output), force=force, source=source.path)
     graph = check_graph(source)
     allowed = lint(source, target=target).enforce(allow)
     for line in consequences(allow, allowed):
         warn(line)
     about = resolve_name(engine.building.details)(source) if engine.building.details else {}
-    job = _Job(source, engine, profile, asked, timeout_s, allowed, about, prepare(engine.building, source, graph, capabilities))
-    manifest = _manifest(job, {"batch": list(batch), "sizes": {name: list(values) for name, values in sizes.items()}})
+    job = _Job(source, engine, shapes, asked, timeout_s, allowed, about, prepare(engine.building, source, graph, capabilities))
+    manifest = _manifest(job, _ranges(whole))
     manifest.details |= {"output_spec": output_spec(graph), "rows": entries_in_onnx(graph)}
     title = f"building with {backend}"
     with create_artifact(output, manifest, force=force) as folder, (progress or silent)(title, len(capabilities)) as advance:
         for capability in capabilities:
-            report = _build_one(job, folder, capability, advance)
+            report, further = _build_one(job, folder, capability, advance)
             manifest.details["version"] = report.version
-            manifest.details["engines"].append(_entry(engine.building, report))
+            manifest.details["engines"].append({**_entry(engine.building, report), **further})
             advance(1, f"compute capability {report.compute_capability}" if report.compute_capability else "CPU")
     return open_artifact(output, "engine")
 
@@ -150,6 +157,12 @@ def _check_target(bundle: Artifact[BundleDetails], required: str) -> None:
         )
 
 
+def _ranges(profiles: Sequence[Profile]) -> dict[str, Any]:
+    """What the manifest says of what the engine takes."""
+    together, *each = ({name: list(values) for name, values in ranges.items()} for ranges in (envelope(profiles), *profiles))
+    return {"batch": together.pop(BATCH), "sizes": together, **({"profiles": each} if len(each) > 1 else {})}
+
+
 def _manifest(job: _Job, shapes: Mapping[str, Any]) -> Manifest:
     origin = job.bundle.manifest
     details: dict[str, Any] = {key: origin.details[key] for key in _FROM_BUNDLE if key in origin.details}
@@ -157,7 +170,7 @@ def _manifest(job: _Job, shapes: Mapping[str, Any]) -> Manifest:
         "backend": job.engine.name,
         "statement": job.engine.building.statement,
         "engines": [],
-        "profile": {name: [list(shape) for shape in ranges] for name, ranges in job.profile.items()},
+        "profile": {name: [list(shape) for shape in ranges] for name, ranges in job.profiles[0].items()},
         "bundle": str(job.bundle.path),
         "checkpoint_sha256": origin.parent.manifest_sha256 if origin.parent else None,
         "options": job.options.asked(),
@@ -178,7 +191,8 @@ def _manifest(job: _Job, shapes: Mapping[str, Any]) -> Manifest:
     )
 
 
-def _build_one(job: _Job, folder: Path, capability: tuple[int, int] | None, advance: Advance) -> LayerReport:
+def _build_one(job: _Job, folder: Path, capability: tuple[int, int] | None, advance: Advance) -> tuple[LayerReport, dict[str, Any]]:
+    """The report of the first profile, and what the manifest says of the others."""
     # The engine is written where it will stay, on the output's disk; which GPU it is for may be known only afterwards.
     builder = job.engine.building
     plan = folder / builder.file
@@ -189,7 +203,7 @@ def _build_one(job: _Job, folder: Path, capability: tuple[int, int] | None, adva
             plan=str(plan.absolute()),
             result=str(Path(scratch) / "result.json"),
             compute_capability=capability,
-            profile=job.profile,
+            profiles=job.profiles,
             options=job.options.asked(),
             about=job.about,
         )
@@ -201,21 +215,26 @@ def _build_one(job: _Job, folder: Path, capability: tuple[int, int] | None, adva
         )
     found = build.result.compute_capability
     details = job.bundle.details
-    report = build_report(
-        dump,
-        backend=job.engine.name,
-        version=build.result.version,
-        compute_capability=f"{found[0]}.{found[1]}" if found else None,
-        planned=details.layers,
-        float_layers=details.float_layers,
-        dtype=details.dtype,
-        integer=build.result.integer,
-        attentions=job.graph.attentions,
+    report, *others = (
+        build_report(
+            dump.of_profile(number),
+            backend=job.engine.name,
+            version=build.result.version,
+            compute_capability=f"{found[0]}.{found[1]}" if found else None,
+            planned=details.layers,
+            float_layers=details.float_layers,
+            dtype=details.dtype,
+            integer=build.result.integer,
+            attentions=job.graph.attentions,
+        )
+        for number in range(len(job.profiles))
     )
     names = _file_names(builder, report)
     plan.rename(folder / names["file"])
     write_text(folder / names["report"], report.to_json())
-    return report
+    summaries = [other.summary() for other in others]
+    kept = [{key: summary[key] for key in FurtherProfile.model_fields} for summary in summaries]
+    return report, {"further_profiles": kept} if kept else {}
 
 
 @contextmanager

@@ -25,7 +25,7 @@ def end_with_parent() -> None:
 
 
 class BuildRequest(BaseModel):
-    """One build. ``plan`` is the engine's file, ``profile`` maps every graph input to its (min, opt, max) shapes.
+    """One build. ``plan`` is the engine's file, ``profiles`` map every graph input to its (min, opt, max) shapes; most engines have one.
 
     ``compute_capability`` is the (major, minor) to compile for; None means the device of this machine. ``options`` are those of
     ``BuildOptions`` that were requested, ``about`` what the builder's ``details`` say of the bundle.
@@ -37,7 +37,7 @@ class BuildRequest(BaseModel):
     plan: str
     result: str
     compute_capability: tuple[int, int] | None
-    profile: dict[str, ShapeRange]
+    profiles: list[dict[str, ShapeRange]]
     options: dict[str, Any] = Field(default_factory=dict)
     about: dict[str, Any] = Field(default_factory=dict)
 

@@ -93,6 +93,7 @@ class Builder:
     ``kernels`` reads them from the child's log (str → LayerDump or None), where the child does not report them; ``details`` are what the
     manifest says beyond what every engine's does (Artifact → dict). ``fuse`` rewrites a bundle's graph for its fused attention, and says
     what is planned for each (onnx_ir.Model, BundleDetails, capabilities → list of AttentionPlan); without it the graph is built as it is.
+    ``profiles``: an engine may have several, each with kernels of its own.
     """
 
     child: str
@@ -110,6 +111,7 @@ class Builder:
     kernels: Reference | None = None
     details: Reference | None = None
     fuse: Reference | None = None
+    profiles: bool = False
 
 
 @dataclass(frozen=True)

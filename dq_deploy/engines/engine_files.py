@@ -16,9 +16,10 @@ from typing import Any
 from ..artifacts import Artifact, is_kind, of_kind, open_artifact, read_manifest
 from ..artifacts.details import EngineDetails, EngineFile, GraphDetails, RunnableDetails, parse_details
 from ..artifacts.reading import as_record, read_bytes
-from ..errors import ArtifactError, EnvironmentProblem
+from ..errors import ArtifactError, EnvironmentProblem, UsageError
 from .build_options import BuildOptions, flag
 from .descriptor import EngineDescriptor, capability_of
+from .profiles import BATCH, in_words
 from .registry import builders
 
 
@@ -96,16 +97,40 @@ def rebuild_hint(path: Path, details: EngineDetails, *, backend: str | None = No
     if builders()[chosen].building.compute_capabilities:
         requested = details.capabilities if capabilities is None else capabilities
         words += [word for capability in requested for word in ("--compute-capability", capability)]
-    words += ["--batch", _range(details.batch)]
-    words += [word for name, sizes in chosen_sizes(details).items() for word in (flag(name), _range(sizes))]
+    words += range_words(details)
     words += _option_words(details.options) if chosen == details.backend else []
     words += [word for rule in details.lint_allowed for word in ("--allow", rule)]
     return "build it again with: " + " ".join(map(shlex.quote, [*words, "--force"]))
 
 
+def range_words(details: EngineDetails) -> list[str]:
+    """The options that say what shapes an engine was built for."""
+    if details.profiles:
+        chosen = ({name: values for name, values in profile.items() if _is_chosen(details, name)} for profile in details.profiles)
+        return [word for profile in chosen for word in ("--profile", in_words(profile))]
+    words = ["--batch", _range(details.batch)]
+    return words + [word for name, sizes in chosen_sizes(details).items() for word in (flag(name), _range(sizes))]
+
+
+def outside(engine: Artifact[EngineDetails], sizes: Mapping[str, int]) -> UsageError:
+    """That sizes, by name, lie in none of an engine's profiles, and which command builds it with one more."""
+    details = engine.details
+    asked = {name: size for name, size in sizes.items() if _is_chosen(details, name)}
+    more = in_words({name: (size, size, size) for name, size in asked.items()})
+    return UsageError(
+        f"{' and '.join(f'{name} {size}' for name, size in asked.items())} lies in none of the {len(details.profiles)} profiles of "
+        f"{engine.path}: {'; '.join(map(in_words, details.profiles))}",
+        f"{rebuild_hint(engine.path, details)} --profile {shlex.quote(more)}",
+    )
+
+
+def _is_chosen(details: EngineDetails, name: str) -> bool:
+    return name not in details.free or name in details.chosen
+
+
 def chosen_sizes(details: EngineDetails) -> dict[str, tuple[int, int, int]]:
     """Of the ranges that an engine was built for those that someone chooses: no others follow."""
-    return {name: sizes for name, sizes in details.sizes.items() if name not in details.free or name in details.chosen}
+    return {name: sizes for name, sizes in details.sizes.items() if _is_chosen(details, name)}
 
 
 def _range(sizes: Sequence[int]) -> str:
@@ -182,8 +207,16 @@ def engine_bytes(engine: Artifact[EngineDetails], capability: str | None) -> int
 
 
 def largest_batch(artifact: Artifact[Any]) -> int | None:
-    """How many samples an artefact takes at once: what an engine was built for, the least of a schedule's; None: as many as there are."""
-    return min((engine.details.batch[2] for engine in of_kind([artifact, *artifact.members], EngineDetails)), default=None)
+    """How many samples an artefact takes at once: what an engine was built for, the least of its profiles' and of a schedule's.
+
+    None: as many as there are.
+    """
+    engines = of_kind([artifact, *artifact.members], EngineDetails)
+    return min((largest for engine in engines for _, _, largest in _batches(engine.details)), default=None)
+
+
+def _batches(details: EngineDetails) -> list[tuple[int, int, int]]:
+    return [profile[BATCH] for profile in details.profiles] or [details.batch]
 
 
 def verified_bytes(engine: Artifact[Any], name: str) -> bytes:

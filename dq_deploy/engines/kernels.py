@@ -34,6 +34,7 @@ class Kernel(BaseModel):
     """One kernel of an engine. ``constants`` are weights and scales, ``nodes`` the ONNX nodes that went into it.
 
     ``precision`` is that of its product where the engine states it; None where it multiplies nothing, or where the operands must tell.
+    ``profile`` is the number of the optimization profile that it belongs to.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -44,6 +45,7 @@ class Kernel(BaseModel):
     outputs: tuple[Tensor, ...]
     nodes: tuple[str, ...]
     precision: str | None = None
+    profile: int = 0
 
 
 class LayerDump(BaseModel):
@@ -57,6 +59,10 @@ class LayerDump(BaseModel):
     operators: dict[str, str]
     weights_bytes: int
     activation_bytes: int | None = None
+
+    def of_profile(self, number: int) -> LayerDump:
+        """With the kernels of one optimization profile."""
+        return self.model_copy(update={"kernels": tuple(kernel for kernel in self.kernels if kernel.profile == number)})
 
 
 class AttentionPlan(BaseModel):

@@ -6,10 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from ..artifacts import Artifact, is_kind
+from ..artifacts import Artifact, is_kind, of_kind
 from ..artifacts.details import Details, EngineDetails, FreeDimension
 from ..errors import UsageError
 from .build_options import flag
+from .engine_files import outside
+from .profiles import takes
 
 
 class _Shaped(Protocol):
@@ -50,8 +52,16 @@ class SizeRange:
                     f"{dimension.following(found[dimension.of])}"
                 )
 
+    def _check_profiles(self, sizes: Mapping[str, int]) -> None:
+        """Raise UsageError for sizes that none of an engine's several profiles takes."""
+        for engine in of_kind([self.artifact, *self.artifact.members], EngineDetails):
+            profiles = engine.details.profiles
+            if profiles and not any(takes(profile, sizes) for profile in profiles):
+                raise outside(engine, sizes)
+
     def check_sizes(self, sizes: Mapping[str, int]) -> None:
         """Raise UsageError for sizes, by name, that are not taken; what follows another is not judged."""
+        self._check_profiles(sizes)
         for name, dimension in self.artifact.details.chosen.items():
             if name not in sizes:
                 continue

@@ -103,6 +103,11 @@ def _bundle_model(bundle: Artifact[GraphDetails], asked: _Asked) -> tuple[Triton
 
 def _engine_model(engine: Artifact[EngineDetails], asked: _Asked) -> tuple[TritonConfig, dict[str, str]]:
     details = engine.details
+    if details.profiles:
+        raise ArtifactError(
+            f"{engine.path} has {len(details.profiles)} profiles, and Triton takes an engine's first alone",
+            "build an engine of one: with --batch, --height and --width, without --profile",
+        )
     smallest, usual, largest = details.batch
     builder = builder_of(engine.path, details)
     triton = builder.triton

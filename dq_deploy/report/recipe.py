@@ -12,7 +12,7 @@ from ..artifacts import Artifact, Manifest
 from ..artifacts.details import BundleDetails, CheckpointDetails, EngineDetails, RefitRecord, ScheduleDetails
 from ..artifacts.origin import is_path, source_name
 from ..engines.build_options import flag
-from ..engines.engine_files import chosen_sizes
+from ..engines.engine_files import range_words
 from ..engines.registry import builder_named
 from ..formats import of_bits
 from ..formats.presets import NAMED_BY, preset_of
@@ -197,9 +197,7 @@ def _build_flags(details: EngineDetails) -> list[str]:
     flags = ["--backend", details.backend]
     if builder_named(details.backend).building.compute_capabilities:
         flags += [word for capability in details.capabilities for word in ("--compute-capability", capability)]
-    flags += ["--batch", ",".join(map(str, details.batch))]
-    for name, sizes in chosen_sizes(details).items():
-        flags += [flag(name), ",".join(map(str, sizes))]
+    flags += range_words(details)
     for name, value in details.options.items():
         flags += [f"--{name.replace('_', '-')}"] if value is True else [f"--{name.replace('_', '-')}", str(value)]
     return flags

@@ -40,7 +40,7 @@ def request(onnx: Path, folder: Path, *, plan: str = "") -> BuildRequest:
         plan=plan or str(folder / "plan"),
         result=str(folder / "result.json"),
         compute_capability=(8, 9),
-        profile={"sample": ((1, 16, 8, 8), (1, 16, 8, 8), (8, 16, 8, 8)), "timestep": ((1,), (1,), (8,))},
+        profiles=[{"sample": ((1, 16, 8, 8), (1, 16, 8, 8), (8, 16, 8, 8)), "timestep": ((1,), (1,), (8,))}],
     )
 
 

@@ -228,7 +228,7 @@ def _built(model: onnx.ModelProto, capability: str) -> LayerDump:
         (folder / "model.onnx").write_bytes(model.SerializeToString())
         request = BuildRequest(
             backend="tensorrt-rtx", onnx=str(folder / "model.onnx"), plan=str(folder / "plan"), result=str(folder / "result.json"),
-            compute_capability=capability_of(capability), profile=profile,
+            compute_capability=capability_of(capability), profiles=[profile],
         )  # fmt: skip
         dump = parse_dump(run_child(request, folder, timeout_s=300).log)
     assert dump is not None, "TensorRT-RTX printed no kernel list"

@@ -222,12 +222,21 @@ class BuildCpu(Open):
     instructions: list[str] | None = None
 
 
+class FurtherProfile(Open):
+    """What an engine runs in a further optimization profile; the layer report is of the first."""
+
+    kernels: int
+    planned_layers: int
+    as_planned: int
+
+
 class EngineFile(Open):
     """One device's engine in the folder; a compute capability is like "8.9", None for a CPU."""
 
     compute_capability: str | None
     file: str
     report: str
+    further_profiles: list[FurtherProfile] = Field(default_factory=list)
 
 
 class EngineDetails(GraphDetails):
@@ -238,6 +247,7 @@ class EngineDetails(GraphDetails):
     engines: list[EngineFile] = Field(min_length=1)
     batch: tuple[int, int, int]
     sizes: dict[str, tuple[int, int, int]] = Field(default_factory=dict)
+    profiles: list[dict[str, tuple[int, int, int]]] = Field(default_factory=list)
     rows: dict[str, int] = Field(default_factory=dict)
     options: dict[str, Any] = Field(default_factory=dict)
     lint_allowed: dict[str, int] = Field(default_factory=dict)

@@ -37,7 +37,7 @@ def main(request_path: str) -> None:
     files = _convert(openvino, request)
     asked = BuildOptions(**request.options).integer
     integer = int8_serves(bool(request.about.get("int8_without_vnni"))) if asked is None else asked
-    usual = {name: shape for name, (_, shape, _) in request.profile.items()}
+    usual = {name: shape for name, (_, shape, _) in request.profiles[0].items()}
     dump = runtime_dump(compile_for_cpu(openvino, Path(request.plan), integer=integer, shapes=usual), graph)
     hashes = {str(file): sha256_file(file) for file in files}
     version = metadata.version(OPENVINO.distributions[0])
@@ -48,7 +48,7 @@ def _convert(openvino: Any, request: BuildRequest) -> list[Path]:
     """Save the IR; its two files, on disk when this returns."""
     try:
         model = openvino.Core().read_model(request.onnx)
-        model.reshape({name: _bounded(openvino, smallest, largest) for name, (smallest, _, largest) in request.profile.items()})
+        model.reshape({name: _bounded(openvino, smallest, largest) for name, (smallest, _, largest) in request.profiles[0].items()})
     except RuntimeError as error:
         raise refusal(openvino, Path(request.onnx), error) from error
     openvino.save_model(model, request.plan, compress_to_fp16=False)

@@ -67,10 +67,11 @@ def _parser_flags(options: BuildOptions, trt: Any) -> list[Any] | None:
 def _config(request: BuildRequest, options: BuildOptions, builder: Any, network: Any, trt: Any) -> Any:
     from polygraphy.backend.trt import Profile
 
-    profile = Profile()
-    for name, (smallest, usual, largest) in request.profile.items():
-        profile.add(name, min=smallest, opt=usual, max=largest)
-    common = {"profiles": [profile], "profiling_verbosity": trt.ProfilingVerbosity.DETAILED, **builder_settings(options, trt)}
+    profiles = [Profile() for _ in request.profiles]
+    for profile, shapes in zip(profiles, request.profiles, strict=True):
+        for name, (smallest, usual, largest) in shapes.items():
+            profile.add(name, min=smallest, opt=usual, max=largest)
+    common = {"profiles": profiles, "profiling_verbosity": trt.ProfilingVerbosity.DETAILED, **builder_settings(options, trt)}
     if request.backend == TENSORRT_RTX.name:
         from polygraphy.backend.tensorrt_rtx import create_config_rtx
 

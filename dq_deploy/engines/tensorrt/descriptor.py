@@ -55,6 +55,7 @@ TENSORRT_RTX = EngineDescriptor(
         otherwise="tensorrt",
         kernels=_KERNELS,
         fuse=_FUSE,
+        profiles=True,
     ),
 )
 TENSORRT = EngineDescriptor(
@@ -90,6 +91,7 @@ TENSORRT = EngineDescriptor(
         options=(*_OPTIONS, "timing_cache", "hardware_compatibility", "version_compatible"),
         kernels=_KERNELS,
         fuse=_FUSE,
+        profiles=True,
     ),
     triton=Triton("tensorrt", "model.plan", platform="tensorrt_plan", device="gpu"),
 )

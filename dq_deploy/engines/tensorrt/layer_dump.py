@@ -6,6 +6,9 @@ With ``ProfilingVerbosity.DETAILED`` it holds, after a line ``Layers:``, one lin
     Name: fc1/MatMul_myl0_6, LayerType: gemm, Inputs: [ { Name: x, Dimensions: [-1,16], ..., Datatype: Int8, Format: ... }],
     Constants: [ ... ], Outputs: [ ... ], TacticName: ..., StreamId: 0, Metadata: [ONNX Layer: fc1/MatMul][ONNX Layer: fc1/DQ]
 
+Kernels of an engine's second optimization profile have ``[profile 1]`` in a name or an operand, or at least one of their group
+(``_myl1_`` in the names of TensorRT-RTX) has.
+
 ``Metadata`` names the ONNX nodes that went into the kernel, and the parser's lines ``Parsing node: fc1/MatMul [MatMul]`` say what each
 node is. Everything here works on text alone.
 """
@@ -27,6 +30,8 @@ _KERNEL = re.compile(
 _TENSOR = re.compile(r"\{ ?Name: .*?, (?:Location: \w+, )?Dimensions: \[(?P<shape>[^\]]*)\](?P<rest>.*?)\}(?=[,\]])")
 _DATATYPE = re.compile(r"(?:Format/)?Datatype: (?P<name>[^,}]*)")
 _ONNX_NODE = re.compile(r"\[ONNX Layer: (.*?)\](?=[\x1e\x1f]?\[ONNX Layer: |[\x1e\x1f\s]*$)")
+_PROFILE = re.compile(r"\[profile (\d+)\]")
+_GROUP = re.compile(r"_myl(\d+)_\d+$")
 _PARSED_NODE = re.compile(r"^(?:\[[^\]]{1,2}\] )?Parsing node: (?P<name>.+) \[(?P<op>[\w.:]+)\]$", re.MULTILINE)
 _WEIGHTS = re.compile(r"Total Weights Memory: (\d+) bytes")
 _ACTIVATIONS = re.compile(r"Total Activation Memory: (\d+) bytes")
@@ -72,15 +77,32 @@ def _kernels(log: str) -> Iterator[Kernel]:
     starts = [number for number, line in enumerate(lines) if _HEADING.match(line)]
     if not starts:
         return
-    found = []
+    found: list[tuple[Kernel, str]] = []
     for line in lines[starts[-1] + 1 :]:
         if not line.strip() or _PREFIX.match(line):
             break
         match = _KERNEL.match(line)
         if match is None:
             return
-        found.append(_kernel(match, line))
-    yield from found
+        found.append((_kernel(match, line), line))
+    yield from _by_profile(found)
+
+
+def _by_profile(found: list[tuple[Kernel, str]]) -> Iterator[Kernel]:
+    """The kernels, each with the number of its profile."""
+    groups: dict[str, int] = {}
+    for kernel, line in found:
+        if said := _PROFILE.search(line):
+            groups[_group(kernel)] = int(said[1])
+    for kernel, _ in found:
+        number = groups.get(_group(kernel), 0)
+        yield kernel.model_copy(update={"profile": number}) if number else kernel
+
+
+def _group(kernel: Kernel) -> str:
+    """What is compiled together; a kernel that says nothing of it is alone."""
+    match = _GROUP.search(kernel.name)
+    return match[1] if match else kernel.name
 
 
 def _kernel(match: re.Match[str], line: str) -> Kernel:

@@ -14,16 +14,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from ...artifacts import Artifact
+from ...artifacts import Artifact, is_kind
 from ...artifacts.details import EngineDetails
 from ...artifacts.reading import read_record
 from ...errors import ArtifactError, EnvironmentProblem, ResourceError, raise_if_out_of_memory
+from ..build_plan import Range
 from ..engine_files import (
     builder_of,
     check_backend_is,
     check_version,
     entry_for,
     open_graph,
+    outside,
     rebuild_hint,
     take_to_a_gpu,
     verified_bytes,
@@ -31,6 +33,7 @@ from ..engine_files import (
 from ..finite import Nonfinite, checked
 from ..kernels import Kernel
 from ..layer_report import LayerReport
+from ..profiles import nearest
 from ..roofline import Peaks, Work, work_of
 from ..runner import Array, GraphRunner, InputSpec, bind_inputs
 from .cuda_device import CudaDevice
@@ -47,10 +50,14 @@ _NUMPY = {"FLOAT": np.float32, "HALF": np.float16, "INT64": np.int64, "INT32": n
 
 @dataclass
 class _Binding:
-    """The tensors of one set of shapes, the context that works on them, and how to run: one call, or the replay of its graph."""
+    """The tensors of one set of shapes, the context that works on them, the profile that takes them, and how to run.
+
+    That is one call, or the replay of its graph.
+    """
 
     tensors: dict[str, torch.Tensor]
     context: Any
+    profile: int
     run: Callable[[], None]
 
 
@@ -91,6 +98,7 @@ class TensorRtRunner(GraphRunner):
         modes = {name: self._engine.get_tensor_mode(name) for name in names}
         self._inputs = [name for name in names if modes[name] == trt.TensorIOMode.INPUT]
         self._outputs = [name for name in names if modes[name] == trt.TensorIOMode.OUTPUT]
+        self._profiles = [self._profile(number) for number in range(self._engine.num_optimization_profiles)]
         self.specs = tuple(self._spec(name, details.rows.get(name)) for name in self._inputs)
         self.details: dict[str, Any] = {
             "engine": self.name,
@@ -148,16 +156,22 @@ class TensorRtRunner(GraphRunner):
         return binding
 
     def _prepare(self, shapes: Mapping[str, tuple[int, ...]]) -> _Binding:
+        profile = nearest(self._profiles, _sizes(shapes))
+        if profile is None:
+            engine = self._artifact
+            assert is_kind(engine, EngineDetails)
+            raise outside(engine, _named(engine.details, shapes))
         # A graph holds on to the state of its context, so other shapes get a context of their own.
         context = self._context or self._new_context()
         try:
             tensors = {name: self.device.empty(shape, self._dtype(name)) for name, shape in shapes.items()}
+            self._set_profile(context, profile)
             self._set_shapes(context, shapes)
             for name in self._outputs:
                 tensors[name] = self.device.empty(tuple(context.get_tensor_shape(name)), self._dtype(name))
         except torch.OutOfMemoryError as error:
             raise ResourceError(f"out of GPU memory for inputs of {dict(shapes)}: {error}", "try a smaller batch") from error
-        binding = _Binding(tensors, context, lambda: self._enqueue(context))
+        binding = _Binding(tensors, context, profile, lambda: self._enqueue(context))
         if self._graphs:
             self._capture(binding)
         return binding
@@ -184,7 +198,13 @@ class TensorRtRunner(GraphRunner):
         except (RuntimeError, ArtifactError) as error:
             self.details["cuda_graphs"] = f"not possible: {' '.join(str(error).split())[:200]}"
 
+    def _set_profile(self, context: Any, profile: int) -> None:
+        """Have a context run the kernels of a profile: the shapes of its inputs are to be set anew then."""
+        if context.active_optimization_profile != profile and not context.set_optimization_profile_async(profile, self.device.stream):
+            raise ArtifactError(f"{self._artifact.path}: the engine does not take its profile {profile}; what TensorRT said is above")
+
     def _point_to(self, binding: _Binding) -> None:
+        self._set_profile(binding.context, binding.profile)
         self._set_shapes(binding.context, {name: tuple(binding.tensors[name].shape) for name in self._inputs})
         for name, tensor in binding.tensors.items():
             binding.context.set_tensor_address(name, tensor.data_ptr())
@@ -201,13 +221,39 @@ class TensorRtRunner(GraphRunner):
     def _dtype(self, name: str) -> torch.dtype:
         return _TORCH[self._engine.get_tensor_dtype(name).name]
 
+    def _profile(self, number: int) -> dict[str, Range]:
+        """(min, opt, max) of every dimension of every input, as ``_sizes`` names them."""
+        ranges = {name: self._engine.get_tensor_profile_shape(name, number) for name in self._inputs}
+        return {
+            f"{name} {axis}": (sizes[0], sizes[1], sizes[2])
+            for name, shapes in ranges.items()
+            for axis, sizes in enumerate(zip(*shapes, strict=True))
+        }
+
     def _spec(self, name: str, entries: int | None) -> InputSpec:
         dtype = self._engine.get_tensor_dtype(name).name
         if dtype not in _NUMPY:
             raise ArtifactError(f"{self._artifact.path}: input '{name}' is {dtype}, which no diffusion model takes")
-        smallest, _, largest = self._engine.get_tensor_profile_shape(name, 0)
+        ranges = [self._engine.get_tensor_profile_shape(name, number) for number in range(len(self._profiles))]
+        smallest, largest = ([pick(sizes) for sizes in zip(*(r[at] for r in ranges), strict=True)] for pick, at in ((min, 0), (max, 2)))
         shape = tuple(None if size < 0 else int(size) for size in self._engine.get_tensor_shape(name))
         return InputSpec(name, shape, np.dtype(_NUMPY[dtype]), tuple(zip(smallest, largest, strict=True)), entries)
+
+
+def _sizes(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
+    """Every dimension of every input by a name of its own."""
+    return {f"{name} {axis}": size for name, shape in shapes.items() for axis, size in enumerate(shape)}
+
+
+def _named(details: EngineDetails, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
+    """The same of those that have a name in the manifest: batch, height and others."""
+    return {
+        named: size
+        for entry in details.inputs
+        if entry.name in shapes
+        for named, size in zip(entry.shape, shapes[entry.name], strict=True)
+        if isinstance(named, str)
+    }
 
 
 def _capability(engine: Artifact[Any]) -> str:

@@ -170,7 +170,7 @@ def test_graph_that_openvino_does_not_take(tmp_path: Path) -> None:
     broken.write_bytes(b"no graph")
     request = BuildRequest(
         backend="openvino", onnx=str(broken), plan=str(tmp_path / "model.xml"), result=str(tmp_path / "result"),
-        compute_capability=None, profile={},
+        compute_capability=None, profiles=[{}],
     )  # fmt: skip
     with pytest.raises(ArtifactError, match="is not an ONNX graph"):
         run_child(request, tmp_path, timeout_s=60)

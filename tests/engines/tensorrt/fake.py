@@ -35,6 +35,13 @@ class Context:
     def __init__(self, engine: Engine) -> None:
         self._engine, self._shapes, self._addresses = engine, {}, {}
         self.fails = False
+        self.active_optimization_profile = 0
+
+    def set_optimization_profile_async(self, number: int, stream: int) -> bool:
+        self._engine.calls.append(f"profile {number} on stream {stream}")
+        self.active_optimization_profile = number
+        self._shapes.clear()
+        return True
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
         self._shapes[name] = tuple(shape)
@@ -65,7 +72,8 @@ class Engine:
 
     def __init__(self, plan: dict[str, Any], calls: list[str]) -> None:
         self.session = OnnxRuntimeRunner(plan["onnx"], optimized=False)
-        self.profile, self.calls, self.fails = plan["profile"], calls, False
+        self.profiles, self.calls, self.fails = plan["profiles"], calls, False
+        self.num_optimization_profiles = len(self.profiles)
         self.inspector = plan.get("inspector", "")
         self.num_io_tensors = len(self.names)
 
@@ -80,11 +88,11 @@ class Engine:
         return _Named("FLOAT")
 
     def get_tensor_shape(self, name: str) -> list[int]:
-        return [-1, *self.profile[name][0][1:]]
+        sizes = [size for _, *size in (shape for profile in self.profiles for shape in profile[name])]
+        return [-1, *(own[0] if len(set(own)) == 1 else -1 for own in zip(*sizes, strict=True))]
 
     def get_tensor_profile_shape(self, name: str, profile: int) -> list[list[int]]:
-        assert profile == 0
-        return self.profile[name]
+        return self.profiles[profile][name]
 
     def create_engine_inspector(self) -> Any:
         return type("Inspector", (), {"get_engine_information": lambda _, kind: self.inspector if kind == "json" else "text"})()
@@ -173,6 +181,14 @@ def install(monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int] = (8, 9
     return module
 
 
+def _shapes(bundle: Artifact, ranges: dict[str, Any]) -> dict[str, Any]:
+    """(min, opt, max) shapes of every input for ranges by name."""
+    return {
+        entry["name"]: [[ranges[size][at] if isinstance(size, str) else size for size in entry["shape"]] for at in range(3)]
+        for entry in bundle.manifest.details["inputs"]
+    }
+
+
 def engine_of(bundle: Artifact, path: Path, /, *, plan: bytes = b"", report: str = "{}", inspector: str = "", **changes: Any) -> Artifact:
     """An engine folder whose plan the fake understands; ``changes`` to the manifest's details. ``inspector`` is what that one says."""
     profile = {
@@ -196,7 +212,8 @@ def engine_of(bundle: Artifact, path: Path, /, *, plan: bytes = b"", report: str
         details=details,
     )  # fmt: skip
     with create_artifact(path, manifest) as work:
-        content = plan or json.dumps({"onnx": str(bundle.file("model.onnx")), "profile": profile, "inspector": inspector}).encode()
+        plans = [_shapes(bundle, one) for one in changes.get("profiles", [])] or [profile]
+        content = plan or json.dumps({"onnx": str(bundle.file("model.onnx")), "profiles": plans, "inspector": inspector}).encode()
         (work / "model.sm89.engine").write_bytes(content)
         (work / "layers.sm89.json").write_text(report)
     return open_artifact(path, "engine")

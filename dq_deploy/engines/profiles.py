@@ -1,0 +1,71 @@
+"""Several optimization profiles of one engine: ranges of shapes, each with kernels of its own. A run takes the nearest."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from ..artifacts.details import BundleDetails
+from ..errors import UsageError
+from .build_plan import Range, size_ranges
+
+Profile = Mapping[str, Range]
+"""(min, opt, max) of the batch and of every other dynamic dimension, by name."""
+BATCH = "batch"
+_EXAMPLE = 'such as --profile "batch=1,2,2 height=64,64,96"'
+
+
+def parse_profile(text: str) -> dict[str, Range]:
+    """``"batch=1,2,2 height=64,64,96"``. Raises UsageError."""
+    found: dict[str, Range] = {}
+    for word in text.split():
+        name, equals, values = word.partition("=")
+        try:
+            sizes = [int(size) for size in values.split(",")]
+        except ValueError:
+            sizes = []
+        if not equals or len(sizes) != 3 or name in found:
+            raise UsageError(f"--profile takes NAME=MIN,OPT,MAX once for each dimension, not '{word}'", _EXAMPLE)
+        found[name.replace("-", "_")] = (sizes[0], sizes[1], sizes[2])
+    if not found:
+        raise UsageError("a --profile is empty", _EXAMPLE)
+    return found
+
+
+def whole_profiles(details: BundleDetails, batch: Range, sizes: Mapping[str, Range], given: Sequence[Profile]) -> list[dict[str, Range]]:
+    """Every profile with all dimensions: those that it does not name are as ``batch`` and ``sizes`` have them. Without any given: that one.
+
+    Raises UsageError for two that are the same, and as ``size_ranges`` does.
+    """
+    found: list[dict[str, Range]] = []
+    for own in given or ({},):
+        ranges = {BATCH: own.get(BATCH, batch), **size_ranges(details, {**sizes, **{k: v for k, v in own.items() if k != BATCH}})}
+        if ranges in found:
+            raise UsageError(f"two profiles are the same: {in_words(ranges)}", "leave one out")
+        found.append(ranges)
+    return found
+
+
+def envelope(profiles: Sequence[Profile]) -> dict[str, Range]:
+    """From the least of all profiles to the largest, with the first one's opt."""
+    return {name: (min(p[name][0] for p in profiles), profiles[0][name][1], max(p[name][2] for p in profiles)) for name in profiles[0]}
+
+
+def nearest(profiles: Sequence[Profile], sizes: Mapping[str, int]) -> int | None:
+    """The number of the profile that takes these sizes and was tuned for the nearest to them; None where none takes them."""
+    fits = [number for number, profile in enumerate(profiles) if takes(profile, sizes)]
+    return min(fits, key=lambda number: _distance(profiles[number], sizes), default=None)
+
+
+def takes(profile: Profile, sizes: Mapping[str, int]) -> bool:
+    """Whether every size lies within a profile, which may have more dimensions."""
+    return all(profile[name][0] <= size <= profile[name][2] for name, size in sizes.items() if name in profile)
+
+
+def _distance(profile: Profile, sizes: Mapping[str, int]) -> float:
+    return sum(abs(math.log(max(size, 1) / profile[name][1])) for name, size in sizes.items() if name in profile)
+
+
+def in_words(profile: Profile) -> str:
+    """As ``--profile`` takes it."""
+    return " ".join(f"{name.replace('_', '-')}={','.join(map(str, values))}" for name, values in profile.items())
