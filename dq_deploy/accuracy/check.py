@@ -4,32 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from ..artifacts import Artifact, is_kind, open_artifact
-from ..artifacts.details import BundleDetails, CheckpointDetails, EngineDetails, GraphDetails, RunnableDetails, ScheduleDetails
-from ..artifacts.lineage import origin_of
-from ..engines.choice import Engine, engines_of, runner_on
+from ..artifacts.details import BundleDetails, CheckpointDetails, EngineDetails, RunnableDetails, ScheduleDetails
+from ..engines.choice import Engine, engines_of, make_runner, runner_on, runtime_name
 from ..engines.engine_files import largest_batch
-from ..engines.onnxruntime.runner import OnnxRuntimeRunner
-from ..engines.runner import Runner
-from ..errors import ArtifactError, UsageError
+from ..engines.runner import GraphRunner
+from ..errors import UsageError
 from ..progress import Progress, silent
 from ..quantization.calibration.trajectories import Trajectories
-from ..quantization.checkpoint import Checkpoint, load_checkpoint
+from ..quantization.checkpoint import load_checkpoint
 from ..quantization.running.ambient import default_torch
 from .bisect import bisect as find_where
-from .check_schedule import check_schedule
-from .comparing import allowed_db, as_exported, refuse_bf16
-from .end_to_end import MAX_SNR_DIFFERENCE_DB, end_to_end
-from .local import local_parity
-from .regions import region_parity
-from .sizes import SizeParity, expected_timesteps, no_size, sizes_within
+from .comparing import allowed_db, computed_in, refuse_bf16
+from .end_to_end import FLOAT_SNR_DB, TimestepParity, end_to_end, float_end_to_end
+from .local import LayerParity, local_parity
+from .parts import Part, Size, clipped_by, final_error_of, parts_of, sizes_of, some_checkpoint
+from .regions import RegionParity, region_parity
+from .sizes import SizeParity
 from .table_rows import table_row_failures
 from .verdict import CheckResult, EngineParity, failures_of
 
 __all__ = ["CheckResult", "check"]
 
 CheckpointPath = str | Path | Artifact[CheckpointDetails]
+Rows = dict[str, list[TimestepParity]]
+"""By runner, a row for each timestep."""
+_AS_WRITTEN, _OPTIMIZED = "as written", "optimized"
+"""The two sessions that judge a bundle's graph."""
 
 
 @default_torch()
@@ -63,83 +66,35 @@ def check(
     given = [checkpoint] if isinstance(checkpoint, str | Path | Artifact) else list(checkpoint)
     if bisect and not is_kind(opened, BundleDetails):
         raise _no_bisection(opened)
-    loaded = [load_checkpoint(one.path if isinstance(one, Artifact) else one) for one in given]
-    if is_kind(opened, ScheduleDetails):
-        return check_schedule(
-            opened, loaded, engines=engines, optimized=optimized, min_snr=min_snr, threads=threads, progress=progress
-        )  # fmt: skip
-    if len(loaded) != 1:
-        names = ", ".join(str(one.artifact.path) for one in loaded) or "none"
-        raise UsageError(f"a {opened.manifest.kind} is checked against one checkpoint, and given: {names}", "only a schedule takes several")
-    assert is_kind(opened, GraphDetails)
-    return _check_graph(opened, loaded[0], engines, optimized, min_snr, bisect, threads, progress)
-
-
-def _check_graph(opened: Artifact[GraphDetails], checkpoint: Checkpoint, engines: Sequence[Engine], optimized: bool, min_snr: float | None,
-                 bisect: bool, threads: int | None, progress: Progress) -> CheckResult:  # fmt: skip
-    _same_family(opened, checkpoint)
-    details = opened.details
-    checkpoint = as_exported(checkpoint, details)
-    within = list(sizes_within(opened, checkpoint))
-    if not within:
-        raise no_size(opened, checkpoint)
-    (size, _, reference), *others = within
-    bound = MAX_SNR_DIFFERENCE_DB[details.dtype]
-    runners: dict[str, Runner] = {name: runner_on(opened, name, threads=threads) for name in _engines(opened, engines)}
-    allowed = {name: allowed_db(runner, details.dtype) for name, runner in runners.items()}
-    layers, tables, regions = [], [], []
-    if is_kind(opened, BundleDetails):
-        tables = table_row_failures(opened, checkpoint)
-        layers = local_parity(opened, checkpoint, reference, progress=progress)
-        regions = region_parity(opened, checkpoint, reference)
-        runners[_AS_WRITTEN] = OnnxRuntimeRunner(opened, optimized=False)
-        if optimized:
-            runners[_OPTIMIZED] = OnnxRuntimeRunner(opened)
-    bounds = {_AS_WRITTEN: bound, _OPTIMIZED: bound, **allowed}
-    rows = end_to_end(runners, checkpoint, reference, bounds, largest=largest_batch(opened), progress=progress)
-    for row in (row for run in rows.values() for row in run):
-        row.min_snr_db = min_snr
-    timesteps = rows.get(_AS_WRITTEN, [])
-    for row, quick in zip(timesteps, rows.get(_OPTIMIZED, []), strict=False):
+    parts = parts_of(opened, [load_checkpoint(one.path if isinstance(one, Artifact) else one) for one in given])
+    first, *others = sizes_of(opened, parts)
+    runners = _runners(opened, engines, optimized=optimized, threads=threads)
+    layers, regions, failures = _layer_by_layer(parts, first, progress)
+    rows = _step_by_step(parts, runners, first, min_snr, progress)
+    judged = _judged(rows)
+    for row, quick in zip(judged.get("", []), rows.get(_OPTIMIZED, []), strict=False):
         row.snr_optimized_db = quick.snr_bundle_db
-    sizes = [
-        _at_size(opened, checkpoint, other, runners, bounds, min_snr, progress)
-        for other in others
-    ]  # fmt: skip
-    compared = [EngineParity(engine=name, details=runners[name].details, timesteps=rows[name]) for name in allowed]
-    steps = {name: rows[name] for name in allowed} | ({"": timesteps} if is_kind(opened, BundleDetails) else {})
+    sizes = [_at_size(parts, runners, size, min_snr, progress) for size in others]
     result = CheckResult(
-        bundle=str(opened.path), target=details.target, dtype=details.dtype, layers=layers, timesteps=timesteps, engines=compared,
-        regions=regions, size=size, sizes=sizes,
+        bundle=str(opened.path),
+        target="+".join(dict.fromkeys(part.graph.details.target for part in parts)),
+        dtype="+".join(dict.fromkeys(part.graph.details.dtype for part in parts)),
+        layers=layers,
+        timesteps=judged.get("", []),
+        engines=[EngineParity(engine=name, details=runners[name].details, timesteps=found) for name, found in judged.items() if name],
+        regions=regions,
+        size=first.name,
+        sizes=sizes,
         failures=[
-            *failures_of(layers, regions, steps, expected_timesteps(checkpoint, size, reference)), *tables,
+            *failures_of(layers, regions, judged, first.timesteps), *failures,
             *(f"{at.size}: {line}" for at in sizes for line in at.failures),
         ],
-        final_error=checkpoint.details.final_error, clipped=checkpoint.details.clipped or {},
+        final_error=final_error_of(parts),
+        clipped=clipped_by(parts, opened.manifest.timesteps),
     )  # fmt: skip
-    if bisect and is_kind(opened, BundleDetails):
-        result.bisection = find_where(opened, checkpoint, result, min_snr=min_snr, threads=threads, progress=progress)
+    if bisect and is_kind(opened, BundleDetails) and (exported := parts[0].exported):
+        result.bisection = find_where(opened, exported, result, min_snr=min_snr, threads=threads, progress=progress)
     return result
-
-
-def _at_size(opened: Artifact[GraphDetails], checkpoint: Checkpoint, size: tuple[str, bool, Trajectories], runners: Mapping[str, Runner],
-             bounds: Mapping[str, float], min_snr: float | None, progress: Progress) -> SizeParity:  # fmt: skip
-    """Both parity tests at a further size."""
-    name, calibrated, reference = size
-    rows = end_to_end(runners, checkpoint, reference, bounds, largest=largest_batch(opened), progress=progress)
-    for row in (row for run in rows.values() for row in run):
-        row.min_snr_db = min_snr
-    judged = {name: found for name, found in rows.items() if name not in (_AS_WRITTEN, _OPTIMIZED)}
-    judged |= {"": rows[_AS_WRITTEN]} if _AS_WRITTEN in rows else {}
-    layers = local_parity(opened, checkpoint, reference, progress=progress) if is_kind(opened, BundleDetails) else []
-    return SizeParity(
-        size=name, calibrated=calibrated, timesteps=judged, layers=len(layers),
-        failures=failures_of(layers, [], judged, expected_timesteps(checkpoint, name, reference)),
-    )  # fmt: skip
-
-
-# Names of the two sessions that judge a bundle's graph.
-_AS_WRITTEN, _OPTIMIZED = "as written", "optimized"
 
 
 def _no_bisection(artifact: Artifact[RunnableDetails]) -> UsageError:
@@ -153,18 +108,92 @@ def _no_bisection(artifact: Artifact[RunnableDetails]) -> UsageError:
     )
 
 
-def _engines(artifact: Artifact[GraphDetails], asked: Sequence[Engine]) -> Sequence[Engine]:
-    """Those to compare beside the graph itself. Raises UsageError for one that an engine was not built for, EnvironmentProblem in bf16."""
-    if is_kind(artifact, EngineDetails):
-        return engines_of(artifact, asked or None)
-    refuse_bf16(artifact)
-    return asked
+def _runners(artifact: Artifact[RunnableDetails], engines: Sequence[Engine], *, optimized: bool,
+             threads: int | None) -> dict[str, GraphRunner]:  # fmt: skip
+    """What was asked for, and of bundles the graph as it is written; of a schedule with built engines what ``load`` takes.
+
+    Raises UsageError for an engine that another was built for, and EnvironmentProblem for a bundle in bf16.
+    """
+    graphs: list[Artifact[Any]] = list(artifact.members or [artifact])
+    bundles = [graph for graph in graphs if is_kind(graph, BundleDetails)]
+    for bundle in bundles:
+        refuse_bf16(bundle)
+    asked = engines_of(artifact, engines or None) if is_kind(artifact, EngineDetails) else engines
+    found = {name: runner_on(artifact, name, threads=threads) for name in asked}
+    if len(bundles) == len(graphs):
+        found[_AS_WRITTEN] = make_runner(artifact, runtime="onnxruntime", optimized=False)
+        found |= {_OPTIMIZED: make_runner(artifact, runtime="onnxruntime")} if optimized else {}
+    elif not found:
+        found[runtime_name(artifact)] = make_runner(artifact, runtime="auto", **({} if threads is None else {"threads": threads}))
+    return found
 
 
-def _same_family(artifact: Artifact[GraphDetails], checkpoint: Checkpoint) -> None:
-    if artifact.details.float:
-        raise UsageError(f"this {artifact.manifest.kind} is the float baseline: it has nothing quantized to check")
-    if origin_of(artifact) != checkpoint.artifact.as_parent.manifest_sha256:
-        raise ArtifactError(
-            f"{artifact.path} was not exported from {checkpoint.artifact.path}", "export it again, or name the right checkpoint"
-        )
+def _layer_by_layer(parts: Sequence[Part], size: Size, progress: Progress) -> tuple[list[LayerParity], list[RegionParity], list[str]]:
+    """Layers and float parts of every bundle, named as the member's, and what else fails in its graph."""
+    layers, regions, failures = [], [], []
+    for part, samples in zip(parts, size.samples, strict=True):
+        if not part.exported or not is_kind(part.graph, BundleDetails):
+            continue
+        whose = f"member {part.label}, " if part.label else ""
+        tables = [f"{whose}{line}" for line in table_row_failures(part.graph, part.exported)]
+        found = _layers(part, samples, progress)
+        layers += found
+        for region in region_parity(part.graph, part.exported, samples):
+            region.value = f"{part.prefix}{region.value}"
+            regions.append(region)
+        failures += [f"no layer of member {part.label} was compared"] if part.label and not found else []
+        failures += tables
+    return layers, regions, failures
+
+
+def _layers(part: Part, samples: Trajectories, progress: Progress) -> list[LayerParity]:
+    """Layers of a bundle at the timesteps that it runs; none of an engine, whose layers are fused."""
+    if not part.exported or not is_kind(part.graph, BundleDetails) or not len(samples.timesteps):
+        return []
+    layers = local_parity(part.graph, part.exported, samples, progress=progress)
+    for layer in layers:
+        layer.layer = f"{part.prefix}{layer.layer}"
+    return layers
+
+
+def _step_by_step(parts: Sequence[Part], runners: Mapping[str, GraphRunner], size: Size, min_snr: float | None, progress: Progress) -> Rows:
+    """Every calibrated timestep, ascending, through the runners of the whole artefact.
+
+    What a float member runs is compared with the float model, and must be within what a float graph's rounding leaves.
+    """
+    rows: Rows = {name: [] for name in runners}
+    for part, samples in zip(parts, size.samples, strict=True):
+        if not len(samples.timesteps):  # at a further size its turn may be over before it begins
+            continue
+        own = {name: part.runner(runner) for name, runner in runners.items()}
+        dtype, largest = part.graph.details.dtype, largest_batch(part.graph)
+        if part.exported is None:
+            required = {name: FLOAT_SNR_DB[computed_in(runner, dtype)] for name, runner in own.items()}
+            names = some_checkpoint(parts).details.inputs
+            found = float_end_to_end(runners, names, samples, required, largest=largest, progress=progress)
+        else:
+            allowed = {name: allowed_db(runner, dtype) for name, runner in own.items()}
+            found = end_to_end(runners, part.exported, samples, allowed, largest=largest, progress=progress)
+        for name, compared in found.items():
+            for row in compared:
+                row.member = part.label
+                row.min_snr_db = max((bound for bound in (row.min_snr_db, min_snr) if bound is not None), default=None)
+            rows[name] += compared
+    return {name: sorted(found, key=lambda row: row.timestep) for name, found in rows.items()}
+
+
+def _judged(rows: Rows) -> Rows:
+    """Those that decide: by engine, and under "" those of a bundle's graph as it is written."""
+    engines = {name: found for name, found in rows.items() if name not in (_AS_WRITTEN, _OPTIMIZED)}
+    return engines | ({"": rows[_AS_WRITTEN]} if _AS_WRITTEN in rows else {})
+
+
+def _at_size(parts: Sequence[Part], runners: Mapping[str, GraphRunner], size: Size, min_snr: float | None,
+             progress: Progress) -> SizeParity:  # fmt: skip
+    """Both parity tests at a further size."""
+    judged = _judged(_step_by_step(parts, runners, size, min_snr, progress))
+    layers = [layer for part, samples in zip(parts, size.samples, strict=True) for layer in _layers(part, samples, progress)]
+    return SizeParity(
+        size=size.name, calibrated=size.calibrated, timesteps=judged, layers=len(layers),
+        failures=failures_of(layers, [], judged, size.timesteps),
+    )  # fmt: skip
