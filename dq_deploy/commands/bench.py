@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..console import Output, megabytes
-from .options import EngineChoice, EngineOption, common, size_options, whole_numbers
+from .options import PATH, EngineChoice, EngineOption, common, size_options, whole_numbers
 
 if TYPE_CHECKING:
     from ..engines.bench import BenchResult, BenchRow
@@ -18,8 +18,8 @@ _DEVICE_COLUMNS = ("contender", "batch", "device median ms", "device p90 ms", "r
 
 
 @click.command(short_help="Time bundles and engines against each other.")
-@click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="PATH...")
-@click.option("--baseline", type=click.Path(path_type=Path), help="Which of them the others are compared with.  [default: the first]")
+@click.argument("paths", nargs=-1, required=True, type=PATH, metavar="PATH...")
+@click.option("--baseline", type=PATH, help="Which of them the others are compared with.  [default: the first]")
 @click.option("--batch", default="1", show_default=True, metavar="N[,N...]", help="Batch sizes.")
 @size_options
 @click.option("--runs", default=50, show_default=True, help="Timed runs of each contender.")
@@ -37,17 +37,8 @@ _DEVICE_COLUMNS = ("contender", "batch", "device median ms", "device p90 ms", "r
     "--max-ratio", type=float, help="Fail with exit code 7 when a contender's median time exceeds this multiple of the baseline's."
 )
 @common
-def bench(
-    paths: tuple[Path, ...],
-    baseline: Path | None,
-    batch: str,
-    runs: int,
-    engines: tuple[Any, ...],
-    threads: int | None,
-    max_ratio: float | None,
-    sizes: dict[str, int],
-    output: Output,
-) -> None:
+def bench(paths: tuple[Path, ...], baseline: Path | None, batch: str, engines: tuple[Any, ...], threads: int | None,
+          sizes: dict[str, int], output: Output, **options: Any) -> None:  # fmt: skip
     """Time bundles, built engines and schedules against each other, interleaved, on every engine that can run here.
 
     The baseline is the first path, or --baseline. A fair one is the float model as you would run it: export --float for a CPU, and for a
@@ -61,14 +52,8 @@ def bench(
     if baseline is not None and baseline not in given:
         given.insert(0, baseline)
     contenders = contenders_from(given, engines=engines or None, threads=threads, sizes=sizes)
-    result = run_bench(
-        contenders,
-        batches=batches,
-        runs=runs,
-        baseline=None if baseline is None else str(baseline),
-        max_ratio=max_ratio,
-        progress=output.progress,
-    )
+    compared_with = None if baseline is None else str(baseline)
+    result = run_bench(contenders, batches=batches, baseline=compared_with, progress=output.progress, **options)
     show_bench(result, output)
     output.note(f"sizes: {', '.join(f'{path} {megabytes(_size(path))}' for path in given)}")
     result.enforce()

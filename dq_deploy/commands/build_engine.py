@@ -10,7 +10,7 @@ import click
 
 from ..console import Output
 from .completion import compute_capabilities, lint_rules
-from .options import EngineChoice, common, engine_options, force_option, output_folder, size_range
+from .options import PATH, EngineChoice, common, engine_options, force_option, output_folder, size_range
 
 if TYPE_CHECKING:
     from ..artifacts import Artifact
@@ -21,7 +21,7 @@ _SHOWN_LAYERS = 5
 
 
 @click.command("build-engine", short_help="Compile a bundle with TensorRT(-RTX) or OpenVINO.")
-@click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("bundle", type=PATH)
 @output_folder("engine")
 @click.option(
     "--backend",
@@ -57,23 +57,11 @@ _SHOWN_LAYERS = 5
     shell_complete=lint_rules,
     help="Build although the graph breaks this lint rule (docs/lint.md); repeatable.",
 )
-@click.option("--timeout", type=float, metavar="SECONDS", help="Time limit of one build, in seconds.  [default: none]")
+@click.option("--timeout", "timeout_s", type=float, metavar="SECONDS", help="Time limit of one build, in seconds.  [default: none]")
 @force_option
 @common
-def build_engine(
-    bundle: Path,
-    destination: Path,
-    backend: str,
-    capabilities: tuple[str, ...],
-    batch: str | None,
-    engine_options: dict[str, Any],
-    sizes: dict[str, tuple[int, int, int]],
-    profiles: tuple[str, ...],
-    allow: tuple[str, ...],
-    timeout: float | None,
-    force: bool,
-    output: Output,
-) -> None:
+def build_engine(bundle: Path, destination: Path, capabilities: tuple[str, ...], batch: str | None,
+                 profiles: tuple[str, ...], engine_options: dict[str, Any], force: bool, output: Output, **options: Any) -> None:  # fmt: skip
     """Compile BUNDLE with TensorRT, TensorRT-RTX or OpenVINO, and report what every layer runs in.
 
     The graph is linted first (see check --lint); an error ends the command with exit code 3 before anything is built. --allow RULE lets one
@@ -84,20 +72,10 @@ def build_engine(
     from ..engines.profiles import parse_profile
 
     artifact = run_build(
-        bundle,
-        destination,
-        backend=backend,
-        compute_capabilities=capabilities or None,
-        batch=None if batch is None else size_range(batch, "--batch"),
-        sizes=sizes,
-        profiles=[parse_profile(text) for text in profiles],
-        timeout_s=timeout,
-        allow=allow,
-        warn=output.warn,
-        force=force,
-        progress=output.progress,
+        bundle, destination, compute_capabilities=capabilities or None, batch=None if batch is None else size_range(batch, "--batch"),
+        profiles=[parse_profile(text) for text in profiles], warn=output.warn, force=force, progress=output.progress, **options,
         **engine_options,
-    )
+    )  # fmt: skip
     show_engine(artifact, load_report(artifact), output)
 
 

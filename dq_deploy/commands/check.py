@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..console import Output
-from .options import EngineChoice, EngineOption, common
+from .options import PATH, EngineChoice, EngineOption, common
 
 if TYPE_CHECKING:
     from ..accuracy import CheckResult
@@ -25,11 +25,11 @@ _SHOWN_SOURCES = 8
 
 
 @click.command(short_help="Compare a bundle or an engine with its checkpoint.")
-@click.argument("path", type=click.Path(path_type=Path))
+@click.argument("path", type=PATH)
 @click.option(
     "--checkpoint",
     "checkpoints",
-    type=click.Path(path_type=Path),
+    type=PATH,
     multiple=True,
     help="The checkpoint that PATH was exported or built from; repeatable, for the members of a schedule.",
 )

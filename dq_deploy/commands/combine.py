@@ -10,7 +10,7 @@ import click
 
 from ..console import Output, megabytes
 from ..errors import UsageError
-from .options import common, force_option, output_folder
+from .options import PATH, common, force_option, output_folder
 
 if TYPE_CHECKING:
     from ..artifacts import Artifact
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @click.command(short_help="Bundles or engines that take turns over timesteps.")
-@click.argument("members", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="MEMBER MEMBER [MEMBER]")
+@click.argument("members", nargs=-1, required=True, type=PATH, metavar="MEMBER MEMBER [MEMBER]")
 @click.option(
     "--switch",
     "switches",
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 @click.option(
     "--checkpoint",
     "checkpoints",
-    type=click.Path(path_type=Path),
+    type=PATH,
     multiple=True,
     help="With --auto-steps: the checkpoint of a quantized member; repeatable.",
 )

@@ -8,16 +8,14 @@ from typing import TYPE_CHECKING
 import click
 
 from ..console import Output
-from .options import common, force_option
+from .options import PATH, common, force_option
 
 if TYPE_CHECKING:
     from ..demo import DemoResult
 
 
 @click.command(short_help="The whole way with a built-in model, in minutes.")
-@click.option(
-    "-o", "--output", "destination", type=click.Path(path_type=Path), required=True, help="Folder for everything that the demo makes."
-)
+@click.option("-o", "--output", "destination", type=PATH, required=True, help="Folder for everything that the demo makes.")
 @click.option("--iterations", default=100, show_default=True, help="Distillation steps for each block.")
 @click.option("--seed", default=0, show_default=True, help="Seed of calibration and pictures.")
 @force_option

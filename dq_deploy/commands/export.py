@@ -11,7 +11,7 @@ import click
 
 from ..console import Output
 from .inspect import width_rows
-from .options import TargetChoice, allows_pickles, common, force_option, output_folder
+from .options import PATH, TargetChoice, allows_pickles, common, force_option, output_folder
 
 if TYPE_CHECKING:
     from ..artifacts import Artifact
@@ -21,7 +21,7 @@ _NARROW = {"int4": "weights in INT4", "planes": "weights as bit planes", "codebo
 
 
 @click.command(short_help="Checkpoint in, ONNX bundle out.")
-@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.argument("checkpoint", type=PATH)
 @output_folder("bundle")
 @click.option(
     "--target",
@@ -66,43 +66,16 @@ _NARROW = {"int4": "weights in INT4", "planes": "weights as bit planes", "codebo
     type=click.Choice(["auto", "integer", "float"]),
     help="Of the onnxruntime target. auto: float where integers would be slower. integer: all. float: none.  [default: auto]",
 )
-@click.option("--float", "is_float", is_flag=True, help="Export the unquantized model instead, as the baseline.")
+@click.option("--float", is_flag=True, help="Export the unquantized model instead, as the baseline.")
 @force_option
 @common
 @allows_pickles
-def export(
-    checkpoint: Path,
-    destination: Path,
-    target: Any,
-    dtype: str | None,
-    weight_storage: Any,
-    weight_bits: int | None,
-    weight_budget: str | None,
-    attention: Any,
-    convolutions: Any,
-    is_float: bool,
-    force: bool,
-    output: Output,
-) -> None:
+def export(checkpoint: Path, destination: Path, force: bool, output: Output, **options: Any) -> None:
     """Export CHECKPOINT as an ONNX graph whose scales are selected by the timestep input."""
     from ..exporters import export as run_export
 
-    artifact = run_export(
-        checkpoint,
-        destination,
-        target=target,
-        dtype=dtype,
-        weight_storage=weight_storage,
-        weight_bits=weight_bits,
-        weight_budget=weight_budget,
-        attention=attention,
-        convolutions=convolutions,
-        float=is_float,
-        force=force,
-        progress=output.progress,
-    )
-    show_bundle(artifact, output)
-    if not is_float:
+    show_bundle(run_export(checkpoint, destination, force=force, progress=output.progress, **options), output)
+    if not options["float"]:
         output.note("next: " + shlex.join(["dq-deploy", "check", str(destination), "--checkpoint", str(checkpoint)]))
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..console import Output, megabytes
-from .options import common, force_option
+from .options import PATH, common, force_option
 
 if TYPE_CHECKING:
     from ..artifacts import Artifact
@@ -23,11 +23,11 @@ _CLIPPING_RATIO = "clipping ratio"
 
 
 @click.command(short_help="What an artefact is, and its scale tables.")
-@click.argument("path", type=click.Path(path_type=Path))
+@click.argument("path", type=PATH)
 @click.option(
     "--layer", metavar="PATTERN", help="Show the scale tables of the quantizers and layers that match (fnmatch), such as '*conv1'."
 )
-@click.option("--plot", type=click.Path(path_type=Path), metavar="FILE", help="Draw the scale tables (or those of --layer) as PNG or SVG.")
+@click.option("--plot", type=PATH, metavar="FILE", help="Draw the scale tables (or those of --layer) as PNG or SVG.")
 @force_option
 @common
 def inspect(path: Path, layer: str | None, plot: Path | None, force: bool, output: Output) -> None:

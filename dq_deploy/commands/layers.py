@@ -10,7 +10,7 @@ import click
 
 from ..console import Output, megabytes
 from .build_engine import counts, profile_lines
-from .options import common, force_option
+from .options import PATH, common, force_option
 
 if TYPE_CHECKING:
     from ..artifacts import Artifact
@@ -19,11 +19,9 @@ if TYPE_CHECKING:
 
 
 @click.command(short_help="What each layer of an engine runs in.")
-@click.argument("engine", type=click.Path(path_type=Path))
-@click.option(
-    "--compare", "baseline", type=click.Path(path_type=Path), help="Engine to compare with: for a GPU that of export --float --dtype fp16."
-)
-@click.option("-o", "--output", "picture", type=click.Path(path_type=Path), help="SVG file for the report as a picture.")
+@click.argument("engine", type=PATH)
+@click.option("--compare", "baseline", type=PATH, help="Engine to compare with: for a GPU that of export --float --dtype fp16.")
+@click.option("-o", "--output", "picture", type=PATH, help="SVG file for the report as a picture.")
 @force_option
 @common
 def layers(engine: Path, baseline: Path | None, picture: Path | None, force: bool, output: Output) -> None:

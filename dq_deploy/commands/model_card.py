@@ -7,17 +7,13 @@ from pathlib import Path
 import click
 
 from ..console import Output
-from .options import common, force_option
+from .options import PATH, common, force_option
 
 
 @click.command("model-card", short_help="Write a model card.")
-@click.argument("path", type=click.Path(path_type=Path))
-@click.option(
-    "-o", "--output", "destination", type=click.Path(path_type=Path), help="File for the card, README.md usually.  [default: stdout]"
-)
-@click.option(
-    "--report", "measured", type=click.Path(path_type=Path), help="What dq-deploy report --format json printed, for accuracy and latency."
-)
+@click.argument("path", type=PATH)
+@click.option("-o", "--output", "destination", type=PATH, help="File for the card, README.md usually.  [default: stdout]")
+@click.option("--report", "measured", type=PATH, help="What dq-deploy report --format json printed, for accuracy and latency.")
 @click.option("--repo-id", metavar="OWNER/NAME", help="The repository that the card is for.")
 @click.option("--license", "license_id", metavar="ID", help="Licence of the weights, as the hub abbreviates it.")
 @force_option

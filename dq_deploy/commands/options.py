@@ -16,6 +16,8 @@ from ..errors import ArtifactError, UsageError, beside
 from ..formats.target import TARGETS, target_name
 from ..launched import is_first_process
 
+PATH = click.Path(path_type=Path)
+
 
 def common(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add --format and --quiet, and hand the command an ``Output``."""
@@ -43,7 +45,7 @@ def _pictures_or_none(_: click.Context, __: click.Parameter, value: tuple[Path, 
 
 
 def _picture_option(flag: str, text: str) -> Callable[..., Any]:
-    return click.option(flag, multiple=True, type=click.Path(path_type=Path), metavar="FILE", callback=_pictures_or_none, help=text)
+    return click.option(flag, multiple=True, type=PATH, metavar="FILE", callback=_pictures_or_none, help=text)
 
 
 _PICTURES = (
@@ -71,7 +73,7 @@ def calibration_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
     for option in reversed((
         click.option(
-            "--prompts", type=click.Path(path_type=Path),
+            "--prompts", type=PATH,
             help="Text file of calibration prompts, one a line (UTF-8).  [default: a built-in's own]",
         ),
         click.option("--negative-prompt", help="Negative prompt.  [default: empty]"),
@@ -79,9 +81,9 @@ def calibration_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--width", type=click.IntRange(1), metavar="PIXELS", help="Image width in pixels.  [default: the pipeline's]"),
         click.option("--frames", type=click.IntRange(1), metavar="N", help="Frames of a video.  [default: the pipeline's]"),
         *_PICTURES,
-        click.option("--controlnet", type=click.Path(path_type=Path), help="Folder of the ControlNet that steers SOURCE.  [default: none]"),
+        click.option("--controlnet", type=PATH, help="Folder of the ControlNet that steers SOURCE.  [default: none]"),
         click.option(
-            "--pipeline", type=click.Path(path_type=Path), help="The pipeline that SOURCE, a ControlNet, steers.  [default: none]"
+            "--pipeline", type=PATH, help="The pipeline that SOURCE, a ControlNet, steers.  [default: none]"
         ),
         click.option(
             "--ip-adapter",
@@ -97,7 +99,7 @@ def calibration_options(command: Callable[..., Any]) -> Callable[..., Any]:
             type=click.Choice(["ddim", "pipeline"]),
             help="Scheduler of the calibration: DDIM where the network takes it for its own, or the pipeline's.  [default: ddim]",
         ),
-        click.option("--lora", type=click.Path(path_type=Path), help="LoRA file (safetensors) to merge into the weights."),
+        click.option("--lora", type=PATH, help="LoRA file (safetensors) to merge into the weights."),
         click.option("--lora-scale", type=float, help="Weight of the LoRA.  [default: 1]"),
     )):  # fmt: skip
         wrapper = option(wrapper)
@@ -114,7 +116,7 @@ def asks_for_pictures(command: Callable[..., Any]) -> Callable[..., Any]:
     """What pictures are drawn of."""
     for option in reversed((
         click.option(
-            "--prompts", type=click.Path(path_type=Path),
+            "--prompts", type=PATH,
             help="Text file of prompts to draw in turn, one a line (UTF-8).  [default: a built-in's own]",
         ),
         click.option("--negative-prompt", help="Negative prompt.  [default: empty]"),
@@ -166,7 +168,7 @@ def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
         _build_option("--optimization-level", type=int, help="0 (fast build) to 5 (thorough).  [default: 3]"),
         _build_option("--workspace-mb", type=int, metavar="MIB", help="GPU memory that one kernel may use, in MiB.  [default: all]"),
         _build_option("--weight-streaming", is_flag=True, help="weights may stay in host memory."),
-        _build_option("--timing-cache", type=click.Path(path_type=Path), help="file of kernel timings; builds may share it."),
+        _build_option("--timing-cache", type=PATH, help="file of kernel timings; builds may share it."),
         _build_option(
             "--hardware-compatibility",
             type=click.Choice(["ampere-plus", "same-compute-capability"]),
@@ -279,9 +281,7 @@ force_option = click.option("--force", is_flag=True, help="Overwrite an existing
 
 def output_folder(what: str) -> Callable[..., Any]:
     """-o/--output, the folder that a command makes."""
-    return click.option(
-        "-o", "--output", "destination", type=click.Path(path_type=Path), required=True, help=f"Folder for the {what}; must not exist."
-    )
+    return click.option("-o", "--output", "destination", type=PATH, required=True, help=f"Folder for the {what}; must not exist.")
 
 
 def whole_numbers(text: str, option: str) -> list[int]:

@@ -9,7 +9,7 @@ import click
 
 from ..console import Output
 from ..engines.pipeline_tools import TOOLS
-from .options import common, force_option, output_folder
+from .options import PATH, common, force_option, output_folder
 
 if TYPE_CHECKING:
     from ..artifacts import Artifact
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 
 @click.command("pipeline-folder", short_help="Write a whole pipeline for other tools.")
-@click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("bundle", type=PATH)
 @output_folder("folder")
 @click.option("--for", "tool", type=click.Choice(list(TOOLS)), required=True, help="Tool that is to load it.")
-@click.option("--pipeline", type=click.Path(path_type=Path), help="Folder of the float pipeline.  [default: the one that was quantized]")
-@click.option("--exported", type=click.Path(path_type=Path), help="The pipeline as exported before.  [default: it is exported now]")
+@click.option("--pipeline", type=PATH, help="Folder of the float pipeline.  [default: the one that was quantized]")
+@click.option("--exported", type=PATH, help="The pipeline as exported before.  [default: it is exported now]")
 @click.option("--optimum-cli", default="optimum-cli", show_default=True, metavar="COMMAND", help="The exporter, in any environment.")
 @click.option("--batch", type=click.IntRange(1), metavar="N", help="Samples of a call, 2 for an image with guidance.  [default: any]")
 @force_option

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ..console import Output
-from .options import common, force_option, whole_numbers
+from .options import PATH, common, force_option, whole_numbers
 
 if TYPE_CHECKING:
     from ..accuracy.proof import Proof
@@ -17,13 +17,9 @@ _COLUMNS = ("engine", "check", "executed", "as planned", "batch", "on the GPU, m
 
 
 @click.command(short_help="Check, inspect and time engines on this GPU.")
-@click.argument("engines", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="ENGINE...")
-@click.option(
-    "--checkpoint", "checkpoints", multiple=True, type=click.Path(path_type=Path), help="Where a quantized engine came from; repeatable."
-)
-@click.option(
-    "-o", "--output", "file", required=True, type=click.Path(path_type=Path), help="JSON file; a page in Markdown goes beside it."
-)
+@click.argument("engines", nargs=-1, required=True, type=PATH, metavar="ENGINE...")
+@click.option("--checkpoint", "checkpoints", multiple=True, type=PATH, help="Where a quantized engine came from; repeatable.")
+@click.option("-o", "--output", "file", required=True, type=PATH, help="JSON file; a page in Markdown goes beside it.")
 @click.option("--batch", default="1", show_default=True, metavar="N[,N...]", help="Batch sizes.")
 @click.option("--runs", default=50, show_default=True, help="Timed runs of each engine.")
 @force_option

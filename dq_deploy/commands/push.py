@@ -3,36 +3,27 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ..console import Output
-from .options import common
+from .options import PATH, common
 
 if TYPE_CHECKING:
     from ..hub.push import Pushed
 
 
 @click.command(short_help="Upload an artefact to the Hugging Face hub.")
-@click.argument("path", type=click.Path(path_type=Path))
+@click.argument("path", type=PATH)
 @click.argument("repo_id", metavar="OWNER/NAME")
-@click.option("--report", "measured", type=click.Path(path_type=Path), help="What dq-deploy report --format json printed, for the card.")
+@click.option("--report", type=PATH, help="What dq-deploy report --format json printed, for the card.")
 @click.option("--license", "license_id", metavar="ID", help="Licence of the weights, as the hub abbreviates it.")
 @click.option("--private", is_flag=True, help="Make a new repository private.")
 @click.option("--message", help="Title of the commit.")
 @click.option("--dry-run", is_flag=True, help="Only say what would be uploaded; contacts nobody.")
 @common
-def push(
-    path: Path,
-    repo_id: str,
-    measured: Path | None,
-    license_id: str | None,
-    private: bool,
-    message: str | None,
-    dry_run: bool,
-    output: Output,
-) -> None:
+def push(path: Path, repo_id: str, output: Output, **options: Any) -> None:
     """Upload PATH (a checkpoint, bundle, engine or schedule) with its model card to the repository OWNER/NAME of the Hugging Face hub.
 
     It is one commit.
@@ -40,8 +31,7 @@ def push(
     """
     from ..hub.push import push as run_push
 
-    result = run_push(path, repo_id, report=measured, license_id=license_id, private=private, message=message, dry_run=dry_run)
-    show_push(result, output)
+    show_push(run_push(path, repo_id, **options), output)
 
 
 def show_push(result: Pushed, output: Output) -> None:

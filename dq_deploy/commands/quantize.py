@@ -14,7 +14,7 @@ from ..console import Output
 from ..errors import ResourceError, UsageError
 from .completion import devices, known_devices, presets, sources
 from .inspect import choice_rows
-from .options import allows_pickles, calibration_options, common, force_option, output_folder, parse_keep, read_config, whole_numbers
+from .options import PATH, allows_pickles, calibration_options, common, force_option, output_folder, parse_keep, read_config, whole_numbers
 
 if TYPE_CHECKING:
     from ..artifacts import Artifact
@@ -126,7 +126,7 @@ _TURNED_OFF: dict[str, tuple[object, str]] = {"dilation": ("none", "dilation"), 
     "the text changes, attention over frames by what changes between frames.  [default: snr]",
 )
 @calibration_options
-@click.option("--config", type=click.Path(path_type=Path), help="JSON file with options, named as in the manifest; flags win.")
+@click.option("--config", type=PATH, help="JSON file with options, named as in the manifest; flags win.")
 @click.option("--device", default="cpu", show_default=True, shell_complete=devices, help="cpu, cuda or cuda:N.")
 @click.option("--resume", is_flag=True, help="Continue an interrupted run with the same output.")
 @click.option("--dry-run", is_flag=True, help="Only estimate time, memory and disk; writes nothing.")

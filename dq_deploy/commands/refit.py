@@ -10,16 +10,14 @@ import click
 
 from ..console import Output
 from ..errors import UsageError
-from .options import allows_pickles, common, force_option, output_folder
+from .options import PATH, allows_pickles, common, force_option, output_folder
 
 _MANY = 0.001  # of the weights
 
 
 @click.command(short_help="A LoRA into a checkpoint, without calibration.")
-@click.argument("checkpoint", type=click.Path(path_type=Path))
-@click.option(
-    "--lora", type=click.Path(path_type=Path), help="LoRA file (safetensors) to merge into the weights; it replaces one that is there."
-)
+@click.argument("checkpoint", type=PATH)
+@click.option("--lora", type=PATH, help="LoRA file (safetensors) to merge into the weights; it replaces one that is there.")
 @click.option("--lora-scale", type=float, help="Weight of the LoRA.  [default: 1]")
 @click.option(
     "--source", help="Other weights of the same network: a fine-tuned copy's folder or hub id.  [default: the checkpoint's source]"

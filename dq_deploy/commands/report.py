@@ -9,7 +9,7 @@ import click
 
 from ..console import Output
 from ..errors import UsageError
-from .options import EngineChoice, allows_pickles, asks_for_pictures, common, force_option, whole_numbers
+from .options import PATH, EngineChoice, allows_pickles, asks_for_pictures, common, force_option, whole_numbers
 
 if TYPE_CHECKING:
     from ..report.data import ReportData
@@ -20,9 +20,9 @@ _OF_BENCH = ("baseline", "batch", "runs")
 
 
 @click.command(short_help="One HTML page about a checkpoint and what it became.")
-@click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="PATH...")
-@click.option("-o", "--output", "destination", type=click.Path(path_type=Path), required=True, help="HTML file for the page.")
-@click.option("--checkpoint", type=click.Path(path_type=Path), help="The checkpoint, if it is not among the paths.")
+@click.argument("paths", nargs=-1, required=True, type=PATH, metavar="PATH...")
+@click.option("-o", "--output", "destination", type=PATH, required=True, help="HTML file for the page.")
+@click.option("--checkpoint", type=PATH, help="The checkpoint, if it is not among the paths.")
 @click.option("--title", help="Title of the page.  [default: the model's name]")
 @click.option("--samples/--no-samples", default=True, show_default=True, help="Draw images, the float model's beside them.")
 @click.option("-n", "--count", type=int, help="Number of images.  [default: 16]")
@@ -33,9 +33,7 @@ _OF_BENCH = ("baseline", "batch", "runs")
 @click.option("--layer-error/--no-layer-error", default=True, show_default=True, help="Measure the error of every layer at every timestep.")
 @click.option("--check/--no-check", "checks", default=True, show_default=True, help="Check every bundle against the checkpoint.")
 @click.option("--bench", is_flag=True, help="Time everything that can run here, interleaved.")
-@click.option(
-    "--baseline", type=click.Path(path_type=Path), help="With --bench: what the others are compared with.  [default: float bundle]"
-)
+@click.option("--baseline", type=PATH, help="With --bench: what the others are compared with.  [default: float bundle]")
 @click.option("--batch", metavar="N[,N...]", help="With --bench: batch sizes.  [default: 1]")
 @click.option("--runs", type=int, help="With --bench: timed runs of each.  [default: 30]")
 @force_option

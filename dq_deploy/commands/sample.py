@@ -8,17 +8,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..console import Output
-from .options import EngineChoice, allows_pickles, asks_for_pictures, common, force_option
+from .options import PATH, EngineChoice, allows_pickles, asks_for_pictures, common, force_option
 
 if TYPE_CHECKING:
     from ..sampling import SampleResult
 
 
 @click.command(short_help="Draw images beside the float model's.")
-@click.argument("path", type=click.Path(path_type=Path))
-@click.option(
-    "-o", "--output", "destination", type=click.Path(path_type=Path), required=True, help="PNG file for the grid, or GIF for videos."
-)
+@click.argument("path", type=PATH)
+@click.option("-o", "--output", "destination", type=PATH, required=True, help="PNG file for the grid, or GIF for videos.")
 @click.option("-n", "--count", "n", default=16, show_default=True, help="Number of images.")
 @click.option("--seed", default=0, show_default=True, help="Seed of the first image.")
 @click.option("--steps", type=int, help="Steps of the sampler.  [default: those of the calibration]")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..console import Output
-from .options import common, force_option, output_folder
+from .options import PATH, common, force_option, output_folder
 
 if TYPE_CHECKING:
     from ..artifacts import Artifact
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @click.command("triton-repository", short_help="Write a model repository for Triton.")
-@click.argument("path", type=click.Path(path_type=Path))
+@click.argument("path", type=PATH)
 @output_folder("model repository")
 @click.option("--name", help="Name of the model.  [default: PATH's folder name]")
 @click.option("--max-batch-size", type=int, help="Samples in a batch.  [default: the engine's largest batch; 8 for a bundle]")
