@@ -28,6 +28,7 @@ from dq_deploy.quantization.calibration.trajectories import Trajectories
 from dq_deploy.quantization.checkpoint import freeze, named_quantizers
 from dq_deploy.quantization.config import QuantizeConfig, Rotation
 from dq_deploy.quantization.graph.blocks import assign_blocks
+from dq_deploy.quantization.graph.calls import as_model
 from dq_deploy.quantization.graph.plan import plan_with_branches
 from dq_deploy.quantization.initial.initialize import initialize
 from dq_deploy.quantization.initial.rotation_choice import choose_rotations, take_rotations
@@ -116,7 +117,7 @@ def _measured(name: str, wanted: list[tuple[str, str]], options: dict[str, Any])
     config = QuantizeConfig.build(**given)
     by_halves = {config.skip_halves: _prepared(name, config)}
     prepared = by_halves[config.skip_halves]
-    call = prepared.call(prepared.float_graph)
+    call = as_model(prepared.float_graph)
     data = prepared.calibration.collect(call, range(config.calibration_samples), silent)
     seeds = range(_HELD_OUT, _HELD_OUT + config.reference_samples)
     held_out = prepared.calibration.collect(call, seeds, silent)
@@ -152,12 +153,12 @@ def _quantized(
     round_weights(quantized, data, config)
     freeze(quantized)
     computed = [quantizer.source is ScaleSource.COMPUTED and not quantizer.format.block for _, quantizer in named_quantizers(quantized)]
-    return per_timestep_snr(prepared.call(quantized), held_out), _pictures(prepared, quantized, seeds), sum(computed) / len(computed)
+    return per_timestep_snr(as_model(quantized), held_out), _pictures(prepared, quantized, seeds), sum(computed) / len(computed)
 
 
 @torch.inference_mode()
 def _pictures(prepared: Prepared, graph: GraphModule, seeds: range) -> Any:
-    call = prepared.call(graph)
+    call = as_model(graph)
 
     def answer(samples: torch.Tensor, timestep: float, conditions: Any) -> torch.Tensor:
         inputs = samples.flatten(0, 1)

@@ -15,6 +15,7 @@ from dq_deploy.progress import silent
 from dq_deploy.quantization import blocks
 from dq_deploy.quantization.calibration.source import Request
 from dq_deploy.quantization.config import QuantizeConfig
+from dq_deploy.quantization.graph.calls import as_model
 from dq_deploy.quantization.graph.plan import make_plan
 from dq_deploy.quantization.grid import nearest
 from dq_deploy.quantization.prepare import prepare
@@ -38,7 +39,7 @@ def main(names: tuple[str, ...], samples: int, steps: int) -> None:
 def _row(name: str, samples: int, steps: int) -> tuple[object, ...]:
     config = QuantizeConfig.build("nvfp4", steps=steps, calibration_samples=max(2, samples), max_float_share=0.5)
     prepared = prepare(f"builtin:{name}", config, Request())
-    data = prepared.calibration.collect(prepared.call(prepared.float_graph), range(samples), silent)
+    data = prepared.calibration.collect(as_model(prepared.float_graph), range(samples), silent)
     plan = make_plan(prepared.float_graph, config)
     read = {layer.node.args[0] for layer in plan.quantized if layer.activation_format is FP4}
     seen: dict[Node, list[torch.Tensor]] = {node: [] for node in read if isinstance(node, Node)}

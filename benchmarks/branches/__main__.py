@@ -22,6 +22,7 @@ from dq_deploy.quantization.calibration.source import Request
 from dq_deploy.quantization.calibration.trajectories import Trajectories
 from dq_deploy.quantization.checkpoint import freeze
 from dq_deploy.quantization.config import QuantizeConfig
+from dq_deploy.quantization.graph.calls import as_model
 from dq_deploy.quantization.graph.plan import make_plan
 from dq_deploy.quantization.initial.initialize import initialize
 from dq_deploy.quantization.pipeline import copy_with_quantizers, per_timestep_snr
@@ -62,12 +63,12 @@ def _measured(name: str, preset: str, options: dict[str, Any]) -> dict[str, Any]
         preset, **options, dilation="none", rounding="nearest", output_bias=False, iterations=0, max_float_share=0.2
     )
     prepared = _prepared(name, config)
-    call, seeds = prepared.call(prepared.float_graph), range(_HELD_OUT, _HELD_OUT + config.reference_samples)
+    call, seeds = as_model(prepared.float_graph), range(_HELD_OUT, _HELD_OUT + config.reference_samples)
     data = prepared.calibration.collect(call, range(config.calibration_samples), silent)
     held_out = prepared.calibration.collect(call, seeds, silent)
     expected = _pictures(prepared, call, seeds)
-    joint = prepared.call(_quantized(prepared, config, data))
-    parts = [prepared.call(_quantized(prepared, config, _half(data, half))) for half in range(_HALVES)]
+    joint = as_model(_quantized(prepared, config, data))
+    parts = [as_model(_quantized(prepared, config, _half(data, half))) for half in range(_HALVES)]
 
     def each(sample: torch.Tensor, timestep: torch.Tensor, **conditions: torch.Tensor) -> torch.Tensor:
         """The halves of a seed are adjacent."""

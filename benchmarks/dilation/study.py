@@ -12,6 +12,7 @@ from dq_deploy.progress import Advance, silent
 from dq_deploy.quantization.calibration.source import Request
 from dq_deploy.quantization.calibration.trajectories import Trajectories
 from dq_deploy.quantization.config import Dilation, QuantizeConfig
+from dq_deploy.quantization.graph.calls import as_model
 from dq_deploy.quantization.initial.initialize import AUTO_RULES, apply_rule, best_rule, fit_and_judge, mean_snr, quantizer_groups
 from dq_deploy.quantization.pipeline import copy_with_quantizers, per_timestep_snr
 from dq_deploy.quantization.prepare import Prepared, prepare
@@ -74,7 +75,7 @@ class Study:
             config = prepared.config.model_copy(update=change)
             records = apply_rule(prepared.float_graph, groups, data, fit, config, silent("", 1).__enter__())
             rules[name] = RuleFigures(
-                snr_db=per_timestep_snr(prepared.call(quantized), reference),
+                snr_db=per_timestep_snr(as_model(quantized), reference),
                 judged_db=mean_snr(quantized, data, judge, config.batch_size),
                 dilated=[r.quantizer for r in records if r.dilated_share > 0],
                 range_ratio=sum(r.range_ratio for r in records) / len(records),
@@ -89,4 +90,4 @@ class Study:
 
     @staticmethod
     def _collect(prepared: Prepared, seeds: range) -> Trajectories:
-        return prepared.calibration.collect(prepared.call(prepared.float_graph), seeds, silent)
+        return prepared.calibration.collect(as_model(prepared.float_graph), seeds, silent)

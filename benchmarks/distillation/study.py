@@ -22,6 +22,7 @@ from dq_deploy.quantization.calibration.walk import Walk
 from dq_deploy.quantization.checkpoint import freeze
 from dq_deploy.quantization.config import QuantizeConfig
 from dq_deploy.quantization.distillation.distill import distill
+from dq_deploy.quantization.graph.calls import as_model
 from dq_deploy.quantization.initial.initialize import initialize
 from dq_deploy.quantization.pipeline import copy_with_quantizers, per_timestep_snr
 from dq_deploy.quantization.prepare import Prepared, prepare
@@ -77,7 +78,7 @@ class Study:
     def _trajectories(work: WorkFolder, name: str, prepared: Prepared, seeds: range) -> Trajectories:
         if stage := work.load(name):
             return unpack_trajectories(stage)
-        data = prepared.calibration.collect(prepared.call(prepared.float_graph), seeds, silent)
+        data = prepared.calibration.collect(as_model(prepared.float_graph), seeds, silent)
         work.save(name, *pack_trajectories(data))
         return data
 
@@ -87,10 +88,10 @@ class Study:
 
     def quality(self) -> dict[str, Any]:
         """SNR at each timestep and PSNR of final pictures against the float network's, from noises that were never calibrated on."""
-        model = self.prepared.call(self.quantized)
+        model = as_model(self.quantized)
         snr = per_timestep_snr(model, self.reference)
         seeds = range(_REFERENCE_SEED, _REFERENCE_SEED + self.reference.samples.shape[1])
-        expected, got = (self._pictures(m, seeds) for m in (self.prepared.call(self.prepared.float_graph), model))
+        expected, got = (self._pictures(m, seeds) for m in (as_model(self.prepared.float_graph), model))
         error = (got - expected).flatten(1).double().pow(2).mean(dim=1)
         psnr = 10 * torch.log10(4 / error)  # pictures are −1 … 1
         return {"snr_db": snr, "snr_mean_db": sum(snr) / len(snr), "psnr_db": psnr.tolist(), "psnr_mean_db": float(psnr.mean())}

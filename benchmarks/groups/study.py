@@ -20,6 +20,7 @@ from dq_deploy.quantization.bits.choose import choose_bits
 from dq_deploy.quantization.calibration.source import Request
 from dq_deploy.quantization.calibration.trajectories import Model, Trajectories
 from dq_deploy.quantization.config import QuantizeConfig
+from dq_deploy.quantization.graph.calls import as_model
 from dq_deploy.quantization.prepare import Prepared, prepare
 
 from . import garments
@@ -60,11 +61,11 @@ def measured(name: str, preset: str, budget: str, rule: str, options: dict[str, 
     prepared = prepare(own.model, QuantizeConfig.build(**choices), request)
     with tempfile.TemporaryDirectory() as folder:
         quantize(own.model, Path(folder) / "c", keep=choice.keep, final_samples=0, **common)
-        quantized = prepared.call(load_checkpoint(Path(folder) / "c").model)
+        quantized = as_model(load_checkpoint(Path(folder) / "c").model)
     seeds = range(_HELD_OUT, _HELD_OUT + samples)
     held_out: Any = replace(prepared.calibration, examples={"encoder_hidden_states": own.held_out})  # type: ignore[type-var]
-    data = held_out.collect(prepared.call(prepared.float_graph), seeds, silent)
-    expected, drawn = (_drawn(prepared, held_out, call, seeds) for call in (prepared.call(prepared.float_graph), quantized))
+    data = held_out.collect(as_model(prepared.float_graph), seeds, silent)
+    expected, drawn = (_drawn(prepared, held_out, call, seeds) for call in (as_model(prepared.float_graph), quantized))
     aspects = [PREDICTION, condition_effect(2, own.shape[0])] + ([frame_changes(own.frame_axis)] if own.frame_axis else [])
     by_seed = [snr_db(a, b) for a, b in zip(expected, drawn, strict=True)]
     found = {"raised": sorted(choice.keep), "weights": choice.weights_bytes / choice.float_bytes, "final": by_seed}

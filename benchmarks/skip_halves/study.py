@@ -9,6 +9,7 @@ from dq_deploy.progress import silent
 from dq_deploy.quantization.calibration.source import Request
 from dq_deploy.quantization.calibration.trajectories import Trajectories
 from dq_deploy.quantization.config import QuantizeConfig, SkipHalves
+from dq_deploy.quantization.graph.calls import as_model
 from dq_deploy.quantization.graph.plan import make_plan
 from dq_deploy.quantization.initial.initialize import initialize
 from dq_deploy.quantization.pipeline import copy_with_quantizers, per_timestep_snr
@@ -50,7 +51,7 @@ class Study:
             plan = make_plan(prepared.float_graph, config)
             quantized = copy_with_quantizers(prepared.float_graph, plan, data.timesteps)
             initialize(prepared.float_graph, quantized, data, config, silent)
-            found[mode.value] = per_timestep_snr(prepared.call(quantized), reference)
+            found[mode.value] = per_timestep_snr(as_model(quantized), reference)
         return Figures(preset=preset, seed=seed, snr_db=found)
 
     def _config(self, preset: str, seed: int, mode: SkipHalves) -> QuantizeConfig:
@@ -62,5 +63,5 @@ class Study:
     def _collect(self, seeds: range) -> Trajectories:
         if seeds.start not in self._data:
             joint = self._prepared[SkipHalves.JOINT]
-            self._data[seeds.start] = joint.calibration.collect(joint.call(joint.float_graph), seeds, silent)
+            self._data[seeds.start] = joint.calibration.collect(as_model(joint.float_graph), seeds, silent)
         return self._data[seeds.start]

@@ -18,8 +18,8 @@ from dq_deploy.progress import silent
 from dq_deploy.quantization.calibration.source import Request
 from dq_deploy.quantization.calibration.trajectories import Trajectories
 from dq_deploy.quantization.config import QuantizeConfig
+from dq_deploy.quantization.graph.calls import arguments, as_model
 from dq_deploy.quantization.initial.initialize import initialize
-from dq_deploy.quantization.initial.watcher import arguments
 from dq_deploy.quantization.pipeline import copy_with_quantizers
 from dq_deploy.quantization.prepare import prepare
 
@@ -72,7 +72,7 @@ class _Step:
 def _model(source: str, steps: int, seeds: int) -> tuple[GraphModule, Trajectories]:
     config = QuantizeConfig.build("w8a8", steps=steps, dilation="none", calibration_samples=max(seeds, 2))
     prepared = prepare(source, config, Request())
-    data = prepared.calibration.collect(prepared.call(prepared.float_graph), range(config.calibration_samples), silent)
+    data = prepared.calibration.collect(as_model(prepared.float_graph), range(config.calibration_samples), silent)
     quantized = copy_with_quantizers(prepared.float_graph, prepared.plan, data.timesteps)
     initialize(prepared.float_graph, quantized, data, config)
     return quantized, data

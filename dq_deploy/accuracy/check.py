@@ -114,7 +114,7 @@ def _runners(artifact: Artifact[RunnableDetails], engines: Sequence[Engine], *, 
 
     Raises UsageError for an engine that another was built for, and EnvironmentProblem for a bundle in bf16.
     """
-    graphs: list[Artifact[Any]] = list(artifact.members or [artifact])
+    graphs: list[Artifact[Any]] = [*artifact.members] or [artifact]
     bundles = [graph for graph in graphs if is_kind(graph, BundleDetails)]
     for bundle in bundles:
         refuse_bf16(bundle)
@@ -169,8 +169,7 @@ def _step_by_step(parts: Sequence[Part], runners: Mapping[str, GraphRunner], siz
         dtype, largest = part.graph.details.dtype, largest_batch(part.graph)
         if part.exported is None:
             required = {name: FLOAT_SNR_DB[computed_in(runner, dtype)] for name, runner in own.items()}
-            names = some_checkpoint(parts).details.inputs
-            found = float_end_to_end(runners, names, samples, required, largest=largest, progress=progress)
+            found = float_end_to_end(runners, some_checkpoint(parts), samples, required, largest=largest, progress=progress)
         else:
             allowed = {name: allowed_db(runner, dtype) for name, runner in own.items()}
             found = end_to_end(runners, part.exported, samples, allowed, largest=largest, progress=progress)

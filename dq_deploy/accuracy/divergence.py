@@ -15,7 +15,6 @@ import onnx_ir as ir
 import onnx_ir.passes.common as passes
 import torch
 from pydantic import BaseModel
-from torch.fx import Interpreter, Node
 
 from ..artifacts import Artifact
 from ..artifacts.details import BundleDetails
@@ -24,9 +23,8 @@ from ..errors import ArtifactError
 from ..exporters.bundle import write_model
 from ..progress import Progress, silent
 from ..quantization.checkpoint import Checkpoint
-from ..quantization.graph.insertion import decode
 from .end_to_end import TimestepParity, relative_error
-from .layer_error import inputs_at
+from .recording import layer_outputs
 
 Run = Callable[[Path, Mapping[str, Any]], torch.Tensor]
 """Compile an ONNX file as the engine in question does, and run it on these inputs, of which the graph may want fewer."""
@@ -61,7 +59,7 @@ def first_divergence(bundle: Artifact[BundleDetails], checkpoint: Checkpoint, en
     if failed is None or failed.snr_reference_db is None:
         return None
     inputs = _inputs(checkpoint, failed.timestep)
-    expected = _layer_outputs(checkpoint, inputs)
+    expected = layer_outputs(checkpoint, inputs)
     cuts = [layer for layer in bundle.details.layers if layer.name in expected]
     if not cuts:
         raise ArtifactError(f"{bundle.path} names no layer of its checkpoint")
@@ -155,28 +153,7 @@ def _inputs(checkpoint: Checkpoint, timestep: float) -> dict[str, torch.Tensor]:
     """The first reference seed at a timestep, in the order of the checkpoint's inputs."""
     reference = checkpoint.reference()
     row = reference.timesteps.tolist().index(timestep)
-    return dict(zip(checkpoint.details.inputs, inputs_at(checkpoint, reference, row, slice(reference.per_seed)), strict=True))
-
-
-def _layer_outputs(checkpoint: Checkpoint, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    interpreter = _Outputs(checkpoint)
-    interpreter.run(*inputs.values())
-    return interpreter.kept
-
-
-class _Outputs(Interpreter):
-    """The reference forward, keeping the output of every integer layer."""
-
-    def __init__(self, checkpoint: Checkpoint) -> None:
-        super().__init__(checkpoint.model)
-        self.layers = checkpoint.layers
-        self.kept: dict[str, torch.Tensor] = {}
-
-    def run_node(self, n: Node) -> Any:
-        result = super().run_node(n)
-        if n.op == "call_module" and (name := decode(str(n.target))) in self.layers:
-            self.kept[name] = result
-        return result
+    return checkpoint.inputs(reference, row, slice(reference.per_seed))
 
 
 def _write_part(bundle: Artifact, value: str, path: Path) -> None:

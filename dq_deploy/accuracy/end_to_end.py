@@ -10,12 +10,11 @@ import torch
 from pydantic import BaseModel
 
 from ..decibels import snr_db
-from ..engines.runner import TIMESTEP, Runner
+from ..engines.runner import Runner
 from ..progress import Progress, silent
 from ..quantization.calibration.trajectories import Trajectories
 from ..quantization.checkpoint import Checkpoint
 from ..sources.frames import frame_axis
-from .frames import frames_snr_db
 from .parity_spread import NoisePowers, chance_db, noise_powers, standard_error_db
 
 MAX_SNR_DIFFERENCE_DB = {"fp32": 0.5, "fp16": 3.0, "bf16": 3.0}
@@ -26,10 +25,18 @@ FLOAT_SNR_DB = {"fp32": 60.0, "fp16": 30.0, "bf16": 15.0}
 Model = Callable[[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]], torch.Tensor]
 
 
+def frames_snr_db(expected: torch.Tensor, got: torch.Tensor, axis: int) -> float:
+    """SNR in dB of the differences between frames that follow each other along ``axis`` of outputs [N, C, F, H, W] or [N, F, ...].
+
+    An error that every frame has alike does not flicker.
+    """
+    return snr_db(expected.diff(dim=axis), got.diff(dim=axis))
+
+
 class TimestepParity(BaseModel):
     """One timestep: SNR in dB against the float model, and the bundle's relative error (RMS) against both others.
 
-    Of a video ``snr_frames_db`` is the bundle's SNR of what changes between frames (frames.py); nothing is judged by it.
+    Of a video ``snr_frames_db`` is the bundle's SNR of what changes between frames; nothing is judged by it.
 
     ``allowed_db`` is how far the two SNRs may be apart; ``standard_error_db`` is that of their difference, over ``samples`` of noise
     (None: not known). Of a schedule ``member`` is the one that runs it; where that is a float one there is no quantized forward to compare
@@ -83,17 +90,16 @@ def end_to_end(runners: Mapping[str, Runner], checkpoint: Checkpoint, reference:
     ``allowed_db`` by runner are the bounds without chance, which is added to them.
     """
     details = checkpoint.details
-    names, axis = details.inputs, frame_axis(details.sample_shape, details.network_config)
+    axis = frame_axis(details.sample_shape, details.network_config)
     rows: dict[str, list[TimestepParity]] = {name: [] for name in runners}
     noises: dict[str, list[NoisePowers]] = {name: [] for name in runners}
     with progress("end to end", len(reference.timesteps)) as advance:
         for index, timestep in enumerate(reference.timesteps):
-            samples, expected = reference.samples[index], reference.outputs[index]
-            inputs = {names[0]: samples, "timestep": timestep.repeat(len(samples)), **reference.given(index)}
-            ours = checkpoint.model(*[inputs[name] for name in names])
+            expected, inputs = reference.outputs[index], checkpoint.inputs(reference, index)
+            ours = checkpoint.model(*inputs.values())
             feeds = {name: value.numpy() for name, value in inputs.items()}
             for name, runner in runners.items():
-                got = _in_parts(runner, feeds, len(samples), largest)
+                got = _in_parts(runner, feeds, len(expected), largest)
                 noises[name].append(noise_powers(expected, ours, got, reference.per_seed))
                 rows[name].append(
                     TimestepParity(
@@ -113,25 +119,24 @@ def end_to_end(runners: Mapping[str, Runner], checkpoint: Checkpoint, reference:
 
 
 @torch.no_grad()
-def float_end_to_end(runners: Mapping[str, Runner], names: Sequence[str], reference: Trajectories, required_db: Mapping[str, float],
+def float_end_to_end(runners: Mapping[str, Runner], checkpoint: Checkpoint, reference: Trajectories, required_db: Mapping[str, float],
                      *, largest: int | None = None, progress: Progress = silent) -> dict[str, list[TimestepParity]]:  # fmt: skip
     """As ``end_to_end``, of what is not quantized: each runner against the float model alone, ``required_db`` by runner.
 
-    ``names`` are the network's inputs, the sample's first.
+    ``checkpoint`` says what the network is called with.
     """
     rows: dict[str, list[TimestepParity]] = {name: [] for name in runners}
     with progress("end to end, in float", len(reference.timesteps)) as advance:
         for index, timestep in enumerate(reference.timesteps):
-            samples, expected = reference.samples[index], reference.outputs[index]
-            inputs = {names[0]: samples, TIMESTEP: timestep.repeat(len(samples)), **reference.given(index)}
-            feeds = {name: value.numpy() for name, value in inputs.items()}
+            expected = reference.outputs[index]
+            feeds = {name: value.numpy() for name, value in checkpoint.inputs(reference, index).items()}
             for name, runner in runners.items():
-                got = _in_parts(runner, feeds, len(samples), largest)
+                got = _in_parts(runner, feeds, len(expected), largest)
                 error = relative_error(expected, got)
                 rows[name].append(
                     TimestepParity(
                         timestep=float(timestep), snr_reference_db=None, snr_bundle_db=snr_db(expected, got), error_float=error,
-                        error_reference=error, min_snr_db=required_db[name], samples=len(samples),
+                        error_reference=error, min_snr_db=required_db[name], samples=len(expected),
                     )
                 )  # fmt: skip
             advance(1, f"timestep {float(timestep):g}")

@@ -16,7 +16,7 @@ from ..quantization.bits.sensitivity import BitPair, Sensitivity, sensitivities
 from ..quantization.checkpoint import Checkpoint
 from ..quantization.config import QuantizeConfig
 from ..quantization.graph.products import GraphLayer, find_layers
-from .layer_error import float_graph, inputs_at, layer_errors
+from .layer_error import float_graph, layer_errors
 
 RAISED: BitPair = (8, 8)
 _SAMPLES = 8  # network inputs that a layer's sensitivity is measured on, at the most
@@ -74,8 +74,8 @@ def error_sources(checkpoint: Checkpoint, timestep: float, *, min_snr: float | N
     layers = [_as_quantized(layer, bits[layer.name], checkpoint) for layer in find_layers(graph) if layer.name in bits]
     chosen = slice(max(1, _SAMPLES // reference.per_seed) * reference.per_seed)
     config = QuantizeConfig(**(checkpoint.artifact.manifest.quantization or {}))
-    found = sensitivities(graph, inputs_at(checkpoint, reference, row, chosen), layers, _settings, config, progress)
-    snr = snr_db(reference.outputs[row], checkpoint.model(*inputs_at(checkpoint, reference, row, slice(None))))
+    found = sensitivities(graph, list(checkpoint.inputs(reference, row, chosen).values()), layers, _settings, config, progress)
+    snr = snr_db(reference.outputs[row], checkpoint.model(*checkpoint.inputs(reference, row).values()))
     total = sum(float(x.noise[_given(layer)].mean()) for x, layer in zip(found, layers, strict=True))
     sources = [_source(x, layer, total, snr, measured.output_db.get(x.layer, [None])[0]) for x, layer in zip(found, layers, strict=True)]
     below = (r.layer for r in sources if min_snr is not None and r.output_db is not None and r.output_db < min_snr)

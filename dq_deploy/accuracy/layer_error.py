@@ -74,7 +74,7 @@ def layer_errors(checkpoint: Checkpoint, *, table_rows: Sequence[int] | None = N
         sums = _Sums(_folded_layers(checkpoint))
         for row in table_rows:
             for part in passes:
-                inputs = inputs_at(checkpoint, reference, row, part)
+                inputs = list(checkpoint.inputs(reference, row, part).values())
                 expected = float_run.outputs(inputs) if float_run else {}
                 quantized.run_and_compare(inputs, expected, row, sums)
                 advance(1, f"timestep {float(reference.timesteps[row]):g}")
@@ -88,14 +88,6 @@ def _passes(reference: Trajectories) -> Iterator[slice]:
     size = max(1, _PASS_ELEMENTS // reference.samples[0, 0].numel() // reference.per_seed) * reference.per_seed
     for start in range(0, reference.samples.shape[1], size):
         yield slice(start, start + size)
-
-
-def inputs_at(checkpoint: Checkpoint, reference: Trajectories, row: int, part: slice) -> list[torch.Tensor]:
-    """Samples [n, ...] of a part at a row's timestep, it [n] and their conditions [n, ...], in the order of the checkpoint's inputs."""
-    names = checkpoint.details.inputs
-    samples = reference.samples[row, part]
-    values = {names[0]: samples, "timestep": reference.timesteps[row].repeat(len(samples)), **reference.given(row, part)}
-    return [values[name] for name in names]
 
 
 def _folded_layers(checkpoint: Checkpoint) -> set[str]:

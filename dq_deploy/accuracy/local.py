@@ -109,15 +109,13 @@ def local_parity(bundle: Artifact[BundleDetails], checkpoint: Checkpoint, refere
     with progress("local parity", len(reference.timesteps)) as advance:
         for index, timestep in enumerate(reference.timesteps):
             chosen = slice(seeds * reference.per_seed)
-            samples = reference.samples[index, chosen]
-            first = checkpoint.details.inputs[0]
-            steps = timestep.repeat(len(samples))
-            given = {first: samples, **reference.given(index, chosen)}
-            records = record(checkpoint, {**given, "timestep": steps})
+            given = checkpoint.inputs(reference, index, chosen)
+            records = record(checkpoint, given)
             feeds = {site_input(i): records.quantizers[q.name].x.numpy() for i, q in enumerate(details.quantizers)}
             feeds |= {layer_input(i): records.floats[x.name].numpy() for i, x in enumerate(details.layers) if x.input is not None}
             feeds |= {name: value.numpy() for name, value in given.items()}  # where sizes are free, they are taken from these
-            feeds["timestep"] = steps[:1].numpy() if details.target == "onnxruntime" else steps.numpy()
+            if details.target == "onnxruntime":
+                feeds["timestep"] = feeds["timestep"][:1]
             types = {i.name: _NUMPY[i.type] for i in session.get_inputs()}
             values = dict(zip(outputs, session.run(outputs, {k: v.astype(types[k]) for k, v in feeds.items() if k in types}), strict=True))
             for name, severity in _compare(checkpoint, details, records, values, rows).items():
@@ -144,7 +142,7 @@ def _weight_codes(bundle: Artifact, checkpoint: Checkpoint, rows: Mapping[str, L
         if stored is None or stored.const_value is None or layer.frozen is None:
             raise ArtifactError(f"{bundle.path}: the graph has no weight '{name}.weight.codes'")
         codes = torch.from_numpy(stored.const_value.numpy().astype(np.int8))
-        expected = layer.frozen[0].T if layer.channel_axis == -1 else layer.frozen[0]
+        expected = layer.frozen.codes.T if layer.channel_axis == -1 else layer.frozen.codes
         row = rows[name]
         row.code_mismatches, row.code_elements, row.code_step = _code_difference(codes, expected)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,10 +36,21 @@ class Records:
 
 @torch.no_grad()
 def record(checkpoint: Checkpoint, inputs: Mapping[str, torch.Tensor]) -> Records:
-    """Run the reference forward on ``inputs`` [N, ...] by name and keep what layers and quantizers read."""
+    """Run the reference forward on ``inputs`` [N, ...] in its order and keep what layers and quantizers read."""
     recorder = _Recorder(checkpoint)
-    recorder.run(*[inputs[name] for name in checkpoint.details.inputs])
+    recorder.run(*inputs.values())
     return recorder.records
+
+
+@torch.no_grad()
+def layer_outputs(checkpoint: Checkpoint, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """What every integer layer gives when the reference forward runs on ``inputs`` [N, ...] in its order."""
+    found: dict[str, torch.Tensor] = {}
+    with ExitStack() as hooks:
+        for name, layer in checkpoint.layers.items():
+            hooks.callback(layer.register_forward_hook(lambda _, __, output, name=name: found.update({name: output})).remove)
+        checkpoint.model(*inputs.values())
+    return found
 
 
 class _Recorder(Interpreter):

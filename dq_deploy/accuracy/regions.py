@@ -25,6 +25,7 @@ from ..quantization.graph.edit import aten
 from ..quantization.graph.insertion import decode
 from ..quantization.quantizers import ActivationQuantizer
 from .cut_graph import CutGraph
+from .recording import layer_outputs
 
 Fed = dict[str, torch.Tensor]
 _FACTORS = {"as recorded": 1.0, "zeros": 0.0, "small": 2.0**-20, "tiny": 2.0**-44, "large": 2.0**12}
@@ -131,16 +132,8 @@ def _error(expected: torch.Tensor, got: torch.Tensor, moved: list[torch.Tensor],
 def _recorded(checkpoint: Checkpoint, reference: Trajectories) -> tuple[list[torch.Tensor], Fed]:
     """The first reference seed at the middle timestep, and what every product gives there."""
     row, first = len(reference.timesteps) // 2, slice(reference.per_seed)
-    samples = reference.samples[row, first]
-    known = {
-        checkpoint.details.inputs[0]: samples,
-        "timestep": reference.timesteps[row].repeat(len(samples)),
-        **reference.given(row, first),
-    }
-    inputs = [known[name] for name in checkpoint.details.inputs]
-    run = _Products(checkpoint)
-    run.run(*inputs)
-    return inputs, run.found
+    inputs = checkpoint.inputs(reference, row, first)
+    return list(inputs.values()), layer_outputs(checkpoint, inputs)
 
 
 def _feeds(recorded: Fed, dtype: str) -> Iterator[tuple[str, Fed]]:
@@ -158,20 +151,6 @@ def _moved(fed: Fed, dtype: str, seed: int) -> Fed:
     step, floor = _STEP[dtype], _FLOOR[dtype]
     moves = {name: torch.randn(value.shape, generator=generator) for name, value in fed.items()}
     return {name: value * (1 + step * moves[name]) + floor * moves[name] * (value != 0) for name, value in fed.items()}
-
-
-class _Products(Interpreter):
-    """The reference forward, keeping what every product gives."""
-
-    def __init__(self, checkpoint: Checkpoint) -> None:
-        super().__init__(checkpoint.model)
-        self.layers, self.found = checkpoint.layers, Fed()
-
-    def run_node(self, n: Node) -> Any:
-        result = super().run_node(n)
-        if n.op == "call_module" and (name := decode(str(n.target))) in self.layers:
-            self.found[name] = result
-        return result
 
 
 class _Regions(Interpreter):

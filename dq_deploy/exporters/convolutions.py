@@ -39,8 +39,7 @@ def _quantized(layer: IntegerLayer) -> bool:
 def _slow(layer: IntegerLayer) -> bool:
     """Whether an integer product takes longer than the float convolution: few channels to copy at a time, or none to sum over."""
     assert isinstance(layer, QuantizedConv2d)
-    assert layer.frozen is not None
-    return layer.groups > 1 or layer.frozen[0].shape[1] < _LEAST_CHANNELS
+    return layer.groups > 1 or layer.stored.codes.shape[1] < _LEAST_CHANNELS
 
 
 def float_convolutions(checkpoint: Checkpoint, names: Collection[str]) -> Checkpoint:
@@ -76,8 +75,7 @@ class _UndividedConv2d(WeightOnlyConv2d):
 
 
 def _unquantized(layer: QuantizedConv2d, dilation: torch.Tensor) -> WeightOnlyConv2d:
-    assert layer.frozen is not None
-    codes, scale = layer.frozen
+    codes, scale = layer.stored
     dilated = bool((dilation != 1).any())
     made = (_UndividedConv2d if dilated else WeightOnlyConv2d)(codes, layer.bias, layer.format, **layer.geometry)
     made.set_frozen(codes, scale)

@@ -68,6 +68,10 @@ class Emitter:
             free += "#"
         return initializer(self.graph, free, ir.tensor(array, name=free))
 
+    def sizes(self, *values: int) -> ir.Value:
+        """Whole numbers, as operators take shapes and axes."""
+        return self.constant(f"dq_deploy.sizes_{'_'.join(map(str, values))}", np.array(values, dtype=np.int64))
+
     def _registered(self, value: ir.Value) -> ir.Value:
         """``value``, or the graph's constant where it is a ``number`` that nothing has read yet."""
         if value.const_value is None or value.graph is not None:

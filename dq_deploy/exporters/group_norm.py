@@ -26,12 +26,12 @@ def group_norms_by_instance(graph: ir.Graph) -> None:
         options = attributes(node)
         groups = options["num_groups"]
         emit = Emitter(graph, str(node.name), node, fp32=False)
-        y = emit.op("Reshape", [x, _sizes(emit, 0, groups, -1)], name="groups")
+        y = emit.op("Reshape", [x, emit.sizes(0, groups, -1)], name="groups")
         ones, zeros = (emit.constant(f"dq_deploy.{n}_{groups}", np.full(groups, v, np.float32)) for n, v in (("ones", 1), ("zeros", 0)))
         y = emit.op("InstanceNormalization", [y, ones, zeros], epsilon=options.get("epsilon", 1e-5))
         y.shape = ir.Shape([shape[0], groups, None])
         known = len(sizes) == len(shape) - 1
-        before = _sizes(emit, 0, *sizes) if known else emit.op("Shape", [x], name="sizes", dtype=ir.DataType.INT64)
+        before = emit.sizes(0, *sizes) if known else emit.op("Shape", [x], name="sizes", dtype=ir.DataType.INT64)
         y = emit.op("Reshape", [y, before], name="channels")
         for op, value, array in zip(("Mul", "Add"), (scale, bias), constants, strict=True):
             assert value is not None
@@ -41,7 +41,3 @@ def group_norms_by_instance(graph: ir.Graph) -> None:
         name = node.outputs[0].name
         replace(node, y)
         y.name = name  # by which a manifest may know it
-
-
-def _sizes(emit: Emitter, *values: int) -> ir.Value:
-    return emit.constant(f"dq_deploy.sizes_{'_'.join(map(str, values))}", np.array(values, dtype=np.int64))

@@ -62,13 +62,10 @@ def patches(emit: Emitter, codes: ir.Value, shape: Sequence[int | None], zero_po
     dtype = codes.dtype
     assert dtype is not None
 
-    def sizes(*values: int) -> ir.Value:
-        return emit.constant(f"dq_deploy.sizes_{'_'.join(map(str, values))}", np.array(values, dtype=np.int64))
-
     rows = emit.op("Transpose", [codes], name="channels_last", dtype=dtype, perm=[0, 2, 3, 1])
     top, left, bottom, right = window.pads
     if any(window.pads):
-        rows = emit.op("Pad", [rows, sizes(0, top, left, 0, 0, bottom, right, 0), zero_point], dtype=dtype)
+        rows = emit.op("Pad", [rows, emit.sizes(0, top, left, 0, 0, bottom, right, 0), zero_point], dtype=dtype)
         height = None if height is None else height + top + bottom
         width = None if width is None else width + left + right
     if not window.copies:
@@ -77,10 +74,10 @@ def patches(emit: Emitter, codes: ir.Value, shape: Sequence[int | None], zero_po
         return _of_free_size(emit, rows, channels, window)
     pixels = window.pixels(height, width)
     which = emit.constant(f"dq_deploy.pixels_{height}x{width}_{window}", pixels.reshape(-1))
-    rows = emit.op("Reshape", [rows, sizes(-1, height * width, channels)], name="pixels", dtype=dtype)
+    rows = emit.op("Reshape", [rows, emit.sizes(-1, height * width, channels)], name="pixels", dtype=dtype)
     rows = emit.op("Gather", [rows, which], dtype=dtype, axis=1)
     return emit.op(
-        "Reshape", [rows, sizes(-1, *pixels.shape[:2], channels * window.kernel[0] * window.kernel[1])], name="rows", dtype=dtype
+        "Reshape", [rows, emit.sizes(-1, *pixels.shape[:2], channels * window.kernel[0] * window.kernel[1])], name="rows", dtype=dtype
     )
 
 

@@ -6,7 +6,7 @@ What is measured is what half precision would have to hold, operators' inner ste
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -80,17 +80,16 @@ def _probes(values: Mapping[ir.Value, bool]) -> tuple[list[ir.Node], list[ir.Val
 
 
 def _feeds(checkpoint: Checkpoint, session: Any) -> list[dict[str, Array]]:
-    return [feeds for sized in checkpoint.reference().by_size for feeds in _feeds_of(sized, checkpoint.details.inputs, session)]
+    return [feeds for sized in checkpoint.reference().by_size for feeds in _feeds_of(checkpoint, sized, session)]
 
 
-def _feeds_of(reference: Trajectories, names: Sequence[str], session: Any) -> list[dict[str, Array]]:
+def _feeds_of(checkpoint: Checkpoint, reference: Trajectories, session: Any) -> list[dict[str, Array]]:
     """Of one size."""
-    first = slice(reference.per_seed)
-    specs = {spec.name: spec for spec in session.get_inputs()}
+    shapes = {spec.name: spec.shape for spec in session.get_inputs()}
     feeds = []
     for index in sorted({int(i) for i in np.linspace(0, len(reference.timesteps) - 1, _TIMESTEPS)}):
-        samples = reference.samples[index, first]
-        steps = reference.timesteps[index].float().repeat(1 if specs.get("timestep") and specs["timestep"].shape == [1] else len(samples))
-        inputs = {names[0]: samples, "timestep": steps, **reference.given(index, first)}
-        feeds.append({name: value.numpy() for name, value in inputs.items() if name in specs})
+        inputs = checkpoint.inputs(reference, index, slice(reference.per_seed))
+        if shapes.get("timestep") == [1]:
+            inputs["timestep"] = inputs["timestep"][:1]
+        feeds.append({name: value.numpy() for name, value in inputs.items() if name in shapes})
     return feeds

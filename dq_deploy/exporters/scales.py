@@ -41,8 +41,8 @@ class TableRows:
         if frames not in self._of_frames:
             emit = Emitter(self.graph, f"row_selection_{frames}_frames", after=self._row.producer())
             row = emit.unsqueeze(self._row, 2, "Unsqueeze")
-            row = emit.op("Expand", [row, _sizes(emit, 1, frames)], dtype=ir.DataType.INT32)
-            self._of_frames[frames] = emit.op("Reshape", [row, _sizes(emit, -1)], dtype=ir.DataType.INT32)
+            row = emit.op("Expand", [row, emit.sizes(1, frames)], dtype=ir.DataType.INT32)
+            self._of_frames[frames] = emit.op("Reshape", [row, emit.sizes(-1)], dtype=ir.DataType.INT32)
         return self._of_frames[frames]
 
 
@@ -63,10 +63,6 @@ def select_table_rows(graph: ir.Graph, timestep: ir.Value, timesteps: torch.Tens
     count = emit.op("Cast", [above], dtype=ir.DataType.INT32, to=ir.DataType.INT32)
     axis = emit.constant("dq_deploy.reduce_axis", np.array([1 if per_sample else 0], dtype=np.int64))
     return emit.op("ReduceSum", [count, axis], dtype=ir.DataType.INT32, output=ROW, keepdims=0)
-
-
-def _sizes(emit: Emitter, *values: int) -> ir.Value:
-    return emit.constant(f"dq_deploy.sizes_{'_'.join(map(str, values))}", np.array(values, dtype=np.int64))
 
 
 def scale_array(quantizer: ActivationQuantizer) -> np.ndarray[tuple[int], np.dtype[np.float32]]:

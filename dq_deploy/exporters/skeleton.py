@@ -69,15 +69,13 @@ def placeholder(layer: Any, arguments: tuple[Any, ...], name: str) -> Call:  # n
 
 @placeholder.register
 def _(layer: QuantizedConv2d, arguments: tuple[Any, ...], name: str) -> Call:
-    assert layer.frozen is not None
     geometry = layer.stride, layer.padding, layer.dilation, layer.groups
-    return _conv2d, (arguments[0], name, list(layer.frozen[0].shape), *geometry, [])
+    return _conv2d, (arguments[0], name, list(layer.stored.codes.shape), *geometry, [])
 
 
 @placeholder.register
 def _(layer: QuantizedLinear | BlockedLinear, arguments: tuple[Any, ...], name: str) -> Call:
-    assert layer.frozen is not None
-    return _linear, (arguments[0], name, layer.frozen[0].shape[0], [])
+    return _linear, (arguments[0], name, layer.stored.codes.shape[0], [])
 
 
 @placeholder.register

@@ -61,11 +61,10 @@ def dequantized_weight(emit: Emitter, layer: QuantizedWeight, name: str, *, besi
 
     ``beside``: the codes of the activation that it meets, whose type both are multiplied in.
     """
-    assert layer.frozen is not None
     if int4 and isinstance(layer, CodebookWeight):
         return _of_codewords(emit, layer, name, transpose=transpose)
-    scale, axis = emit.constant(f"{name}.{WEIGHT_SCALE}", layer.frozen[1].numpy()), 1 if transpose else 0
-    codes = layer.frozen[0].T if transpose else layer.frozen[0]
+    scale, axis = emit.constant(f"{name}.{WEIGHT_SCALE}", layer.stored.scale.numpy()), 1 if transpose else 0
+    codes = layer.stored.codes.T if transpose else layer.stored.codes
     if beside.dtype is not None and beside.dtype != _INT8:
         held = _as_float8(emit, layer, codes, name, beside.dtype, int4=int4)
         return emit.op("DequantizeLinear", [held, scale], name="DequantizeWeight", axis=axis)
@@ -76,7 +75,6 @@ def dequantized_weight(emit: Emitter, layer: QuantizedWeight, name: str, *, besi
 
 def _of_codewords(emit: Emitter, layer: CodebookWeight, name: str, *, transpose: bool) -> ir.Value:
     """The weight from indices and codewords, which stay small in an engine: [O, ...] or transposed to [C, O]."""
-    assert layer.frozen is not None
     assert layer.codes is not None
     books = layer.codewords.detach().numpy().astype(np.int8)
     indices = [emit.constant(f"{name}.{CODEBOOK_CODES}.{m}", indices_of(layer.codes[:, :, m].numpy())) for m in range(len(books))]
@@ -84,7 +82,7 @@ def _of_codewords(emit: Emitter, layer: CodebookWeight, name: str, *, transpose:
     codes = looked_up(emit, pairs, emit.constant(f"{name}.{CODES}.shape", np.array(layer.shape, dtype=np.int64)))
     if transpose:
         codes = emit.op("Transpose", [codes], name="RepackWeight/Transpose", dtype=_INT8, perm=[1, 0])
-    scale = emit.constant(f"{name}.{WEIGHT_SCALE}", layer.frozen[1].numpy())
+    scale = emit.constant(f"{name}.{WEIGHT_SCALE}", layer.stored.scale.numpy())
     return emit.op("DequantizeLinear", [codes, scale, _zeros(emit, layer, name)], name="DequantizeWeight", axis=int(transpose))
 
 
@@ -143,7 +141,6 @@ def bias(emit: Emitter, layer: QuantizedWeight, name: str, shape: tuple[int, ...
 
 def weight_sums(layer: QuantizedWeight) -> np.ndarray:
     """Σ Ŵ_o over everything but the output channel: s_w[o] · Σ codes, [O] fp32."""
-    assert layer.frozen is not None
-    codes, scale = layer.frozen
+    codes, scale = layer.stored
     sums: np.ndarray = (codes.flatten(1).double().sum(dim=1) * scale.double()).float().numpy()
     return sums

@@ -69,11 +69,11 @@ class Checkpoint:
         """Quantizers by name."""
         return dict(named_quantizers(self.model))
 
-    def call(self, sample: torch.Tensor, timestep: torch.Tensor, **conditions: torch.Tensor) -> torch.Tensor:
-        """The forward for samples [N, ...] at timesteps [N] under conditions [N, ...], each by its name."""
-        values = {self.details.inputs[0]: sample, "timestep": timestep, **conditions}
-        answer: torch.Tensor = self.model(*[values[name] for name in self.details.inputs])
-        return answer
+    def inputs(self, data: Trajectories, row: int, part: slice = slice(None)) -> dict[str, torch.Tensor]:
+        """What the network gets at a row's timestep, by name and in its order: of some samples all inputs [n, ...]."""
+        samples = data.samples[row, part]
+        values = {self.details.inputs[0]: samples, "timestep": data.timesteps[row].repeat(len(samples)), **data.given(row, part)}
+        return {name: values[name] for name in self.details.inputs}
 
     def examples(self, size: int = 0) -> dict[str, torch.Tensor]:
         """Example inputs [2, ...] in the graph's order, at one of the calibrated sizes; only their shapes and types matter."""

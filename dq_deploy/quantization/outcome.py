@@ -24,6 +24,7 @@ from .calibration.trajectories import Conditions, Model, Trajectories, batched
 from .calling.output import OutputForm
 from .config import QuantizeConfig
 from .distillation.distill import distill
+from .graph.calls import as_model
 from .output_bias import OutputBias, channel_axis, mean_error
 from .prepare import Prepared
 from .running.processes import SharedWork
@@ -80,7 +81,7 @@ def output_bias_table(prepared: Prepared, quantized: GraphModule, data: Trajecto
     config = prepared.config
 
     def make() -> Stage:
-        model, static = prepared.call(quantized), config.activations is Activations.STATIC
+        model, static = as_model(quantized), config.activations is Activations.STATIC
         return Stage({"table": mean_error(model, data, batch_size=config.batch_size, static=static, progress=progress)}, {})
 
     return work.made(name, make).tensors["table"]
@@ -128,13 +129,13 @@ class _Judge:
 
     def _float_ends(self) -> Stage:
         try:
-            return Stage({"ends": self._ends(self.prepared.call(self.prepared.float_graph), "float")}, {})
+            return Stage({"ends": self._ends(as_model(self.prepared.float_graph), "float")}, {})
         except DqDeployError:  # nothing is sampled
             return Stage({}, {})
 
     def _distances(self, name: str, table: torch.Tensor | None) -> list[float]:
         """SNR in dB of each seed's final sample."""
-        model = self.prepared.call(self.quantized)
+        model = as_model(self.quantized)
         if table is not None:
             model = _corrected(model, table, self.data)
         assert self.expected is not None

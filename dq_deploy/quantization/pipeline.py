@@ -29,6 +29,7 @@ from .checkpoint import freeze, named_quantizers, write_checkpoint
 from .clipping import counting
 from .config import QuantizeConfig, Rotation
 from .final_error import final_error
+from .graph.calls import as_model
 from .graph.edit import set_tensor
 from .graph.fold import fold_dilations
 from .graph.insertion import insert_quantizers
@@ -134,13 +135,13 @@ def _quantize(prepared: Prepared, work: SharedWork, progress: Progress) -> tuple
     initial = _initialized(prepared, quantized, data, work, progress)
     rounded = _rounded(prepared, quantized, data, work, progress)
     if config.iterations:
-        before = per_timestep_snr(prepared.call(quantized), reference, progress)
+        before = per_timestep_snr(as_model(quantized), reference, progress)
         outcome = train(prepared, quantized, data, work, progress)
         freeze(move(quantized, "cpu"))
     else:  # frozen first: the same codes, and they are not made anew in every pass
         freeze(move(quantized, "cpu"))
         with counting(quantized) as clipped:
-            before = per_timestep_snr(prepared.call(quantized), reference, progress)
+            before = per_timestep_snr(as_model(quantized), reference, progress)
         outcome = Outcome([], output_bias_table(prepared, quantized, data, work, progress) if config.corrects_output else None)
     folded = fold_dilations(quantized)
     if outcome.bias is not None:
@@ -148,7 +149,7 @@ def _quantize(prepared: Prepared, work: SharedWork, progress: Progress) -> tuple
     after = before
     if config.iterations or folded or outcome.bias is not None:
         with counting(quantized) as clipped:
-            after = per_timestep_snr(prepared.call(quantized), reference, progress)
+            after = per_timestep_snr(as_model(quantized), reference, progress)
     manifest = _manifest(prepared, quantized, data, initial, rounded, outcome.losses, folded)
     if outcome.judged:
         manifest.details["kept_state"] = outcome.judged.model_dump()
@@ -162,12 +163,12 @@ def _quantize(prepared: Prepared, work: SharedWork, progress: Progress) -> tuple
         manifest.details["scale_choices"] = [choice.model_dump() for choice in choices]
     if rotations:
         manifest.details["rotation"] = [choice.model_dump() for choice in rotations]
-    seen = per_timestep_snr(prepared.call(quantized), data.spread(config.reference_samples), progress)
+    seen = per_timestep_snr(as_model(quantized), data.spread(config.reference_samples), progress)
     manifest.details["snr_db"] = {"before_distillation": before, "after_distillation": after, "calibration_samples": seen}
     manifest.details["clipped"] = clipped.fractions()
     if "calibrated_sizes" in manifest.details:
         for entry, sized in zip(manifest.details["calibrated_sizes"], reference.by_size, strict=True):
-            entry["snr_db"] = per_timestep_snr(prepared.call(quantized), sized, progress)
+            entry["snr_db"] = per_timestep_snr(as_model(quantized), sized, progress)
     manifest.details["final_error"] = _final_error(prepared, quantized, reference, work, progress).model_dump()
     return quantized, reference, manifest
 
@@ -180,7 +181,7 @@ def _collect(prepared: Prepared, name: str, seeds: range, work: SharedWork, prog
     """Trajectories of these seeds, each process sampling its share; of several sizes calibration deals them out, and main samples all."""
     if stage := work.load(name):
         return unpack_trajectories(stage)
-    model, count, processes = prepared.call(prepared.float_graph), len(seeds), work.processes
+    model, count, processes = as_model(prepared.float_graph), len(seeds), work.processes
     if isinstance(sized := prepared.calibration, SizedSource):
         collect = sized.calibration if name == _CALIBRATION else sized.reference
         return unpack_trajectories(work.made(name, lambda: Stage(*pack_trajectories(collect(model, seeds, progress)))))
@@ -273,7 +274,7 @@ def _width(prepared: Prepared, quantized: GraphModule, data: Trajectories, refer
            progress: Progress) -> WidthRecord:  # fmt: skip
     """What the frozen model is with weights of ``bits``, and a table of its output's mean error then. The main process measures."""
     correction, static = output_bias(quantized), prepared.config.activations is Activations.STATIC
-    model = prepared.call(quantized)
+    model = as_model(quantized)
 
     def make() -> Stage:
         tables = {}
@@ -305,7 +306,7 @@ def _final_error(prepared: Prepared, quantized: GraphModule, reference: Trajecto
     def make() -> Stage:
         with placed(quantized, prepared.device):
             found = final_error(
-                finals, prepared.call(prepared.float_graph), prepared.call(quantized), reference.timesteps.tolist(), seeds=count,
+                finals, as_model(prepared.float_graph), as_model(quantized), reference.timesteps.tolist(), seeds=count,
                 samples_per_run=count * reference.per_seed, batch_size=config.batch_size, progress=progress,
             )  # fmt: skip
         return Stage({}, found.model_dump())

@@ -24,11 +24,11 @@ from .calibration.pipeline_source import PipelineSource
 from .calibration.schedules import plain_config
 from .calibration.sized_source import SizedSource
 from .calibration.source import CalibrationSource, Request, check_prompts
-from .calibration.trajectories import Model
 from .calling import CallForm, call_record
 from .config import QuantizeConfig, SkipHalves
 from .distillation.trained import check_patterns
 from .graph.blocks import assign_blocks
+from .graph.calls import as_model, device_of
 from .graph.capture import capture, check_alone
 from .graph.plan import Plan, plan_with_branches
 from .graph.positional import input_names
@@ -55,21 +55,10 @@ class Prepared:
     blocks: list[str] | None
     skip_halves: dict[str, Any]  # the manifest's entry
 
-    def call(self, graph: GraphModule) -> Model:
-        """A graph as ``model(sample, timestep, **conditions)``: arguments and result on the CPU, whatever the graph's device."""
-
-        def model(sample: torch.Tensor, timestep: torch.Tensor, **conditions: torch.Tensor) -> torch.Tensor:
-            values = {self.names[0]: sample, "timestep": timestep, **conditions}
-            device = _device(graph)
-            result: torch.Tensor = graph(*[values[name].to(device) for name in self.names])
-            return result.cpu()
-
-        return model
-
     @property
     def device(self) -> torch.device:
         """Where the float graph computes."""
-        return _device(self.float_graph)
+        return device_of(self.float_graph)
 
     @property
     def first_source(self) -> CalibrationSource:
@@ -146,7 +135,7 @@ def prepare(source: Any, config: QuantizeConfig, request: Request, progress: Pro
     assign_blocks(float_graph, plan, request.blocks)
     chosen = list(request.blocks) if request.blocks is not None else None
     prepared = Prepared(config, details, scheduler, shape, names, calibration, float_graph, plan, chosen, halves)
-    calibration.try_out(prepared.call(float_graph))
+    calibration.try_out(as_model(float_graph))
     return prepared
 
 
@@ -193,10 +182,6 @@ def _resolve(source: Any, request: Request) -> tuple[Source, dict[str, Any]]:
 def _trainable(model: nn.Module) -> nn.Module:
     """A copy of a model whose tensors were made in ``torch.inference_mode``, which autograd and torch.export refuse; any other as it is."""
     return deepcopy(model) if any(tensor.is_inference() for tensor in (*model.parameters(), *model.buffers())) else model
-
-
-def _device(graph: GraphModule) -> torch.device:
-    return next(graph.buffers()).device
 
 
 def _check_finite(model: nn.Module) -> None:

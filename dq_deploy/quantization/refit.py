@@ -30,12 +30,13 @@ from ..formats.tables import FOLDED
 from ..progress import Progress, silent
 from ..sources import Lora, Source, ip_adapter_of, load_source, reload_source
 from ..sources.lora import check_lora
-from .calibration.trajectories import Model, Trajectories
+from .calibration.trajectories import Trajectories
 from .calling import CallForm
 from .checkpoint import BIAS_TABLE, GRAPH, MODEL, Checkpoint, load_checkpoint, named_quantizers, write_checkpoint
 from .clipping import counting
 from .config import QuantizeConfig, Rounding, SkipHalves
 from .graph.blocks import assign_blocks
+from .graph.calls import as_model
 from .graph.capture import capture
 from .graph.edit import set_tensor
 from .graph.fold import fold_dilations
@@ -90,7 +91,7 @@ def refit(path: str | Path | Artifact, output: str | Path, *, lora: str | Path |
     config = after.config.model_copy(update={"rounding": Rounding(rounding)}) if rounding else after.config
     records = _round(after, changed, old, _calibrated(reference, old), config, progress)
     with counting(after.quantized) as clipped:
-        snr = per_timestep_snr(after.call(after.quantized), reference, progress)
+        snr = per_timestep_snr(as_model(after.quantized), reference, progress)
     manifest = artifact.manifest.model_copy(deep=True)
     manifest.details |= {
         "source": new.origin,
@@ -104,7 +105,7 @@ def refit(path: str | Path | Artifact, output: str | Path, *, lora: str | Path |
     }
     manifest.details.pop("kept_state", None)  # was measured with the old weights
     for size, sized in zip(manifest.details.get("calibrated_sizes", []), reference.by_size, strict=False):
-        size["snr_db"] = per_timestep_snr(after.call(after.quantized), sized, progress)
+        size["snr_db"] = per_timestep_snr(as_model(after.quantized), sized, progress)
     with create_artifact(output, manifest, force=force) as folder:
         write_checkpoint(folder, after.quantized, reference)
     return Artifact(Path(output), manifest)
@@ -164,7 +165,6 @@ class _Network:
     """A source as the checkpoint's plan has it: its float graph, and the same with quantizers that know nothing yet."""
 
     config: QuantizeConfig
-    names: list[str]  # of the graph's inputs
     graph: GraphModule
     plan: Plan
     quantized: GraphModule
@@ -184,22 +184,12 @@ class _Network:
         assign_blocks(graph, plan, None)  # what is read at all; which, does not matter here
         if details.rotation:
             take_rotations(graph, plan.layers, details.rotation)
-        return cls(config, list(details.inputs), graph, plan, copy_with_quantizers(graph, plan, old.timesteps))
-
-    def call(self, graph: GraphModule) -> Model:
-        """A graph as ``model(sample, timestep, **conditions)``."""
-
-        def model(sample: torch.Tensor, timestep: torch.Tensor, **conditions: torch.Tensor) -> torch.Tensor:
-            values = {self.names[0]: sample, "timestep": timestep, **conditions}
-            result: torch.Tensor = graph(*[values[name] for name in self.names])
-            return result
-
-        return model
+        return cls(config, graph, plan, copy_with_quantizers(graph, plan, old.timesteps))
 
     @torch.no_grad()
     def answered(self, samples: Trajectories) -> Trajectories:
         """The samples with this float model's outputs."""
-        model = self.call(self.graph)
+        model = as_model(self.graph)
         outputs = [
             model(samples.samples[row], timestep.repeat(samples.samples.shape[1]), **samples.given(row))
             for row, timestep in enumerate(samples.timesteps)
@@ -272,16 +262,15 @@ def _fill(network: _Network, changes: _Changes, old: Checkpoint, stored: Mapping
     reads = {layer.name: dilations[layer.quantizers[0]] for layer in network.plan.quantized if layer.quantizers}
     for name, layer in layers.items():
         was: Any = old.layers[name]
-        assert layer.frozen is not None
-        divided = 1 / layer.frozen[1]  # [O]
+        divided = 1 / layer.stored.scale  # [O]
         if layer.bias is not None and name not in changes.biases:
             layer.bias.data = was.bias.detach().clone()
-        layer.set_frozen(*was.frozen)
+        layer.set_frozen(*was.stored)
         if name in changes.layers:
             before, after = (_in_stored_units(weight, reads.get(name), divided) for weight in changes.layers[name])
             layer.frozen = None
             layer.weight.data = _dequantized(was, before) + after - before if old.details.distillation else after
-            layer.log_scale.data = was.frozen[1].log()
+            layer.log_scale.data = was.stored.scale.log()
     for name, value in network.constants().items():
         if name not in changes.constants:
             set_tensor(network.quantized, name, stored[name].to(value.dtype))
@@ -311,7 +300,7 @@ def _take_quantizers(network: _Network, old: Checkpoint, stored: Mapping[str, to
 def _refuse(changed: Sequence[str], old: Checkpoint) -> None:
     """Raise UsageError for changed layers whose codes are not one of a scale for each output."""
     layers: Mapping[str, Any] = old.layers
-    other = [name for name in changed if layers[name].codebook is not None or layers[name].frozen[1].dim() != 1]
+    other = [name for name in changed if layers[name].codebook is not None or layers[name].stored.scale.dim() != 1]
     if other:
         raise UsageError(
             f"the LoRA changes {len(other)} layers of codebooks or of scales by block: {', '.join(other[:3])}",
@@ -344,8 +333,7 @@ def _round(network: _Network, changed: Sequence[str], old: Checkpoint, reference
         for name in changed:
             layer, was = layers[name], old.layers[name]
             codes, _ = layer.integer_weight()
-            assert was.frozen is not None
-            layer.set_frozen(codes.reshape(was.frozen[0].shape).to(was.frozen[0].dtype), was.frozen[1])
+            layer.set_frozen(codes.reshape(was.stored.codes.shape).to(was.stored.codes.dtype), was.stored.scale)
     table = read_tensors(old.artifact.file(MODEL)).get(BIAS_TABLE)
     if table is not None:
         insert_output_bias(network.quantized, table, old.timesteps)

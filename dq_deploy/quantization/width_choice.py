@@ -22,6 +22,7 @@ from .bits.budget import FLOAT_BYTES, WeightBudget
 from .bits.sensitivity import one_at_a_time, some_inputs
 from .bits.solve import Setting, least_error
 from .checkpoint import Checkpoint
+from .graph.calls import as_model
 from .graph.insertion import decode
 from .pipeline import per_timestep_snr
 from .weights import QuantizedWeight
@@ -49,7 +50,7 @@ def choose_widths(checkpoint: Checkpoint, budget: str, progress: Progress = sile
     width = _best(checkpoint, offered, shares, limit.bytes_of(count))
     most = {name: round(share[min(share)], 6) for name, share in shares.items() if share}
     with at_width(checkpoint.model, width, most):
-        snr = per_timestep_snr(checkpoint.call, checkpoint.reference(), progress)
+        snr = per_timestep_snr(as_model(checkpoint.model), checkpoint.reference(), progress)
     return width, WidthChoice(
         budget=budget, weights_bytes=weights_bytes(checkpoint.model, width), float_bytes=FLOAT_BYTES * count, snr_db=snr,
         error_share=most,
@@ -65,8 +66,7 @@ def _worth_having(layer: QuantizedWeight, known: Sequence[int]) -> list[int]:
 
 
 def _bytes(layer: QuantizedWeight, bits: int) -> int:
-    assert layer.frozen is not None
-    codes, scale = layer.frozen
+    codes, scale = layer.stored
     return layer_bytes(of_bits(bits), codes.numel(), scale.numel())
 
 

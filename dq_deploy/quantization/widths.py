@@ -78,8 +78,7 @@ def weights_bytes(model: GraphModule, width: Width | None = None) -> int:
     bits = _by_layer(nested, width) if width is not None else {}
     total = 0
     for name, layer in layers.items():
-        assert layer.frozen is not None
-        codes, scale = layer.frozen
+        codes, scale = layer.stored
         fmt = of_bits(bits[name]) if name in bits else layer.format
         total += layer_bytes(fmt, codes.numel(), len(codes) if fmt.block else scale.numel())
     return total + _CONSTANT_BYTES * constants(model)
@@ -100,8 +99,7 @@ def parameters(model: GraphModule) -> int:
     total = sum(count for name, count in _constants(model).items() if ROTATION not in name)
     for _, layer in named_layers(model):
         if isinstance(layer, QuantizedWeight):
-            assert layer.frozen is not None
-            total += layer.frozen[0].numel() + (0 if layer.bias is None else layer.bias.numel())
+            total += layer.stored.codes.numel() + (0 if layer.bias is None else layer.bias.numel())
     return total
 
 
@@ -142,7 +140,7 @@ def _parts(layers: Mapping[str, QuantizedWeight], bits: Mapping[str, int], error
     """
     counts = {name: (error_share or {}).get(name, 0.0) for name in layers}
     if not any(counts.values()):
-        counts = {name: float(layer.frozen[0].numel()) for name, layer in layers.items() if layer.frozen is not None}
+        counts = {name: float(layer.stored.codes.numel()) for name, layer in layers.items() if layer.frozen is not None}
     found: dict[int, float] = {}
     for name, count in counts.items():
         found[bits[name]] = found.get(bits[name], 0.0) + count

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dq_deploy.accuracy.frames import frames_snr_db
+from dq_deploy.accuracy.end_to_end import frames_snr_db
 from dq_deploy.sources.frames import frame_axis
 
 

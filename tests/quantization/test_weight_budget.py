@@ -15,6 +15,7 @@ from dq_deploy.errors import UsageError
 from dq_deploy.exporters import export
 from dq_deploy.quantization.bits.sensitivity import some_inputs
 from dq_deploy.quantization.checkpoint import Checkpoint
+from dq_deploy.quantization.graph.calls import as_model
 from dq_deploy.quantization.output_bias import output_bias
 from dq_deploy.quantization.pipeline import per_timestep_snr
 from dq_deploy.quantization.width_choice import choose_widths, error_shares, narrowing_noise
@@ -58,7 +59,7 @@ def test_the_widths_are_those_of_the_least_error_within_the_budget(nested_checkp
         assert width == best
         assert choice.weights_bytes == weights_bytes(model, width) <= limit
         with at_width(model, width, choice.error_share):
-            assert choice.snr_db == per_timestep_snr(nested_checkpoint.call, nested_checkpoint.reference())
+            assert choice.snr_db == per_timestep_snr(as_model(nested_checkpoint.model), nested_checkpoint.reference())
         assert choice.snr_db == per_timestep_snr(sliced(nested_checkpoint, width, choice).call, nested_checkpoint.reference())
         bias, whole = output_bias(sliced(nested_checkpoint, width, choice).model), output_bias(model)
         assert bias is not None

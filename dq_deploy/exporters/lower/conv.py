@@ -28,8 +28,7 @@ def dequantized_conv(layer: QuantizedConv2d, at: Place) -> ir.Value:
 @integer_product.register
 def integer_conv(layer: QuantizedConv2d, at: Place) -> ir.Value:
     """A MatMulInteger of the patches, channels last, and a Transpose back (``patches`` says why)."""
-    assert layer.frozen is not None
-    weight = layer.frozen[0].numpy()
+    weight = layer.stored.codes.numpy()
     codes = _patches(at, Window.of(at.node, weight.shape))
     y = weighted(at, layer, codes, matrix(weight, attributes(at.node)["group"]), None)
     return at.emitter().op("Transpose", [y], name="channels_first", output=f"{at.name}/output", perm=[0, 3, 1, 2])

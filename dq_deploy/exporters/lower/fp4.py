@@ -39,8 +39,7 @@ def in_blocks(emit: Emitter, x: ir.Value, quantizer: BlockQuantizer, name: str) 
 def dequantized_fp4(layer: Fp4Linear, at: Place) -> ir.Value:
     """A MatMul."""
     (x,), emit, output = at.operands, at.emitter(), f"{at.name}/output"
-    assert layer.frozen is not None
-    codes = emit.constant(f"{at.name}.{CODES}", layer.frozen[0].float().numpy().astype(_FP4.numpy()))
+    codes = emit.constant(f"{at.name}.{CODES}", layer.stored.codes.float().numpy().astype(_FP4.numpy()))
     scales = emit.constant(f"{at.name}.{BLOCK_SCALE}", layer.block_scale().float().numpy().astype(_FP8.numpy()))
     g = emit.constant(f"{at.name}.{WEIGHT_GLOBAL_SCALE}", layer.global_scale.numpy())
     scale = emit.op("DequantizeLinear", [scales, g], name="DequantizeScale")

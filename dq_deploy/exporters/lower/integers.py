@@ -24,9 +24,8 @@ def scaled_sums(emit: Emitter, factors: Sequence[ir.Value], scales: Sequence[ir.
 def weighted(at: Place, layer: QuantizedWeight, codes: ir.Value, matrix: np.ndarray, output: str | None) -> ir.Value:
     """Codes [..., C] of the operand times a weight's codes [C, O], scaled, with the layer's bias; ``output`` names the result."""
     (x,), emit = at.operands, at.emitter()
-    assert layer.frozen is not None
     assert x.zero_point is not None
-    scales = [x.scale, emit.constant(f"{at.name}.{WEIGHT_SCALE}", layer.frozen[1].numpy())]
+    scales = [x.scale, emit.constant(f"{at.name}.{WEIGHT_SCALE}", layer.stored.scale.numpy())]
     factors = [codes, emit.constant(f"{at.name}.{CODES}", matrix), x.zero_point]
     last = "bias" if layer.bias is not None else "tokens" if x.token_scale is not None else "sums"
     y = scaled_sums(emit, factors, scales, output if last == "sums" else None)

@@ -23,5 +23,4 @@ def dequantized_linear(layer: QuantizedLinear, at: Place) -> ir.Value:
 @integer_product.register
 def integer_linear(layer: QuantizedLinear, at: Place) -> ir.Value:
     """A MatMulInteger."""
-    assert layer.frozen is not None
-    return weighted(at, layer, at.operands[0].value, np.ascontiguousarray(layer.frozen[0].numpy().T), f"{at.name}/output")
+    return weighted(at, layer, at.operands[0].value, np.ascontiguousarray(layer.stored.codes.numpy().T), f"{at.name}/output")

@@ -26,8 +26,7 @@ def weight_only_conv(layer: WeightOnlyConv2d, at: Place) -> ir.Value:
 
 
 def _weight(emit: Emitter, layer: WeightOnlyConv2d, at: Place) -> ir.Value:
-    assert layer.frozen is not None
-    codes, scale = (tensor.numpy() for tensor in layer.frozen)
+    codes, scale = (tensor.numpy() for tensor in layer.stored)
     packed = emit.constant(f"{at.name}.{CODES}", stored(codes, layer.bits, int4=at.target.int4))
     if not at.target.folds:
         return emit.op("DequantizeLinear", [packed, emit.constant(f"{at.name}.{WEIGHT_SCALE}", scale)], name="DequantizeWeight", axis=0)

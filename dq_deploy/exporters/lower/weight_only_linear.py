@@ -21,8 +21,7 @@ from .kinds import Place, integer_product, qdq_product
 def weight_only_linear(layer: WeightOnlyLinear, at: Place) -> ir.Value:
     """A MatMul with a weight [C, O] that is unpacked."""
     emit, output = at.emitter(fp32=False), f"{at.name}/output"
-    assert layer.frozen is not None
-    codes, scale = (tensor.numpy().T for tensor in layer.frozen)  # [C, O], [B, O]
+    codes, scale = (tensor.numpy().T for tensor in layer.stored)  # [C, O], [B, O]
     axis: dict[str, Any] = {"axis": 0, "block_size": layer.block} if layer.block else {"axis": 1}
     inputs = [
         emit.constant(f"{at.name}.{CODES}", stored(codes, layer.bits, int4=at.target.int4)),

@@ -13,6 +13,7 @@ from ...formats import NumberFormat, of_bits
 from ...progress import Progress, silent
 from ..calibration.trajectories import Trajectories
 from ..config import InitialRange, QuantizeConfig
+from ..graph.calls import as_model
 from ..graph.products import GraphLayer
 from ..numerics import clipped_weight_scale, per_channel, per_sample, quantize, quantize_weight, weight_scale
 from ..prepare import Prepared
@@ -55,7 +56,7 @@ class Sensitivity:
 def few_trajectories(prepared: Prepared, progress: Progress = silent) -> Trajectories:
     """The float model's own, from as many seeds as sensitivities are measured on."""
     seeds = range(prepared.config.seed, prepared.config.seed + SEEDS)
-    return prepared.calibration.collect(prepared.call(prepared.float_graph), seeds, progress)
+    return prepared.calibration.collect(as_model(prepared.float_graph), seeds, progress)
 
 
 def sensitivities_on(prepared: Prepared, data: Trajectories, layers: Sequence[GraphLayer], settings: Settings,

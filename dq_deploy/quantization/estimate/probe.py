@@ -17,6 +17,7 @@ from ..distillation.block_trainer import EVALUATE_EVERY, BlockTrainer, Steps
 from ..distillation.chain import Chain
 from ..distillation.trained import TrainedParts
 from ..graph.blocks import Block, split_blocks, whole_network
+from ..graph.calls import as_model
 from ..graph.plan import make_plan
 from ..graph.shapes import live_bytes
 from ..initial.initialize import fit_and_judge, initialize, quantizer_groups
@@ -79,7 +80,7 @@ class Probe:
     def __init__(self, prepared: Prepared, per_seed: int) -> None:
         self.prepared, self.config, self.per_seed = prepared, prepared.config, per_seed
         graph = prepared.float_graph
-        call = prepared.call(graph)
+        call = as_model(graph)
         sample, conditions = self._inputs(2)
         with torch.no_grad():
             self.output = call(sample, torch.full((2,), 500.0), **conditions)

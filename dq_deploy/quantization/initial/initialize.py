@@ -17,6 +17,7 @@ from ...decibels import floored, ratio_db
 from ...progress import Progress, silent
 from ..calibration.trajectories import Trajectories
 from ..config import Dilation, QuantizeConfig
+from ..graph.calls import arguments, device_of
 from ..graph.insertion import decode, float_name
 from ..quantizers import ActivationQuantizer
 from ..quantizers.ranges import clips_weights
@@ -24,7 +25,7 @@ from ..weights import QuantizedWeight
 from .dilation import symmetric_bound
 from .group_setter import Group, GroupSetter, own, set_weights
 from .tables import fit_tables, passes, samples_in_a_pass
-from .watcher import Watcher, arguments, device_of
+from .watcher import Watcher
 
 _FIT_SEEDS, _JUDGE_SEEDS = 8, 4  # of dilations; all timesteps of so many trajectories are in memory at once
 AUTO_RULES = (Dilation.NONE, Dilation.ASYMMETRIC, Dilation.SYMMETRIC, Dilation.LAYERWISE, Dilation.SMOOTHQUANT)

@@ -18,6 +18,7 @@ from ...decibels import floored, ratio_db
 from .. import numerics
 from ..calibration.trajectories import Trajectories
 from ..config import QuantizeConfig
+from ..graph.calls import arguments, device_of
 from ..graph.plan import Plan
 from ..graph.products import GraphLayer
 from ..graph.shapes import static_shape
@@ -25,7 +26,7 @@ from ..quantizers import QUANTIZERS
 from .group_setter import Group
 from .initialize import fit_and_judge
 from .tables import fit_tables, passes
-from .watcher import Watcher, arguments, device_of
+from .watcher import Watcher
 
 
 @dataclass

@@ -12,9 +12,10 @@ from torch.fx import GraphModule
 from .. import numerics
 from ..calibration.trajectories import Trajectories
 from ..config import QuantizeConfig
+from ..graph.calls import arguments
 from ..graph.shapes import live_bytes
 from .group_setter import Group
-from .watcher import Watcher, arguments
+from .watcher import Watcher
 
 _PASS_BYTES = 4 << 30  # of a pass's values: a Stable Diffusion has a gigabyte of attention scores and probabilities for each sample
 

@@ -14,20 +14,6 @@ from .. import numerics
 from .group_setter import Group
 
 
-def arguments(
-    graph: GraphModule, sample: torch.Tensor, timestep: torch.Tensor, conditions: Mapping[str, torch.Tensor]
-) -> list[torch.Tensor]:
-    """The inputs [N, ...] of a captured graph, whose first is the sample, in its order and on its device."""
-    names = [str(n.target) for n in graph.graph.nodes if n.op == "placeholder"]
-    values = {names[0]: sample, "timestep": timestep, **conditions}
-    return [values[name].to(device_of(graph)) for name in names]
-
-
-def device_of(graph: GraphModule) -> torch.device:
-    """Where a captured graph's weights are."""
-    return next(graph.buffers()).device
-
-
 class Watcher(Interpreter, ABC):
     """Runs the float graph, and hands every value that a quantizer reads on as soon as it has been computed."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
 from torch import nn
@@ -27,6 +27,13 @@ MOST_INPUTS = 16_384
 """Of a row of weights that is rounded as one: H has 8 bytes for each pair of inputs, 2.1 GB, and its factor as many again."""
 
 
+class Frozen(NamedTuple):
+    """What a checkpoint stores of a weight: codes [O, ...], and scales [O] or of a block each."""
+
+    codes: torch.Tensor
+    scale: torch.Tensor
+
+
 class QuantizedLayer(nn.Module, ABC):
     """A product in a quantized graph, called with what it reads: ``Quantized``, or floats if it is ``weight_only``."""
 
@@ -36,8 +43,14 @@ class QuantizedLayer(nn.Module, ABC):
     """Whether its activation stays float."""
     channel_axis: ClassVar[int] = -1
     """Of its output."""
-    frozen: tuple[torch.Tensor, torch.Tensor] | None = None
-    """Codes and scales of its weight, once it is frozen."""
+    frozen: Frozen | None = None
+    """Of its weight, once it is frozen."""
+
+    @property
+    def stored(self) -> Frozen:
+        """What it was frozen to."""
+        assert self.frozen is not None
+        return self.frozen
 
     def config(self) -> dict[str, Any]:
         """What, beside its tensors, makes this layer."""
@@ -110,8 +123,7 @@ class QuantizedWeight(QuantizedLayer):
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """As ``QuantizedLayer`` says."""
-        assert self.frozen is not None
-        codes, scale = self.frozen
+        codes, scale = self.stored
         stored = {PACKED_CODES: pack_int4(codes)} if self.format.packed else {CODES: codes}
         return stored | {WEIGHT_SCALE: scale} | ({} if self.bias is None else {BIAS: self.bias})
 
@@ -119,8 +131,7 @@ class QuantizedWeight(QuantizedLayer):
         """Frozen codes follow the module to another device too."""
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         if self.frozen is not None:
-            codes, scale = self.frozen
-            self.frozen = fn(codes), fn(scale)
+            self.frozen = Frozen(*map(fn, self.frozen))
         return self
 
     @torch.no_grad()
@@ -175,20 +186,19 @@ class QuantizedWeight(QuantizedLayer):
     def set_frozen(self, codes: torch.Tensor, scale: torch.Tensor) -> None:
         """Take codes [O, ...], in the type of the format, and scale [O] from a checkpoint."""
         self.requires_grad_(False)
-        self.frozen = (codes, scale)
+        self.frozen = Frozen(codes, scale)
         self.weight.data = torch.empty(0)
 
     def slice(self, bits: int) -> None:
         """Keep of the frozen codes so many bits, one of its ``widths``, and be a layer of that width alone."""
-        assert self.frozen is not None
-        codes, scale = numerics.sliced(self.frozen[0].float(), self.frozen[1], self.format, bits)
+        codes, scale = numerics.sliced(self.stored.codes.float(), self.stored.scale, self.format, bits)
         self.format, self.widths = of_bits(bits), ()
-        self.frozen = codes.to(getattr(torch, self.format.torch_dtype)), scale
+        self.frozen = Frozen(codes.to(getattr(torch, self.format.torch_dtype)), scale)
 
     def integer_weight(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Codes as floats [O, ...] and scale [O], of its ``width``."""
         if self.frozen is not None:
-            codes, scale = self.frozen[0].float(), self.frozen[1]
+            codes, scale = self.frozen.codes.float(), self.frozen.scale
         else:
             scale = self.log_scale.exp()
             codes = numerics.quantize_weight(self.weight, scale, self.format)
@@ -224,9 +234,8 @@ class QuantizedWeight(QuantizedLayer):
 
     def divide_output(self, s: torch.Tensor) -> None:
         """Divide the frozen layer's output channels by s [O]: its scales and its bias, the codes stay."""
-        assert self.frozen is not None
-        codes, scale = self.frozen
-        self.frozen = codes, scale / numerics.per_channel(s, scale, 0)
+        codes, scale = self.stored
+        self.frozen = Frozen(codes, scale / numerics.per_channel(s, scale, 0))
         if self.bias is not None:
             self.bias.data = self.bias.data / s
 

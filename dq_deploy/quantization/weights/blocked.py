@@ -43,7 +43,7 @@ class BlockedLinear(QuantizedWeight):
     def integer_weight(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Codes as floats [O, C] and scales [O, B]."""
         if self.frozen is not None:
-            return self.frozen[0].float(), self.frozen[1]
+            return self.frozen.codes.float(), self.frozen.scale
         codes, scale = super().integer_weight()
         return codes.reshape(self.out_channels, -1), scale.reshape(self.out_channels, -1)
 

@@ -56,8 +56,7 @@ class CodebookWeight(QuantizedWeight):
         layer.shape = shape
         layer.set_codebook(*(tensors[f"{name}.{part}"] for part in (CODEBOOK_CODES, CODEWORDS, WEIGHT_SCALE)))
         layer.freeze()
-        assert layer.frozen is not None
-        layer.set_frozen(layer.frozen[0], tensors[f"{name}.{WEIGHT_SCALE}"])  # not what a logarithm makes of it
+        layer.set_frozen(layer.stored.codes, tensors[f"{name}.{WEIGHT_SCALE}"])  # not what a logarithm makes of it
         return layer
 
     def tensors(self) -> dict[str, torch.Tensor]:
@@ -67,7 +66,7 @@ class CodebookWeight(QuantizedWeight):
     def rounded(self) -> dict[str, torch.Tensor]:
         """As ``QuantizedWeight`` says: indices uint8 [O, K/d, M], codewords int8 [M, 256, d], scales [O]."""
         assert self.codes is not None
-        scale = self.frozen[1] if self.frozen is not None else self.steps()
+        scale = self.frozen.scale if self.frozen is not None else self.steps()
         return {CODEBOOK_CODES: self.codes, CODEWORDS: self.codewords.detach().round().to(torch.int8), WEIGHT_SCALE: scale}
 
     def take_rounded(self, parts: Mapping[str, torch.Tensor]) -> None:

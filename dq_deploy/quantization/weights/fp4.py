@@ -53,7 +53,7 @@ class Fp4Linear(BlockedLinear):
     def integer_weight(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Codes as floats [O, C] and scales [O, B]."""
         if self.frozen is not None:
-            return self.frozen[0].float(), self.frozen[1]
+            return self.stored.codes.float(), self.stored.scale
         exact = self.log_scale.exp()
         scale = nearest(exact.detach() / self.global_scale, FP8).clamp(min=blocks.LEAST_SCALE) * self.global_scale
         if torch.is_grad_enabled():
@@ -75,15 +75,13 @@ class Fp4Linear(BlockedLinear):
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """As ``QuantizedLayer`` says: codes as their places on the grid of FP4, −7 to 7, two to a byte."""
-        assert self.frozen is not None
-        at = positions(self.frozen[0].float(), self.format).to(torch.int8)
+        at = positions(self.stored.codes.float(), self.format).to(torch.int8)
         stored = {PACKED_CODES: pack_int4(at), BLOCK_SCALE: self.block_scale(), WEIGHT_GLOBAL_SCALE: self.global_scale}
         return stored | ({} if self.bias is None else {BIAS: self.bias})
 
     def block_scale(self) -> torch.Tensor:
         """Scales of the blocks [O, B] of the frozen weight, in E4M3."""
-        assert self.frozen is not None
-        return (self.frozen[1] / self.global_scale).to(torch.float8_e4m3fn)
+        return (self.stored.scale / self.global_scale).to(torch.float8_e4m3fn)
 
     def forward(self, x: Quantized) -> torch.Tensor:
         """Codes [N, ..., C] → output [N, ..., O], fp32."""
