@@ -22,7 +22,8 @@ from dq_deploy.artifacts import Artifact, sha256_file
 from dq_deploy.exporters.exact_sums import make_exact, saturates
 from dq_deploy.quantization.calibration.trajectories import Trajectories, collect_trajectories
 from dq_deploy.quantization.checkpoint import Checkpoint, load_checkpoint
-from dq_deploy.quantization.config import Dilation, QuantizeConfig
+from dq_deploy.quantization.choices import Dilation
+from dq_deploy.quantization.config import QuantizeConfig
 from dq_deploy.quantization.graph.blocks import assign_blocks
 from dq_deploy.quantization.graph.capture import capture
 from dq_deploy.quantization.graph.plan import Plan, make_plan

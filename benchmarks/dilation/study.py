@@ -11,7 +11,8 @@ from pydantic import BaseModel, ConfigDict
 from dq_deploy.progress import Advance, silent
 from dq_deploy.quantization.calibration.source import Request
 from dq_deploy.quantization.calibration.trajectories import Trajectories
-from dq_deploy.quantization.config import Dilation, QuantizeConfig
+from dq_deploy.quantization.choices import Dilation
+from dq_deploy.quantization.config import QuantizeConfig
 from dq_deploy.quantization.graph.calls import as_model
 from dq_deploy.quantization.initial.initialize import AUTO_RULES, apply_rule, best_rule, fit_and_judge, mean_snr, quantizer_groups
 from dq_deploy.quantization.pipeline import copy_with_quantizers, per_timestep_snr

@@ -19,7 +19,7 @@ from dq_deploy.quantization import load_checkpoint, quantize
 from dq_deploy.quantization.calibration.choice import choose, settings
 from dq_deploy.quantization.calibration.trajectories import Trajectories, collect_trajectories
 from dq_deploy.quantization.calibration.walk import Walk
-from dq_deploy.quantization.config import Sampler
+from dq_deploy.quantization.choices import Sampler
 from dq_deploy.quantization.pipeline import per_timestep_snr
 from dq_deploy.quantization.table_rows import PARTS
 from dq_deploy.sources import load_source

@@ -8,7 +8,8 @@ from pydantic import BaseModel, ConfigDict
 from dq_deploy.progress import silent
 from dq_deploy.quantization.calibration.source import Request
 from dq_deploy.quantization.calibration.trajectories import Trajectories
-from dq_deploy.quantization.config import QuantizeConfig, SkipHalves
+from dq_deploy.quantization.choices import SkipHalves
+from dq_deploy.quantization.config import QuantizeConfig
 from dq_deploy.quantization.graph.calls import as_model
 from dq_deploy.quantization.graph.plan import make_plan
 from dq_deploy.quantization.initial.initialize import initialize

@@ -19,7 +19,7 @@ from ..errors import ArtifactError, UsageError
 from ..progress import Progress, silent
 from ..quantization.calibration.trajectories import Trajectories
 from ..quantization.checkpoint import Checkpoint
-from ..quantization.config import SkipHalves
+from ..quantization.choices import SkipHalves
 from ..quantization.float_source import load_float
 from ..quantization.graph.insertion import decode
 from ..quantization.graph.low_rank import branch_off

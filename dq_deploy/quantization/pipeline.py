@@ -26,8 +26,9 @@ from .calibration.sized_source import SizedSource
 from .calibration.source import Request
 from .calibration.trajectories import Answer, Model, Trajectories
 from .checkpoint import freeze, named_quantizers, write_checkpoint
+from .choices import Rotation
 from .clipping import counting
-from .config import QuantizeConfig, Rotation
+from .config import QuantizeConfig
 from .final_error import final_error
 from .graph.calls import as_model
 from .graph.edit import set_tensor

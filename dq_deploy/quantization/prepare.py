@@ -25,7 +25,8 @@ from .calibration.schedules import plain_config
 from .calibration.sized_source import SizedSource
 from .calibration.source import CalibrationSource, Request, check_prompts
 from .calling import CallForm, call_record
-from .config import QuantizeConfig, SkipHalves
+from .choices import SkipHalves
+from .config import QuantizeConfig
 from .distillation.trained import check_patterns
 from .graph.blocks import assign_blocks
 from .graph.calls import as_model, device_of

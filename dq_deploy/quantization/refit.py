@@ -33,8 +33,9 @@ from ..sources.lora import check_lora
 from .calibration.trajectories import Trajectories
 from .calling import CallForm
 from .checkpoint import BIAS_TABLE, GRAPH, MODEL, Checkpoint, load_checkpoint, named_quantizers, write_checkpoint
+from .choices import Rounding, SkipHalves
 from .clipping import counting
-from .config import QuantizeConfig, Rounding, SkipHalves
+from .config import QuantizeConfig
 from .graph.blocks import assign_blocks
 from .graph.calls import as_model
 from .graph.capture import capture

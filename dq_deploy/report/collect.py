@@ -19,7 +19,7 @@ from ..errors import ArtifactError, EnvironmentProblem, UsageError
 from ..formats import of_bits
 from ..progress import Progress, silent
 from ..quantization.checkpoint import Checkpoint, load_checkpoint
-from ..quantization.config import Dilation
+from ..quantization.choices import Dilation
 from ..sampling.request import Drawing
 from .artifacts import ReportedArtifacts
 from .data import (

@@ -11,7 +11,7 @@ from ..artifacts import Artifact
 from ..errors import ArtifactError, UsageError
 from ..quantization.calibration.choice import choose, ddim_scheduler
 from ..quantization.calibration.schedules import from_plain
-from ..quantization.config import Sampler
+from ..quantization.choices import Sampler
 
 
 def calibrated_scheduler(artifact: Artifact) -> Any:

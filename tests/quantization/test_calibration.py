@@ -8,7 +8,7 @@ from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, DiTPipeline, 
 
 from dq_deploy.errors import ArtifactError, UsageError
 from dq_deploy.quantization.calibration.trajectories import Trajectories, collect_trajectories, deal, seeded_noise
-from dq_deploy.quantization.config import Sampler
+from dq_deploy.quantization.choices import Sampler
 from tests.tiny import SHAPE, scheduler
 from tests.tiny_pipelines import tiny_dit
 

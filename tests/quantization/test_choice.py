@@ -22,7 +22,7 @@ from diffusers import (
 
 from dq_deploy.quantization.calibration.choice import changed, choose, settings
 from dq_deploy.quantization.calibration.trajectories import collect_trajectories
-from dq_deploy.quantization.config import Sampler
+from dq_deploy.quantization.choices import Sampler
 from dq_deploy.sources import load_source
 
 EDM = {

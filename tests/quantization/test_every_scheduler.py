@@ -17,7 +17,7 @@ import torch
 from dq_deploy.errors import UsageError
 from dq_deploy.quantization.calibration.choice import choose, settings
 from dq_deploy.quantization.calibration.trajectories import Trajectories, collect_trajectories
-from dq_deploy.quantization.config import Sampler
+from dq_deploy.quantization.choices import Sampler
 
 SEEDS = range(3)
 

@@ -25,7 +25,8 @@ from dq_deploy.quantization.calibration.pipeline_source import PipelineSource
 from dq_deploy.quantization.calibration.source import LoopSource
 from dq_deploy.quantization.calling import OutputForm
 from dq_deploy.quantization.checkpoint import Checkpoint
-from dq_deploy.quantization.config import QuantizeConfig, Sampler
+from dq_deploy.quantization.choices import Sampler
+from dq_deploy.quantization.config import QuantizeConfig
 from dq_deploy.quantization.final_error import MOST_PARTS, MOST_WITHOUT, calls, final_error
 from tests.tiny_pipelines import tiny_stable_diffusion
 

@@ -12,7 +12,7 @@ from torch.fx import GraphModule, Interpreter, Node
 
 from dq_deploy.quantization.calibration.trajectories import collect_trajectories
 from dq_deploy.quantization.checkpoint import freeze, named_layers, named_quantizers
-from dq_deploy.quantization.config import Dilation
+from dq_deploy.quantization.choices import Dilation
 from dq_deploy.quantization.graph.fold import fold_dilations
 from dq_deploy.quantization.initial.initialize import quantizer_groups
 from dq_deploy.quantization.quantizers import Quantized

@@ -9,7 +9,8 @@ import torch
 
 from dq_deploy.errors import UsageError
 from dq_deploy.quantization import quantize
-from dq_deploy.quantization.config import Dilation, QuantizeConfig
+from dq_deploy.quantization.choices import Dilation
+from dq_deploy.quantization.config import QuantizeConfig
 from dq_deploy.quantization.graph.products import find_layers
 from dq_deploy.quantization.graph.roles import layers_by_role
 from dq_deploy.quantization.methods import METHODS

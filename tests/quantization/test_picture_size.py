@@ -14,7 +14,8 @@ from dq_deploy.quantization.calibration.picture_size import check_size, own_size
 from dq_deploy.quantization.calibration.pipeline_source import PipelineSource
 from dq_deploy.quantization.calibration.sized_source import Size, SizedSource
 from dq_deploy.quantization.calibration.source import CalibrationSource, Request, calibration_source
-from dq_deploy.quantization.config import QuantizeConfig, Sampler
+from dq_deploy.quantization.choices import Sampler
+from dq_deploy.quantization.config import QuantizeConfig
 from dq_deploy.sources import Pictures, load_source
 from tests.text_encoder_pipelines import tiny_animate_diff
 from tests.tiny_pipelines import (

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from dq_deploy.formats import of_bits
 from dq_deploy.quantization import numerics
-from dq_deploy.quantization.config import InitialRange
+from dq_deploy.quantization.choices import InitialRange
 from dq_deploy.quantization.quantizers.observation import Observation
 from dq_deploy.quantization.quantizers.ranges import clips_weights, resolve, search_tables
 

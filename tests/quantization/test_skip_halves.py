@@ -15,7 +15,7 @@ from dq_deploy.accuracy import check
 from dq_deploy.engines.build import build_engine, load_report
 from dq_deploy.exporters import export
 from dq_deploy.quantization.checkpoint import Checkpoint
-from dq_deploy.quantization.config import SkipHalves
+from dq_deploy.quantization.choices import SkipHalves
 from dq_deploy.quantization.distillation.trained import selected
 from dq_deploy.quantization.graph.blocks import assign_blocks, split_blocks
 from dq_deploy.quantization.graph.products import find_layers

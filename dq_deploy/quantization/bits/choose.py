@@ -21,7 +21,8 @@ from ...errors import UsageError
 from ...formats import layer_bytes, of_bits
 from ...progress import Progress, silent
 from ..calibration.source import Request
-from ..config import QuantizeConfig, Rotation
+from ..choices import Rotation
+from ..config import QuantizeConfig
 from ..graph.products import GraphLayer
 from ..graph.skip_halves import name_matches
 from ..initial.rotation_choice import choose_rotations, take_rotations

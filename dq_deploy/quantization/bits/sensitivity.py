@@ -12,7 +12,8 @@ from torch.fx import GraphModule, Node, map_arg
 from ...formats import NumberFormat, of_bits
 from ...progress import Progress, silent
 from ..calibration.trajectories import Trajectories
-from ..config import InitialRange, QuantizeConfig
+from ..choices import InitialRange
+from ..config import QuantizeConfig
 from ..graph.calls import as_model
 from ..graph.products import GraphLayer
 from ..numerics import clipped_weight_scale, per_channel, per_sample, quantize, quantize_weight, weight_scale

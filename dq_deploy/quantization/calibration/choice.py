@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from ..config import Sampler
+from ..choices import Sampler
 from .schedules import from_plain, plain_config
 
 PREDICTIONS = ("epsilon", "sample", "v_prediction")

@@ -11,7 +11,7 @@ import torch
 from ...errors import ArtifactError, UsageError
 from ...progress import Progress, silent
 from .. import numerics
-from ..config import Sampler
+from ..choices import Sampler
 from . import schedules
 from .choice import choose
 from .view import AS_IT_IS, View

@@ -19,7 +19,8 @@ from torch.fx import GraphModule
 from ...artifacts.details import BlockLoss
 from ...progress import Progress, silent
 from ..calibration.trajectories import Trajectories
-from ..config import Distillation, QuantizeConfig
+from ..choices import Distillation
+from ..config import QuantizeConfig
 from ..graph.blocks import Block, split_blocks, whole_network
 from ..running.processes import Processes
 from ..running.work_folder import Stages

@@ -11,7 +11,8 @@ from torch.fx import GraphModule
 from ..bits.format_choice import passes_of_choice
 from ..calibration.pipeline_source import PipelineSource
 from ..calibration.source import Request
-from ..config import Distillation, QuantizeConfig
+from ..choices import Distillation
+from ..config import QuantizeConfig
 from ..distillation.trained import TrainedParts, selected
 from ..final_error import calls
 from ..graph.blocks import Block, split_before, split_blocks, whole_network

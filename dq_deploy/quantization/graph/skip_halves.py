@@ -14,7 +14,7 @@ from typing import Any
 
 from torch.fx import GraphModule, Node
 
-from ..config import SkipHalves
+from ..choices import SkipHalves
 from .dataflow import derived
 from .edit import Editor, aten, drop_unused_tensors
 from .low_rank import SUFFIXES as BRANCHES

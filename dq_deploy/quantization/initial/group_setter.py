@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 import torch
 
 from ...artifacts.details import DilatedInput
-from ..config import Dilation, QuantizeConfig
+from ..choices import Dilation
+from ..config import QuantizeConfig
 from ..quantizers import ActivationQuantizer
 from ..quantizers.ranges import clips_weights
 from ..weights import QuantizedWeight

@@ -16,7 +16,8 @@ from ...artifacts.details import DilatedInput
 from ...decibels import floored, ratio_db
 from ...progress import Progress, silent
 from ..calibration.trajectories import Trajectories
-from ..config import Dilation, QuantizeConfig
+from ..choices import Dilation
+from ..config import QuantizeConfig
 from ..graph.calls import arguments, device_of
 from ..graph.insertion import decode, float_name
 from ..quantizers import ActivationQuantizer

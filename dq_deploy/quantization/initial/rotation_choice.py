@@ -20,7 +20,8 @@ from ...formats import Kind, NumberFormat
 from ...progress import Progress, silent
 from .. import numerics
 from ..calibration.trajectories import Trajectories
-from ..config import QuantizeConfig, Rotation
+from ..choices import Rotation
+from ..config import QuantizeConfig
 from ..graph.plan import Plan
 from ..graph.products import GraphLayer
 from ..graph.rotation import BLOCKS, channels_read, largest_block, rotate, source_of, token_inputs

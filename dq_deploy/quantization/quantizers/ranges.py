@@ -6,7 +6,7 @@ import torch
 
 from ...formats import NumberFormat
 from .. import numerics
-from ..config import InitialRange
+from ..choices import InitialRange
 from .observation import Observation
 
 CLIPPING_WEIGHT = 4.0

@@ -18,7 +18,8 @@ from dq_deploy.exporters import export
 from dq_deploy.formats import ScaleSource, of_bits
 from dq_deploy.quantization.calibration.trajectories import Trajectories
 from dq_deploy.quantization.checkpoint import Checkpoint
-from dq_deploy.quantization.config import QuantizeConfig, Rounding
+from dq_deploy.quantization.choices import Rounding
+from dq_deploy.quantization.config import QuantizeConfig
 from dq_deploy.quantization.graph.insertion import decode
 from dq_deploy.quantization.quantizers import Quantized
 from dq_deploy.quantization.rounding import groups, layerwise
