@@ -9,9 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
-from .graph import constant, of_type, opset, shape_of
+from .graph import of_type, read_from, reshaped, shape_of
 
 
 def activations_apart(model: Any) -> None:
@@ -21,9 +19,7 @@ def activations_apart(model: Any) -> None:
         if shape[0] != 1:
             continue
         after = list(activation.output(0).get_target_inputs())
-        apart = opset().reshape(activation.input_value(0), constant([1, *shape], np.int64), False)
-        activation.input(0).replace_source_output(apart.output(0))
-        activation.validate_and_infer_types()
-        together = opset().reshape(activation.output(0), constant(shape, np.int64), False)
+        read_from([activation], reshaped(activation.input_value(0), [1, *shape]))
+        together = reshaped(activation.output(0), shape)
         for target in after:
-            target.replace_source_output(together.output(0))
+            target.replace_source_output(together)

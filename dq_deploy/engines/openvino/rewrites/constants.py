@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from .graph import constant, inputs, readers
+from .graph import constant, hand_over, inputs, readers
 
 _MOVES = ("Transpose", "Reshape", "Split", "VariadicSplit")
 
@@ -34,8 +34,7 @@ def quantized_constants(openvino: Any, model: Any) -> None:
     for value, output in zip(codes, found.values(), strict=True):
         made = constant(output, np.int8)
         made.get_node().set_friendly_name(value.get_node().get_friendly_name())
-        for reader in list(value.get_target_inputs()):
-            reader.replace_source_output(made)
+        hand_over(value, made)
     model.validate_nodes_and_infer_types()
 
 

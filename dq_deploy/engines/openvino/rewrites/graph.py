@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 Array = np.ndarray[Any, Any]
+QUANTIZER = ("Multiply", "Round", "Add", "Clamp", "FakeQuantize", "Convert", "Subtract")
+"""What our exporter writes a quantizer of."""
+SHAPING = ("Reshape", "Squeeze", "Unsqueeze")
 
 
 def opset() -> Any:
@@ -89,11 +92,33 @@ def same(one: Any, other: Any) -> bool:
     return bool(one == other) or (one.get_index() == other.get_index() and one.get_node().get_name() == other.get_node().get_name())
 
 
+def reshaped(value: Any, shape: Any) -> Any:
+    """A value in other sizes."""
+    return opset().reshape(value, constant(shape, np.int64), False).output(0)
+
+
+def transposed(value: Any, order: Any) -> Any:
+    """A value with its axes in another order."""
+    return opset().transpose(value, constant(order, np.int64)).output(0)
+
+
+def hand_over(value: Any, by: Any) -> None:
+    """Let everything that reads ``value`` read ``by``."""
+    for target in list(value.get_target_inputs()):
+        target.replace_source_output(by)
+
+
 def replace(value: Any, by: Any) -> None:
     """Let everything that reads ``value`` read ``by``, which takes over the node's name: layer reports look for it."""
     by.get_node().set_friendly_name(value.get_node().get_friendly_name())
-    for target in list(value.get_target_inputs()):
-        target.replace_source_output(by)
+    hand_over(value, by)
+
+
+def read_from(chain: Sequence[Any], source: Any) -> None:
+    """Let the first of nodes that follow each other read ``source``."""
+    chain[0].input(0).replace_source_output(source)
+    for node in chain:
+        node.validate_and_infer_types()
 
 
 def only_chain(value: Any, along: tuple[str, ...]) -> Iterator[Any]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from .graph import channel_parts, constant, inputs, kind, of_type, opset, replace, shape_of
+from .graph import channel_parts, constant, inputs, kind, of_type, opset, replace, reshaped, shape_of
 
 
 def group_norms_as_moments(model: Any) -> None:
@@ -41,7 +41,7 @@ def _normalized(node: Any) -> Any:
     pieces = zip(centred, _cut(factor.output(0), sizes), _cut(shape.as_channels(bias), sizes), strict=True)
     result = _joined([ops.add(ops.multiply(part, f), b) for part, f, b in pieces])
     if picture is not source:
-        result = ops.reshape(result, constant(shape_of(source), np.int64), False).output(0)
+        result = reshaped(result, shape_of(source))
     dtype = node.get_element_type().get_type_name()
     return result if dtype == "f32" else ops.convert(result, dtype).output(0)
 

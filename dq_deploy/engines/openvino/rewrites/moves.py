@@ -8,17 +8,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from .graph import array_of, inputs, of_type, only_chain, opset, readers, shape_of
+from .graph import QUANTIZER, array_of, inputs, of_type, only_chain, opset, read_from, readers, shape_of
 from .linear import is_table_row
-
-_QUANTIZER = ("Multiply", "Round", "Add", "Clamp", "FakeQuantize", "Convert", "Subtract")
 
 
 def codes_before_moves(model: Any) -> None:
     """See the module. Only what goes straight into a product of two activations."""
     for transpose in reversed(of_type(model, "Transpose")):
         order, rank = array_of(transpose.input_value(1)), len(shape_of(transpose.output(0)))
-        chain = list(only_chain(transpose.output(0), _QUANTIZER))
+        chain = list(only_chain(transpose.output(0), QUANTIZER))
         operands = [operand for node in chain for operand in inputs(node)[1:]]
         kinds = [node.get_type_name() for node in chain]
         if order is None or order[0] != 0 or "FakeQuantize" not in kinds or kinds[-1] != "Multiply" or "Round" in kinds:
@@ -31,9 +29,7 @@ def codes_before_moves(model: Any) -> None:
 
 def _after(transpose: Any, chain: list[Any]) -> None:
     targets = list(chain[-1].output(0).get_target_inputs())
-    chain[0].input(0).replace_source_output(transpose.input_value(0))
-    for node in chain:
-        node.validate_and_infer_types()
+    read_from(chain, transpose.input_value(0))
     moved = opset().transpose(chain[-1].output(0), transpose.input_value(1)).output(0)
     for target in targets:
         target.replace_source_output(moved)

@@ -13,9 +13,23 @@ from typing import Any
 
 import numpy as np
 
-from .graph import Array, array_of, constant, inputs, kind, of_type, only_chain, opset, readers, replace, same, shape_of, unwrapped
-
-_QUANTIZER = ("Multiply", "Round", "Add", "Clamp", "FakeQuantize", "Convert", "Subtract")
+from .graph import (
+    QUANTIZER,
+    Array,
+    array_of,
+    constant,
+    hand_over,
+    inputs,
+    kind,
+    of_type,
+    only_chain,
+    opset,
+    readers,
+    replace,
+    same,
+    shape_of,
+    unwrapped,
+)
 
 
 @dataclass(frozen=True)
@@ -32,8 +46,7 @@ def padding_inside_convolutions(model: Any) -> None:
     """See the module. A padding with anything unexpected behind it is left alone."""
     found = [(pad, quantizer, layers) for pad in of_type(model, "Pad") if (quantizer := _quantizer(pad)) and (layers := _layers(quantizer))]
     for pad, quantizer, _ in found:
-        for target in list(pad.output(0).get_target_inputs()):
-            target.replace_source_output(pad.input_value(0))
+        hand_over(pad.output(0), pad.input_value(0))
         for node in quantizer:
             node.validate_and_infer_types()
     for pad, _, layers in found:
@@ -54,7 +67,7 @@ def _quantizer(pad: Any) -> list[Any]:
     value = array_of(pad.input_value(3)) if pad.get_input_size() > 3 else np.zeros(1)
     zeros = pad.get_attributes()["pad_mode"] == "constant" and value is not None and not value.any()
     image = len(amounts) == 8 and min(amounts) >= 0 and not any(amounts[:2] + amounts[4:6])
-    chain = list(only_chain(pad.output(0), _QUANTIZER))
+    chain = list(only_chain(pad.output(0), QUANTIZER))
     others = [value for node in chain for value in inputs(node)[1:]]
     flat = all(size == 1 for value in others for size in shape_of(value)[-2:])  # the same for all pixels
     return chain if zeros and image and flat else []

@@ -10,10 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from .graph import array_of, constant, inputs, kind, of_type, only_chain, opset, readers, replace, shape_of
+from .graph import QUANTIZER, array_of, constant, inputs, kind, of_type, only_chain, opset, read_from, readers, replace, shape_of
 from .linear import is_table_row
 
-_QUANTIZER = ("Multiply", "Round", "Add", "Clamp", "FakeQuantize", "Convert", "Subtract")
 _UNPACKING = ("Multiply", "Subtract", "Convert")
 _PATCHES_TO_CHANNELS = [0, 1, 3, 5, 2, 4]
 
@@ -39,15 +38,13 @@ def _are_patches(picture: list[int], cut: list[int], deep: list[int]) -> bool:
 
 def _convolve_with_strides(picture: Any, deep: Any, patch: tuple[int, int]) -> None:
     """Let the quantizer behind ``deep`` read the picture, and its convolutions a patch of it at a time."""
-    chain = list(only_chain(deep, _QUANTIZER))
+    chain = list(only_chain(deep, QUANTIZER))
     layers = readers(chain[-1].output(0)) if chain else []
     operands = [operand for node in chain for operand in inputs(node)[1:]]
     codes = [_codes(layer) for layer in layers]
     if not layers or any(found is None for found in codes) or not all(is_table_row(operand, rank=4) for operand in operands):
         return
-    chain[0].input(0).replace_source_output(picture)
-    for node in chain:
-        node.validate_and_infer_types()
+    read_from(chain, picture)
     for layer, found in zip(layers, codes, strict=True):
         outputs, deep_channels = shape_of(found)[:2]
         weights = found.get_node().data.reshape(outputs, deep_channels // (patch[0] * patch[1]), *patch)

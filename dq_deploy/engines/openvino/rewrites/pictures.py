@@ -10,13 +10,10 @@ from __future__ import annotations
 from math import prod
 from typing import Any
 
-import numpy as np
-
-from .graph import constant, inputs, kind, opset, readers, shape_of
+from .graph import SHAPING, hand_over, inputs, kind, readers, reshaped, shape_of
 
 _ALONE = ("Add", "Subtract", "Multiply", "Divide", "Round", "FakeQuantize", "Clamp", "Convert", "Sigmoid", "Swish", "Gelu")
 _FIRST_ONLY = ("Convolution", "GroupNormalization")  # whose other inputs have no pixels
-_SHAPING = ("Reshape", "Squeeze", "Unsqueeze")
 
 
 def pictures_stay_pictures(model: Any) -> None:
@@ -29,7 +26,7 @@ def pictures_stay_pictures(model: Any) -> None:
     for node in model.get_ordered_ops():
         pictures = [picture for value in inputs(node) if lists.knows(value) and (picture := _picture(value)) is not None]
         if pictures and node.get_type_name() == "Reshape" and shape_of(node.output(0)) == shape_of(pictures[0]):
-            _let_read(node.output(0), pictures[0])
+            hand_over(node.output(0), pictures[0])
         elif pictures:
             lists.compute_on_pictures(node, shape_of(pictures[0])[2:])
     while lists.into_pictures:
@@ -62,20 +59,20 @@ class _Lists:
         self.into_pictures += [value.get_node() for value in changed if kind(value) == "Reshape" and _is_picture(shape_of(value))]
         targets = list(node.output(0).get_target_inputs())
         node.validate_and_infer_types()
-        listed = opset().reshape(node.output(0), constant(shape, np.int64), False)
-        self._known[listed.get_name()] = True
+        listed = reshaped(node.output(0), shape)
+        self._known[listed.get_node().get_name()] = True
         for target in targets:
-            target.replace_source_output(listed.output(0))
+            target.replace_source_output(listed)
         return True
 
     def take_up(self, reshape: Any) -> None:
         """A list that becomes a picture: what makes the list makes the picture, if nothing else reads the list."""
         size, value = shape_of(reshape.output(0))[2:], reshape.input_value(0)
-        while kind(value) in _SHAPING and _lists_pixels(shape_of(value)) and len(readers(value)) == 1:
+        while kind(value) in SHAPING and _lists_pixels(shape_of(value)) and len(readers(value)) == 1:
             value = value.get_node().input_value(0)
         alike = shape_of(value)[:2] == shape_of(reshape.output(0))[:2] and len(readers(value)) == 1
         if alike and self.compute_on_pictures(value.get_node(), size):
-            _let_read(reshape.output(0), value.get_node().output(0))
+            hand_over(reshape.output(0), value.get_node().output(0))
 
 
 def _reaches_a_layer(value: Any) -> bool:
@@ -85,23 +82,18 @@ def _reaches_a_layer(value: Any) -> bool:
         for node in readers(waiting.pop()):
             if node.get_type_name() in _FIRST_ONLY:
                 return True
-            if node.get_type_name() in (*_ALONE, *_SHAPING) and node.get_name() not in seen and _lists_pixels(shape_of(node.output(0))):
+            if node.get_type_name() in (*_ALONE, *SHAPING) and node.get_name() not in seen and _lists_pixels(shape_of(node.output(0))):
                 seen.add(node.get_name())
                 waiting.append(node.output(0))
     return False
 
 
-def _let_read(value: Any, by: Any) -> None:
-    for target in list(value.get_target_inputs()):
-        target.replace_source_output(by)
-
-
 def _picture(flat: Any) -> Any:
     """The picture [N, C, H, W] whose pixels a value lists; None if it lists none."""
-    if kind(flat) not in _SHAPING or not _lists_pixels(shape_of(flat)):
+    if kind(flat) not in SHAPING or not _lists_pixels(shape_of(flat)):
         return None
     value = flat
-    while kind(value) in _SHAPING and shape_of(value)[:2] == shape_of(flat)[:2]:
+    while kind(value) in SHAPING and shape_of(value)[:2] == shape_of(flat)[:2]:
         value = value.get_node().input_value(0)
         if _is_picture(shape_of(value)) and shape_of(value)[:2] == shape_of(flat)[:2]:
             return value
@@ -140,4 +132,4 @@ def _as_picture(value: Any, rank: int, size: list[int]) -> Any:
         return None
     if (picture := _picture(value)) is not None:
         return picture
-    return opset().reshape(value, constant([*whole[:2], *(size if whole[2] > 1 else [1, 1])], np.int64), False).output(0)
+    return reshaped(value, [*whole[:2], *(size if whole[2] > 1 else [1, 1])])

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from .graph import constant, of_type, opset
+from .graph import constant, hand_over, of_type, opset
 from .linear import Linear, followed, joined, linear_of, weight_of
 
 
@@ -34,5 +34,4 @@ def _compute_together(linears: list[Linear]) -> None:
     parts = opset().variadic_split(value, constant(-1, np.int64), sizes).outputs()
     for linear, part in zip(linears, parts, strict=True):
         last = linear.steps[len(whole.steps) - 1].node if whole.steps else linear.product
-        for target in list(last.output(0).get_target_inputs()):
-            target.replace_source_output(part)
+        hand_over(last.output(0), part)

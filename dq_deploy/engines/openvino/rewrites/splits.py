@@ -15,9 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from .graph import Array, array_of, constant, inputs, kind, only_chain, opset, readers, replace, shape_of
+from .graph import SHAPING, Array, array_of, inputs, kind, only_chain, opset, readers, replace, reshaped, shape_of
 
-_SHAPING = ("Reshape", "Squeeze", "Unsqueeze")
 _STEPS = ("Subtract", "Multiply", "Add", "Convert")
 
 
@@ -39,7 +38,7 @@ def convolutions_in_parts(model: Any) -> None:
         if all(part is not None for part in parts):
             for piece, part in zip(pieces, parts, strict=True):
                 shape = shape_of(piece.value)
-                replace(piece.value, part if shape_of(part) == shape else opset().reshape(part, constant(shape, np.int64), False).output(0))
+                replace(piece.value, part if shape_of(part) == shape else reshaped(part, shape))
 
 
 def _pieces(node: Any) -> list[_Piece]:
@@ -49,8 +48,8 @@ def _pieces(node: Any) -> list[_Piece]:
         return []
     if node.get_type_name() in ("Split", "VariadicSplit"):
         return _split(node, np.arange(prod(shape[:2])).reshape(shape[:2]), shape[1])
-    last = [node, *only_chain(node.output(0), _SHAPING)][-1]
-    listed = shape_of(last.output(0)) if node.get_type_name() in _SHAPING else []
+    last = [node, *only_chain(node.output(0), SHAPING)][-1]
+    listed = shape_of(last.output(0)) if node.get_type_name() in SHAPING else []
     if len(listed) < 3 or listed[-1] != prod(shape[2:]) or len(readers(node.input_value(0))) != 1:
         return []
     rows = np.arange(prod(shape[:2])).reshape(listed[:-1])  # sample · C + channel

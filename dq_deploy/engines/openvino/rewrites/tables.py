@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from .graph import Array, array_of, constant, inputs, kind, of_type, opset, readers, same, shape_of
+from .graph import Array, array_of, constant, hand_over, inputs, kind, of_type, opset, readers, reshaped, same, shape_of
 
 
 def rows_at_once(model: Any) -> None:
@@ -80,8 +80,7 @@ def _gather_together(row: Any, rank: int, shaped: list[tuple[Any, Array]]) -> No
         return
     ops, batch = opset(), shape_of(row)[0]
     rows = ops.gather(constant(np.stack(tables, axis=1)), row, constant(0, np.int64))
-    rows = ops.reshape(rows, constant([batch, len(tables)] + [1] * (rank - 2), np.int64), False)
+    rows = reshaped(rows, [batch, len(tables)] + [1] * (rank - 2))
     columns = dict(zip([table.tobytes() for table in tables], ops.split(rows, constant(1, np.int64), len(tables)).outputs(), strict=True))
     for value, table in shaped:
-        for target in list(value.get_target_inputs()):
-            target.replace_source_output(columns[table.tobytes()])
+        hand_over(value, columns[table.tobytes()])

@@ -9,12 +9,9 @@ from __future__ import annotations
 from math import prod
 from typing import Any
 
-import numpy as np
-
-from .graph import array_of, constant, inputs, kind, of_type, only_chain, opset, readers, replace, shape_of
+from .graph import QUANTIZER, array_of, inputs, kind, of_type, only_chain, opset, readers, replace, reshaped, shape_of, transposed
 from .linear import Linear, followed, is_table_row, linear_of, weight_of
 
-_QUANTIZER = ("Multiply", "Round", "Add", "Clamp", "FakeQuantize", "Convert", "Subtract")
 _TO_TOKENS, _TO_PICTURE = (0, 2, 3, 1), (0, 3, 1, 2)
 
 
@@ -35,7 +32,7 @@ def _first_layer(transpose: Any) -> None:
     """Picture → list → quantizer → product becomes picture → quantizer → convolution → list."""
     flat = transpose.input_value(0)
     picture = flat.get_node().input_value(0) if kind(flat) == "Reshape" else None
-    chain = list(only_chain(transpose.output(0), _QUANTIZER))
+    chain = list(only_chain(transpose.output(0), QUANTIZER))
     after = readers(chain[-1].output(0)) if chain else []
     linear = linear_of(after[0]) if len(after) == 1 else None
     operands = [(node, index, operand) for node in chain for index, operand in enumerate(inputs(node)) if index]
@@ -49,8 +46,7 @@ def _first_layer(transpose: Any) -> None:
     for node in chain:
         node.validate_and_infer_types()
     end, tokens = linear.end, shape_of(linear.end)
-    pixels = opset().transpose(_convolved(chain[-1].output(0), linear), constant(_TO_TOKENS, np.int64))
-    replace(end, opset().reshape(pixels, constant(tokens, np.int64), False).output(0))
+    replace(end, reshaped(transposed(_convolved(chain[-1].output(0), linear), _TO_TOKENS), tokens))
 
 
 def _last_layer(transpose: Any) -> None:
@@ -62,8 +58,8 @@ def _last_layer(transpose: Any) -> None:
         return
     batch, _, height, width = shape_of(picture)
     tokens = linear.product.input_value(0)
-    pixels = opset().reshape(tokens, constant([batch, height, width, shape_of(tokens)[-1]], np.int64), False)
-    replace(picture, _convolved(opset().transpose(pixels, constant(_TO_PICTURE, np.int64)).output(0), linear))
+    pixels = reshaped(tokens, [batch, height, width, shape_of(tokens)[-1]])
+    replace(picture, _convolved(transposed(pixels, _TO_PICTURE), linear))
 
 
 def _ending_at(value: Any) -> Linear | None:
@@ -84,7 +80,7 @@ def _convolved(picture: Any, linear: Linear) -> Any:
 
 def _row(value: Any) -> Any:
     """[N, 1, 1, 1] of a timestep's row [N, 1, 1] or of one number."""
-    return opset().reshape(value, constant([shape_of(value)[0], 1, 1, 1], np.int64), False).output(0)
+    return reshaped(value, [shape_of(value)[0], 1, 1, 1])
 
 
 def _lists(picture: list[int], flat: list[int]) -> bool:
