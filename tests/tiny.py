@@ -53,6 +53,11 @@ def scheduler() -> DDPMScheduler:
     return DDPMScheduler(num_train_timesteps=1000)
 
 
+def seeded_noise(shape: tuple[int, ...], seeds: range) -> torch.Tensor:
+    """What a walk begins with: noise [len(seeds), *shape], each sample's from a generator of its own."""
+    return torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+
+
 def tiny_unet(**options: Any) -> UNet2DModel:
     """A UNet with ResNet blocks, attention, down- and upsampling; one channel of 8×8."""
     torch.manual_seed(0)

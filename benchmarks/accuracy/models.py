@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
@@ -16,7 +16,8 @@ from dq_deploy.quantization.calibration.classes import CLASS_INPUT, class_space
 from dq_deploy.quantization.calibration.schedules import plain_config
 from dq_deploy.quantization.calling import TIMESTEP, CallForm, timestep_of
 from dq_deploy.quantization.graph.positional import input_names
-from dq_deploy.sources import Source, load_source, source_from_module, weights_sha256
+from dq_deploy.sources import Source, copied, load_source, weights_sha256
+from dq_deploy.sources.lora import fused_copy
 
 from .made import is_function, make
 from .settings import Family
@@ -105,13 +106,15 @@ def load_reference(model: str, device: torch.device | str = "cpu") -> Reference:
     """Load a float model by built-in name, path, hub id, or a function that makes it. Raises as ``load_source`` and ``make`` do."""
     if is_function(model):
         made = make(model)
-        source = source_from_module(made["model"].eval(), scheduler=made["scheduler"], sample_shape=tuple(made["sample_shape"]))
+        network, scheduler, shape = fused_copy(made["model"].eval()), copied(made["scheduler"]), tuple(made["sample_shape"])
         given, judged = made.get("conditions") or {}, made.get("held_out") or {}
         # Figures are of all of it: a function may give the same weights with another scheduler tomorrow, where a folder is one thing.
         values = {f"{kind}.{name}": v for kind, pool in (("given", given), ("judged", judged)) for name, v in pool.items()}
-        drawn = [type(source.scheduler).__name__, plain_config(source.scheduler), list(source.sample_shape), weights_sha256(values)]
-        identified = replace(source, reference=model, sha256=sha256_json([source.sha256, *drawn]))
-        reference = Reference(identified, given, judged, made.get("family"))
+        drawn = [type(scheduler).__name__, plain_config(scheduler), list(shape), weights_sha256(values)]
+        name, sha256 = type(network).__qualname__, sha256_json([weights_sha256(network.state_dict()), *drawn])
+        source = Source(name=name, reference=model, model=network, component="module", scheduler=scheduler, config={"_class_name": name},
+                        pipeline_class="", sample_shape=shape, sha256=sha256)  # fmt: skip
+        reference = Reference(source, given, judged, made.get("family"))
     else:
         reference = Reference(load_source(model))
     reference.source.model.to(device)

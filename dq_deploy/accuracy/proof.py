@@ -11,13 +11,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from ..artifacts import Artifact, open_artifact
 from ..artifacts.details import CheckpointDetails, EngineDetails
 from ..artifacts.layer_bits import bits_in_words
 from ..artifacts.lineage import origin_of
 from ..artifacts.reading import read_record
+from ..artifacts.records import Record
 from ..engines.bench import BenchRow, bench, contenders_from
 from ..engines.contenders import Contender
 from ..engines.engine_files import builder_of, entry_for, take_to_a_gpu
@@ -33,11 +34,7 @@ from .check import check
 SCHEMA_VERSION = 1
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class ProvenAccuracy(_Record):
+class ProvenAccuracy(Record):
     """The verdict of ``check``, and at each timestep the SNR against the float model of the engine and of the PyTorch forward."""
 
     passed: bool
@@ -47,7 +44,7 @@ class ProvenAccuracy(_Record):
     reference_db: list[float | None]
 
 
-class ProvenTime(_Record):
+class ProvenTime(Record):
     """A batch's milliseconds: of a call, between two CUDA events on the GPU, and (``floor_ms``) the least that its peaks allow."""
 
     batch: int
@@ -57,7 +54,7 @@ class ProvenTime(_Record):
     floor_ms: float | None
 
 
-class ProvenEngine(_Record):
+class ProvenEngine(Record):
     """One engine. ``bits`` is None for a float one, which ``accuracy`` is None for too.
 
     ``inspected`` says why ``products`` have no ``executed`` format where the inspector said nothing; None where it did. ``cuda_graphs`` is
@@ -82,7 +79,7 @@ class ProvenEngine(_Record):
     profiles: list[dict[str, tuple[int, int, int]]] = Field(default_factory=list)
 
 
-class Proof(_Record):
+class Proof(Record):
     """What was proven of engines on one GPU, and where. Truthy when every quantized engine passed its check."""
 
     schema_version: int = SCHEMA_VERSION

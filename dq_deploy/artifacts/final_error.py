@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from .records import Open
 
 
-class StepCost(BaseModel):
+class StepCost(Open):
     """A step, or of many steps some neighbouring ones, and what its error costs the final sample, in dB of SNR (None: no finite number).
 
     ``only_db``: with nothing else quantized. ``without_db``: with everything else quantized, of the dearest few. ``share``: of the error
@@ -16,7 +18,6 @@ class StepCost(BaseModel):
     each other. ``member``: of a schedule, who runs it.
     """
 
-    model_config = ConfigDict(extra="allow", frozen=True)
     timesteps: list[float] = Field(min_length=1)
     only_db: float | None
     without_db: float | None = None
@@ -30,13 +31,12 @@ class StepCost(BaseModel):
         return f"{low:g}" if low == high else f"{low:g} to {high:g}"
 
 
-class FinalError(BaseModel):
+class FinalError(Open):
     """SNR of the final samples against the float model's from the same seeds, with all steps quantized and by step, ascending.
 
     ``not_measured`` says why there is nothing in it.
     """
 
-    model_config = ConfigDict(extra="allow", frozen=True)
     all_db: float | None = None
     steps: list[StepCost] = Field(default_factory=list)
     seeds: int = Field(default=0, ge=0)

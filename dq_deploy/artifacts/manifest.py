@@ -15,6 +15,7 @@ from ..errors import ArtifactError
 from ..formats import Activations
 from ..versions import installed_version
 from .reading.plain import as_record, read_json
+from .records import Record
 
 SCHEMA_VERSION = 1
 MANIFEST_NAME = "manifest.json"
@@ -28,18 +29,16 @@ _SHA256 = r"^[0-9a-f]{64}$"
 _HINT = "make it again, or restore the original files"
 
 
-class FileEntry(BaseModel):
+class FileEntry(Record):
     """One file of an artefact."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
     sha256: str = Field(pattern=_SHA256)
     size: int = Field(ge=0)
 
 
-class Parent(BaseModel):
+class Parent(Record):
     """The artefact that this one was made from."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
     kind: Kind
     manifest_sha256: str = Field(pattern=_SHA256)
 
@@ -49,9 +48,8 @@ class Manifest(BaseModel):
 
     ``quantization`` are the bits and the method's options (the whole ``QuantizeConfig``), ``scheduler`` the source's scheduler with its
     configuration, that one's sha256 and the scheduler that the calibration ran with, ``timesteps`` the calibrated ones in ascending order,
-    ``details`` what only this kind of artefact has (documented where it is written: ``quantization/checkpoint.py``,
-    ``exporters/bundle.py``, ``engines/build.py``, ``engines/combine.py``, ``engines/triton.py``, ``engines/pipeline_folder``). A
-    schedule has of ``quantization`` what its quantized members have in common, and no ``parent``.
+    ``details`` what only this kind of artefact has (``artifacts/details``). A schedule has of ``quantization`` what its quantized members
+    have in common, and no ``parent``.
     """
 
     model_config = ConfigDict(extra="forbid")

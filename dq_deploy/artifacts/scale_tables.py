@@ -11,7 +11,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import model_validator
 
 from ..errors import ArtifactError, UsageError, did_you_mean
 from ..formats import ScaleSource
@@ -19,15 +19,15 @@ from ..formats.tables import CLIPPING_RATIO, INVERSE_SCALE, RELATIVE_SCALE, SCAL
 from .details import BundleDetails, CheckpointDetails, ScheduleDetails
 from .folder import Artifact
 from .reading import read_arrays, read_onnx
+from .records import Record
 
 
-class ScaleTable(BaseModel):
+class ScaleTable(Record):
     """One activation quantizer's table: [T] each, T rows for the T calibrated timesteps.
 
     ``per_token``: scales are computed from each token's values, and these are the clipping ratios that they are multiplied with.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
     timesteps: list[float]
     scales: list[float]
     zero_points: list[int]

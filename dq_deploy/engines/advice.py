@@ -8,9 +8,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict
-
 from ..artifacts.reading import read_json
+from ..artifacts.records import Record
 from ..errors import UsageError, did_you_mean
 from .descriptor import EngineDescriptor, Evidence, Op
 from .gpu_names import GPUS, gpu_named
@@ -37,10 +36,9 @@ class Device:
     capability: str | None
 
 
-class FormatSupport(BaseModel):
+class FormatSupport(Record):
     """What is known of a number format in an engine on a device. ``weights_alone``: it is of weights, and products are floats."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
     engine: str
     format: str
     op: Op
@@ -60,13 +58,12 @@ class FormatSupport(BaseModel):
         return f"{self.format.upper()} weights, products in float" if self.weights_alone else f"{self.format.upper()} {_OP_NAMES[self.op]}"
 
 
-class Advice(BaseModel):
+class Advice(Record):
     """``preset``, ``target`` and ``backend`` for a device, ``why``, and the ``commands`` to type. ``compute_capability`` is None for a CPU.
 
     ``support`` is all that is known there, of every engine.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
     device: str
     compute_capability: str | None
     preset: str
@@ -152,26 +149,6 @@ def support(device: Device) -> Iterator[FormatSupport]:
             known = engine.weight_evidence(format_)
             assert known is not None
             yield _row(engine, format_, "gemm", known, weights_alone=True)
-
-
-def support_table() -> list[tuple[str, str, str, str, str, str]]:
-    """(device, engine, INT8, FP8, FP4, INT4 weights) of every generation and of CPUs, in words: the table of docs/which-card.md."""
-    rows = []
-    for device in (*(Device(capability, capability) for capability in GPUS), Device("CPU", None)):
-        known = list(support(device))
-        for engine in dict.fromkeys(row.engine for row in known):
-            int8, fp8, fp4 = (_cell([row for row in known if row.engine == engine], name) for name in ("int8", "fp8", "fp4"))
-            weights = next((row.known for row in known if row.engine == engine and row.weights_alone and row.format == "int4"), "–")
-            rows.append((device.name, engine, int8, fp8, fp4, weights))
-    return rows
-
-
-def _cell(rows: Sequence[FormatSupport], format_: str) -> str:
-    """What is known of a format's products: once where it is the same of both kinds."""
-    found = {row.op: row.known for row in rows if row.format == format_ and not row.weights_alone}
-    if len(set(found.values())) == 1 and len(found) == len(_OPS):
-        return next(iter(found.values()))
-    return "; ".join(f"{_OP_NAMES[op]} {known}" for op, known in found.items()) or "–"
 
 
 def _row(engine: EngineDescriptor, format_: str, op: Op, known: Evidence, *, weights_alone: bool) -> FormatSupport:

@@ -2,25 +2,6 @@
 
 An engine folder holds its file and its layer report, with the compute capability in their names where it is built for some:
 ``model.smXY.engine`` and ``layers.smXY.json``; OpenVINO's IR is ``model.xml`` and ``model.bin``, beside ``layers.cpu.json``.
-The manifest's ``details``:
-
-    backend, version        the engine's name in the table (registry.py), and the builder's version
-    statement               what the figures below are: chosen by the compiler, not executed
-    engines                 one entry each: compute_capability (null for a CPU), file, report, weights_bytes, kernels, int8_share_conv,
-                            int8_share_gemm, planned_layers, planned_int8, as_planned, attentions, attentions_fused
-    profile                 input name → [min, opt, max] shapes, of the first profile
-    batch, sizes            [min, opt, max] of the batch, and of every other dynamic dimension by its name: of all profiles together
-    profiles                where there are several: the same of each, by name, the batch among them
-    output_spec             the output's name, dtype and shape
-    rows                    input → how many entries the table has that it selects from, where it does (lookup_tables.py)
-    options                 those of BuildOptions that were requested
-    lint_allowed            rule of the lint → how often the graph breaks it: errors that the user let pass
-    layer_bits              bits of the layers and the share of the multiply-accumulates that have them (artifacts/layer_bits.py)
-    bundle                  where the bundle was: with the rest, all that it takes to build the engine again
-    checkpoint_sha256       the manifest's hash of the checkpoint that the bundle was exported from: what the engine can be checked against
-    float_attention         the bundle's quantized products of attention that the engine takes in float, in one kernel with the softmax
-    what the builder's own ``details`` say (openvino/int8_kernels.py: built_on, int8_without_vnni)
-    and what the bundle says of itself: component, pipeline_class, model_config, sample_shape, inputs, output, source, target, dtype, float
 """
 
 from __future__ import annotations

@@ -6,8 +6,9 @@ import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
+from ..artifacts.records import Record
 from ..errors import UsageError
 from .registry import builder_named, builders
 
@@ -15,7 +16,7 @@ Int8Kernels = Literal["auto", "always", "never"]
 HardwareCompatibility = Literal["ampere-plus", "same-compute-capability"]
 
 
-class BuildOptions(BaseModel):
+class BuildOptions(Record):
     """What is None or False was not requested, and is left to the builder.
 
     TensorRT and TensorRT-RTX:
@@ -33,7 +34,6 @@ class BuildOptions(BaseModel):
     loads the engine (``OpenVinoRunner``), "always" even then, "never" computes in float.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
     optimization_level: Annotated[int, Field(ge=0, le=5)] | None = None
     workspace_mb: Annotated[int, Field(ge=1)] | None = None
     weight_streaming: bool = False

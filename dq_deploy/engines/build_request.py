@@ -7,8 +7,9 @@ import signal
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from ..artifacts.records import Record
 from ..artifacts.writing import write_text
 from .kernels import LayerDump
 
@@ -24,14 +25,13 @@ def end_with_parent() -> None:
         prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL))
 
 
-class BuildRequest(BaseModel):
+class BuildRequest(Record):
     """One build. ``plan`` is the engine's file, ``profiles`` map every graph input to its (min, opt, max) shapes; most engines have one.
 
     ``compute_capability`` is the (major, minor) to compile for; None means the device of this machine. ``options`` are those of
     ``BuildOptions`` that were requested, ``about`` what the builder's ``details`` say of the bundle.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
     backend: str
     onnx: str
     plan: str
@@ -42,14 +42,13 @@ class BuildRequest(BaseModel):
     about: dict[str, Any] = Field(default_factory=dict)
 
 
-class BuildResult(BaseModel):
+class BuildResult(Record):
     """Written once the engine is on disk: a build has succeeded when this exists and the files have these hashes, whatever the exit code.
 
     ``sha256`` has the hash of each file by its path. ``dump`` are the kernels, where the builder's log does not hold them;
     ``integer`` is False where INT8 kernels were turned off.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
     sha256: dict[str, str]
     version: str
     compute_capability: tuple[int, int] | None

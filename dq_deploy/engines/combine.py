@@ -2,12 +2,6 @@
 
 A schedule's folder has a folder for each member, ``1`` for the one above the first switch, with everything that was in the member's own,
 its manifest too: a copy, since files that two artefacts share would change in both. Each is a whole artefact, and goes wherever one goes.
-The manifest's ``details``:
-
-    members                 folder, name (what its own folder was called) and manifest_sha256 of each, in the order of sampling
-    switches                the timesteps at which the next takes over, descending (artifacts/turns.py)
-    and what the members say alike of their model: component, pipeline_class, model_config, sample_shape, picture_size, pictures, call,
-                            source, inputs
 """
 
 from __future__ import annotations

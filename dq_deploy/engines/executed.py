@@ -5,21 +5,19 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from pydantic import BaseModel, ConfigDict
-
+from ..artifacts.records import Record
 from .descriptor import Op
 from .kernels import Kernel, product_format, rank
 from .layer_report import LayerReport
 
 
-class ExecutedProduct(BaseModel):
+class ExecutedProduct(Record):
     """A product of the graph. ``planned_format`` is what its layer was quantized for (a float's where it was not).
 
     ``planned`` is what the builder chose, ``executed`` what the loaded engine's kernel says that it multiplies in; None where no kernel
     names it.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
     node: str
     op: Op
     planned_format: str | None

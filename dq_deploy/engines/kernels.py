@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import re
 
-from pydantic import BaseModel, ConfigDict
-
+from ..artifacts.records import Record
 from .descriptor import FLOATS
 
 # A kernel whose type says that it multiplies matrices: `correlation` is RTX's word for a convolution.
@@ -22,22 +21,20 @@ _OPERANDS = {"fp4": ("fp4",), "int8": ("int8", "int4"), "fp8": ("fp8",)}
 BY_TYPE, BY_NAME, NOTHING = 0, 1, 2
 
 
-class Tensor(BaseModel):
+class Tensor(Record):
     """An operand of a kernel. ``shape`` has -1 for dimensions that are known at run time only."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
     dtype: str
     shape: tuple[int, ...]
 
 
-class Kernel(BaseModel):
+class Kernel(Record):
     """One kernel of an engine. ``constants`` are weights and scales, ``nodes`` the ONNX nodes that went into it.
 
     ``precision`` is that of its product where the engine states it; None where it multiplies nothing, or where the operands must tell.
     ``profile`` is the number of the optimization profile that it belongs to.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
     name: str
     type: str
     inputs: tuple[Tensor, ...]
@@ -48,13 +45,12 @@ class Kernel(BaseModel):
     profile: int = 0
 
 
-class LayerDump(BaseModel):
+class LayerDump(Record):
     """``kernels`` in order of execution, ``operators`` of the ONNX nodes by name, and the weights' size.
 
     ``activation_bytes`` is what a run needs for activations at the largest shapes, where the builder says it.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
     kernels: tuple[Kernel, ...]
     operators: dict[str, str]
     weights_bytes: int
@@ -65,7 +61,7 @@ class LayerDump(BaseModel):
         return self.model_copy(update={"kernels": tuple(kernel for kernel in self.kernels if kernel.profile == number)})
 
 
-class AttentionPlan(BaseModel):
+class AttentionPlan(Record):
     """An attention, and what an engine is to make of it.
 
     ``scores`` and ``values`` are the layers of q·kᵀ and P·v, ``nodes`` their products in the graph. ``tokens`` query ``keys``, in ``heads``
@@ -73,7 +69,6 @@ class AttentionPlan(BaseModel):
     not.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
     scores: str
     values: str
     nodes: tuple[str, str]

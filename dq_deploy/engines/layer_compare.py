@@ -9,16 +9,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
-
+from ..artifacts.records import Record
 from ..errors import UsageError
 from .layer_report import Contraction, LayerReport, ReportedAttention, kernel_rows
 
 
-class ComparedLayer(BaseModel):
+class ComparedLayer(Record):
     """A convolution or matrix product in both builds; None where a build has it not. ``macs``, per sample, are known of planned layers."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
     name: str
     op: str
     macs: int | None
@@ -29,10 +27,9 @@ class ComparedLayer(BaseModel):
     planned_format: str | None = None
 
 
-class BuildTotals(BaseModel):
+class BuildTotals(Record):
     """One build in figures; the dictionaries count by precision and by kernel type."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
     backend: str
     version: str
     compute_capability: str | None
@@ -47,13 +44,12 @@ class BuildTotals(BaseModel):
     activation_bytes: int | None = None
 
 
-class LayerComparison(BaseModel):
+class LayerComparison(Record):
     """Every layer, those in float or not as planned first, and both builds' totals (``baseline`` None: nothing to compare with).
 
     ``not_fused`` are the attentions that are not one kernel, of an engine that has one for them.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
     layers: tuple[ComparedLayer, ...]
     not_fused: tuple[ReportedAttention, ...] = ()
     totals: BuildTotals

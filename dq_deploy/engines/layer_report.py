@@ -10,9 +10,8 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
-
 from ..artifacts.details import FloatLayer, LoweredLayer
+from ..artifacts.records import Record
 from .descriptor import FLOATS, Op
 from .kernels import NOTHING, AttentionPlan, Kernel, LayerDump, casts_first, datatypes, product_format, rank
 from .registry import builders
@@ -33,14 +32,13 @@ BOOKKEEPING = ("shape_call", "signal", "wait")
 """Types of entries that launch nothing: shape arithmetic on the host, and streams that wait for each other."""
 
 
-class Contraction(BaseModel):
+class Contraction(Record):
     """A Conv, MatMul or Gemm of the graph, with the kernel that runs it (None: in no kernel) and that kernel's precision.
 
     ``planned_format`` is the number format that it is to run in, a float's where it was not quantized (None: a report from before it was
     kept, of INT8 plans). ``reason`` says why it runs in another, or why it was left in float; None where it is quantized as planned.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
     node: str
     op: Op
     kernel: str | None
@@ -50,13 +48,12 @@ class Contraction(BaseModel):
     planned_format: str | None = None
 
 
-class ReportedLayer(BaseModel):
+class ReportedLayer(Record):
     """A layer whose products were planned in ``planned_format``, with what happened to it: ``precision`` is None when no kernel runs it.
 
     ``reason`` says why it is not as planned; None where it is.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
     name: str
     op: str
     macs: int
@@ -67,14 +64,13 @@ class ReportedLayer(BaseModel):
     planned_format: str = "int8"
 
 
-class ReportedAttention(BaseModel):
+class ReportedAttention(Record):
     """An attention: ``tokens`` query ``keys``, in ``heads`` of ``head_size`` channels (None: known at run time only).
 
     ``planned`` says that it was to be one kernel, ``fused`` that it is, and ``precision`` what that computes in; ``reason`` says why it is
     not. ``kernels`` compute q·kᵀ and P·v, ``macs`` are those of both for a sample.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
     name: str
     nodes: tuple[str, str]
     tokens: int | None
@@ -94,13 +90,12 @@ class ReportedAttention(BaseModel):
         return tuple(node.partition("/")[0] for node in self.nodes)
 
 
-class LayerReport(BaseModel):
+class LayerReport(Record):
     """Everything known about one engine's kernels. ``compute_capability`` is like "8.9", None for a CPU; ``version`` the builder's.
 
     ``activation_bytes`` is what a run needs for activations at the profile's largest shapes, None where the builder does not say.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
     schema_version: int = SCHEMA_VERSION
     backend: str
     version: str
@@ -271,12 +266,6 @@ def kernel_rows(report: LayerReport) -> list[tuple[str, str, int]]:
 def formats_in_words(planned_formats: Iterable[str]) -> str:
     """Number formats that layers were planned in, for the sentence "planned layers in …"."""
     return " and ".join(name.upper() for name in planned_formats) or "no format"
-
-
-def layer_rows(report: LayerReport) -> list[tuple[str, str, str, str]]:
-    """(planned layer, op, precision, kernels), those that are missing or not as planned first: rows for a table."""
-    ordered = [*report.not_found(), *report.not_as_planned(), *report.as_planned()]
-    return [(layer.name, layer.op, layer.precision or "not found", ", ".join(layer.kernels)) for layer in ordered]
 
 
 Why = Callable[[str, str | None, Kernel | None], str]

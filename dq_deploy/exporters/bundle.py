@@ -1,13 +1,4 @@
-"""Checkpoint → bundle: a folder with ``model.onnx`` (and its external data) and the manifest that maps layers to graph values.
-
-Manifest ``details``: ``target``, ``dtype``, ``float``, ``attention`` ("auto", "int8", "float"), of an onnxruntime bundle
-``convolutions`` ("auto", "integer", "float") and ``float_convolutions`` (names of those that it left in float), ``inputs`` (name, dtype,
-shape), ``output``, ``layers`` (name, op, macs, output value, quantizers, weight_storage; input value where activations stay float),
-``float_layers``, ``quantizers`` (name, input value, codes value, pads, code_type), and from the checkpoint ``component``,
-``pipeline_class``, ``model_config``, ``sample_shape``, ``source``, ``conditions`` and ``call`` (how the network is called, where that is
-not each input under its own name). ``kept_fp32``, of an fp16 bundle: the parts of the float network that fp16 cannot hold (after which
-layer, how many values, the largest of them on the reference samples, constants).
-"""
+"""Checkpoint → bundle: a folder with ``model.onnx`` (and its external data) and the manifest that maps layers to graph values."""
 
 from __future__ import annotations
 

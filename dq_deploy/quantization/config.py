@@ -8,8 +8,9 @@ from contextlib import suppress
 from itertools import pairwise
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
+from ..artifacts.records import Record
 from ..errors import UsageError, did_you_mean
 from ..formats import Activations, NumberFormat, of_bits
 from ..formats.codebook import Codebook
@@ -117,10 +118,9 @@ def _fitting(of_method: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str
     return {name: value for name, value in of_method.items() if not (replaced and name == "smoothquant_alpha")}
 
 
-class CodebookOption(BaseModel):
+class CodebookOption(Record):
     """See ``formats.codebook.Codebook``."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
     length: int
     books: int
 
@@ -134,10 +134,8 @@ class CodebookOption(BaseModel):
         return Codebook(self.length, self.books)
 
 
-class QuantizeConfig(BaseModel):
+class QuantizeConfig(Record):
     """Options of ``dq_deploy.quantize``. Bits are of the codes; everything is recorded in the checkpoint's manifest."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     method: str = DILATEQUANT.name
     """The published method whose options were filled in (methods/)."""
@@ -185,7 +183,7 @@ class QuantizeConfig(BaseModel):
     """Subtract from the network's output its mean error at each timestep, as measured on the calibration trajectories. None: where nothing
     is trained or training starts from GPTQ's codes; from nearest ones it leaves little (docs/decisions/output-bias.md)."""
     skip_halves: SkipHalves = SkipHalves.SPLIT
-    keep: dict[str, Bits | Literal["float"]] = {FIRST: "float", LAST: 8}
+    keep: dict[str, Bits | Literal["float"]] = Field(default={FIRST: "float", LAST: 8})
     """Layer-name pattern (fnmatch) → bits, or "float" to leave the layer alone; of several that match, the last one given counts."""
     max_float_share: float = Field(default=0.02, ge=0, le=1)
     """Largest share of the multiply-accumulates that may stay in float."""

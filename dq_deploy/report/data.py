@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from ..artifacts.details import BlockLoss, FloatLayer, KeptState
 from ..artifacts.final_error import FinalError
+from ..artifacts.records import Record
 from ..artifacts.scale_tables import ScaleTable
 from ..engines.bench import BenchResult
 from ..engines.layer_report import LayerReport, formats_in_words, undocumented
@@ -17,11 +18,7 @@ from ..errors import AccuracyGateError
 SCHEMA_VERSION = 1
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Headline(_Part):
+class Headline(Record):
     """A figure in large type. ``passed`` colours it; None: there is no verdict in it."""
 
     value: str
@@ -29,7 +26,7 @@ class Headline(_Part):
     passed: bool | None = None
 
 
-class Fact(_Part):
+class Fact(Record):
     """A row of the summary: what was measured, and whether a check passed (None: there is no verdict in it)."""
 
     label: str
@@ -37,7 +34,7 @@ class Fact(_Part):
     passed: bool | None = None
 
 
-class DrawnRow(_Part):
+class DrawnRow(Record):
     """Pictures by one artefact, each a PNG as a ``data:`` address; ``bits`` of its weights and activations in words.
 
     ``consistency_db`` is of videos alone: PSNR of the differences between their frames. Without a float model nothing is compared.
@@ -72,7 +69,7 @@ class Pictures(DrawnRow):
         return [self, *self.others]
 
 
-class Layer(_Part):
+class Layer(Record):
     """A quantized layer. ``output_db`` [T]: SNR of its output against the float model's; None where that was not measured.
 
     ``format`` is the number format that it is planned to multiply in, where that is not what its bits say. ``precisions`` are what it runs
@@ -91,7 +88,7 @@ class Layer(_Part):
     reasons: dict[str, str] = Field(default_factory=dict)
 
 
-class SnrSeries(_Part):
+class SnrSeries(Record):
     """SNR in dB against the float model, one value for each timestep. ``role`` decides how it is drawn."""
 
     name: str
@@ -106,7 +103,7 @@ class SnrSeries(_Part):
         return self
 
 
-class CheckRow(_Part):
+class CheckRow(Record):
     """The verdict of ``check`` on a bundle."""
 
     bundle: str
@@ -121,7 +118,7 @@ class CheckRow(_Part):
     failures: list[str]
 
 
-class ScheduleRow(_Part):
+class ScheduleRow(Record):
     """A schedule, step by step [T]: who runs it, the SNR of its output, and of the final sample if only it is quantized (None: not known).
 
     A step that is run in float costs the final sample nothing, and has no ``only_db``.
@@ -134,7 +131,7 @@ class ScheduleRow(_Part):
     only_db: list[float | None]
 
 
-class DilationRow(_Part):
+class DilationRow(Record):
     """A ``DilatedInput`` under the ``rule`` that was chosen, and the largest factor that its quantizer multiplies by itself.
 
     ``largest_s`` is 1 where the factors are ``folded_into`` others or where nothing is dilated.
@@ -150,7 +147,7 @@ class DilationRow(_Part):
     folded_into: list[str]
 
 
-class EngineRow(_Part):
+class EngineRow(Record):
     """An engine's layer report in a line. ``statement`` says who chose the kernels, and that nothing was executed if so.
 
     ``float_weights``: bytes of weights of the float engines for the same device, by the type of their floats ("fp16", "fp32").
@@ -205,7 +202,7 @@ class EngineRow(_Part):
         return cls(name=name, bits=bits, file_bytes=file_bytes, float_weights=dict(float_weights), undocumented=said, **fields)
 
 
-class ArtifactRow(_Part):
+class ArtifactRow(Record):
     """An artefact that the report is about: a folder's name, what it is, and the hash that its children refer to it by."""
 
     name: str
@@ -217,7 +214,7 @@ class ArtifactRow(_Part):
     tools: dict[str, str]
 
 
-class ReportData(_Part):
+class ReportData(Record):
     """Everything on the page. ``commands`` are shown as they are typed, ``versions`` are name → version."""
 
     schema_version: int = SCHEMA_VERSION

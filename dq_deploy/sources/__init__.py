@@ -1,7 +1,7 @@
 """Where models come from: a built-in name, a diffusers pipeline folder, a hub id, or an object in Python."""
 
 from .ip_adapter import IpAdapter, check_adapter_pictures
-from .load import ip_adapter_of, load_source, module_source, reload_source, source_from_module
+from .load import ip_adapter_of, load_source, module_source, reload_source
 from .lora import Lora
 from .pickles import allow_pickles
 from .picture_pipeline import MODULE_ROUTE, check_complete, for_pictures
@@ -42,7 +42,6 @@ __all__ = [
     "prompted_class",
     "reload_source",
     "runs_by_itself",
-    "source_from_module",
     "takes_prompts",
     "text_pipeline",
     "weights_sha256",

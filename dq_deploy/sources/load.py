@@ -109,31 +109,13 @@ def _found(entry: Place, typed: str, artifact: Path) -> list[str | Path]:
     return found or [typed]
 
 
-def source_from_module(module: torch.nn.Module, *, scheduler: Any, sample_shape: tuple[int, ...], name: str | None = None) -> Source:
-    """A source from any module called as ``module(sample, timestep, **conditions)``; the module is copied, not changed.
+def module_source(module: torch.nn.Module, scheduler: Any, sample_shape: tuple[int, ...]) -> Source:
+    """A source around a copy of a module, without a pipeline; it keeps its configuration, if it has one. Adapters are fused.
 
-    ``sample_shape`` is the shape of one sample without the batch. Raises UsageError when it is not a shape and ArtifactError for a NaN or
-    infinite weight.
+    ``sample_shape`` is that of one sample without the batch. Raises UsageError when it is not a shape.
     """
     if not sample_shape or any(not isinstance(size, int) or size < 1 for size in sample_shape):
         raise UsageError(f"sample_shape must be positive whole numbers without the batch, such as (1, 32, 32); it is {sample_shape!r}")
-    _check_no_drop_in(module)
-    model = fused_copy(module)
-    class_name = type(model).__qualname__
-    return _checked(
-        name=name or class_name,
-        reference=f"object:{class_name}",
-        model=model,
-        component="module",
-        scheduler=copied(scheduler),
-        config={"_class_name": class_name},
-        pipeline_class="",
-        sample_shape=tuple(sample_shape),
-    )
-
-
-def module_source(module: torch.nn.Module, scheduler: Any, sample_shape: tuple[int, ...]) -> Source:
-    """A source around a copy of a module, without a pipeline; it keeps its configuration, if it has one. Adapters are fused."""
     _check_no_drop_in(module)
     model = fused_copy(module)
     config = _config(model) if hasattr(model, "to_json_string") else _plain_config(model)

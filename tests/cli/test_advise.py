@@ -11,13 +11,14 @@ import pytest
 
 from dq_deploy.cli import cli as commands
 from dq_deploy.commands import COMMANDS
-from dq_deploy.engines.advice import Advice, advise, device_named, support_table
+from dq_deploy.engines.advice import Advice, Device, FormatSupport, advise, device_named, support
 from dq_deploy.engines.gpu_names import GPUS
 from dq_deploy.engines.registry import builders
 from dq_deploy.formats.presets import PRESETS
 from tests.command_line import Cli, assert_refused
 from tests.flow import Flow
 
+OPS, OP_NAMES = ("gemm", "conv"), {"gemm": "matrix products", "conv": "convolutions"}
 PAGE = Path(__file__).parents[2] / "docs" / "which-card.md"
 
 
@@ -112,6 +113,26 @@ def test_the_preset_of_a_card_gives_way_to_one_that_was_asked_for(cli: Cli, tmp_
     found, said = preset("--for", "sm_86", "--preset", "w4a4")
     assert (found, "preset" in said) == ("w4a4", False)
     assert_refused(cli("quantize", flow.pipeline, "-o", tmp_path / "o", "--for", "Voodoo 5"), 2, "unknown device 'Voodoo 5'")
+
+
+def support_table() -> list[tuple[str, str, str, str, str, str]]:
+    """(device, engine, INT8, FP8, FP4, INT4 weights) of every generation and of CPUs, in words: the table of docs/which-card.md."""
+    rows = []
+    for device in (*(Device(capability, capability) for capability in GPUS), Device("CPU", None)):
+        known = list(support(device))
+        for engine in dict.fromkeys(row.engine for row in known):
+            int8, fp8, fp4 = (_cell([row for row in known if row.engine == engine], name) for name in ("int8", "fp8", "fp4"))
+            weights = next((row.known for row in known if row.engine == engine and row.weights_alone and row.format == "int4"), "–")
+            rows.append((device.name, engine, int8, fp8, fp4, weights))
+    return rows
+
+
+def _cell(rows: list[FormatSupport], format_: str) -> str:
+    """What is known of a format's products: once where it is the same of both kinds."""
+    found = {row.op: row.known for row in rows if row.format == format_ and not row.weights_alone}
+    if len(set(found.values())) == 1 and len(found) == len(OPS):
+        return next(iter(found.values()))
+    return "; ".join(f"{OP_NAMES[op]} {known}" for op, known in found.items()) or "–"
 
 
 def test_the_page_has_the_table_of_the_code() -> None:

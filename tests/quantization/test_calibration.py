@@ -7,9 +7,9 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, DiTPipeline, FlowMatchEulerDiscreteScheduler
 
 from dq_deploy.errors import ArtifactError, UsageError
-from dq_deploy.quantization.calibration.trajectories import Trajectories, collect_trajectories, deal, seeded_noise
+from dq_deploy.quantization.calibration.trajectories import Trajectories, collect_trajectories, deal
 from dq_deploy.quantization.choices import Sampler
-from tests.tiny import SHAPE, scheduler
+from tests.tiny import SHAPE, scheduler, seeded_noise
 from tests.tiny_pipelines import tiny_dit
 
 

@@ -23,9 +23,9 @@ from diffusers import (
 from dq_deploy.errors import UsageError
 from dq_deploy.quantization.calibration.choice import choose
 from dq_deploy.quantization.calibration.schedules import distinct_timesteps, one_call_each, plain_config
-from dq_deploy.quantization.calibration.trajectories import Trajectories, collect_trajectories, seeded_noise
+from dq_deploy.quantization.calibration.trajectories import Trajectories, collect_trajectories
 from dq_deploy.quantization.choices import Sampler
-from tests.tiny import SHAPE
+from tests.tiny import SHAPE, seeded_noise
 
 OWN = Sampler.PIPELINE
 

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from dq_deploy.errors import ArtifactError, EnvironmentProblem, UsageError
 from dq_deploy.quantization.calibration.classes import ClassSpace, class_space
-from dq_deploy.sources import builtin_names, builtin_path, load_source, source_from_module, weights_sha256
+from dq_deploy.sources import builtin_names, builtin_path, load_source, module_source, weights_sha256
 from tests.tiny_pipelines import tiny_dit, tiny_vae
 
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
@@ -163,16 +163,16 @@ def test_pipeline_object_is_copied(saved: Path) -> None:
 
 def test_module_object() -> None:
     module = torch.nn.Linear(4, 4)
-    source = source_from_module(module, scheduler=DDIMScheduler(), sample_shape=(4,))
+    source = module_source(module, DDIMScheduler(), (4,))
     assert (source.name, source.component, source.pipeline_class, source.sample_shape) == ("Linear", "module", "", (4,))
     assert source.model is not module
-    assert source.sha256 == weights_sha256(module.state_dict())
+    assert all(torch.equal(value, source.model.state_dict()[name]) for name, value in module.state_dict().items())
 
 
 @pytest.mark.parametrize("shape", [(), (0, 4), (1.5,)])
 def test_module_object_with_a_bad_shape(shape: tuple[int, ...]) -> None:
     with pytest.raises(UsageError, match="sample_shape must be positive whole numbers without the batch"):
-        source_from_module(torch.nn.Linear(4, 4), scheduler=DDIMScheduler(), sample_shape=shape)
+        module_source(torch.nn.Linear(4, 4), DDIMScheduler(), shape)
 
 
 def test_weights_hash_depends_on_names_values_and_shapes() -> None:
@@ -336,7 +336,7 @@ def test_without_diffusers(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_source_is_frozen() -> None:
-    source = source_from_module(torch.nn.Linear(1, 1), scheduler=DDIMScheduler(), sample_shape=(1,))
+    source = module_source(torch.nn.Linear(1, 1), DDIMScheduler(), (1,))
     with pytest.raises(AttributeError):
         source.name = "other"  # type: ignore[misc]
     assert copy.copy(source).name == source.name

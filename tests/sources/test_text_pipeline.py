@@ -16,7 +16,7 @@ from diffusers import DiTPipeline, PNDMScheduler
 from safetensors.torch import load_file, save_file
 
 from dq_deploy.errors import ArtifactError, EnvironmentProblem
-from dq_deploy.sources import load_source, source_from_module, takes_prompts, text_pipeline
+from dq_deploy.sources import load_source, module_source, takes_prompts, text_pipeline
 from dq_deploy.sources.quiet import without_torchvision
 from dq_deploy.sources.text_pipeline import load_whole
 from tests.sources.test_load import make_hub_cache
@@ -55,7 +55,7 @@ def test_which_pipelines_take_prompts(saved: Path) -> None:
     assert takes_prompts(load_source(tiny_stable_diffusion()))
     assert not takes_prompts(load_source("builtin:fashion-mnist-unet"))
     assert not takes_prompts(load_source(DiTPipeline(transformer=tiny_dit(), vae=None, scheduler=scheduler())))
-    assert not takes_prompts(source_from_module(tiny_unet(), scheduler=scheduler(), sample_shape=(1, 8, 8)))
+    assert not takes_prompts(module_source(tiny_unet(), scheduler(), (1, 8, 8)))
 
 
 def test_a_folder_gives_what_the_object_gives(saved: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from ...console import megabytes
-from .open import Open
+from ..records import Open
 
 
 def snr_span(snr_db: Sequence[float]) -> str:

@@ -17,6 +17,7 @@ from ...formats.target import target_name
 from ..final_error import FinalError
 from ..manifest import Manifest
 from ..reading.plain import as_record
+from ..records import Open
 from .findings import (
     BlockLoss,
     CalibratedSize,
@@ -37,7 +38,6 @@ from .findings import (
 )
 from .layers import BitsOfWork, FloatLayer, LoweredLayer, QuantizedLayer, QuantizerEntry, QuantizerSite
 from .network import Condition, GraphInput, GraphOutput, NetworkCall, Origin
-from .open import Open
 
 Target = Annotated[Literal["qdq", "onnxruntime", "tensorrt"], AfterValidator(target_name)]
 """``tensorrt`` is a former name, and read as that of today."""
@@ -186,6 +186,7 @@ class GraphDetails(RunnableDetails):
     """What a bundle says of its graph, and an engine built from it repeats.
 
     ``width``: bits to which the checkpoint's weights were sliced, all of those that can be, or each by its layer, as ``width_choice`` says.
+    ``float_convolutions``: names of those that the export left in float.
     """
 
     target: Target
@@ -201,7 +202,10 @@ class GraphDetails(RunnableDetails):
 
 
 class BundleDetails(GraphDetails):
-    """``details`` of a bundle (written by exporters/bundle.py)."""
+    """``details`` of a bundle (written by exporters/bundle.py).
+
+    ``kept_fp32``, in fp16: parts of the float network that fp16 cannot hold (after which layer, how many values, the largest, constants).
+    """
 
     component: str | None
     pipeline_class: str | None
@@ -240,7 +244,13 @@ class EngineFile(Open):
 
 
 class EngineDetails(GraphDetails):
-    """``details`` of an engine (documented in engines/build.py), as far as reading it needs them."""
+    """``details`` of an engine (written by engines/build.py), as far as reading it needs them.
+
+    ``batch`` and the ``sizes`` of every other dynamic dimension are (min, opt, max). ``rows``: by input, the entries of the table that it
+    selects from. ``lint_allowed``: rules of the lint that the user let pass, with how often the graph breaks them. ``bundle``: where that
+    was, to build the engine again, and ``checkpoint_sha256`` what it can be checked against. ``float_attention``: the quantized products of
+    attention that it takes in float, in one kernel with the softmax.
+    """
 
     backend: str
     version: str

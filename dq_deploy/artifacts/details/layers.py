@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field
 
 from ...formats import CODES, FP16, NumberFormat, ScaleSource, of_bits
-from .open import Open
+from ..records import Open
 
 
 def _known_bits(bits: int) -> int:

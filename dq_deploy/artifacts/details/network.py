@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-from .open import Open
+from ..records import Open, Record
 
 
 class Place(Open):
@@ -47,10 +47,9 @@ class Condition(Open):
     shape: list[int]
 
 
-class _Tree(BaseModel):
+class _Tree(Record):
     """One of its fields that say what it is, and no others."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
     kinds: ClassVar[tuple[str, ...]] = ("rows", "list", "tuple", "dict")
 
     @model_validator(mode="before")

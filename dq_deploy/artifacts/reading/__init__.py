@@ -7,20 +7,17 @@ explicitly (``sources.allow_pickles``); no artefact has any. Nothing read here r
 Lint keeps everything else away from the files (``banned-api`` in ``pyproject.toml``, ``tests/artifacts/test_doors.py``).
 """
 
-from .onnx_files import check_external_data, check_onnx, check_structure, data_problem, read_ir, read_onnx, without_links
-from .paths import path_inside
+from .onnx_files import check_onnx, check_structure, data_problem, read_ir, read_onnx, without_links
 from .pickled_files import read_pickled_tensors
 from .plain import as_record, read_bytes, read_json, read_record, refuse_stand_in
 from .safetensors_files import check_safetensors, read_arrays, read_tensors, tensor_shapes
 
 __all__ = [
     "as_record",
-    "check_external_data",
     "check_onnx",
     "check_safetensors",
     "check_structure",
     "data_problem",
-    "path_inside",
     "read_arrays",
     "read_bytes",
     "read_ir",

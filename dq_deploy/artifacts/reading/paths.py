@@ -6,16 +6,7 @@ import stat
 from itertools import pairwise
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
-from ...errors import ArtifactError
-
 REMAKE = "make it again, or restore the original files"
-
-
-def path_inside(folder: Path, name: str) -> Path:
-    """The regular file that ``name`` stands for in ``folder``. Raises ArtifactError when it leaves the folder or is not a regular file."""
-    if problem := name_problem(name) or file_problem(folder, name):
-        raise ArtifactError(f"{folder}: {shown(name)} {problem}", REMAKE)
-    return folder / name
 
 
 def shown(name: str) -> str:

@@ -12,8 +12,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, computed_field
+from pydantic import computed_field
 
+from ...artifacts.records import Record
 from ..runner import Array
 
 _MOST = 4
@@ -23,14 +24,13 @@ _NEARLY = 7 / 8
 """Of a stride: schedules round their timesteps, so the one before the last may seem to lead a little beyond it."""
 
 
-class CacheReport(BaseModel):
+class CacheReport(Record):
     """What caching across steps has saved so far.
 
     ``calls`` of the network, ``skipped`` those in which the body did not run, and ``body_work``, its share of the multiply-accumulates in
     products (None where the manifest lists none).
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
     calls: int
     skipped: int
     body_work: float | None

@@ -7,21 +7,21 @@ from collections.abc import Collection
 from itertools import groupby
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from ...artifacts.records import Record
 from ...errors import ArtifactError
 
 Severity = Literal["error", "warning"]
 
 
-class Finding(BaseModel):
+class Finding(Record):
     """One offender. ``error``: an engine refuses it, crashes, loses INT8 or computes nonsense; ``warning``: slower or larger.
 
     ``module`` is the path of the module that the node came from, None where the graph does not tell; ``values`` are the figures that
     ``message`` names.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
     rule: str
     severity: Severity
     node: str
@@ -32,10 +32,9 @@ class Finding(BaseModel):
     hint: str
 
 
-class LintResult(BaseModel):
+class LintResult(Record):
     """Every finding in one graph, errors first. Truthy when no finding is an error."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
     source: str
     target: str
     findings: tuple[Finding, ...]

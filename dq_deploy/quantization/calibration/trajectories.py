@@ -83,11 +83,6 @@ class Trajectories:
         return chosen.flatten(0, 1), self.timesteps.repeat_interleave(count), conditions
 
 
-def seeded_noise(shape: tuple[int, ...], seeds: range) -> torch.Tensor:
-    """Noise [len(seeds), *shape], each sample from its own generator, so that it does not depend on the batch."""
-    return torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
-
-
 def deal(conditions: Conditions, count: int) -> Conditions:
     """``conditions`` [P, ...] dealt to ``count`` seeds → [count, ...]: in turn, or evenly spaced ones where there are more than seeds."""
     return {name: values[turns(len(values), count)] for name, values in conditions.items()}

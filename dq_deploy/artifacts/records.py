@@ -1,8 +1,14 @@
-"""What every part of a manifest's details is read as."""
+"""What pydantic models of results and files have in common."""
 
 from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict
+
+
+class Record(BaseModel):
+    """Fixed once it is made, and of these fields alone."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class Open(BaseModel):
