@@ -82,7 +82,7 @@ class PlainOpenVino:
 
     def run(self, inputs: Mapping[str, Array]) -> Array:
         """See ``Runner.run``."""
-        return self._models.infer(_fitting(inputs, self._shapes))
+        return self._models.infer(_fitting(inputs, self._shapes))[0]
 
 
 def _fitting(inputs: Mapping[str, Array], shapes: Mapping[str, Any]) -> dict[str, Array]:

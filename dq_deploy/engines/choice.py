@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from ..artifacts import Artifact, is_kind
 from ..artifacts.details import BundleDetails, EngineDetails, ScheduleDetails
@@ -16,7 +16,7 @@ from .runner import GraphRunner
 from .schedule import ScheduleRunner
 
 if TYPE_CHECKING:
-    from .step_cache.runner import CachedRunner
+    from .step_cache.runner import CachedRunner, MakeRunner
 
 Runtime = str
 """What runs a bundle: "auto", or the name of an engine that runs bundles (registry.runtimes)."""
@@ -119,7 +119,8 @@ def make_cached_runner(artifact: Artifact, threshold: float, *, runtime: Runtime
         raise UsageError(
             f"{chosen.name} does not run parts of a network, as caching across steps does", f"choose one of: {', '.join(able)}"
         )
-    return CachedRunner(artifact, threshold, _bundle_maker(chosen, options, named=runtime != "auto"))
+    make = cast("MakeRunner", _bundle_maker(chosen, options, named=runtime != "auto"))  # what ``parts`` says
+    return CachedRunner(artifact, threshold, make)
 
 
 def _not_cached(artifact: Artifact) -> UsageError:

@@ -123,9 +123,9 @@ class EngineDescriptor:
 
     ``runner`` makes a GraphRunner of an artefact: a bundle, an ONNX file (``runs`` has "bundle"), an engine folder ("engine"). ``options``
     are its keywords besides ``nonfinite``, ``kept`` those whose values stand in the runner's details, ``falls_back`` says that it takes
-    ``otherwise``, which makes the runner for a graph that it refuses, ``parts`` that its runner gives all outputs of a graph
-    (``GraphRunner.infer_all``), so it runs parts of a network. ``targets`` are those of the bundles that it runs as integers.
-    ``prefers`` says of a bundle that this engine, where it is installed, is faster than the reference.
+    ``otherwise``, which makes the runner for a graph that it refuses, ``parts`` that its runner is a ``PartsRunner``,
+    so it runs parts of a network. ``targets`` are those of the bundles that it runs as integers. ``prefers`` says of a bundle that this
+    engine, where it is installed, is faster than the reference.
 
     ``products`` and ``weight_formats`` are the number formats that it takes, and those that it documents for weights alone; of these
     ``weights_seen`` have been planned by its builder, or run where it runs on CPUs. ``gpu``: it runs on NVIDIA GPUs, and not on CPUs.

@@ -84,13 +84,6 @@ class GraphRunner(ABC):
     def _infer(self, feeds: dict[str, Array]) -> Array:
         """Run the graph on inputs of exactly its shapes and dtypes."""
 
-    def infer_all(self, feeds: Mapping[str, Array]) -> list[Array]:
-        """Every output [N, ...] of the graph, in its order, for inputs [N, ...] of exactly its shapes and dtypes: for parts of networks.
-
-        Only engines whose descriptor has ``parts`` do so.
-        """
-        raise NotImplementedError(f"{self.name} gives a graph's first output alone")
-
     def run(self, inputs: Mapping[str, Array]) -> Array:
         """Run one batch (see ``Runner.run``).
 
@@ -111,6 +104,14 @@ class GraphRunner(ABC):
         if len(parts) == 1:
             return self._infer(parts[0][1])
         return gathered([(samples, self._infer(part)) for samples, part in parts])
+
+
+class PartsRunner(GraphRunner):
+    """A loaded graph that gives all its outputs, so it may be a part of a network (``EngineDescriptor.parts``)."""
+
+    @abstractmethod
+    def infer_all(self, feeds: Mapping[str, Array]) -> list[Array]:
+        """Every output [N, ...] of the graph, in its order, for inputs [N, ...] of exactly its shapes and dtypes."""
 
 
 def taken(specs: Sequence[InputSpec], feeds: dict[str, Array], samples: Array) -> dict[str, Array]:

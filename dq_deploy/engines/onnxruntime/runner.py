@@ -17,7 +17,7 @@ from ...exporters.exact_sums import for_this_cpu, saturates
 from ...formats.fp4 import FP4_DOMAIN
 from ..finite import Nonfinite, checked
 from ..lookup_tables import entries_in_onnx
-from ..runner import Array, GraphRunner, InputSpec, graph_file
+from ..runner import Array, InputSpec, PartsRunner, graph_file
 from .descriptor import CUDA, ONNXRUNTIME
 
 _EXACT = "session.x64quantprecision"
@@ -45,7 +45,7 @@ DTYPES = {
 }
 
 
-class OnnxRuntimeRunner(GraphRunner):
+class OnnxRuntimeRunner(PartsRunner):
     """A bundle (folder or opened artefact) or an ONNX file in an onnxruntime session.
 
     ``providers``: in order of preference; the first must be the one in use. ``optimized`` off runs the graph node by node as it is
@@ -93,7 +93,7 @@ class OnnxRuntimeRunner(GraphRunner):
         return self._run([self._output], feeds)[0]
 
     def infer_all(self, feeds: Mapping[str, Array]) -> list[Array]:
-        """See ``GraphRunner``."""
+        """See ``PartsRunner``."""
         return self._run(None, feeds)
 
     def _run(self, names: list[str] | None, feeds: Mapping[str, Array]) -> list[Array]:

@@ -20,7 +20,7 @@ from ...formats.fp4 import FP4_OPERATOR
 from ..engine_files import check_backend_is, check_version, open_graph, options_of
 from ..finite import Nonfinite, checked
 from ..lookup_tables import entries_in_openvino
-from ..runner import Array, GraphRunner, InputSpec, graph_file
+from ..runner import Array, InputSpec, PartsRunner, graph_file
 from . import int8_kernels
 from .descriptor import OPENVINO
 from .graph import FUSIONS, PRODUCTS, product_precision
@@ -42,7 +42,7 @@ _NO_FP4 = "ONNX Runtime computes what the graph says (runtime onnxruntime); for 
 _ONE_OPERATOR = '<ir_version: 10, opset_import: ["": 21]> one (float[1] x) => (float[1] y) { y = Relu(x) }'
 
 
-class OpenVinoRunner(GraphRunner):
+class OpenVinoRunner(PartsRunner):
     """A bundle or an engine for OpenVINO (folder or opened artefact), an ONNX file or OpenVINO's IR, compiled for the CPU.
 
     ``precision`` is that of what is not INT8 (``INFERENCE_PRECISION_HINT``); None leaves the choice to OpenVINO, which takes bf16 where
@@ -66,7 +66,7 @@ class OpenVinoRunner(GraphRunner):
         threads: int | None = None,
         integer: bool | None = None,
         nonfinite: Nonfinite = "refuse",
-        otherwise: Callable[[], GraphRunner] | None = None,
+        otherwise: Callable[[], PartsRunner] | None = None,
     ) -> None:
         self.nonfinite = checked(nonfinite)
         openvino = OPENVINO.load()
@@ -100,7 +100,7 @@ class OpenVinoRunner(GraphRunner):
             return compiled
 
         self._otherwise, self._told = otherwise, set[str]()
-        self._instead: GraphRunner | None = None
+        self._instead: PartsRunner | None = None
         self._models = ShapedModels(compile_for, dynamic=model.is_dynamic(), most=shapes_for(size))
         used, used_threads = _in_use(openvino, config)
         if precision and used != precision:
@@ -141,11 +141,11 @@ class OpenVinoRunner(GraphRunner):
         return self.infer_all(feeds)[0]
 
     def infer_all(self, feeds: Mapping[str, Array]) -> list[Array]:
-        """See ``GraphRunner``."""
+        """See ``PartsRunner``."""
         if self._instead is not None:
             return self._instead.infer_all(feeds)
         try:
-            return self._models.infer_all(feeds)
+            return self._models.infer(feeds)
         except RuntimeError as error:
             raise self._failure(error) from error
         except ArtifactError as error:  # it compiles in no way

@@ -39,12 +39,8 @@ class ShapedModels:
         self._models: dict[Shapes | None, _Model] = {}
         self._compiling = threading.Lock()
 
-    def infer(self, feeds: Mapping[str, Array]) -> Array:
-        """The first output [N, ...] for inputs [N, ...] by name. Raises RuntimeError, and what compiling raises."""
-        return self.infer_all(feeds)[0]
-
-    def infer_all(self, feeds: Mapping[str, Array]) -> list[Array]:
-        """All outputs, likewise, for inputs [N, ...]."""
+    def infer(self, feeds: Mapping[str, Array]) -> list[Array]:
+        """All outputs [N, ...] for inputs [N, ...] by name. Raises RuntimeError, and what compiling raises."""
         return self._for(feeds).infer(feeds)
 
     def any(self) -> Any:

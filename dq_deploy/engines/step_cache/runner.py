@@ -25,11 +25,11 @@ from ...artifacts.details import BundleDetails
 from ...errors import UsageError
 from ...quantization.calibration.recording import varying_names
 from ...quantization.calling import call_of_record
-from ..runner import TIMESTEP, Array, GraphRunner, gathered, taken
+from ..runner import TIMESTEP, Array, GraphRunner, PartsRunner, gathered, taken
 from .parts import Part, write_parts
 from .steps import CacheReport, Kept, Run, condition_key, relative_change
 
-MakeRunner = Callable[[Artifact[Any]], GraphRunner]
+MakeRunner = Callable[[Artifact[Any]], PartsRunner]
 """Makes the runner of a bundle, or of a part of one."""
 
 
@@ -118,7 +118,7 @@ class _Opened:
     """A part and its runner."""
 
     part: Part
-    runner: GraphRunner
+    runner: PartsRunner
 
     def infer(self, values: Mapping[str, Array]) -> dict[str, Array]:
         """The part's outputs by name."""
