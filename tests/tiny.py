@@ -20,7 +20,8 @@ from torch.fx import GraphModule
 
 from dq_deploy.artifacts import Artifact, sha256_file
 from dq_deploy.exporters.exact_sums import make_exact, saturates
-from dq_deploy.quantization.calibration.trajectories import Trajectories, collect_trajectories
+from dq_deploy.quantization.calibration.sampling_loop import SamplingLoop
+from dq_deploy.quantization.calibration.trajectories import Trajectories
 from dq_deploy.quantization.checkpoint import Checkpoint, load_checkpoint
 from dq_deploy.quantization.choices import Dilation
 from dq_deploy.quantization.config import QuantizeConfig
@@ -127,7 +128,7 @@ def planned(graph: GraphModule, **options: Any) -> Plan:
 
 
 def trajectories(graph: GraphModule, *, seeds: int = 8, steps: int = 4, shape: tuple[int, ...] = SHAPE) -> Trajectories:
-    return collect_trajectories(graph, scheduler(), steps=steps, seeds=range(seeds), shape=shape, batch_size=8)
+    return SamplingLoop(scheduler(), steps, shape).collect(graph, range(seeds), batch_size=8)
 
 
 def quantized_copy(graph: GraphModule, data: Trajectories, *, rule: Dilation = Dilation.AUTO, **options: Any) -> tuple[GraphModule, Plan]:

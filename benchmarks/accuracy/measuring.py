@@ -17,7 +17,8 @@ from dq_deploy.artifacts.final_error import FinalError
 from dq_deploy.decibels import psnr_db
 from dq_deploy.errors import UsageError
 from dq_deploy.progress import Progress
-from dq_deploy.quantization.calibration.trajectories import Answer, Model, final_samples
+from dq_deploy.quantization.calibration.sampling_loop import SamplingLoop
+from dq_deploy.quantization.calibration.trajectories import Answer, Model
 from dq_deploy.quantization.final_error import final_error
 
 from . import inception
@@ -133,11 +134,10 @@ def cost_of_steps(bench: Bench, denoiser: Denoiser, timesteps: list[float], prog
 
         return call
 
+    loop = SamplingLoop(drawing.scheduler, drawing.steps, drawing.shape, bench.reference.conditions(range(FINAL_SEEDS)))
+
     def finals(answer: Answer, runs: int) -> torch.Tensor:
-        return final_samples(
-            answer, drawing.scheduler, runs=runs, steps=drawing.steps, seeds=seeds, shape=drawing.shape,
-            conditions=bench.reference.conditions(range(FINAL_SEEDS)),
-        )  # fmt: skip
+        return loop.final_samples(answer, seeds, runs=runs)
 
     return final_error(
         finals, placed(bench.reference), placed(denoiser), timesteps, seeds=FINAL_SEEDS, samples_per_run=FINAL_SEEDS,

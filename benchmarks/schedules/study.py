@@ -16,9 +16,9 @@ from pydantic import BaseModel, ConfigDict
 
 from dq_deploy.progress import Advance
 from dq_deploy.quantization import load_checkpoint, quantize
-from dq_deploy.quantization.calibration.choice import choose, settings
-from dq_deploy.quantization.calibration.trajectories import Trajectories, collect_trajectories
-from dq_deploy.quantization.calibration.walk import Walk
+from dq_deploy.quantization.calibration.choice import settings
+from dq_deploy.quantization.calibration.sampling_loop import SamplingLoop
+from dq_deploy.quantization.calibration.trajectories import Trajectories
 from dq_deploy.quantization.choices import Sampler
 from dq_deploy.quantization.pipeline import per_timestep_snr
 from dq_deploy.quantization.table_rows import PARTS
@@ -94,14 +94,8 @@ class Study:
         model = _called(self.loaded.model)
         return {
             s.name: (
-                collect_trajectories(
-                    model,
-                    s.scheduler,
-                    steps=s.steps,
-                    seeds=_SNR_SEEDS,
-                    shape=self.loaded.sample_shape,
-                    sampler=s.sampler,
-                    batch_size=_BATCH,
+                SamplingLoop(s.scheduler, s.steps, self.loaded.sample_shape, sampler=s.sampler).collect(
+                    model, _SNR_SEEDS, batch_size=_BATCH
                 ),
                 pictures(model, s, self.loaded.sample_shape),
             )
@@ -157,7 +151,7 @@ def pictures(model: Model, schedule: Schedule, shape: tuple[int, ...]) -> torch.
     parts = []
     for start in range(0, len(_PICTURE_SEEDS), _BATCH):
         generators = [torch.Generator().manual_seed(seed) for seed in _PICTURE_SEEDS[start : start + _BATCH]]
-        walk = Walk(choose(schedule.scheduler, schedule.sampler).scheduler, schedule.steps, generators)
+        walk = SamplingLoop(schedule.scheduler, schedule.steps, shape, sampler=schedule.sampler).walk(generators)
         x = walk.noise(shape)
         for position, timestep in enumerate(walk.timesteps):
             x = walk.step(position, model(walk.input(position, x), torch.full((len(x),), timestep)), x)

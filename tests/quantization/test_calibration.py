@@ -7,7 +7,8 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, DiTPipeline, FlowMatchEulerDiscreteScheduler
 
 from dq_deploy.errors import ArtifactError, UsageError
-from dq_deploy.quantization.calibration.trajectories import Trajectories, collect_trajectories, deal
+from dq_deploy.quantization.calibration.sampling_loop import SamplingLoop
+from dq_deploy.quantization.calibration.trajectories import Trajectories, deal
 from dq_deploy.quantization.choices import Sampler
 from tests.tiny import SHAPE, scheduler, seeded_noise
 from tests.tiny_pipelines import tiny_dit
@@ -17,8 +18,8 @@ def model(sample: torch.Tensor, timestep: torch.Tensor, **conditions: torch.Tens
     return sample * 0.1 + timestep[:, None, None, None] / 1000 + sum(c[:, None, None, None] for c in conditions.values())
 
 
-def collect(call: Any = model, **options: Any) -> Trajectories:
-    return collect_trajectories(call, scheduler(), **{"steps": 4, "seeds": range(5), "shape": SHAPE, "batch_size": 2, **options})
+def collect(call: Any = model, *, seeds: range = range(5), batch_size: int = 2, **options: Any) -> Trajectories:
+    return SamplingLoop(scheduler(), 4, SHAPE, **options).collect(call, seeds, batch_size=batch_size)
 
 
 def test_timesteps_ascend_and_outputs_belong_to_their_inputs() -> None:
@@ -57,11 +58,11 @@ def test_nan_names_the_timestep_and_the_seed() -> None:
 def test_a_schedule_with_too_few_timesteps_is_refused() -> None:
     short = DDPMScheduler(num_train_timesteps=3)
     with pytest.raises(UsageError, match="steps"):
-        collect_trajectories(model, short, steps=8, seeds=range(2), shape=SHAPE)
+        SamplingLoop(short, 8, SHAPE).collect(model, range(2))
 
 
 def test_a_flow_matching_scheduler_is_used_as_it_is() -> None:
-    data = collect_trajectories(model, FlowMatchEulerDiscreteScheduler(), steps=3, seeds=range(2), shape=SHAPE)
+    data = SamplingLoop(FlowMatchEulerDiscreteScheduler(), 3, SHAPE).collect(model, range(2))
     assert len(data.timesteps) == 3
     assert bool(torch.isfinite(data.samples).all())
 
@@ -140,15 +141,11 @@ def test_a_transformer_follows_diffusers_own_pipeline(variance: str) -> None:
         with torch.no_grad():
             return torch.as_tensor(dit(sample, timestep, class_labels=class_labels).sample)
 
-    data = collect_trajectories(
-        call, own, steps=4, seeds=range(2), shape=(1, 8, 8), conditions={"class_labels": torch.tensor([3, 4])},
-        null_conditions={"class_labels": torch.tensor([1000])}, guidance_scale=3.0,
-    )  # fmt: skip
+    labels, null = {"class_labels": torch.tensor([3, 4])}, {"class_labels": torch.tensor([1000])}
+    data = SamplingLoop(own, 4, (1, 8, 8), labels, null, guidance_scale=3.0).collect(call, range(2))
     for row, expected in enumerate(reversed(seen)):
         torch.testing.assert_close(data.samples[row, 0::2], expected[:2], rtol=1e-4, atol=1e-4)
-    learned = collect_trajectories(
-        call, own, steps=4, seeds=range(2), shape=(1, 8, 8), conditions={"class_labels": torch.tensor([3, 4])}, sampler=Sampler.PIPELINE
-    )
+    learned = SamplingLoop(own, 4, (1, 8, 8), labels, sampler=Sampler.PIPELINE).collect(call, range(2))
     assert bool(torch.isfinite(learned.samples).all())
 
 

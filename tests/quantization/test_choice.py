@@ -21,7 +21,7 @@ from diffusers import (
 )
 
 from dq_deploy.quantization.calibration.choice import changed, choose, settings
-from dq_deploy.quantization.calibration.trajectories import collect_trajectories
+from dq_deploy.quantization.calibration.sampling_loop import SamplingLoop
 from dq_deploy.quantization.choices import Sampler
 from dq_deploy.sources import load_source
 
@@ -126,7 +126,7 @@ def test_the_built_in_models_are_sampled_by_ddim(name: str) -> None:
     def model(sample: torch.Tensor, timestep: torch.Tensor, **conditions: torch.Tensor) -> torch.Tensor:
         return torch.as_tensor(source.model(sample, timestep, **conditions).sample)
 
-    data = collect_trajectories(model, source.scheduler, steps=3, seeds=range(2), shape=source.sample_shape, conditions=conditions)
+    data = SamplingLoop(source.scheduler, 3, source.sample_shape, conditions).collect(model, range(2))
     ddim = DDIMScheduler.from_config(source.scheduler.config)
     ddim.set_timesteps(3)
     x = torch.stack([torch.randn(source.sample_shape, generator=torch.Generator().manual_seed(seed)) for seed in range(2)])

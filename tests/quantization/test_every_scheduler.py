@@ -16,7 +16,8 @@ import torch
 
 from dq_deploy.errors import UsageError
 from dq_deploy.quantization.calibration.choice import choose, settings
-from dq_deploy.quantization.calibration.trajectories import Trajectories, collect_trajectories
+from dq_deploy.quantization.calibration.sampling_loop import SamplingLoop
+from dq_deploy.quantization.calibration.trajectories import Trajectories
 from dq_deploy.quantization.choices import Sampler
 
 SEEDS = range(3)
@@ -116,7 +117,7 @@ def made(name: str) -> Any:
 def collect(scheduler: Any, row: Row, sampler: Sampler) -> tuple[Trajectories, list[torch.Tensor]]:
     """The trajectories, and the network's inputs in the order of its calls."""
     model, seen = recorded()
-    data = collect_trajectories(model, scheduler, steps=row.steps, seeds=SEEDS, shape=row.shape, sampler=sampler)
+    data = SamplingLoop(scheduler, row.steps, row.shape, sampler=sampler).collect(model, SEEDS)
     return data, seen
 
 

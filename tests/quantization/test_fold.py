@@ -10,7 +10,7 @@ from diffusers import DiTTransformer2DModel, UNet2DConditionModel
 from torch import nn
 from torch.fx import GraphModule, Interpreter, Node
 
-from dq_deploy.quantization.calibration.trajectories import collect_trajectories
+from dq_deploy.quantization.calibration.sampling_loop import SamplingLoop
 from dq_deploy.quantization.checkpoint import freeze, named_layers, named_quantizers
 from dq_deploy.quantization.choices import Dilation
 from dq_deploy.quantization.graph.fold import fold_dilations
@@ -48,9 +48,7 @@ CONDITIONS: dict[str, dict[str, torch.Tensor]] = {
 
 def dilated(graph: GraphModule, conditions: dict[str, torch.Tensor] | None = None, *, only: str = "", **options: Any) -> GraphModule:
     """A frozen quantized copy whose quantizers all divide by some s from 1 to 8, chosen at random."""
-    data = collect_trajectories(
-        _call(graph), scheduler(), steps=2, seeds=range(4), shape=SHAPE, conditions=conditions, batch_size=4,
-    )  # fmt: skip
+    data = SamplingLoop(scheduler(), 2, SHAPE, conditions or {}).collect(_call(graph), range(4), batch_size=4)
     quantized, _ = quantized_copy(graph, data, rule=Dilation.NONE, **options)
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():

@@ -14,7 +14,7 @@ from dq_deploy.artifacts.details import KeptState
 from dq_deploy.decibels import FLOOR_DB, snr_db
 from dq_deploy.errors import UsageError
 from dq_deploy.quantization import outcome
-from dq_deploy.quantization.calibration.trajectories import final_samples
+from dq_deploy.quantization.calibration.sampling_loop import SamplingLoop
 from dq_deploy.quantization.checkpoint import Checkpoint
 from dq_deploy.quantization.outcome import BEFORE, CORRECTED, DISTILLED, nearest
 from tests.tiny import SHAPE, PlainUNet, make_checkpoint, scheduler
@@ -31,11 +31,11 @@ def kept(checkpoint: Checkpoint) -> KeptState:
 
 def drawn(model: Any) -> torch.Tensor:
     """Final samples of the seeds that judge, of a network called with sample and timestep, another way: [n, ...]."""
-    with torch.no_grad():
-        return final_samples(
-            lambda x, t, _: model(x.flatten(0, 1), torch.full((SEEDS,), t)).unflatten(0, (1, -1)), scheduler(), runs=1, steps=STEPS,
-            seeds=range(2_000_000, 2_000_000 + SEEDS), shape=SHAPE,
-        )[0]  # fmt: skip
+
+    def answer(x: torch.Tensor, t: float, _: Any) -> torch.Tensor:
+        return model(x.flatten(0, 1), torch.full((SEEDS,), t)).unflatten(0, (1, -1))
+
+    return SamplingLoop(scheduler(), STEPS, SHAPE).final_samples(answer, range(2_000_000, 2_000_000 + SEEDS))[0]
 
 
 @pytest.mark.parametrize("state", [BEFORE, DISTILLED, CORRECTED])
@@ -73,7 +73,7 @@ def test_what_is_trained_is_kept_where_nothing_is_sampled(tmp_path: Path, monkey
     def refused(*_: Any, **__: Any) -> torch.Tensor:
         raise UsageError("the network predicts no step of a sample")
 
-    monkeypatch.setattr("dq_deploy.quantization.calibration.source.final_samples", refused)
+    monkeypatch.setattr(SamplingLoop, "final_samples", refused)
     checkpoint = make_checkpoint(PlainUNet(), tmp_path / "none", **TRAINED, rounding="gptq")
     assert checkpoint.artifact.details.kept_state is None
     assert checkpoint.artifact.details.distillation

@@ -22,8 +22,9 @@ from diffusers import (
 
 from dq_deploy.errors import UsageError
 from dq_deploy.quantization.calibration.choice import choose
+from dq_deploy.quantization.calibration.sampling_loop import SamplingLoop
 from dq_deploy.quantization.calibration.schedules import distinct_timesteps, one_call_each, plain_config
-from dq_deploy.quantization.calibration.trajectories import Trajectories, collect_trajectories
+from dq_deploy.quantization.calibration.trajectories import Trajectories
 from dq_deploy.quantization.choices import Sampler
 from tests.tiny import SHAPE, seeded_noise
 
@@ -34,9 +35,8 @@ def model(sample: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
     return 0.3 * sample + timestep[:, None, None, None] / 2000
 
 
-def collect(scheduler: Any, **options: Any) -> Trajectories:
-    defaults: dict[str, Any] = {"steps": 6, "seeds": range(4), "shape": SHAPE, "batch_size": 3, "sampler": OWN}
-    return collect_trajectories(model, scheduler, **{**defaults, **options})
+def collect(scheduler: Any, *, seeds: range = range(4), batch_size: int = 3, steps: int = 6, sampler: Sampler = OWN) -> Trajectories:
+    return SamplingLoop(scheduler, steps, SHAPE, sampler=sampler).collect(model, seeds, batch_size=batch_size)
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,8 @@ import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
+from dq_deploy.quantization.calibration.sampling_loop import SamplingLoop
 from dq_deploy.quantization.calibration.source import Request, calibration_source
-from dq_deploy.quantization.calibration.trajectories import collect_trajectories
 from dq_deploy.quantization.calibration.view import AS_IT_IS, VIEWS, View, view_of
 from dq_deploy.quantization.calibration.walk import Walk
 from dq_deploy.quantization.config import QuantizeConfig
@@ -81,9 +81,9 @@ def test_a_network_that_counts_from_the_noise() -> None:
     def backwards(sample: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
         return -direct(sample, (1 - timestep) * 1000)
 
-    options: dict[str, Any] = {"steps": 4, "seeds": range(2), "shape": SHAPE}
-    expected = collect_trajectories(direct, FlowMatchEulerDiscreteScheduler(), **options)
-    data = collect_trajectories(backwards, FlowMatchEulerDiscreteScheduler(), **options, view=view_of("Lumina2Transformer2DModel"))
+    loop = SamplingLoop(FlowMatchEulerDiscreteScheduler(), 4, SHAPE)
+    expected = loop.collect(direct, range(2))
+    data = replace(loop, view=view_of("Lumina2Transformer2DModel")).collect(backwards, range(2))
     torch.testing.assert_close(data.timesteps, (1 - expected.timesteps / 1000).flip(0))
     torch.testing.assert_close(data.samples, expected.samples.flip(0), rtol=1e-4, atol=1e-4)
 

@@ -31,7 +31,8 @@ from .choice import Choice, choose
 from .classes import class_space
 from .picture_size import PICTURE_SIZE, TEXT_LENGTH
 from .pipeline_source import PipelineSource, read_prompts
-from .trajectories import Answer, Conditions, Model, Trajectories, collect_trajectories, final_samples
+from .sampling_loop import SamplingLoop
+from .trajectories import Answer, Conditions, Model, Trajectories
 from .view import AS_IT_IS, View, view_of
 from .walk import Walk, try_out
 
@@ -158,8 +159,15 @@ class LoopSource:
         """As the protocol says."""
         return choose(self.scheduler, self.config.sampler)
 
+    @property
+    def _loop(self) -> SamplingLoop:
+        return SamplingLoop(
+            self.scheduler, self.config.steps, self.shape, self.examples, self.null_conditions, self.config.guidance_scale,
+            self.config.sampler, self.view,
+        )  # fmt: skip
+
     def _walk(self) -> Walk:
-        return Walk(self.choice.scheduler, self.config.steps, [torch.Generator().manual_seed(self.config.seed)], self.view)
+        return self._loop.walk([torch.Generator().manual_seed(self.config.seed)])
 
     def try_out(self, model: Model) -> None:
         """All steps of one sample, with the model's output for the first."""
@@ -171,19 +179,11 @@ class LoopSource:
 
     def collect(self, model: Model, seeds: range, progress: Progress, part: slice = slice(None)) -> Trajectories:
         """As the protocol says."""
-        return collect_trajectories(
-            model, self.scheduler, steps=self.config.steps, seeds=seeds, shape=self.shape, conditions=self.examples,
-            null_conditions=self.null_conditions, guidance_scale=self.config.guidance_scale, sampler=self.config.sampler,
-            batch_size=self.config.batch_size, part=part, view=self.view, progress=progress,
-        )  # fmt: skip
+        return self._loop.collect(model, seeds, part=part, batch_size=self.config.batch_size, progress=progress)
 
     def final_samples(self, answer: Answer, seeds: range, part: slice, runs: int, output: OutputForm) -> torch.Tensor:  # noqa: ARG002  it is packed already
         """As the protocol says."""
-        return final_samples(
-            answer, self.scheduler, runs=runs, steps=self.config.steps, seeds=seeds, shape=self.shape, conditions=self.examples,
-            null_conditions=self.null_conditions, guidance_scale=self.config.guidance_scale, sampler=self.config.sampler, part=part,
-            view=self.view,
-        )  # fmt: skip
+        return self._loop.final_samples(answer, seeds, runs=runs, part=part)
 
     def record(self) -> dict[str, Any]:
         """As the protocol says."""

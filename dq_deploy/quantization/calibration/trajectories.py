@@ -1,21 +1,15 @@
-"""Calibration data: the model's own sampling trajectories, no data set needed."""
+"""Calibration data: what the model sees and answers along its own sampling trajectories."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import torch
 
-from ...errors import ArtifactError, UsageError
-from ...progress import Progress, silent
+from ...errors import ArtifactError
 from .. import numerics
-from ..choices import Sampler
 from . import schedules
-from .choice import choose
-from .view import AS_IT_IS, View
-from .walk import Walk
 
 Model = Callable[..., torch.Tensor]
 Conditions = dict[str, torch.Tensor]
@@ -107,106 +101,10 @@ def assemble(timesteps: Sequence[float], samples: list[torch.Tensor], outputs: l
     return Trajectories(steps, picked(samples), picked(outputs), conditions, per_seed, moving)
 
 
-@torch.no_grad()
-def collect_trajectories(model: Model, scheduler: Any, *, steps: int, seeds: range, shape: tuple[int, ...],
-                         conditions: Conditions | None = None, null_conditions: Conditions | None = None,
-                         guidance_scale: float | None = None, sampler: Sampler = Sampler.DDIM, batch_size: int = 32,
-                         part: slice = slice(None), view: View = AS_IT_IS, progress: Progress = silent) -> Trajectories:  # fmt: skip
-    """Sample with ``steps`` steps from each seed and keep every input and output of the model.
-
-    ``conditions`` [P, ...] are dealt to the seeds (see ``deal``). With a ``guidance_scale`` g > 1 the model also sees each input with
-    ``null_conditions`` [1 or P, ...], and the trajectory follows null + g · (conditional − null) (Ho & Salimans, arXiv 2207.12598, eq. 6).
-    The scheduler is ``choice.choose``'s; one that draws noise takes it from the seed's own generator. ``part`` of the seeds may be sampled
-    alone, as it would be with the others. ``view`` is the network's of the schedule.
-
-    Raises UsageError when the scheduler does not fit this loop (``Walk``) or guidance has no null conditions, ArtifactError when the
-    model's output has NaN or Inf (naming the timestep and the seed).
-    """
-    if len(seeds) == 0:
-        raise UsageError("no samples to calibrate on", "choose --calibration-samples of 2 or more")
-    dealt, per_seed = _halves(conditions or {}, null_conditions, guidance_scale, len(seeds))
-    dealt, seeds = _part(dealt, per_seed, part), seeds[part]
-    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-    walk = Walk(choose(scheduler, sampler).scheduler, steps, generators, view)
-    samples, outputs = [], []
-    with progress("calibration trajectories", len(walk.timesteps)) as advance:
-
-        def answer(model_input: torch.Tensor, timestep: float) -> torch.Tensor:
-            output = batched(model, model_input, timestep, dealt, batch_size)
-            check_finite(output, timestep, seeds, per_seed)
-            samples.append(model_input)
-            outputs.append(output)
-            advance(1)
-            return output
-
-        _walked(walk, answer, shape, per_seed, guidance_scale)
-    return assemble(walk.timesteps, samples, outputs, dealt, per_seed)
-
-
-@torch.no_grad()
-def final_samples(answer: Answer, scheduler: Any, *, runs: int, steps: int, seeds: range, shape: tuple[int, ...],
-                  conditions: Conditions | None = None, null_conditions: Conditions | None = None, guidance_scale: float | None = None,
-                  sampler: Sampler = Sampler.DDIM, part: slice = slice(None), view: View = AS_IT_IS) -> torch.Tensor:  # fmt: skip
-    """Where ``runs`` runs from the same seeds end [runs, n, ...], each step of which takes what ``answer`` gives; else as above.
-
-    They are one walk: a scheduler steps each sample by itself, and two samples of one seed draw the same noise.
-    """
-    dealt, per_seed = _halves(conditions or {}, null_conditions, guidance_scale, len(seeds))
-    dealt, seeds = _part(dealt, per_seed, part), seeds[part]
-    generators = [torch.Generator().manual_seed(seed) for _ in range(runs) for seed in seeds]
-    walk = Walk(choose(scheduler, sampler).scheduler, steps, generators, view)
-
-    alike = {name: value.expand(runs, *value.shape) for name, value in dealt.items()}
-
-    def each(model_input: torch.Tensor, timestep: float) -> torch.Tensor:
-        return answer(model_input.unflatten(0, (runs, -1)), timestep, alike).flatten(0, 1)
-
-    ends: torch.Tensor = _walked(walk, each, shape, per_seed, guidance_scale).unflatten(0, (runs, -1))
-    return ends
-
-
-def _walked(walk: Walk, answer: Callable[[torch.Tensor, float], torch.Tensor], shape: tuple[int, ...], per_seed: int,
-            guidance_scale: float | None) -> torch.Tensor:  # fmt: skip
-    """The last state of a walk whose network gives ``answer`` [S·per_seed, ...] for its input and timestep."""
-    x = walk.noise(shape)
-    for position, timestep in enumerate(walk.timesteps):
-        output = answer(walk.input(position, x).repeat_interleave(per_seed, dim=0), timestep)
-        prediction = _guided(output, guidance_scale, x.shape[1]) if per_seed == 2 else output
-        x = walk.step(position, prediction, x)
-    return x
-
-
-def _part(conditions: Conditions, per_seed: int, part: slice) -> Conditions:
-    """The conditions of some of the seeds."""
-    return {name: value.unflatten(0, (-1, per_seed))[part].flatten(0, 1) for name, value in conditions.items()}
-
-
-def _halves(conditions: Conditions, null: Conditions | None, guidance_scale: float | None, count: int) -> tuple[Conditions, int]:
-    """Conditions of every sample, and samples for each seed."""
-    dealt = deal(conditions, count)
-    if guidance_scale is None or guidance_scale <= 1:
-        return dealt, 1
-    if null is None or set(null) != set(conditions):
-        raise UsageError(
-            f"guidance needs the conditions of the unconditional half for {', '.join(conditions) or 'a model that takes none'}",
-            "give null_conditions= beside conditions=, or leave guidance_scale out",
-        )
-    pairs = {name: torch.stack([dealt[name], deal({name: null[name]}, count)[name]], dim=1) for name in dealt}
-    return {name: pair.flatten(0, 1) for name, pair in pairs.items()}, 2
-
-
 def batched(model: Model, x: torch.Tensor, timestep: float, conditions: Mapping[str, torch.Tensor], batch_size: int) -> torch.Tensor:
     """The model's outputs for samples x [n, ...] at one timestep, a batch at a time."""
     parts = [slice(i, i + batch_size) for i in range(0, len(x), batch_size)]
     return torch.cat([model(x[p], torch.full((len(x[p]),), timestep), **{k: v[p] for k, v in conditions.items()}) for p in parts])
-
-
-def _guided(output: torch.Tensor, guidance_scale: float | None, channels: int) -> torch.Tensor:
-    """[2S, C or 2C, ...] → [S, ...]: the guided prediction; a predicted variance is the conditional half's."""
-    assert guidance_scale is not None
-    conditional, null = output.unflatten(0, (-1, 2)).unbind(dim=1)
-    guided = null[:, :channels] + guidance_scale * (conditional[:, :channels] - null[:, :channels])
-    return torch.cat([guided, conditional[:, channels:]], dim=1)
 
 
 def check_finite(output: torch.Tensor, timestep: float, seeds: Sequence[int], per_seed: int = 1) -> None:
