@@ -2,30 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+from pydantic import BaseModel
 from torch.fx import GraphModule
 
-from ..artifacts import Artifact, Manifest, check_output, create_artifact, sha256_json
-from ..artifacts.details import BlockLoss, CheckpointDetails, FormatChoice, RotatedInput, RoundedLayer, ScaleChoice, WidthRecord
+from ..artifacts import Artifact, Manifest, check_output, create_artifact
+from ..artifacts.details import CheckpointDetails, FormatChoice, RotatedInput, RoundedLayer, ScaleChoice, WidthRecord
 from ..artifacts.final_error import FinalError
 from ..decibels import floored, snr_db
 from ..errors import UsageError
-from ..formats import FP4, Activations, ScaleSource
+from ..formats import FP4, Activations
 from ..progress import Progress, silent
 from .bits.format_choice import choose_formats, take_formats
-from .calibration.choice import changed
-from .calibration.schedules import plain_config
 from .calibration.sized_source import SizedSource
 from .calibration.source import Request
 from .calibration.trajectories import Answer, Model, Trajectories
-from .checkpoint import freeze, named_quantizers, write_checkpoint
+from .checkpoint import freeze, write_checkpoint
+from .checkpoint_manifest import checkpoint_manifest
 from .choices import Rotation
 from .clipping import counting
 from .config import QuantizeConfig
@@ -41,7 +41,6 @@ from .initial.scale_choice import choose_scales, take_choices
 from .outcome import Outcome, output_bias_table, train
 from .output_bias import insert_output_bias, mean_error, output_bias
 from .prepare import Prepared, prepare
-from .quantizers import computed_scale
 from .rounding.groups import groups_of
 from .rounding.layerwise import round_weights, rounded, take_rounded
 from .running.ambient import default_torch
@@ -53,6 +52,7 @@ from .widths import at_width, weights_bytes
 
 _REFERENCE_SEED = 1_000_000  # far from the calibration seeds
 _CALIBRATION = "calibration"
+ChoiceRecord = TypeVar("ChoiceRecord", bound=BaseModel)
 
 
 @default_torch()
@@ -127,11 +127,11 @@ def _quantize(prepared: Prepared, work: SharedWork, progress: Progress) -> tuple
     config, float_graph, plan = prepared.config, prepared.float_graph, prepared.plan
     data = _collect(prepared, _CALIBRATION, range(config.seed, config.seed + config.calibration_samples), work, progress)
     reference = _collect(prepared, "reference", _reference_seeds(config), work, progress)
-    formats = _chosen_formats(prepared, data, work, progress)
+    formats = _formats(prepared, data, work, progress)
     first = prepared.config.rotation is not Rotation.AUTO  # a rotation that is given is there when scales are chosen
-    rotations = _rotated(prepared, data, work, progress) if first else []
-    choices = _chosen_scales(prepared, data, work, progress)
-    rotations = rotations if first else _rotated(prepared, data, work, progress)
+    rotations = _rotations(prepared, data, work, progress) if first else []
+    choices = _scales(prepared, data, work, progress)
+    rotations = rotations if first else _rotations(prepared, data, work, progress)
     quantized = move(copy_with_quantizers(float_graph, plan, data.timesteps), prepared.device)
     initial = _initialized(prepared, quantized, data, work, progress)
     rounded = _rounded(prepared, quantized, data, work, progress)
@@ -151,7 +151,7 @@ def _quantize(prepared: Prepared, work: SharedWork, progress: Progress) -> tuple
     if config.iterations or folded or outcome.bias is not None:
         with counting(quantized) as clipped:
             after = per_timestep_snr(as_model(quantized), reference, progress)
-    manifest = _manifest(prepared, quantized, data, initial, rounded, outcome.losses, folded)
+    manifest = checkpoint_manifest(prepared, quantized, data, initial, rounded, outcome.losses, folded)
     if outcome.judged:
         manifest.details["kept_state"] = outcome.judged.model_dump()
     if config.matryoshka:
@@ -201,45 +201,38 @@ def _collect(prepared: Prepared, name: str, seeds: range, work: SharedWork, prog
     return data
 
 
-def _chosen_formats(prepared: Prepared, data: Trajectories, work: SharedWork, progress: Progress) -> list[FormatChoice]:
-    """Layers that lose too much in FP4, made FP8 ones in the plan; the main process measures for all."""
+def _chosen(name: str, kind: type[ChoiceRecord], choose: Callable[[], Sequence[ChoiceRecord]], work: SharedWork) -> list[ChoiceRecord]:
+    """What ``choose`` measures to be best, a stage of that name; the main process measures for all."""
+    stage = work.made(name, lambda: Stage({}, {"choices": [choice.model_dump() for choice in choose()]}))
+    return [kind(**choice) for choice in stage.record["choices"]]
+
+
+def _formats(prepared: Prepared, data: Trajectories, work: SharedWork, progress: Progress) -> list[FormatChoice]:
+    """Layers that lose too much in FP4, made FP8 ones in the plan."""
     if not any(layer.activation_format is FP4 for layer in prepared.plan.quantized):
         return []
-
-    def make() -> Stage:
-        found = choose_formats(prepared, data, progress)
-        return Stage({}, {"choices": [choice.model_dump() for choice in found]})
-
-    choices = [FormatChoice(**choice) for choice in work.made("format-choices", make).record["choices"]]
+    choices = _chosen("format-choices", FormatChoice, lambda: choose_formats(prepared, data, progress), work)
     take_formats(prepared.plan, choices, prepared.config)
     return choices
 
 
-def _chosen_scales(prepared: Prepared, data: Trajectories, work: SharedWork, progress: Progress) -> list[ScaleChoice]:
-    """Sources of scales that are ours to choose, taken over into the plan; the main process measures for all."""
-    if prepared.config.activations is not Activations.AUTO or prepared.config.weight_only:
+def _scales(prepared: Prepared, data: Trajectories, work: SharedWork, progress: Progress) -> list[ScaleChoice]:
+    """Sources of scales that are ours to choose, taken over into the plan."""
+    graph, plan, config = prepared.float_graph, prepared.plan, prepared.config
+    if config.activations is not Activations.AUTO or config.weight_only:
         return []
-
-    def make() -> Stage:
-        found = choose_scales(prepared.float_graph, prepared.plan, data, prepared.config, progress)
-        return Stage({}, {"choices": [choice.model_dump() for choice in found]})
-
-    choices = [ScaleChoice(**choice) for choice in work.made("scale-choices", make).record["choices"]]
-    take_choices(prepared.plan, choices)
+    choices = _chosen("scale-choices", ScaleChoice, lambda: choose_scales(graph, plan, data, config, progress), work)
+    take_choices(plan, choices)
     return choices
 
 
-def _rotated(prepared: Prepared, data: Trajectories, work: SharedWork, progress: Progress) -> list[RotatedInput]:
-    """Rotations, written into the float graph and its plan; the main process measures for all."""
-    if prepared.config.rotation is Rotation.NONE:
+def _rotations(prepared: Prepared, data: Trajectories, work: SharedWork, progress: Progress) -> list[RotatedInput]:
+    """Rotations, written into the float graph and its plan."""
+    graph, plan, config = prepared.float_graph, prepared.plan, prepared.config
+    if config.rotation is Rotation.NONE:
         return []
-
-    def make() -> Stage:
-        found = choose_rotations(prepared.float_graph, prepared.plan, data, prepared.config, progress)
-        return Stage({}, {"choices": [choice.model_dump() for choice in found]})
-
-    chosen = [RotatedInput(**choice) for choice in work.made("rotations", make).record["choices"]]
-    return take_rotations(prepared.float_graph, prepared.plan.layers, chosen)
+    chosen = _chosen("rotations", RotatedInput, lambda: choose_rotations(graph, plan, data, config, progress), work)
+    return take_rotations(graph, plan.layers, chosen)
 
 
 def _initialized(prepared: Prepared, quantized: GraphModule, data: Trajectories, work: SharedWork, progress: Progress) -> Initialization:
@@ -339,54 +332,3 @@ def per_timestep_snr(model: Model, reference: Trajectories, progress: Progress =
             result.append(round(floored(snr_db(expected, got)), 4))
             advance()
     return result
-
-
-def _sources(quantized: GraphModule) -> dict[str, dict[str, Any]]:
-    """The manifest's word for each quantizer whose scales are computed; of others it has none."""
-    return {name: computed_scale(made) for name, made in named_quantizers(quantized) if made.source is ScaleSource.COMPUTED}
-
-
-def _manifest(prepared: Prepared, quantized: GraphModule, data: Trajectories, initial: Initialization, rounded: list[RoundedLayer],
-              records: list[BlockLoss], folded: dict[str, list[str]]) -> Manifest:  # fmt: skip
-    config, details, scheduler, plan = prepared.config, prepared.details, prepared.scheduler, prepared.plan
-    sources = _sources(quantized)
-    scheduler_config, ran = plain_config(scheduler), prepared.calibration.choice
-    altered = changed(ran.scheduler, config.steps)
-    members: dict[str, list[str]] = {}
-    for layer in plan.quantized:
-        for quantizer in layer.quantizers:
-            members.setdefault(quantizer, []).append(layer.name)
-    return Manifest(
-        kind="checkpoint",
-        model=details["model"],
-        quantization=config.model_dump(mode="json"),
-        scheduler={
-            "class": type(scheduler).__name__,
-            "config": scheduler_config,
-            "sha256": sha256_json(scheduler_config),
-            "calibrated_with": ran.record(),
-            **({"changed": altered} if altered else {}),
-        },
-        timesteps=data.timesteps.tolist(),
-        details={
-            **{k: v for k, v in details.items() if k != "model"},
-            "sample_shape": list(prepared.shape),
-            "inputs": prepared.names,
-            "conditions": {
-                # of one timestep, which are those of all
-                k: {"dtype": str(v.dtype).removeprefix("torch."), "shape": list(v.shape[1:])}
-                for k, v in data.given(0).items()
-            },
-            "calibration": prepared.calibration.record(),
-            "samples_per_seed": data.per_seed,
-            "layers": [layer.record() for layer in plan.quantized],
-            "float_layers": [layer.record() for layer in plan.left_float],
-            "float_mac_share": plan.float_fraction,
-            "quantizers": [{"name": name, "layers": layers, **sources.get(name, {})} for name, layers in members.items()],
-            "skip_halves": prepared.skip_halves,
-            "dilation": [{**r.model_dump(), "folded_into": folded.get(r.quantizer, [])} for r in initial.records],
-            "dilation_rule": {"used": initial.rule, "mean_snr_db": initial.tried},
-            "rounding": [r.model_dump() for r in rounded],
-            "distillation": [r.model_dump() for r in records],
-        },
-    )
