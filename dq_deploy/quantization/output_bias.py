@@ -96,8 +96,8 @@ def mean_error(model: Model, data: Trajectories, *, batch_size: int, static: boo
 def insert_output_bias(graph_module: GraphModule, table: torch.Tensor, timesteps: torch.Tensor) -> None:
     """Let the graph end in an ``OutputBias`` with this table [T, C], in place."""
     graph = graph_module.graph
-    output = next(n for n in graph.nodes if n.op == "output")
-    timestep = next(n for n in graph.nodes if n.op == "placeholder" and n.target == "timestep")
+    output = graph.output_node()
+    timestep = graph.find_nodes(op="placeholder", target="timestep")[0]
     (y,) = output.args
     assert isinstance(y, Node)
     attach(graph_module, OutputBias(table, timesteps, channel_axis(y.meta["val"].dim())))

@@ -49,7 +49,7 @@ def layers_by_group(graph: GraphModule, layers: Sequence[GraphLayer], inputs: Se
 
 def _sources(graph: GraphModule) -> tuple[set[Node], set[Node]]:
     """Nodes that are computed from the sample, and from a condition."""
-    sample, *others = (node for node in graph.graph.nodes if node.op == "placeholder")
+    sample, *others = graph.graph.find_nodes(op="placeholder")
     conditions = [node for node in others if node.target != "timestep"]
     return derived(graph, sample), set[Node]().union(*(derived(graph, node) for node in conditions))
 

@@ -205,7 +205,7 @@ def _at_another_size(wrapper: Positional, example: dict[str, torch.Tensor]) -> t
 
 def _check_free(raw: GraphModule, names: Sequence[str], axes: Sequence[Sequence[int]]) -> None:
     """Raises BoundToBatchError where torch.export found that a dimension can have one size only."""
-    placeholders = [n for n in raw.graph.nodes if n.op == "placeholder"]
+    placeholders = raw.graph.find_nodes(op="placeholder")
     for node, name, dims in zip(placeholders, names, axes, strict=True):
         for dim in dims:
             if isinstance(size := node.meta["val"].shape[dim], int):

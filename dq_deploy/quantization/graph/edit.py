@@ -39,7 +39,7 @@ def drop_unused_tensors(graph_module: GraphModule, keep: tuple[str, ...] = ()) -
 def batch_size(graph_module: GraphModule) -> Node:
     """The node that holds the batch size: that of the first input, which is there whatever the length of ``timestep``."""
     graph = graph_module.graph
-    inputs = [n for n in graph.nodes if n.op == "placeholder"]
+    inputs = graph.find_nodes(op="placeholder")
     found: list[Node] = [n for n in graph.nodes if n.target == aten.sym_size.int and n.args == (inputs[0], 0)]
     if found:
         return found[0]

@@ -32,7 +32,7 @@ def freed(small: GraphModule, large: GraphModule, tensors: Sequence[torch.Tensor
     for graph_module in (small, large):
         drop_checks(graph_module.graph)
     pairs = _pairs(small, large)
-    placeholders = [n for n in small.graph.nodes if n.op == "placeholder"]
+    placeholders = small.graph.find_nodes(op="placeholder")
     with small.graph.inserting_after(placeholders[-1]):
         size = small.graph.call_function(aten.sym_size.int, (placeholders[0], 0))
     size.meta = {}

@@ -25,7 +25,7 @@ def insert_quantizers(graph_module: GraphModule, plan: Plan, timesteps: torch.Te
     Consumers of the same tensor that read it alike, along the same channel axis, share one quantizer.
     """
     graph = graph_module.graph
-    timestep = next(n for n in graph.nodes if n.op == "placeholder" and n.target == "timestep")
+    timestep = graph.find_nodes(op="placeholder", target="timestep")[0]
     shared: dict[tuple[Any, ...], Node] = {}
     for layer in plan.quantized:
         node = layer.node

@@ -19,7 +19,7 @@ _RESERVED = frozenset(dir(GraphModule(nn.Module(), Graph())))
 
 def name_nodes(graph_module: GraphModule, names: list[str]) -> None:
     """Name the placeholders and put every node's module path and class into its meta."""
-    placeholders = [n for n in graph_module.graph.nodes if n.op == "placeholder"]
+    placeholders = graph_module.graph.find_nodes(op="placeholder")
     for node, name in zip(placeholders, names, strict=True):
         value = node.meta.get("val")
         if isinstance(value, torch.Tensor) and isinstance(value.shape[0], int):

@@ -91,8 +91,7 @@ def plan_with_branches(graph_module: GraphModule, config: QuantizeConfig) -> Pla
     plan = make_plan(graph_module, config)
     if not config.low_rank:
         return plan
-    output = next(n for n in graph_module.graph.nodes if n.op == "output").args[0]
-    layers = branched(plan.layers, config.low_rank, _unmoved(output[0] if isinstance(output, tuple | list) else output))
+    layers = branched(plan.layers, config.low_rank, _unmoved(_output(graph_module)))
     if not layers:
         raise UsageError(
             f"low_rank is {config.low_rank}, and no linear layer of up to 4 bits is smaller with such a branch than in 8 bits",
@@ -110,9 +109,7 @@ def make_plan(graph_module: GraphModule, config: QuantizeConfig) -> Plan:
     layers = list(find_layers(graph_module))
     if not layers:
         raise UsageError("the model has no convolution, linear layer or matrix product to quantize")
-    inputs = [n for n in graph_module.graph.nodes if n.op == "placeholder"]
-    output = next(n for n in graph_module.graph.nodes if n.op == "output").args[0]
-    output = output[0] if isinstance(output, tuple | list) else output
+    inputs, output = graph_module.graph.find_nodes(op="placeholder"), _output(graph_module)
     unmatched = []
     for layer in layers:
         layer.node.meta["layer"] = layer.name
@@ -188,6 +185,12 @@ def _matches(pattern: str, layer: GraphLayer, sample: set[Node], output: Any) ->
         halves = last.all_input_nodes if whole_name(layer.name) != layer.name else []  # whose sum the output is
         return layer.node is last or layer.node in halves
     return name_matches(layer.name, pattern)
+
+
+def _output(graph_module: GraphModule) -> Any:
+    """What the graph gives, the first of several."""
+    output = graph_module.graph.output_node().args[0]
+    return output[0] if isinstance(output, tuple | list) else output
 
 
 def _unmoved(value: Any) -> Any:

@@ -38,7 +38,7 @@ def _inline(graph_module: GraphModule, call: Node) -> None:
     assert isinstance(holder, Node)
     inner = operator.attrgetter(str(holder.target))(graph_module)
     casts = _AUTOCAST in str(call.target) and bool(call.args[2])
-    placeholders = [n for n in inner.graph.nodes if n.op == "placeholder"]
+    placeholders = inner.graph.find_nodes(op="placeholder")
     copies: dict[Node, Any] = dict(zip(placeholders, call.args[first:], strict=True))
     results: Any = ()
     with graph_module.graph.inserting_before(call):

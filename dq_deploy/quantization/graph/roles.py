@@ -41,7 +41,7 @@ def layers_by_role(graph_module: GraphModule, layers: Sequence[GraphLayer]) -> d
 
 
 def _of_time(graph_module: GraphModule, nodes: dict[Node, GraphLayer]) -> set[str]:
-    inputs = [node for node in graph_module.graph.nodes if node.op == "placeholder"]
+    inputs = graph_module.graph.find_nodes(op="placeholder")
     timestep = next(node for node in inputs if node.target == "timestep")
     late, spatial = derived(graph_module, timestep), derived(graph_module, inputs[0])
     return {layer.name for node, layer in nodes.items() if node in late and node not in spatial}

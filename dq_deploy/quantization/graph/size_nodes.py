@@ -26,7 +26,7 @@ def size_node(graph_module: GraphModule, value: torch.SymInt) -> Node | None:
 class _Emitter:
     def __init__(self, graph_module: GraphModule) -> None:
         self.graph = graph_module.graph
-        inputs = [n for n in self.graph.nodes if n.op == "placeholder"]
+        inputs = self.graph.find_nodes(op="placeholder")
         self.places = {
             str(size.node.expr): (node, dim)
             for node in reversed(inputs)

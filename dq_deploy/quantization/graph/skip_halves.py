@@ -77,7 +77,7 @@ def name_matches(layer: str, pattern: str) -> bool:
 
 
 def _readers(graph_module: GraphModule) -> Iterator[_Reader]:
-    from_sample = derived(graph_module, next(n for n in graph_module.graph.nodes if n.op == "placeholder"))
+    from_sample = derived(graph_module, graph_module.graph.find_nodes(op="placeholder")[0])
     for node in graph_module.graph.nodes:
         if node.target not in (aten.conv2d.default, aten.linear.default):
             continue
