@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from dq_deploy.engines.contenders import Contender
+from dq_deploy.engines.bench.contenders import Contender
 from dq_deploy.engines.openvino.rewrites import rewrite
 
 _RUNS, _SHOWN = 20, 8

@@ -26,7 +26,7 @@ from benchmarks.accuracy.workspace import Workspace
 from benchmarks.latency.runners import PlainOnnxRuntime, PlainOpenVino, TorchRunner
 from dq_deploy.console import Output, to_json
 from dq_deploy.engines.bench import bench
-from dq_deploy.engines.contenders import Contender, contenders_from
+from dq_deploy.engines.bench.contenders import Contender, contenders_from
 from dq_deploy.engines.onnxruntime.runner import OnnxRuntimeRunner
 from dq_deploy.engines.openvino.runner import OpenVinoRunner
 from dq_deploy.errors import DqDeployError

@@ -18,7 +18,7 @@ from typing import Literal
 import onnx
 from pydantic import BaseModel, ConfigDict
 
-from dq_deploy.engines.build_process import BuilderCrash, run_child
+from dq_deploy.engines.build.process import BuilderCrash, run_child
 from dq_deploy.engines.build_request import BuildRequest, ShapeRange
 from dq_deploy.engines.layer_report import LayerReport, build_report, kernel_rows
 from dq_deploy.engines.onnxruntime.runner import optimized_operators

@@ -15,7 +15,7 @@ from .options import PATH, common, force_option
 if TYPE_CHECKING:
     from ..artifacts import Artifact
     from ..artifacts.details import EngineDetails
-    from ..engines.layer_compare import LayerComparison
+    from ..engines.layer_report.compare import LayerComparison
 
 
 @click.command(short_help="What each layer of an engine runs in.")
@@ -34,8 +34,8 @@ def layers(engine: Path, baseline: Path | None, picture: Path | None, force: boo
     """
     from ..artifacts import open_artifact
     from ..engines.build import load_report
-    from ..engines.layer_compare import compare
     from ..engines.layer_report import undocumented
+    from ..engines.layer_report.compare import compare
 
     opened = open_artifact(engine, "engine")
     beside = open_artifact(baseline, "engine") if baseline else None

@@ -46,7 +46,7 @@ def prove(engines: tuple[Path, ...], checkpoints: tuple[Path, ...], file: Path, 
 
 def show_proof(proof: Proof, output: Output) -> None:
     """Every engine at every batch size."""
-    from ..engines.executed import counted
+    from ..engines.layer_report.executed import counted
 
     rows = []
     for engine in proof.engines:

@@ -1,4 +1,4 @@
-"""What ``build.py`` asks of its child process, and what the child leaves behind."""
+"""What ``build`` asks of its child process, and what the child leaves behind."""
 
 from __future__ import annotations
 

@@ -21,9 +21,9 @@ from ..decibels import ratio_db
 from ..errors import ArtifactError, UsageError
 from ..progress import Progress, silent
 from .bench import Contender, bench
+from .bench.contenders import inputs_of
 from .choice import make_runner
 from .combine import check_alike
-from .contenders import inputs_of
 from .engine_files import open_graph
 
 _RUNS = 20

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ..engines.layer_compare import BuildTotals, LayerComparison
+from ..engines.layer_report.compare import BuildTotals, LayerComparison
 from .svg import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, WIDTH, figure, styled, to_svg
 
 _COLOURS = {"int8": BLUE, "fp16": ORANGE, "bf16": ORANGE, "fp32": GREY, "not found": PURPLE}

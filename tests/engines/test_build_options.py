@@ -10,8 +10,8 @@ import pytest
 
 from dq_deploy.artifacts import Artifact
 from dq_deploy.engines.build import build_engine, load_report
+from dq_deploy.engines.build.process import Failure, diagnose
 from dq_deploy.engines.build_options import BuildOptions
-from dq_deploy.engines.build_process import Failure, diagnose
 from dq_deploy.engines.tensorrt.child import builder_settings
 from dq_deploy.errors import UsageError
 from tests.engines import graphs

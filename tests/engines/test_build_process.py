@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from dq_deploy.artifacts import sha256_file
-from dq_deploy.engines import build_process
-from dq_deploy.engines.build_process import BuilderCrash, Failure, diagnose, run_child
+from dq_deploy.engines.build import process as build_process
+from dq_deploy.engines.build.process import BuilderCrash, Failure, diagnose, run_child
 from dq_deploy.engines.build_request import BuildRequest
 from dq_deploy.engines.tensorrt.cuda_driver import gpu_compute_capability
 from dq_deploy.errors import ArtifactError, EnvironmentProblem, ResourceError

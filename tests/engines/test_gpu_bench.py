@@ -10,13 +10,12 @@ import numpy as np
 import pytest
 
 from dq_deploy.artifacts import Artifact
-from dq_deploy.engines import gpu_bench, gpu_clocks
-from dq_deploy.engines.bench import Contender, bench, contenders_from
+from dq_deploy.engines.bench import Contender, bench, contenders_from, gpu, gpu_clocks
+from dq_deploy.engines.bench.gpu_clocks import Clocks, clock_notes, parse_clocks, read_clocks
 from dq_deploy.engines.build import build_engine
-from dq_deploy.engines.gpu_clocks import Clocks, clock_notes, parse_clocks, read_clocks
 from dq_deploy.engines.kernels import LayerDump
 from dq_deploy.engines.layer_report import LayerReport, build_report
-from dq_deploy.engines.roofline import Peaks, Work, describe, peaks_of, roofline, work_of
+from dq_deploy.engines.layer_report.roofline import Peaks, Work, describe, peaks_of, roofline, work_of
 from dq_deploy.engines.tensorrt import runner as tensorrt_runner
 from dq_deploy.engines.tensorrt.runner import TensorRtRunner
 from tests.engines import graphs
@@ -59,7 +58,7 @@ def on_gpu(engine: Artifact, monkeypatch: pytest.MonkeyPatch, **device: bool) ->
 
 
 def test_device_times_clocks_and_roofline_are_added(bundle: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu_bench, "read_clocks", lambda: clocks(1900.0))
+    monkeypatch.setattr(gpu, "read_clocks", lambda: clocks(1900.0))
     contender = on_gpu(engine_of(bundle, tmp_path / "engine", report=report_of(macs=10**9)), monkeypatch)
     steps: list[int] = []
 
@@ -85,7 +84,7 @@ def test_device_times_clocks_and_roofline_are_added(bundle: Artifact, tmp_path: 
 
 
 def test_what_is_not_known_is_said(bundle: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu_bench, "read_clocks", lambda: None)
+    monkeypatch.setattr(gpu, "read_clocks", lambda: None)
     contender = on_gpu(engine_of(bundle, tmp_path / "engine"), monkeypatch, capturable=False)
     result = bench([contender], runs=1, warmup=0)
     assert result.rows[0].device_median_ms == 2.0

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from benchmarks.engines.attention.report import slug
-from dq_deploy.engines.roofline import Peaks, Work, peaks_of, roofline
+from dq_deploy.engines.layer_report.roofline import Peaks, Work, peaks_of, roofline
 
 from .study import FLOATS, FORMS, STUDIED, Built, capabilities, cells
 
@@ -37,7 +37,8 @@ _ROOFLINE = """\
 ## What a GPU could do at most: an estimate
 
 Least time of a batch of {batch} in µs: the multiply-accumulates of products in the precision of the plan above over the GPU's documented
-peak, or the weights read once from its memory, whichever takes longer ([roofline.py](../../dq_deploy/engines/roofline.py)). **An estimate
+peak, or the weights read once from its memory, whichever takes longer ([roofline.py](../../dq_deploy/engines/layer_report/roofline.py)).
+**An estimate
 from peaks, not a measurement**: launches, activations and everything that is no product cost nothing in it, and small networks are made of
 these. H100 with the plan for 8.9.
 """

@@ -14,7 +14,7 @@ from benchmarks.engines.study import CAPABILITIES, CHEAP
 from dq_deploy.artifacts.details import CheckpointDetails
 from dq_deploy.engines.build import load_report
 from dq_deploy.engines.layer_report import LayerReport
-from dq_deploy.engines.roofline import work_of
+from dq_deploy.engines.layer_report.roofline import work_of
 
 FLOATS = ("fp32", "fp16")
 FORMS: dict[str, dict[str, Any]] = {

@@ -1,7 +1,7 @@
 """The child process that builds one engine: ``python -m dq_deploy.engines.tensorrt.child request.json``.
 
 It exists because a builder can crash, hang or be killed for memory, during the build and after it. It prints the builder's verbose log to
-standard output, writes the plan and then the result; what went wrong is read from the log by ``build_process.py``.
+standard output, writes the plan and then the result; what went wrong is read from the log by ``build/process.py``.
 
 TensorRT and TensorRT-RTX take the same path through Polygraphy; only the configuration differs.
 """

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ...errors import EnvironmentProblem
-from ..roofline import Peaks, peaks_of
+from ..layer_report.roofline import Peaks, peaks_of
 
 
 class CudaDevice:

@@ -33,8 +33,8 @@ from ..engine_files import (
 from ..finite import Nonfinite, checked
 from ..kernels import Kernel
 from ..layer_report import LayerReport
+from ..layer_report.roofline import Peaks, Work, work_of
 from ..profiles import nearest
-from ..roofline import Peaks, Work, work_of
 from ..runner import Array, GraphRunner, InputSpec, bind_inputs
 from .cuda_device import CudaDevice
 from .cuda_driver import gpu_compute_capability

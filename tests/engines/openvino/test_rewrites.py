@@ -11,6 +11,7 @@ import onnxruntime
 import openvino
 import pytest
 
+from dq_deploy.engines.bench.statistics import snr_db
 from dq_deploy.engines.openvino.rewrites import rewrite
 from dq_deploy.engines.openvino.rewrites.chains import activations_apart
 from dq_deploy.engines.openvino.rewrites.group_norm import group_norms_as_moments
@@ -21,7 +22,6 @@ from dq_deploy.engines.openvino.rewrites.rounding import rounding_once
 from dq_deploy.engines.openvino.rewrites.splits import convolutions_in_parts
 from dq_deploy.engines.openvino.rewrites.tables import rows_at_once
 from dq_deploy.engines.openvino.rewrites.tokens import pixels_by_convolutions
-from dq_deploy.engines.statistics import snr_db
 from tests.engines.graphs import ROWS, Graph
 from tests.flow import Flow
 

@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..artifacts import Artifact
-from ..artifacts.details import BundleDetails, FreeDimension, GraphInput
-from ..artifacts.reading import check_onnx
-from ..errors import ArtifactError, UsageError
-from .build_options import flag
-from .build_request import ShapeRange
-from .descriptor import EngineDescriptor, capability_of
-from .gpu_names import capabilities_of_names
-from .layer_report import op_of, planned_format
-from .registry import builders
+from ...artifacts import Artifact
+from ...artifacts.details import BundleDetails, FreeDimension, GraphInput
+from ...artifacts.reading import check_onnx
+from ...errors import ArtifactError, UsageError
+from ..build_options import flag
+from ..build_request import ShapeRange
+from ..descriptor import EngineDescriptor, capability_of
+from ..gpu_names import capabilities_of_names
+from ..layer_report import op_of, planned_format
+from ..registry import builders
 
 Range = tuple[int, int, int]
 _NAMED = 4  # layers in a message

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ..artifacts.records import Record
-from ..errors import UsageError
-from .layer_report import Contraction, LayerReport, ReportedAttention, kernel_rows
+from ...artifacts.records import Record
+from ...errors import UsageError
+from . import Contraction, LayerReport, ReportedAttention, kernel_rows
 
 
 class ComparedLayer(Record):

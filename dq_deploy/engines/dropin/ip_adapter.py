@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from pydantic import Field
 
-from ..artifacts.details.open import Open
-from ..errors import UsageError
+from ...artifacts.records import Open
+from ...errors import UsageError
 
 KEY = "ip_adapter"
 """In a network's configuration (sources/ip_adapter.py)."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from ..artifacts.records import Record
-from .descriptor import Op
-from .kernels import Kernel, product_format, rank
-from .layer_report import LayerReport
+from ...artifacts.records import Record
+from ..descriptor import Op
+from ..kernels import Kernel, product_format, rank
+from . import LayerReport
 
 
 class ExecutedProduct(Record):

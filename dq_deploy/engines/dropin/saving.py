@@ -8,8 +8,8 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-from ..errors import UsageError
-from .dropin_module import EngineModule
+from ...errors import UsageError
+from .module import EngineModule
 
 _MARK = "_refuses_drop_ins"
 

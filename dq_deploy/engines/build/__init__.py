@@ -14,24 +14,24 @@ from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
 
-from ..artifacts import Artifact, Manifest, check_output, create_artifact, open_artifact
-from ..artifacts.details import BundleDetails, EngineDetails, FurtherProfile
-from ..artifacts.layer_bits import layer_bits
-from ..artifacts.reading import read_record
-from ..artifacts.writing import write_text
-from ..errors import ArtifactError, EnvironmentProblem, UsageError
-from ..exporters.lint import check_allowed, consequences, lint
-from ..progress import Advance, Progress, silent
-from .build_options import BuildOptions
-from .build_plan import Range, check_capabilities, check_formats, check_graph, default_batch, input_profile, output_spec
-from .build_process import BuilderCrash, run_child
-from .build_request import BuildRequest, ShapeRange
-from .descriptor import Builder, EngineDescriptor
-from .layer_report import LayerReport, build_report
-from .lookup_tables import entries_in_onnx
+from ...artifacts import Artifact, Manifest, check_output, create_artifact, open_artifact
+from ...artifacts.details import BundleDetails, EngineDetails, FurtherProfile
+from ...artifacts.layer_bits import layer_bits
+from ...artifacts.reading import read_record
+from ...artifacts.writing import write_text
+from ...errors import ArtifactError, EnvironmentProblem, UsageError
+from ...exporters.lint import check_allowed, consequences, lint
+from ...progress import Advance, Progress, silent
+from ..build_options import BuildOptions
+from ..build_request import BuildRequest, ShapeRange
+from ..descriptor import Builder, EngineDescriptor
+from ..layer_report import LayerReport, build_report
+from ..lookup_tables import entries_in_onnx
+from ..profiles import BATCH, Profile, envelope, whole_profiles
+from ..registry import DEFAULT_BUILDER, builder_named
+from .plan import Range, check_capabilities, check_formats, check_graph, default_batch, input_profile, output_spec
 from .prepared_graph import PreparedGraph, prepare
-from .profiles import BATCH, Profile, envelope, whole_profiles
-from .registry import DEFAULT_BUILDER, builder_named
+from .process import BuilderCrash, run_child
 
 # Carried over, so that an engine folder can be run without its bundle.
 _FROM_BUNDLE = (

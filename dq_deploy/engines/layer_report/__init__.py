@@ -10,11 +10,11 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
-from ..artifacts.details import FloatLayer, LoweredLayer
-from ..artifacts.records import Record
-from .descriptor import FLOATS, Op
-from .kernels import NOTHING, AttentionPlan, Kernel, LayerDump, casts_first, datatypes, product_format, rank
-from .registry import builders
+from ...artifacts.details import FloatLayer, LoweredLayer
+from ...artifacts.records import Record
+from ..descriptor import FLOATS, Op
+from ..kernels import NOTHING, AttentionPlan, Kernel, LayerDump, casts_first, datatypes, product_format, rank
+from ..registry import builders
 
 SCHEMA_VERSION = 1
 CONTRACTIONS: dict[str, Op] = {

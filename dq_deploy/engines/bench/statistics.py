@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..decibels import ratio_db
+from ...decibels import ratio_db
 
 Floats = NDArray[np.floating[Any]]
 _RESAMPLES = 2000

@@ -8,15 +8,15 @@ from pathlib import Path
 
 import numpy as np
 
-from ..artifacts import Artifact, is_kind
-from ..artifacts.details import EngineDetails, GraphInput, RunnableDetails, ScheduleDetails
-from ..artifacts.turns import turns
-from ..errors import UsageError
-from .choice import Engine, engines_on, runner_on
-from .engine_files import open_runnable
-from .runner import TIMESTEP, Array, Runner
-from .schedule import ScheduleRunner
-from .size_range import SizeRange
+from ...artifacts import Artifact, is_kind
+from ...artifacts.details import EngineDetails, GraphInput, RunnableDetails, ScheduleDetails
+from ...artifacts.turns import turns
+from ...errors import UsageError
+from ..choice import Engine, engines_on, runner_on
+from ..engine_files import open_runnable
+from ..runner import TIMESTEP, Array, Runner
+from ..schedule import ScheduleRunner
+from ..size_range import SizeRange
 
 Inputs = Mapping[str, Array]
 # Timesteps cycled through while timing; more would only lengthen the comparison of outputs that precedes it.

@@ -15,22 +15,22 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..artifacts import Artifact, is_kind
-from ..artifacts.details import BundleDetails
-from ..errors import ArtifactError, UsageError
-from ..quantization.calibration.recording import UNBATCHED
-from ..quantization.calling import call_of_record
-from .choice import Runtime, make_cached_runner, make_runner
-from .dropin_answers import controlnet_class
-from .dropin_ip_adapter import AdapterInGraph, blocks_with_attention
-from .dropin_module import EngineModule, Origin, as_one_of, check_no_gradients
-from .dropin_saving import guard_saving
-from .engine_files import open_runnable
-from .runner import TIMESTEP, GraphRunner, Runner
-from .size_range import SizeRange
-from .step_cache.runner import CachedRunner
-from .step_cache.steps import CacheReport
-from .watch import WatchedRunner, WatchRow
+from ...artifacts import Artifact, is_kind
+from ...artifacts.details import BundleDetails
+from ...errors import ArtifactError, UsageError
+from ...quantization.calibration.recording import UNBATCHED
+from ...quantization.calling import call_of_record
+from ..choice import Runtime, make_cached_runner, make_runner
+from ..engine_files import open_runnable
+from ..runner import TIMESTEP, GraphRunner, Runner
+from ..size_range import SizeRange
+from ..step_cache.runner import CachedRunner
+from ..step_cache.steps import CacheReport
+from ..watch import WatchedRunner, WatchRow
+from .answers import controlnet_class
+from .ip_adapter import AdapterInGraph, blocks_with_attention
+from .module import EngineModule, Origin, as_one_of, check_no_gradients
+from .saving import guard_saving
 
 Forward = Callable[[dict[str, torch.Tensor]], torch.Tensor]
 

@@ -12,12 +12,12 @@ from typing import Any
 
 import onnx_ir as ir
 
-from ..artifacts import Artifact
-from ..artifacts.details import BundleDetails
-from ..artifacts.reading import without_links
-from ..artifacts.writing import write_bytes
-from .descriptor import Builder
-from .kernels import AttentionPlan
+from ...artifacts import Artifact
+from ...artifacts.details import BundleDetails
+from ...artifacts.reading import without_links
+from ...artifacts.writing import write_bytes
+from ..descriptor import Builder
+from ..kernels import AttentionPlan
 
 _GRAPH = "model.onnx"
 

@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import ArtifactError, PerformanceGateError, UsageError
-from ..progress import Advance, Progress, silent
+from ...errors import ArtifactError, PerformanceGateError, UsageError
+from ...progress import Advance, Progress, silent
+from ..machine import machine_info
+from ..runner import TIMESTEP
 from .contenders import Contender, Inputs, contenders_from
-from .gpu_bench import GpuBench
-from .machine import machine_info
-from .runner import TIMESTEP
+from .gpu import GpuBench
 from .statistics import Floats, paired_ratio, snr_db
 
 __all__ = ["BenchResult", "BenchRow", "Contender", "bench", "contenders_from"]

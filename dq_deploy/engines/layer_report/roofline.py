@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from .layer_report import LayerReport, ReportedAttention, ReportedLayer
+from . import LayerReport, ReportedAttention, ReportedLayer
 
 # Dense tensor-core operations in a clock of one multiprocessor, as NVIDIA's architecture whitepapers have them (peak rate divided by
 # multiprocessors and boost clock): A100, GA10x, AD10x, H100, GB20x. GeForce GPUs add up FP16 and FP8 products in FP32 at half of what is

@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 
-from ..errors import UsageError
-from .dropin_ip_adapter import KEY as IP_ADAPTER
+from ...errors import UsageError
+from .ip_adapter import KEY as IP_ADAPTER
 
 _LOG = logging.getLogger(__name__)
 _ADAPTERS = "quantize the model with its adapter: dq-deploy quantize SOURCE --lora FILE, or give quantize the pipeline that has loaded it"

@@ -14,17 +14,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from ..artifacts import Artifact, Manifest, check_output, create_artifact, is_kind, open_artifact
-from ..artifacts.details import EngineDetails, GraphDetails, GraphOutput, RepositoryDetails
-from ..artifacts.reading import read_onnx
-from ..artifacts.writing import write_text
-from ..errors import ArtifactError, UsageError
-from .build_plan import output_spec
-from .descriptor import Triton
-from .engine_files import builder_of, open_graph
-from .registry import REFERENCE, builders
-from .runner import MODEL_FILE
-from .triton_config import BATCH, Kind, TritonConfig, TritonTensor, check_name, shares_batches, tensors_of, warmup_of
+from ...artifacts import Artifact, Manifest, check_output, create_artifact, is_kind, open_artifact
+from ...artifacts.details import EngineDetails, GraphDetails, GraphOutput, RepositoryDetails
+from ...artifacts.reading import read_onnx
+from ...artifacts.writing import write_text
+from ...errors import ArtifactError, UsageError
+from ..build.plan import output_spec
+from ..descriptor import Triton
+from ..engine_files import builder_of, open_graph
+from ..registry import REFERENCE, builders
+from ..runner import MODEL_FILE
+from .config import BATCH, Kind, TritonConfig, TritonTensor, check_name, shares_batches, tensors_of, warmup_of
 
 Device = Literal["auto", "cpu", "gpu"]
 # A request waits so long for others to share its batch: little beside a denoising step.

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from ..progress import Advance
+from ...progress import Advance
+from ..layer_report.roofline import Peaks, Work, describe, roofline
 from .contenders import Contender, Inputs
 from .gpu_clocks import Clocks, clock_notes, read_clocks
-from .roofline import Peaks, Work, describe, roofline
 
 if TYPE_CHECKING:
-    from .bench import BenchRow
+    from . import BenchRow
 
 
 @runtime_checkable

@@ -14,8 +14,8 @@ from typing import Literal
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from ..artifacts.details import GraphInput, GraphOutput
-from ..errors import ArtifactError, UsageError
+from ...artifacts.details import GraphInput, GraphOutput
+from ...errors import ArtifactError, UsageError
 
 Kind = Literal["KIND_AUTO", "KIND_CPU", "KIND_GPU"]
 BATCH = "batch"
@@ -56,7 +56,7 @@ class TritonConfig:
 
     def text(self) -> str:
         """The file's contents: protobuf's text format."""
-        loader = PackageLoader("dq_deploy.engines")
+        loader = PackageLoader("dq_deploy.engines.triton")
         # No HTML: what is quoted in the file are names, which are checked, and types.
         environment = Environment(loader=loader, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=False)  # noqa: S701
         return environment.get_template("config.pbtxt.j2").render(config=self)

@@ -17,9 +17,9 @@ import torch
 from diffusers.configuration_utils import FrozenDict
 from diffusers.models.modeling_utils import ModelMixin
 
-from ..artifacts import Artifact
-from ..errors import UsageError
-from .dropin_answers import NotInDropInError, class_has, plain_attribute
+from ...artifacts import Artifact
+from ...errors import UsageError
+from .answers import NotInDropInError, class_has, plain_attribute
 
 _KEPT = ("the engine's weights were set when the model was quantized and exported", "put the float model back for this")
 
