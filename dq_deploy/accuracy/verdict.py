@@ -64,6 +64,11 @@ class CheckResult(BaseModel):
         return max(self.layers, key=lambda row: row.severity, default=None)
 
     @property
+    def shown_timesteps(self) -> list[TimestepParity]:
+        """Those of the graph as it is written, or of the first engine where there is none: of an engine that is checked on its own."""
+        return self.timesteps or next((engine.timesteps for engine in self.engines), [])
+
+    @property
     def worst_timestep(self) -> TimestepParity | None:
         """The timestep with the lowest SNR against the float model (NaN is lowest); None when none was compared."""
         compared = self.timesteps or [row for engine in self.engines for row in engine.timesteps]

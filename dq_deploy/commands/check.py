@@ -174,13 +174,8 @@ def _quality(result: CheckResult) -> str:
     """How near the checkpoint comes to the float model: its final sample, or else its outputs; empty where nothing of it is known."""
     if result.final_error and result.final_error.quality:
         return result.final_error.quality
-    found = [row.snr_reference_db for row in _timesteps(result) if row.snr_reference_db is not None]
+    found = [row.snr_reference_db for row in result.shown_timesteps if row.snr_reference_db is not None]
     return f"the median step has {median(found):.1f} dB of SNR against the float model, the worst {min(found):.1f}" if found else ""
-
-
-def _timesteps(result: CheckResult) -> Sequence[TimestepParity]:
-    """Of the bundle, or of an engine that is checked on its own."""
-    return result.timesteps or next((engine.timesteps for engine in result.engines), [])
 
 
 def show_timesteps(title: str, columns: tuple[str, ...], rows: Sequence[TimestepParity], output: Output) -> None:
@@ -197,7 +192,7 @@ def show_final_error(result: CheckResult, output: Output) -> None:
 
     found = result.final_error
     assert found is not None
-    snr = {row.timestep: row.snr_reference_db for row in _timesteps(result)}
+    snr = {row.timestep: row.snr_reference_db for row in result.shown_timesteps}
     if found.steps:
         members = ("member",) if any(step.member for step in found.steps) else ()
         whole = "each by its member's checkpoint" if members else f"{_db(found.all_db)} dB with every step quantized"

@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..accuracy.check import CheckResult, check
-from ..accuracy.end_to_end import TimestepParity
 from ..accuracy.layer_error import LayerErrors, layer_errors
 from ..artifacts import Artifact
 from ..artifacts.details import BundleDetails, CheckpointDetails, EngineDetails, GraphDetails
@@ -82,7 +81,7 @@ def collect(
         final_error=details.final_error,
         snr=_series(details, manifest.timesteps, checks, _bits_by_path(artifacts.bundles)),
         checks=[_check_row(result) for result in checks],
-        schedules=[_schedule_row(result) for result in checks if any(row.member for row in _timesteps(result))],
+        schedules=[_schedule_row(result) for result in checks if any(row.member for row in result.shown_timesteps)],
         distillation=details.distillation,
         kept_state=details.kept_state,
         dilation=dilation_rows(checkpoint),
@@ -166,7 +165,7 @@ def _series(details: CheckpointDetails, timesteps: list[float], checks: Sequence
         if len(size.snr_db) == len(timesteps):
             series.append(SnrSeries(name=name, timesteps=timesteps, snr_db=list(size.snr_db)))
     for result in checks:
-        rows = {row.timestep: row.snr_bundle_db for row in _timesteps(result)}
+        rows = {row.timestep: row.snr_bundle_db for row in result.shown_timesteps}
         width = f" ({found})" if (found := bits.get(result.bundle)) else ""
         name = Path(result.bundle).resolve().name + width
         series.append(SnrSeries(name=name, timesteps=timesteps, snr_db=[rows.get(t) for t in timesteps]))
@@ -174,7 +173,7 @@ def _series(details: CheckpointDetails, timesteps: list[float], checks: Sequence
 
 
 def _schedule_row(result: CheckResult) -> ScheduleRow:
-    rows = _timesteps(result)
+    rows = result.shown_timesteps
     return ScheduleRow(
         name=Path(result.bundle).resolve().name,
         timesteps=[row.timestep for row in rows],
@@ -190,13 +189,8 @@ def _only_db(result: CheckResult, timestep: float) -> float | None:
     return next((step.only_db for step in steps if timestep in step.timesteps), None)
 
 
-def _timesteps(result: CheckResult) -> list[TimestepParity]:
-    """As the graph is written, or where there is an engine among a schedule's members as ``load`` runs them."""
-    return result.timesteps or next((engine.timesteps for engine in result.engines), [])
-
-
 def _check_row(result: CheckResult) -> CheckRow:
-    rows = [row for row in _timesteps(result) if row.snr_reference_db is not None]
+    rows = [row for row in result.shown_timesteps if row.snr_reference_db is not None]
     differences = [row.difference_db for row in rows]
     return CheckRow(
         bundle=Path(result.bundle).resolve().name,
@@ -204,7 +198,7 @@ def _check_row(result: CheckResult) -> CheckRow:
         dtype=result.dtype,
         passed=bool(result),
         layers=len(result.layers),
-        timesteps=len(_timesteps(result)),
+        timesteps=len(result.shown_timesteps),
         allowed_db=round(max((row.allowed_db for row in rows), default=0.0), 2),
         largest_difference_db=max(differences, default=None),
         worst_layer=result.worst_layer.layer if result.worst_layer else None,

@@ -127,7 +127,7 @@ def module_source(module: torch.nn.Module, scheduler: Any, sample_shape: tuple[i
 
 
 def _check_no_drop_in(model: Any) -> None:
-    """Raise UsageError for a drop-in (engines/dropin.py): its weights are inside an engine."""
+    """Raise UsageError for a drop-in (engines/dropin): its weights are inside an engine."""
     if getattr(model, "is_drop_in", False):
         what = getattr(model.origin, "path", "an engine")
         raise UsageError(f"the model to quantize is a drop-in that runs {what}: it has no weights", "give the float model it was made from")
