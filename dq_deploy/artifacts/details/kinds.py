@@ -84,7 +84,7 @@ class Details(Open, ABC):
 
 
 class CheckpointDetails(Details):
-    """``details`` of a checkpoint (written by quantization/pipeline.py)."""
+    """``details`` of a checkpoint."""
 
     # Required of what came from a checkpoint, though an engine may do without.
     component: str | None
@@ -202,7 +202,7 @@ class GraphDetails(RunnableDetails):
 
 
 class BundleDetails(GraphDetails):
-    """``details`` of a bundle (written by exporters/bundle.py).
+    """``details`` of a bundle.
 
     ``kept_fp32``, in fp16: parts of the float network that fp16 cannot hold (after which layer, how many values, the largest, constants).
     """
@@ -244,7 +244,7 @@ class EngineFile(Open):
 
 
 class EngineDetails(GraphDetails):
-    """``details`` of an engine (written by engines/build.py), as far as reading it needs them.
+    """``details`` of an engine, as far as reading it needs them.
 
     ``batch`` and the ``sizes`` of every other dynamic dimension are (min, opt, max). ``rows``: by input, the entries of the table that it
     selects from. ``lint_allowed``: rules of the lint that the user let pass, with how often the graph breaks them. ``bundle``: where that
@@ -284,7 +284,7 @@ class MemberEntry(Open):
 
 
 class ScheduleDetails(RunnableDetails):
-    """``details`` of a schedule (written by engines/combine.py): its members, and the timesteps at which the next one takes over."""
+    """``details`` of a schedule: its members, and the timesteps at which the next one takes over."""
 
     members: list[MemberEntry] = Field(min_length=2, max_length=3)
     switches: list[float]
@@ -309,7 +309,7 @@ def switches_problem(switches: Sequence[float], members: int) -> str | None:
 
 
 class RepositoryDetails(Open):
-    """``details`` of a Triton repository (written by engines/triton.py)."""
+    """``details`` of a Triton repository."""
 
     name: str
     backend: str
@@ -319,7 +319,7 @@ class RepositoryDetails(Open):
 
 
 class PipelineFolderDetails(Open):
-    """``details`` of a whole pipeline's folder for another tool (written by engines/pipeline_folder).
+    """``details`` of a whole pipeline's folder for another tool.
 
     ``batch``: samples of a call of the denoiser, None where any number goes.
     """
