@@ -115,12 +115,12 @@ def _runners(artifact: Artifact[RunnableDetails], engines: Sequence[Engine], *, 
     Raises UsageError for an engine that another was built for, and EnvironmentProblem for a bundle in bf16.
     """
     graphs: list[Artifact[Any]] = [*artifact.members] or [artifact]
-    bundles = [graph for graph in graphs if is_kind(graph, BundleDetails)]
-    for bundle in bundles:
-        refuse_bf16(bundle)
+    bundles = all(is_kind(graph, BundleDetails) for graph in graphs)
+    for graph in graphs if bundles else []:
+        refuse_bf16(graph)
     asked = engines_of(artifact, engines or None) if is_kind(artifact, EngineDetails) else engines
     found = {name: runner_on(artifact, name, threads=threads) for name in asked}
-    if len(bundles) == len(graphs):
+    if bundles:
         found[_AS_WRITTEN] = make_runner(artifact, runtime="onnxruntime", optimized=False)
         found |= {_OPTIMIZED: make_runner(artifact, runtime="onnxruntime")} if optimized else {}
     elif not found:
