@@ -23,7 +23,7 @@ def arguments(
 
 
 def as_model(graph: GraphModule) -> Callable[..., torch.Tensor]:
-    """A graph as ``model(sample, timestep, **conditions)``: arguments and result on the CPU, whatever the graph's device."""
+    """A graph as ``model(sample, timestep, **conditions)``: arguments and result [N, ...] on the CPU, whatever the graph's device."""
 
     def model(sample: torch.Tensor, timestep: torch.Tensor, **conditions: torch.Tensor) -> torch.Tensor:
         result: torch.Tensor = graph(*arguments(graph, sample, timestep, conditions))
