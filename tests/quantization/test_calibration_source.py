@@ -13,7 +13,7 @@ from peft import LoraConfig
 
 from dq_deploy import cli
 from dq_deploy.accuracy import check
-from dq_deploy.engines.build_plan import default_batch
+from dq_deploy.engines.build.plan import default_batch
 from dq_deploy.errors import ArtifactError, UsageError
 from dq_deploy.exporters import export
 from dq_deploy.quantization import load_checkpoint, quantize
