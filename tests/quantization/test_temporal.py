@@ -7,7 +7,7 @@ import torch
 from torch.fx import GraphModule
 
 from dq_deploy.quantization.calibration.trajectories import Trajectories
-from dq_deploy.quantization.initial.watcher import arguments
+from dq_deploy.quantization.graph.calls import arguments
 from tests.nightly import mostly_nightly
 from tests.tiny import PlainUNet, captured, quantized_copy, tiny_unet, trajectories
 
