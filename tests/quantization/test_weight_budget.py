@@ -60,7 +60,7 @@ def test_the_widths_are_those_of_the_least_error_within_the_budget(nested_checkp
         assert choice.weights_bytes == weights_bytes(model, width) <= limit
         with at_width(model, width, choice.error_share):
             assert choice.snr_db == per_timestep_snr(as_model(nested_checkpoint.model), nested_checkpoint.reference())
-        assert choice.snr_db == per_timestep_snr(sliced(nested_checkpoint, width, choice).call, nested_checkpoint.reference())
+        assert choice.snr_db == per_timestep_snr(as_model(sliced(nested_checkpoint, width, choice).model), nested_checkpoint.reference())
         bias, whole = output_bias(sliced(nested_checkpoint, width, choice).model), output_bias(model)
         assert bias is not None
         assert whole is not None
