@@ -60,8 +60,8 @@ _SHOWN_LAYERS = 5
 @click.option("--timeout", "timeout_s", type=float, metavar="SECONDS", help="Time limit of one build, in seconds.  [default: none]")
 @force_option
 @common
-def build_engine(bundle: Path, destination: Path, capabilities: tuple[str, ...], batch: str | None,
-                 profiles: tuple[str, ...], engine_options: dict[str, Any], force: bool, output: Output, **options: Any) -> None:  # fmt: skip
+def build_engine(bundle: Path, destination: Path, capabilities: tuple[str, ...], batch: str | None, profiles: tuple[str, ...],
+                 engine_options: dict[str, Any], force: bool, output: Output, **options: Any) -> None:  # fmt: skip
     """Compile BUNDLE with TensorRT, TensorRT-RTX or OpenVINO, and report what every layer runs in.
 
     The graph is linted first (see check --lint); an error ends the command with exit code 3 before anything is built. --allow RULE lets one

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from ..artifacts.details import BundleDetails
+from ..artifacts.details import BundleDetails, FreeDimension
 from ..errors import UsageError
-from .build_plan import Range, size_ranges
+from .build_options import flag
 
+Range = tuple[int, int, int]
 Profile = Mapping[str, Range]
 """(min, opt, max) of the batch and of every other dynamic dimension, by name."""
 BATCH = "batch"
@@ -69,3 +70,39 @@ def _distance(profile: Profile, sizes: Mapping[str, int]) -> float:
 def in_words(profile: Profile) -> str:
     """As ``--profile`` takes it."""
     return " ".join(f"{name.replace('_', '-')}={','.join(map(str, values))}" for name, values in profile.items())
+
+
+def size_ranges(details: BundleDetails, given: Mapping[str, Range]) -> dict[str, Range]:
+    """(min, opt, max) of every free dimension: as ``given``, or else from the least calibrated size to the largest, for the first.
+
+    Raises UsageError for sizes that the graph does not compute, and for one of a dimension that follows another.
+    """
+    chosen = details.chosen
+    if led := [f"{name}, which follows the {details.free[name].of}" for name in given if name in details.free and name not in chosen]:
+        raise UsageError(f"a range is given of {'; '.join(led)}", "leave it out")
+    ranges = {**{name: dimension.range for name, dimension in chosen.items()}, **given}
+    odd = [
+        f"{flag(name)} {','.join(map(str, ranges[name]))} has {size}"
+        for name, dimension in chosen.items()
+        for size in ranges[name]
+        if size % dimension.multiple
+    ]
+    if odd:
+        multiples = ", ".join(f"{name} in steps of {dimension.multiple}" for name, dimension in chosen.items())
+        units = dict.fromkeys(details.unit(name) for name in chosen) or [""]
+        raise UsageError(f"the network takes {multiples}, and {'; '.join(odd)}", f"sizes are the input's own{_of(next(iter(units)))}")
+    return ranges | following(details.free, ranges)
+
+
+def _of(unit: str) -> str:
+    return f": {unit}" if unit else ""
+
+
+def following(free: Mapping[str, FreeDimension], ranges: Mapping[str, Range]) -> dict[str, Range]:
+    """The ranges of dimensions that follow others, from these others'."""
+    found = {}
+    for name, dimension in free.items():
+        if dimension.of is not None:
+            least, usual, largest = map(dimension.following, ranges[dimension.of])
+            found[name] = (least, usual, largest)
+    return found

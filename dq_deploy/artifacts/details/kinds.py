@@ -246,10 +246,10 @@ class EngineFile(Open):
 class EngineDetails(GraphDetails):
     """``details`` of an engine, as far as reading it needs them.
 
-    ``batch`` and the ``sizes`` of every other dynamic dimension are (min, opt, max). ``rows``: by input, the entries of the table that it
-    selects from. ``lint_allowed``: rules of the lint that the user let pass, with how often the graph breaks them. ``bundle``: where that
-    was, to build the engine again, and ``checkpoint_sha256`` what it can be checked against. ``float_attention``: the quantized products of
-    attention that it takes in float, in one kernel with the softmax.
+    ``batch`` and the ``sizes`` of every other dynamic dimension are (min, opt, max), of all ``profiles`` together. ``rows``: by input, the
+    entries of the table that it selects from. ``lint_allowed``: rules of the lint that the user let pass, with how often the graph breaks
+    them. ``bundle``: where that was, to build the engine again, and ``checkpoint_sha256`` what it can be checked against.
+    ``float_attention``: the quantized products of attention that it takes in float, in one kernel with the softmax.
     """
 
     backend: str

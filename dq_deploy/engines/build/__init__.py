@@ -27,9 +27,9 @@ from ..build_request import BuildRequest, ShapeRange
 from ..descriptor import Builder, EngineDescriptor
 from ..layer_report import LayerReport, build_report
 from ..lookup_tables import entries_in_onnx
-from ..profiles import BATCH, Profile, envelope, whole_profiles
+from ..profiles import BATCH, Profile, Range, envelope, whole_profiles
 from ..registry import DEFAULT_BUILDER, builder_named
-from .plan import Range, check_capabilities, check_formats, check_graph, default_batch, input_profile, output_spec
+from .plan import check_capabilities, check_formats, check_graph, default_batch, input_profile, output_spec
 from .prepared_graph import PreparedGraph, prepare
 from .process import BuilderCrash, run_child
 

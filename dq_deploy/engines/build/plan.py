@@ -6,17 +6,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ...artifacts import Artifact
-from ...artifacts.details import BundleDetails, FreeDimension, GraphInput
+from ...artifacts.details import BundleDetails, GraphInput
 from ...artifacts.reading import check_onnx
 from ...errors import ArtifactError, UsageError
-from ..build_options import flag
 from ..build_request import ShapeRange
 from ..descriptor import EngineDescriptor, capability_of
 from ..gpu_names import capabilities_of_names
 from ..layer_report import op_of, planned_format
+from ..profiles import Range
 from ..registry import builders
 
-Range = tuple[int, int, int]
 _NAMED = 4  # layers in a message
 _LARGEST_BATCH = 8
 
@@ -85,42 +84,6 @@ def _instead(engine: EngineDescriptor, format_: str, device: str) -> str:
 def default_batch(details: BundleDetails) -> Range:
     """(min, opt, max) of the batch: from one sample on, best for one image with the guidance that was calibrated, at most eight samples."""
     return 1, details.samples_per_image, max(_LARGEST_BATCH, details.samples_per_image)
-
-
-def size_ranges(details: BundleDetails, given: Mapping[str, Range]) -> dict[str, Range]:
-    """(min, opt, max) of every free dimension: as ``given``, or else from the least calibrated size to the largest, for the first.
-
-    Raises UsageError for sizes that the graph does not compute, and for one of a dimension that follows another.
-    """
-    chosen = details.chosen
-    if led := [f"{name}, which follows the {details.free[name].of}" for name in given if name in details.free and name not in chosen]:
-        raise UsageError(f"a range is given of {'; '.join(led)}", "leave it out")
-    ranges = {**{name: dimension.range for name, dimension in chosen.items()}, **given}
-    odd = [
-        f"{flag(name)} {','.join(map(str, ranges[name]))} has {size}"
-        for name, dimension in chosen.items()
-        for size in ranges[name]
-        if size % dimension.multiple
-    ]
-    if odd:
-        multiples = ", ".join(f"{name} in steps of {dimension.multiple}" for name, dimension in chosen.items())
-        units = dict.fromkeys(details.unit(name) for name in chosen) or [""]
-        raise UsageError(f"the network takes {multiples}, and {'; '.join(odd)}", f"sizes are the input's own{_of(next(iter(units)))}")
-    return ranges | following(details.free, ranges)
-
-
-def _of(unit: str) -> str:
-    return f": {unit}" if unit else ""
-
-
-def following(free: Mapping[str, FreeDimension], ranges: Mapping[str, Range]) -> dict[str, Range]:
-    """The ranges of dimensions that follow others, from these others'."""
-    found = {}
-    for name, dimension in free.items():
-        if dimension.of is not None:
-            least, usual, largest = map(dimension.following, ranges[dimension.of])
-            found[name] = (least, usual, largest)
-    return found
 
 
 def input_profile(inputs: Sequence[GraphInput], batch: Range, sizes: Mapping[str, Range]) -> dict[str, ShapeRange]:

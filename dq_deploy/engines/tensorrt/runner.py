@@ -18,7 +18,6 @@ from ...artifacts import Artifact, is_kind
 from ...artifacts.details import EngineDetails
 from ...artifacts.reading import read_record
 from ...errors import ArtifactError, EnvironmentProblem, ResourceError, raise_if_out_of_memory
-from ..build_plan import Range
 from ..engine_files import (
     builder_of,
     check_backend_is,
@@ -34,7 +33,7 @@ from ..finite import Nonfinite, checked
 from ..kernels import Kernel
 from ..layer_report import LayerReport
 from ..layer_report.roofline import Peaks, Work, work_of
-from ..profiles import nearest
+from ..profiles import Range, nearest
 from ..runner import Array, GraphRunner, InputSpec, bind_inputs
 from .cuda_device import CudaDevice
 from .cuda_driver import gpu_compute_capability
