@@ -113,7 +113,7 @@ def test_a_size_outside_says_which_command_widens_it(sized: Sized) -> None:
 def test_an_engine_has_a_profile_over_the_sizes_and_keeps_int8(sized: Sized, tmp_path: Path) -> None:
     engine = build_engine(sized.qdq, tmp_path / "rtx", backend="tensorrt-rtx", compute_capabilities=["8.9"])
     assert engine.details.sizes == {"height": (8, 8, 16), "width": (8, 8, 16)}
-    assert engine.manifest.details["profile"]["sample"] == [[1, 4, 8, 8], [1, 4, 8, 8], [8, 4, 16, 16]]
+    assert engine.manifest.details["profile"]["sample"] == [[1, 4, 8, 8], [2, 4, 8, 8], [8, 4, 16, 16]]
     (report,) = load_report(engine)
     summary = report.summary()
     assert summary["planned_layers"] > 20
