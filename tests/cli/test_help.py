@@ -57,7 +57,7 @@ def completed(words: str) -> set[str]:
     ("words", "found"),
     [
         ("dq-deploy quantize x --preset w4", {"w4a8", "w4a8-fp8", "w4a4", "w4a16"}),
-        ("dq-deploy quantize built", {"builtin:fashion-mnist-dit", "builtin:fashion-mnist-unet"}),
+        ("dq-deploy quantize built", {"builtin:fashion-mnist-dit", "builtin:fashion-mnist-text", "builtin:fashion-mnist-unet"}),
         ("dq-deploy quantize x --device cu", {"cuda", "cuda:0", "cuda:1"}),
         ("dq-deploy build-engine x --compute-capability 12", {"12.0", "12.1"}),
         ("dq-deploy build-engine x --allow zero-p", {"zero-point"}),

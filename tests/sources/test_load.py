@@ -183,8 +183,9 @@ def test_weights_hash_depends_on_names_values_and_shapes() -> None:
 
 
 def test_unknown_builtin_lists_those_that_exist() -> None:
-    assert builtin_names() == ["fashion-mnist-dit", "fashion-mnist-unet"]
-    message = r"unknown built-in model 'builtin:nope'\nthose that exist: builtin:fashion-mnist-dit, builtin:fashion-mnist-unet"
+    assert builtin_names() == ["fashion-mnist-dit", "fashion-mnist-text", "fashion-mnist-unet"]
+    known = "builtin:fashion-mnist-dit, builtin:fashion-mnist-text, builtin:fashion-mnist-unet"
+    message = rf"unknown built-in model 'builtin:nope'\nthose that exist: {known}"
     with pytest.raises(UsageError, match=message):
         load_source("builtin:nope")
     with pytest.raises(UsageError, match="unknown built-in"):
