@@ -31,7 +31,8 @@ PROMPTS = ["a light t-shirt", "a pair of dark trousers", "a wide bag", "an ankle
 @click.option("--guidance-scale", default=2.5, show_default=True, help="Classifier-free guidance, in calibration and sampling.")
 def main(output: Path, pipeline: str | None, steps: int, samples: int, guidance_scale: float) -> None:
     """Quantize a text-to-image pipeline's denoiser and draw the same prompts with both."""
-    pipe = DiffusionPipeline.from_pretrained(pipeline or builtin_path("fashion-mnist-text"), use_safetensors=True, torch_dtype=torch.float32)
+    source = pipeline or builtin_path("fashion-mnist-text")
+    pipe = DiffusionPipeline.from_pretrained(source, use_safetensors=True, torch_dtype=torch.float32)
     # PixArt's pipelines choose among the sizes of the large models unless they are told not to.
     more = {} if pipeline else {"use_resolution_binning": False}
 
