@@ -12,6 +12,7 @@ from diffusers import DiTPipeline, DiTTransformer2DModel
 from dq_deploy.errors import UsageError
 from training.command import run, training_options
 from training.data import CLASSES, TrainingSet, load_images, load_labels
+from training.initial import xavier_linears
 from training.loop import Recipe
 
 _LABEL_DROPOUT = 0.1
@@ -36,13 +37,7 @@ def build(config: dict[str, Any]) -> Any:
     if config["num_embeds_ada_norm"] != len(CLASSES):
         raise UsageError(f"num_embeds_ada_norm is {config['num_embeds_ada_norm']}; Fashion-MNIST has {len(CLASSES)} classes")
     network: Any = DiTTransformer2DModel.from_config(config)
-    for module in network.modules():
-        if isinstance(module, torch.nn.Linear):
-            torch.nn.init.xavier_uniform_(module.weight)
-            torch.nn.init.zeros_(module.bias)
-    patches = network.pos_embed.proj
-    torch.nn.init.xavier_uniform_(patches.weight.view(len(patches.weight), -1))
-    torch.nn.init.zeros_(patches.bias)
+    xavier_linears(network)
     for block in network.transformer_blocks:
         embedding = block.norm1.emb
         for layer in (embedding.class_embedder.embedding_table, embedding.timestep_embedder.linear_1, embedding.timestep_embedder.linear_2):

@@ -19,6 +19,7 @@ from dq_deploy.sources import Source, builtin_path, text_pipeline
 from training.captions import Thirds, caption
 from training.command import run, training_options
 from training.data import draws, epoch_picks, load_images, load_labels, to_unit_range
+from training.initial import xavier_linears
 from training.loop import Recipe, Settings
 from training.tokenizer import tokenizer
 
@@ -83,13 +84,7 @@ def transformer(config: dict[str, Any]) -> Any:
     diffusers leaves torch's defaults in place. Here the text has nothing to say at first, and the output is zero.
     """
     network: Any = PixArtTransformer2DModel.from_config(config)
-    for module in network.modules():
-        if isinstance(module, torch.nn.Linear):
-            torch.nn.init.xavier_uniform_(module.weight)
-            torch.nn.init.zeros_(module.bias)
-    patches = network.pos_embed.proj
-    torch.nn.init.xavier_uniform_(patches.weight.view(len(patches.weight), -1))
-    torch.nn.init.zeros_(patches.bias)
+    xavier_linears(network)
     embedder, projection = network.adaln_single.emb.timestep_embedder, network.caption_projection
     for layer in (embedder.linear_1, embedder.linear_2, network.adaln_single.linear, projection.linear_1, projection.linear_2):
         torch.nn.init.normal_(layer.weight, std=0.02)

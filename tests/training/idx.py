@@ -26,5 +26,12 @@ def write_labels(path: Path, count: int) -> torch.Tensor:
     return labels
 
 
+def write_labelled(folder: Path, *, train: int, test: int) -> None:
+    """Images and labels of both splits, so many of each."""
+    for split, count in (("train", train), ("t10k", test)):
+        write_images(folder / f"{split}-images-idx3-ubyte", count)
+        write_labels(folder / f"{split}-labels-idx1-ubyte", count)
+
+
 def _write(path: Path, data: bytes) -> None:
     path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from benchmarks.accuracy.features import WEIGHTS_PATH, load_classifier
 from dq_deploy.errors import ArtifactError
-from tests.training.idx import write_images, write_labels
+from tests.training.idx import write_labelled
 from training import train_classifier
 from training.data import load_images, load_labels
 
@@ -22,18 +21,8 @@ REAL = Path("/usr/share/datasets/fashion-mnist")
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("fashion-mnist")
-    for split, count in (("train", 40), ("t10k", 20)):
-        write_images(folder / f"{split}-images-idx3-ubyte", count)
-        write_labels(folder / f"{split}-labels-idx1-ubyte", count)
+    write_labelled(folder, train=40, test=20)
     return folder
-
-
-@pytest.fixture(autouse=True)
-def _threads() -> Iterator[None]:
-    """The command sets the number of threads for good; other tests keep theirs."""
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
 
 
 def train(data: Path, output: Path, *more: str) -> Result:

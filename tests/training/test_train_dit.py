@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,7 +13,8 @@ from diffusers import DiTPipeline
 from safetensors.torch import load_file
 
 from dq_deploy.sources import load_source
-from tests.training.idx import write_images, write_labels
+from tests.training.idx import write_labelled
+from tests.training.runs import assert_resumes_bit_identically, run
 from training import evaluate, train_dit
 from training.data import TrainingSet, training_batch
 
@@ -35,28 +36,15 @@ WEIGHTS = Path("pipeline/transformer/diffusion_pytorch_model.safetensors")
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("fashion-mnist")
-    write_images(folder / "train-images-idx3-ubyte", 50)
-    write_labels(folder / "train-labels-idx1-ubyte", 50)
-    write_images(folder / "t10k-images-idx3-ubyte", 20)
-    write_labels(folder / "t10k-labels-idx1-ubyte", 20)
+    write_labelled(folder, train=50, test=20)
     (folder / "config.json").write_text(json.dumps(CONFIG))
     return folder
 
 
-@pytest.fixture(autouse=True)
-def _threads() -> Iterator[None]:
-    """The commands set the number of threads for good; other tests keep theirs."""
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
-
-
 def train(data: Path, output: Path, *more: str, steps: int = 6, config: str = "config.json") -> Result:
-    options = {"--data": data, "-o": output, "--steps": steps, "--batch-size": 8, "--warmup": 2, "--threads": 1, "--device": "cpu"}
-    arguments = [text for pair in options.items() for text in map(str, pair)] + list(more)
     if "--init" not in more:
-        arguments += ["--model-config", str(data / config)]
-    return CliRunner().invoke(train_dit.main, arguments)
+        more = (*more, "--model-config", str(data / config))
+    return run(train_dit.main, *more, data=data, output=output, steps=steps)
 
 
 def test_training_lowers_the_loss_and_the_output_loads(data: Path, tmp_path: Path) -> None:
@@ -76,12 +64,7 @@ def test_training_lowers_the_loss_and_the_output_loads(data: Path, tmp_path: Pat
 
 
 def test_resume_gives_the_bit_identical_result(data: Path, tmp_path: Path) -> None:
-    assert train(data, tmp_path / "whole").exit_code == 0
-    assert "stopped after step 1 of 6" in train(data, tmp_path / "parts", "--max-minutes", "0.0001").stderr
-    assert train(data, tmp_path / "parts", "--resume").exit_code == 0
-    for name in ("state.safetensors", WEIGHTS):
-        whole, resumed = load_file(tmp_path / "whole" / name), load_file(tmp_path / "parts" / name)
-        assert all(torch.equal(tensor, resumed[key]) for key, tensor in whole.items())
+    assert_resumes_bit_identically(partial(train, data), tmp_path, 6, WEIGHTS)
 
 
 def test_init_goes_on_from_a_pipeline(data: Path, tmp_path: Path) -> None:

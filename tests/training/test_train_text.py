@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,9 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
 from dq_deploy.sources import load_source
-from tests.training.idx import write_images, write_labels
+from tests.training import runs
+from tests.training.idx import write_labelled
+from tests.training.runs import assert_resumes_bit_identically
 from training import evaluate, train_text, train_vae
 from training.captions import NOUNS, SHOES, Thirds, caption, measure, phrase, vocabulary
 from training.tokenizer import LENGTH, tokenizer
@@ -51,9 +53,7 @@ WEIGHTS = Path("pipeline/transformer/diffusion_pytorch_model.safetensors")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Pictures, and an autoencoder trained on them for a moment in ``auto/pipeline``."""
     folder = tmp_path_factory.mktemp("fashion-mnist")
-    for split, count in (("train", 50), ("t10k", 20)):
-        write_images(folder / f"{split}-images-idx3-ubyte", count)
-        write_labels(folder / f"{split}-labels-idx1-ubyte", count)
+    write_labelled(folder, train=50, test=20)
     for name, config in (("vae", VAE), ("transformer", TRANSFORMER)):
         (folder / f"{name}.json").write_text(json.dumps(config))
     result = run(train_vae.main, data=folder, output=folder / "auto", config="vae", steps=2)
@@ -61,18 +61,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(autouse=True)
-def _threads() -> Iterator[None]:
-    """The commands set the number of threads for good; other tests keep theirs."""
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
-
-
 def run(command: Any, *more: str, data: Path, output: Path, config: str, steps: int) -> Result:
-    options = {"--data": data, "-o": output, "--steps": steps, "--batch-size": 8, "--warmup": 2, "--threads": 1, "--device": "cpu",
-               "--model-config": data / f"{config}.json"}  # fmt: skip
-    return CliRunner().invoke(command, [text for pair in options.items() for text in map(str, pair)] + list(more))
+    return runs.run(command, "--model-config", str(data / f"{config}.json"), *more, data=data, output=output, steps=steps)
 
 
 def train(data: Path, output: Path, *more: str, steps: int = 4) -> Result:
@@ -185,12 +175,7 @@ def test_training_lowers_the_loss_and_the_pipeline_draws(data: Path, tmp_path: P
 
 
 def test_resume_gives_the_bit_identical_result(data: Path, tmp_path: Path) -> None:
-    assert train(data, tmp_path / "whole").exit_code == 0
-    assert "stopped after step 1 of 4" in train(data, tmp_path / "parts", "--max-minutes", "0.0001").stderr
-    assert train(data, tmp_path / "parts", "--resume").exit_code == 0
-    for name in ("state.safetensors", WEIGHTS):
-        whole, resumed = load_file(tmp_path / "whole" / name), load_file(tmp_path / "parts" / name)
-        assert all(torch.equal(tensor, resumed[key]) for key, tensor in whole.items())
+    assert_resumes_bit_identically(partial(train, data), tmp_path, 4, WEIGHTS)
 
 
 def test_a_network_starts_with_nothing_to_say() -> None:

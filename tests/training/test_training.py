@@ -10,7 +10,6 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -47,14 +46,6 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_images(folder / "t10k-images-idx3-ubyte", 20)
     (folder / "config.json").write_text(json.dumps(CONFIG))
     return folder
-
-
-@pytest.fixture(autouse=True)
-def _threads() -> Iterator[None]:
-    """The commands set the number of threads for good; other tests keep theirs."""
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
 
 
 def arguments(data: Path, output: Path, *more: str, steps: int = 6) -> list[str]:
@@ -221,7 +212,7 @@ def test_interrupt_saves_and_says_how_to_go_on(data: Path, tmp_path: Path) -> No
 
 
 def test_time_limit_stops_in_good_order(data: Path, tmp_path: Path) -> None:
-    result = train(data, tmp_path / "run", "--max-minutes", "0.0001")
+    result = train(data, tmp_path / "run", "--max-minutes", "1e-9")
     assert result.exit_code == 0
     assert "stopped after step 1 of 6" in result.stderr
     assert (tmp_path / "run" / WEIGHTS).is_file()
