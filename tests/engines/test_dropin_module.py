@@ -226,7 +226,7 @@ def test_what_changes_layers_is_refused_in_one_sentence() -> None:
         expected = (
             f"a drop-in has no attribute '{name}': it runs an engine, and answers a UNet2DConditionModel's forward pass and configuration, "
             "while the layers and the code around them are inside the engine\n"
-            + {"fuse_lora": "quantize the model with its adapter", "encoder_hid_proj": ""}.get(
+            + {"fuse_lora": "quantize the model with its adapter", "encoder_hid_proj": "an IP-Adapter is quantized with the model"}.get(
                 name, "do this to the float model before it is quantized, or put the"
             )
         )
