@@ -125,7 +125,7 @@ def _depends_on(reads: Sequence[Sequence[int]], number: int) -> list[int]:
 def _layers_read(bundle: Artifact[BundleDetails], cuts: Sequence[str]) -> list[list[int]]:
     """By layer the numbers of the layers that it reads with none between, and last those that the graph's outputs read."""
     graph = read_ir(bundle.file("model.onnx"), listed=bundle.manifest.files).graph
-    number = {name: index for index, name in enumerate(cuts)}
+    number, values = {name: index for index, name in enumerate(cuts)}, ir.convenience.create_value_mapping(graph)
 
     def read(ends: Iterable[ir.Value | None]) -> list[int]:
         waiting, seen = list(ends), set[ir.Value]()
@@ -138,15 +138,15 @@ def _layers_read(bundle: Artifact[BundleDetails], cuts: Sequence[str]) -> list[l
                 waiting += node.inputs
         return sorted(number[str(value.name)] for value in seen if value.name in number)
 
-    return [*(read(_made(graph, name, bundle)[0].inputs) for name in cuts), read(graph.outputs)]
+    nodes = [_made(values, name, bundle).producer() for name in cuts]
+    return [*(read(node.inputs if node else ()) for node in nodes), read(graph.outputs)]
 
 
-def _made(graph: ir.Graph, name: str, bundle: Artifact) -> tuple[ir.Node, ir.Value]:
-    """The node that makes a value that the bundle's manifest names, and the value."""
-    found = next(((node, value) for node in graph for value in node.outputs if value.name == name), None)
-    if found is None:
+def _made(values: Mapping[str, ir.Value], name: str, bundle: Artifact) -> ir.Value:
+    """The value that the bundle's manifest names, of all of its graph."""
+    if name not in values:
         raise ArtifactError(f"{bundle.path}: the graph has no value '{name}', which its manifest names")
-    return found
+    return values[name]
 
 
 def _inputs(checkpoint: Checkpoint, timestep: float) -> dict[str, torch.Tensor]:
@@ -160,7 +160,7 @@ def _write_part(bundle: Artifact, value: str, path: Path) -> None:
     """The bundle's graph up to a value, with the inputs that this takes."""
     model = read_ir(bundle.file("model.onnx"), listed=bundle.manifest.files)
     graph = model.graph
-    graph.outputs[:] = [_made(graph, value, bundle)[1]]
+    graph.outputs[:] = [_made(ir.convenience.create_value_mapping(graph), value, bundle)]
     passes.RemoveUnusedNodesPass()(model)
     graph.inputs[:] = [v for v in graph.inputs if v.uses()]
     write_model(model, path)

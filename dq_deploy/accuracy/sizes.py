@@ -9,6 +9,7 @@ from pydantic import BaseModel, Field
 
 from ..artifacts import Artifact, is_kind
 from ..artifacts.details import EngineDetails, GraphDetails
+from ..engines.profiles import takes
 from ..errors import UsageError
 from ..quantization.calibration.trajectories import Trajectories
 from ..quantization.checkpoint import Checkpoint
@@ -64,8 +65,5 @@ def _takes(artifact: Artifact[GraphDetails], checkpoint: Checkpoint, data: Traje
         return True
     first = checkpoint.details.inputs[0]
     tensors = {first: data.samples[0], **data.given(0)}
-    found = {name: {tensors[input_].shape[dim] for input_, dim in free.axes} for name, free in checkpoint.details.free.items()}
-    return any(
-        all(profile[name][0] <= size <= profile[name][2] for name, sizes in found.items() for size in sizes)
-        for profile in artifact.details.profiles or [artifact.details.sizes]
-    )
+    sizes = [{name: tensors[input_].shape[dim]} for name, free in checkpoint.details.free.items() for input_, dim in free.axes]
+    return any(all(takes(profile, size) for size in sizes) for profile in artifact.details.profiles or [artifact.details.sizes])

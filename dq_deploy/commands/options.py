@@ -87,7 +87,7 @@ def calibration_options(command: Callable[..., Any]) -> Callable[..., Any]:
         ),
         click.option(
             "--ip-adapter",
-            type=click.Path(path_type=Path),
+            type=PATH,
             help="IP-Adapter to load into SOURCE: a file (safetensors), or a folder with one; its image_encoder lies beside it.  "
             "[default: none]",
         ),

@@ -221,9 +221,10 @@ def _advised(device: str | None, source: str, output: Output, given: dict[str, A
 
 def _note_stretched(calibration: dict[str, Any], sizes: Sequence[tuple[int, int]], output: Output) -> None:
     """Say which pictures are stretched to the sizes that they are calibrated at. Raises UsageError as ``Pictures.read`` does."""
+    from ..artifacts.details import PICTURE_KINDS
     from ..sources import Pictures
 
-    given = {name: calibration[name] for name in ("image", "mask", "control_image", "ip_adapter_image") if name in calibration}
+    given = {name: calibration[name] for name in PICTURE_KINDS if name in calibration}
     edges = calibration.get("height"), calibration.get("width")
     to = sizes or ([(edges[0], edges[1])] if edges[0] and edges[1] else [])
     if given and (stretched := Pictures.read(**given).stretched(to)):

@@ -33,5 +33,5 @@ def circular_pads(graph: ir.Graph) -> None:
 
 
 def _part(emit: Emitter, x: ir.Value, axis: int, span: tuple[int, int], name: str, dtype: ir.DataType) -> ir.Value:
-    start, end, along = (emit.constant(f"dq_deploy.at_{number}", np.array([number], dtype=np.int64)) for number in (*span, axis))
+    start, end, along = map(emit.sizes, (*span, axis))
     return emit.op("Slice", [x, start, end, along], name=name, dtype=dtype)

@@ -119,7 +119,7 @@ def _of_planes(emit: Emitter, codes: np.ndarray, planes: int) -> ir.Value:
         bytes_ = np.packbits((rows >> bit) & 1, axis=1, bitorder="little")[:, 0]
         indices = emit.constant(f"{emit.prefix}.plane.{bit}", indices_of(bytes_))
         pairs.append((indices, emit.constant(f"dq_deploy.plane.{planes}.{bit}", plane_table(bit, planes))))
-    return looked_up(emit, pairs, emit.constant("dq_deploy.flat", np.array([-1], dtype=np.int64)))
+    return looked_up(emit, pairs, emit.sizes(-1))
 
 
 def plane_table(bit: int, planes: int) -> np.ndarray:

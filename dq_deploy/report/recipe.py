@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..artifacts import Artifact, Manifest
-from ..artifacts.details import BundleDetails, CheckpointDetails, EngineDetails, RefitRecord, ScheduleDetails
+from ..artifacts.details import PICTURE_KINDS, BundleDetails, CheckpointDetails, EngineDetails, RefitRecord, ScheduleDetails
 from ..artifacts.origin import is_path, source_name
 from ..engines.build_options import flag
 from ..engines.engine_files import range_words
@@ -94,7 +94,7 @@ def report_command(paths: Sequence[Path], request: ReportRequest) -> str:
         default = Drawing()
         for name in _DRAWING_FLAGS:
             value = getattr(request.drawing, name)
-            if name in ("image", "mask", "control_image", "ip_adapter_image") and value:
+            if name in PICTURE_KINDS and value:
                 flag = f"--{name.replace('_', '-')}"
                 flags += [word for path in value for word in (flag, str(path) if isinstance(path, str | Path) else name.upper())]
             elif value != getattr(default, name):

@@ -11,7 +11,6 @@ from .resolve import builtin_names, builtin_path, builtin_prompts
 from .source import Source, weights_sha256
 from .text_pipeline import (
     asked_beside,
-    draws_from_picture_alone,
     picture_alone,
     prompted_class,
     runs_by_itself,
@@ -33,7 +32,6 @@ __all__ = [
     "check_adapter_pictures",
     "check_complete",
     "copied",
-    "draws_from_picture_alone",
     "for_pictures",
     "ip_adapter_of",
     "load_source",

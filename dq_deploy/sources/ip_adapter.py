@@ -20,7 +20,8 @@ from .weights import readable
 
 ENCODER = "image_encoder"
 """The folder beside an adapter's file, and the part of a pipeline, that reads the picture."""
-_CONFIG_KEY = "ip_adapter"
+CONFIG_KEY = "ip_adapter"
+"""In a network's configuration, of what diffusers keeps beside it."""
 _PREFIXES = ("image_proj.", "ip_adapter.")
 _ONLY_SAFETENSORS = "a pickle can run code when loaded, so only safetensors are read"
 
@@ -143,7 +144,7 @@ def adapter_config(model: Any) -> dict[str, Any]:
     if not found:
         return {}
     scales = {name: list(processor.scale) for name, processor in model.attn_processors.items() if hasattr(processor, "to_k_ip")}
-    return {_CONFIG_KEY: {"projections": [type(layer).__name__ for layer in found], "scales": scales}}
+    return {CONFIG_KEY: {"projections": [type(layer).__name__ for layer in found], "scales": scales}}
 
 
 def check_adapter_pictures(pipeline: Any, component: str, pictures: Pictures) -> None:

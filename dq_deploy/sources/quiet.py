@@ -5,46 +5,34 @@ from __future__ import annotations
 import importlib
 import logging
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 
-_LOGGER = "transformers.utils.import_utils"
-
-
-def _is_of_interest(record: logging.LogRecord) -> bool:
-    """Image processors without torchvision are as good for what pipelines need of them here; everything else is said."""
-    return "requires torchvision (not installed); falling back" not in record.getMessage()
-
-
-@contextmanager
-def without_torchvision() -> Iterator[None]:
-    """Let transformers take image processors of PIL for those of torchvision without a warning."""
-    logger = logging.getLogger(_LOGGER)
-    logger.addFilter(_is_of_interest)
-    try:
-        yield
-    finally:
-        logger.removeFilter(_is_of_interest)
-
-
+_IMPORTS = ("transformers.utils.import_utils",)
 _LORA_LOGGERS = ("diffusers.loaders.peft", "diffusers.loaders.lora_base", "diffusers.utils.peft_utils")
 
 
 @contextmanager
-def without_advice() -> Iterator[None]:
-    """Let diffusers load an adapter without warnings: most have nothing for the text encoder, and misfits we judge ourselves."""
-    loggers = [logging.getLogger(name) for name in _LORA_LOGGERS]
-
-    def none(_record: logging.LogRecord) -> bool:
-        return False
-
+def _filtered(names: Sequence[str], said: Callable[[logging.LogRecord], bool]) -> Iterator[None]:
+    """Let loggers say only what ``said`` lets pass."""
+    loggers = [logging.getLogger(name) for name in names]
     for logger in loggers:
-        logger.addFilter(none)
+        logger.addFilter(said)
     try:
         yield
     finally:
         for logger in loggers:
-            logger.removeFilter(none)
+            logger.removeFilter(said)
+
+
+def without_torchvision() -> AbstractContextManager[None]:
+    """Let transformers take image processors of PIL for those of torchvision without a warning: they are as good here."""
+    return _filtered(_IMPORTS, lambda record: "requires torchvision (not installed); falling back" not in record.getMessage())
+
+
+def without_advice() -> AbstractContextManager[None]:
+    """Let diffusers load an adapter without warnings: most have nothing for the text encoder, and misfits we judge ourselves."""
+    return _filtered(_LORA_LOGGERS, lambda _: False)
 
 
 @contextmanager

@@ -32,7 +32,12 @@ _LEFT_OUT = ("text_encoder_3", "tokenizer_3")
 
 def takes_prompts(source: Source) -> bool:
     """Whether the source's pipeline is called with a prompt. Raises EnvironmentProblem when a library that it needs is missing."""
-    return _called_with_prompt(type(source.pipeline) if source.pipeline is not None else _known_class(source.pipeline_class))
+    return _called_with_prompt(_class_of(source))
+
+
+def _class_of(source: Source) -> type | None:
+    """The class of the source's pipeline; None for one that diffusers does not have."""
+    return type(source.pipeline) if source.pipeline is not None else _known_class(source.pipeline_class)
 
 
 def prompted_class(source: str | Path) -> str | None:
@@ -51,13 +56,11 @@ def _called_with_prompt(kind: type | None) -> bool:
     return kind is not None and "prompt" in inspect.signature(kind.__call__).parameters
 
 
-def draws_from_picture_alone(source: Source) -> bool:
-    """Whether the source's pipeline is called with a picture and no prompt, as Stable Video Diffusion's is."""
-    return picture_alone(type(source.pipeline) if source.pipeline is not None else _known_class(source.pipeline_class))
-
-
 def picture_alone(kind: Any) -> bool:
-    """The same of a pipeline's class, or of its name in diffusers; False for a name that diffusers does not have."""
+    """Whether a pipeline is called with a picture and no prompt, as Stable Video Diffusion's is: by its class, or its name in diffusers.
+
+    False for a name that diffusers does not have.
+    """
     kind = _known_class(kind) if isinstance(kind, str) else kind
     taken = {} if kind is None else inspect.signature(kind.__call__).parameters
     return "image" in taken and taken["image"].default is inspect.Parameter.empty and "prompt" not in taken
@@ -65,12 +68,12 @@ def picture_alone(kind: Any) -> bool:
 
 def runs_by_itself(source: Source) -> bool:
     """Whether the source's own pipeline is what calibrates it: one that takes prompts or a picture."""
-    return takes_prompts(source) or draws_from_picture_alone(source)
+    return takes_prompts(source) or picture_alone(_class_of(source))
 
 
 def asked_beside(source: Source) -> list[str]:
     """What the source's pipeline must be given that no option gives, such as the embeddings that another pipeline makes of a picture."""
-    kind = type(source.pipeline) if source.pipeline is not None else _known_class(source.pipeline_class)
+    kind = _class_of(source)
     taken = {} if kind is None else inspect.signature(kind.__call__).parameters
     needed = [name for name, p in taken.items() if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
     return [name for name in needed if name not in ("self", *_GIVEN)]

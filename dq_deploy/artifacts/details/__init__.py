@@ -4,6 +4,7 @@ Only those who write a manifest handle dictionaries.
 """
 
 from .findings import (
+    PICTURE_KINDS,
     BlockLoss,
     DilatedInput,
     FormatChoice,
@@ -39,6 +40,7 @@ from .layers import BitsOfWork, FloatLayer, LoweredLayer, Product, QuantizedLaye
 from .network import Adapter, GraphInput, GraphOutput, Origin, Place
 
 __all__ = [
+    "PICTURE_KINDS",
     "Adapter",
     "BitsOfWork",
     "BlockLoss",

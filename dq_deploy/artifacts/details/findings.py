@@ -177,6 +177,10 @@ class RefitRecord(Open):
     rounding: str | None = None
 
 
+PICTURE_KINDS = ("image", "mask", "control_image", "ip_adapter_image")
+"""What pictures may be given to a pipeline, by the names of options and arguments."""
+
+
 class GivenPictures(Open):
     """How many pictures of each kind a pipeline was calibrated with, and at which strength."""
 
@@ -189,7 +193,7 @@ class GivenPictures(Open):
     @property
     def kinds(self) -> list[str]:
         """Kinds of which there were any."""
-        return [name for name in ("image", "mask", "control_image", "ip_adapter_image") if getattr(self, name)]
+        return [name for name in PICTURE_KINDS if getattr(self, name)]
 
 
 class CalibratedSize(Open):

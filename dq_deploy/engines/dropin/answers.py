@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from ...errors import UsageError
-from .ip_adapter import KEY as IP_ADAPTER
+from ...sources.ip_adapter import CONFIG_KEY as IP_ADAPTER
 
 _LOG = logging.getLogger(__name__)
 _ADAPTERS = "quantize the model with its adapter: dq-deploy quantize SOURCE --lora FILE, or give quantize the pipeline that has loaded it"

@@ -11,9 +11,7 @@ from pydantic import Field
 
 from ...artifacts.records import Open
 from ...errors import UsageError
-
-KEY = "ip_adapter"
-"""In a network's configuration (sources/ip_adapter.py)."""
+from ...sources.ip_adapter import CONFIG_KEY
 
 
 class AdapterInGraph(Open):
@@ -25,7 +23,7 @@ class AdapterInGraph(Open):
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> AdapterInGraph | None:
         """Of the network with this configuration; None where it has none."""
-        return cls.model_validate(config[KEY]) if KEY in config else None
+        return cls.model_validate(config[CONFIG_KEY]) if CONFIG_KEY in config else None
 
     def projection(self) -> torch.nn.Module:
         """As diffusers' ``encoder_hid_proj``, without weights: by its class pipelines know which of the encoder's outputs it takes."""

@@ -17,7 +17,7 @@ def arguments(
     graph: GraphModule, sample: torch.Tensor, timestep: torch.Tensor, conditions: Mapping[str, torch.Tensor]
 ) -> list[torch.Tensor]:
     """The inputs [N, ...] of a captured graph, whose first is the sample, in its order and on its device."""
-    names = [str(n.target) for n in graph.graph.nodes if n.op == "placeholder"]
+    names = [str(n.target) for n in graph.graph.find_nodes(op="placeholder")]
     values = {names[0]: sample, "timestep": timestep, **conditions}
     return [values[name].to(device_of(graph)) for name in names]
 
