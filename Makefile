@@ -53,7 +53,7 @@ demo: $(stamp) ## quantize, export, build, check, time and sample the built-in m
 docs: $(stamp) ## build the documentation's site; writes site/index.html (searching it takes a server: python -m http.server -d site)
 	NO_MKDOCS_2_WARNING=1 $(bin)/python -m mkdocs build --strict --quiet
 
-test: lint ## lint, then run the tests (17 minutes on two cores)
+test: lint ## lint, then run the tests (15 minutes on two cores)
 	OMP_NUM_THREADS=1 $(bin)/python -m pytest $(PYTEST_ARGS)
 
 families: $(stamp) ## take every denoiser class of the catalogue through all stages; writes the table of docs/families.md
