@@ -25,6 +25,7 @@ from . import int8_kernels
 from .descriptor import OPENVINO
 from .graph import FUSIONS, PRODUCTS, product_precision
 from .ladder import REWRITTEN, Shapes, Way, compile_somehow
+from .layouts import channels_last
 from .rewrites import rewrite
 from .rewrites.constants import quantized_constants
 from .shapes import ShapedModels, shapes_for
@@ -211,6 +212,8 @@ def _compile(openvino: Any, model: Any, config: Mapping[str, Any], shapes: Shape
         model.reshape({name: list(shape) for name, shape in shapes.items()})
     if way.rewritten and not model.is_dynamic():
         rewrite(model)
+    if not model.is_dynamic():
+        model = channels_last(model)
     return openvino.Core().compile_model(model, "CPU", dict(config))
 
 

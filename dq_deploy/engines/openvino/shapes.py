@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..runner import Array
+from .layouts import as_declared
 
 Shapes = tuple[tuple[int, ...], ...]
 Compile = Callable[[Mapping[str, tuple[int, ...]] | None], Any]
@@ -99,11 +100,11 @@ class _FixedRequest:
     def __init__(self, request: Any) -> None:
         self._request = request
         ports = enumerate(request.model_inputs)
-        self._inputs = {name: request.get_input_tensor(index).data for index, port in ports for name in port.names}
-        self._outputs: list[Array] = [request.get_output_tensor(index).data for index in range(len(request.model_outputs))]
+        self._inputs = {name: as_declared(port, request.get_input_tensor(index).data) for index, port in ports for name in port.names}
+        self._outputs = [as_declared(port, request.get_output_tensor(index).data) for index, port in enumerate(request.model_outputs)]
 
     def infer(self, feeds: Mapping[str, Array]) -> list[Array]:
         for name, value in feeds.items():
             self._inputs[name][...] = value
         self._request.infer(share_outputs=True)
-        return [output.copy() for output in self._outputs]
+        return [output.copy(order="K") for output in self._outputs]
