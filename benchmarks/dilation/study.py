@@ -14,7 +14,7 @@ from dq_deploy.quantization.calibration.trajectories import Trajectories
 from dq_deploy.quantization.choices import Dilation
 from dq_deploy.quantization.config import QuantizeConfig
 from dq_deploy.quantization.graph.calls import as_model
-from dq_deploy.quantization.initial.initialize import AUTO_RULES, apply_rule, best_rule, fit_and_judge, mean_snr, quantizer_groups
+from dq_deploy.quantization.initial.initialize import AUTO_RULES, best_rule, fit_and_judge, fit_rules, mean_snr, quantizer_groups, take_rule
 from dq_deploy.quantization.pipeline import copy_with_quantizers, per_timestep_snr
 from dq_deploy.quantization.prepare import Prepared, prepare
 
@@ -74,7 +74,9 @@ class Study:
         rules = {}
         for name, change in self.variants().items():
             config = prepared.config.model_copy(update=change)
-            records = apply_rule(prepared.float_graph, groups, data, fit, config, silent("", 1).__enter__())
+            fitted = fit_rules(prepared.float_graph, groups, data, fit, [config.dilation], config)[config.dilation]
+            take_rule(groups, fitted, config)
+            records = [found.record for found in fitted.values() if found.record]
             rules[name] = RuleFigures(
                 snr_db=per_timestep_snr(as_model(quantized), reference),
                 judged_db=mean_snr(quantized, data, judge, config.batch_size),

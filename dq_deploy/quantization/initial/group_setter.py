@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Self
 
 import torch
 
@@ -31,10 +32,31 @@ class Group:
     weights: dict[str, torch.Tensor] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Fitted:
+    """What a rule makes of a group: the dilation s [C], the quantizer's ``state``, and a record if there are weights to dilate."""
+
+    s: torch.Tensor
+    state: dict[str, torch.Tensor]
+    record: DilatedInput | None
+
+    @classmethod
+    def of(cls, group: Group, record: DilatedInput | None) -> Self:
+        """How a group is now."""
+        state = {name: value.clone() for name, value in group.quantizer.state_dict().items()}
+        return cls(group.quantizer.dilation.clone(), state, record)
+
+    def take(self, group: Group, config: QuantizeConfig) -> None:
+        """Set the group so."""
+        set_weights(group, {name: own(weight) for name, weight in group.weights.items()}, self.s, config)
+        group.quantizer.load_state_dict(self.state)
+
+
 class GroupSetter:
-    """Chooses dilation and tables for one activation x [T·m·frames, ...], timesteps slowest, by the rule of ``config``: not AUTO or NONE.
+    """Chooses dilation and tables for one activation x [T·m·frames, ...], timesteps slowest, by rules that are not AUTO or NONE.
 
     Candidates for s are fitted on the first half of the seeds and judged on the other; the tables that stay are fitted on all of them.
+    What the rules compare with, the activation and the weights as they are, is computed once for all.
     """
 
     def __init__(self, group: Group, x: torch.Tensor, timestep: torch.Tensor, table_rows: int, config: QuantizeConfig) -> None:
@@ -42,40 +64,51 @@ class GroupSetter:
         self.x, self.timestep, self.table_rows = x, timestep, table_rows
         self.weights = {name: own(weight) for name, weight in group.weights.items()}
 
-    def run(self) -> DilatedInput | None:
-        """Set the group's quantizer and weights; a record if there are weights to dilate."""
+    def run(self, rules: Sequence[Dilation]) -> dict[Dilation, Fitted]:
+        """What each rule makes of the group. The last to be tried is how the group is left."""
         ones = torch.ones_like(self.quantizer.dilation)
         self.apply(ones, self.x)
         if not self.weights:
-            return None
-        before = self.quantizer.scale_table()
-        bound, choices = self._choices(self.config.dilation)
+            return dict.fromkeys(rules, Fitted.of(self.group, None))
+        before = self.quantizer.scale_table().clone()
+        choices = self._choices(rules)
         self._split()
-        errors = {name: self._error(s) for name, s in choices.items()}
-        best = self._best(errors)
+        error = self._error(ones)
+        return {rule: self._fitted(rule, *choices[rule], before, error) for rule in rules}
+
+    def _fitted(self, rule: Dilation, bound: torch.Tensor, choices: Mapping[str, torch.Tensor], before: torch.Tensor,
+                error: float) -> Fitted:  # fmt: skip
+        """``before`` [T] are the scales without a dilation, ``error`` that of the output."""
+        errors = {"none": error, **{name: self._error(s) for name, s in choices.items() if name != "none"}}
+        best = self._best(rule, errors)
         self.apply(choices[best], self.x)
-        return DilatedInput(
+        record = DilatedInput(
             quantizer=self.group.name,
             choice=best,
             unsaturated_share=float((bound > 1).float().mean()),
             dilated_share=float((choices[best] != 1).float().mean()),
             range_ratio=float((self.quantizer.scale_table() / before).mean()),
-            error_ratio=errors[best] / max(errors["none"], 1e-30),
+            error_ratio=errors[best] / max(error, 1e-30),
             folded_into=[],
         )
+        return Fitted.of(self.group, record)
 
-    def _best(self, errors: dict[str, float]) -> str:
-        if self.config.dilation is not Dilation.LAYERWISE:
+    @staticmethod
+    def _best(rule: Dilation, errors: dict[str, float]) -> str:
+        if rule is not Dilation.LAYERWISE:
             return list(errors)[-1]
         best = min(errors, key=lambda name: errors[name])
         return best if errors[best] <= _WORTHWHILE * errors["none"] else "none"
 
-    def _choices(self, rule: Dilation) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """The rule's bound [C] and the vectors to try; a fixed rule has itself, last, and "none" to compare with."""
+    def _choices(self, rules: Sequence[Dilation]) -> dict[Dilation, tuple[torch.Tensor, dict[str, torch.Tensor]]]:
+        """Each rule's bound [C] and the vectors to try; a fixed rule has itself, last, and "none" to compare with."""
+        statistics = self._statistics()
+        return {rule: self._choices_by(rule, statistics) for rule in rules}
+
+    def _choices_by(self, rule: Dilation, statistics: LayerStatistics) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         weights = list(self.weights.values())
         ones = torch.ones_like(self.quantizer.dilation)
         bound = (asymmetric_bound if rule is Dilation.ASYMMETRIC else symmetric_bound)(weights, len(ones))
-        statistics = self._statistics()
         if rule is Dilation.LAYERWISE:
             return bound, candidates(bound, statistics, self.config.dilation_relaxation)
         if rule is Dilation.SMOOTHQUANT:

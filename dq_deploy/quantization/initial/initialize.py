@@ -24,7 +24,7 @@ from ..quantizers import ActivationQuantizer
 from ..quantizers.ranges import clips_weights
 from ..weights import QuantizedWeight
 from .dilation import symmetric_bound
-from .group_setter import Group, GroupSetter, own, set_weights
+from .group_setter import Fitted, Group, GroupSetter, own, set_weights
 from .tables import fit_tables, passes, samples_in_a_pass
 from .watcher import Watcher
 
@@ -74,20 +74,16 @@ def _dilate(float_graph: GraphModule, quantized: GraphModule, groups: Mapping[st
     if list(rules) == [Dilation.NONE]:
         return Initialization(records=undilated(groups, config), rule=Dilation.NONE.value, tried={})
     fit, judge = fit_and_judge(data)
+    fitted = fit_rules(float_graph, groups, data, fit, rules, config, advance)
     tried: dict[Dilation, float] = {}
-    best: tuple[Dilation, list[DilatedInput], dict[str, torch.Tensor]] | None = None
-    for rule in rules:
-        records = apply_rule(float_graph, groups, data, fit, config.model_copy(update={"dilation": rule}), advance)
+    for rule in rules if len(rules) > 1 else ():
+        take_rule(groups, fitted[rule], config)
         with _weights_as_rounded_later(groups, config):
-            tried[rule] = mean_snr(quantized, data, judge, config.batch_size) if len(rules) > 1 else float("nan")
-        if best_rule(tried) is rule:
-            state = {} if rule is rules[-1] else {k: v.clone() for k, v in quantized.state_dict().items()}
-            best = rule, records, state
-    assert best is not None
-    if best[0] is not rules[-1]:
-        quantized.load_state_dict(best[2])
-    found = {rule.value: snr for rule, snr in tried.items()} if len(rules) > 1 else {}
-    return Initialization(records=best[1], rule=best[0].value, tried=found)
+            tried[rule] = mean_snr(quantized, data, judge, config.batch_size)
+    best = best_rule(tried) if tried else rules[0]
+    take_rule(groups, fitted[best], config)
+    records = [found.record for found in fitted[best].values() if found.record]
+    return Initialization(records=records, rule=best.value, tried={rule.value: snr for rule, snr in tried.items()})
 
 
 @contextmanager
@@ -107,7 +103,8 @@ def _passes(float_graph: GraphModule, data: Trajectories, rules: Sequence[Dilati
     """Passes of the float model that ``_dilate`` makes."""
     if list(rules) == [Dilation.NONE]:
         return 0
-    return sum(len(passes(float_graph, data, fit_and_judge(data)[0], config)) if rule is Dilation.NONE else 1 for rule in rules)
+    others = set(rules) != {Dilation.NONE}
+    return others + (len(passes(float_graph, data, fit_and_judge(data)[0], config)) if Dilation.NONE in rules else 0)
 
 
 def best_rule(tried: Mapping[Dilation, float]) -> Dilation:
@@ -147,17 +144,26 @@ def mean_snr(quantized: GraphModule, data: Trajectories, judge: slice, batch_siz
     return round(fmean(map(floored, found)), 4)
 
 
-def apply_rule(float_graph: GraphModule, groups: Mapping[str, list[Group]], data: Trajectories, fit: slice, config: QuantizeConfig,
-               advance: Any = lambda *_: None) -> list[DilatedInput]:  # fmt: skip
-    """Weights by one rule, which is not AUTO, and tables fitted to the samples ``fit``."""
-    if config.dilation is Dilation.NONE:
-        records = undilated(groups, config)
+def fit_rules(float_graph: GraphModule, groups: Mapping[str, list[Group]], data: Trajectories, fit: slice, rules: Sequence[Dilation],
+              config: QuantizeConfig, advance: Any = lambda *_: None) -> dict[Dilation, dict[str, Fitted]]:  # fmt: skip
+    """What each of ``rules``, none of them AUTO, makes of each group by its name, with tables fitted to the samples ``fit``."""
+    found: dict[Dilation, dict[str, Fitted]] = {}
+    if Dilation.NONE in rules:
+        records = {record.quantizer: record for record in undilated(groups, config)}
         fit_tables(float_graph, groups, data, fit, config, advance)
-        return records
-    samples, timestep, conditions = data.flat(fit)
-    runner = _Initializer(float_graph, groups, len(data.timesteps), timestep.to(device_of(float_graph)), config, advance)
-    runner.run(*arguments(float_graph, samples, timestep, conditions))
-    return runner.records
+        found[Dilation.NONE] = {group.name: Fitted.of(group, records.get(group.name)) for group in chain.from_iterable(groups.values())}
+    if others := [rule for rule in rules if rule is not Dilation.NONE]:
+        samples, timestep, conditions = data.flat(fit)
+        runner = _Initializer(float_graph, groups, len(data.timesteps), timestep.to(device_of(float_graph)), others, config, advance)
+        runner.run(*arguments(float_graph, samples, timestep, conditions))
+        found |= runner.found
+    return found
+
+
+def take_rule(groups: Mapping[str, list[Group]], fitted: Mapping[str, Fitted], config: QuantizeConfig) -> None:
+    """Set every group as a rule made it."""
+    for group in chain.from_iterable(groups.values()):
+        fitted[group.name].take(group, config)
 
 
 def undilated(groups: Mapping[str, list[Group]], config: QuantizeConfig) -> list[DilatedInput]:
@@ -220,17 +226,18 @@ def quantizer_groups(graph_module: GraphModule, float_graph: GraphModule | None 
 
 
 class _Initializer(Watcher):
-    """Sets dilation, weights and tables of each group, from all timesteps at once."""
+    """Fits each group by every rule, from all timesteps at once."""
 
     def __init__(self, module: GraphModule, groups: Mapping[str, list[Group]], table_rows: int, timestep: torch.Tensor,
-                 config: QuantizeConfig, advance: Any) -> None:  # fmt: skip
+                 rules: Sequence[Dilation], config: QuantizeConfig, advance: Any) -> None:  # fmt: skip
         super().__init__(module, groups, advance)
         self.table_rows, self.timestep, self.config = table_rows, timestep, config
-        self.records: list[DilatedInput] = []
+        self.found: dict[Dilation, dict[str, Fitted]] = {rule: {} for rule in rules}
 
     def watch(self, group: Group, value: torch.Tensor) -> None:
-        record = GroupSetter(group, value, self.timestep, self.table_rows, self.config).run()
-        self.records += [record] if record else []
+        made = GroupSetter(group, value, self.timestep, self.table_rows, self.config).run(list(self.found))
+        for rule, fitted in made.items():
+            self.found[rule][group.name] = fitted
 
     def where(self, sample: int) -> tuple[float, int]:
         return float(self.timestep[sample]), sample % (len(self.timestep) // self.table_rows)
