@@ -43,7 +43,7 @@ def channels_last(model: Any) -> Any:
 
 
 def as_declared(port: Any, array: Array) -> Array:
-    """The memory of a compiled model's port, [N, H, W, C] where ``channels_last`` made it so, as a view [N, C, H, W]; any other as it is."""
+    """A compiled model's port's memory [N, H, W, C], where ``channels_last`` made it so, as a view [N, C, H, W]; any other as it is."""
     from openvino import layout_helpers
 
     last = array.ndim == 4 and str(layout_helpers.get_layout(port)) == _CHANNELS_LAST
