@@ -106,7 +106,7 @@ def _float(task: Task, reference: Reference, workspace: Workspace, result: CellR
     if task.tier == "grid":
         return result.model_copy(update={"grid": measuring.measure_float(bench, progress), "settings": task.settings})
     measure = measuring.measure_rival if task.tier == "rival" else measuring.measure_headline
-    figures = measure(bench, reference, bench.float_folder, progress)
+    figures = measure(bench, bench.float_denoiser, bench.float_folder, progress)
     return result.model_copy(update={task.tier: figures, "settings": task.settings})
 
 
@@ -122,14 +122,14 @@ def _method(task: Task, reference: Reference, workspace: Workspace, now: Identit
     # A cost that was measured with the figures stays with them: another machine that makes the checkpoint again only needs the checkpoint.
     update: dict[str, Any] = {"cost": result.cost or cost, "settings": task.settings}
     if task.tier == "grid":
-        update["grid"] = measuring.measure_grid(bench, quantized, folder, progress)
+        update["grid"] = measuring.measure_grid(bench, reference.guided(quantized), folder, progress)
     else:
         pictures, drawn_by = folder, OUTSIDE_RUNTIMES.get(chosen.tool, task.drawn_by)
         if chosen.tool == "dq-deploy" and drawn_by == "openvino":
             pictures = folder / "openvino"
             quantized = integer_denoiser(made, folder, threads=task.threads, bits=bits)
         measure = measuring.measure_rival if task.tier == "rival" else measuring.measure_headline
-        figures = measure(bench, quantized, pictures, progress)
+        figures = measure(bench, reference.guided(quantized), pictures, progress)
         update[task.tier] = figures.model_copy(update={"drawn_by": drawn_by})
     return result.model_copy(update=update)
 

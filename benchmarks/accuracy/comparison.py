@@ -28,6 +28,7 @@ class Row:
     """A method at a preset; what was not measured is None. PSNR and SNR in dB; ``final`` is the SNR of where the noises end.
 
     ``dearest``: the timestep whose error costs the final sample most, and its share of what all steps cost it alone.
+    ``recognised``: the share of pictures in which the classifier sees what the prompt asks for.
     """
 
     result: CellResult
@@ -44,6 +45,7 @@ class Row:
     fid_difference: Interval | None = None
     kid: Interval | None = None
     dearest: str | None = None
+    recognised: Interval | None = None
 
     @property
     def name(self) -> str:
@@ -71,6 +73,11 @@ class ModelResults:
         """Which layers the model has, as its float cell says."""
         return self.float.family if self.float else "unet"
 
+    @property
+    def prompted(self) -> bool:
+        """Whether the model is a text pipeline."""
+        return bool(self.float and self.float.grid and self.float.grid.recognised)
+
     def representative(self, preset: str, method: str) -> str:
         """The method whose cell stands for a method."""
         return representative(method, preset, self.settings, family=self.family)
@@ -91,13 +98,15 @@ class ModelResults:
 
     def float_row(self) -> Row | None:
         """The float model's own distances to real pictures."""
-        return Row(self.float, **_frechet(self.float, None), **_headline(self.float, None)) if self.float else None
+        if self.float is None:
+            return None
+        return Row(self.float, **_recognised(self.float), **_frechet(self.float, None), **_headline(self.float, None))
 
     def _grid(self, result: CellResult, ours: CellResult | None) -> dict[str, Any]:
         grid = result.grid
         if grid is None or grid.psnr_db is None:
             return {}
-        found: dict[str, Any] = {"psnr": mean_interval(grid.psnr_db)}
+        found: dict[str, Any] = {"psnr": mean_interval(grid.psnr_db), **_recognised(result)}
         if ours and ours is not result and ours.grid and ours.grid.psnr_db and len(ours.grid.psnr_db) == len(grid.psnr_db):
             found["psnr_difference"] = paired_difference(grid.psnr_db, ours.grid.psnr_db)
         if grid.feature_distance:
@@ -121,6 +130,11 @@ class ModelResults:
         if other is not None and other is not result and errors[1] is not None and len(errors[1]) == len(errors[0]):
             found["final_difference"] = replicated_difference(value, replicates, *_final_snr(base.final_power, errors[1]))
         return found
+
+
+def _recognised(result: CellResult) -> dict[str, Any]:
+    flags = result.grid.recognised if result.grid else None
+    return {"recognised": mean_interval(flags)} if flags else {}
 
 
 def _snr(power: Array, error: Array) -> dict[str, Any]:

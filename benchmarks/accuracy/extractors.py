@@ -45,6 +45,14 @@ class Classifier:
             parts = [self.network.features(levels[start : start + 256]).float().cpu().numpy() for start in range(0, len(levels), 256)]
         return np.concatenate(parts)
 
+    def classes(self, pictures: Array) -> Array:
+        """The class [n] that it sees in each picture, by the features."""
+        import torch
+
+        with torch.inference_mode():
+            seen: Array = self.network.head(torch.from_numpy(self(pictures))).argmax(1).numpy()
+        return seen
+
 
 def real_pictures(dataset: Dataset, data: Path, size: int) -> Array:
     """The real pictures [n, 1, size, size] in [0, 1]. Raises UsageError where the data is not."""

@@ -22,7 +22,7 @@ from dq_deploy.quantization.calibration.trajectories import Answer, Model
 from dq_deploy.quantization.final_error import final_error
 
 from . import inception
-from .drawing import Array, Denoiser, Drawing, Trace, as_pictures
+from .drawing import Array, Denoiser, Drawing, Trace
 from .extractors import REAL_SPLIT, Classifier, Extractor, features, real_features
 from .models import DATASETS, Reference
 from .results import GridFigures, HeadlineFigures, RivalFigures, rounded
@@ -52,13 +52,18 @@ class Bench:
         return Drawing(source.scheduler, source.sample_shape, self.settings.steps, self.reference.held_out, self.device)
 
     @property
+    def float_denoiser(self) -> Denoiser:
+        """The float model as every picture is drawn with it."""
+        return self.reference.guided(self.reference)
+
+    @property
     def float_folder(self) -> Path:
         """The float model's samples and trajectories."""
         return self.workspace.float_folder(self.settings)
 
     def pictures(self, denoiser: Denoiser, folder: Path, count: int, progress: Progress) -> Array:
         """The first ``count`` pictures [count, C, H, W] of a denoiser."""
-        return as_pictures(self.samples(denoiser, folder, count, progress))
+        return self.reference.pictures(self.samples(denoiser, folder, count, progress))
 
     def samples(self, denoiser: Denoiser, folder: Path, count: int, progress: Progress) -> Array:
         """The first ``count`` samples [count, ...] of a denoiser; those drawn before are kept in its folder."""
@@ -72,30 +77,35 @@ class Bench:
         assert drawn is not None
         return drawn[:count]
 
-    def classifier(self) -> Extractor | None:
+    def classifier(self) -> Classifier | None:
         """The small classifier of the model's data, None for data that has none."""
         dataset = DATASETS.get(self.reference.source.reference)
         return Classifier(dataset) if dataset else None
 
-    def real(self, extractor: Extractor, progress: Progress) -> Array:
-        """Features of the real pictures. Raises UsageError for a model whose data the harness does not know."""
+    def real(self, extractor: Extractor, size: int, progress: Progress) -> Array:
+        """Features of the real pictures, of this height and width. Raises UsageError for a model whose data the harness does not know."""
         dataset = DATASETS.get(self.reference.source.reference)
         if dataset is None:
             raise UsageError(f"what {self.reference.source.reference} was trained on is not known here", "measure its grid tier only")
-        return real_features(extractor, dataset, self.data, self.reference.source.sample_shape[-1], self.workspace.shared, progress)
+        return real_features(extractor, dataset, self.data, size, self.workspace.shared, progress)
+
+    def recognised(self, pictures: Array) -> list[int] | None:
+        """Whether the classifier sees in each picture [n, C, H, W] what its prompt asks for, 0 or 1; None without prompts."""
+        asked, classifier = self.reference.classes_asked(len(pictures)), self.classifier()
+        return None if asked is None or classifier is None else (classifier.classes(pictures) == asked.numpy()).astype(int).tolist()
 
 
 def measure_float(bench: Bench, progress: Progress) -> GridFigures:
     """Draw the float model's samples and keep a few of its trajectories, for all methods to be compared with."""
     started = time.perf_counter()
     settings = bench.settings
-    samples = bench.samples(bench.reference, bench.float_folder, settings.grid_samples, progress)
-    trace = bench.drawing.trace(bench.reference, range(settings.snr_samples))
+    samples = bench.samples(bench.float_denoiser, bench.float_folder, settings.grid_samples, progress)
+    trace = bench.drawing.trace(bench.float_denoiser, range(settings.snr_samples))
     _save_trace(bench.float_folder / TRACE, trace)
     power = [_squares(output) for output in trace.outputs]
     return GridFigures(
         samples=settings.grid_samples, wall_s=_since(started), timesteps=trace.timesteps, power=rounded(power, 5),
-        final_power=rounded(_squares(torch.from_numpy(samples)), 5),
+        final_power=rounded(_squares(torch.from_numpy(samples)), 5), recognised=bench.recognised(bench.reference.pictures(samples)),
     )  # fmt: skip
 
 
@@ -106,7 +116,7 @@ def measure_grid(bench: Bench, denoiser: Denoiser, folder: Path, progress: Progr
     floats = _float_samples(bench, count)
     trace = _load_trace(bench.float_folder / TRACE)
     samples = bench.samples(denoiser, folder, count, progress)
-    expected, pictures = as_pictures(floats), as_pictures(samples)
+    expected, pictures = bench.reference.pictures(floats), bench.reference.pictures(samples)
     extractor = bench.classifier()
     distance = None if extractor is None else feature_distance(extractor(expected), extractor(pictures))
     return GridFigures(
@@ -115,6 +125,7 @@ def measure_grid(bench: Bench, denoiser: Denoiser, folder: Path, progress: Progr
         psnr_db=rounded(psnr_db(expected, pictures), 5),
         extractor=extractor.name if extractor else None,
         feature_distance=None if distance is None else rounded(distance, 4),
+        recognised=bench.recognised(pictures),
         timesteps=trace.timesteps,
         error=rounded(output_errors(bench, denoiser, trace), 5),
         final_error=rounded(_squares(torch.from_numpy(samples - floats)), 5),
@@ -134,13 +145,13 @@ def cost_of_steps(bench: Bench, denoiser: Denoiser, timesteps: list[float], prog
 
         return call
 
-    loop = SamplingLoop(drawing.scheduler, drawing.steps, drawing.shape, bench.reference.conditions(range(FINAL_SEEDS)))
+    loop = SamplingLoop(drawing.scheduler, drawing.steps, drawing.shape, bench.reference.held_out(range(FINAL_SEEDS)))
 
     def finals(answer: Answer, runs: int) -> torch.Tensor:
         return loop.final_samples(answer, seeds, runs=runs)
 
     return final_error(
-        finals, placed(bench.reference), placed(denoiser), timesteps, seeds=FINAL_SEEDS, samples_per_run=FINAL_SEEDS,
+        finals, placed(bench.float_denoiser), placed(denoiser), timesteps, seeds=FINAL_SEEDS, samples_per_run=FINAL_SEEDS,
         batch_size=drawing.batch, progress=progress,
     )  # fmt: skip
 
@@ -167,8 +178,9 @@ def measure_rival(bench: Bench, denoiser: Denoiser, folder: Path, progress: Prog
     count, extractor = bench.settings.rival_samples, bench.classifier()
     if extractor is None:
         raise UsageError(f"there is no classifier for the data of {bench.reference.source.reference}", "measure its grid tier only")
-    real = gaussian(bench.real(extractor, progress))
-    found = features(extractor, bench.pictures(denoiser, folder, count, progress), progress)
+    pictures = bench.pictures(denoiser, folder, count, progress)
+    real = gaussian(bench.real(extractor, pictures.shape[-1], progress))
+    found = features(extractor, pictures, progress)
     return RivalFigures(
         samples=count,
         wall_s=_since(started),
@@ -186,7 +198,7 @@ def measure_headline(bench: Bench, denoiser: Denoiser, folder: Path, progress: P
     pictures = bench.pictures(denoiser, folder, count, progress)
     extractor = inception.Inception(inception.fetch(bench.workspace.shared), bench.device)
     found = features(extractor, pictures, progress)
-    real = bench.real(extractor, progress)  # last: another cell may be at it
+    real = bench.real(extractor, pictures.shape[-1], progress)  # last: another cell may be at it
     fitted = gaussian(real)
     return HeadlineFigures(
         samples=count,
@@ -209,7 +221,7 @@ def _float_samples(bench: Bench, count: int) -> Array:
 
 def _save_trace(file: Path, trace: Trace) -> None:
     tensors = {"timesteps": torch.tensor(trace.timesteps), "samples": torch.stack(trace.samples), "outputs": torch.stack(trace.outputs)}
-    save_file(tensors, file)
+    save_file({name: value.contiguous() for name, value in tensors.items()}, file)  # a transformer's outputs are permuted
 
 
 def _load_trace(file: Path) -> Trace:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -19,11 +19,13 @@ from dq_deploy.quantization.graph.positional import input_names
 from dq_deploy.sources import Source, copied, load_source, weights_sha256
 from dq_deploy.sources.lora import fused_copy
 
+from .drawing import Array, Denoiser, as_pictures
 from .made import is_function, make
+from .prompted import GUIDANCE_SCALES, Prompted
 from .settings import Family
 
 Dataset = Literal["fashion-mnist"]
-DATASETS: dict[str, Dataset] = {"builtin:fashion-mnist-unet": "fashion-mnist", "builtin:fashion-mnist-dit": "fashion-mnist"}
+DATASETS: dict[str, Dataset] = {f"builtin:fashion-mnist-{name}": "fashion-mnist" for name in ("unet", "dit", "text")}
 """Model → the data that it was trained on; other models have none, and then no features to be judged by."""
 
 
@@ -31,14 +33,15 @@ DATASETS: dict[str, Dataset] = {"builtin:fashion-mnist-unet": "fashion-mnist", "
 class Reference:
     """A float model. Conditions are dealt evenly: sample i gets value i mod P.
 
-    Guidance would extrapolate between two forwards, and so judge the quantizer by a choice of the user. ``given`` are conditions [P, ...]
-    to calibrate under and ``judged`` those of the pictures, where the source has any.
+    Guidance would extrapolate between two forwards, and so judge the quantizer by a choice of the user: only a text pipeline, ``prompted``,
+    is drawn with it. ``given`` are conditions [P, ...] to calibrate under and ``judged`` those of the pictures, where the source has any.
     """
 
     source: Source
     given: Mapping[str, torch.Tensor] = field(default_factory=dict)
     judged: Mapping[str, torch.Tensor] = field(default_factory=dict)
     declared: Family | None = None
+    prompted: Prompted | None = None
 
     @property
     def family(self) -> Family:
@@ -56,7 +59,7 @@ class Reference:
 
     @cached_property
     def _form(self) -> CallForm:
-        return CallForm.plain(self.source.model, self._condition_names)
+        return self.prompted.form if self.prompted else CallForm.plain(self.source.model, self._condition_names)
 
     @cached_property
     def classes(self) -> int:
@@ -90,10 +93,23 @@ class Reference:
         output: Any = self._form.call(self.source.model, {self.input_names[0]: sample, TIMESTEP: timestep, **conditions})
         return output if isinstance(output, torch.Tensor) else output[0]
 
+    def guided(self, denoiser: Denoiser) -> Denoiser:
+        """What a step is taken with, of a denoiser of this model: its answer, or of a text pipeline that under guidance."""
+        return self.prompted.guided(denoiser) if self.prompted else denoiser
+
+    def pictures(self, samples: Array) -> Array:
+        """Samples as pictures [n, C, H, W] in [0, 1]."""
+        return as_pictures(self.prompted.decoded(samples) if self.prompted else samples)
+
+    def classes_asked(self, count: int) -> torch.Tensor | None:
+        """The class [n] that each of the first pictures is to show, by its prompt; None without prompts."""
+        return self.prompted.classes[torch.arange(count) % len(self.prompted.classes)] if self.prompted else None
+
     def quantize_arguments(self) -> dict[str, Any]:
         """What ``dq_deploy.quantize`` gets to quantize this model."""
         if self.source.place is not None or not is_function(self.source.reference):
-            return {"source": self.source.reference}
+            prompts = {"prompts": self.prompted.prompts, "guidance_scale": self.prompted.guidance_scale} if self.prompted else {}
+            return {"source": self.source.reference, **prompts}
         return {
             "source": self.source.model,
             "scheduler": self.source.scheduler,
@@ -116,6 +132,12 @@ def load_reference(model: str, device: torch.device | str = "cpu") -> Reference:
                         pipeline_class="", sample_shape=shape, sha256=sha256)  # fmt: skip
         reference = Reference(source, given, judged, made.get("family"))
     else:
-        reference = Reference(load_source(model))
+        reference = _with_prompts(load_source(model)) if model in GUIDANCE_SCALES else Reference(load_source(model))
     reference.source.model.to(device)
     return reference
+
+
+def _with_prompts(source: Source) -> Reference:
+    prompted = Prompted.of(source)
+    source = replace(source, sha256=sha256_json([source.sha256, prompted.sha256]))
+    return Reference(source, prompted.given, prompted.judged, prompted=prompted)

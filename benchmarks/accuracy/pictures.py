@@ -27,6 +27,8 @@ _COLUMNS = 12
 def draw_all(results: Sequence[ModelResults], work: Path, output: Path) -> list[str]:
     """Draw what this machine has the pictures for; returns all paths there are, relative to ``output``."""
     for one in results:
+        if one.prompted:  # few rows, and samples are latents
+            continue
         _samples(one, work, output / FOLDER / f"{one.model}-samples-{PRESET}.png")
         snr_chart(one, PRESET, output / FOLDER / f"{one.model}-snr-{PRESET}.png")
         psnr_chart(one, list(INTEGER_PRESETS), output / FOLDER / f"{one.model}-psnr.png")

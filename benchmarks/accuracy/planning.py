@@ -98,7 +98,8 @@ class Planner:
     def _methods(self, tier: Tier, model: str, preset: str, seed: int) -> list[str]:
         """Methods of a tier at a preset, each configuration once."""
         family = self.references[model].family
-        if tier == "grid":
+        prompted = self.references[model].prompted is not None  # whose rows are few: all are compared with real pictures
+        if tier == "grid" or (tier == "rival" and prompted):
             offered = [name for name in self.scope.methods if method(name).compared(preset, family)]
             return list(dict.fromkeys(representative(name, preset, self.scope.settings, family=family) for name in offered))
         rivals = self.best_rivals(model, preset, seed)
@@ -169,12 +170,13 @@ class Planner:
         if model not in self._units:
             reference = self.references[model]
             source = reference.source
+            denoiser = reference.guided(reference)
             drawing = Drawing(source.scheduler, source.sample_shape, 2, reference.conditions)
             with _threads(self.scope.threads):
-                drawing.pictures(reference, range(BATCH))
+                drawing.samples(denoiser, range(BATCH))
                 # The processor's time: what else runs on the machine just now is not the cells' doing.
                 started = time.process_time()
-                drawing.pictures(reference, range(BATCH))
+                drawing.samples(denoiser, range(BATCH))
                 self._units[model] = (time.process_time() - started) / (2 * BATCH * self.scope.threads)
         return self._units[model]
 

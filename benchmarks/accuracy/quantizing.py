@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import resource
 import sys
 import time
@@ -78,7 +79,8 @@ def _with_us(cell: Cell, method: Method, reference: Reference, settings: Setting
         options["device"] = device
     arguments = reference.quantize_arguments()
     preset, bits = method.made_at(cell.preset)
-    artifact = quantize(output=folder / CHECKPOINT, preset=preset, force=True, progress=progress, **arguments, **options, **bits)
+    given = {**options, **arguments, **bits}
+    artifact = quantize(output=folder / CHECKPOINT, preset=preset, force=True, progress=progress, **given)
     records = artifact.details.distillation
     return {
         "iterations": config.iterations,
@@ -94,8 +96,9 @@ def _with_peer(cell: Cell, method: Method, reference: Reference, settings: Setti
         return {"iterations": 0}
     drawing = Drawing(reference.source.scheduler, reference.source.sample_shape, settings.steps, reference.conditions, first_seed=cell.seed)
     numbers = range(settings.calibration_samples)
-    trace = drawing.trace(reference, numbers)
-    batches = feeds(trace, reference.conditions(numbers), reference.input_names, settings.batch_size)
+    trace, given = drawing.trace(reference.guided(reference), numbers), reference.conditions(numbers)
+    halves = [given, *([reference.prompted.without(given)] if reference.prompted else [])]
+    batches = itertools.chain.from_iterable(feeds(trace, half, reference.input_names, settings.batch_size) for half in halves)
     export_float(reference, reference.source.sample_shape, folder / FLOAT_ONNX)
     if method.tool == "onnxruntime":
         quantize_onnxruntime(folder, reference.input_names, batches)

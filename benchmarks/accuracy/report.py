@@ -17,7 +17,16 @@ from .confirmed import SameCode, same_code
 from .methods import METHODS, PRESETS, method
 from .results import CellResult, read_all, write_text
 from .settings import FLOAT, model_name
-from .tables import components_table, dilations_table, formats_table, headline_table, preset_table, seeds_table, widths_table
+from .tables import (
+    components_table,
+    dilations_table,
+    formats_table,
+    headline_table,
+    preset_table,
+    prompted_table,
+    seeds_table,
+    widths_table,
+)
 
 RESULTS, SUMMARY = "RESULTS.md", "summary.json"
 _INTRO = """# Accuracy: results
@@ -28,6 +37,8 @@ says what they show, [benchmarks/accuracy/README.md](README.md) what is measured
 resamples): ▲ better, ▼ worse, = not told apart."""
 _FEW = """`quantize --iterations 0`, 8-bit activations: PSNR in dB, in brackets SNR over the timesteps, median / worst.
 `--matryoshka 8,6,4,3` makes one checkpoint for all four widths, each in the bytes of a checkpoint for it alone; VQ are codebooks."""
+_PROMPTED = """Drawn with guidance from prompts that nothing was calibrated on ([how](README.md#text-pipelines)); PSNR and features are of
+decoded pictures, "class recognised" is the share in which the classifier sees what the prompt asks for."""
 
 
 def write_report(results: Path, output: Path, pictures: Sequence[str] = ()) -> None:
@@ -63,6 +74,8 @@ def _model(model: str, cells: Sequence[CellResult], pictures: Sequence[str], sam
     settings = results.settings
     seeds = sorted({r.cell.seed for r in cells if model_name(r.cell.model) == model and r.cell.method != FLOAT})
     parts = [f"## {model}", _budget(settings.model_dump())]
+    if results.prompted:
+        return "\n\n".join([*parts, _PROMPTED, prompted_table(results), *_older(results, same)])
     for preset in PRESETS:
         parts += [f"### {preset.upper()}", preset_table(results, preset)]
     parts += ["### What each component buys: PSNR in dB", components_table(results, list(INTEGER_PRESETS))]
@@ -92,12 +105,15 @@ def _budget(s: dict[str, Any]) -> str:
 def _state(results: ModelResults, same: SameCode) -> str:
     """Cells that are missing, and cells that other code (if it may measure something else) or other settings than today's made."""
     missing = [f"{p} {m.name}" for p in PRESETS for m in METHODS if m.compared(p, results.family) and results.cell(p, m.name) is None]
+    return "\n\n".join([f"Missing cells: {', '.join(missing) or 'none'}.", *_older(results, same)])
+
+
+def _older(results: ModelResults, same: SameCode) -> list[str]:
     stale = [f"{preset} {name}" for (preset, name), cell in results.cells.items() if not same(cell.code_sha256, _code(name))]
     mixed = [f"{preset} {name}" for (preset, name), cell in results.cells.items() if cell.settings != results.settings]
-    lines = [f"Missing cells: {', '.join(missing) or 'none'}."]
-    lines += [f"Measured with other code than that beside this file: {', '.join(sorted(stale))}."] if stale else []
+    lines = [f"Measured with other code than that beside this file: {', '.join(sorted(stale))}."] if stale else []
     lines += [f"Measured with other settings: {', '.join(sorted(mixed))}."] if mixed else []
-    return "\n\n".join(lines)
+    return lines
 
 
 def _code(name: str) -> str:

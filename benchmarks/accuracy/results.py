@@ -43,7 +43,8 @@ class GridFigures(_Strict):
     """``psnr_db`` and ``feature_distance`` [n]: one number a picture. ``error`` [T, n]: summed squares of the difference to the float
     output on the float model's own trajectories; ``power`` [T, n] those of the float output (in the float model's file only).
     ``final_error`` and ``final_power`` [n]: the same of where each noise ends.
-    ``cost_of_steps``: what each step's error costs the final sample.
+    ``cost_of_steps``: what each step's error costs the final sample. ``recognised`` [n]: 1 where the classifier sees what the prompt asks
+    for, of text pipelines.
     """  # noqa: D205  one definition
 
     samples: int
@@ -57,6 +58,7 @@ class GridFigures(_Strict):
     final_error: list[float] | None = None
     final_power: list[float] | None = None
     cost_of_steps: FinalError | None = None
+    recognised: list[int] | None = None
 
 
 class RivalFigures(_Strict):

@@ -9,8 +9,9 @@ from dq_deploy.console import duration
 from dq_deploy.formats.presets import CODEBOOKS
 
 from .comparison import ModelResults, Row
-from .methods import ALONE, COMPONENTS, DILATEQUANT, DILATIONS, METHODS, SLICED, WIDTHS, method
+from .methods import ALONE, COMPONENTS, DILATEQUANT, DILATIONS, METHODS, PRESETS, SLICED, WIDTHS, method
 from .results import CellResult, HeadlineFigures, RivalFigures
+from .settings import FLOAT
 
 MISSING = "…"
 """A cell that was not measured yet."""
@@ -127,6 +128,29 @@ def widths_table(results: ModelResults) -> str | None:
     return (
         markdown(["preset", "a checkpoint for it alone", "of 8, 6, 4 and 3 bits", "of several against one, PSNR"], rows) if rows else None
     )
+
+
+def prompted_table(results: ModelResults) -> str:
+    """What was measured of a text pipeline, preset by preset, the best PSNR first."""
+    rows: list[tuple[str, Row | None]] = [("float", results.float_row())]
+    for preset in dict.fromkeys((*WIDTHS, *PRESETS, *CODEBOOKS)):
+        own = [row for m in METHODS if (row := results.row(preset, m.name)) and row.name == m.name]
+        rows += [(f"{preset.upper()}, {method(row.name).label}", row) for row in sorted(own, key=lambda row: -_psnr(row))]
+    columns = ["", "PSNR, dB", "final sample's SNR, dB", "feature distance", "class recognised", "Fréchet, classifier", "against float",
+               "wall time"]  # fmt: skip
+    return markdown(columns, [[label, *_prompted_row(row)] for label, row in rows if row])
+
+
+def _prompted_row(row: Row) -> list[str]:
+    share = row.recognised and Interval(*(100 * v for v in (row.recognised.value, row.recognised.low, row.recognised.high)))
+    cost, is_float = row.result.cost, row.name == FLOAT
+    return [
+        *([NOT_COMPARED] * 3 if is_float else [with_interval(row.psnr), with_interval(row.final, 1), with_interval(row.feature, 4)]),
+        MISSING if share is None else with_interval(share, 0) + "%",
+        with_interval(row.frechet) + _drawn_by(row.result.rival),
+        difference(row.frechet_difference, more_is_better=False),
+        duration(cost.wall_s) if cost else NOT_COMPARED,
+    ]
 
 
 def _psnr_and_snr(results: ModelResults, preset: str, name: str) -> str:

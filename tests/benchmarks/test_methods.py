@@ -92,7 +92,7 @@ def test_presets_of_narrow_floats_have_the_methods_that_are_not_for_integers() -
     for preset in FLOAT_PRESETS:
         own = [m.name for m in METHODS if preset in m.presets]
         branches = ["gptq-untrained-low-rank"] if preset == "nvfp4" else []
-        assert own == ["gptq", "gptq-untrained", "gptq-untrained-tokens", *branches]
+        assert own == ["gptq", "gptq-untrained", "gptq-untrained-tokens", *branches, "default"]
         assert [representative(name, preset, SETTINGS) for name in own] == own
         configs = [method(name).config(preset, SETTINGS, seed=0) for name in own]
         assert {c.products for c in configs} == {"nvfp4" if preset == "nvfp4" else "fp8"}
