@@ -11,6 +11,7 @@ pytest_plugins = [
     "tests.bundles",
     "tests.collected",
     "tests.command_line",
+    "tests.disks",
     "tests.flow",
     "tests.sized",
     "tests.skeletons",

@@ -6,7 +6,6 @@ import resource
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,17 +26,6 @@ def make(path: Path, content: bytes = b"weights", *, force: bool = False) -> Art
     with create_artifact(path, Manifest(kind=KIND, model="m", details=DETAILS), force=force) as folder:
         (folder / "data").write_bytes(content)
     return open_artifact(path, KIND)
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of one MB; skips where none can be mounted."""
-    path = tmp_path / "disk"
-    path.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(path)], capture_output=True, check=False).returncode:
-        pytest.skip("no file system can be mounted here")
-    yield path
-    subprocess.run(["umount", str(path)], check=True)
 
 
 def test_a_full_disk(small_disk: Path) -> None:

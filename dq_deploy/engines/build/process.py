@@ -30,7 +30,7 @@ _LAST_LINES = 8
 
 _MEMORY = re.compile(r"std::bad_alloc|out ?of ?memory|MemoryError|cannot allocate memory|failed to map segment|cudaErrorMemory\w+", re.I)
 _THREADS = re.compile(r"Resource temporarily unavailable")
-_DISK = re.compile(r"No space left on device|Disk quota exceeded")
+_DISK = re.compile(r"No space left on device|Disk quota exceeded|File too large")
 _WORKSPACE = re.compile(r"within workspace limit")
 _IMPORT = re.compile(r"^(?:ImportError|ModuleNotFoundError): .*|^OSError: .*\.so.*|^RuntimeError: CUDA driver: .*", re.MULTILINE)
 _UNPARSED = re.compile(r"In node (?P<index>-?\d+) with name: (?P<name>.*?) and operator: (?P<op>\S+) \(.*?\): \w+: (?P<message>.*)")
@@ -149,8 +149,8 @@ def _resource(failure: Failure) -> ResourceError | None:
         return ResourceError("the builder was stopped at the time limit", "allow more time")
     if failure.stopped == "stall":
         return ResourceError(f"the builder hangs: no output and no CPU time for {STALL_S:.0f} s\n{_tail(failure.log)}", more)
-    if _DISK.search(failure.log):
-        return ResourceError("the disk is full: the engine could not be written", "free some space, or choose another output")
+    if match := _DISK.search(failure.log):
+        return ResourceError(f"the engine could not be written: {match[0]}", "free some space, or choose another output")
     if match := _MEMORY.search(failure.log):
         return ResourceError(f"the builder ran out of memory ({match[0]})", more)
     if _THREADS.search(failure.log):

@@ -25,6 +25,8 @@ from .graph import runtime_dump
 from .int8_kernels import int8_serves
 from .runner import compile_for_cpu, refusal
 
+_CHUNK = 1 << 20
+
 
 def main(request_path: str) -> None:
     """Build what the request file asks for. Raises ArtifactError or whatever OpenVINO raises: the parent reads the traceback."""
@@ -51,11 +53,24 @@ def _convert(openvino: Any, request: BuildRequest) -> list[Path]:
         model.reshape({name: _bounded(openvino, smallest, largest) for name, (smallest, _, largest) in request.profiles[0].items()})
     except RuntimeError as error:
         raise refusal(openvino, Path(request.onnx), error) from error
-    openvino.save_model(model, request.plan, compress_to_fp16=False)
     files = [Path(request.plan), Path(request.plan).with_suffix(".bin")]
+    try:
+        openvino.save_model(model, request.plan, compress_to_fp16=False)
+    except RuntimeError:  # "iostream error": the system knows why
+        _reserve(files, sum(path.stat().st_size for path in Path(request.onnx).parent.iterdir()))
+        raise
     for file in files:
         sync(file)
     return files
+
+
+def _reserve(files: list[Path], size: int) -> None:
+    """Take ``size`` bytes where the files are to be. Raises OSError where there is no room for them."""
+    for file in files:
+        file.unlink(missing_ok=True)
+    with files[0].open("wb") as file:
+        for _ in range(-(-size // _CHUNK)):
+            file.write(bytes(_CHUNK))
 
 
 def _bounded(openvino: Any, smallest: Shape, largest: Shape) -> Any:

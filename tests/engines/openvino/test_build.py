@@ -18,7 +18,7 @@ from dq_deploy.engines.build_request import BuildRequest
 from dq_deploy.engines.dropin import load
 from dq_deploy.engines.openvino.int8_kernels import int8_saturates
 from dq_deploy.engines.openvino.runner import OpenVinoRunner
-from dq_deploy.errors import ArtifactError, EnvironmentProblem, UsageError
+from dq_deploy.errors import ArtifactError, EnvironmentProblem, ResourceError, UsageError
 from dq_deploy.sampling import sample
 from tests.engines import graphs
 from tests.flow import altered_manifest
@@ -43,6 +43,14 @@ def float_engine(tiny_bundle: Artifact, tmp_path_factory: pytest.TempPathFactory
 def noise(batch: int) -> dict[str, Any]:
     generator = np.random.default_rng(0)
     return {"sample": generator.standard_normal((batch, 8, 8, 8)).astype(np.float32), "timestep": np.arange(batch, dtype=np.float32)}
+
+
+def test_a_full_disk_says_so(bundle: Artifact, small_disk: Path) -> None:
+    """OpenVINO says no more than "iostream error"."""
+    (small_disk / "other").write_bytes(bytes((1 << 20) - 4096))
+    with pytest.raises(ResourceError, match="the engine could not be written: No space left on device"):
+        build_engine(bundle, small_disk / "engine", backend="openvino")
+    assert [path.name for path in small_disk.iterdir()] == ["other"]
 
 
 def test_engine_folder(engine: Artifact, bundle: Artifact) -> None:
