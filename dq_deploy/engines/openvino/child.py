@@ -68,9 +68,9 @@ def _reserve(files: list[Path], size: int) -> None:
     """Take ``size`` bytes where the files are to be. Raises OSError where there is no room for them."""
     for file in files:
         file.unlink(missing_ok=True)
-    with files[0].open("wb") as file:
+    with files[0].open("wb") as reserved:
         for _ in range(-(-size // _CHUNK)):
-            file.write(bytes(_CHUNK))
+            reserved.write(bytes(_CHUNK))
 
 
 def _bounded(openvino: Any, smallest: Shape, largest: Shape) -> Any:
