@@ -9,6 +9,7 @@ import pytest
 pytest_plugins = [
     "tests.browser",
     "tests.bundles",
+    "tests.captures",
     "tests.collected",
     "tests.command_line",
     "tests.disks",

@@ -78,6 +78,13 @@ def in_a_process(output: Path, stage: str, number: int, arguments: list[str] | N
     return code, text
 
 
+# First: the processes of the others have then what torch.export made of this network (tests/captures.py).
+def test_resume_without_an_interrupted_run_just_runs(tmp_path: Path) -> None:
+    options = {**OPTIONS, "iterations": 0, "resume": True}
+    quantize(PlainUNet(), tmp_path / "out", scheduler=scheduler(), sample_shape=SHAPE, **options)
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
 @pytest.mark.parametrize("kind", ["block", "end-to-end"])
 def test_killed_again_and_again_it_ends_in_the_same_bytes(kind: str, tmp_path: Path) -> None:
     code, text = in_a_process(tmp_path / "through", "never", signal.SIGKILL, distillation=kind)
@@ -147,9 +154,3 @@ def test_another_model_is_not_resumed(tmp_path: Path) -> None:
         other.down.weight[0] += 1e-3
     with pytest.raises(UsageError, match=r'was another one: weights was "\w+", now "\w+"\n'):
         quantize(other, output, scheduler=scheduler(), sample_shape=SHAPE, resume=True, **OPTIONS)
-
-
-def test_resume_without_an_interrupted_run_just_runs(tmp_path: Path) -> None:
-    options = {**OPTIONS, "iterations": 0, "resume": True}
-    quantize(PlainUNet(), tmp_path / "out", scheduler=scheduler(), sample_shape=SHAPE, **options)
-    assert [p.name for p in tmp_path.iterdir()] == ["out"]
