@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .engines.build import build_engine
     from .engines.combine import combine
     from .engines.pipeline_folder import pipeline_folder
+    from .engines.refit import refit
     from .engines.step_choice import StepChoice, choose_steps
     from .engines.triton import triton_repository
     from .exporters import export
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from .quantization.bits.choose import choose_bits
     from .quantization.bits.chosen import BitChoice
     from .quantization.calling import stacked, whole_batch
-    from .quantization.refit import refit
     from .report.make import write_report
     from .sampling import sample
     from .sources import allow_pickles
@@ -49,7 +49,7 @@ _HOMES = {
     "pipeline_folder": "engines.pipeline_folder",
     "push": "hub.push",
     "quantize": "quantization",
-    "refit": "quantization.refit",
+    "refit": "engines.refit",
     "sample": "sampling",
     "stacked": "quantization.calling",
     "triton_repository": "engines.triton",

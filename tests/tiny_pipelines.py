@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -44,6 +45,7 @@ from diffusers import (
     ZImageTransformer2DModel,
 )
 from diffusers.pipelines.wan import pipeline_wan_i2v
+from peft import LoraConfig, get_peft_model_state_dict
 from PIL import Image
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
@@ -235,6 +237,19 @@ def tiny_ip_adapter(folder: Path, unet: Any, *, width: int = 20) -> Path:
     )
     randomized(CLIPVisionModelWithProjection(encoder), std=0.5).save_pretrained(folder / "image_encoder")
     return folder / "ip-adapter.safetensors"
+
+
+def tiny_lora(folder: Path, unet: Any, targets: Sequence[str] = ("to_q", "to_k", "to_v", "to_out.0", "proj_in")) -> Path:
+    """A LoRA's file for this UNet, whose weights matter."""
+    unet.add_adapter(LoraConfig(r=2, lora_alpha=2, target_modules=list(targets), init_lora_weights=False), adapter_name="lora")
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for name, parameter in unet.named_parameters():
+            if "lora_" in name:
+                parameter.copy_(0.2 * torch.randn(parameter.shape, generator=generator))
+    StableDiffusionPipeline.save_lora_weights(folder, unet_lora_layers=get_peft_model_state_dict(unet, adapter_name="lora"))
+    unet.delete_adapters("lora")
+    return folder / "pytorch_lora_weights.safetensors"
 
 
 def tiny_picture(seed: int = 0, size: tuple[int, int] = (16, 16)) -> Image.Image:

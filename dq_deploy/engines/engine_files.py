@@ -103,11 +103,20 @@ def rebuild_hint(path: Path, details: EngineDetails, *, backend: str | None = No
     return "build it again with: " + " ".join(map(shlex.quote, [*words, "--force"]))
 
 
+def build_arguments(details: EngineDetails) -> dict[str, Any]:
+    """Arguments of ``build_engine`` that build another such engine."""
+    found: dict[str, Any] = {"backend": details.backend, "allow": tuple(details.lint_allowed), **details.options}
+    if builders()[details.backend].building.compute_capabilities:
+        found["compute_capabilities"] = details.capabilities
+    if details.profiles:
+        return {**found, "profiles": _chosen_profiles(details)}
+    return {**found, "batch": details.batch, "sizes": chosen_sizes(details)}
+
+
 def range_words(details: EngineDetails) -> list[str]:
     """The options that say what shapes an engine was built for."""
     if details.profiles:
-        chosen = ({name: values for name, values in profile.items() if _is_chosen(details, name)} for profile in details.profiles)
-        return [word for profile in chosen for word in ("--profile", in_words(profile))]
+        return [word for profile in _chosen_profiles(details) for word in ("--profile", in_words(profile))]
     words = ["--batch", _range(details.batch)]
     return words + [word for name, sizes in chosen_sizes(details).items() for word in (flag(name), _range(sizes))]
 
@@ -126,6 +135,10 @@ def outside(engine: Artifact[EngineDetails], sizes: Mapping[str, int]) -> UsageE
 
 def _is_chosen(details: EngineDetails, name: str) -> bool:
     return name not in details.free or name in details.chosen
+
+
+def _chosen_profiles(details: EngineDetails) -> list[dict[str, tuple[int, int, int]]]:
+    return [{name: values for name, values in profile.items() if _is_chosen(details, name)} for profile in details.profiles]
 
 
 def chosen_sizes(details: EngineDetails) -> dict[str, tuple[int, int, int]]:

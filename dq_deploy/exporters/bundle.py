@@ -90,6 +90,7 @@ def export(checkpoint: str | Path | Artifact, output: str | Path, *, target: Tar
         advance(7, "lowering")
         kept = _complete(model, loaded, target, dtype)
         kind = {"target": target, "dtype": dtype, "float": float, **choices, **({"kept_fp32": kept} if kept else {})}
+        kind |= {"weight_storage": weight_storage} if weight_storage != "auto" else {}
         manifest = _manifest(loaded, model, sites, kind, int4=int4)
         advance(1, "writing")
         with create_artifact(output, manifest, force=force) as folder:
@@ -283,6 +284,7 @@ def _manifest(checkpoint: Checkpoint, model: ir.Model, sites: Sites, kind: dict[
         details={
             **{key: details[key] for key in _CARRIED if key in details},
             "samples_per_image": _samples_per_image(details),
+            **({"refit_of": details["refit"]["of"]} if details.get("refit") else {}),
             **kind,
             "inputs": inputs,
             "output": "out_sample",

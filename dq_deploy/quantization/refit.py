@@ -28,7 +28,7 @@ from ..artifacts.reading import read_json, read_tensors
 from ..errors import ArtifactError, UsageError
 from ..formats.tables import FOLDED
 from ..progress import Progress, silent
-from ..sources import Lora, Source, ip_adapter_of, load_source, reload_source
+from ..sources import Lora, Source, reload_source
 from ..sources.lora import check_lora
 from .calibration.trajectories import Trajectories
 from .calling import CallForm
@@ -70,7 +70,7 @@ def refit(path: str | Path | Artifact, output: str | Path, *, lora: str | Path |
     weights of the same network, a fine-tuned copy, in the place of the one that the manifest names. ``rounding`` is "gptq" or "nearest",
     by default the checkpoint's. Graph, tables and scales stay, so ``export`` gives the same graph with other integers.
 
-    Raises UsageError (no checkpoint; a LoRA that changes nothing, or what has no codes of its own in a scale) and ArtifactError (a source
+    Raises UsageError (a LoRA that changes nothing, or what has no codes of its own in a scale) and ArtifactError (no checkpoint, a source
     that has changed, a checkpoint that does not hold its dilation).
     """
     if rounding not in (None, *ROUNDINGS):
@@ -113,24 +113,16 @@ def refit(path: str | Path | Artifact, output: str | Path, *, lora: str | Path |
 
 
 def _checkpoint(path: str | Path | Artifact) -> Artifact[CheckpointDetails]:
-    """The checkpoint, of which a refit is made. Raises UsageError for a bundle or an engine, with what to do."""
-    artifact = path if isinstance(path, Artifact) else open_artifact(path, ("checkpoint", "bundle", "engine", "schedule"))
-    if artifact.manifest.kind != "checkpoint":
-        raise UsageError(
-            f"{artifact.path} is a {artifact.manifest.kind}, which holds no float weights, no dilation and no samples to round by",
-            "refit the checkpoint that it was made from, and export that again: dq-deploy refit CHECKPOINT --lora FILE -o OUT; "
-            "dq-deploy export OUT -o BUNDLE"
-            + ("; dq-deploy build-engine BUNDLE: no engine here is refitted in place" if artifact.manifest.kind == "engine" else ""),
-        )
-    checkpoint: Artifact[CheckpointDetails] = open_artifact(artifact.path, "checkpoint")
+    """The checkpoint of which a refit is made. Raises ArtifactError for another kind, UsageError for codes that cannot be made anew."""
+    checkpoint: Artifact[CheckpointDetails] = open_artifact(path.path if isinstance(path, Artifact) else path, "checkpoint")
     if checkpoint.details.format_choices:
         raise UsageError(
-            f"{artifact.path} has FP4 layers, which a measurement chose and whose scales are by block", "quantize again with --lora"
+            f"{checkpoint.path} has FP4 layers, which a measurement chose and whose scales are by block", "quantize again with --lora"
         )
     if checkpoint.details.branched:
-        raise UsageError(f"{artifact.path} has low-rank branches, which are parts of its float weights", "quantize again with --lora")
+        raise UsageError(f"{checkpoint.path} has low-rank branches, which are parts of its float weights", "quantize again with --lora")
     if checkpoint.details.widths:
-        raise UsageError(f"{artifact.path} has several widths, whose codes are rounded for all of them", "quantize again with --lora")
+        raise UsageError(f"{checkpoint.path} has several widths, whose codes are rounded for all of them", "quantize again with --lora")
     return checkpoint
 
 
@@ -144,10 +136,7 @@ def _sources(old: Checkpoint, source: str | Path | None, lora: Lora | None) -> t
     base = reload_source(origin, place)
     if base.sha256 != origin.sha256:
         raise ArtifactError(f"the weights of {origin.reference} are not those that {place} was made from", "quantize again")
-    if source is None:
-        new = reload_source(_with(origin, lora), place)
-    else:
-        new = load_source(source, lora=lora, ip_adapter=ip_adapter_of(origin, place))
+    new = reload_source(_with(origin, lora), place, source)
     if new.config != base.config:
         apart = sorted(name for name in base.config.keys() | new.config.keys() if base.config.get(name) != new.config.get(name))
         raise UsageError(f"{source} is another network than {origin.reference}: they differ in {', '.join(apart)}", "quantize it")

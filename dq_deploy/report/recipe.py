@@ -14,7 +14,7 @@ from ..artifacts.origin import is_path, source_name
 from ..engines.build_options import flag
 from ..engines.engine_files import range_words
 from ..engines.registry import builder_named
-from ..formats import of_bits
+from ..exporters.again import export_options
 from ..formats.presets import NAMED_BY, preset_of
 from ..quantization.config import QuantizeConfig
 from ..quantization.methods import DILATEQUANT
@@ -179,18 +179,10 @@ def _refit_flags(details: CheckpointDetails, refit: RefitRecord) -> list[str]:
 
 
 def _export_flags(details: BundleDetails) -> list[str]:
-    flags = ["--target", details.target, "--dtype", details.dtype]
-    if details.float:
-        return [*flags, "--float"]
-    flags += ["--weight-bits", str(details.width)] if isinstance(details.width, int) else []
-    flags += ["--weight-budget", details.width_choice.budget] if details.width_choice else []
-    narrow = {layer.weight_storage for layer in details.layers if layer.weight_storage and of_bits(layer.weight_bits or 8).packed}
-    if details.target == "qdq" and narrow and not narrow & {"int4", "planes", "codebook", "fp4"}:
-        flags += ["--weight-storage", "int8"]
-    if details.convolutions in ("integer", "float"):  # "auto" is what happens without being asked
-        flags += ["--convolutions", details.convolutions]
-    asked = details.attention != "auto" and details.quantizers  # without quantizers nothing else was possible than float
-    return [*flags, "--attention", details.attention] if asked else flags
+    flags: list[str] = []
+    for name, value in export_options(details).items():
+        flags += [flag(name)] if value is True else [flag(name), str(value)]
+    return flags
 
 
 def _build_flags(details: EngineDetails) -> list[str]:

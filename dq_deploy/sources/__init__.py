@@ -1,7 +1,7 @@
 """Where models come from: a built-in name, a diffusers pipeline folder, a hub id, or an object in Python."""
 
 from .ip_adapter import IpAdapter, check_adapter_pictures
-from .load import ip_adapter_of, load_source, module_source, reload_source
+from .load import load_source, module_source, reload_source
 from .lora import Lora
 from .pickles import allow_pickles
 from .picture_pipeline import MODULE_ROUTE, check_complete, for_pictures
@@ -33,7 +33,6 @@ __all__ = [
     "check_complete",
     "copied",
     "for_pictures",
-    "ip_adapter_of",
     "load_source",
     "module_source",
     "picture_alone",

@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, StableDiffusionPipeline
-from peft import LoraConfig, get_peft_model_state_dict
+from diffusers import DDIMScheduler
 
 from dq_deploy.artifacts import Artifact
 from dq_deploy.decibels import snr_db
@@ -21,8 +20,16 @@ from dq_deploy.quantization.checkpoint import Checkpoint, load_checkpoint
 from dq_deploy.quantization.refit import refit
 from dq_deploy.quantization.weights import QuantizedWeight
 from dq_deploy.report.recipe import commands
+from dq_deploy.sampling import Drawing, draw
 from tests.command_line import Cli, assert_refused
-from tests.tiny_pipelines import tiny_conditioned_unet, tiny_stable_diffusion
+from tests.tiny_pipelines import (
+    tiny_conditioned_unet,
+    tiny_controlnet,
+    tiny_ip_adapter,
+    tiny_lora,
+    tiny_picture,
+    tiny_stable_diffusion,
+)
 
 QUICK: dict[str, Any] = {
     "steps": 3, "calibration_samples": 4, "iterations": 0, "max_float_share": 0.4, "final_samples": 0, "prompts": ["a cat", "dog"],
@@ -37,14 +44,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("refit")
     pipeline = tiny_stable_diffusion()
     pipeline.save_pretrained(root / "pipeline")
-    pipeline.unet.add_adapter(LoraConfig(r=2, lora_alpha=2, target_modules=_TARGETS, init_lora_weights=False))
-    generator = torch.Generator().manual_seed(5)
-    with torch.no_grad():
-        for name, parameter in pipeline.unet.named_parameters():
-            if "lora_" in name:
-                parameter.copy_(0.2 * torch.randn(parameter.shape, generator=generator))
-    layers = get_peft_model_state_dict(pipeline.unet)
-    StableDiffusionPipeline.save_lora_weights(root / "lora", unet_lora_layers=layers)
+    tiny_lora(root / "lora", pipeline.unet, _TARGETS)
     return root
 
 
@@ -152,14 +152,57 @@ def test_from_the_command_line_to_a_bundle_that_passes(plain: Artifact, folder: 
     bundle = export(tmp_path / "new", tmp_path / "bundle", target="onnxruntime")
     checked = cli("check", bundle.path, "--checkpoint", tmp_path / "new")
     assert checked.code == 0, checked.err
-    refused = cli("refit", bundle.path, "-o", tmp_path / "other", "--lora", lora(folder))
-    assert_refused(refused, 2, "is a bundle, which holds no float weights", "refit the checkpoint that it was made from")
     assert_refused(cli("refit", plain.path, "-o", tmp_path / "other"), 2, "a refit is with other weights, and none are given")
     assert_refused(cli("refit", plain.path, "-o", tmp_path / "other", "--lora", "none.safetensors"), 2, "no such LoRA file")
     assert_refused(cli("refit", plain.path, "-o", tmp_path / "other", "--no-lora"), 2, "changes nothing of")
     scale = cli("refit", plain.path, "-o", tmp_path / "other", "--no-lora", "--lora-scale", "2")
     assert_refused(scale, 2, "--lora-scale is the weight of a LoRA, and none is given")
     assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize("beside", ["IP-Adapter", "ControlNet"])
+def test_a_lora_beside_an_adapter_or_a_controlnet(beside: str, tmp_path: Path) -> None:
+    """The refitted network has both: it is what quantizing with both has, in the old scales."""
+    pipeline = tiny_stable_diffusion(mid_block_type="UNetMidBlock2DCrossAttn")
+    pipeline.save_pretrained(tmp_path / "pipeline")
+    file = tiny_lora(tmp_path / "lora", pipeline.unet, _TARGETS)
+    if beside == "IP-Adapter":
+        adapter = tiny_ip_adapter(tmp_path / "adapter", pipeline.unet)
+        given: dict[str, Any] = {"ip_adapter": adapter, "ip_adapter_scale": 0.6, "ip_adapter_image": tiny_picture()}
+    else:
+        tiny_controlnet(pipeline.unet).save_pretrained(tmp_path / "controlnet")
+        given = {"controlnet": tmp_path / "controlnet", "control_image": tiny_picture()}
+    options = {**QUICK, **given, "rounding": "nearest", "dilation": "none"}
+    plain = quantize(tmp_path / "pipeline", tmp_path / "plain", **options)
+    styled = refit(plain, tmp_path / "styled", lora=file)
+    again = quantize(tmp_path / "pipeline", tmp_path / "again", lora=file, **options)
+    assert styled.manifest.details["source"] == again.manifest.details["source"]
+    assert styled.details.input_names == again.details.input_names
+    changed = styled.manifest.details["refit"]["layers"]
+    assert changed
+    assert not any("_ip" in name for name in changed)
+    assert fmean(snr(styled)) > fmean(snr(again)) - 6
+    drawing = Drawing(
+        n=1, prompts=["a cat"], compare_float=True, **{name: value for name, value in given.items() if name.endswith("image")}
+    )
+    assert min(draw(styled, drawing).psnr_db or [0.0]) > 20
+
+
+def test_a_fine_tuned_controlnet_in_the_scales_of_another(tmp_path: Path) -> None:
+    pipeline = tiny_stable_diffusion(mid_block_type="UNetMidBlock2DCrossAttn")
+    pipeline.save_pretrained(tmp_path / "pipeline")
+    own = tiny_controlnet(pipeline.unet)
+    own.save_pretrained(tmp_path / "own")
+    with torch.no_grad():
+        for parameter in own.parameters():
+            parameter.mul_(0.9)
+    own.save_pretrained(tmp_path / "tuned")
+    checkpoint = quantize(tmp_path / "own", tmp_path / "checkpoint", pipeline=tmp_path / "pipeline", control_image=tiny_picture(), **QUICK)
+    tuned = refit(checkpoint, tmp_path / "refitted", source=tmp_path / "tuned")
+    assert tuned.manifest.details["refit"]["layers"]
+    assert tuned.details.source is not None
+    assert tuned.details.source.pipeline == checkpoint.details.source.pipeline  # type: ignore[union-attr]
+    assert fmean(snr(tuned)) > fmean(snr(checkpoint)) - 6
 
 
 def test_what_cannot_be_refitted(folder: Path, tmp_path: Path) -> None:

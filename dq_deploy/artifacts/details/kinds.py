@@ -186,7 +186,8 @@ class GraphDetails(RunnableDetails):
     """What a bundle says of its graph, and an engine built from it repeats.
 
     ``width``: bits to which the checkpoint's weights were sliced, all of those that can be, or each by its layer, as ``width_choice`` says.
-    ``float_convolutions``: names of those that the export left in float.
+    ``float_convolutions``: names of those that the export left in float. ``weight_storage``: "int8" where every weight was asked
+    to take a byte. ``refit_of``: of a refitted checkpoint's, the hash of the checkpoint that was refitted.
     """
 
     target: Target
@@ -197,6 +198,8 @@ class GraphDetails(RunnableDetails):
     float_convolutions: list[str] = Field(default_factory=list)
     width: int | dict[str, int] | None = None
     width_choice: WidthChoice | None = None
+    weight_storage: Literal["int8"] | None = None
+    refit_of: str | None = None
     # Samples that the network sees at once for one image; of bundles from before it was said, one.
     samples_per_image: int = Field(default=1, ge=1)
 

@@ -36,7 +36,7 @@ from .process import BuilderCrash, run_child
 # Carried over, so that an engine folder can be run without its bundle.
 _FROM_BUNDLE = (
     "component", "pipeline_class", "model_config", "sample_shape", "picture_size", "pictures", "call", "inputs", "output", "source",
-    "target", "dtype", "float", "attention", "width", "width_choice", "free", "calibrated_sizes",
+    "target", "dtype", "float", "attention", "width", "width_choice", "weight_storage", "refit_of", "free", "calibrated_sizes",
     "samples_per_image",
 )  # fmt: skip
 
