@@ -73,30 +73,27 @@ def load_source(source: str | Path | DiffusionPipeline, *, lora: Lora | None = N
     )
 
 
-def reload_source(origin: Origin, artifact: Path) -> Source:
-    """The source that the ``origin`` in an artefact's manifest names, with the LoRA file that was fused then.
+def reload_source(origin: Origin, artifact: Path, instead: str | Path | None = None) -> Source:
+    """The source that the ``origin`` in an artefact's manifest names, with all that was loaded into it and beside it then.
 
-    It is looked for as seen from the artefact, and where it was; of two, the one that has the same weights is taken. Raises as
-    ``load_source`` does, naming the artefact.
+    It is looked for as seen from the artefact, and where it was; of two, the one that has the same weights is taken. ``instead`` is
+    another source, which gets the same things. Raises as ``load_source`` does, naming the artefact.
     """
     adapter = origin.lora
     lora = Lora(Path(_found(adapter, adapter.path, artifact)[0]), adapter.scale) if adapter else None
-    ip_adapter = ip_adapter_of(origin, artifact)
+    added = origin.ip_adapter
+    ip_adapter = IpAdapter(Path(_found(added, added.path, artifact)[0]), added.scale) if added else None
     controlnet, pipeline = (Path(_found(part, part.path, artifact)[0]) if part else None for part in (origin.controlnet, origin.pipeline))
-    for place in _found(origin, origin.reference, artifact):
+    for place in [instead] if instead is not None else _found(origin, origin.reference, artifact):
         try:
             loaded = load_source(place, lora=lora, ip_adapter=ip_adapter, controlnet=controlnet, pipeline=pipeline)
         except UsageError as error:
+            if instead is not None:
+                raise
             raise UsageError(f"{artifact} was made from '{origin.reference}': {error.message}", error.hint) from error
         if loaded.sha256 == origin.sha256:
             break
     return loaded
-
-
-def ip_adapter_of(origin: Origin, artifact: Path) -> IpAdapter | None:
-    """The IP-Adapter that the ``origin`` in an artefact's manifest names. Raises UsageError where it is not there any more."""
-    adapter = origin.ip_adapter
-    return IpAdapter(Path(_found(adapter, adapter.path, artifact)[0]), adapter.scale) if adapter else None
 
 
 def _found(entry: Place, typed: str, artifact: Path) -> list[str | Path]:
@@ -178,7 +175,7 @@ def _with_adapters(source: str | Path, lora: Lora | None, ip_adapter: IpAdapter 
     name, root = resolve(source, whole=True)
     pipeline, record = load_whole(root, encodes=ip_adapter is not None), {}
     if lora is not None:
-        load_lora(pipeline, lora)
+        load_lora(pipeline, _component(pipeline), lora)
         record["lora"] = _adapter_record(lora.path, lora.path, lora.scale)
     if ip_adapter is not None:
         load_ip_adapter(pipeline, ip_adapter)
@@ -193,7 +190,7 @@ def _adapter_record(given: Path, file: Path, scale: float) -> dict[str, Any]:
 
 def _from_pipeline(pipeline: Any) -> Source:
     class_name = type(pipeline).__name__
-    component: Component = "unet" if getattr(pipeline, "unet", None) is not None else "transformer"
+    component = _component(pipeline)
     model = getattr(pipeline, component, None)
     scheduler = getattr(pipeline, "scheduler", None)
     if not isinstance(model, torch.nn.Module) or scheduler is None:
@@ -212,6 +209,10 @@ def _from_pipeline(pipeline: Any) -> Source:
         pipeline_class=class_name,
         sample_shape=_sample_shape(config),
     )
+
+
+def _component(pipeline: Any) -> Component:
+    return "unet" if getattr(pipeline, "unet", None) is not None else "transformer"
 
 
 def _config(model: Any) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import torch
 from ..artifacts.reading import check_safetensors, read_tensors
 from ..errors import ArtifactError, EnvironmentProblem, UsageError, beside, raise_if_out_of_memory
 from .lora_fit import check_fit
+from .peft_lora import CONFIG_NAME, load_peft, saved_by_peft
 from .plain_copy import plain_copy
 from .quiet import without_advice
 from .source import check_finite
@@ -65,15 +66,21 @@ def check_lora(lora: Lora) -> None:
         raise EnvironmentProblem(f"a LoRA needs peft: {error}", "pip install peft") from None
 
 
-def load_lora(pipeline: Any, lora: Lora) -> None:
-    """Load an adapter file into a diffusers pipeline, its text encoders included.
+def load_lora(pipeline: Any, component: str, lora: Lora) -> None:
+    """Load an adapter file into a diffusers pipeline, its text encoders included; one that peft saved is for its ``component`` alone.
 
     Raises UsageError for a pipeline that takes no LoRA, and ArtifactError when the file does not fit, in whole or in part, or has values
     that are not finite.
     """
-    if not hasattr(pipeline, "load_lora_weights"):
-        raise UsageError(f"a {type(pipeline).__name__} takes no LoRA")
     check_finite(str(lora.path), read_tensors(lora.path))
+    if saved_by_peft(lora.path):
+        load_peft(getattr(pipeline, component), lora.path, lora.scale)
+        return
+    if not hasattr(pipeline, "load_lora_weights"):
+        raise UsageError(
+            f"a {type(pipeline).__name__} takes no LoRA of diffusers' form",
+            f"one that peft saved goes into any network: adapter_model.safetensors, with {CONFIG_NAME} beside it",
+        )
     try:
         with without_advice():
             pipeline.load_lora_weights(str(lora.path.parent), weight_name=lora.path.name, adapter_name="lora", local_files_only=True)

@@ -13,8 +13,8 @@ from ..errors import ArtifactError
 
 _SHOWN = 3
 _HINT = (
-    "take one that was trained for this model; one that peft saved (names that begin with base_model.model) goes into the pipeline object "
-    "first: PeftModel.from_pretrained(pipe.unet, DIR), and dq_deploy.quantize(pipe, ...)"
+    "take one that was trained for this model; one that peft saved (names that begin with base_model.model) needs its adapter_config.json "
+    "beside it"
 )
 
 

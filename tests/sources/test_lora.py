@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -9,14 +10,14 @@ from typing import Any
 import pytest
 import torch
 from diffusers import DDPMPipeline, StableDiffusionPipeline
-from peft import LoraConfig
-from safetensors.torch import save_file
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
 
 from dq_deploy.artifacts.details import Origin
 from dq_deploy.errors import ArtifactError, EnvironmentProblem, UsageError
 from dq_deploy.sources import Lora, load_source, module_source, reload_source, text_pipeline
 from tests.tiny import scheduler, tiny_unet
-from tests.tiny_pipelines import randomized, tiny_conditioned_unet, tiny_stable_diffusion
+from tests.tiny_pipelines import randomized, tiny_conditioned_unet, tiny_pixart, tiny_stable_diffusion
 
 ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
 CONVOLUTIONS = ["conv1", "conv2", "proj_in", "conv_shortcut"]
@@ -222,13 +223,50 @@ def test_a_file_that_fits_in_part_is_refused(saved: Path, tmp_path: Path, weight
     with pytest.raises(ArtifactError, match=r"2 of the 18 matrices in .*lora.safetensors belong to no layer of this Stable"):
         load(**weights, **foreign)
     peft = {name.replace("unet", "base_model.model"): tensor for name, tensor in weights.items()}
-    with pytest.raises(ArtifactError, match=r"16 of the 16 matrices .*: base_model.model.down_.* and 13 more\n.*PeftModel.from_pretrained"):
+    with pytest.raises(
+        ArtifactError, match=r"16 of the 16 matrices .*: base_model.model.down_.* and 13 more\n.*needs its adapter_config.json"
+    ):
         load(**peft)
     lost = next(name for name in weights if "lora_B" in name)
     with pytest.raises(ArtifactError, match=r"is not whole: .* lacks unet.*attn1.to_..lora_B"):
         load(**{name: tensor for name, tensor in weights.items() if name != lost})
     with pytest.raises(ArtifactError, match=r"lora.safetensors: NaN or infinite values in 1 of 16 tensors: "):
         load(**weights | {lost: weights[lost] * float("nan")})
+
+
+def test_a_file_that_peft_saved_goes_into_any_network(tmp_path: Path) -> None:
+    """PixArt's pipeline has no loader for LoRAs in diffusers."""
+    tiny_pixart().save_pretrained(tmp_path / "pipeline")
+    adapted = get_peft_model(tiny_pixart().transformer, lora(["to_q", "to_v"], use_rslora=True))
+    adapted.save_pretrained(tmp_path / "adapter")
+    file = tmp_path / "adapter" / "adapter_model.safetensors"
+    source = load_source(tmp_path / "pipeline", lora=Lora(file, 0.5))
+    whole, plain, half = adapted.merge_and_unload().state_dict(), tiny_pixart().transformer.state_dict(), source.model.state_dict()
+    assert half.keys() == plain.keys()
+    for name, weight in plain.items():
+        torch.testing.assert_close(half[name], weight + (whole[name] - weight) / 2, rtol=1e-4, atol=1e-5)
+    assert any(not torch.equal(half[name], plain[name]) for name in plain)
+    assert reload_source(Origin(**source.origin), tmp_path).sha256 == source.sha256
+    cut = {name: tensor for name, tensor in load_file(file).items() if "lora_B" in name}
+    save_file(cut, file)
+    with pytest.raises(ArtifactError, match="does not fit the PixArtTransformer2DModel: 8 of its matrices are missing: .*lora_A"):
+        load_source(tmp_path / "pipeline", lora=Lora(file))
+    save_file({"base_model.model.nowhere.lora_A.weight": torch.zeros(2, 2)}, file)
+    with pytest.raises(ArtifactError, match="1 of its matrices belong to no layer of it: nowhere"):
+        load_source(tmp_path / "pipeline", lora=Lora(file))
+    config = tmp_path / "adapter" / "adapter_config.json"
+    fields = json.loads(config.read_text(encoding="utf-8"))
+    for changed, told in (
+        ({"target_modules": ["nowhere"]}, "cannot load the LoRA .* into a PixArtTransformer2DModel: "),
+        ({"peft_type": "IA3"}, "adapter_config.json is not that of a LoRA, and no other adapter is read from a file"),
+        ({"r": "many"}, "adapter_config.json is not a configuration that this peft reads|cannot load the LoRA"),
+    ):
+        config.write_text(json.dumps(fields | changed), encoding="utf-8")
+        with pytest.raises(ArtifactError, match=told):
+            load_source(tmp_path / "pipeline", lora=Lora(file))
+    config.unlink()
+    with pytest.raises(UsageError, match="a PixArtAlphaPipeline takes no LoRA of diffusers' form\none that peft saved goes into any"):
+        load_source(tmp_path / "pipeline", lora=Lora(file))
 
 
 def test_adapters_that_are_not_finite_are_named_with_the_weights() -> None:
