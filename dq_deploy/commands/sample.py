@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @click.command(short_help="Draw images beside the float model's.")
 @click.argument("path", type=PATH)
-@click.option("-o", "--output", "destination", type=PATH, required=True, help="PNG file for the grid, or GIF for videos.")
+@click.option("-o", "--output", "destination", type=PATH, required=True, help="PNG file for the grid; GIF or MP4 for videos.")
 @click.option("-n", "--count", "n", default=16, show_default=True, help="Number of images.")
 @click.option("--seed", default=0, show_default=True, help="Seed of the first image.")
 @click.option("--steps", type=int, help="Steps of the sampler.  [default: those of the calibration]")
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     help="Skip all but the first block of a bundle at steps where what that adds has changed by less, relative to the last step in full.  "
     "[default: none is skipped]",
 )
-@click.option("--frames-a-second", default=8.0, show_default=True, help="Of a GIF.")
+@click.option("--frames-a-second", default=8.0, show_default=True, help="Of a GIF or an MP4.")
 @force_option
 @common
 @allows_pickles
@@ -57,7 +57,7 @@ def sample(path: Path, destination: Path, force: bool, output: Output, **drawing
     """Draw images with PATH (a bundle, a checkpoint or an engine) in the diffusers pipeline and write them as one grid.
 
     A model that takes prompts, or works on latents, is put into the pipeline that it came from, which is loaded for it: text encoders,
-    decoder and all. The scheduler is the calibration's. A PNG has a video's frames side by side, a GIF shows them in motion.
+    decoder and all. The scheduler is the calibration's. A PNG has a video's frames side by side, a GIF or an MP4 shows them in motion.
     """
     from ..sampling import sample as run_sample
 

@@ -21,7 +21,7 @@ _TITLE = 40
 _LINE = 22  # what each further line of a title adds
 _SIZES = (18, 16, 14, 12)  # of a title's letters: the largest with which its parts fit
 _BETWEEN = " · "
-_INK, _PAPER = (32, 33, 36), (255, 255, 255)
+_INK, PAPER = (32, 33, 36), (255, 255, 255)
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def grid_picture(panels: Sequence[Panel]) -> Image.Image:
     font = _font([panel.title for panel in panels], width)
     titles = [_lines(panel.title, font, width) for panel in panels]
     top = _TITLE + _LINE * (max(map(len, titles)) - 1)
-    picture = Image.new("RGB", (_MARGIN + len(blocks) * (width + _MARGIN), top + height + _MARGIN), _PAPER)
+    picture = Image.new("RGB", (_MARGIN + len(blocks) * (width + _MARGIN), top + height + _MARGIN), PAPER)
     draw = ImageDraw.Draw(picture)
     for index, (lines, block) in enumerate(zip(titles, blocks, strict=True)):
         left = _MARGIN + index * (width + _MARGIN)
@@ -63,7 +63,7 @@ def _block(images: Images, columns: int) -> Image.Image:
     factor = max(1, round(_CELL / height))  # whole pixels: enlarging must not blur what is compared
     cell = (width * factor, height * factor)
     rows = math.ceil(count / columns)
-    block = Image.new("RGB", (columns * (cell[0] + _GAP) - _GAP, rows * (cell[1] + _GAP) - _GAP), _PAPER)
+    block = Image.new("RGB", (columns * (cell[0] + _GAP) - _GAP, rows * (cell[1] + _GAP) - _GAP), PAPER)
     for index, image in enumerate(images):
         small = Image.fromarray(rgb(image)).resize(cell, Image.Resampling.NEAREST)
         block.paste(small, (index % columns * (cell[0] + _GAP), index // columns * (cell[1] + _GAP)))

@@ -1,4 +1,4 @@
-"""Drawn pictures as one PNG, or videos as a GIF, and what can be said of them."""
+"""Drawn pictures as one PNG, or videos as a GIF or an MP4, and what can be said of them."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from ..progress import Progress, silent
 from .draw import DrawnPictures, draw
 from .grid import Panel, grid_png
 from .request import Drawing, Prompts
-from .videos import FRAMES_A_SECOND, MOST_FRAMES_A_SECOND, grid_gif, strips
+from .videos import FRAMES_A_SECOND, MOST_IN_GIF, MOST_IN_MP4, grid_gif, grid_mp4, mp4_library, strips
 
-SUFFIXES = (".png", ".gif")
+SUFFIXES = (".png", ".gif", ".mp4")
 
 
 @dataclass(frozen=True)
@@ -79,13 +79,12 @@ def sample(
 ) -> SampleResult:
     """Draw ``n`` pictures with a bundle, a checkpoint or an engine and write them as one PNG, the float model's beside them.
 
-    Videos lie there frame by frame; an ``output_png`` that ends in .gif shows them in motion, at ``frames_a_second``.
+    Videos lie there frame by frame; an ``output_png`` that ends in .gif or .mp4 shows them in motion, at ``frames_a_second``.
     The other arguments are those of ``Drawing``. Raises as that and ``draw`` do, and UsageError for an existing output without ``force``.
     """
     output = Path(output_png)
     check_output_file(output, SUFFIXES, force=force)
-    if not 0 < frames_a_second <= MOST_FRAMES_A_SECOND:
-        raise UsageError(f"{frames_a_second:g} frames a second: a GIF has more than 0 and at most {MOST_FRAMES_A_SECOND}")
+    _check_motion(output.suffix.lower(), frames_a_second)
     drawing = Drawing(
         n=n, seed=seed, steps=steps, prompts=prompts, negative_prompt=negative_prompt, image=image, mask=mask,
         control_image=control_image, ip_adapter_image=ip_adapter_image, strength=strength, classes=classes, guidance_scale=guidance_scale,
@@ -93,7 +92,7 @@ def sample(
     )  # fmt: skip
     drawn = draw(path, drawing, progress=progress)
     panels = _panels(drawn)
-    write_whole(output, grid_gif(panels, frames_a_second) if output.suffix.lower() == ".gif" else grid_png(strips(panels)))
+    write_whole(output, _written(output.suffix.lower(), panels, frames_a_second))
     psnr = drawn.psnr_db
     return SampleResult(
         output=str(output),
@@ -112,6 +111,21 @@ def sample(
         frame_psnr_db=drawn.frame_psnr_db,
         consistency_db=drawn.consistency_db,
     )
+
+
+def _check_motion(suffix: str, frames_a_second: float) -> None:
+    """Before anything is drawn. Raises UsageError for a speed that such a file does not have, EnvironmentProblem without PyAV."""
+    kind, most = ("an MP4", MOST_IN_MP4) if suffix == ".mp4" else ("a GIF", MOST_IN_GIF)
+    if not 0 < frames_a_second <= most:
+        raise UsageError(f"{frames_a_second:g} frames a second: {kind} has more than 0 and at most {most:g}")
+    if suffix == ".mp4":
+        mp4_library()
+
+
+def _written(suffix: str, panels: list[Panel], frames_a_second: float) -> bytes:
+    if suffix == ".mp4":
+        return grid_mp4(panels, frames_a_second)
+    return grid_gif(panels, frames_a_second) if suffix == ".gif" else grid_png(strips(panels))
 
 
 def _panels(drawn: DrawnPictures) -> list[Panel]:

@@ -1,8 +1,9 @@
-"""Videos: strips and GIFs of them, and what is said of their frames."""
+"""Videos: strips, GIFs and MP4s of them, and what is said of their frames."""
 
 from __future__ import annotations
 
 import io
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,10 @@ from PIL import Image, ImageSequence
 
 from dq_deploy.artifacts.output_file import check_output_file
 from dq_deploy.console import Output
-from dq_deploy.errors import UsageError
+from dq_deploy.errors import EnvironmentProblem, UsageError
 from dq_deploy.sampling.grid import Panel
-from dq_deploy.sampling.picture_file import SampleResult, sample
-from dq_deploy.sampling.videos import consistency_db, film_strips, frame_psnr_db, grid_gif, strips
+from dq_deploy.sampling.picture_file import SUFFIXES, SampleResult, sample
+from dq_deploy.sampling.videos import consistency_db, film_strips, frame_psnr_db, grid_gif, grid_mp4, strips
 
 SHAPE = (2, 4, 8, 6, 3)
 
@@ -73,9 +74,37 @@ def test_a_gif_shows_every_frame_of_every_panel() -> None:
     assert Image.open(io.BytesIO(grid_gif([Panel("pictures", moving[:, 0])], 4.0))).n_frames == 1
 
 
+def test_an_mp4_shows_every_frame(tmp_path: Path) -> None:
+    av = pytest.importorskip("av", reason="PyAV, of the extra video")
+    moving = np.zeros((1, 3, 97, 95, 3))
+    for frame in range(3):
+        moving[:, frame, 32 * frame : 32 * frame + 32] = 1
+    (tmp_path / "made.mp4").write_bytes(grid_mp4([Panel("float", moving)], 12.5))
+    with av.open(tmp_path / "made.mp4") as container:
+        track = container.streams.video[0]
+        frames = [frame.to_ndarray(format="gray") for frame in container.decode(track)]
+    assert (track.codec_context.name, float(track.average_rate), len(frames)) == ("h264", 12.5, 3)
+    height, width = frames[0].shape
+    assert (height % 2, width % 2) == (0, 0)
+    for number, frame in enumerate(frames):
+        lit = (frame[40:136, 72] > 128).reshape(3, 32).mean(axis=1) > 0.5
+        assert lit.tolist() == [index == number for index in range(3)]
+
+
+def test_without_pyav_nothing_is_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "av", None)
+    with pytest.raises(EnvironmentProblem, match=r"writing an MP4 needs PyAV: .*\npip install av; or write a .gif"):
+        sample(tmp_path / "nothing", tmp_path / "out.mp4")
+
+
 def test_what_is_no_file_for_pictures(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"out.mp4 does not end in .png or .gif"):
-        check_output_file(tmp_path / "out.mp4", (".png", ".gif"))
+    with pytest.raises(UsageError, match=r"out.avi does not end in .png or .gif or .mp4"):
+        check_output_file(tmp_path / "out.avi", SUFFIXES)
+
+
+def test_frames_a_second_that_an_mp4_cannot_have(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="121 frames a second: an MP4 has more than 0 and at most 120"):
+        sample(tmp_path, tmp_path / "out.mp4", frames_a_second=121)
 
 
 @pytest.mark.parametrize("frames", [0.0, -1.0, 51.0, float("nan")])
