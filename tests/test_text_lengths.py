@@ -19,8 +19,9 @@ from dq_deploy.quantization import quantize
 from dq_deploy.report.recipe import commands
 from dq_deploy.sampling import Drawing, draw
 from tests.command_line import Cli, assert_refused
+from tests.text_encoder_pipelines import tiny_qwen_image, tiny_z_image_pipeline
 from tests.tiny import FAST
-from tests.tiny_pipelines import tiny_flux, tiny_stable_diffusion
+from tests.tiny_pipelines import randomized, tiny_flux, tiny_stable_diffusion
 
 PROMPTS = ["a cat", "two dogs"]
 
@@ -79,6 +80,51 @@ def test_an_engine_has_a_profile_over_the_lengths(bundle: Artifact[BundleDetails
     engine = build_engine(bundle, tmp_path / "rtx", backend="tensorrt-rtx", compute_capabilities=["8.9"], sizes={"tokens": (4, 6, 8)})
     assert engine.details.sizes == {"tokens": (4, 6, 8)}
     assert [shape[1] for shape in engine.manifest.details["profile"]["encoder_hidden_states"]] == [4, 6, 8]
+
+
+@pytest.mark.parametrize("name", ["Qwen-Image", pytest.param("Z-Image", marks=pytest.mark.nightly)])
+def test_prompts_that_are_not_padded(name: str, tmp_path: Path) -> None:
+    """Each has a length of its own, and a bundle takes any between the shortest and the longest that were calibrated."""
+    make, guidance = (tiny_qwen_image, {}) if name == "Qwen-Image" else (_long_z_image, {"guidance_scale": 0.0})
+    make().save_pretrained(tmp_path / "pipeline")
+    options = {**FAST, "steps": 2, "calibration_samples": 8, "dilation": "none", "final_samples": 0, **guidance}
+    prompts = ["a cat", "two dogs on a sofa", "a tree", "the sea at night", "a red car", "a car"]
+    made = quantize(tmp_path / "pipeline", tmp_path / "checkpoint", prompts=prompts, height=16, width=16, **options)
+    *calibrated, between = made.details.calibrated_sizes
+    assert [size.calibrated for size in (*calibrated, between)] == [True] * 4 + [False]
+    lengths = [size.tokens or 0 for size in calibrated]
+    assert lengths[-1] - lengths[0] == len("two dogs on a sofa") - len("a cat")
+    assert made.details.calibration.prompts.count == len(prompts)
+    bundle = export(made, tmp_path / "bundle", target="onnxruntime")
+    result = check(bundle, made, optimized=False)
+    assert result, result.failures
+    drawn = draw(bundle, Drawing(n=2, prompts=["a tall tree", "two dogs on a bed"]))
+    assert min(drawn.psnr_db or [0]) > 20
+    with pytest.raises(UsageError, match=r"takes sizes from \d+ to \d+\n.* --prompts FILE, with a prompt of \d+ tokens among them"):
+        draw(bundle, Drawing(n=1, prompts=["two dogs on a sofa and a cat"], compare_float=False))
+
+
+def test_guidance_of_another_length_is_refused(tmp_path: Path) -> None:
+    options = {**FAST, "steps": 2, "calibration_samples": 2, "dilation": "none", "final_samples": 0}
+    with pytest.raises(UsageError, match=r"encoder_hidden_states of \[\d+, 16\] and \[\d+, 16\] for one picture, and guidance's halves"):
+        quantize(tiny_qwen_image(), tmp_path / "out", prompts=["a cat"], negative_prompt=" ", height=16, width=16, **options)
+
+
+def _long_z_image() -> Any:
+    """With positions for texts of more than 64 tokens."""
+    pipeline = tiny_z_image_pipeline()
+    own = pipeline.transformer
+    pipeline.register_modules(transformer=randomized(type(own)(**{**own.config, "axes_lens": [256, 64, 64]})))
+    return pipeline
+
+
+def test_a_network_of_one_length_of_text_says_so(tmp_path: Path) -> None:
+    make = tiny_z_image_pipeline()  # it has positions for 64 tokens, and one prompt makes more
+    with pytest.raises(
+        UsageError, match="the pipeline does not pad its prompts, which have .* tokens, .* tokens, and its network"
+    ) as error:
+        quantize(make, tmp_path / "out", prompts=["a", "a cat on a mat " * 3], height=16, width=16, guidance_scale=0.0, **FAST)
+    assert error.value.hint == "choose prompts that make as many tokens as each other"
 
 
 def test_what_has_no_length_to_choose(tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -97,6 +97,8 @@ class SizeRange:
 
     def _asked(self, name: str, sizes: Mapping[str, int]) -> str:
         """The calibrated sizes and lengths of text with ``sizes`` among them, as ``quantize`` takes them, in the first one's units."""
+        if name == "tokens" and "max_sequence_length" not in self.artifact.details.picture_size:  # prompts that are not padded gave them
+            return f"--prompts FILE, with a prompt of {sizes[name]} tokens among them"
         calibrated = [one for one in self.artifact.details.calibrated_sizes if one.calibrated]
         edges = [f"{one.size[0]}x{one.size[1]}" for one in calibrated if one.size is not None]
         tokens = [one.tokens for one in calibrated if one.tokens is not None]

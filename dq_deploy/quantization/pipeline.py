@@ -104,9 +104,12 @@ def quantize(source: Any, output: str | Path, *, preset: str = "w8a8", scheduler
     request = Request(scheduler, sample_shape, blocks, conditions, null_conditions, classes, prompts, negative_prompt, lora, lora_scale,
                       height, width, frames, image, mask, control_image, strength, controlnet, pipeline,
                       ip_adapter, ip_adapter_scale, ip_adapter_image)  # fmt: skip
-    if config.several_sizes and processes.count > 1:
-        raise UsageError(f"several sizes are calibrated in one process, and there are {processes.count}", "start it without a launcher")
     prepared = prepare(source, config, request, progress)
+    if isinstance(prepared.calibration, SizedSource) and processes.count > 1:
+        raise UsageError(
+            f"several sizes or lengths of text are calibrated in one process, and there are {processes.count}",
+            "start it without a launcher",
+        )
     prepared.to(processes.device or find_device(device))
     identity = {**prepared.identity(), "device": find_device(device).type, "processes": processes.count}
     with ExitStack() as stack:

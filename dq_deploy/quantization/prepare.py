@@ -21,6 +21,7 @@ from .calibration.given_pictures import check_strength
 from .calibration.noise_source import without_steps
 from .calibration.of_each_size import calibration_of
 from .calibration.pipeline_source import PipelineSource
+from .calibration.prompt_lengths import unpadded_prompts_explained
 from .calibration.schedules import plain_config
 from .calibration.sized_source import SizedSource
 from .calibration.source import CalibrationSource, Request, check_prompts
@@ -113,7 +114,8 @@ def prepare(source: Any, config: QuantizeConfig, request: Request, progress: Pro
     names = input_names(model, list(conditions), form)
     sources = calibration.sources if isinstance(calibration, SizedSource) else (calibration,)
     first, *others = [_examples(source, names) for source in sources]
-    float_graph = capture(model, first, progress, form=form, others=others)
+    with unpadded_prompts_explained(calibration):
+        float_graph = capture(model, first, progress, form=form, others=others)
     check_alone(float_graph)
     if isinstance(calibration, SizedSource):
         calibration = with_one_between(calibration, float_graph.meta["free"])

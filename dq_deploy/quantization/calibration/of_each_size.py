@@ -9,12 +9,13 @@ from ...sources import Source, runs_by_itself, text_pipeline
 from ..config import QuantizeConfig
 from .picture_size import check_exact
 from .pipeline_source import PipelineSource
+from .prompt_lengths import by_prompt_length
 from .sized_source import Size, SizedSource, sizes_of
 from .source import CalibrationSource, Request, calibration_source
 
 
 def calibration_of(request: Request, config: QuantizeConfig, source: Source) -> CalibrationSource:
-    """As ``calibration_source`` chooses it, at every one of ``config.sizes`` and of the lengths of text ``config.tokens``.
+    """As ``calibration_source`` chooses it, at each of ``config.sizes`` and of the lengths of text ``config.tokens``, or of its prompts.
 
     Raises UsageError as that does, where sizes are asked of what has no height and width or lengths of what has no text, and where a
     pipeline rounds a size.
@@ -43,7 +44,10 @@ def calibration_of(request: Request, config: QuantizeConfig, source: Source) -> 
             return calibration_source(request, config, source if size.edges is None else _at(source, size.edges))
 
     sizes = sizes_of(config.sizes, config.tokens)
-    return SizedSource(tuple(map(at, sizes)), tuple(sizes), at) if config.several_sizes else at(sizes[0])
+    if config.several_sizes:
+        return SizedSource(tuple(map(at, sizes)), tuple(sizes), at)
+    made = at(sizes[0])
+    return by_prompt_length(made) or made
 
 
 def _at(source: Source, edges: tuple[int, int]) -> Source:

@@ -31,6 +31,7 @@ _PICTURES = ("image", "images", "mask_image", "control_image", "last_image", "vi
 """What pipelines are conditioned on beside a prompt."""
 _OPTIONS = "--image, --mask or --control-image"
 _ALL_STEPS = {"strength": 1.0}
+Shapes = Mapping[str, tuple[int, ...]]
 
 
 def read_prompts(prompts: str | Path | Sequence[str]) -> list[str]:
@@ -166,8 +167,18 @@ class PipelineSource:
         settled = described(self.model, more, batch=batch_of(more), before=(found.unsettled, batch_of(arguments)))
         return more, settled.form, 2
 
-    def _first_call(self, count: int) -> dict[str, Any]:
-        subject = self._subject(0, 1)
+    def shapes_of(self, prompt: str) -> Shapes:
+        """Of what the denoiser gets at its first call with this prompt, by input."""
+        arguments = self._first_call(1, replace(self._subject(0, 1), prompt=prompt))
+        call = read_call(self.model, arguments, described(self.model, arguments, batch=batch_of(arguments)).form)
+        return {name: tuple(value.shape) for name, value in call.conditions.items()}
+
+    def with_prompts(self, prompts: list[str]) -> PipelineSource:
+        """The same for other prompts."""
+        return replace(self, prompts=prompts)._prepared()
+
+    def _first_call(self, count: int, subject: Subject | None = None) -> dict[str, Any]:
+        subject = subject or self._subject(0, 1)
         try:
             with first_call(self.model):
                 self._run([subject] * count, [self.config.seed] * count)

@@ -173,6 +173,14 @@ def streams(calls: Sequence[Call]) -> list[Stream]:
             f"the pipeline changes {', '.join(changing) or 'its inputs'} while it samples, and conditions must stay as they are",
             "switch off guidance that ends early or prompts that change on the way",
         )
+    for name in found[0].conditions:
+        shapes = dict.fromkeys(tuple(s.conditions[name].shape[1:]) for s in found if name in s.conditions)
+        if len(shapes) > 1:
+            lengths = " and ".join(str(list(shape)) for shape in shapes)
+            raise UsageError(
+                f"the pipeline calls its model with {name} of {lengths} for one picture, and guidance's halves must be alike",
+                "give a negative prompt that makes as many tokens as the prompt, or draw without guidance",
+            )
     return found
 
 

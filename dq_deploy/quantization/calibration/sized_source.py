@@ -43,13 +43,17 @@ def sizes_of(edges: Sequence[tuple[int, int]], tokens: Sequence[int]) -> list[Si
 
 @dataclass(frozen=True)
 class SizedSource:
-    """``sources`` of one model at ``sizes``; ``at`` makes one at another size, and ``between`` is one that calibration does not see."""
+    """``sources`` of one model at ``sizes``; ``at`` makes one at another size, and ``between`` is one that calibration does not see.
+
+    ``whole`` is what they are parts of, where each has its share of the prompts.
+    """
 
     sources: tuple[CalibrationSource, ...]
     sizes: tuple[Size, ...]
     at: Callable[[Size], CalibrationSource]
     between: CalibrationSource | None = None
     size_between: Size | None = None
+    whole: CalibrationSource | None = None
 
     def __post_init__(self) -> None:
         """Raises UsageError where the model is called in another way at another size, and where two sizes are one to it."""
@@ -120,8 +124,8 @@ class SizedSource:
         return self.first.final_samples(answer, seeds, part, runs, output)
 
     def record(self) -> dict[str, Any]:
-        """The first source's, and the sizes are the configuration's."""
-        return self.first.record()
+        """The whole's or the first source's, and the sizes are the configuration's."""
+        return (self.whole or self.first).record()
 
 
 def alike(source: CalibrationSource, other: CalibrationSource) -> bool:

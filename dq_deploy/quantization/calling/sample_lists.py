@@ -36,7 +36,7 @@ def _z_image(model: Any, x: torch.Tensor, t: torch.Tensor, text: torch.Tensor, p
     tokens = tokens.reshape(-1, grid[0] * grid[1] * grid[2], frames * patch * patch * channels)
     count, length = tokens.shape[1], text.shape[1]
     whole = length + (-length) % 32
-    texts, text_places = _padded(model, model.cap_embedder(text), model.cap_pad_token, (whole, 1, 1), (1, 0, 0))
+    texts, text_places = _padded_text(model, model.cap_embedder(text), whole)
     hidden, places = _padded(model, model.all_x_embedder[key](tokens), model.x_pad_token, grid, (whole + 1, 0, 0))
     for layer in model.noise_refiner:
         hidden = layer(hidden, None, places, moment, None, None, None)
@@ -51,6 +51,15 @@ def _z_image(model: Any, x: torch.Tensor, t: torch.Tensor, text: torch.Tensor, p
     return output
 
 
+def _padded_text(model: Any, tokens: torch.Tensor, whole: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """As ``_padded`` for a text [N, L, D], with L free: ``whole`` tokens at places 1, 2, … of the first axis."""
+    count, length, width = tokens.shape
+    pad = model.cap_pad_token.reshape(1, 1, width).expand(count, whole - length, width)
+    first = torch.arange(1, whole + 1, device=tokens.device)
+    rotations = model.rope_embedder(torch.stack([first, torch.zeros_like(first), torch.zeros_like(first)], dim=-1))
+    return torch.cat([tokens, pad], dim=1), rotations[None].expand(count, *rotations.shape)
+
+
 def _padded(
     model: Any, tokens: torch.Tensor, pad: torch.Tensor, grid: tuple[int, int, int], start: tuple[int, int, int]
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -60,5 +69,5 @@ def _padded(
     more = len(mask) - count
     if more:
         tokens = torch.cat([tokens, pad.reshape(1, 1, width).expand(tokens.shape[0], more, width)], dim=1)
-    rotations = model.rope_embedder(places)[: tokens.shape[1]]
+    rotations = model.rope_embedder(places.long())[: tokens.shape[1]]
     return tokens, rotations[None].expand(tokens.shape[0], *rotations.shape)

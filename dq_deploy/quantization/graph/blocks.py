@@ -142,7 +142,18 @@ def _replicable(node: Node) -> bool:
     if node.op == "get_attr" or "quantizer" in node.meta:
         return True
     value = node.meta.get("val")
-    return node.op == "call_function" and (not isinstance(value, torch.Tensor) or value.dim() == 0 or isinstance(value.shape[0], int))
+    if node.op != "call_function":
+        return False
+    return not isinstance(value, torch.Tensor) or value.dim() == 0 or not _counts_samples(value.shape[0], node)
+
+
+def _counts_samples(size: int | torch.SymInt, node: Node) -> bool:
+    """Whether the first dimension of a node's value is made of the batch: of positions, say, it may be another size that is free."""
+    if isinstance(size, int):
+        return False
+    first = next(iter(node.graph.nodes)).meta.get("val")
+    batch = first.shape[0] if isinstance(first, torch.Tensor) else None
+    return not isinstance(batch, torch.SymInt) or bool(size.node.expr.free_symbols & batch.node.expr.free_symbols)
 
 
 def _is_batch(node: Node) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 from unittest.mock import patch
@@ -10,17 +10,35 @@ from unittest.mock import patch
 import torch
 from torch import nn
 
-_METHODS = {"CogVideoXPatchEmbed": "_get_positional_embeddings"}
+_LONGEST = 1 << 20  # more tokens than any table of positions has
 
 
 @contextmanager
 def positions_that_export(module: nn.Module) -> Iterator[None]:
-    """Let CogVideoX's patch embeddings put their positions together by concatenation: diffusers writes them through ``Tensor.data``."""
-    kinds = {type(part) for part in module.modules() if type(part).__name__ in _METHODS}
+    """Let CogVideoX's patch embeddings put their positions together by concatenation: diffusers writes them through ``Tensor.data``.
+
+    And Qwen-Image's rotary embeddings cut the text's positions by its length as a symbol, of which diffusers takes ``int``.
+    """
+    kinds = {type(part) for part in module.modules()}
     with ExitStack() as stack:
         for kind in kinds:
-            stack.enter_context(patch.object(kind, _METHODS[kind.__name__], _of_videos))
+            if kind.__name__ == "CogVideoXPatchEmbed":
+                stack.enter_context(patch.object(kind, "_get_positional_embeddings", _of_videos))
+            elif kind.__name__ in ("QwenEmbedRope", "QwenEmbedLayer3DRope"):
+                stack.enter_context(patch.object(kind, "forward", _cut_to_the_text(kind.forward)))
         yield
+
+
+def _cut_to_the_text(own: Callable[..., Any]) -> Callable[..., Any]:
+    """A rotary embedding's forward that takes all positions that a text can have, and as many of them as it has."""
+
+    def forward(embed: Any, *args: Any, max_txt_seq_len: Any = None, **options: Any) -> Any:
+        if not isinstance(max_txt_seq_len, torch.SymInt):
+            return own(embed, *args, max_txt_seq_len=max_txt_seq_len, **options)
+        of_picture, of_text = own(embed, *args, max_txt_seq_len=_LONGEST, **options)
+        return of_picture, of_text[:max_txt_seq_len]
+
+    return forward
 
 
 def _of_videos(embed: Any, sample_height: int, sample_width: int, sample_frames: int, device: torch.device | None = None) -> torch.Tensor:
