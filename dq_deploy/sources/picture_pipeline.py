@@ -17,8 +17,8 @@ MODULE_ROUTE = (
 def for_pictures(pipeline: Any, component: str, pictures: Pictures) -> tuple[Any, dict[str, str]]:
     """The pipeline that takes these ``pictures``, and what its call names each kind of them.
 
-    That is ``pipeline`` itself where its class takes them (``model_index.json`` named it), else the class that diffusers'
-    AutoPipelineForInpainting or AutoPipelineForImage2Image has for it, with the same parts.
+    That is ``pipeline`` itself where its class takes them (``model_index.json`` named it), else the class that is named after it, or that
+    diffusers' AutoPipelineForInpainting or AutoPipelineForImage2Image has for it, with the same parts.
 
     Raises UsageError for a pipeline that no class of diffusers lets begin with them, and for one that asks for more.
     """
@@ -41,17 +41,23 @@ def check_complete(pipeline_class: Any) -> None:
 
 
 def _same_parts(pipeline: Any, component: str, pictures: Pictures) -> Any:
-    from diffusers import AutoPipelineForImage2Image, AutoPipelineForInpainting
-
     if not pictures.image:
         raise _unknown(type(pipeline), component, pictures)
-    chooser = AutoPipelineForInpainting if pictures.mask else AutoPipelineForImage2Image
     try:
-        made = chooser.from_pipe(pipeline)
-    except ValueError:
+        made = _maker(type(pipeline), pictures).from_pipe(pipeline)
+    except ValueError:  # it knows no such pipeline, or that asks for a part more
         raise _unknown(type(pipeline), component, pictures) from None
     made.set_progress_bar_config(disable=True)
     return made
+
+
+def _maker(kind: Any, pictures: Pictures) -> Any:
+    """The class named after this one (ChromaImg2ImgPipeline, which no automatic choice has), else diffusers' automatic choice."""
+    import diffusers
+
+    suffix = "InpaintPipeline" if pictures.mask else "Img2ImgPipeline"
+    named = getattr(diffusers, kind.__name__.removesuffix("Pipeline") + suffix, None)
+    return named or (diffusers.AutoPipelineForInpainting if pictures.mask else diffusers.AutoPipelineForImage2Image)
 
 
 def _unknown(kind: Any, component: str, pictures: Pictures) -> UsageError:

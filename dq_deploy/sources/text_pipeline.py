@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,8 @@ _WHOLE = "prompts need the whole pipeline: text encoders and tokenizers beside t
 
 _GIVEN = ("prompt", "class_labels", "image", "mask_image", "control_image")
 """Arguments of pipelines that options give."""
+_LIBRARY = re.compile(r"requires the (\w+) library")
+"""As transformers says what is missing."""
 _LEFT_OUT = ("text_encoder_3", "tokenizer_3")
 """Parts that a saved pipeline may lack and diffusers asks for: Stable Diffusion 3 does without its T5, which is twice its size."""
 
@@ -135,6 +138,12 @@ def load_whole(root: Path, *, encodes: bool = False, **parts: Any) -> Any:
                 )  # fmt: skip
         except ArtifactError:
             raise
+        except ImportError as error:  # Qwen-Image-Edit's processor asks for torchvision
+            named = _LIBRARY.search(str(error))
+            raise EnvironmentProblem(
+                f"the {index.pipeline_class} in {root} cannot be loaded: {summarized(error)}",
+                f"pip install {named[1].lower()}" if named else "install what it names",
+            ) from error
         except Exception as error:  # diffusers and transformers raise a dozen kinds for a damaged or missing part
             raise_if_out_of_memory(error, f"loading the {index.pipeline_class} in {root}")
             _LOG.debug("loading %s failed", root, exc_info=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import pickle
 import re
 import shutil
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoPipelineForImage2Image, ControlNetModel, DDIMScheduler, DiffusionPipeline
+from diffusers import AutoPipelineForImage2Image, ControlNetModel, DDIMScheduler, DiffusionPipeline, LCMScheduler
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -29,6 +30,17 @@ from dq_deploy.sampling import Drawing, draw, not_drawable
 from dq_deploy.sampling.seeds import picture_seed
 from tests.command_line import Cli, assert_refused
 from tests.nightly import mostly_nightly
+from tests.picture_pipelines import (
+    tiny_chroma,
+    tiny_flux_control,
+    tiny_flux_controlnet,
+    tiny_sd3_controlnet,
+    tiny_sdxl_pix2pix,
+    tiny_steered_sdxl,
+    tiny_t2i_adapter,
+    tiny_upscaler,
+)
+from tests.text_encoder_pipelines import tiny_qwen_image, tiny_z_image_pipeline
 from tests.tiny_pipelines import (
     tiny_cogvideox_from_image,
     tiny_conditioned_unet,
@@ -43,6 +55,7 @@ from tests.tiny_pipelines import (
     tiny_pix2pix,
     tiny_refiner,
     tiny_stable_diffusion,
+    tiny_stable_diffusion_3,
     tiny_stable_diffusion_xl,
     tiny_video_diffusion,
     tiny_wan_from_image,
@@ -58,8 +71,9 @@ QUICK: dict[str, Any] = {
 class Case:
     """A pipeline with what it is given, the class that draws, and the steps at which its denoiser is called.
 
-    ``steered`` is "by" a ControlNet, or "itself": the ControlNet is what is quantized. ``adapted``: an IP-Adapter reads a picture too.
-    ``prompted``: it takes prompts.
+    ``steered`` is "by" a ControlNet, "itself": the ControlNet is what is quantized, or "alone": by a picture without one. ``adapted``: an
+    IP-Adapter reads a picture too. ``prompted``: it takes prompts. ``options`` are further ones of ``quantize``, and ``at_least`` the PSNR
+    in dB of its pictures: networks with random weights differ in what rounding does to them. A name has the README's row before its colon.
     """
 
     pipeline: Callable[[], Any]
@@ -71,6 +85,9 @@ class Case:
     prompted: bool = True
     size: dict[str, int] = field(default_factory=dict)
     drawn: tuple[int, ...] = (16, 16, 3)
+    options: dict[str, Any] = field(default_factory=dict)
+    at_least: float = 25
+    control: Callable[[Any], Any] = lambda pipeline: tiny_controlnet(pipeline.unet)
 
     @property
     def pictures(self) -> dict[str, Any]:
@@ -92,7 +109,7 @@ class Case:
     @property
     def beside(self) -> tuple[str, ...]:
         """Options that name what lies beside the pipeline's folder."""
-        steered = {"by": ("controlnet",), "itself": ("pipeline",), "": ()}[self.steered]
+        steered = {"by": ("controlnet",), "itself": ("pipeline",), "": (), "alone": ()}[self.steered]
         return (*steered, *(("ip_adapter", "ip_adapter_scale") if self.adapted else ()))
 
 
@@ -101,10 +118,39 @@ def steered_pipeline() -> Any:
     return tiny_stable_diffusion(mid_block_type="UNetMidBlock2DCrossAttn")
 
 
+PACKED = {"height": 16, "width": 16}
+HALF: dict[str, Any] = {"strength": 0.5}
+MASKED: dict[str, Any] = {"mask": [tiny_mask()], "strength": 0.5}
 CASES = {
     "Image-to-image": Case(tiny_stable_diffusion, "StableDiffusionImg2ImgPipeline", {"strength": 0.5}, (251, 1)),
+    "Image-to-image: LCM": Case(
+        lambda: tiny_stable_diffusion(LCMScheduler(), time_cond_proj_dim=8), "LatentConsistencyModelImg2ImgPipeline", HALF, None,
+    ),
+    "Image-to-image: Stable Diffusion 3": Case(tiny_stable_diffusion_3, "StableDiffusion3Img2ImgPipeline", HALF, None),
+    "Image-to-image: FLUX.1": Case(tiny_flux, "FluxImg2ImgPipeline", HALF, None, size=PACKED, at_least=20),
+    "Image-to-image: Chroma": Case(tiny_chroma, "ChromaImg2ImgPipeline", HALF, None, size=PACKED, at_least=12),
+    "Image-to-image: Qwen-Image": Case(tiny_qwen_image, "QwenImageImg2ImgPipeline", HALF, None, size=PACKED),
+    "Image-to-image: Z-Image": Case(
+        tiny_z_image_pipeline, "ZImageImg2ImgPipeline", HALF, None, size=PACKED, options={"guidance_scale": 0},
+    ),
     "Inpainting": Case(tiny_inpainting, "StableDiffusionInpaintPipeline", {"mask": [tiny_mask()]}),
+    "Inpainting: SDXL": Case(tiny_stable_diffusion_xl, "StableDiffusionXLInpaintPipeline", MASKED, None),
+    "Inpainting: FLUX.1": Case(tiny_flux, "FluxInpaintPipeline", MASKED, None, size=PACKED, at_least=20),
+    "Inpainting: Qwen-Image": Case(tiny_qwen_image, "QwenImageInpaintPipeline", MASKED, None, size=PACKED),
+    "Inpainting: Z-Image": Case(
+        tiny_z_image_pipeline, "ZImageInpaintPipeline", MASKED, None, size=PACKED, options={"guidance_scale": 0},
+    ),
+    "Inpainting: FLUX.1 Kontext": Case(
+        lambda: tiny_kontext(6), "FluxKontextInpaintPipeline",
+        {"image": [tiny_picture(0, (64, 64)), tiny_picture(1, (64, 64))], "mask": [tiny_mask((64, 64))], "strength": 0.5}, None,
+        drawn=(1024, 1024, 3),
+    ),
     "InstructPix2Pix": Case(tiny_pix2pix, "StableDiffusionInstructPix2PixPipeline"),
+    "InstructPix2Pix: SDXL": Case(tiny_sdxl_pix2pix, "StableDiffusionXLInstructPix2PixPipeline", visited=None),
+    "Upscaling": Case(tiny_upscaler, "StableDiffusionUpscalePipeline", visited=None, drawn=(32, 32, 3)),
+    "FLUX.1 Control": Case(
+        tiny_flux_control, "FluxControlPipeline", {"control_image": [tiny_picture(0), tiny_picture(1)]}, None, steered="alone", size=PACKED,
+    ),
     "SDXL's refiner": Case(tiny_refiner, "StableDiffusionXLImg2ImgPipeline", {"strength": 0.5}, (333, 0)),
     "FLUX.1 Fill": Case(tiny_fill, "FluxFillPipeline", {"mask": [tiny_mask()]}, None, size={"height": 16, "width": 16}),
     "Wan, image to video": Case(
@@ -123,7 +169,18 @@ CASES = {
         drawn=(2, 16, 16, 3), prompted=False,
     ),
     "A pipeline steered by a ControlNet": Case(steered_pipeline, "StableDiffusionControlNetPipeline", steered="by"),
-    "The same, image-to-image": Case(
+    "A pipeline steered by a ControlNet: SDXL": Case(
+        tiny_steered_sdxl, "StableDiffusionXLControlNetPipeline", visited=None, steered="by",
+    ),
+    "A pipeline steered by a ControlNet: Stable Diffusion 3": Case(
+        tiny_stable_diffusion_3, "StableDiffusion3ControlNetPipeline", visited=None, steered="by", at_least=20,
+        control=tiny_sd3_controlnet,
+    ),
+    "A pipeline steered by a ControlNet: FLUX.1": Case(
+        tiny_flux, "FluxControlNetPipeline", visited=None, steered="by", size=PACKED, at_least=20, control=tiny_flux_controlnet,
+    ),
+    "A T2I-Adapter": Case(tiny_t2i_adapter, "StableDiffusionAdapterPipeline", steered="alone"),
+    "Steered by a ControlNet, image-to-image": Case(
         steered_pipeline, "StableDiffusionControlNetImg2ImgPipeline",
         {"image": [tiny_picture(2)], "control_image": [tiny_picture(0), tiny_picture(1)], "strength": 0.5}, (251, 1), steered="by",
     ),
@@ -147,14 +204,15 @@ def bundle_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Artif
             pipeline, source = case.pipeline(), root / "pipeline"
             beside: dict[str, Any] = {}
             pipeline.save_pretrained(source)
-            if case.steered:
-                tiny_controlnet(pipeline.unet).save_pretrained(root / "controlnet")
+            if case.steered in ("by", "itself"):
+                case.control(pipeline).save_pretrained(root / "controlnet")
                 beside = {"controlnet": root / "controlnet"}
             if case.adapted:
                 beside |= {"ip_adapter": tiny_ip_adapter(root / "adapter", pipeline.unet).parent, "ip_adapter_scale": 0.6}
             if case.steered == "itself":
                 source, beside = root / "controlnet", {"pipeline": source}
-            checkpoint = quantize(source, root / "checkpoint", **case.prompts, **beside, **case.pictures, **case.size, **QUICK)
+            given = {**case.prompts, **beside, **case.pictures, **case.size, **case.options, **QUICK}
+            checkpoint = quantize(source, root / "checkpoint", **given)
             assert checkpoint.manifest.details["calibration"]["pipeline"] == case.draws
             made[name] = export(checkpoint, root / "bundle", target="onnxruntime")
         return made[name]
@@ -179,7 +237,7 @@ def test_from_its_own_calibration_to_a_picture(name: str, bundle_of: Callable[[s
     assert tuple(drawn.timesteps) == (case.visited or tuple(reversed(bundle.manifest.timesteps)))
     assert drawn.quantized.shape == (2, *case.drawn)
     assert drawn.psnr_db is not None
-    assert min(drawn.psnr_db) > 25
+    assert min(drawn.psnr_db) > case.at_least
     # The pictures are dealt in turn: another one for the first image is another image.
     other = draw(bundle, Drawing(n=1, **case.prompts, compare_float=False, **{**case.pictures, case.kind: case.pictures[case.kind][1:]}))
     assert not np.allclose(other.quantized[0], drawn.quantized[0], atol=1e-3)
@@ -189,11 +247,24 @@ def test_the_readme_has_what_is_tested() -> None:
     """Its table has a row for each case, with the options that the case is given."""
     text = Path(__file__).parents[2].joinpath("README.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| ([^|]+) \| `([^|]*)` \|", text.partition("## What pipelines work")[2].partition("\n## ")[0], re.MULTILINE)
-    found = {name: set(re.findall(r"--[a-z-]+", command)) for name, command in rows if name in CASES}
-    assert found.keys() == CASES.keys()
+    of_rows = {name.partition(":")[0] for name in CASES}
+    found = {name: set(re.findall(r"--[a-z-]+", command)) for name, command in rows if name in of_rows}
+    assert found.keys() == of_rows
     for name, case in CASES.items():
+        row, variant, _ = name.partition(":")
         frames = ["frames"] if "frames" in case.size else []
-        assert found[name] == {f"--{option.replace('_', '-')}" for option in (*case.prompts, *case.pictures, *case.beside, *frames)}, name
+        given = {f"--{option.replace('_', '-')}" for option in (*case.prompts, *case.pictures, *case.beside, *frames)}
+        assert found[row] ^ given <= ({"--strength"} if variant else set()), name
+
+
+def test_the_documentation_has_what_is_tested() -> None:
+    """Each class that draws stands in its table, and no other does."""
+    text = Path(__file__).parents[2].joinpath("docs/calibration.md").read_text(encoding="utf-8")
+    table = text.partition("## Which pipelines")[2].partition("\n## ")[0]
+    assert set(re.findall(r"`(\w+Pipeline)`", table)) == {case.draws for case in CASES.values()} - {
+        "StableDiffusionPipeline",
+        "StableDiffusionXLPipeline",
+    }
 
 
 def test_the_drop_in_draws_in_the_users_own_pipeline(bundle_of: Callable[[str], Artifact]) -> None:
@@ -301,13 +372,33 @@ def test_a_drop_in_with_an_ip_adapter(bundle_of: Callable[[str], Artifact], tmp_
     expected, pipeline.unet = drawn(), dq_deploy.load(bundle)
     assert psnr_db(expected, drawn())[0] > 25
     pipeline.set_ip_adapter_scale(0.6)
-    with pytest.raises(UsageError, match="the IP-Adapter's scale is 0.6 in this graph, and 0.8 is asked for\nquantize with"):
-        pipeline.set_ip_adapter_scale(0.8)
+    pipeline.set_ip_adapter_scale({"down": 0.6})  # by block: there is no other with attention
+    for asked, number in ((0.8, "0.8"), ([0.3], "0.3"), (0, "0"), ({"down": 0.3}, "0.3"), ({"down": {"block_0": [0.4]}}, "0.4")):
+        with pytest.raises(UsageError, match=f"the IP-Adapter's scale is 0.6 in this graph, and {number} is asked for\nquantize with"):
+            pipeline.set_ip_adapter_scale(asked)
     with pytest.raises(UsageError, match="image_embeds"):
         pipeline("a cat", num_inference_steps=4)
     pipeline.unet = dq_deploy.load(bundle_of("Image-to-image"))
     with pytest.raises(UsageError, match="no attribute 'encoder_hid_proj': .*\nan IP-Adapter is quantized with the model"):
         pipeline("a cat", ip_adapter_image=tiny_picture(), num_inference_steps=4)
+
+
+def test_an_ip_adapters_picture_by_the_command_line(bundle_of: Callable[[str], Artifact], tmp_path: Path, cli: Cli) -> None:
+    """Every command that draws takes it, and says so where it is missing."""
+    bundle, picture, prompts = bundle_of("With an IP-Adapter"), tmp_path / "a.png", tmp_path / "prompts.txt"
+    tiny_picture().save(picture)
+    prompts.write_text("a cat\n", encoding="utf-8")
+    checkpoint, page = bundle.path.parent / "checkpoint", tmp_path / "page.html"
+    drawn = ("-n", "1", "--prompts", prompts)
+    ended = cli(
+        "report", checkpoint, bundle.path, "-o", page, *drawn, "--ip-adapter-image", picture, "--no-layer-error", "--format", "json"
+    )
+    assert ended.code == 0, ended.err
+    assert len(json.loads(ended.out)["pictures"]["expected"]) == 1
+    assert f"--ip-adapter-image {picture}" in page.read_text(encoding="utf-8")
+    assert cli("sample", bundle.path, "-o", tmp_path / "made.png", *drawn, "--ip-adapter-image", picture).code == 0
+    missing = cli("sample", bundle.path, "-o", tmp_path / "none.png", *drawn)
+    assert_refused(missing, 2, "draws from a picture for an IP-Adapter, and none is given", "give --ip-adapter-image FILE")
 
 
 def test_an_ip_adapter_of_a_pipeline_object(tmp_path: Path) -> None:
