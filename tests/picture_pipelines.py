@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -10,6 +11,8 @@ from diffusers import (
     AutoencoderKLQwenImage,
     ChromaPipeline,
     ChromaTransformer2DModel,
+    ChronoEditPipeline,
+    ChronoEditTransformer3DModel,
     DDPMScheduler,
     FlowMatchEulerDiscreteScheduler,
     FluxControlNetModel,
@@ -19,15 +22,22 @@ from diffusers import (
     LTXVideoTransformer3DModel,
     QwenImageEditPipeline,
     SD3ControlNetModel,
+    SkyReelsV2ImageToVideoPipeline,
+    SkyReelsV2Transformer3DModel,
     StableDiffusionAdapterPipeline,
     StableDiffusionUpscalePipeline,
     StableDiffusionXLInstructPix2PixPipeline,
     StableDiffusionXLPipeline,
     T2IAdapter,
 )
+from diffusers.pipelines.chronoedit import pipeline_chronoedit
+from diffusers.pipelines.skyreels_v2 import pipeline_skyreels_v2_i2v
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import (
     BatchFeature,
+    CLIPImageProcessorPil,
+    CLIPVisionConfig,
+    CLIPVisionModelWithProjection,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
     Qwen2Tokenizer,
@@ -42,6 +52,7 @@ from tests.tiny_pipelines import (
     tiny_stable_diffusion_xl,
     tiny_t5,
     tiny_t5_tokenizer,
+    tiny_wan,
 )
 
 
@@ -177,3 +188,34 @@ def tiny_ltx_from_image() -> LTXImageToVideoPipeline:
     )  # fmt: skip
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+def tiny_skyreels_from_image() -> SkyReelsV2ImageToVideoPipeline:
+    """SkyReels V2, image to video: as Wan, with the picture's embedding too."""
+    return SkyReelsV2ImageToVideoPipeline(**_as_wan(SkyReelsV2Transformer3DModel, pipeline_skyreels_v2_i2v))
+
+
+def tiny_chrono_edit() -> ChronoEditPipeline:
+    """ChronoEdit, which edits a picture as the last frame of a video."""
+    return ChronoEditPipeline(**_as_wan(ChronoEditTransformer3DModel, pipeline_chronoedit))
+
+
+def _as_wan(network: Any, module: Any) -> dict[str, Any]:
+    """Parts of a pipeline like Wan's from a picture, with this network; ``module`` is the pipeline's own."""
+    if not hasattr(module, "ftfy"):  # as tests/tiny_pipelines.py has it
+        module.ftfy = SimpleNamespace(fix_text=str)
+    own = tiny_wan()
+    encoder = CLIPVisionConfig(
+        hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2, image_size=32, patch_size=16, projection_dim=16
+    )
+    torch.manual_seed(8)
+    transformer = network(
+        patch_size=(1, 2, 2), num_attention_heads=2, attention_head_dim=12, in_channels=10, out_channels=4, text_dim=16, freq_dim=32,
+        ffn_dim=32, num_layers=1, rope_max_seq_len=32, image_dim=16, added_kv_proj_dim=24,
+    )  # fmt: skip
+    return {
+        **{name: getattr(own, name) for name in ("tokenizer", "text_encoder", "vae", "scheduler")},
+        "transformer": randomized(transformer),
+        "image_encoder": randomized(CLIPVisionModelWithProjection(encoder), std=0.5),
+        "image_processor": CLIPImageProcessorPil(size=32, crop_size=32),
+    }

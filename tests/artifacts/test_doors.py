@@ -55,6 +55,7 @@ EXCEPTIONS: dict[str, dict[str, str]] = {
     "quantization/distillation/cache.py": {"open": "scratch of this run"},
     "quantization/distillation/distill.py": {"rmtree": "scratch of this run"},
     "quantization/rounding/layerwise.py": {"rmtree": "scratch of this run"},
+    "sampling/videos.py": {"open": "a video in memory"},
     "sources/pictures.py": {"open": "the user's pictures, which PIL reads and whose size it limits"},
     "sources/pickles.py": {"symlink_to": "a folder of links to a source, of this run"},
     "sources/weights.py": {"symlink_to": "a folder of links to a source, of this run"},

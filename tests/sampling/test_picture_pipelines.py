@@ -32,15 +32,17 @@ from tests.command_line import Cli, assert_refused
 from tests.nightly import mostly_nightly
 from tests.picture_pipelines import (
     tiny_chroma,
+    tiny_chrono_edit,
     tiny_flux_control,
     tiny_flux_controlnet,
     tiny_sd3_controlnet,
     tiny_sdxl_pix2pix,
+    tiny_skyreels_from_image,
     tiny_steered_sdxl,
     tiny_t2i_adapter,
     tiny_upscaler,
 )
-from tests.text_encoder_pipelines import tiny_qwen_image, tiny_z_image_pipeline
+from tests.text_encoder_pipelines import tiny_flux_2, tiny_qwen_image, tiny_z_image_pipeline
 from tests.tiny_pipelines import (
     tiny_cogvideox_from_image,
     tiny_conditioned_unet,
@@ -163,6 +165,17 @@ CASES = {
     "FLUX.1 Kontext": Case(
         lambda: tiny_kontext(6), "FluxKontextPipeline", {"image": [tiny_picture(0, (64, 64)), tiny_picture(1, (64, 64))]}, visited=None,
         drawn=(1024, 1024, 3),
+    ),
+    "FLUX.2, editing": Case(
+        tiny_flux_2, "Flux2KleinPipeline", {"image": [tiny_picture(0, (64, 64)), tiny_picture(1, (64, 64))]}, None,
+        size={"height": 64, "width": 64}, drawn=(64, 64, 3),
+    ),
+    "Wan, image to video: SkyReels V2": Case(
+        tiny_skyreels_from_image, "SkyReelsV2ImageToVideoPipeline", visited=None, size={"height": 16, "width": 16, "frames": 5},
+        drawn=(5, 16, 16, 3),
+    ),
+    "Wan, image to video: ChronoEdit": Case(
+        tiny_chrono_edit, "ChronoEditPipeline", visited=None, size={"height": 16, "width": 16, "frames": 5}, drawn=(5, 16, 16, 3),
     ),
     "Stable Video Diffusion": Case(
         tiny_video_diffusion, "StableVideoDiffusionPipeline", visited=None, size={"height": 16, "width": 16, "frames": 2},

@@ -17,6 +17,7 @@ from ...artifacts import sha256_json
 from ...errors import EnvironmentProblem, UsageError, beside, raise_if_out_of_memory
 from ...progress import Progress
 from ...sources import MODULE_ROUTE, Pictures, check_adapter_pictures, check_complete, for_pictures
+from ...sources.quiet import no_warnings
 from ..calling import CallForm, OutputForm, described
 from ..config import QuantizeConfig
 from .choice import Choice, choose, kept
@@ -139,7 +140,7 @@ class PipelineSource:
     def _prepared(self) -> PipelineSource:
         """With what is known at the denoiser's first call."""
         first = self._first_call(1)
-        alone = bool(self.pictures) and not self._takes_several(batch_of(first))
+        alone = bool(self.pictures) and not self._takes_several(first)
         arguments, form, count = self._form(first, alone=alone)
         call = read_call(self.model, arguments, form)
         shape = tuple(call.sample.shape[1:])
@@ -148,12 +149,17 @@ class PipelineSource:
         halves = len(call.sample) // count
         return replace(self, shape=shape, examples=call.conditions, halves=halves, form=form, one_by_one=alone)
 
-    def _takes_several(self, batch: int) -> bool:
-        """Whether the pipeline takes a list of pictures, one for each prompt: many of those for videos do not."""
+    def _takes_several(self, first: dict[str, Any]) -> bool:
+        """Whether the pipeline takes a list of pictures, one for each prompt, where it calls its denoiser so for one.
+
+        Many of those for videos do not, and FLUX.2 takes all of a list for each prompt.
+        """
         try:
-            return batch_of(self._first_call(2)) == 2 * batch
+            more = self._first_call(2)
         except UsageError:
             return False
+        one, two = (next(iter(arguments.values())) for arguments in (first, more))
+        return len(two) == 2 * len(one) and two[0].shape == one[0].shape
 
     def _form(self, arguments: dict[str, Any], *, alone: bool) -> tuple[dict[str, Any], CallForm, int]:
         """Arguments of the denoiser's first call, the form of its calls, and how many prompts they were made for.
@@ -180,7 +186,7 @@ class PipelineSource:
     def _first_call(self, count: int, subject: Subject | None = None) -> dict[str, Any]:
         subject = subject or self._subject(0, 1)
         try:
-            with first_call(self.model):
+            with no_warnings(), first_call(self.model):  # the run itself has them too
                 self._run([subject] * count, [self.config.seed] * count)
         except FirstCallError as first:
             return first.arguments

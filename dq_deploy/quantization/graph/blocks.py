@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from typing import Any
 
 import torch
 from torch.fx import Graph, GraphModule, Node
@@ -151,8 +152,8 @@ def _counts_samples(size: int | torch.SymInt, node: Node) -> bool:
     """Whether the first dimension of a node's value is made of the batch: of positions, say, it may be another size that is free."""
     if isinstance(size, int):
         return False
-    first = next(iter(node.graph.nodes)).meta.get("val")
-    batch = first.shape[0] if isinstance(first, torch.Tensor) else None
+    sample = node.graph.find_nodes(op="placeholder")[0].meta.get("val")
+    batch: Any = sample.shape[0] if isinstance(sample, torch.Tensor) else None
     return not isinstance(batch, torch.SymInt) or bool(size.node.expr.free_symbols & batch.node.expr.free_symbols)
 
 
