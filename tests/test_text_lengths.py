@@ -94,7 +94,7 @@ def test_prompts_that_are_not_padded(name: str, tmp_path: Path) -> None:
     assert [size.calibrated for size in (*calibrated, between)] == [True] * 4 + [False]
     lengths = [size.tokens or 0 for size in calibrated]
     assert lengths[-1] - lengths[0] == len("two dogs on a sofa") - len("a cat")
-    assert made.details.calibration.prompts.count == len(prompts)
+    assert made.manifest.details["calibration"]["prompts"]["count"] == len(prompts)
     bundle = export(made, tmp_path / "bundle", target="onnxruntime")
     result = check(bundle, made, optimized=False)
     assert result, result.failures
