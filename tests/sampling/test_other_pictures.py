@@ -74,12 +74,13 @@ class InItsPipeline(torch.nn.Module):
 
     def __init__(self, drop_in: Any, network: Any) -> None:
         super().__init__()
-        self.drop_in, self.config, self.dtype, self.cache_context = drop_in, network.config, network.dtype, network.cache_context
+        self.drop_in, self.config, self.cache_context = drop_in, network.config, network.cache_context
+        self.dtype, self.device = network.dtype, network.device
 
     def forward(self, hidden_states: torch.Tensor, timestep: torch.Tensor, **given: Any) -> tuple[torch.Tensor]:
         """See the class."""
         tensors = {name: value for name, value in given.items() if isinstance(value, torch.Tensor)}
-        return (self.drop_in(hidden_states, timestep.amax(dim=1), **tensors, known=(timestep == 0).float()),)
+        return (self.drop_in(hidden_states, timestep.amax(dim=1), **tensors, known=(timestep == 0).float()).sample,)
 
 
 @pytest.mark.nightly
