@@ -79,6 +79,18 @@ def test_an_engine_is_built_again_as_it_was(root: Path, tmp_path: Path, cli: Cli
     assert files(made)["model.bin"] == files(by_hand)["model.bin"]
 
 
+@pytest.mark.nightly
+def test_an_engine_of_several_profiles(root: Path, tmp_path: Path) -> None:
+    profiles = [{"batch": (1, 1, 2)}, {"batch": (3, 4, 4)}]
+    options: dict[str, Any] = {"backend": "tensorrt-rtx", "compute_capabilities": ["8.9"], "optimization_level": 1}
+    old = build_engine(root / "qdq", tmp_path / "engine", profiles=profiles, **options)
+    made = refit(old, tmp_path / "styled", checkpoint=root / "checkpoint", lora=lora(root))
+    for name in ("profiles", "batch", "capabilities", "options", "sizes"):
+        assert getattr(made.details, name) == getattr(old.details, name), name
+    assert len(made.details.profiles) == 2
+    assert made.details.checkpoint_sha256 == open_artifact(tmp_path / "styled.checkpoint", "checkpoint").as_parent.manifest_sha256
+
+
 def test_what_is_refused_before_anything_is_made(root: Path, tmp_path: Path, cli: Cli) -> None:
     refitted = ("refit", root / "qdq", "-o", tmp_path / "out", "--lora", lora(root))
     assert_refused(cli(*refitted), 2, "qdq is a bundle, which holds no float weights", "the checkpoint that it came from: --checkpoint DIR")

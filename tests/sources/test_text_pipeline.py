@@ -6,6 +6,7 @@ import json
 import logging
 import shutil
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,14 @@ import pytest
 import torch
 from diffusers import DiTPipeline, PNDMScheduler
 from safetensors.torch import load_file, save_file
+from transformers import Qwen2VLImageProcessorPil
 
 from dq_deploy.errors import ArtifactError, EnvironmentProblem
 from dq_deploy.sources import load_source, module_source, takes_prompts, text_pipeline
 from dq_deploy.sources.quiet import without_torchvision
 from dq_deploy.sources.text_pipeline import load_whole
 from tests.sources.test_load import make_hub_cache
+from tests.text_encoder_pipelines import qwen_tokenizer, tiny_qwen_image
 from tests.tiny import scheduler, tiny_unet
 from tests.tiny_pipelines import tiny_dit, tiny_stable_diffusion
 
@@ -156,3 +159,19 @@ def test_parts_with_weights_that_are_missing_or_not_finite_are_refused(
         load_whole(folder)
     save_file({**whole, "left.over": torch.zeros(2)}, path, metadata={"format": "pt"})
     torch.testing.assert_close(getattr(load_whole(folder), part).state_dict()[lost], whole[lost], rtol=0, atol=0)
+
+
+@pytest.mark.skipif(find_spec("torchvision") is not None, reason="torchvision is there, and nothing is missing")
+def test_a_part_that_needs_a_library_names_it(tmp_path: Path) -> None:
+    """Qwen-Image-Edit's processor reads videos too, which transformers does with torchvision."""
+    tiny_qwen_image().save_pretrained(tmp_path)
+    path = tmp_path / "model_index.json"
+    index = json.loads(path.read_text(encoding="utf-8"))
+    index |= {"_class_name": "QwenImageEditPipeline", "processor": ["transformers", "Qwen2VLProcessor"]}
+    path.write_text(json.dumps(index), encoding="utf-8")
+    qwen_tokenizer().save_pretrained(tmp_path / "processor")
+    Qwen2VLImageProcessorPil().save_pretrained(tmp_path / "processor")
+    told = "the QwenImageEditPipeline in .* cannot be loaded: .*requires the Torchvision library"
+    with pytest.raises(EnvironmentProblem, match=told) as error:
+        text_pipeline(load_source(tmp_path))
+    assert error.value.hint == "pip install torchvision"
