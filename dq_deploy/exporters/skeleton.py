@@ -10,7 +10,8 @@ import inspect
 import logging
 import re
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import singledispatch
 from typing import Any
 
@@ -108,7 +109,7 @@ def graph_exported(graph_module: GraphModule, inputs: dict[str, torch.Tensor], f
     # It warns of torchvision's operators, which no model here has, on every start.
     logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _without_stack_traces():
             warnings.simplefilter("ignore")
             # Here and not in the exporter, which would find out too late that all inputs have one batch.
             exported = _exported(graph_module, examples, dynamic)
@@ -123,6 +124,24 @@ def graph_exported(graph_module: GraphModule, inputs: dict[str, torch.Tensor], f
     _name_sizes(program.model.graph, free)
     _name_output(program.model.graph, exported, free)
     return program.model
+
+
+_NO_TRACES = "do_not_emit_stack_traces"  # newer torch
+
+
+@contextmanager
+def _without_stack_traces() -> Iterator[None]:
+    """Without a stack trace for each node: all of them say that an interpreter ran the graph, and took a sixth of the exporter's time."""
+    config = getattr(torch.fx, "config", None)
+    before = getattr(config, _NO_TRACES, None)
+    if before is None:
+        yield
+        return
+    setattr(config, _NO_TRACES, True)
+    try:
+        yield
+    finally:
+        setattr(config, _NO_TRACES, before)
 
 
 _AS_IT_RUNS = "prefer_deferred_runtime_asserts_over_guards"
