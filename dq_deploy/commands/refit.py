@@ -33,13 +33,14 @@ _MANY = 0.001  # of the weights
 @click.option(
     "--rounding", type=click.Choice(["nearest", "gptq"]), help="How the changed weights become codes.  [default: the checkpoint's]"
 )
+@click.option("--ip-adapter-scale", type=float, help="How much the IP-Adapter's picture counts.  [default: as quantized]")
 @click.option("--checkpoint", type=PATH, help="Of a bundle or an engine: the checkpoint that it came from, or a refit of that.")
 @output_folder("checkpoint, bundle or engine")
 @force_option
 @common
 @allows_pickles
 def refit(path: Path, lora: Path | None, lora_scale: float | None, source: str | None, no_lora: bool, rounding: str | None,
-          checkpoint: Path | None, destination: Path, force: bool, output: Output) -> None:  # fmt: skip
+          ip_adapter_scale: float | None, checkpoint: Path | None, destination: Path, force: bool, output: Output) -> None:  # fmt: skip
     """Write PATH, a checkpoint, a bundle or an engine, with other weights: those of its source and a LoRA, or of a fine-tuned copy.
 
     Nothing is calibrated: tables, dilation and scales stay, and only layers that the LoRA changes get other integers. The source must lie
@@ -48,8 +49,10 @@ def refit(path: Path, lora: Path | None, lora_scale: float | None, source: str |
     A bundle is exported, and an engine built, with the options that its manifest has. The checkpoint that it is made from stays beside it
     as OUT.checkpoint, and an engine's bundle as OUT.bundle.
     """
-    if lora is None and source is None and not no_lora:
+    if lora is None and source is None and ip_adapter_scale is None and not no_lora:
         raise UsageError("a refit is with other weights, and none are given", "give --lora FILE, --source DIR, or --no-lora")
+    if no_lora and ip_adapter_scale is not None:
+        raise UsageError("--no-lora and --ip-adapter-scale are given", "refit twice: the second keeps what the first has done")
     if lora is not None and no_lora:
         raise UsageError("--lora and --no-lora are given", "leave one out")
     if lora_scale is not None and lora is None:
@@ -60,8 +63,8 @@ def refit(path: Path, lora: Path | None, lora_scale: float | None, source: str |
 
     scale = 1.0 if lora_scale is None else lora_scale
     made = run_refit(
-        path, destination, checkpoint=checkpoint, lora=lora, lora_scale=scale, source=source, rounding=rounding, force=force,
-        progress=output.progress,
+        path, destination, checkpoint=checkpoint, lora=lora, lora_scale=scale, source=source, rounding=rounding,
+        ip_adapter_scale=ip_adapter_scale, force=force, progress=output.progress,
     )  # fmt: skip
     if is_kind(made, CheckpointDetails):
         _show_refit(made, output)

@@ -23,13 +23,14 @@ from .registry import builder_named
 
 def refit(path: str | Path | Artifact, output: str | Path, *, checkpoint: str | Path | Artifact | None = None,
           lora: str | Path | None = None, lora_scale: float = 1.0, source: str | Path | None = None, rounding: str | None = None,
-          force: bool = False, progress: Progress = silent) -> Artifact:  # fmt: skip
+          ip_adapter_scale: float | None = None, force: bool = False, progress: Progress = silent) -> Artifact:  # fmt: skip
     """Write to ``output`` what ``path`` is, a checkpoint, a bundle or an engine, with other weights and without calibration.
 
     The weights are those of the checkpoint's source and the file ``lora``, added ``lora_scale`` times. A LoRA that the checkpoint has is
     replaced; ``lora`` None takes it off. ``source`` is another folder, hub id or built-in with other weights of the same network, a
     fine-tuned copy, in the place of the one that the manifest names. ``rounding`` is "gptq" or "nearest", by default the checkpoint's.
-    Graph, tables and scales stay, so the graph is the same with other integers.
+    Graph, tables and scales stay, so the graph is the same with other integers. ``ip_adapter_scale`` is how much the picture of its
+    IP-Adapter counts, in the place of what it was quantized with; without a ``lora`` the one that is there stays.
 
     A bundle or an engine needs the ``checkpoint`` that it came from, or one that was refitted from that. It is exported, and built, with
     the options that its manifest has; the refitted checkpoint stays beside it as ``<output>.checkpoint``, and an engine's bundle as
@@ -39,7 +40,9 @@ def refit(path: str | Path | Artifact, output: str | Path, *, checkpoint: str | 
     for another one) and ArtifactError (a source that has changed, a checkpoint that does not hold its dilation), and as ``export`` and
     ``build_engine`` do.
     """
-    weights: dict[str, Any] = {"lora": lora, "lora_scale": lora_scale, "source": source, "rounding": rounding}
+    weights: dict[str, Any] = {
+        "lora": lora, "lora_scale": lora_scale, "source": source, "rounding": rounding, "ip_adapter_scale": ip_adapter_scale,
+    }  # fmt: skip
     again: dict[str, Any] = {"force": force, "progress": progress}
     given = path if isinstance(path, Artifact) else open_artifact(path, ("checkpoint", "bundle", "engine", "schedule"))
     if given.manifest.kind == "checkpoint":

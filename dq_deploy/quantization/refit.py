@@ -29,6 +29,7 @@ from ..errors import ArtifactError, UsageError
 from ..formats.tables import FOLDED
 from ..progress import Progress, silent
 from ..sources import Lora, Source, reload_source
+from ..sources.ip_adapter import CONFIG_KEY as IP_ADAPTER
 from ..sources.lora import check_lora
 from .calibration.trajectories import Trajectories
 from .calling import CallForm
@@ -62,7 +63,7 @@ _OWN_SCALE = (1.0,)
 
 @default_torch()
 def refit(path: str | Path | Artifact, output: str | Path, *, lora: str | Path | None = None, lora_scale: float = 1.0,
-          source: str | Path | None = None, rounding: str | None = None, force: bool = False,
+          source: str | Path | None = None, rounding: str | None = None, ip_adapter_scale: float | None = None, force: bool = False,
           progress: Progress = silent) -> Artifact[CheckpointDetails]:  # fmt: skip
     """Write to ``output`` the checkpoint ``path`` with the weights of its source and the file ``lora``, added ``lora_scale`` times.
 
@@ -70,22 +71,26 @@ def refit(path: str | Path | Artifact, output: str | Path, *, lora: str | Path |
     weights of the same network, a fine-tuned copy, in the place of the one that the manifest names. ``rounding`` is "gptq" or "nearest",
     by default the checkpoint's. Graph, tables and scales stay, so ``export`` gives the same graph with other integers.
 
-    Raises UsageError (a LoRA that changes nothing, or what has no codes of its own in a scale) and ArtifactError (no checkpoint, a source
-    that has changed, a checkpoint that does not hold its dilation).
+    ``ip_adapter_scale`` is how much the picture of the checkpoint's IP-Adapter counts, in the place of what it was quantized with: a
+    number in the graph, beside which all else stays. Without a ``lora`` the one that is there stays too.
+
+    Raises UsageError (what changes nothing, a scale without an IP-Adapter, layers that have no codes of their own in a scale) and
+    ArtifactError (no checkpoint, a source that has changed, a checkpoint that does not hold its dilation).
     """
     if rounding not in (None, *ROUNDINGS):
         raise UsageError(f"unknown rounding '{rounding}'", f"roundings: {', '.join(ROUNDINGS)}")
     check_output(Path(output), force=force)
     artifact = _checkpoint(path)
     old = load_checkpoint(artifact.path)
-    base, new = _sources(old, source, None if lora is None else Lora(Path(lora), lora_scale))
+    base, new = _sources(old, source, None if lora is None else Lora(Path(lora), lora_scale), ip_adapter_scale)
     before, after = _Network.of(base, old), _Network.of(new, old)
     _check_layers(after, old)
     reference = after.answered(old.reference())
     changes = _Changes.between(before, after)
     changed = list(changes.layers)
-    if not (changed or changes.biases or changes.constants):
-        raise UsageError(f"{lora or source or 'no LoRA'} changes nothing of {artifact.path}", "there is nothing to refit")
+    if not (changed or changes.biases or changes.constants or new.config != base.config):
+        what = lora or source or ("no LoRA" if ip_adapter_scale is None else f"a scale of {ip_adapter_scale:g}")
+        raise UsageError(f"{what} changes nothing of {artifact.path}", "there is nothing to refit")
     _refuse(changed, old)
     _fill(after, changes, old, read_tensors(artifact.file(MODEL)))
     outside = _outside(after, changed)
@@ -96,12 +101,18 @@ def refit(path: str | Path | Artifact, output: str | Path, *, lora: str | Path |
     manifest = artifact.manifest.model_copy(deep=True)
     manifest.details |= {
         "source": new.origin,
+        "model_config": new.config,
         "snr_db": dict.fromkeys(("before_distillation", "after_distillation"), snr),  # of the calibration samples there are none here
         "clipped": clipped.fractions(),
         "rounding": [record for record in (artifact.manifest.details.get("rounding") or []) if record["layer"] not in changed] + records,
         "final_error": FinalError(not_measured="the weights were refitted, and nothing is sampled then").model_dump(),
         "refit": RefitRecord(
-            layers=changed, clipped_weights=outside, of=artifact.as_parent.manifest_sha256, new_source=source is not None, rounding=rounding
+            layers=changed,
+            clipped_weights=outside,
+            of=artifact.as_parent.manifest_sha256,
+            new_source=source is not None,
+            rounding=rounding,
+            ip_adapter_scale=ip_adapter_scale,
         ).model_dump(),
     }
     manifest.details.pop("kept_state", None)  # was measured with the old weights
@@ -126,8 +137,8 @@ def _checkpoint(path: str | Path | Artifact) -> Artifact[CheckpointDetails]:
     return checkpoint
 
 
-def _sources(old: Checkpoint, source: str | Path | None, lora: Lora | None) -> tuple[Source, Source]:
-    """What the checkpoint was made from, and what it is to be made of."""
+def _sources(old: Checkpoint, source: str | Path | None, lora: Lora | None, scale: float | None) -> tuple[Source, Source]:
+    """What the checkpoint was made from, and what it is to be made of; ``scale`` is of its IP-Adapter."""
     origin, place = old.details.source, old.artifact.path
     if origin is None or origin.reference.startswith("object:"):
         raise UsageError(f"{place} was made from a model in memory, which cannot be loaded again", "quantize it again, with the LoRA in it")
@@ -136,9 +147,14 @@ def _sources(old: Checkpoint, source: str | Path | None, lora: Lora | None) -> t
     base = reload_source(origin, place)
     if base.sha256 != origin.sha256:
         raise ArtifactError(f"the weights of {origin.reference} are not those that {place} was made from", "quantize again")
-    new = reload_source(_with(origin, lora), place, source)
-    if new.config != base.config:
-        apart = sorted(name for name in base.config.keys() | new.config.keys() if base.config.get(name) != new.config.get(name))
+    wanted = origin if lora is None and scale is not None else _with(origin, lora)
+    if scale is not None:
+        if origin.ip_adapter is None:
+            raise UsageError(f"{place} has no IP-Adapter, and a scale for one is given", "leave --ip-adapter-scale out")
+        wanted = wanted.model_copy(update={"ip_adapter": origin.ip_adapter.model_copy(update={"scale": scale})})
+    new = reload_source(wanted, place, source)
+    apart = sorted(name for name in base.config.keys() | new.config.keys() if base.config.get(name) != new.config.get(name))
+    if apart and apart != ([] if scale is None else [IP_ADAPTER]):
         raise UsageError(f"{source} is another network than {origin.reference}: they differ in {', '.join(apart)}", "quantize it")
     return base, new
 

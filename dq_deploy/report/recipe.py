@@ -175,6 +175,7 @@ def _lora_flags(details: CheckpointDetails) -> list[str]:
 def _refit_flags(details: CheckpointDetails, refit: RefitRecord) -> list[str]:
     """From the checkpoint that was refitted, which the manifest has the hash of alone."""
     flags = _lora_flags(details) + (["--source", _source(details)] if refit.new_source else [])
+    flags += [] if refit.ip_adapter_scale is None else ["--ip-adapter-scale", f"{refit.ip_adapter_scale:g}"]
     return [*(flags or ["--no-lora"]), *(["--rounding", refit.rounding] if refit.rounding else [])]
 
 

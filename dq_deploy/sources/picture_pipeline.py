@@ -62,6 +62,6 @@ def _maker(kind: Any, pictures: Pictures) -> Any:
 
 def _unknown(kind: Any, component: str, pictures: Pictures) -> UsageError:
     return UsageError(
-        f"{words(pictures.names)} given, and a {kind.__name__} takes none, nor has diffusers another pipeline of its parts that does",
+        f"{words(pictures.names)} given, and a {kind.__name__} takes none, and no other class that does was found for its parts",
         MODULE_ROUTE.format(component=component),
     )

@@ -11,8 +11,9 @@ import pytest
 import torch
 from diffusers import DDIMScheduler
 
-from dq_deploy.artifacts import Artifact
+from dq_deploy.artifacts import Artifact, open_artifact
 from dq_deploy.decibels import snr_db
+from dq_deploy.engines.dropin import load
 from dq_deploy.errors import UsageError
 from dq_deploy.exporters import export
 from dq_deploy.quantization import quantize
@@ -186,6 +187,39 @@ def test_a_lora_beside_an_adapter_or_a_controlnet(beside: str, tmp_path: Path) -
         n=1, prompts=["a cat"], compare_float=True, **{name: value for name, value in given.items() if name.endswith("image")}
     )
     assert min(draw(styled, drawing).psnr_db or [0.0]) > 20
+
+
+def test_another_scale_of_an_ip_adapter(tmp_path: Path, cli: Cli) -> None:
+    """A number in the graph: it is what quantizing with that scale has, in the old scales, and the drop-in says it."""
+    pipeline = tiny_stable_diffusion()
+    pipeline.save_pretrained(tmp_path / "pipeline")
+    adapter, picture = tiny_ip_adapter(tmp_path / "adapter", pipeline.unet), tmp_path / "a.png"
+    tiny_picture().save(picture)
+    options = {**QUICK, "rounding": "nearest", "dilation": "none", "ip_adapter": adapter, "ip_adapter_image": picture}
+    first = quantize(tmp_path / "pipeline", tmp_path / "first", ip_adapter_scale=1.0, **options)
+    again = quantize(tmp_path / "pipeline", tmp_path / "again", ip_adapter_scale=0.3, **options)
+    bundle = export(first, tmp_path / "bundle", target="onnxruntime")
+    ended = cli("refit", bundle.path, "--checkpoint", first.path, "-o", tmp_path / "weak", "--ip-adapter-scale", "0.3")
+    assert ended.code == 0, ended.err
+    refitted = open_artifact(tmp_path / "weak.checkpoint", "checkpoint")
+    assert commands(refitted) == ["dq-deploy refit CHECKPOINT -o weak.checkpoint --ip-adapter-scale 0.3"]
+    assert refitted.manifest.details["source"] == again.manifest.details["source"]
+    assert refitted.manifest.details["model_config"] == again.manifest.details["model_config"]
+    assert fmean(snr(refitted)) > fmean(snr(again)) - 3
+    scales = [processor.scale[0] for processor in load(tmp_path / "weak").attn_processors.values()]
+    assert set(scales) == {0.3}
+    drawn = draw(tmp_path / "weak", Drawing(n=1, prompts=["a cat"], ip_adapter_image=picture))
+    assert min(drawn.psnr_db or [0.0]) > 25
+    strong = draw(bundle, Drawing(n=1, prompts=["a cat"], ip_adapter_image=picture, compare_float=False))
+    assert abs(strong.quantized - drawn.quantized).max() > 1e-2
+    assert_refused(cli("refit", first.path, "-o", tmp_path / "out", "--ip-adapter-scale", "1"), 2, "a scale of 1 changes nothing of")
+    both = cli("refit", first.path, "-o", tmp_path / "out", "--ip-adapter-scale", "0.5", "--no-lora")
+    assert_refused(both, 2, "--no-lora and --ip-adapter-scale are given", "refit twice")
+
+
+def test_a_scale_without_an_ip_adapter(plain: Artifact, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="has no IP-Adapter, and a scale for one is given\nleave --ip-adapter-scale out"):
+        refit(plain, tmp_path / "out", ip_adapter_scale=0.5)
 
 
 def test_a_fine_tuned_controlnet_in_the_scales_of_another(tmp_path: Path) -> None:

@@ -388,7 +388,8 @@ def test_a_drop_in_with_an_ip_adapter(bundle_of: Callable[[str], Artifact], tmp_
     pipeline.set_ip_adapter_scale(0.6)
     pipeline.set_ip_adapter_scale({"down": 0.6})  # by block: there is no other with attention
     for asked, number in ((0.8, "0.8"), ([0.3], "0.3"), (0, "0"), ({"down": 0.3}, "0.3"), ({"down": {"block_0": [0.4]}}, "0.4")):
-        with pytest.raises(UsageError, match=f"the IP-Adapter's scale is 0.6 in this graph, and {number} is asked for\nquantize with"):
+        told = f"the IP-Adapter's scale is 0.6 in this graph, and {number} is asked for\nmake one with that: dq-deploy refit"
+        with pytest.raises(UsageError, match=told):
             pipeline.set_ip_adapter_scale(asked)
     with pytest.raises(UsageError, match="image_embeds"):
         pipeline("a cat", num_inference_steps=4)

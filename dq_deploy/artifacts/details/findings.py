@@ -167,7 +167,7 @@ class RefitRecord(Open):
     """That a checkpoint has other weights than were calibrated: in which layers, and what was asked for beside the LoRA.
 
     ``clipped_weights`` is the fraction of their weights beyond the range of their scales, ``of`` the hash of the manifest that it was made
-    from; ``new_source``: the source is another than that one's.
+    from; ``new_source``: the source is another than that one's. ``ip_adapter_scale``: where another was asked for.
     """
 
     layers: list[str]
@@ -175,6 +175,7 @@ class RefitRecord(Open):
     of: str
     new_source: bool = False
     rounding: str | None = None
+    ip_adapter_scale: float | None = None
 
 
 PICTURE_KINDS = ("image", "mask", "control_image", "ip_adapter_image")

@@ -50,7 +50,8 @@ class _FixedScale(list[float]):
         if value != self[index]:
             raise UsageError(
                 f"the IP-Adapter's scale is {self[index]:g} in this graph, and {value} is asked for",
-                f"quantize with --ip-adapter-scale {value}; of a pipeline object: pipeline.set_ip_adapter_scale({value}) before",
+                f"make one with that: dq-deploy refit BUNDLE --checkpoint CHECKPOINT --ip-adapter-scale {value} -o OUT; of a pipeline "
+                f"object pipeline.set_ip_adapter_scale({value}), and quantize",
             )
 
 

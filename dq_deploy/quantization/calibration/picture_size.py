@@ -82,7 +82,7 @@ def _drawn(scale: int | None, shape: tuple[int, ...], size: tuple[int, int]) -> 
 
 def speaks_of_size(reason: str) -> bool:
     """Whether a pipeline's own message is about the size of what it will draw."""
-    return any(word in reason for word in ("height", "width", "num_frames", "frames"))
+    return any(word in reason for word in ("height", "width", "num_frames", "frames", "dimensions must be"))
 
 
 def _near(tokens: int, height: int, width: int, pixels: int) -> bool:
