@@ -18,6 +18,8 @@ from diffusers import (
     FluxControlNetModel,
     FluxControlPipeline,
     FluxTransformer2DModel,
+    LatentConsistencyModelPipeline,
+    LCMScheduler,
     LTXImageToVideoPipeline,
     LTXVideoTransformer3DModel,
     QwenImageEditPipeline,
@@ -77,6 +79,13 @@ def tiny_chroma() -> ChromaPipeline:
         scheduler=flux.scheduler, vae=flux.vae, text_encoder=flux.text_encoder_2, tokenizer=flux.tokenizer_2,
         transformer=randomized(transformer),
     )  # fmt: skip
+
+
+def tiny_lcm() -> LatentConsistencyModelPipeline:
+    """A latent consistency model, whose guidance is an embedding."""
+    parts = tiny_stable_diffusion(LCMScheduler(), time_cond_proj_dim=8).components
+    kept = {name: part for name, part in parts.items() if name != "image_encoder"}
+    return LatentConsistencyModelPipeline(**kept, requires_safety_checker=False)
 
 
 def tiny_upscaler() -> StableDiffusionUpscalePipeline:
