@@ -197,7 +197,7 @@ CASES = {
         {"image": [tiny_picture(2)], "control_image": [tiny_picture(0), tiny_picture(1)], "strength": 0.5}, (251, 1), steered="by",
     ),
     "A ControlNet itself": Case(steered_pipeline, "StableDiffusionControlNetPipeline", steered="itself"),
-    "With an IP-Adapter": Case(tiny_stable_diffusion, "StableDiffusionPipeline", adapted=True),
+    "With an IP-Adapter": Case(steered_pipeline, "StableDiffusionPipeline", adapted=True),
     "SDXL with an IP-Adapter": Case(tiny_stable_diffusion_xl, "StableDiffusionXLPipeline", visited=None, adapted=True),
     "With an IP-Adapter, image-to-image": Case(
         tiny_stable_diffusion, "StableDiffusionImg2ImgPipeline", {"image": [tiny_picture(2)], "strength": 0.5}, (251, 1), adapted=True
@@ -368,8 +368,8 @@ def test_a_drop_in_with_an_ip_adapter(bundle_of: Callable[[str], Artifact], tmp_
     assert bundle.details.input_names == ["sample", "timestep", "encoder_hidden_states", "image_embeds_0"]
     (made,) = commands(open_artifact(bundle.path.parent / "checkpoint", "checkpoint"))[-1:]
     assert "--ip-adapter-image IP_ADAPTER_IMAGE --ip-adapter IP_ADAPTER --ip-adapter-scale 0.6" in made
-    pipeline = tiny_stable_diffusion(DDIMScheduler(steps_offset=1, clip_sample=False))
-    pipeline.set_progress_bar_config(disable=True)
+    pipeline = steered_pipeline()  # it has a middle, for which diffusers looks where scales go by block
+    pipeline.scheduler = DDIMScheduler(steps_offset=1, clip_sample=False)
     file = tiny_ip_adapter(tmp_path, pipeline.unet)
     pipeline.load_ip_adapter(str(tmp_path), subfolder="", weight_name=file.name, local_files_only=True, low_cpu_mem_usage=False)
     pipeline.set_ip_adapter_scale(0.6)
@@ -385,8 +385,8 @@ def test_a_drop_in_with_an_ip_adapter(bundle_of: Callable[[str], Artifact], tmp_
     expected, pipeline.unet = drawn(), dq_deploy.load(bundle)
     assert psnr_db(expected, drawn())[0] > 25
     pipeline.set_ip_adapter_scale(0.6)
-    pipeline.set_ip_adapter_scale({"down": 0.6})  # by block: there is no other with attention
-    for asked, number in ((0.8, "0.8"), ([0.3], "0.3"), (0, "0"), ({"down": 0.3}, "0.3"), ({"down": {"block_0": [0.4]}}, "0.4")):
+    pipeline.set_ip_adapter_scale({"down": {"block_0": [0.6]}, "mid": 0.6})
+    for asked, number in ((0.8, "0.8"), ([0.3], "0.3"), (0, "0"), ({"down": 0.3, "mid": 0.6}, "0.3"), ({"down": 0.6}, "0.0")):
         told = f"the IP-Adapter's scale is 0.6 in this graph, and {number} is asked for\nmake one with that: dq-deploy refit"
         with pytest.raises(UsageError, match=told):
             pipeline.set_ip_adapter_scale(asked)

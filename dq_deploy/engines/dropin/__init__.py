@@ -93,6 +93,12 @@ class DropInModel(EngineModule):
         self._adapter()
         return blocks_with_attention(self.config, "up")
 
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """As a module's; of an IP-Adapter's graph with its layers by name, empty: scales by block are set where diffusers finds them."""
+        found = super().state_dict(*args, **kwargs)
+        adapter = AdapterInGraph.of(self.config)
+        return found if adapter is None else {**found, **{name: torch.empty(0) for name in adapter.scales}}
+
     def _adapter(self) -> AdapterInGraph:
         found = AdapterInGraph.of(self.config)
         if found is None:
