@@ -23,6 +23,9 @@ from diffusers import (
     LTXImageToVideoPipeline,
     LTXVideoTransformer3DModel,
     QwenImageEditPipeline,
+    SanaSprintPipeline,
+    SanaTransformer2DModel,
+    SCMScheduler,
     SD3ControlNetModel,
     SkyReelsV2ImageToVideoPipeline,
     SkyReelsV2Transformer3DModel,
@@ -46,7 +49,7 @@ from transformers import (
     Qwen2VLImageProcessorPil,
 )
 
-from tests.text_encoder_pipelines import tiny_qwen_image
+from tests.text_encoder_pipelines import tiny_qwen_image, tiny_sana
 from tests.tiny_pipelines import (
     randomized,
     tiny_flux,
@@ -228,3 +231,12 @@ def _as_wan(network: Any, module: Any) -> dict[str, Any]:
         "image_encoder": randomized(CLIPVisionModelWithProjection(encoder), std=0.5),
         "image_processor": CLIPImageProcessorPil(size=32, crop_size=32),
     }
+
+
+def tiny_sana_sprint() -> SanaSprintPipeline:
+    """Sana-Sprint, which draws a megapixel in two steps."""
+    own = tiny_sana()
+    torch.manual_seed(16)
+    fields = {**own.transformer.config, "sample_size": 32, "guidance_embeds": True, "qk_norm": "rms_norm_across_heads"}
+    transformer = randomized(SanaTransformer2DModel(**fields))
+    return SanaSprintPipeline(**{**own.components, "transformer": transformer, "scheduler": SCMScheduler()})

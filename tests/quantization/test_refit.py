@@ -161,7 +161,7 @@ def test_from_the_command_line_to_a_bundle_that_passes(plain: Artifact, folder: 
     assert not (tmp_path / "other").exists()
 
 
-@pytest.mark.parametrize("beside", ["IP-Adapter", "ControlNet"])
+@pytest.mark.parametrize("beside", ["IP-Adapter", pytest.param("ControlNet", marks=pytest.mark.nightly)])
 def test_a_lora_beside_an_adapter_or_a_controlnet(beside: str, tmp_path: Path) -> None:
     """The refitted network has both: it is what quantizing with both has, in the old scales."""
     pipeline = tiny_stable_diffusion(mid_block_type="UNetMidBlock2DCrossAttn")
@@ -222,6 +222,7 @@ def test_a_scale_without_an_ip_adapter(plain: Artifact, tmp_path: Path) -> None:
         refit(plain, tmp_path / "out", ip_adapter_scale=0.5)
 
 
+@pytest.mark.nightly
 def test_a_fine_tuned_controlnet_in_the_scales_of_another(tmp_path: Path) -> None:
     pipeline = tiny_stable_diffusion(mid_block_type="UNetMidBlock2DCrossAttn")
     pipeline.save_pretrained(tmp_path / "pipeline")

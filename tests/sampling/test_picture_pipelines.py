@@ -36,6 +36,7 @@ from tests.picture_pipelines import (
     tiny_flux_control,
     tiny_flux_controlnet,
     tiny_lcm,
+    tiny_sana_sprint,
     tiny_sd3_controlnet,
     tiny_sdxl_pix2pix,
     tiny_skyreels_from_image,
@@ -134,6 +135,11 @@ CASES = {
     "Image-to-image: Z-Image": Case(
         tiny_z_image_pipeline, "ZImageImg2ImgPipeline", HALF, (0.5, 0.75), size=PACKED, options={"guidance_scale": 0},
     ),
+    "Image-to-image: Sana-Sprint": Case(
+        tiny_sana_sprint, "SanaSprintImg2ImgPipeline",
+        {"image": [tiny_picture(0, (1024, 1024)), tiny_picture(1, (1024, 1024))], "strength": 0.5}, None, options={"steps": 2},
+        drawn=(1024, 1024, 3),
+    ),
     "Inpainting": Case(tiny_inpainting, "StableDiffusionInpaintPipeline", {"mask": [tiny_mask()]}),
     "Inpainting: SDXL": Case(tiny_stable_diffusion_xl, "StableDiffusionXLInpaintPipeline", MASKED, None),
     "Inpainting: FLUX.1": Case(tiny_flux, "FluxInpaintPipeline", MASKED, None, size=PACKED, at_least=20),
@@ -223,7 +229,7 @@ def bundle_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Artif
                 beside |= {"ip_adapter": tiny_ip_adapter(root / "adapter", pipeline.unet).parent, "ip_adapter_scale": 0.6}
             if case.steered == "itself":
                 source, beside = root / "controlnet", {"pipeline": source}
-            given = {**case.prompts, **beside, **case.pictures, **case.size, **case.options, **QUICK}
+            given = {**case.prompts, **beside, **case.pictures, **case.size, **QUICK, **case.options}
             checkpoint = quantize(source, root / "checkpoint", **given)
             assert checkpoint.manifest.details["calibration"]["pipeline"] == case.draws
             made[name] = export(checkpoint, root / "bundle", target="onnxruntime")
@@ -244,7 +250,8 @@ _ALWAYS = (
 @pytest.mark.parametrize("name", mostly_nightly(CASES, *_ALWAYS))
 def test_from_its_own_calibration_to_a_picture(name: str, bundle_of: Callable[[str], Artifact]) -> None:
     bundle, case = bundle_of(name), CASES[name]
-    assert len(bundle.manifest.timesteps) >= QUICK["steps"]  # those that a strength skips too; LCM takes others at another strength
+    # Those that a strength skips too; LCM takes others at another strength.
+    assert len(bundle.manifest.timesteps) >= case.options.get("steps", QUICK["steps"])
     drawn = draw(bundle, Drawing(n=2, **case.prompts, **case.pictures))
     every = tuple(reversed(bundle.manifest.timesteps))
     assert tuple(drawn.timesteps) == (case.visited or every[-int(len(every) * case.given.get("strength", 1)) :])
