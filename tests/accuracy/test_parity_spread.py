@@ -17,6 +17,7 @@ from dq_deploy.accuracy.parity_spread import NoisePowers, chance_db, noise_power
 from dq_deploy.artifacts import Artifact, create_artifact, open_artifact
 from dq_deploy.engines.openvino.runner import OpenVinoRunner
 from tests.flow import Flow, altered, altered_manifest
+from tests.nightly import mostly_nightly
 
 SAMPLES = [1, 2, 4]
 LAYER = "down_blocks.0.resnets.0.conv2.input"
@@ -96,7 +97,7 @@ def test_an_snr_is_a_number_of_json(expected: list[float], got: list[float], db:
     assert math.isnan(snr_db(torch.zeros(0), torch.zeros(0)))
 
 
-@pytest.fixture(scope="module", params=SAMPLES)
+@pytest.fixture(scope="module", params=mostly_nightly(SAMPLES, 1, 4))
 def few(request: pytest.FixtureRequest, flow: Flow, tmp_path_factory: pytest.TempPathFactory) -> tuple[Artifact, Artifact]:
     """The flow's checkpoint with so many reference samples, and its bundle."""
     folder = tmp_path_factory.mktemp("few")

@@ -132,7 +132,8 @@ ARCHITECTURES: dict[str, Architecture] = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module", params=mostly_nightly(ARCHITECTURES, "stable-diffusion-1.5"))
+# tests/test_sizes.py takes such a U-Net, and tests/families two other kinds, the whole way always.
+@pytest.fixture(scope="module", params=mostly_nightly(ARCHITECTURES))
 def architecture(request: pytest.FixtureRequest) -> Architecture:
     return ARCHITECTURES[request.param]
 
@@ -186,8 +187,6 @@ def test_rows_are_selected_by_value(checkpoint: Artifact) -> None:
         assert torch.equal(zero_point.to(torch.int8), quantizer.zero_point_table())
 
 
-# tests/test_sizes.py compiles such a U-Net always, for a range of sizes.
-@pytest.mark.nightly
 @pytest.mark.skipif(importlib.util.find_spec("tensorrt_rtx") is None, reason="TensorRT-RTX is not installed")
 def test_the_compiler_makes_every_planned_product_int8(architecture: Architecture, bundle: Artifact, tmp_path: Path) -> None:
     # Each capability is a compilation of its own: Blackwell is compiled for once, with the smallest graph.

@@ -23,7 +23,7 @@ BUNDLES = ("wide", "narrow", "least")
 def folder(attention_pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Bundles of 8, 4 and 3 bits of one checkpoint with an engine of each, and that of 4 bits once more."""
     folder = tmp_path_factory.mktemp("widths")
-    source = make_checkpoint(attention_pipeline, folder / "nested", rounding="nearest", matryoshka=(8, 4, 3)).artifact
+    source = make_checkpoint(attention_pipeline, folder / "nested", rounding="nearest", matryoshka=(8, 4, 3), steps=2).artifact
     export(source, folder / "wide", target="qdq", dtype="fp32")
     export(source, folder / "narrow", target="qdq", dtype="fp32", weight_bits=4)
     export(source, folder / "least", target="qdq", dtype="fp32", weight_bits=3)
