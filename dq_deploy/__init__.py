@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .accuracy.check import CheckResult, check
     from .engines.bench import bench
-    from .engines.build import build_engine
-    from .engines.combine import combine
-    from .engines.pipeline_folder import pipeline_folder
+    from .engines.build.engine import build_engine
+    from .engines.pipeline_folder.folder import pipeline_folder
     from .engines.refit import refit
-    from .engines.step_choice import StepChoice, choose_steps
+    from .engines.schedules.combine import combine
+    from .engines.schedules.step_choice import StepChoice, choose_steps
     from .engines.triton import triton_repository
     from .exporters import export
     from .exporters.lint import Finding, LintResult, lint
@@ -34,19 +34,19 @@ _HOMES = {
     "CheckResult": "accuracy",
     "Finding": "exporters.lint",
     "LintResult": "exporters.lint",
-    "StepChoice": "engines.step_choice",
+    "StepChoice": "engines.schedules.step_choice",
     "allow_pickles": "sources",
     "bench": "engines.bench",
-    "build_engine": "engines.build",
+    "build_engine": "engines.build.engine",
     "check": "accuracy",
     "choose_bits": "quantization.bits.choose",
-    "choose_steps": "engines.step_choice",
-    "combine": "engines.combine",
+    "choose_steps": "engines.schedules.step_choice",
+    "combine": "engines.schedules.combine",
     "estimate": "quantization",
     "export": "exporters",
     "lint": "exporters.lint",
     "load": "hub.load",
-    "pipeline_folder": "engines.pipeline_folder",
+    "pipeline_folder": "engines.pipeline_folder.folder",
     "push": "hub.push",
     "quantize": "quantization",
     "refit": "engines.refit",

@@ -10,8 +10,8 @@ from statistics import mean, median
 
 from .artifacts import Artifact, check_output
 from .artifacts.details import BundleDetails, EngineDetails
+from .engines.descriptors.registry import DEFAULT_BUILDER, REFERENCE
 from .engines.layer_report import formats_in_words
-from .engines.registry import DEFAULT_BUILDER, REFERENCE
 from .errors import EnvironmentProblem, UsageError
 from .exporters import export
 from .progress import Progress
@@ -131,7 +131,7 @@ def _build(run: _Run, bundles: dict[str, Artifact[BundleDetails]]) -> list[Artif
     if DEFAULT_BUILDER.missing():
         run.note(f"{DEFAULT_BUILDER.title} is not installed, so no engine is built: {DEFAULT_BUILDER.install}")
         return []
-    from .engines.build import build_engine
+    from .engines.build.engine import build_engine
 
     engines = []
     for name, bundle in (("engine", "qdq-fp16"), ("engine-float-fp16", "float-fp16")):

@@ -33,8 +33,8 @@ def schemas() -> dict[str, dict[str, Any]]:
     """File name → JSON Schema, for the manifest of every kind and for what the commands print and write."""
     from .accuracy.check import CheckResult
     from .accuracy.proof import Proof
-    from .engines.advice import Advice
     from .engines.bench import BenchResult
+    from .engines.devices.advice import Advice
     from .engines.layer_report import LayerReport
     from .exporters.lint import LintResult
     from .quantization import QuantizeConfig

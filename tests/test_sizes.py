@@ -14,12 +14,12 @@ from dq_deploy.accuracy import check
 from dq_deploy.artifacts import Artifact, open_artifact
 from dq_deploy.artifacts.details import BundleDetails, EngineDetails
 from dq_deploy.engines.bench import contenders_from
-from dq_deploy.engines.build import build_engine, load_report
-from dq_deploy.engines.combine import check_alike, combine
+from dq_deploy.engines.build.engine import build_engine, load_report
+from dq_deploy.engines.build.profiles import size_ranges
 from dq_deploy.engines.dropin import load
-from dq_deploy.engines.engine_files import rebuild_hint
-from dq_deploy.engines.profiles import size_ranges
-from dq_deploy.engines.size_range import SizeRange
+from dq_deploy.engines.loading.engine_files import rebuild_hint
+from dq_deploy.engines.loading.size_range import SizeRange
+from dq_deploy.engines.schedules.combine import check_alike, combine
 from dq_deploy.engines.triton import triton_repository
 from dq_deploy.errors import ArtifactError, UsageError
 from dq_deploy.exporters import export

@@ -11,7 +11,7 @@ import torch
 from dq_deploy.accuracy import check
 from dq_deploy.artifacts import Artifact
 from dq_deploy.artifacts.details import BundleDetails, CheckpointDetails
-from dq_deploy.engines.build import build_engine
+from dq_deploy.engines.build.engine import build_engine
 from dq_deploy.engines.dropin import load
 from dq_deploy.errors import UsageError
 from dq_deploy.exporters import export

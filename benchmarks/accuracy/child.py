@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict
 
 from dq_deploy.artifacts.manifest import tool_versions
 from dq_deploy.console import Output
-from dq_deploy.engines.machine import machine_info
+from dq_deploy.engines.devices.machine import machine_info
 from dq_deploy.errors import DqDeployError
 from dq_deploy.progress import Progress
 

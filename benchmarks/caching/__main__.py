@@ -9,7 +9,7 @@ import click
 import numpy as np
 
 from dq_deploy.console import Output
-from dq_deploy.engines.machine import machine_info
+from dq_deploy.engines.devices.machine import machine_info
 
 from .study import STEPS, THRESHOLDS, Figures, Study, Times
 

@@ -17,8 +17,8 @@ from dq_deploy.artifacts import Artifact, open_artifact
 from dq_deploy.artifacts.details import BundleDetails, CheckpointDetails
 from dq_deploy.decibels import psnr_db
 from dq_deploy.engines.bench.statistics import paired_ratio
-from dq_deploy.engines.choice import runtime_name
 from dq_deploy.engines.dropin import DropInModel
+from dq_deploy.engines.loading.choice import runtime_name
 from dq_deploy.exporters import export
 from dq_deploy.quantization import quantize
 from dq_deploy.sampling import Drawing, draw

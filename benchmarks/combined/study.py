@@ -17,7 +17,7 @@ from dq_deploy.artifacts.details import CheckpointDetails
 from dq_deploy.artifacts.final_error import StepCost
 from dq_deploy.artifacts.turns import members_at
 from dq_deploy.decibels import psnr_db
-from dq_deploy.engines.combine import combine
+from dq_deploy.engines.schedules.combine import combine
 from dq_deploy.exporters import export
 from dq_deploy.quantization import quantize
 from dq_deploy.sampling import Drawing, draw

@@ -10,7 +10,7 @@ import torch
 
 from benchmarks.accuracy.settings import model_name
 from dq_deploy.console import Output
-from dq_deploy.engines.machine import machine_info
+from dq_deploy.engines.devices.machine import machine_info
 
 from .study import Figures, Study
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from dq_deploy.console import Output
-from dq_deploy.engines.machine import machine_info
+from dq_deploy.engines.devices.machine import machine_info
 
 from .study import KINDS, Setting
 

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict
 import dq_deploy
 from dq_deploy.artifacts import Artifact, create_artifact, open_artifact
 from dq_deploy.artifacts.details import BundleDetails
-from dq_deploy.engines.build import load_report
+from dq_deploy.engines.build.engine import load_report
 from dq_deploy.exporters.bundle import write_model
 
 from .plain_static import plain_static

@@ -9,7 +9,7 @@ import numpy as np
 
 from dq_deploy.engines.bench import Contender
 from dq_deploy.engines.bench.statistics import snr_db
-from dq_deploy.engines.runner import TIMESTEP
+from dq_deploy.engines.running.runner import TIMESTEP
 from dq_deploy.quantization import Checkpoint
 
 from .preparing import HELD_OUT

@@ -11,7 +11,7 @@ import torch
 
 from dq_deploy.engines.openvino.rewrites import rewrite
 from dq_deploy.engines.openvino.shapes import ShapedModels
-from dq_deploy.engines.runner import TIMESTEP, Array
+from dq_deploy.engines.running.runner import TIMESTEP, Array
 
 
 class TorchRunner:

@@ -13,7 +13,7 @@ import dq_deploy
 from dq_deploy.artifacts import open_artifact
 from dq_deploy.engines.bench import Contender, bench, contenders_from
 from dq_deploy.engines.bench.statistics import paired_ratio
-from dq_deploy.engines.choice import best_runtime
+from dq_deploy.engines.loading.choice import best_runtime
 from dq_deploy.engines.onnxruntime.runner import OnnxRuntimeRunner
 from dq_deploy.engines.openvino.int8_kernels import int8_saturates
 from dq_deploy.engines.openvino.runner import OpenVinoRunner

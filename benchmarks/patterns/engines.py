@@ -19,7 +19,7 @@ import onnx
 from pydantic import BaseModel, ConfigDict
 
 from dq_deploy.engines.build.process import BuilderCrash, run_child
-from dq_deploy.engines.build_request import BuildRequest, ShapeRange
+from dq_deploy.engines.build.request import BuildRequest, ShapeRange
 from dq_deploy.engines.layer_report import LayerReport, build_report, kernel_rows
 from dq_deploy.engines.onnxruntime.runner import optimized_operators
 from dq_deploy.engines.openvino.runner import OpenVinoRunner

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from dq_deploy.console import Output
-from dq_deploy.engines.machine import machine_info
+from dq_deploy.engines.devices.machine import machine_info
 
 from .adapter import RANK, STEPS, STYLE
 from .study import PRESETS, WAYS, Figures, Study, row

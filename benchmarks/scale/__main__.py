@@ -18,7 +18,7 @@ import torch
 
 from dq_deploy.artifacts import sha256_json
 from dq_deploy.console import Output
-from dq_deploy.engines.machine import machine_info
+from dq_deploy.engines.devices.machine import machine_info
 
 from .measuring import Watch, cpu_seconds, folder_bytes, peak_bytes
 from .report import write_report

@@ -11,7 +11,7 @@ import torch
 
 from benchmarks.accuracy.bootstrap import mean_interval
 from dq_deploy.console import Output
-from dq_deploy.engines.machine import machine_info
+from dq_deploy.engines.devices.machine import machine_info
 
 from .study import OWN, WAYS, Cell, Figures, Study
 

@@ -13,7 +13,7 @@ from torch.fx import GraphModule
 
 from dq_deploy.console import Output
 from dq_deploy.engines.bench.statistics import paired_ratio
-from dq_deploy.engines.machine import machine_info
+from dq_deploy.engines.devices.machine import machine_info
 from dq_deploy.progress import silent
 from dq_deploy.quantization.calibration.source import Request
 from dq_deploy.quantization.calibration.trajectories import Trajectories

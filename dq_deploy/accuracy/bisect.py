@@ -12,9 +12,9 @@ from pydantic import BaseModel, Field
 
 from ..artifacts import Artifact
 from ..artifacts.details import BundleDetails
-from ..engines.choice import file_runner
+from ..engines.loading.choice import file_runner
 from ..engines.onnxruntime.runner import OnnxRuntimeRunner
-from ..engines.runner import GraphRunner
+from ..engines.running.runner import GraphRunner
 from ..errors import ArtifactError, UsageError
 from ..progress import Progress, silent
 from ..quantization.checkpoint import Checkpoint

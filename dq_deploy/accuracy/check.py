@@ -8,9 +8,9 @@ from typing import Any
 
 from ..artifacts import Artifact, is_kind, open_artifact
 from ..artifacts.details import BundleDetails, CheckpointDetails, EngineDetails, RunnableDetails, ScheduleDetails
-from ..engines.choice import Engine, engines_of, make_runner, runner_on, runtime_name
-from ..engines.engine_files import largest_batch
-from ..engines.runner import GraphRunner
+from ..engines.loading.choice import Engine, engines_of, make_runner, runner_on, runtime_name
+from ..engines.loading.engine_files import largest_batch
+from ..engines.running.runner import GraphRunner
 from ..errors import UsageError
 from ..progress import Progress, silent
 from ..quantization.calibration.trajectories import Trajectories

@@ -6,7 +6,7 @@ from typing import Any
 
 from ..artifacts import Artifact
 from ..artifacts.details import EngineDetails, GraphDetails
-from ..engines.runner import Runner
+from ..engines.running.runner import Runner
 from ..errors import EnvironmentProblem
 from ..exporters.attention import float_attention
 from ..exporters.convolutions import float_convolutions

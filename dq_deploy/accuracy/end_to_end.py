@@ -10,7 +10,7 @@ import torch
 from pydantic import BaseModel
 
 from ..decibels import snr_db
-from ..engines.runner import Runner
+from ..engines.running.runner import Runner
 from ..progress import Progress, silent
 from ..quantization.calibration.trajectories import Trajectories
 from ..quantization.checkpoint import Checkpoint

@@ -12,8 +12,8 @@ from ..artifacts.final_error import FinalError, combined
 from ..artifacts.layer_bits import bits_label
 from ..artifacts.lineage import origin_of
 from ..artifacts.turns import members_at, turns
-from ..engines.runner import GraphRunner
-from ..engines.schedule import ScheduleRunner
+from ..engines.running.runner import GraphRunner
+from ..engines.running.schedule import ScheduleRunner
 from ..errors import ArtifactError, UsageError
 from ..quantization.calibration.trajectories import Trajectories
 from ..quantization.checkpoint import Checkpoint

@@ -21,12 +21,12 @@ from ..artifacts.reading import read_record
 from ..artifacts.records import Record
 from ..engines.bench import BenchRow, bench, contenders_from
 from ..engines.bench.contenders import Contender
-from ..engines.engine_files import builder_of, entry_for, take_to_a_gpu
-from ..engines.kernels import Kernel
+from ..engines.descriptors.registry import DEFAULT_BUILDER
+from ..engines.devices.cuda_driver import gpu_compute_capability
 from ..engines.layer_report import BOOKKEEPING, LayerReport
 from ..engines.layer_report.executed import ExecutedProduct, counted, executed_products
-from ..engines.registry import DEFAULT_BUILDER
-from ..engines.tensorrt.cuda_driver import gpu_compute_capability
+from ..engines.layer_report.kernels import Kernel
+from ..engines.loading.engine_files import builder_of, entry_for, take_to_a_gpu
 from ..errors import AccuracyGateError, ArtifactError, EnvironmentProblem, UsageError
 from ..progress import Progress, silent
 from .check import check

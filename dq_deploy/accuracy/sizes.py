@@ -9,7 +9,7 @@ from pydantic import BaseModel, Field
 
 from ..artifacts import Artifact, is_kind
 from ..artifacts.details import EngineDetails, GraphDetails
-from ..engines.profiles import takes
+from ..engines.build.profiles import takes
 from ..errors import UsageError
 from ..quantization.calibration.trajectories import Trajectories
 from ..quantization.checkpoint import Checkpoint

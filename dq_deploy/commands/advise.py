@@ -12,7 +12,7 @@ from .completion import gpus, known_capabilities, sources
 from .options import EngineChoice, common
 
 if TYPE_CHECKING:
-    from ..engines.advice import Advice
+    from ..engines.devices.advice import Advice
 
 
 @click.command(short_help="What to take for which card: preset, engine, commands.")
@@ -34,8 +34,8 @@ def advise(source: str | None, gpu: str | None, compute_capability: str | None, 
     It goes by what each engine's vendor documents for the device, then by what its builder was seen to plan. Nothing was timed on a GPU.
     SOURCE, if it is given, stands in the commands; of a pipeline's folder with a transformer, convolutions do not count.
     """
-    from ..engines.advice import advise, device_named, products_of, this_machine
-    from ..engines.gpu_names import capabilities_of_names
+    from ..engines.devices.advice import advise, device_named, products_of, this_machine
+    from ..engines.devices.gpu_names import capabilities_of_names
 
     asked = gpu if gpu is not None else compute_capability
     if gpu is not None and compute_capability is not None:

@@ -67,9 +67,9 @@ def build_engine(bundle: Path, destination: Path, capabilities: tuple[str, ...],
     The graph is linted first (see check --lint); an error ends the command with exit code 3 before anything is built. --allow RULE lets one
     rule's errors pass, where you know better or want to see; the engine's manifest says so.
     """
-    from ..engines.build import build_engine as run_build
-    from ..engines.build import load_report
-    from ..engines.profiles import parse_profile
+    from ..engines.build.engine import build_engine as run_build
+    from ..engines.build.engine import load_report
+    from ..engines.build.profiles import parse_profile
 
     artifact = run_build(
         bundle, destination, compute_capabilities=capabilities or None, batch=None if batch is None else size_range(batch, "--batch"),
@@ -124,7 +124,7 @@ def show_engine(engine: Artifact[EngineDetails], made: Sequence[LayerReport], ou
 
 def profile_lines(engine: Artifact[EngineDetails]) -> list[str]:
     """Of an engine of several profiles what they are, and what runs in those that its layer report is not of."""
-    from ..engines.profiles import in_words
+    from ..engines.build.profiles import in_words
 
     lines = [f"profile {number}: {in_words(profile)}" for number, profile in enumerate(engine.details.profiles, 1)]
     for entry in engine.details.engines:

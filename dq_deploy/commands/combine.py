@@ -15,7 +15,7 @@ from .options import PATH, common, force_option, output_folder
 if TYPE_CHECKING:
     from ..artifacts import Artifact
     from ..artifacts.details import ScheduleDetails
-    from ..engines.step_choice import StepChoice
+    from ..engines.schedules.step_choice import StepChoice
 
 
 @click.command(short_help="Bundles or engines that take turns over timesteps.")
@@ -60,8 +60,8 @@ def combine(members: tuple[Path, ...], switches: tuple[float, ...], auto_steps: 
     two members the first steps or the last.
     """
     from ..artifacts import check_output
-    from ..engines.combine import combine as run_combine
-    from ..engines.step_choice import choose_steps
+    from ..engines.schedules.combine import combine as run_combine
+    from ..engines.schedules.step_choice import choose_steps
 
     if (auto_steps is None) == (not switches):
         raise UsageError("give either the switches (--switch TIMESTEP) or a budget to choose one by (--auto-steps 1.05x)")

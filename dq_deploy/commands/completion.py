@@ -29,7 +29,7 @@ def _builtins() -> list[str]:
 
 
 def _capabilities() -> list[str]:
-    from ..engines.registry import builders
+    from ..engines.descriptors.registry import builders
 
     return list(dict.fromkeys(name for engine in builders().values() for name in engine.building.compute_capabilities))
 
@@ -41,13 +41,13 @@ def _rules() -> list[str]:
 
 
 def _gpus() -> list[str]:
-    from ..engines.gpu_names import GPUS
+    from ..engines.devices.gpu_names import GPUS
 
     return [name for names in GPUS.values() for name in names]
 
 
 def _known_capabilities() -> list[str]:
-    from ..engines.gpu_names import GPUS
+    from ..engines.devices.gpu_names import GPUS
 
     return list(GPUS)
 

@@ -49,7 +49,7 @@ def _known(error: BaseException) -> DqDeployError | None:
 
 def _install(module: str) -> str:
     """The command that installs a module: an engine's own where it is one."""
-    from ..engines.registry import engines
+    from ..engines.descriptors.registry import engines
 
     own = (engine.install for engine in engines().values() if module == engine.modules[0])
     return next(own, f"pip install {_DISTRIBUTIONS.get(module, module)}")

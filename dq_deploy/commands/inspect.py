@@ -129,7 +129,7 @@ def _of_its_kind(artifact: Artifact) -> list[tuple[str, object]]:
 
 def _built_for(details: EngineDetails) -> list[tuple[str, object]]:
     """What an engine runs on, with which library, and what it takes."""
-    from ..engines.profiles import in_words
+    from ..engines.build.profiles import in_words
 
     rows: list[tuple[str, object]] = [("compute capability", ", ".join(details.capabilities))] if details.capabilities else []
     least, usual, largest = details.batch

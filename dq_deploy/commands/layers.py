@@ -33,7 +33,7 @@ def layers(engine: Path, baseline: Path | None, picture: Path | None, force: boo
     run otherwise. Needs no runtime.
     """
     from ..artifacts import open_artifact
-    from ..engines.build import load_report
+    from ..engines.build.engine import load_report
     from ..engines.layer_report import undocumented
     from ..engines.layer_report.compare import compare
 
@@ -57,7 +57,7 @@ def layers(engine: Path, baseline: Path | None, picture: Path | None, force: boo
 
 def _deviating_title(comparison: LayerComparison, count: int) -> str:
     """How many products the table lists, and how many floats of the figures above are not among them: those of fused attentions."""
-    from ..engines.descriptor import FLOATS
+    from ..engines.descriptors.descriptor import FLOATS
 
     within = sum(layer.precision in FLOATS and not layer.reason for layer in comparison.layers)
     besides = f", beside {within} within attentions in one kernel" if within else ""
@@ -66,7 +66,7 @@ def _deviating_title(comparison: LayerComparison, count: int) -> str:
 
 def show_layers(comparisons: Sequence[LayerComparison], engines: Sequence[Artifact[EngineDetails]], output: Output) -> None:
     """Both builds (``engines``) in figures, then every product that is in float or not as planned, and why; the JSON has all of them."""
-    from ..engines.engine_files import engine_bytes
+    from ..engines.loading.engine_files import engine_bytes
 
     for comparison in comparisons:
         ours, theirs = comparison.totals, comparison.baseline

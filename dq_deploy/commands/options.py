@@ -134,7 +134,7 @@ class _BuildOption(click.Option):
     """An option of engine builders, whose help begins with the engines that have it."""
 
     def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
-        from ..engines.registry import builders
+        from ..engines.descriptors.registry import builders
 
         record = super().get_help_record(ctx)
         names = [name for name, engine in builders().items() if self.name in engine.building.options]
@@ -241,7 +241,7 @@ def allows_pickles(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class EngineChoice(click.Choice):  # type: ignore[type-arg]  # it has a parameter from click 8.4 on
-    """Names from the table of engines (engines/registry.py: "engines", "builders" or "runtimes"), looked up when they are needed."""
+    """Names from the table of engines (``registry``: "engines", "builders" or "runtimes"), looked up when they are needed."""
 
     def __init__(self, table: str, *more: str) -> None:
         self._table, self._more = table, more
@@ -250,7 +250,7 @@ class EngineChoice(click.Choice):  # type: ignore[type-arg]  # it has a paramete
     @property
     def choices(self) -> tuple[str, ...]:  # type: ignore[override]
         """The names."""
-        from ..engines import registry
+        from ..engines.descriptors import registry
 
         return *self._more, *getattr(registry, self._table)()
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..console import Output
-from ..engines.pipeline_tools import TOOLS
+from ..engines.pipeline_folder.tools import TOOLS
 from .options import PATH, common, force_option, output_folder
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def pipeline_folder(bundle: Path, destination: Path, force: bool, output: Output
 
     With --batch OpenVINO gets the graph rewritten for its faster kernels, and draws that many samples at a time.
     """  # noqa: D301  click reads the character \b, not the two that spell it
-    from ..engines.pipeline_folder import pipeline_folder as write_folder
+    from ..engines.pipeline_folder.folder import pipeline_folder as write_folder
 
     show_folder(write_folder(bundle, destination, force=force, **options), output)
 

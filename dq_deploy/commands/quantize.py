@@ -209,7 +209,7 @@ def _advised(device: str | None, source: str, output: Output, given: dict[str, A
     """The preset that suits a device, which gives way to one that was asked for. Raises UsageError for an unknown device."""
     if device is None:
         return {}
-    from ..engines.advice import advise, device_named, products_of
+    from ..engines.devices.advice import advise, device_named, products_of
 
     advice = advise(device_named(device), source=source, ops=products_of(source))
     if "preset" not in given:

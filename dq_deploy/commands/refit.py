@@ -81,7 +81,7 @@ def refit(path: Path, lora: Path | None, lora_scale: float | None, source: str |
 
 
 def _show_built(engine: Artifact[Any], output: Output) -> None:
-    from ..engines.build import load_report
+    from ..engines.build.engine import load_report
 
     show_engine(engine, load_report(engine), output)
 

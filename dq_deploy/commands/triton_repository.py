@@ -38,7 +38,7 @@ def triton_repository(path: Path, destination: Path, force: bool, output: Output
 
 def show_triton(repository: Artifact[RepositoryDetails], output: Output) -> None:
     """What Triton will make of the repository."""
-    from ..engines.registry import REFERENCE
+    from ..engines.descriptors.registry import REFERENCE
 
     details = repository.details
     rows = [

@@ -12,7 +12,7 @@ from typing import Any
 from packaging.version import Version
 from pydantic import BaseModel
 
-from ..engines.machine import INTEGER_INSTRUCTIONS, machine_info
+from ..engines.devices.machine import INTEGER_INSTRUCTIONS, machine_info
 from ..engines.onnxruntime.descriptor import CUDA
 from ..progress import Progress, silent
 from ..versions import DISTRIBUTION, installed_version, requirements

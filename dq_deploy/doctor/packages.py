@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from packaging.requirements import Requirement
 from packaging.version import InvalidVersion, Version
 
-from ..engines.registry import broken, engines
+from ..engines.descriptors.registry import broken, engines
 from ..versions import install_command, installed_version, installing, of_extra
 from .finding import Finding
 

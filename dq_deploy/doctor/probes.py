@@ -11,8 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..engines.descriptor import EngineDescriptor
-from ..engines.registry import engines
+from ..engines.descriptors.descriptor import EngineDescriptor
+from ..engines.descriptors.registry import engines
 from ..progress import Progress, silent
 
 TIMEOUT_S = 180.0

@@ -16,9 +16,9 @@ from ..exporters import export
 from ..exporters.again import export_options
 from ..progress import Progress, silent
 from ..quantization.refit import refit as refit_checkpoint
-from .build import build_engine
-from .engine_files import build_arguments
-from .registry import builder_named
+from .build.engine import build_engine
+from .descriptors.registry import builder_named
+from .loading.engine_files import build_arguments
 
 
 def refit(path: str | Path | Artifact, output: str | Path, *, checkpoint: str | Path | Artifact | None = None,

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from ..artifacts import Artifact, open_artifact, read_manifest
-from ..engines.choice import Runtime
 from ..engines.dropin import DropInModel
 from ..engines.dropin import load as load_local
+from ..engines.loading.choice import Runtime
 from ..errors import EnvironmentProblem, UsageError
 from ..sources.hub_access import download_error, from_hub
 from .repo_id import REPO_ID

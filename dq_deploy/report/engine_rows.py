@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from ..artifacts import Artifact
 from ..artifacts.details import EngineDetails
 from ..artifacts.layer_bits import bits_in_words
-from ..engines.build import load_report
-from ..engines.engine_files import engine_bytes
+from ..engines.build.engine import load_report
 from ..engines.layer_report import LayerReport
+from ..engines.loading.engine_files import engine_bytes
 from .artifacts import ReportedArtifacts
 from .data import EngineRow
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from statistics import mean, median
 
+from ..engines.descriptors.registry import engines
 from ..engines.layer_report import formats_in_words
-from ..engines.registry import engines
 from .data import Headline, ReportData
 
 

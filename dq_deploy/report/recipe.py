@@ -11,9 +11,9 @@ from typing import Any
 from ..artifacts import Artifact, Manifest
 from ..artifacts.details import PICTURE_KINDS, BundleDetails, CheckpointDetails, EngineDetails, RefitRecord, ScheduleDetails
 from ..artifacts.origin import is_path, source_name
-from ..engines.build_options import flag
-from ..engines.engine_files import range_words
-from ..engines.registry import builder_named
+from ..engines.build.options import flag
+from ..engines.descriptors.registry import builder_named
+from ..engines.loading.engine_files import range_words
 from ..exporters.again import export_options
 from ..formats.presets import NAMED_BY, preset_of
 from ..quantization.config import QuantizeConfig

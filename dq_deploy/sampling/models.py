@@ -8,10 +8,10 @@ import torch
 
 from ..artifacts import Artifact, is_kind
 from ..artifacts.details import RunnableDetails
-from ..engines.choice import Runtime, runtime_name
+from ..engines.descriptors.registry import REFERENCE
 from ..engines.dropin import DropInModel, load, watchable
-from ..engines.registry import REFERENCE
-from ..engines.size_range import SizeRange
+from ..engines.loading.choice import Runtime, runtime_name
+from ..engines.loading.size_range import SizeRange
 from ..errors import ArtifactError, UsageError
 from ..quantization.calling import TIMESTEP, CallForm, packed
 from ..sources import Source, reload_source

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..artifacts.output_file import check_output_file, write_whole
-from ..engines.choice import Runtime
+from ..engines.loading.choice import Runtime
 from ..errors import UsageError
 from ..progress import Progress, silent
 from .draw import DrawnPictures, draw

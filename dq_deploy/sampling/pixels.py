@@ -11,7 +11,7 @@ import torch
 
 from ..artifacts import Artifact
 from ..engines.dropin import DropInModel
-from ..engines.engine_files import largest_batch
+from ..engines.loading.engine_files import largest_batch
 from ..errors import UsageError
 from ..quantization.calibration.view import View, view_of
 from ..quantization.calibration.walk import Walk

@@ -11,7 +11,7 @@ from ..errors import UsageError
 from ..sources import Pictures
 
 if TYPE_CHECKING:
-    from ..engines.choice import Runtime
+    from ..engines.loading.choice import Runtime
 
 Prompts = str | Path | Sequence[str]
 """A file with a prompt on each line, or the prompts themselves."""
@@ -26,7 +26,7 @@ class Drawing:
     model (numbers, or "0-9,3"; all by default) are drawn in turn, with the ``guidance_scale`` that the model was calibrated with by
     default. A pipeline that begins with pictures takes ``image``, ``mask``, ``control_image`` and ``ip_adapter_image`` (files or images
     of PIL), and a ``strength``, by default the calibration's. A checkpoint runs in PyTorch; ``runtime`` is for bundles. ``compare_float``
-    draws the float model's pictures too, and ``watch`` counts NaN and saturated codes of a bundle by timestep (engines/watch.py).
+    draws the float model's pictures too, and ``watch`` counts NaN and saturated codes of a bundle by timestep (engines/dropin/watch.py).
     ``cache`` is the threshold below which a bundle skips all but its first block (engines/step_cache). ``height`` and ``width`` are in
     pixels, the first calibrated ones by default.
     """

@@ -16,7 +16,7 @@ from dq_deploy.accuracy import CheckResult, check
 from dq_deploy.accuracy.local import LayerParity, _taken_off
 from dq_deploy.accuracy.verdict import failures_of
 from dq_deploy.artifacts import Artifact
-from dq_deploy.engines.build import build_engine
+from dq_deploy.engines.build.engine import build_engine
 from dq_deploy.engines.openvino.runner import OpenVinoRunner
 from dq_deploy.errors import AccuracyGateError, ArtifactError, EnvironmentProblem, UsageError
 from dq_deploy.quantization import load_checkpoint

@@ -12,8 +12,8 @@ from onnx import numpy_helper
 
 from dq_deploy.accuracy import check
 from dq_deploy.artifacts import Artifact, open_artifact
-from dq_deploy.engines.build import build_engine
-from dq_deploy.engines.combine import combine
+from dq_deploy.engines.build.engine import build_engine
+from dq_deploy.engines.schedules.combine import combine
 from dq_deploy.errors import ArtifactError, UsageError
 from tests.command_line import Cli, assert_refused
 from tests.flow import Flow, altered

@@ -13,9 +13,9 @@ from dq_deploy.accuracy.proof import Proof, proof_page, prove
 from dq_deploy.artifacts import Artifact
 from dq_deploy.artifacts.lineage import origin_of
 from dq_deploy.artifacts.reading import read_json
-from dq_deploy.engines.kernels import LayerDump
 from dq_deploy.engines.layer_report import LayerReport, build_report
 from dq_deploy.engines.layer_report.executed import counted, executed_products
+from dq_deploy.engines.layer_report.kernels import LayerDump
 from dq_deploy.engines.tensorrt import runner as tensorrt_runner
 from dq_deploy.engines.tensorrt.inspector import inspected_kernels
 from dq_deploy.errors import AccuracyGateError, ArtifactError, EnvironmentProblem, UsageError

@@ -24,7 +24,7 @@ from dq_deploy.accuracy import check
 from dq_deploy.artifacts import Artifact
 from dq_deploy.engines.bench.contenders import contenders_from
 from dq_deploy.engines.bench.statistics import snr_db
-from dq_deploy.engines.build import build_engine, load_report
+from dq_deploy.engines.build.engine import build_engine, load_report
 from dq_deploy.exporters import export
 from dq_deploy.formats import ScaleSource
 from dq_deploy.quantization import load_checkpoint, quantize

@@ -10,9 +10,9 @@ import jsonschema
 import pytest
 
 from dq_deploy.artifacts import Artifact
-from dq_deploy.engines.build import build_engine
-from dq_deploy.engines.combine import combine
-from dq_deploy.engines.pipeline_folder import pipeline_folder
+from dq_deploy.engines.build.engine import build_engine
+from dq_deploy.engines.pipeline_folder.folder import pipeline_folder
+from dq_deploy.engines.schedules.combine import combine
 from dq_deploy.engines.triton import triton_repository
 from dq_deploy.schemas import schemas, write_schemas
 from tests.command_line import Cli

@@ -29,7 +29,7 @@ def nothing_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     import onnxruntime
     import openvino
 
-    from dq_deploy.engines import build
+    from dq_deploy.engines.build import engine as build
 
     def called(*_: Any, **__: Any) -> None:
         pytest.fail("a hostile file has reached an engine")

@@ -11,7 +11,7 @@ import pytest
 
 from dq_deploy.artifacts import Artifact, open_artifact
 from dq_deploy.artifacts.reading import read_ir
-from dq_deploy.engines.build import build_engine
+from dq_deploy.engines.build.engine import build_engine
 from dq_deploy.engines.dropin import make_runner
 from dq_deploy.errors import ArtifactError
 from dq_deploy.exporters.lint import lint

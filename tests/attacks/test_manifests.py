@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from dq_deploy.artifacts import Artifact, create_artifact, open_artifact
-from dq_deploy.engines import build
+from dq_deploy.engines.build import engine as build
 from dq_deploy.engines.dropin import load
 from dq_deploy.errors import ArtifactError
 from dq_deploy.quantization.checkpoint import Checkpoint

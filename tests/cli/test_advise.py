@@ -11,9 +11,9 @@ import pytest
 
 from dq_deploy.cli import cli as commands
 from dq_deploy.commands import COMMANDS
-from dq_deploy.engines.advice import Advice, Device, FormatSupport, advise, device_named, support
-from dq_deploy.engines.gpu_names import GPUS
-from dq_deploy.engines.registry import builders
+from dq_deploy.engines.descriptors.registry import builders
+from dq_deploy.engines.devices.advice import Advice, Device, FormatSupport, advise, device_named, support
+from dq_deploy.engines.devices.gpu_names import GPUS
 from dq_deploy.formats.presets import PRESETS
 from tests.command_line import Cli, assert_refused
 from tests.flow import Flow
@@ -67,7 +67,7 @@ def test_the_commands_can_be_typed(gpu: str, backend: str, cli: Cli) -> None:
 
 
 def test_a_transformer_has_no_convolutions(tmp_path: Path, flow: Flow) -> None:
-    from dq_deploy.engines.advice import products_of
+    from dq_deploy.engines.devices.advice import products_of
 
     (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "P", "transformer": ["diffusers", "DiTTransformer2DModel"]}))
     assert products_of(str(tmp_path)) == ("gemm",)

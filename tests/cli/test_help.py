@@ -10,8 +10,8 @@ from click.testing import CliRunner
 
 from dq_deploy.cli import cli
 from dq_deploy.commands import COMMANDS
-from dq_deploy.engines.gpu_names import GPUS, gpu_named
-from dq_deploy.engines.registry import builders
+from dq_deploy.engines.descriptors.registry import builders
+from dq_deploy.engines.devices.gpu_names import GPUS, gpu_named
 from tests.command_line import Cli
 from tests.flow import Flow
 

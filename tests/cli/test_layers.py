@@ -11,7 +11,7 @@ import pytest
 
 from dq_deploy.artifacts import Artifact
 from dq_deploy.cli import run
-from dq_deploy.engines.build import build_engine
+from dq_deploy.engines.build.engine import build_engine
 from tests.engines import graphs
 
 

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from dq_deploy.artifacts import Artifact, open_artifact
-from dq_deploy.engines import build
-from dq_deploy.engines.build import build_engine, load_report
-from dq_deploy.engines.engine_files import rebuild_hint
+from dq_deploy.engines.build import engine as build
+from dq_deploy.engines.build.engine import build_engine, load_report
 from dq_deploy.engines.layer_report import LayerReport
+from dq_deploy.engines.loading.engine_files import rebuild_hint
 from dq_deploy.errors import ArtifactError, DqDeployError, EnvironmentProblem, UsageError
 from dq_deploy.exporters.lint import LintResult
 from tests.engines import graphs

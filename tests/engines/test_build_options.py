@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from dq_deploy.artifacts import Artifact
-from dq_deploy.engines.build import build_engine, load_report
+from dq_deploy.engines.build.engine import build_engine, load_report
+from dq_deploy.engines.build.options import BuildOptions
 from dq_deploy.engines.build.process import Failure, diagnose
-from dq_deploy.engines.build_options import BuildOptions
 from dq_deploy.engines.tensorrt.child import builder_settings
 from dq_deploy.errors import UsageError
 from tests.engines import graphs

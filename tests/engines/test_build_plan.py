@@ -12,7 +12,7 @@ import pytest
 from dq_deploy.artifacts import Artifact, Manifest, create_artifact, open_artifact
 from dq_deploy.artifacts.details import GraphInput
 from dq_deploy.engines.build.plan import check_capabilities, check_graph, default_batch, input_profile
-from dq_deploy.engines.registry import builder_named
+from dq_deploy.engines.descriptors.registry import builder_named
 from dq_deploy.engines.tensorrt.descriptor import TENSORRT, TENSORRT_RTX
 from dq_deploy.errors import ArtifactError, EnvironmentProblem, UsageError
 from tests.engines import graphs

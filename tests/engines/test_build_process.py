@@ -16,8 +16,8 @@ import pytest
 from dq_deploy.artifacts import sha256_file
 from dq_deploy.engines.build import process as build_process
 from dq_deploy.engines.build.process import BuilderCrash, Failure, diagnose, run_child
-from dq_deploy.engines.build_request import BuildRequest
-from dq_deploy.engines.tensorrt.cuda_driver import gpu_compute_capability
+from dq_deploy.engines.build.request import BuildRequest
+from dq_deploy.engines.devices.cuda_driver import gpu_compute_capability
 from dq_deploy.errors import ArtifactError, EnvironmentProblem, ResourceError
 from tests.engines import graphs
 
@@ -125,7 +125,7 @@ def test_interrupt_ends_the_builder_too(small: Path, tmp_path: Path, monkeypatch
     start_children_with(f"import os, time; open({str(pid_file)!r}, 'w').write(str(os.getpid())); time.sleep(60)", tmp_path, monkeypatch)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(REPOSITORY)]))
     script = (
-        "from dq_deploy.engines.build import build_engine\n"
+        "from dq_deploy.engines.build.engine import build_engine\n"
         f"build_engine({str(small.parent)!r}, {str(tmp_path / 'engine')!r}, compute_capabilities=['8.9'])"
     )
     parent = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from dq_deploy.artifacts import Artifact
-from dq_deploy.engines.choice import best_runtime, make_runner
+from dq_deploy.engines.loading.choice import best_runtime, make_runner
 from dq_deploy.engines.openvino import int8_kernels
 from dq_deploy.engines.openvino.int8_kernels import int8_without_vnni
 from tests.flow import Flow, altered_manifest

@@ -12,9 +12,9 @@ import pytest
 from dq_deploy.artifacts import Artifact
 from dq_deploy.engines.bench import Contender, bench, contenders_from, gpu, gpu_clocks
 from dq_deploy.engines.bench.gpu_clocks import Clocks, clock_notes, parse_clocks, read_clocks
-from dq_deploy.engines.build import build_engine
-from dq_deploy.engines.kernels import LayerDump
+from dq_deploy.engines.build.engine import build_engine
 from dq_deploy.engines.layer_report import LayerReport, build_report
+from dq_deploy.engines.layer_report.kernels import LayerDump
 from dq_deploy.engines.layer_report.roofline import Peaks, Work, describe, peaks_of, roofline, work_of
 from dq_deploy.engines.tensorrt import runner as tensorrt_runner
 from dq_deploy.engines.tensorrt.runner import TensorRtRunner

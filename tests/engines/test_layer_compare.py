@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from dq_deploy.artifacts.details import FloatLayer
-from dq_deploy.engines.kernels import LayerDump
 from dq_deploy.engines.layer_report import LayerReport, build_report
 from dq_deploy.engines.layer_report.compare import compare
+from dq_deploy.engines.layer_report.kernels import LayerDump
 from dq_deploy.errors import UsageError
 from dq_deploy.report.layer_plot import layer_plot
 from dq_deploy.report.svg import standalone

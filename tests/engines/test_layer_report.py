@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from dq_deploy.artifacts.details import LoweredLayer
-from dq_deploy.engines.kernels import Kernel, LayerDump, Tensor
 from dq_deploy.engines.layer_report import LayerReport, build_report, kernel_rows, undocumented
+from dq_deploy.engines.layer_report.kernels import Kernel, LayerDump, Tensor
 
 
 def kernel(name: str, kind: str, operands: str, nodes: str) -> Kernel:

@@ -12,7 +12,7 @@ import pytest
 
 CHILD = """
 import time
-from dq_deploy.engines.build_request import end_with_parent
+from dq_deploy.engines.build.request import end_with_parent
 end_with_parent()
 print("ready", flush=True)
 time.sleep(120)

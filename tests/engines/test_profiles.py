@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from dq_deploy.artifacts import Artifact
-from dq_deploy.engines.build import build_engine
-from dq_deploy.engines.engine_files import largest_batch, rebuild_hint
+from dq_deploy.engines.build.engine import build_engine
+from dq_deploy.engines.build.profiles import envelope, in_words, nearest, parse_profile
+from dq_deploy.engines.loading.engine_files import largest_batch, rebuild_hint
 from dq_deploy.engines.onnxruntime.runner import OnnxRuntimeRunner
-from dq_deploy.engines.profiles import envelope, in_words, nearest, parse_profile
 from dq_deploy.engines.tensorrt.runner import TensorRtRunner
 from dq_deploy.engines.triton import triton_repository
 from dq_deploy.errors import ArtifactError, UsageError

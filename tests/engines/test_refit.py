@@ -10,7 +10,7 @@ import pytest
 
 from dq_deploy import build_engine, combine, export, quantize, refit
 from dq_deploy.artifacts import Artifact, open_artifact
-from dq_deploy.engines.build import load_report
+from dq_deploy.engines.build.engine import load_report
 from dq_deploy.errors import UsageError
 from tests.command_line import Cli, assert_refused
 from tests.tiny_pipelines import tiny_lora, tiny_stable_diffusion

@@ -17,13 +17,13 @@ import pytest
 
 from dq_deploy.artifacts import Artifact
 from dq_deploy.artifacts.writing import write_text
-from dq_deploy.engines import registry
 from dq_deploy.engines.bench import bench, contenders_from
-from dq_deploy.engines.build import build_engine, load_report
-from dq_deploy.engines.build_options import BuildOptions
-from dq_deploy.engines.choice import engines_for, make_runner
-from dq_deploy.engines.descriptor import EngineDescriptor, Products
-from dq_deploy.engines.registry import builders, engines, register, runtimes
+from dq_deploy.engines.build.engine import build_engine, load_report
+from dq_deploy.engines.build.options import BuildOptions
+from dq_deploy.engines.descriptors import registry
+from dq_deploy.engines.descriptors.descriptor import EngineDescriptor, Products
+from dq_deploy.engines.descriptors.registry import builders, engines, register, runtimes
+from dq_deploy.engines.loading.choice import engines_for, make_runner
 from dq_deploy.errors import ArtifactError, EnvironmentProblem, UsageError
 from tests.command_line import Cli, assert_refused
 from tests.engines import graphs
@@ -59,7 +59,8 @@ def planned_in(bundle: Artifact, path: Path, number_format: str) -> Artifact:
 
 def test_the_table_loads_neither_torch_nor_an_engine() -> None:
     heavy = ("torch", "numpy", "onnx", "pydantic", *(module for engine in OURS for module in engine.modules))
-    program = f"import sys; from dq_deploy.engines.registry import engines; engines(); sys.exit(str(set({heavy!r}) & set(sys.modules)))"
+    table = "dq_deploy.engines.descriptors.registry"
+    program = f"import sys; from {table} import engines; engines(); sys.exit(str(set({heavy!r}) & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.stderr.strip() == "set()"
 

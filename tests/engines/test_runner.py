@@ -11,7 +11,7 @@ import torch
 from dq_deploy.artifacts import Artifact
 from dq_deploy.engines.onnxruntime.runner import OnnxRuntimeRunner
 from dq_deploy.engines.openvino.runner import OpenVinoRunner
-from dq_deploy.engines.runner import GraphRunner
+from dq_deploy.engines.running.runner import GraphRunner
 from dq_deploy.errors import ArtifactError, UsageError
 from tests.bundles import write_graph
 

@@ -16,11 +16,11 @@ import dq_deploy
 from dq_deploy.artifacts import Artifact, open_artifact
 from dq_deploy.artifacts.turns import members_at, turns
 from dq_deploy.engines.bench import bench, contenders_from
-from dq_deploy.engines.build import build_engine
-from dq_deploy.engines.choice import engines_on, make_runner, runner_on, runtime_name
-from dq_deploy.engines.combine import combine
+from dq_deploy.engines.build.engine import build_engine
+from dq_deploy.engines.loading.choice import engines_on, make_runner, runner_on, runtime_name
 from dq_deploy.engines.onnxruntime.runner import OnnxRuntimeRunner
-from dq_deploy.engines.schedule import ScheduleRunner
+from dq_deploy.engines.running.schedule import ScheduleRunner
+from dq_deploy.engines.schedules.combine import combine
 from dq_deploy.engines.triton import triton_repository
 from dq_deploy.errors import ArtifactError, UsageError
 from dq_deploy.exporters.lint import lint

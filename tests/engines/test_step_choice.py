@@ -11,8 +11,8 @@ import pytest
 from dq_deploy import choose_steps
 from dq_deploy.artifacts import Artifact, open_artifact
 from dq_deploy.artifacts.turns import turns
-from dq_deploy.engines.combine import combine
-from dq_deploy.engines.step_choice import _measured
+from dq_deploy.engines.schedules.combine import combine
+from dq_deploy.engines.schedules.step_choice import _measured
 from dq_deploy.errors import ArtifactError, UsageError
 from dq_deploy.progress import silent
 from tests.command_line import Cli, assert_refused

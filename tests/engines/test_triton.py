@@ -10,7 +10,7 @@ import pytest
 from google.protobuf.text_format import ParseError
 
 from dq_deploy.artifacts import Artifact, open_artifact
-from dq_deploy.engines.build import build_engine
+from dq_deploy.engines.build.engine import build_engine
 from dq_deploy.engines.triton import triton_repository
 from dq_deploy.errors import ArtifactError, UsageError
 from tests.bundles import float_bundle

@@ -15,10 +15,10 @@ import onnx
 from onnx.reference import ReferenceEvaluator
 
 from dq_deploy.artifacts import Artifact, sha256_file
-from dq_deploy.engines.build_request import BuildRequest, BuildResult
-from dq_deploy.engines.descriptor import Builder, EngineDescriptor, Products
-from dq_deploy.engines.kernels import Kernel, LayerDump
-from dq_deploy.engines.runner import Array, GraphRunner, InputSpec, graph_file
+from dq_deploy.engines.build.request import BuildRequest, BuildResult
+from dq_deploy.engines.descriptors.descriptor import Builder, EngineDescriptor, Products
+from dq_deploy.engines.layer_report.kernels import Kernel, LayerDump
+from dq_deploy.engines.running.runner import Array, GraphRunner, InputSpec, graph_file
 
 TOY = EngineDescriptor(
     name="toy",

@@ -99,7 +99,7 @@ def test_rows_that_alternate_are_found(checkpoint: Checkpoint, tmp_path: Path) -
 
 
 def test_openvino_multiplies_integers_and_agrees(checkpoint: Checkpoint, tmp_path: Path) -> None:
-    from dq_deploy.engines.build import build_engine
+    from dq_deploy.engines.build.engine import build_engine
 
     bundle = export(checkpoint.artifact, tmp_path / "bundle", target="qdq", dtype="fp32")
     engine = build_engine(bundle, tmp_path / "engine", backend="openvino", int8_kernels="always")

@@ -13,7 +13,7 @@ from onnx import TensorProto, numpy_helper
 
 from dq_deploy.accuracy import check
 from dq_deploy.artifacts import Artifact
-from dq_deploy.engines.build import build_engine, load_report
+from dq_deploy.engines.build.engine import build_engine, load_report
 from dq_deploy.engines.onnxruntime.runner import OnnxRuntimeRunner
 from dq_deploy.engines.openvino.runner import OpenVinoRunner
 from dq_deploy.errors import UsageError

@@ -19,9 +19,9 @@ from dq_deploy.accuracy import check
 from dq_deploy.accuracy.local import local_parity
 from dq_deploy.artifacts import Artifact, open_artifact
 from dq_deploy.artifacts.scale_tables import read_tables
-from dq_deploy.engines.build import build_engine, load_report
-from dq_deploy.engines.choice import best_runtime, make_runner
+from dq_deploy.engines.build.engine import build_engine, load_report
 from dq_deploy.engines.dropin import load
+from dq_deploy.engines.loading.choice import best_runtime, make_runner
 from dq_deploy.errors import ArtifactError, UsageError
 from dq_deploy.exporters import export
 from dq_deploy.exporters.fp4_emulation import Fp4DynamicQuantize, emulate_fp4

@@ -12,7 +12,7 @@ import torch
 from onnx import TensorProto, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from dq_deploy.engines.build import build_engine, load_report
+from dq_deploy.engines.build.engine import build_engine, load_report
 from dq_deploy.exporters import export
 from dq_deploy.exporters.lint import lint
 from dq_deploy.exporters.precision import lower_precision

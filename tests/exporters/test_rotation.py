@@ -13,7 +13,7 @@ from onnx import numpy_helper
 
 from dq_deploy.accuracy import check
 from dq_deploy.artifacts import Artifact, open_artifact
-from dq_deploy.engines.build import build_engine
+from dq_deploy.engines.build.engine import build_engine
 from dq_deploy.engines.openvino.int8_kernels import int8_serves
 from dq_deploy.exporters import export
 from dq_deploy.quantization.checkpoint import Checkpoint, load_checkpoint

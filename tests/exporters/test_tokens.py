@@ -16,7 +16,7 @@ from dq_deploy.accuracy import check
 from dq_deploy.accuracy.local import local_parity
 from dq_deploy.artifacts import Artifact, open_artifact
 from dq_deploy.artifacts.scale_tables import read_tables
-from dq_deploy.engines.build import build_engine
+from dq_deploy.engines.build.engine import build_engine
 from dq_deploy.engines.dropin import load
 from dq_deploy.engines.onnxruntime.runner import optimized_operators
 from dq_deploy.engines.openvino.int8_kernels import int8_serves

@@ -13,8 +13,8 @@ from typing import Any
 import dq_deploy
 from dq_deploy.artifacts import Artifact
 from dq_deploy.artifacts.details import Target
-from dq_deploy.engines.build import load_report
-from dq_deploy.engines.choice import Engine
+from dq_deploy.engines.build.engine import load_report
+from dq_deploy.engines.loading.choice import Engine
 from dq_deploy.errors import DqDeployError
 from tests.families.family import Family
 

@@ -15,8 +15,8 @@ from huggingface_hub import ModelCard
 import dq_deploy
 from dq_deploy.artifacts import open_artifact
 from dq_deploy.console import to_json
-from dq_deploy.engines.build import build_engine
-from dq_deploy.engines.combine import combine
+from dq_deploy.engines.build.engine import build_engine
+from dq_deploy.engines.schedules.combine import combine
 from dq_deploy.errors import ArtifactError, EnvironmentProblem, UsageError
 from dq_deploy.hub.card import model_card, read_report
 from dq_deploy.hub.push import push

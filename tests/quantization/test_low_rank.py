@@ -13,7 +13,7 @@ from torch.fx import GraphModule
 from dq_deploy.accuracy import check
 from dq_deploy.accuracy.layer_error import layer_errors
 from dq_deploy.artifacts import open_artifact
-from dq_deploy.engines.build import build_engine, load_report
+from dq_deploy.engines.build.engine import build_engine, load_report
 from dq_deploy.errors import UsageError
 from dq_deploy.exporters import export
 from dq_deploy.exporters.lint import lint

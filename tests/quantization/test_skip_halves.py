@@ -12,7 +12,7 @@ from torch import nn
 from torch.fx import GraphModule
 
 from dq_deploy.accuracy import check
-from dq_deploy.engines.build import build_engine, load_report
+from dq_deploy.engines.build.engine import build_engine, load_report
 from dq_deploy.exporters import export
 from dq_deploy.quantization.checkpoint import Checkpoint
 from dq_deploy.quantization.choices import SkipHalves

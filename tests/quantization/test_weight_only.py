@@ -16,7 +16,7 @@ from onnx import TensorProto, numpy_helper
 
 from dq_deploy.accuracy import check
 from dq_deploy.artifacts import Artifact
-from dq_deploy.engines.build import build_engine, load_report
+from dq_deploy.engines.build.engine import build_engine, load_report
 from dq_deploy.engines.onnxruntime.runner import optimized_operators
 from dq_deploy.errors import ArtifactError, UsageError
 from dq_deploy.exporters import export

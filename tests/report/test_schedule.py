@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from dq_deploy.artifacts import Artifact
-from dq_deploy.engines.build import build_engine
-from dq_deploy.engines.combine import combine
+from dq_deploy.engines.build.engine import build_engine
+from dq_deploy.engines.schedules.combine import combine
 from dq_deploy.errors import ArtifactError, UsageError
 from dq_deploy.hub.card import model_card, read_report
 from dq_deploy.report.artifacts import gather

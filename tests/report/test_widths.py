@@ -9,7 +9,7 @@ from statistics import mean
 import pytest
 
 from dq_deploy.artifacts import open_artifact
-from dq_deploy.engines.build import build_engine
+from dq_deploy.engines.build.engine import build_engine
 from dq_deploy.exporters import export
 from dq_deploy.report.data import ReportData
 from dq_deploy.report.make import Drawing, ReportRequest, write_report

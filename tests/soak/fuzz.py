@@ -54,8 +54,8 @@ def targets() -> dict[str, Callable[[Path], object]]:
     from dq_deploy.artifacts.manifest import parse_manifest
     from dq_deploy.artifacts.reading import check_onnx, read_arrays, read_ir, read_record
     from dq_deploy.commands.options import read_config
-    from dq_deploy.engines.engine_files import builder_of
     from dq_deploy.engines.layer_report import LayerReport
+    from dq_deploy.engines.loading.engine_files import builder_of
     from dq_deploy.sources.pipeline_index import read_components, read_pipeline_index
 
     def manifest(path: Path) -> None:

@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 
 from dq_deploy.artifacts import Kind, open_artifact
-from dq_deploy.engines.build import build_engine
+from dq_deploy.engines.build.engine import build_engine
 from dq_deploy.exporters import export
 from dq_deploy.quantization import quantize
 from tests.engines import graphs

@@ -14,7 +14,7 @@ import numpy as np
 
 from dq_deploy.artifacts import Artifact
 from dq_deploy.engines.dropin import Runtime, load
-from dq_deploy.engines.engine_files import open_runnable
+from dq_deploy.engines.loading.engine_files import open_runnable
 
 THREADS = 8
 BATCHES = (1, 2, 3, 5, 8)

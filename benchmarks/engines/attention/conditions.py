@@ -18,9 +18,9 @@ from pydantic import BaseModel, ConfigDict
 from benchmarks.patterns.float8 import FLOAT8
 from benchmarks.patterns.sketch import BFLOAT16, FLOAT, FLOAT16, Sketch
 from dq_deploy.engines.build.process import run_child
-from dq_deploy.engines.build_request import BuildRequest, ShapeRange
-from dq_deploy.engines.descriptor import capability_of
-from dq_deploy.engines.kernels import LayerDump
+from dq_deploy.engines.build.request import BuildRequest, ShapeRange
+from dq_deploy.engines.descriptors.descriptor import capability_of
+from dq_deploy.engines.layer_report.kernels import LayerDump
 from dq_deploy.engines.tensorrt.layer_dump import parse_dump
 from dq_deploy.errors import ArtifactError
 

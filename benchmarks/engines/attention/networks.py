@@ -15,9 +15,9 @@ from benchmarks.engines.study import CAPABILITIES, CHEAP
 from benchmarks.scale.setting import Setting
 from dq_deploy.artifacts import Artifact, open_artifact
 from dq_deploy.artifacts.details import EngineDetails
-from dq_deploy.engines.build import load_report
-from dq_deploy.engines.engine_files import engine_bytes
+from dq_deploy.engines.build.engine import load_report
 from dq_deploy.engines.layer_report import LayerReport
+from dq_deploy.engines.loading.engine_files import engine_bytes
 from dq_deploy.exporters.attention import Attention
 from dq_deploy.quantization import work_path
 

@@ -12,7 +12,7 @@ import dq_deploy
 from benchmarks.engines.attention.networks import NETWORKS, Engine, engine_of
 from benchmarks.engines.study import CAPABILITIES, CHEAP
 from dq_deploy.artifacts.details import CheckpointDetails
-from dq_deploy.engines.build import load_report
+from dq_deploy.engines.build.engine import load_report
 from dq_deploy.engines.layer_report import LayerReport
 from dq_deploy.engines.layer_report.roofline import work_of
 

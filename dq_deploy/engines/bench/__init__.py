@@ -11,8 +11,8 @@ import numpy as np
 
 from ...errors import ArtifactError, PerformanceGateError, UsageError
 from ...progress import Advance, Progress, silent
-from ..machine import machine_info
-from ..runner import TIMESTEP
+from ..devices.machine import machine_info
+from ..running.runner import TIMESTEP
 from .contenders import Contender, Inputs, contenders_from
 from .gpu import GpuBench
 from .statistics import Floats, paired_ratio, snr_db

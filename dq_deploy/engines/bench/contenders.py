@@ -12,11 +12,11 @@ from ...artifacts import Artifact, is_kind
 from ...artifacts.details import EngineDetails, GraphInput, RunnableDetails, ScheduleDetails
 from ...artifacts.turns import turns
 from ...errors import UsageError
-from ..choice import Engine, engines_on, runner_on
-from ..engine_files import open_runnable
-from ..runner import TIMESTEP, Array, Runner
-from ..schedule import ScheduleRunner
-from ..size_range import SizeRange
+from ..loading.choice import Engine, engines_on, runner_on
+from ..loading.engine_files import open_runnable
+from ..loading.size_range import SizeRange
+from ..running.runner import TIMESTEP, Array, Runner
+from ..running.schedule import ScheduleRunner
 
 Inputs = Mapping[str, Array]
 # Timesteps cycled through while timing; more would only lengthen the comparison of outputs that precedes it.

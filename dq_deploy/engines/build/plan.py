@@ -9,12 +9,12 @@ from ...artifacts import Artifact
 from ...artifacts.details import BundleDetails, GraphInput
 from ...artifacts.reading import check_onnx
 from ...errors import ArtifactError, UsageError
-from ..build_request import ShapeRange
-from ..descriptor import EngineDescriptor, capability_of
-from ..gpu_names import capabilities_of_names
+from ..descriptors.descriptor import EngineDescriptor, capability_of
+from ..descriptors.registry import builders
+from ..devices.gpu_names import capabilities_of_names
 from ..layer_report import op_of, planned_format
-from ..profiles import Range
-from ..registry import builders
+from .profiles import Range
+from .request import ShapeRange
 
 _NAMED = 4  # layers in a message
 _LARGEST_BATCH = 8

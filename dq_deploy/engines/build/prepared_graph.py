@@ -16,8 +16,8 @@ from ...artifacts import Artifact
 from ...artifacts.details import BundleDetails
 from ...artifacts.reading import without_links
 from ...artifacts.writing import write_bytes
-from ..descriptor import Builder
-from ..kernels import AttentionPlan
+from ..descriptors.descriptor import Builder
+from ..layer_report.kernels import AttentionPlan
 
 _GRAPH = "model.onnx"
 

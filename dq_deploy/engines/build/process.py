@@ -20,8 +20,8 @@ import dq_deploy
 from ...artifacts import sha256_file
 from ...artifacts.writing import write_text
 from ...errors import ArtifactError, DqDeployError, EnvironmentProblem, ResourceError, UsageError
-from ..build_request import BuildRequest, BuildResult
-from ..registry import builder_named
+from ..descriptors.registry import builder_named
+from .request import BuildRequest, BuildResult
 
 # A builder that fails to start a thread (seen under a memory limit) waits for it for ever. No output and no CPU time for so long is a hang.
 STALL_S = 120.0

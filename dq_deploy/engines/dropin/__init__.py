@@ -20,17 +20,17 @@ from ...artifacts.details import BundleDetails
 from ...errors import ArtifactError, UsageError
 from ...quantization.calibration.recording import UNBATCHED
 from ...quantization.calling import call_of_record
-from ..choice import Runtime, make_cached_runner, make_runner
-from ..engine_files import open_runnable
-from ..runner import TIMESTEP, GraphRunner, Runner
-from ..size_range import SizeRange
+from ..loading.choice import Runtime, make_cached_runner, make_runner
+from ..loading.engine_files import open_runnable
+from ..loading.size_range import SizeRange
+from ..running.runner import TIMESTEP, GraphRunner, Runner
 from ..step_cache.runner import CachedRunner
 from ..step_cache.steps import CacheReport
-from ..watch import WatchedRunner, WatchRow
 from .answers import controlnet_class
 from .ip_adapter import AdapterInGraph, blocks_with_attention
 from .module import EngineModule, Origin, as_one_of, check_no_gradients
 from .saving import guard_saving
+from .watch import WatchedRunner, WatchRow
 
 Forward = Callable[[dict[str, torch.Tensor]], torch.Tensor]
 

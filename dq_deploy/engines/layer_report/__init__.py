@@ -12,9 +12,9 @@ from typing import Any
 
 from ...artifacts.details import FloatLayer, LoweredLayer
 from ...artifacts.records import Record
-from ..descriptor import FLOATS, Op
-from ..kernels import NOTHING, AttentionPlan, Kernel, LayerDump, casts_first, datatypes, product_format, rank
-from ..registry import builders
+from ..descriptors.descriptor import FLOATS, Op
+from ..descriptors.registry import builders
+from .kernels import NOTHING, AttentionPlan, Kernel, LayerDump, casts_first, datatypes, product_format, rank
 
 SCHEMA_VERSION = 1
 CONTRACTIONS: dict[str, Op] = {

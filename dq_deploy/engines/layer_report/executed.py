@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Sequence
 
 from ...artifacts.records import Record
-from ..descriptor import Op
-from ..kernels import Kernel, product_format, rank
+from ..descriptors.descriptor import Op
 from . import LayerReport
+from .kernels import Kernel, product_format, rank
 
 
 class ExecutedProduct(Record):

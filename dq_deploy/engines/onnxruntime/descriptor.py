@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ..descriptor import EngineDescriptor, Products, Triton
+from ..descriptors.descriptor import EngineDescriptor, Products, Triton
 
 # Which provider a session of one operator gets, of those requested: a provider whose libraries are missing gives way to the CPU's.
 _PROBE = """

@@ -15,9 +15,9 @@ from ...artifacts.reading import read_ir, read_onnx
 from ...errors import ArtifactError, DqDeployError, EnvironmentProblem, ResourceError, UsageError, out_of_memory
 from ...exporters.exact_sums import for_this_cpu, saturates
 from ...formats.fp4 import FP4_DOMAIN
-from ..finite import Nonfinite, checked
-from ..lookup_tables import entries_in_onnx
-from ..runner import Array, InputSpec, PartsRunner, graph_file
+from ..running.finite import Nonfinite, checked
+from ..running.lookup_tables import entries_in_onnx
+from ..running.runner import Array, InputSpec, PartsRunner, graph_file
 from .descriptor import CUDA, ONNXRUNTIME
 
 _EXACT = "session.x64quantprecision"

@@ -18,8 +18,8 @@ from typing import Any
 from ...artifacts import sha256_file
 from ...artifacts.reading import read_onnx
 from ...artifacts.writing import sync
-from ..build_options import BuildOptions
-from ..build_request import BuildRequest, BuildResult, Shape, end_with_parent
+from ..build.options import BuildOptions
+from ..build.request import BuildRequest, BuildResult, Shape, end_with_parent
 from .descriptor import OPENVINO
 from .graph import runtime_dump
 from .int8_kernels import int8_serves

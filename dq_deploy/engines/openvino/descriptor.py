@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from ..descriptor import Builder, EngineDescriptor, Products, Triton
-from ..machine import INTEGER_INSTRUCTIONS
-from ..version_rules import not_older
+from ..descriptors.descriptor import Builder, EngineDescriptor, Products, Triton
+from ..descriptors.version_rules import not_older
+from ..devices.machine import INTEGER_INSTRUCTIONS
 
 if TYPE_CHECKING:
     from ...artifacts import Artifact

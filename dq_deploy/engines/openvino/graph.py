@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from ..kernels import Kernel, LayerDump, Tensor
 from ..layer_report import CONTRACTIONS
+from ..layer_report.kernels import Kernel, LayerDump, Tensor
 
 PRODUCTS = ("Convolution", "Deconvolution", "FullyConnected", "MatMul")
 # A fusion (of attention, say) multiplies matrices only if a product's name is among those of its layers.

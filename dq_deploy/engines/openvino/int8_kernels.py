@@ -14,7 +14,7 @@ from ...artifacts import Artifact
 from ...artifacts.details import BundleDetails
 from ...artifacts.layer_bits import fraction_of_work, integer_activations, wider_weights
 from ...errors import EnvironmentProblem
-from ..machine import machine_info
+from ..devices.machine import machine_info
 from .descriptor import OPENVINO
 
 # One row of 64 equal codes at the end of their range: summed in pairs in 16 bits, 127·127 + 127·127 (shifted to u8: 255·127 + 255·127)

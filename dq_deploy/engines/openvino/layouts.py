@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ..runner import Array
+from ..running.runner import Array
 from .rewrites.graph import constant, opset, shape_of
 
 _CHANNELS_LAST = "[N,H,W,C]"

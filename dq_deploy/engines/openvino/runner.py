@@ -17,10 +17,10 @@ from ...artifacts.details import BundleDetails
 from ...artifacts.reading import check_structure, without_links
 from ...errors import ArtifactError, EnvironmentProblem, UsageError, raise_if_out_of_memory
 from ...formats.fp4 import FP4_OPERATOR
-from ..engine_files import check_backend_is, check_version, open_graph, options_of
-from ..finite import Nonfinite, checked
-from ..lookup_tables import entries_in_openvino
-from ..runner import Array, InputSpec, PartsRunner, graph_file
+from ..loading.engine_files import check_backend_is, check_version, open_graph, options_of
+from ..running.finite import Nonfinite, checked
+from ..running.lookup_tables import entries_in_openvino
+from ..running.runner import Array, InputSpec, PartsRunner, graph_file
 from . import int8_kernels
 from .descriptor import OPENVINO
 from .graph import FUSIONS, PRODUCTS, product_precision

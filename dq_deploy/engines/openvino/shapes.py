@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ..runner import Array
+from ..running.runner import Array
 from .layouts import as_declared
 
 Shapes = tuple[tuple[int, ...], ...]

@@ -12,7 +12,7 @@ from typing import Any
 from ...artifacts.details import BundleDetails
 from ...artifacts.reading import read_json
 from ...errors import ArtifactError, EnvironmentProblem, UsageError
-from ..pipeline_tools import Tool
+from .tools import Tool
 
 INDEX = "model_index.json"
 _DENOISERS = ("unet", "transformer")

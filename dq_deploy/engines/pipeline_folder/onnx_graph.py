@@ -14,7 +14,7 @@ from ...artifacts import Artifact
 from ...artifacts.details import BundleDetails
 from ...artifacts.reading import read_onnx
 from ...artifacts.writing import write_bytes
-from ..runner import MODEL_FILE
+from ..running.runner import MODEL_FILE
 from .interface import Front, Port, fronts
 
 

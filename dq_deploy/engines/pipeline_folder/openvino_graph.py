@@ -12,7 +12,7 @@ from ...artifacts.reading import without_links
 from ..openvino.descriptor import OPENVINO
 from ..openvino.rewrites import rewrite
 from ..openvino.runner import read_graph, refusal
-from ..runner import MODEL_FILE
+from ..running.runner import MODEL_FILE
 from .interface import Front, Port, fronts
 
 _TYPES = {"f32": "float32", "f16": "float16", "f64": "float64", "i32": "int32", "i64": "int64", "boolean": "bool"}

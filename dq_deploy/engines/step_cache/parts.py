@@ -21,7 +21,7 @@ from ...artifacts.layer_bits import fraction_of_work
 from ...artifacts.reading import read_ir
 from ...errors import UsageError
 from ...exporters.bundle import write_model
-from ..runner import MODEL_FILE
+from ..running.runner import MODEL_FILE
 from .blocks import layer_name
 from .cut import find_cut
 from .flow import Flow

@@ -25,7 +25,7 @@ from ...artifacts.details import BundleDetails
 from ...errors import UsageError
 from ...quantization.calibration.recording import varying_names
 from ...quantization.calling import call_of_record
-from ..runner import TIMESTEP, Array, GraphRunner, PartsRunner, gathered, taken
+from ..running.runner import TIMESTEP, Array, GraphRunner, PartsRunner, gathered, taken
 from .parts import Part, write_parts
 from .steps import CacheReport, Kept, Run, condition_key, relative_change
 

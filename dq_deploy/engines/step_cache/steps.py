@@ -15,7 +15,7 @@ import numpy as np
 from pydantic import computed_field
 
 from ...artifacts.records import Record
-from ..runner import Array
+from ..running.runner import Array
 
 _MOST = 4
 """Conditions that something is kept for: with the prompt, without, and with a picture alone, as guidance by two takes; and one to spare."""

@@ -14,9 +14,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ..build_options import BuildOptions
-from ..build_request import BuildRequest, BuildResult, end_with_parent
-from .cuda_driver import gpu_compute_capability
+from ..build.options import BuildOptions
+from ..build.request import BuildRequest, BuildResult, end_with_parent
+from ..devices.cuda_driver import gpu_compute_capability
 from .descriptor import TENSORRT_RTX
 from .timing_cache import load_timing_cache, save_timing_cache
 

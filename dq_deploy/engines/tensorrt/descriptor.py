@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from ..descriptor import Builder, EngineDescriptor, Products, Triton
-from ..version_rules import same_or_compatible
+from ..descriptors.descriptor import Builder, EngineDescriptor, Products, Triton
+from ..descriptors.version_rules import same_or_compatible
 
 _CHILD = "dq_deploy.engines.tensorrt.child"
 _RUNNER = "dq_deploy.engines.tensorrt.runner:TensorRtRunner"

@@ -25,8 +25,8 @@ import onnx_ir.passes.common as passes
 
 from ...artifacts.details import BundleDetails
 from ...exporters.emitter import Emitter
-from ..attention import Attention, find_attentions, layer_of
-from ..kernels import AttentionPlan
+from ..layer_report.attention import Attention, find_attentions, layer_of
+from ..layer_report.kernels import AttentionPlan
 
 _FUSED_TYPES = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 SMALLEST_HEAD, LARGEST_HEAD = 16, 256

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ...errors import ArtifactError
-from ..kernels import Kernel, Tensor
+from ..layer_report.kernels import Kernel, Tensor
 from .layer_dump import dtype_of, onnx_nodes
 
 _FORMATS = ("Format/Datatype", "Datatype", "Format")

@@ -18,7 +18,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from ..kernels import Kernel, LayerDump, Tensor
+from ..layer_report.kernels import Kernel, LayerDump, Tensor
 
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")  # polygraphy colours its lines where the package `colored` is installed
 _PREFIX = re.compile(r"^\[[^\]]{1,2}\] ")  # polygraphy's severity: [E], [W], [I], [V], [X]

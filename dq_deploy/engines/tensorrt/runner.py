@@ -18,7 +18,12 @@ from ...artifacts import Artifact, is_kind
 from ...artifacts.details import EngineDetails
 from ...artifacts.reading import read_record
 from ...errors import ArtifactError, EnvironmentProblem, ResourceError, raise_if_out_of_memory
-from ..engine_files import (
+from ..build.profiles import Range, nearest
+from ..devices.cuda_driver import gpu_compute_capability
+from ..layer_report import LayerReport
+from ..layer_report.kernels import Kernel
+from ..layer_report.roofline import Peaks, Work, work_of
+from ..loading.engine_files import (
     builder_of,
     check_backend_is,
     check_version,
@@ -29,14 +34,9 @@ from ..engine_files import (
     take_to_a_gpu,
     verified_bytes,
 )
-from ..finite import Nonfinite, checked
-from ..kernels import Kernel
-from ..layer_report import LayerReport
-from ..layer_report.roofline import Peaks, Work, work_of
-from ..profiles import Range, nearest
-from ..runner import Array, GraphRunner, InputSpec, bind_inputs
+from ..running.finite import Nonfinite, checked
+from ..running.runner import Array, GraphRunner, InputSpec, bind_inputs
 from .cuda_device import CudaDevice
-from .cuda_driver import gpu_compute_capability
 from .descriptor import TENSORRT, TENSORRT_RTX
 from .inspector import inspected_kernels
 

@@ -20,10 +20,10 @@ from ...artifacts.reading import read_onnx
 from ...artifacts.writing import write_text
 from ...errors import ArtifactError, UsageError
 from ..build.plan import output_spec
-from ..descriptor import Triton
-from ..engine_files import builder_of, open_graph
-from ..registry import REFERENCE, builders
-from ..runner import MODEL_FILE
+from ..descriptors.descriptor import Triton
+from ..descriptors.registry import REFERENCE, builders
+from ..loading.engine_files import builder_of, open_graph
+from ..running.runner import MODEL_FILE
 from .config import BATCH, Kind, TritonConfig, TritonTensor, check_name, shares_batches, tensors_of, warmup_of
 
 Device = Literal["auto", "cpu", "gpu"]

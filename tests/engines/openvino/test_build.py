@@ -12,9 +12,9 @@ import torch
 
 from dq_deploy.artifacts import Artifact
 from dq_deploy.engines.bench import bench, contenders_from
-from dq_deploy.engines.build import build_engine, load_report
+from dq_deploy.engines.build.engine import build_engine, load_report
 from dq_deploy.engines.build.process import run_child
-from dq_deploy.engines.build_request import BuildRequest
+from dq_deploy.engines.build.request import BuildRequest
 from dq_deploy.engines.dropin import load
 from dq_deploy.engines.openvino.int8_kernels import int8_saturates
 from dq_deploy.engines.openvino.runner import OpenVinoRunner

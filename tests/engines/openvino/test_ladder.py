@@ -10,7 +10,7 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from dq_deploy.engines.choice import make_runner
+from dq_deploy.engines.loading.choice import make_runner
 from dq_deploy.engines.openvino import runner as module
 from dq_deploy.engines.openvino.ladder import WAYS, Way, compile_somehow
 from dq_deploy.engines.openvino.runner import OpenVinoRunner

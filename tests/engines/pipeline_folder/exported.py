@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dq_deploy.artifacts import Artifact, Manifest, create_artifact, open_artifact
-from dq_deploy.engines.runner import MODEL_FILE
+from dq_deploy.engines.running.runner import MODEL_FILE
 from tests.bundles import write_graph
 
 CONFIG = {"_class_name": "UNet2DConditionModel", "in_channels": 2, "sample_size": 4}

@@ -18,7 +18,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 import dq_deploy
 from dq_deploy.decibels import psnr_db
-from dq_deploy.engines.pipeline_tools import TOOLS
+from dq_deploy.engines.pipeline_folder.tools import TOOLS
 from tests.engines.pipeline_folder import draw
 from tests.tiny_pipelines import randomized, tiny_stable_diffusion, tiny_stable_diffusion_xl
 

@@ -17,9 +17,9 @@ from diffusers import DDIMScheduler, DiTPipeline
 
 import dq_deploy
 from dq_deploy.artifacts import Artifact, open_artifact
-from dq_deploy.engines.choice import make_cached_runner, make_runner
-from dq_deploy.engines.combine import combine
-from dq_deploy.engines.registry import engines
+from dq_deploy.engines.descriptors.registry import engines
+from dq_deploy.engines.loading.choice import make_cached_runner, make_runner
+from dq_deploy.engines.schedules.combine import combine
 from dq_deploy.engines.step_cache.runner import CachedRunner
 from dq_deploy.errors import UsageError
 from dq_deploy.exporters import export

@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from dq_deploy.artifacts import Artifact, Manifest, create_artifact, open_artifact
-from dq_deploy.engines.descriptor import EngineDescriptor
+from dq_deploy.engines.descriptors.descriptor import EngineDescriptor
 from dq_deploy.engines.layer_report.roofline import Peaks, peaks_of
 from dq_deploy.engines.onnxruntime.runner import OnnxRuntimeRunner
 from dq_deploy.engines.tensorrt import runner as tensorrt_runner

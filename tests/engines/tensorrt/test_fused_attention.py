@@ -19,9 +19,9 @@ from torch import nn
 from dq_deploy.accuracy.comparing import as_exported
 from dq_deploy.artifacts import Artifact, open_artifact
 from dq_deploy.cli import run
-from dq_deploy.engines.build import build_engine, load_report
-from dq_deploy.engines.kernels import AttentionPlan
+from dq_deploy.engines.build.engine import build_engine, load_report
 from dq_deploy.engines.layer_report import LayerReport
+from dq_deploy.engines.layer_report.kernels import AttentionPlan
 from dq_deploy.engines.tensorrt.fused_attention import fuse_attentions, padded_head
 from dq_deploy.exporters import export
 from dq_deploy.quantization.checkpoint import Checkpoint, load_checkpoint

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dq_deploy.engines.kernels import LayerDump, Tensor
+from dq_deploy.engines.layer_report.kernels import LayerDump, Tensor
 from dq_deploy.engines.tensorrt.layer_dump import parse_dump
 
 HEAD = "[X] Parsing node: fc/MatMul [MatMul]\n[V] Total Weights Memory: 123 bytes\n[X] Layers:\n"

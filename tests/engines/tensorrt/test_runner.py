@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from dq_deploy.artifacts import Artifact
-from dq_deploy.engines.build import build_engine
+from dq_deploy.engines.build.engine import build_engine
 from dq_deploy.engines.dropin import load
 from dq_deploy.engines.onnxruntime.runner import OnnxRuntimeRunner
 from dq_deploy.engines.tensorrt import runner as tensorrt_runner

@@ -8,9 +8,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError
 
-from ..artifacts.records import Record
-from ..errors import UsageError
-from .registry import builder_named, builders
+from ...artifacts.records import Record
+from ...errors import UsageError
+from ..descriptors.registry import builder_named, builders
 
 Int8Kernels = Literal["auto", "always", "never"]
 HardwareCompatibility = Literal["ampere-plus", "same-compute-capability"]

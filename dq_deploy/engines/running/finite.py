@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
-from ..errors import UsageError
+from ...errors import UsageError
 
 if TYPE_CHECKING:
     from .runner import Array, InputSpec

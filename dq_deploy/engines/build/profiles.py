@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from ..artifacts.details import BundleDetails, FreeDimension
-from ..errors import UsageError
-from .build_options import flag
+from ...artifacts.details import BundleDetails, FreeDimension
+from ...errors import UsageError
+from .options import flag
 
 Range = tuple[int, int, int]
 Profile = Mapping[str, Range]

@@ -9,9 +9,9 @@ from typing import Any
 
 from pydantic import Field
 
-from ..artifacts.records import Record
-from ..artifacts.writing import write_text
-from .kernels import LayerDump
+from ...artifacts.records import Record
+from ...artifacts.writing import write_text
+from ..layer_report.kernels import LayerDump
 
 Shape = tuple[int, ...]
 ShapeRange = tuple[Shape, Shape, Shape]

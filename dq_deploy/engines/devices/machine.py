@@ -7,7 +7,7 @@ import platform
 from pathlib import Path
 from typing import Any
 
-from ..versions import DISTRIBUTION, installed_version
+from ...versions import DISTRIBUTION, installed_version
 
 _CPUINFO = Path("/proc/cpuinfo")
 # What decides which INT8 and half-precision kernels an engine takes, by its names in /proc/cpuinfo (x86, then Arm).
@@ -30,7 +30,7 @@ INTEGER_INSTRUCTIONS = ("avx_vnni", "avx512_vnni", "avx_vnni_int8", "amx_int8", 
 
 def machine_info() -> dict[str, Any]:
     """CPU model, instruction sets that matter to INT8, cores this process may use, system, and versions. JSON-able."""
-    from .registry import engines
+    from ..descriptors.registry import engines
 
     packages = {DISTRIBUTION, "numpy", "torch", *(name for engine in engines().values() for name in engine.distributions)}
     fields = _cpuinfo()

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from ..artifacts import Artifact, is_kind, of_kind
-from ..artifacts.details import Details, EngineDetails, FreeDimension
-from ..errors import UsageError
-from .build_options import flag
+from ...artifacts import Artifact, is_kind, of_kind
+from ...artifacts.details import Details, EngineDetails, FreeDimension
+from ...errors import UsageError
+from ..build.options import flag
+from ..build.profiles import takes
 from .engine_files import outside
-from .profiles import takes
 
 
 class _Shaped(Protocol):

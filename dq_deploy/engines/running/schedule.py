@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from ..artifacts.turns import members_at
-from ..errors import ArtifactError
+from ...artifacts.turns import members_at
+from ...errors import ArtifactError
 from .runner import TIMESTEP, Array, GraphRunner, InputSpec, gathered, taken
 
 

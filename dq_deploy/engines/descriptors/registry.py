@@ -1,10 +1,10 @@
 """The table of the inference engines: what can be requested by name, what is found by ``doctor``, what builds and what runs.
 
-To add an engine, write a room with a runner (``GraphRunner``, runner.py), if it builds a child process (build_request.py), and a
+To add an engine, write a room with a runner (``GraphRunner``, running/runner.py), if it builds a child process (build/request.py), and a
 ``descriptor.py`` that makes an ``EngineDescriptor`` of them; then either
 
 - here: add the descriptor to ``_BUILT_IN``, its extra to pyproject.toml, and what its vendor documents to docs/engines.md;
-- from another package: ``dq_deploy.engines.registry.register(descriptor)``, or an entry point, which every command finds:
+- from another package: ``dq_deploy.engines.descriptors.registry.register(descriptor)``, or an entry point, which every command finds:
 
       [project.entry-points."dq_deploy.engines"]
       mine = "my_package.descriptor:ENGINE"
@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from importlib.metadata import entry_points
 from pkgutil import resolve_name
 
-from ..errors import EnvironmentProblem, UsageError, did_you_mean
+from ...errors import EnvironmentProblem, UsageError, did_you_mean
 from .descriptor import EngineDescriptor
 
 GROUP = "dq_deploy.engines"
@@ -34,7 +34,7 @@ _BUILT_IN = (
     "openvino.descriptor:OPENVINO_INT8",
 )
 _TABLE: dict[str, EngineDescriptor] = {
-    engine.name: engine for engine in (resolve_name(f"{__package__}.{reference}") for reference in _BUILT_IN)
+    engine.name: engine for engine in (resolve_name(f"dq_deploy.engines.{reference}") for reference in _BUILT_IN)
 }
 REFERENCE = _TABLE["onnxruntime"]
 """What runs every bundle where no other engine is faster, and what the others are compared with."""

@@ -15,9 +15,9 @@ from typing import Any, ClassVar, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ..artifacts import Artifact, open_artifact
-from ..artifacts.reading import check_onnx
-from ..errors import ArtifactError, UsageError
+from ...artifacts import Artifact, open_artifact
+from ...artifacts.reading import check_onnx
+from ...errors import ArtifactError, UsageError
 from .finite import Nonfinite, spoiled
 
 TIMESTEP = "timestep"

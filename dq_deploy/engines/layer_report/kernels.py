@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import re
 
-from ..artifacts.records import Record
-from .descriptor import FLOATS
+from ...artifacts.records import Record
+from ..descriptors.descriptor import FLOATS
 
 # A kernel whose type says that it multiplies matrices: `correlation` is RTX's word for a convolution.
 _CONTRACTION_TYPE = re.compile(r"correlation|conv|gemm|matmul|matrix|mha|attention|fullyconnected", re.IGNORECASE)

@@ -16,19 +16,19 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from ..artifacts import Artifact
-from ..artifacts.details import BundleDetails, QuantizerSite
-from ..artifacts.reading import read_ir, read_onnx
-from ..errors import ArtifactError, UsageError
-from ..exporters.exact_sums import for_this_cpu
-from ..exporters.session import session_as_written
-from ..formats import INT8, NumberFormat, ScaleSource
-from ..formats.tables import UINT8_OFFSET
-from .finite import Nonfinite, checked
-from .lookup_tables import entries_in_onnx
-from .onnxruntime.descriptor import ONNXRUNTIME
-from .onnxruntime.runner import DTYPES
-from .runner import TIMESTEP, Array, GraphRunner, InputSpec
+from ...artifacts import Artifact
+from ...artifacts.details import BundleDetails, QuantizerSite
+from ...artifacts.reading import read_ir, read_onnx
+from ...errors import ArtifactError, UsageError
+from ...exporters.exact_sums import for_this_cpu
+from ...exporters.session import session_as_written
+from ...formats import INT8, NumberFormat, ScaleSource
+from ...formats.tables import UINT8_OFFSET
+from ..onnxruntime.descriptor import ONNXRUNTIME
+from ..onnxruntime.runner import DTYPES
+from ..running.finite import Nonfinite, checked
+from ..running.lookup_tables import entries_in_onnx
+from ..running.runner import TIMESTEP, Array, GraphRunner, InputSpec
 
 _MOST_BYTES = 1 << 31
 

@@ -11,14 +11,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..artifacts import Artifact, Manifest, check_output, create_artifact, open_artifact
-from ..artifacts.details import GraphDetails, ScheduleDetails, switches_problem
-from ..artifacts.manifest import MANIFEST_NAME
-from ..artifacts.turns import members_at
-from ..errors import ArtifactError, UsageError
-from .engine_files import open_graph
-from .runner import TIMESTEP
-from .size_range import SizeRange
+from ...artifacts import Artifact, Manifest, check_output, create_artifact, open_artifact
+from ...artifacts.details import GraphDetails, ScheduleDetails, switches_problem
+from ...artifacts.manifest import MANIFEST_NAME
+from ...artifacts.turns import members_at
+from ...errors import ArtifactError, UsageError
+from ..loading.engine_files import open_graph
+from ..loading.size_range import SizeRange
+from ..running.runner import TIMESTEP
 
 _CARRIED = ("component", "pipeline_class", "model_config", "sample_shape", "picture_size", "pictures", "call", "source", "inputs",
             "free", "calibrated_sizes")  # fmt: skip

@@ -14,17 +14,17 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from ..artifacts import Artifact, open_artifact
-from ..artifacts.details import CheckpointDetails, GraphDetails
-from ..artifacts.lineage import origin_of
-from ..decibels import ratio_db
-from ..errors import ArtifactError, UsageError
-from ..progress import Progress, silent
-from .bench import Contender, bench
-from .bench.contenders import inputs_of
-from .choice import make_runner
+from ...artifacts import Artifact, open_artifact
+from ...artifacts.details import CheckpointDetails, GraphDetails
+from ...artifacts.lineage import origin_of
+from ...decibels import ratio_db
+from ...errors import ArtifactError, UsageError
+from ...progress import Progress, silent
+from ..bench import Contender, bench
+from ..bench.contenders import inputs_of
+from ..loading.choice import make_runner
+from ..loading.engine_files import open_graph
 from .combine import check_alike
-from .engine_files import open_graph
 
 _RUNS = 20
 _BUDGET = re.compile(r"(\d+(?:\.\d+)?)x")

@@ -13,15 +13,15 @@ from importlib.util import find_spec
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any, Literal
 
-from ..errors import EnvironmentProblem
-from ..versions import install_command
+from ...errors import EnvironmentProblem
+from ...versions import install_command
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from ..artifacts import Artifact
-    from ..artifacts.details import BundleDetails
-    from .runner import GraphRunner
+    from ...artifacts import Artifact
+    from ...artifacts.details import BundleDetails
+    from ..running.runner import GraphRunner
 
 Reference = str
 """A function or class as "module:name"."""
@@ -81,7 +81,7 @@ class Triton:
 class Builder:
     """How bundles become engines.
 
-    ``child``: the module that a process of its own runs, ``python -m child request.json`` (build_request.py). ``target``: of the bundles
+    ``child``: the module that a process of its own runs, ``python -m child request.json`` (build/request.py). ``target``: of the bundles
     that it takes. ``file``: the engine's name in its folder; one for a compute capability has that in its name too. ``options``: those of
     BuildOptions that it has, ``refused``: why it lacks another. ``statement``: what its layer report is. ``reads``: whether an installed
     version reads an engine that another has built: (installed, built with, built version-compatible).

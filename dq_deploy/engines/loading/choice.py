@@ -6,17 +6,17 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from ..artifacts import Artifact, is_kind
-from ..artifacts.details import BundleDetails, EngineDetails, ScheduleDetails
-from ..errors import UsageError
-from .descriptor import EngineDescriptor
+from ...artifacts import Artifact, is_kind
+from ...artifacts.details import BundleDetails, EngineDetails, ScheduleDetails
+from ...errors import UsageError
+from ..descriptors.descriptor import EngineDescriptor
+from ..descriptors.registry import REFERENCE, engine_named, engines, runtimes
+from ..running.runner import GraphRunner
+from ..running.schedule import ScheduleRunner
 from .engine_files import builder_of
-from .registry import REFERENCE, engine_named, engines, runtimes
-from .runner import GraphRunner
-from .schedule import ScheduleRunner
 
 if TYPE_CHECKING:
-    from .step_cache.runner import CachedRunner, MakeRunner
+    from ..step_cache.runner import CachedRunner, MakeRunner
 
 Runtime = str
 """What runs a bundle: "auto", or the name of an engine that runs bundles (registry.runtimes)."""
@@ -108,7 +108,7 @@ def make_runner(artifact: Artifact, *, runtime: Runtime = "auto", **options: Any
 
 def make_cached_runner(artifact: Artifact, threshold: float, *, runtime: Runtime = "auto", **options: Any) -> CachedRunner:
     """The runner for a bundle that skips the body of its network at steps that move little (step_cache); raises as ``load`` does."""
-    from .step_cache.runner import CachedRunner, check_threshold  # graphs and torch, which choosing does without
+    from ..step_cache.runner import CachedRunner, check_threshold  # graphs and torch, which choosing does without
 
     check_threshold(threshold)
     if not is_kind(artifact, BundleDetails):

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from ..errors import UsageError
+from ...errors import UsageError
 
 _EXPORTERS = {"onnx": "optimum-onnx", "openvino": "optimum-intel"}
 _FILES = {"onnx": "model.onnx", "openvino": "openvino_model.xml"}

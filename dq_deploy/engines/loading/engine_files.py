@@ -13,14 +13,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ..artifacts import Artifact, is_kind, of_kind, open_artifact, read_manifest
-from ..artifacts.details import EngineDetails, EngineFile, GraphDetails, RunnableDetails, parse_details
-from ..artifacts.reading import as_record, read_bytes
-from ..errors import ArtifactError, EnvironmentProblem, UsageError
-from .build_options import BuildOptions, flag
-from .descriptor import EngineDescriptor, capability_of
-from .profiles import BATCH, in_words
-from .registry import builders
+from ...artifacts import Artifact, is_kind, of_kind, open_artifact, read_manifest
+from ...artifacts.details import EngineDetails, EngineFile, GraphDetails, RunnableDetails, parse_details
+from ...artifacts.reading import as_record, read_bytes
+from ...errors import ArtifactError, EnvironmentProblem, UsageError
+from ..build.options import BuildOptions, flag
+from ..build.profiles import BATCH, in_words
+from ..descriptors.descriptor import EngineDescriptor, capability_of
+from ..descriptors.registry import builders
 
 
 def builder_of(path: Path, details: EngineDetails) -> EngineDescriptor:

@@ -8,12 +8,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..artifacts.reading import read_json
-from ..artifacts.records import Record
-from ..errors import UsageError, did_you_mean
-from .descriptor import EngineDescriptor, Evidence, Op
+from ...artifacts.reading import read_json
+from ...artifacts.records import Record
+from ...errors import UsageError, did_you_mean
+from ..descriptors.descriptor import EngineDescriptor, Evidence, Op
+from ..descriptors.registry import builders, engine_named, runtimes
 from .gpu_names import GPUS, gpu_named
-from .registry import builders, engine_named, runtimes
 
 CPU = "cpu"
 _FORMATS: dict[str, str] = {"w8a8": "int8", "fp8": "fp8", "w4a16": "int4"}
@@ -98,7 +98,7 @@ def device_named(text: str) -> Device:
 
 def this_machine() -> Device:
     """The first GPU that the CUDA driver knows, if nothing is wrong with it and it is known here; else the CPU."""
-    from .tensorrt.cuda_driver import gpu_compute_capability
+    from .cuda_driver import gpu_compute_capability
 
     try:
         capability = "{}.{}".format(*gpu_compute_capability())

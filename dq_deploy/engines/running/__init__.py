@@ -1,0 +1,1 @@
+"""What every engine that can run here has in common, and a schedule of several."""

@@ -1,0 +1,1 @@
+"""Several artefacts of one model that take turns along the timesteps."""
