@@ -11,17 +11,17 @@ from ..artifacts.details import BlockLoss, RoundedLayer
 from ..formats import ScaleSource
 from .calibration.choice import changed
 from .calibration.schedules import plain_config
-from .calibration.trajectories import Trajectories
 from .checkpoint import named_quantizers
 from .initial.initialize import Initialization
-from .prepare import Prepared
 from .quantizers import computed_scale
+from .run import Run
 
 
-def checkpoint_manifest(prepared: Prepared, quantized: GraphModule, data: Trajectories, initial: Initialization,
-                        rounded: list[RoundedLayer], losses: list[BlockLoss], folded: dict[str, list[str]]) -> Manifest:  # fmt: skip
+def checkpoint_manifest(run: Run, quantized: GraphModule, initial: Initialization, rounded: list[RoundedLayer],
+                        losses: list[BlockLoss], folded: dict[str, list[str]]) -> Manifest:  # fmt: skip
     """The manifest of a checkpoint, but for what is measured of it."""
-    config, details, scheduler, plan = prepared.config, prepared.details, prepared.scheduler, prepared.plan
+    prepared, data, config = run.prepared, run.data, run.config
+    details, scheduler, plan = prepared.details, prepared.scheduler, prepared.plan
     sources = _sources(quantized)
     scheduler_config, ran = plain_config(scheduler), prepared.calibration.choice
     altered = changed(ran.scheduler, config.steps)

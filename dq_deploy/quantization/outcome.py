@@ -19,14 +19,13 @@ from ..artifacts.details import BlockLoss, KeptState
 from ..decibels import FLOOR_DB, floored, snr_db
 from ..errors import DqDeployError
 from ..formats import Activations
-from ..progress import Progress
 from .calibration.trajectories import Conditions, Model, Trajectories, batched
 from .calling.output import OutputForm
 from .config import QuantizeConfig
 from .distillation.distill import distill
 from .graph.calls import as_model
 from .output_bias import OutputBias, channel_axis, mean_error
-from .prepare import Prepared
+from .run import Run
 from .running.processes import SharedWork
 from .running.work_folder import Stage
 
@@ -44,17 +43,23 @@ class Outcome:
     judged: KeptState | None = None
 
 
-def train(prepared: Prepared, quantized: GraphModule, data: Trajectories, work: SharedWork, progress: Progress) -> Outcome:
-    """Distil ``quantized`` on ``data`` in place, and go back to what it was where that draws nearer to the float network."""
-    config = prepared.config
+def train(run: Run, quantized: GraphModule) -> Outcome:
+    """Distil ``quantized`` in place, and go back to what it was where that draws nearer to the float network."""
+    config, work = run.config, run.work
+
+    def distilled() -> list[BlockLoss]:
+        return distill(
+            run.prepared.float_graph, quantized, run.data, config, work=work, processes=work.processes, progress=run.progress
+        )  # fmt: skip
+
     if not config.judges_distillation:
-        losses = distill(prepared.float_graph, quantized, data, config, work=work, processes=work.processes, progress=progress)
-        return Outcome(losses, output_bias_table(prepared, quantized, data, work, progress) if config.corrects_output else None)
-    judge = _Judge(prepared, quantized, data, work, progress)
+        losses = distilled()
+        return Outcome(losses, output_bias_table(run, quantized) if config.corrects_output else None)
+    judge = _Judge(run, quantized)
     if judge.expected is not None:
         work.save(_PARAMETERS, dict(quantized.named_parameters()), {})
         judge.before()
-    losses = distill(prepared.float_graph, quantized, data, config, work=work, processes=work.processes, progress=progress)
+    losses = distilled()
     if judge.expected is None:
         return Outcome(losses, judge.table("output-bias") if config.corrects_output else None)
     found = judge.after()
@@ -73,18 +78,17 @@ def _restore(quantized: GraphModule, work: SharedWork) -> None:
         parameter.copy_(stage.tensors[name])
 
 
-def output_bias_table(prepared: Prepared, quantized: GraphModule, data: Trajectories, work: SharedWork, progress: Progress,
-                      name: str = "output-bias") -> torch.Tensor | None:  # fmt: skip
+def output_bias_table(run: Run, quantized: GraphModule, name: str = "output-bias") -> torch.Tensor | None:
     """Mean error of the output at each timestep [T, C], a stage of that name, which the main process measures; None for several outputs."""
-    if prepared.float_graph.meta["output"].several:  # side by side they have no channels
+    if run.prepared.float_graph.meta["output"].several:  # side by side they have no channels
         return None
-    config = prepared.config
+    config = run.config
 
     def make() -> Stage:
         model, static = as_model(quantized), config.activations is Activations.STATIC
-        return Stage({"table": mean_error(model, data, batch_size=config.batch_size, static=static, progress=progress)}, {})
+        return Stage({"table": mean_error(model, run.data, batch_size=config.batch_size, static=static, progress=run.progress)}, {})
 
-    return work.made(name, make).tensors["table"]
+    return run.work.made(name, make).tensors["table"]
 
 
 class _Judge:
@@ -93,12 +97,11 @@ class _Judge:
     ``expected`` are the float network's final samples [n, ...]; None for a network that predicts no step of a sample.
     """
 
-    def __init__(self, prepared: Prepared, quantized: GraphModule, data: Trajectories, work: SharedWork, progress: Progress) -> None:
-        self.prepared, self.quantized, self.data, self.work, self.progress = prepared, quantized, data, work, progress
-        self.config: QuantizeConfig = prepared.config
+    def __init__(self, run: Run, quantized: GraphModule) -> None:
+        self.run, self.quantized, self.config = run, quantized, run.config
         self.tables: dict[str, torch.Tensor] = {}
         self.found: dict[str, list[float]] = {}
-        self.expected = work.made("judged-float", self._float_ends).tensors.get("ends")
+        self.expected = run.work.made("judged-float", self._float_ends).tensors.get("ends")
 
     def before(self) -> None:
         """Sample with the network as it is before distillation, corrected as it is where nothing is trained."""
@@ -119,17 +122,17 @@ class _Judge:
         """The output bias [T, C] of the network as it is; None where it is to have none."""
         if not self.config.may_correct_output:
             return None
-        return output_bias_table(self.prepared, self.quantized, self.data, self.work, self.progress, stage)
+        return output_bias_table(self.run, self.quantized, stage)
 
     def _sample(self, name: str, table: torch.Tensor | None) -> None:
         if table is not None:
             self.tables[name] = table
         stage = "judged-" + "-".join(name.replace(",", "").split())
-        self.found[name] = self.work.made(stage, lambda: Stage({}, self._distances(name, table))).record
+        self.found[name] = self.run.work.made(stage, lambda: Stage({}, self._distances(name, table))).record
 
     def _float_ends(self) -> Stage:
         try:
-            return Stage({"ends": self._ends(as_model(self.prepared.float_graph), "float")}, {})
+            return Stage({"ends": self._ends(as_model(self.run.prepared.float_graph), "float")}, {})
         except DqDeployError:  # nothing is sampled
             return Stage({}, {})
 
@@ -137,7 +140,7 @@ class _Judge:
         """SNR in dB of each seed's final sample."""
         model = as_model(self.quantized)
         if table is not None:
-            model = _corrected(model, table, self.data)
+            model = _corrected(model, table, self.run.data)
         assert self.expected is not None
         found = [snr_db(expected, end) for expected, end in zip(self.expected, self._ends(model, name), strict=True)]
         return list(map(floored, found))  # what draws nothing finite
@@ -148,7 +151,7 @@ class _Judge:
         config, count = self.config, self.config.drawn_to_judge
         seeds = range(_JUDGED_SEED + config.seed, _JUDGED_SEED + config.seed + count)
         seen: set[float] = set()
-        with self.progress(f"sampling to the end: {name}", config.steps) as advance:
+        with self.run.progress(f"sampling to the end: {name}", config.steps) as advance:
 
             def answer(samples: torch.Tensor, timestep: float, conditions: Conditions) -> torch.Tensor:
                 of_one_run = {key: value.flatten(0, 1) for key, value in conditions.items()}
@@ -157,8 +160,8 @@ class _Judge:
                 seen.add(timestep)
                 return output.unsqueeze(0)
 
-            form: OutputForm = self.prepared.float_graph.meta["output"]
-            ends: torch.Tensor = self.prepared.calibration.final_samples(answer, seeds, slice(0, count), 1, form)[0]
+            form: OutputForm = self.run.prepared.float_graph.meta["output"]
+            ends: torch.Tensor = self.run.prepared.calibration.final_samples(answer, seeds, slice(0, count), 1, form)[0]
             return ends
 
 

@@ -43,6 +43,7 @@ from .output_bias import insert_output_bias, mean_error, output_bias
 from .prepare import Prepared, prepare
 from .rounding.groups import groups_of
 from .rounding.layerwise import round_weights, rounded, take_rounded
+from .run import Run
 from .running.ambient import default_torch
 from .running.device import exact_products, find_device, move, placed
 from .running.processes import SharedWork, started_processes
@@ -93,6 +94,7 @@ def quantize(source: Any, output: str | Path, *, preset: str = "w8a8", scheduler
 
     Raises UsageError, ArtifactError or EnvironmentProblem; nothing is written then.
     """
+    request, _ = Request.split(locals())
     config = QuantizeConfig.build(preset, **options)
     processes = started_processes(cpu=find_device(device).type == "cpu")
 
@@ -101,9 +103,6 @@ def quantize(source: Any, output: str | Path, *, preset: str = "w8a8", scheduler
         check_no_run(output, resume=resume, force=force)
 
     processes.on_main(check)
-    request = Request(scheduler, sample_shape, blocks, conditions, null_conditions, classes, prompts, negative_prompt, lora, lora_scale,
-                      height, width, frames, image, mask, control_image, strength, controlnet, pipeline,
-                      ip_adapter, ip_adapter_scale, ip_adapter_image)  # fmt: skip
     prepared = prepare(source, config, request, progress)
     if isinstance(prepared.calibration, SizedSource) and processes.count > 1:
         raise UsageError(
@@ -127,26 +126,27 @@ def quantize(source: Any, output: str | Path, *, preset: str = "w8a8", scheduler
 
 def _quantize(prepared: Prepared, work: SharedWork, progress: Progress) -> tuple[GraphModule, Trajectories, Manifest]:
     """The long steps: the frozen model, the reference data and the manifest. What ``work`` holds already is not done again."""
-    config, float_graph, plan = prepared.config, prepared.float_graph, prepared.plan
+    config = prepared.config
     data = _collect(prepared, _CALIBRATION, range(config.seed, config.seed + config.calibration_samples), work, progress)
     reference = _collect(prepared, "reference", _reference_seeds(config), work, progress)
-    formats = _formats(prepared, data, work, progress)
-    first = prepared.config.rotation is not Rotation.AUTO  # a rotation that is given is there when scales are chosen
-    rotations = _rotations(prepared, data, work, progress) if first else []
-    choices = _scales(prepared, data, work, progress)
-    rotations = rotations if first else _rotations(prepared, data, work, progress)
-    quantized = move(copy_with_quantizers(float_graph, plan, data.timesteps), prepared.device)
-    initial = _initialized(prepared, quantized, data, work, progress)
-    rounded = _rounded(prepared, quantized, data, work, progress)
+    run = Run(prepared, data, reference, work, progress)
+    formats = _formats(run)
+    first = config.rotation is not Rotation.AUTO  # a rotation that is given is there when scales are chosen
+    rotations = _rotations(run) if first else []
+    choices = _scales(run)
+    rotations = rotations if first else _rotations(run)
+    quantized = move(copy_with_quantizers(prepared.float_graph, prepared.plan, data.timesteps), prepared.device)
+    initial = _initialized(run, quantized)
+    rounded = _rounded(run, quantized)
     if config.iterations:
         before = per_timestep_snr(as_model(quantized), reference, progress)
-        outcome = train(prepared, quantized, data, work, progress)
+        outcome = train(run, quantized)
         freeze(move(quantized, "cpu"))
     else:  # frozen first: the same codes, and they are not made anew in every pass
         freeze(move(quantized, "cpu"))
         with counting(quantized) as clipped:
             before = per_timestep_snr(as_model(quantized), reference, progress)
-        outcome = Outcome([], output_bias_table(prepared, quantized, data, work, progress) if config.corrects_output else None)
+        outcome = Outcome([], output_bias_table(run, quantized) if config.corrects_output else None)
     folded = fold_dilations(quantized)
     if outcome.bias is not None:
         insert_output_bias(quantized, outcome.bias, data.timesteps)
@@ -154,12 +154,12 @@ def _quantize(prepared: Prepared, work: SharedWork, progress: Progress) -> tuple
     if config.iterations or folded or outcome.bias is not None:
         with counting(quantized) as clipped:
             after = per_timestep_snr(as_model(quantized), reference, progress)
-    manifest = checkpoint_manifest(prepared, quantized, data, initial, rounded, outcome.losses, folded)
+    manifest = checkpoint_manifest(run, quantized, initial, rounded, outcome.losses, folded)
     if outcome.judged:
         manifest.details["kept_state"] = outcome.judged.model_dump()
     if config.matryoshka:
         widths = [WidthRecord(weight_bits=config.weight_bits, weights_bytes=weights_bytes(quantized), snr_db=after)]
-        widths += [_width(prepared, quantized, data, reference, bits, work, progress) for bits in config.matryoshka[1:]]
+        widths += [_width(run, quantized, bits) for bits in config.matryoshka[1:]]
         manifest.details["widths"] = [record.model_dump() for record in widths]
     if formats:
         manifest.details["format_choices"] = [choice.model_dump() for choice in formats]
@@ -173,7 +173,7 @@ def _quantize(prepared: Prepared, work: SharedWork, progress: Progress) -> tuple
     if "calibrated_sizes" in manifest.details:
         for entry, sized in zip(manifest.details["calibrated_sizes"], reference.by_size, strict=True):
             entry["snr_db"] = per_timestep_snr(as_model(quantized), sized, progress)
-    manifest.details["final_error"] = _final_error(prepared, quantized, reference, work, progress).model_dump()
+    manifest.details["final_error"] = _final_error(run, quantized).model_dump()
     return quantized, reference, manifest
 
 
@@ -210,67 +210,65 @@ def _chosen(name: str, kind: type[ChoiceRecord], choose: Callable[[], Sequence[C
     return [kind(**choice) for choice in stage.record["choices"]]
 
 
-def _formats(prepared: Prepared, data: Trajectories, work: SharedWork, progress: Progress) -> list[FormatChoice]:
+def _formats(run: Run) -> list[FormatChoice]:
     """Layers that lose too much in FP4, made FP8 ones in the plan."""
-    if not any(layer.activation_format is FP4 for layer in prepared.plan.quantized):
+    if not any(layer.activation_format is FP4 for layer in run.prepared.plan.quantized):
         return []
-    choices = _chosen("format-choices", FormatChoice, lambda: choose_formats(prepared, data, progress), work)
-    take_formats(prepared.plan, choices, prepared.config)
+    choices = _chosen("format-choices", FormatChoice, lambda: choose_formats(run.prepared, run.data, run.progress), run.work)
+    take_formats(run.prepared.plan, choices, run.config)
     return choices
 
 
-def _scales(prepared: Prepared, data: Trajectories, work: SharedWork, progress: Progress) -> list[ScaleChoice]:
+def _scales(run: Run) -> list[ScaleChoice]:
     """Sources of scales that are ours to choose, taken over into the plan."""
-    graph, plan, config = prepared.float_graph, prepared.plan, prepared.config
+    graph, plan, config = run.prepared.float_graph, run.prepared.plan, run.config
     if config.activations is not Activations.AUTO or config.weight_only:
         return []
-    choices = _chosen("scale-choices", ScaleChoice, lambda: choose_scales(graph, plan, data, config, progress), work)
+    choices = _chosen("scale-choices", ScaleChoice, lambda: choose_scales(graph, plan, run.data, config, run.progress), run.work)
     take_choices(plan, choices)
     return choices
 
 
-def _rotations(prepared: Prepared, data: Trajectories, work: SharedWork, progress: Progress) -> list[RotatedInput]:
+def _rotations(run: Run) -> list[RotatedInput]:
     """Rotations, written into the float graph and its plan."""
-    graph, plan, config = prepared.float_graph, prepared.plan, prepared.config
+    graph, plan, config = run.prepared.float_graph, run.prepared.plan, run.config
     if config.rotation is Rotation.NONE:
         return []
-    chosen = _chosen("rotations", RotatedInput, lambda: choose_rotations(graph, plan, data, config, progress), work)
+    chosen = _chosen("rotations", RotatedInput, lambda: choose_rotations(graph, plan, run.data, config, run.progress), run.work)
     return take_rotations(graph, plan.layers, chosen)
 
 
-def _initialized(prepared: Prepared, quantized: GraphModule, data: Trajectories, work: SharedWork, progress: Progress) -> Initialization:
+def _initialized(run: Run, quantized: GraphModule) -> Initialization:
     """Tables and dilations of the quantized graph, in place; the main process computes them for all."""
 
     def make() -> Stage:
-        done = initialize(prepared.float_graph, quantized, data, prepared.config, progress)
+        done = initialize(run.prepared.float_graph, quantized, run.data, run.config, run.progress)
         same = undilated_weights(quantized)  # as they were made, and gigabytes of a large model
         return Stage({name: tensor.cpu() for name, tensor in quantized.state_dict().items() if name not in same}, done.model_dump())
 
-    stage = work.made("initial", make)
+    stage = run.work.made("initial", make)
     load_state(quantized, stage.tensors, partial=True)
     return Initialization.model_validate(stage.record)
 
 
-def _rounded(prepared: Prepared, quantized: GraphModule, data: Trajectories, work: SharedWork, progress: Progress) -> list[RoundedLayer]:
+def _rounded(run: Run, quantized: GraphModule) -> list[RoundedLayer]:
     """Round weights by GPTQ, in place, where that is wanted; the main process does it for all."""
-    config = prepared.config
-    layers = {name: layer for group in groups_of(quantized, config) for name, layer in group.layers.items()}
+    layers = {name: layer for group in groups_of(quantized, run.config) for name, layer in group.layers.items()}
     if not layers:
         return []
 
     def make() -> Stage:
-        done = round_weights(quantized, data, config, work=work.work, progress=progress)
+        done = round_weights(quantized, run.data, run.config, work=run.work.work, progress=run.progress)
         return Stage(rounded(layers), [record.model_dump() for record in done])
 
-    stage = work.made("rounding", make)
+    stage = run.work.made("rounding", make)
     take_rounded(layers, stage.tensors)
     return [RoundedLayer(**entry) for entry in stage.record]
 
 
-def _width(prepared: Prepared, quantized: GraphModule, data: Trajectories, reference: Trajectories, bits: int, work: SharedWork,
-           progress: Progress) -> WidthRecord:  # fmt: skip
+def _width(run: Run, quantized: GraphModule, bits: int) -> WidthRecord:
     """What the frozen model is with weights of ``bits``, and a table of its output's mean error then. The main process measures."""
-    correction, static = output_bias(quantized), prepared.config.activations is Activations.STATIC
+    correction, static = output_bias(quantized), run.config.activations is Activations.STATIC
     model = as_model(quantized)
 
     def make() -> Stage:
@@ -278,21 +276,21 @@ def _width(prepared: Prepared, quantized: GraphModule, data: Trajectories, refer
         with at_width(quantized, bits):
             if correction is not None:  # what is still wrong once the table of all bits is taken off
                 correction.parts = {}
-                left = mean_error(model, data, batch_size=prepared.config.batch_size, static=static, progress=progress)
+                left = mean_error(model, run.data, batch_size=run.config.batch_size, static=static, progress=run.progress)
                 tables["table"] = correction.narrower[bits] = correction.table + left
                 correction.parts = {bits: 1.0}
-            return Stage(tables, {"snr_db": per_timestep_snr(model, reference, progress)})
+            return Stage(tables, {"snr_db": per_timestep_snr(model, run.reference, run.progress)})
 
-    stage = work.made(f"width-{bits}", make)
+    stage = run.work.made(f"width-{bits}", make)
     if correction is not None:
         correction.narrower[bits] = stage.tensors["table"]
     return WidthRecord(weight_bits=bits, weights_bytes=weights_bytes(quantized, bits), snr_db=stage.record["snr_db"])
 
 
-def _final_error(prepared: Prepared, quantized: GraphModule, reference: Trajectories, work: SharedWork,
-                 progress: Progress) -> FinalError:  # fmt: skip
+def _final_error(run: Run, quantized: GraphModule) -> FinalError:
     """What each step costs the final sample, on the first reference seeds; the main process measures it for all."""
-    config, count = prepared.config, prepared.config.sampled_to_the_end
+    prepared, config, reference = run.prepared, run.config, run.reference
+    count = config.sampled_to_the_end
     if not count:
         return FinalError(not_measured="final_samples is 0")
     seeds = _reference_seeds(config)
@@ -304,11 +302,11 @@ def _final_error(prepared: Prepared, quantized: GraphModule, reference: Trajecto
         with placed(quantized, prepared.device):
             found = final_error(
                 finals, as_model(prepared.float_graph), as_model(quantized), reference.timesteps.tolist(), seeds=count,
-                samples_per_run=count * reference.per_seed, batch_size=config.batch_size, progress=progress,
+                samples_per_run=count * reference.per_seed, batch_size=config.batch_size, progress=run.progress,
             )  # fmt: skip
         return Stage({}, found.model_dump())
 
-    return FinalError(**work.made("final-error", make).record)
+    return FinalError(**run.work.made("final-error", make).record)
 
 
 def copy_with_quantizers(float_graph: GraphModule, plan: Plan, timesteps: torch.Tensor) -> GraphModule:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..errors import UsageError
-from ..sources import Pictures
+from ..sources import GivenPictures
 
 if TYPE_CHECKING:
     from ..engines.loading.choice import Runtime
@@ -18,7 +18,7 @@ Prompts = str | Path | Sequence[str]
 
 
 @dataclass(frozen=True)
-class Drawing:
+class Drawing(GivenPictures):
     """Which pictures to draw, and with what. Raises UsageError for numbers that are out of range.
 
     Each of the ``n`` pictures has a seed of its own, made of ``seed`` and its number, so it does not depend on ``batch_size`` (of models of
@@ -36,11 +36,6 @@ class Drawing:
     steps: int | None = None
     prompts: Prompts | None = None
     negative_prompt: str | None = None
-    image: Any = None
-    mask: Any = None
-    control_image: Any = None
-    ip_adapter_image: Any = None
-    strength: float | None = None
     classes: str | Sequence[int] | None = None
     guidance_scale: float | None = None
     runtime: Runtime = "auto"
@@ -65,8 +60,3 @@ class Drawing:
         problems += [f"{name} is {edge}, and at least 1 is needed" for name, edge in edges.items() if edge is not None and edge < 1]
         if problems:
             raise UsageError("; ".join(problems))
-
-    @property
-    def pictures(self) -> Pictures:
-        """What the pipeline begins with. Raises UsageError as ``Pictures.read`` does."""
-        return Pictures.read(self.image or (), self.mask or (), self.control_image or (), self.ip_adapter_image or (), self.strength)

@@ -5,7 +5,7 @@ from .load import load_source, module_source, reload_source
 from .lora import Lora
 from .pickles import allow_pickles
 from .picture_pipeline import MODULE_ROUTE, check_complete, for_pictures
-from .pictures import Pictures
+from .pictures import GivenPictures, Pictures
 from .plain_copy import copied
 from .resolve import builtin_names, builtin_path, builtin_prompts
 from .source import Source, weights_sha256
@@ -20,6 +20,7 @@ from .text_pipeline import (
 
 __all__ = [
     "MODULE_ROUTE",
+    "GivenPictures",
     "IpAdapter",
     "Lora",
     "Pictures",

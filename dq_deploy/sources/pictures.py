@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -179,6 +180,22 @@ _STEERED = ("ControlNet", "Adapter")
 
 def _steered(pipeline_class: Any) -> bool:
     return any(word in pipeline_class.__name__ for word in _STEERED)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GivenPictures:
+    """What a pipeline is to begin with, as it is given: files or images of PIL, and the strength of the change."""
+
+    image: Any = None
+    mask: Any = None
+    control_image: Any = None
+    ip_adapter_image: Any = None
+    strength: float | None = None
+
+    @functools.cached_property
+    def pictures(self) -> Pictures:
+        """What was given, read once. Raises UsageError as ``Pictures.read`` does."""
+        return Pictures.read(self.image or (), self.mask or (), self.control_image or (), self.ip_adapter_image or (), self.strength)
 
 
 def _opened(given: Sequence[Given] | Given, name: str, mode: str) -> tuple[Image.Image, ...]:

@@ -14,6 +14,7 @@ from ...errors import ArtifactError, UsageError
 from ...progress import Progress
 from ...sources import (
     MODULE_ROUTE,
+    GivenPictures,
     IpAdapter,
     Lora,
     Pictures,
@@ -38,7 +39,7 @@ from .walk import Walk, try_out
 
 
 @dataclass(frozen=True)
-class Request:
+class Request(GivenPictures):
     """What the user asked of the source and its calibration, as ``quantize`` takes it; None is "not given"."""
 
     scheduler: Any = None
@@ -54,15 +55,10 @@ class Request:
     height: int | None = None
     width: int | None = None
     frames: int | None = None
-    image: Any = None  # files, or images of PIL; those below likewise
-    mask: Any = None
-    control_image: Any = None
-    strength: float | None = None
     controlnet: str | Path | None = None
     pipeline: str | Path | None = None
     ip_adapter: str | Path | None = None
     ip_adapter_scale: float = 1.0
-    ip_adapter_image: Any = None
     text_length: int | None = None  # in tokens
 
     @classmethod
@@ -75,11 +71,6 @@ class Request:
     def adapter(self) -> Lora | None:
         """The LoRA file to fuse."""
         return None if self.lora is None else Lora(Path(self.lora), self.lora_scale)
-
-    @functools.cached_property
-    def pictures(self) -> Pictures:
-        """What a pipeline is to begin with, read once. Raises UsageError as ``Pictures.read`` does."""
-        return Pictures.read(self.image or (), self.mask or (), self.control_image or (), self.ip_adapter_image or (), self.strength)
 
     @functools.cached_property
     def given_prompts(self) -> list[str] | None:
