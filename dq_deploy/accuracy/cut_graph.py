@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-import onnx_ir.passes.common as passes
 import torch
 
 from ..artifacts import Artifact
 from ..artifacts.details import BundleDetails
 from ..artifacts.reading import read_ir
+from ..exporters.cutting import cut_to, named_values
 
 Array = np.ndarray[Any, Any]
 
@@ -23,13 +23,13 @@ class CutGraph:
         details = self.details = bundle.details
         self.ir = read_ir(bundle.file("model.onnx"), listed=bundle.manifest.files)
         graph = self.ir.graph
-        made = {str(v.name): v for v in [*graph.inputs, *(v for node in graph for v in node.outputs)]}
+        products = named_values(bundle, graph, [layer.output for layer in details.layers])
         self.ends = {site.name: site.input for site in details.quantizers}
         self.ends |= {layer.name: layer.input for layer in details.layers if layer.input is not None}
         self.ends["out_sample"] = str(graph.outputs[0].name)
         self.cuts: dict[str, str] = {}
         for index, layer in enumerate(details.layers):
-            value = made[layer.output]
+            value = products[layer.output]
             fed = ir.Value(name=f"product_{index}", type=value.type, shape=value.shape)
             ir.convenience.replace_all_uses_with(value, fed, replace_graph_outputs=True)
             graph.inputs.append(fed)
@@ -37,19 +37,13 @@ class CutGraph:
             self.ends = {name: str(fed.name) if end == layer.output else end for name, end in self.ends.items()}
         given = {str(v.name) for v in graph.inputs}
         self.ends = {name: end for name, end in self.ends.items() if end not in given}
-        made = {str(v.name): v for node in graph for v in node.outputs}
-        graph.outputs[:] = [made[name] for name in dict.fromkeys(self.ends.values())]
-        passes.RemoveUnusedNodesPass()(self.ir)  # the products, and their weights
+        cut_to(self.ir, self.ends.values())  # without the products, and their weights
         ir.external_data.load_to_model(self.ir)
 
     def model(self, outputs: list[str]) -> bytes:
         """The cut graph that gives these values."""
-        graph = self.ir.graph
-        made = {str(v.name): v for node in graph for v in node.outputs}
-        graph.outputs[:] = [made[name] for name in dict.fromkeys(outputs)]
         copy = ir.from_proto(ir.to_proto(self.ir))
-        passes.RemoveUnusedNodesPass()(copy)
-        copy.graph.inputs[:] = [v for v in copy.graph.inputs if v.uses()]
+        cut_to(copy, outputs)
         serialized: bytes = ir.serde.serialize_model(copy).SerializeToString()
         return serialized
 

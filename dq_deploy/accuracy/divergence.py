@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
-import onnx_ir.passes.common as passes
 import torch
 from pydantic import BaseModel
 
@@ -21,6 +20,7 @@ from ..artifacts.details import BundleDetails
 from ..artifacts.reading import read_ir
 from ..errors import ArtifactError
 from ..exporters.bundle import write_model
+from ..exporters.cutting import cut_to, named_values
 from ..progress import Progress, silent
 from ..quantization.checkpoint import Checkpoint
 from .end_to_end import TimestepParity, relative_error
@@ -125,7 +125,7 @@ def _depends_on(reads: Sequence[Sequence[int]], number: int) -> list[int]:
 def _layers_read(bundle: Artifact[BundleDetails], cuts: Sequence[str]) -> list[list[int]]:
     """By layer the numbers of the layers that it reads with none between, and last those that the graph's outputs read."""
     graph = read_ir(bundle.file("model.onnx"), listed=bundle.manifest.files).graph
-    number, values = {name: index for index, name in enumerate(cuts)}, ir.convenience.create_value_mapping(graph)
+    number = {name: index for index, name in enumerate(cuts)}
 
     def read(ends: Iterable[ir.Value | None]) -> list[int]:
         waiting, seen = list(ends), set[ir.Value]()
@@ -138,15 +138,9 @@ def _layers_read(bundle: Artifact[BundleDetails], cuts: Sequence[str]) -> list[l
                 waiting += node.inputs
         return sorted(number[str(value.name)] for value in seen if value.name in number)
 
-    nodes = [_made(values, name, bundle).producer() for name in cuts]
+    values = named_values(bundle, graph, cuts)
+    nodes = [values[name].producer() for name in cuts]
     return [*(read(node.inputs if node else ()) for node in nodes), read(graph.outputs)]
-
-
-def _made(values: Mapping[str, ir.Value], name: str, bundle: Artifact) -> ir.Value:
-    """The value that the bundle's manifest names, of all of its graph."""
-    if name not in values:
-        raise ArtifactError(f"{bundle.path}: the graph has no value '{name}', which its manifest names")
-    return values[name]
 
 
 def _inputs(checkpoint: Checkpoint, timestep: float) -> dict[str, torch.Tensor]:
@@ -159,8 +153,5 @@ def _inputs(checkpoint: Checkpoint, timestep: float) -> dict[str, torch.Tensor]:
 def _write_part(bundle: Artifact, value: str, path: Path) -> None:
     """The bundle's graph up to a value, with the inputs that this takes."""
     model = read_ir(bundle.file("model.onnx"), listed=bundle.manifest.files)
-    graph = model.graph
-    graph.outputs[:] = [_made(ir.convenience.create_value_mapping(graph), value, bundle)]
-    passes.RemoveUnusedNodesPass()(model)
-    graph.inputs[:] = [v for v in graph.inputs if v.uses()]
+    cut_to(model, [value])
     write_model(model, path)

@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-import onnx_ir.passes.common as passes
 
 from ..artifacts import Artifact
 from ..artifacts.details import BundleDetails, QuantizerSite
 from ..artifacts.reading import read_ir
 from ..errors import ArtifactError
+from ..exporters.cutting import cut_to, named_values
 from ..exporters.exact_sums import for_this_cpu
 
 Array = np.ndarray[Any, Any]
@@ -41,32 +41,19 @@ def build_harness(bundle: Artifact[BundleDetails]) -> tuple[bytes, list[str]]:
     details = bundle.details
     model = read_ir(bundle.file("model.onnx"), listed=bundle.manifest.files)
     graph = model.graph
-    values = _values_by_name(graph)
     compared = [site.codes for site in details.quantizers] + [layer.output for layer in details.layers]
     floats = [(i, layer, layer.input) for i, layer in enumerate(details.layers) if layer.input is not None]
     cut_at = [site.input for site in details.quantizers] + [read for _, _, read in floats]
-    missing = [name for name in [*compared, *cut_at] if name not in values]
-    if missing:
-        raise ArtifactError(f"{bundle.path}: the graph has no value {', '.join(map(repr, missing[:5]))}, which its manifest names")
+    values = named_values(bundle, graph, [*compared, *cut_at])
     for index, site in enumerate(details.quantizers):
         _cut(graph, values[site.input], f"quantizer '{site.name}'", _prefix(site), site_input(index))
     for index, layer, read in floats:
         _cut(graph, values[read], f"layer '{layer.name}'", f"{layer.name}/", layer_input(index))
     outputs = list(dict.fromkeys(compared))
-    graph.outputs[:] = [values[name] for name in outputs]
-    passes.RemoveUnusedNodesPass()(model)
-    used = [v for v in graph.inputs if v.uses()]
-    graph.inputs[:] = used
+    cut_to(model, outputs)
     ir.external_data.load_to_model(model)
     for_this_cpu(model)
     return ir.serde.serialize_model(model).SerializeToString(), outputs
-
-
-def _values_by_name(graph: ir.Graph) -> dict[str, ir.Value]:
-    found = {str(v.name): v for v in graph.inputs}
-    for node in graph:
-        found.update({str(v.name): v for v in node.outputs})
-    return found
 
 
 def _prefix(site: QuantizerSite) -> str:

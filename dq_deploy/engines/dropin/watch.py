@@ -20,6 +20,7 @@ from ...artifacts import Artifact
 from ...artifacts.details import BundleDetails, QuantizerSite
 from ...artifacts.reading import read_ir, read_onnx
 from ...errors import ArtifactError, UsageError
+from ...exporters.cutting import named_values
 from ...exporters.exact_sums import for_this_cpu
 from ...exporters.session import session_as_written
 from ...formats import INT8, NumberFormat, ScaleSource
@@ -155,11 +156,8 @@ def _session(bundle: Artifact, requested: list[str], threads: int | None) -> Any
     import onnx_ir as ir
 
     model = read_ir(bundle.file("model.onnx"), listed=bundle.manifest.files)
-    values = {str(value.name): value for node in model.graph for value in node.outputs}
-    inputs = {str(value.name) for value in model.graph.inputs}
-    if missing := [name for name in requested if name not in values and name not in inputs]:
-        raise ArtifactError(f"{bundle.path}: the graph has no value {', '.join(missing[:5])}, which its manifest names", "export it again")
-    model.graph.outputs.extend(values[name] for name in requested if name in values)
+    values = named_values(bundle, model.graph, requested).values()
+    model.graph.outputs.extend(value for value in values if not value.is_graph_input())
     ir.external_data.load_to_model(model)
     for_this_cpu(model)
     content = ir.to_proto(model)
