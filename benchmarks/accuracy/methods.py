@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from dq_deploy.errors import UsageError
-from dq_deploy.formats import Activations
+from dq_deploy.formats import Activations, of_bits
 from dq_deploy.formats.presets import CODEBOOKS
-from dq_deploy.quantization.config import INTEGER_PRESETS, QuantizeConfig
+from dq_deploy.formats.presets import PRESETS as OWN_PRESETS
+from dq_deploy.quantization.config import QuantizeConfig
 from dq_deploy.quantization.quantizers.ranges import resolve
 
 from .settings import Family, Settings
@@ -18,6 +19,12 @@ Training = Literal["none", "block", "end-to-end"]
 Tool = Literal["dq-deploy", "onnxruntime", "nncf", "torchao"]
 
 DILATEQUANT = "dilatequant"
+INTEGER_PRESETS = tuple(
+    name
+    for name, filled in OWN_PRESETS.items()
+    if name not in CODEBOOKS and of_bits(filled["activation_bits"], filled.get("products")).integer
+)
+"""The presets whose products are of integers, each weight with one of its own."""
 FLOAT_PRESETS = ("fp8", "w4a8-fp8", "nvfp4")
 """Presets whose products are of narrow floats: the rules that make other methods are for integers."""
 PRESETS = (*INTEGER_PRESETS, *FLOAT_PRESETS)

@@ -9,13 +9,11 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from dq_deploy.quantization.config import INTEGER_PRESETS
-
 from .charts import own_rows, psnr_chart, save, snr_chart
 from .comparison import ModelResults, identity_of
 from .drawing import as_pictures
 from .measuring import SAMPLES
-from .methods import method
+from .methods import INTEGER_PRESETS, method
 from .settings import model_name
 from .workspace import Array, Workspace, load_array
 

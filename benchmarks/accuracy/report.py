@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from dq_deploy.console import to_json
-from dq_deploy.quantization.config import INTEGER_PRESETS
 
 from .code_hash import peers_sha256, quantization_sha256
 from .comparison import ModelResults, Row
 from .confirmed import SameCode, same_code
-from .methods import METHODS, PRESETS, method
+from .methods import INTEGER_PRESETS, METHODS, PRESETS, method
 from .results import CellResult, read_all, write_text
 from .settings import FLOAT, model_name
 from .tables import (

@@ -306,7 +306,7 @@ def read_config(path: Path | None) -> dict[str, Any]:
         raise UsageError(f"{path} is not a JSON file: {error}") from None
     if not isinstance(content, dict):
         raise UsageError(f"{path} must hold one JSON object of options")
-    from ..quantization.config import under_current_names
+    from ..quantization.config.filling import under_current_names
 
     try:
         content = under_current_names(content)

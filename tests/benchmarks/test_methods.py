@@ -14,6 +14,7 @@ from benchmarks.accuracy.methods import (
     DILATEQUANT,
     DILATIONS,
     FLOAT_PRESETS,
+    INTEGER_PRESETS,
     METHODS,
     PRESETS,
     SLICED,
@@ -26,7 +27,6 @@ from benchmarks.accuracy.settings import Settings
 from dq_deploy.artifacts import sha256_json
 from dq_deploy.errors import UsageError
 from dq_deploy.formats.presets import CODEBOOKS
-from dq_deploy.quantization.config import INTEGER_PRESETS
 
 SETTINGS = Settings()
 

@@ -22,7 +22,8 @@ from ...formats import NumberFormat
 from ...formats.tables import CODES, WEIGHT_SCALE
 from ...progress import Progress, silent
 from ..calibration.trajectories import Trajectories
-from ..config import MOST_SIGNIFICANT, QuantizeConfig
+from ..config import QuantizeConfig
+from ..config.option_types import MOST_SIGNIFICANT
 from ..distillation.cache import ValueCache
 from ..distillation.chain import Chain
 from ..graph.blocks import Block, split_before
