@@ -25,11 +25,12 @@ from dq_deploy.progress import silent
 from dq_deploy.quantization.bits.format_choice import choose_formats, take_formats
 from dq_deploy.quantization.calibration.source import Request
 from dq_deploy.quantization.calibration.trajectories import Trajectories
-from dq_deploy.quantization.checkpoint import freeze, named_quantizers
+from dq_deploy.quantization.checkpoint import freeze
 from dq_deploy.quantization.choices import Rotation
 from dq_deploy.quantization.config import QuantizeConfig
 from dq_deploy.quantization.graph.blocks import assign_blocks
 from dq_deploy.quantization.graph.calls import as_model
+from dq_deploy.quantization.graph.modules import named_quantizers
 from dq_deploy.quantization.graph.plan import plan_with_branches
 from dq_deploy.quantization.initial.initialize import initialize
 from dq_deploy.quantization.initial.rotation_choice import choose_rotations, take_rotations

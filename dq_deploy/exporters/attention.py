@@ -19,6 +19,7 @@ from ..quantization.checkpoint import Checkpoint
 from ..quantization.graph.edit import aten
 from ..quantization.graph.insertion import decode
 from ..quantization.graph.low_rank import SUFFIXES as BRANCHES
+from ..quantization.graph.modules import layer_calls
 from ..quantization.weights import QuantizedMatmul
 
 Attention = Literal["auto", "int8", "float"]
@@ -32,8 +33,8 @@ def float_attention(checkpoint: Checkpoint, names: Collection[str] | None = None
     ``names`` are their layers, None for all. Raises ArtifactError for a name that is not such a layer's.
     """
     model, there = deepcopy(checkpoint.model), []
-    for node in list(model.graph.nodes):
-        if node.op == "call_module" and isinstance(model.get_submodule(str(node.target)), QuantizedMatmul):
+    for node, layer in layer_calls(model):
+        if isinstance(layer, QuantizedMatmul):
             there.append(decode(str(node.target)))
             if names is None or there[-1] in names:
                 _in_float(model, node)

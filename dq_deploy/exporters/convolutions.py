@@ -14,11 +14,12 @@ from torch.fx import Node
 
 from ..errors import ArtifactError
 from ..formats import FP16
-from ..quantization.checkpoint import Checkpoint, IntegerLayer
+from ..quantization.checkpoint import Checkpoint
 from ..quantization.graph.insertion import decode
+from ..quantization.graph.modules import layer_calls
 from ..quantization.initial.dilation import dilate
 from ..quantization.quantizers import ActivationQuantizer
-from ..quantization.weights import QuantizedConv2d, WeightOnlyConv2d
+from ..quantization.weights import QuantizedConv2d, QuantizedLayer, WeightOnlyConv2d
 from .attention import rewritten
 
 Convolutions = Literal["auto", "integer", "float"]
@@ -32,11 +33,11 @@ def in_float(checkpoint: Checkpoint, choice: Convolutions) -> list[str]:
     return {"float": names, "auto": [name for name in names if _slow(checkpoint.layers[name])], "integer": []}[choice]
 
 
-def _quantized(layer: IntegerLayer) -> bool:
+def _quantized(layer: QuantizedLayer) -> bool:
     return isinstance(layer, QuantizedConv2d) and not layer.weight_only
 
 
-def _slow(layer: IntegerLayer) -> bool:
+def _slow(layer: QuantizedLayer) -> bool:
     """Whether an integer product takes longer than the float convolution: few channels to copy at a time, or none to sum over."""
     assert isinstance(layer, QuantizedConv2d)
     return layer.groups > 1 or layer.stored.codes.shape[1] < _LEAST_CHANNELS
@@ -51,9 +52,9 @@ def float_convolutions(checkpoint: Checkpoint, names: Collection[str]) -> Checkp
     if unknown := sorted(name for name in names if name not in layers or not _quantized(layers[name])):
         raise ArtifactError(f"the checkpoint has no quantized convolution {', '.join(unknown[:5])}", "export the bundle again")
     model = deepcopy(checkpoint.model)
-    for node in list(model.graph.nodes):
-        if node.op == "call_module" and decode(str(node.target)) in names:
-            layer, (quantizer,) = model.get_submodule(str(node.target)), node.args
+    for node, layer in layer_calls(model):
+        if decode(str(node.target)) in names:
+            (quantizer,) = node.args
             assert isinstance(layer, QuantizedConv2d)
             assert isinstance(quantizer, Node)
             read = model.get_submodule(str(quantizer.target))

@@ -14,7 +14,7 @@ float leftovers under their parameter names. Of reference data, ``inputs`` [T, n
 from __future__ import annotations
 
 import json
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -33,16 +33,16 @@ from .calibration.trajectories import Trajectories
 from .graph.edit import set_tensor
 from .graph.graph_json import dump_graph, load_graph
 from .graph.insertion import decode, encode
+from .graph.modules import named_layers, named_quantizers
 from .integrity import check_output_bias, not_finite
 from .output_bias import TARGET as OUTPUT_BIAS
 from .output_bias import OutputBias, attach, output_bias
 from .quantizers import ActivationQuantizer, kind_of
 from .table_rows import between, parts
-from .weights import LAYERS, QuantizedMatmul, QuantizedWeight
+from .weights import LAYERS, QuantizedLayer
 
 BIAS_TABLE = f"{OUTPUT_BIAS}.{TABLE}"
 MODEL, GRAPH, REFERENCE = "model.safetensors", "graph.json", "reference.safetensors"
-IntegerLayer = QuantizedWeight | QuantizedMatmul
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Checkpoint:
         return self.artifact.details
 
     @property
-    def layers(self) -> dict[str, IntegerLayer]:
+    def layers(self) -> dict[str, QuantizedLayer]:
         """Integer layers by name."""
         return dict(named_layers(self.model))
 
@@ -141,20 +141,6 @@ def _reference(tensors: dict[str, torch.Tensor], index: int, per_seed: int) -> T
 
     timesteps, inputs, outputs = (tensors[f"{prefix}{name}"] for name in ("timesteps", "inputs", "outputs.float"))
     return Trajectories(timesteps, inputs, outputs, under("conditions"), per_seed, under("varying"))
-
-
-def named_layers(model: nn.Module) -> Iterator[tuple[str, IntegerLayer]]:
-    """Integer layers of a quantized graph with their names."""
-    for target, module in model.named_modules():
-        if isinstance(module, IntegerLayer):
-            yield decode(target), module
-
-
-def named_quantizers(model: nn.Module) -> Iterator[tuple[str, ActivationQuantizer]]:
-    """Quantizers of a quantized graph with their names."""
-    for target, module in model.named_modules():
-        if isinstance(module, ActivationQuantizer):
-            yield decode(target), module
 
 
 def freeze(model: GraphModule) -> None:

@@ -11,7 +11,7 @@ from ..artifacts.details import BlockLoss, RoundedLayer
 from ..formats import ScaleSource
 from .calibration.choice import changed
 from .calibration.schedules import plain_config
-from .checkpoint import named_quantizers
+from .graph.modules import named_quantizers
 from .initial.initialize import Initialization
 from .quantizers import computed_scale
 from .run import Run

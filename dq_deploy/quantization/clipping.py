@@ -9,7 +9,7 @@ import torch
 from torch.fx import GraphModule
 
 from . import numerics
-from .checkpoint import named_quantizers
+from .graph.modules import named_quantizers
 from .quantizers import ActivationQuantizer, Quantized
 
 

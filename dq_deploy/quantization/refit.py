@@ -33,7 +33,7 @@ from ..sources.ip_adapter import CONFIG_KEY as IP_ADAPTER
 from ..sources.lora import check_lora
 from .calibration.trajectories import Trajectories
 from .calling import CallForm
-from .checkpoint import BIAS_TABLE, GRAPH, MODEL, Checkpoint, load_checkpoint, named_quantizers, write_checkpoint
+from .checkpoint import BIAS_TABLE, GRAPH, MODEL, Checkpoint, load_checkpoint, write_checkpoint
 from .choices import Rounding, SkipHalves
 from .clipping import counting
 from .config import QuantizeConfig
@@ -43,6 +43,7 @@ from .graph.capture import capture
 from .graph.edit import set_tensor
 from .graph.fold import fold_dilations
 from .graph.insertion import encode
+from .graph.modules import named_quantizers
 from .graph.plan import Plan, make_plan
 from .graph.roles import assign_roles
 from .graph.skip_halves import arrange_skip_halves

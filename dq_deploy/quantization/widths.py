@@ -15,7 +15,8 @@ from ..artifacts.details import WidthChoice
 from ..artifacts.final_error import FinalError
 from ..errors import ArtifactError, UsageError
 from ..formats import layer_bytes, of_bits
-from .checkpoint import Checkpoint, named_layers
+from .checkpoint import Checkpoint
+from .graph.modules import named_weights
 from .graph.rotation import ROTATION
 from .output_bias import output_bias
 from .weights import QuantizedWeight
@@ -27,7 +28,7 @@ _CONSTANT_BYTES = 2  # of what no layer has: embeddings, norms; fp16 in an engin
 
 def nested_layers(model: nn.Module) -> dict[str, QuantizedWeight]:
     """The layers whose weights can be sliced, by name."""
-    return {name: layer for name, layer in named_layers(model) if isinstance(layer, QuantizedWeight) and layer.widths}
+    return {name: layer for name, layer in named_weights(model).items() if layer.widths}
 
 
 @contextmanager
@@ -73,11 +74,10 @@ def sliced(checkpoint: Checkpoint, width: Width, choice: WidthChoice | None = No
 
 def weights_bytes(model: GraphModule, width: Width | None = None) -> int:
     """Bytes of a frozen model's weights, scales, biases and constants in an engine, at one width; None: all bits."""
-    layers = {name: layer for name, layer in named_layers(model) if isinstance(layer, QuantizedWeight)}
     nested = nested_layers(model)
     bits = _by_layer(nested, width) if width is not None else {}
     total = 0
-    for name, layer in layers.items():
+    for name, layer in named_weights(model).items():
         codes, scale = layer.stored
         fmt = of_bits(bits[name]) if name in bits else layer.format
         total += layer_bytes(fmt, codes.numel(), len(codes) if fmt.block else scale.numel())
@@ -97,10 +97,8 @@ def _constants(model: GraphModule) -> dict[str, int]:
 def parameters(model: GraphModule) -> int:
     """How many numbers the float network has: weights, biases and constants, without the rotations that quantizing added."""
     total = sum(count for name, count in _constants(model).items() if ROTATION not in name)
-    for _, layer in named_layers(model):
-        if isinstance(layer, QuantizedWeight):
-            total += layer.stored.codes.numel() + (0 if layer.bias is None else layer.bias.numel())
-    return total
+    layers = named_weights(model).values()
+    return total + sum(layer.stored.codes.numel() + (0 if layer.bias is None else layer.bias.numel()) for layer in layers)
 
 
 def check_several(checkpoint: Checkpoint) -> list[int]:

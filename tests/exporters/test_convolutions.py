@@ -18,7 +18,8 @@ from dq_deploy.engines.onnxruntime.runner import OnnxRuntimeRunner, optimized_op
 from dq_deploy.errors import ArtifactError, UsageError
 from dq_deploy.exporters import export
 from dq_deploy.exporters.convolutions import float_convolutions, in_float
-from dq_deploy.quantization.checkpoint import Checkpoint, named_quantizers
+from dq_deploy.quantization.checkpoint import Checkpoint
+from dq_deploy.quantization.graph.modules import named_quantizers
 from tests.flow import altered_manifest
 from tests.nightly import mostly_nightly
 from tests.tiny import PlainUNet, make_checkpoint, resealed, run, snr_db

@@ -13,7 +13,8 @@ import torch
 from safetensors.torch import load_file
 
 from dq_deploy.errors import ArtifactError
-from dq_deploy.quantization.checkpoint import Checkpoint, integer_tensors, load_checkpoint, named_quantizers
+from dq_deploy.quantization.checkpoint import Checkpoint, integer_tensors, load_checkpoint
+from dq_deploy.quantization.graph.modules import named_quantizers
 from dq_deploy.quantization.output_bias import TARGET as OUTPUT_BIAS
 from dq_deploy.quantization.table_rows import parts
 from dq_deploy.quantization.weights import QuantizedWeight

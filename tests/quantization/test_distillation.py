@@ -11,9 +11,9 @@ from torch.fx import GraphModule
 from dq_deploy.artifacts.details import BlockLoss
 from dq_deploy.errors import ArtifactError, UsageError
 from dq_deploy.quantization.calibration.trajectories import Trajectories
-from dq_deploy.quantization.checkpoint import named_quantizers
 from dq_deploy.quantization.config import QuantizeConfig
 from dq_deploy.quantization.distillation.distill import distill, split_samples
+from dq_deploy.quantization.graph.modules import named_quantizers
 from dq_deploy.quantization.quantizers import TableQuantizer
 from dq_deploy.quantization.widths import at_width
 from tests.tiny import FAST, PlainUNet, captured, quantized_copy, trajectories

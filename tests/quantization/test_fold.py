@@ -11,9 +11,10 @@ from torch import nn
 from torch.fx import GraphModule, Interpreter, Node
 
 from dq_deploy.quantization.calibration.sampling_loop import SamplingLoop
-from dq_deploy.quantization.checkpoint import freeze, named_layers, named_quantizers
+from dq_deploy.quantization.checkpoint import freeze
 from dq_deploy.quantization.choices import Dilation
 from dq_deploy.quantization.graph.fold import fold_dilations
+from dq_deploy.quantization.graph.modules import named_layers, named_quantizers
 from dq_deploy.quantization.initial.initialize import quantizer_groups
 from dq_deploy.quantization.quantizers import Quantized
 from dq_deploy.quantization.weights import QuantizedWeight

@@ -17,10 +17,11 @@ from dq_deploy.errors import ArtifactError, UsageError
 from dq_deploy.formats import FP8, FP16, INT8, of_bits
 from dq_deploy.quantization import grid, numerics
 from dq_deploy.quantization.calibration.trajectories import Trajectories
-from dq_deploy.quantization.checkpoint import Checkpoint, load_checkpoint, named_layers, named_quantizers
+from dq_deploy.quantization.checkpoint import Checkpoint, load_checkpoint
 from dq_deploy.quantization.choices import InitialRange
 from dq_deploy.quantization.config import QuantizeConfig
 from dq_deploy.quantization.distillation.distill import distill
+from dq_deploy.quantization.graph.modules import named_layers, named_quantizers
 from dq_deploy.quantization.quantizers.observation import Observation
 from dq_deploy.quantization.quantizers.ranges import search_tables
 from dq_deploy.quantization.rounding.columns import Rounder, nearest_codes

@@ -16,9 +16,9 @@ from dq_deploy.errors import ArtifactError
 from dq_deploy.exporters import export
 from dq_deploy.formats import of_bits
 from dq_deploy.quantization.calibration.trajectories import Trajectories
-from dq_deploy.quantization.checkpoint import named_layers, named_quantizers
 from dq_deploy.quantization.choices import Dilation
 from dq_deploy.quantization.config import QuantizeConfig
+from dq_deploy.quantization.graph.modules import named_layers, named_quantizers
 from dq_deploy.quantization.initial import initialize as initializing
 from dq_deploy.quantization.initial import tables
 from dq_deploy.quantization.initial.initialize import AUTO_RULES, best_rule, initialize, quantizer_groups, undilated_weights

@@ -21,10 +21,11 @@ from dq_deploy.quantization import blocks, grid, numerics
 from dq_deploy.quantization.bits.format_choice import LOSES, MOST_WEIGHTS, choose
 from dq_deploy.quantization.bits.sensitivity import Sensitivity
 from dq_deploy.quantization.calibration.trajectories import Trajectories
-from dq_deploy.quantization.checkpoint import Checkpoint, load_checkpoint, named_layers
+from dq_deploy.quantization.checkpoint import Checkpoint, load_checkpoint
 from dq_deploy.quantization.choices import Dilation
 from dq_deploy.quantization.config import QuantizeConfig
 from dq_deploy.quantization.distillation.distill import distill
+from dq_deploy.quantization.graph.modules import named_layers
 from dq_deploy.quantization.quantizers import BlockQuantizer
 from dq_deploy.quantization.refit import refit
 from dq_deploy.quantization.rounding.layerwise import round_weights

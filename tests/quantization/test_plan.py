@@ -11,8 +11,8 @@ from torch import nn
 from torch.fx import GraphModule
 
 from dq_deploy.errors import UsageError
-from dq_deploy.quantization.checkpoint import named_layers, named_quantizers
 from dq_deploy.quantization.graph.insertion import insert_quantizers
+from dq_deploy.quantization.graph.modules import named_layers, named_quantizers
 from dq_deploy.quantization.graph.plan import Plan
 from tests.tiny import captured, planned
 

@@ -25,10 +25,10 @@ from typing import Any
 import torch
 from torch.fx import GraphModule, Node
 
-from ..quantizers import ActivationQuantizer
 from ..weights import QuantizedWeight
 from .edit import aten, set_tensor
 from .insertion import decode
+from .modules import quantizer_calls
 from .moves import MOVES, origins, reads
 from .shapes import static_shape
 
@@ -58,11 +58,7 @@ def fold_dilations(model: GraphModule) -> dict[str, list[str]]:
     the division; a quantizer that is not in it multiplies by 1/s itself. Values change by rounding only.
     """
     folded: dict[str, list[str]] = {}
-    for node in list(model.graph.nodes):
-        if "quantizer" not in node.meta:
-            continue
-        quantizer = model.get_submodule(str(node.target))
-        assert isinstance(quantizer, ActivationQuantizer)
+    for node, quantizer in quantizer_calls(model):
         if not quantizer.divides:
             continue
         name, source = decode(str(node.target)), node.args[0]

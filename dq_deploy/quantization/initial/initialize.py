@@ -20,7 +20,7 @@ from ..choices import Dilation
 from ..config import QuantizeConfig
 from ..graph.calls import arguments, device_of
 from ..graph.insertion import decode, float_name
-from ..quantizers import ActivationQuantizer
+from ..graph.modules import named_weights, quantizer_calls
 from ..quantizers.ranges import clips_weights
 from ..weights import QuantizedWeight
 from .dilation import symmetric_bound
@@ -114,10 +114,10 @@ def best_rule(tried: Mapping[Dilation, float]) -> Dilation:
 
 def _initialize_weight_only(quantized: GraphModule, config: QuantizeConfig) -> None:
     """Scales of the weights whose activations stay float: no activation has a say in them."""
-    for module in quantized.modules():
-        if isinstance(module, QuantizedWeight) and module.weight_only:
-            clip = clips_weights(config.initial_range, module.format)
-            module.set_weight(module.weight.detach().clone(), clip=clip)
+    for layer in named_weights(quantized).values():
+        if layer.weight_only:
+            clip = clips_weights(config.initial_range, layer.format)
+            layer.set_weight(layer.weight.detach().clone(), clip=clip)
 
 
 def fit_and_judge(data: Trajectories) -> tuple[slice, slice]:
@@ -189,15 +189,8 @@ def initialization_bytes(sample_bytes: int, fitted: int, config: QuantizeConfig)
 
 def undilated_weights(quantized: GraphModule) -> set[str]:
     """Weights of an initialized graph, by their names in its state, that are still the float model's."""
-    found = set()
-    for node in quantized.graph.nodes:
-        if "quantizer" not in node.meta:
-            continue
-        quantizer = quantized.get_submodule(str(node.target))
-        assert isinstance(quantizer, ActivationQuantizer)
-        if not quantizer.divides:
-            found |= {f"{user.target}.weight" for user in node.users if "weight" in user.meta}
-    return found
+    read = (node for node, quantizer in quantizer_calls(quantized) if not quantizer.divides)
+    return {f"{user.target}.weight" for node in read for user in node.users if "weight" in user.meta}
 
 
 def quantizer_groups(graph_module: GraphModule, float_graph: GraphModule | None = None) -> dict[str, list[Group]]:
@@ -206,11 +199,7 @@ def quantizer_groups(graph_module: GraphModule, float_graph: GraphModule | None 
     Their weights before any dilation are those of ``float_graph``; without it, copies of what the layers have now.
     """
     found: dict[str, list[Group]] = {}
-    for node in graph_module.graph.nodes:
-        if "quantizer" not in node.meta:
-            continue
-        quantizer = graph_module.get_submodule(str(node.target))
-        assert isinstance(quantizer, ActivationQuantizer)
+    for node, quantizer in quantizer_calls(graph_module):
         group = Group(decode(str(node.target)), quantizer)
         for user in node.users:
             module = graph_module.get_submodule(str(user.target))

@@ -13,6 +13,7 @@ from ...formats.codebook import Codebook
 from .. import numerics
 from ..config import QuantizeConfig
 from ..graph.insertion import decode, float_name
+from ..graph.modules import layer_calls
 from ..graph.products import frames_of
 from ..quantizers import ActivationQuantizer
 from ..weights import QuantizedWeight
@@ -114,8 +115,7 @@ class Group:
 def groups_of(quantized: GraphModule, config: QuantizeConfig) -> list[Group]:
     """The groups of layers that ``config`` rounds by GPTQ and that are not frozen, in the order of their first layers in the graph."""
     found: dict[object, Group] = {}
-    for node in quantized.graph.nodes if config.rounds_by_gptq else ():
-        layer = quantized.get_submodule(str(node.target)) if node.op == "call_module" else None
+    for node, layer in layer_calls(quantized) if config.rounds_by_gptq else ():
         if not isinstance(layer, QuantizedWeight) or layer.footprint is None or layer.frozen is not None:
             continue
         (call,) = node.all_input_nodes
