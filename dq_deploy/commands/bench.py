@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..console import Output, megabytes
-from .options import PATH, EngineChoice, EngineOption, common, size_options, whole_numbers
+from .options import PATH, common, engines_option, size_options, whole_numbers
 
 if TYPE_CHECKING:
     from ..engines.bench import BenchResult, BenchRow
@@ -23,15 +23,7 @@ _DEVICE_COLUMNS = ("contender", "batch", "device median ms", "device p90 ms", "r
 @click.option("--batch", default="1", show_default=True, metavar="N[,N...]", help="Batch sizes.")
 @size_options
 @click.option("--runs", default=50, show_default=True, help="Timed runs of each contender.")
-@click.option(
-    "--engine",
-    "engines",
-    cls=EngineOption,
-    type=EngineChoice("engines"),
-    metavar="ENGINE",
-    multiple=True,
-    help="Engines; repeatable.  [default: all that can run a bundle, and its own for a built engine]",
-)
+@engines_option("Engines; repeatable.  [default: all that can run a bundle, and its own for a built engine]")
 @click.option("--threads", type=int, help="Threads of every engine.  [default: the engine's own choice]")
 @click.option(
     "--max-ratio", type=float, help="Fail with exit code 7 when a contender's median time exceeds this multiple of the baseline's."

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..console import Output
-from .options import PATH, EngineChoice, EngineOption, common
+from .options import PATH, common, engines_option
 
 if TYPE_CHECKING:
     from ..accuracy import CheckResult
@@ -33,15 +33,7 @@ _SHOWN_SOURCES = 8
     multiple=True,
     help="The checkpoint that PATH was exported or built from; repeatable, for the members of a schedule.",
 )
-@click.option(
-    "--engine",
-    "engines",
-    cls=EngineOption,
-    type=EngineChoice("engines"),
-    metavar="ENGINE",
-    multiple=True,
-    help="Compare a bundle end to end on these engines too; repeatable. A built engine is compared on its own.",
-)
+@engines_option("Compare a bundle end to end on these engines too; repeatable. A built engine is compared on its own.")
 @click.option(
     "--min-snr", type=click.FloatRange(min=0), metavar="DB", help="Fail timesteps whose SNR against the float model is below this."
 )

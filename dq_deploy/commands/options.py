@@ -255,7 +255,7 @@ class EngineChoice(click.Choice):  # type: ignore[type-arg]  # it has a paramete
         return *self._more, *getattr(registry, self._table)()
 
 
-class EngineOption(click.Option):
+class _EngineOption(click.Option):
     """--engine, whose names are too many for one line: they stand in its help."""
 
     def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
@@ -263,6 +263,13 @@ class EngineOption(click.Option):
         record = super().get_help_record(ctx)
         assert isinstance(self.type, click.Choice)
         return record and (record[0], f"{record[1]}  {', '.join(self.type.choices)}.")
+
+
+def engines_option(text: str) -> Callable[..., Any]:
+    """--engine, any of the table, several times, passed as ``engines``."""
+    return click.option(
+        "--engine", "engines", cls=_EngineOption, type=EngineChoice("engines"), metavar="ENGINE", multiple=True, help=text
+    )  # fmt: skip
 
 
 class TargetChoice(click.Choice):  # type: ignore[type-arg]  # it has a parameter from click 8.4 on
