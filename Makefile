@@ -85,10 +85,11 @@ audit: $(stamp) ## ask for known vulnerabilities of every pinned package (AUDIT_
 schemas: $(stamp) ## write docs/schemas again
 	$(bin)/python -m dq_deploy.schemas docs/schemas
 
-lint: $(stamp) ## ruff check, ruff format --check, the contracts of imports, mypy
+lint: $(stamp) ## ruff check, ruff format --check, the contracts of imports, what tests import, mypy
 	$(bin)/ruff check .
 	$(bin)/ruff format --check .
 	$(bin)/lint-imports --no-logo
+	$(bin)/python -m tests.first_party
 	$(bin)/mypy
 
 format: $(stamp) ## let ruff fix what it can
