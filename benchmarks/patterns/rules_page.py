@@ -11,9 +11,8 @@ RULES_PAGE = Path(__file__).parents[2] / "docs" / "lint.md"
 _INTRODUCTION = """\
 # The lint
 
-`dq-deploy check --lint BUNDLE` reads a bundle's graph (or any ONNX file, judged as for TensorRT) and names what is known to crash an
-engine's builder, to be refused, to lose INT8, or to be slow. It builds and runs nothing, and needs neither torch nor an engine.
-`dq-deploy build-engine` does the same before every build and refuses a graph with errors. From Python:
+`dq-deploy check --lint BUNDLE` reads a bundle's graph (or any ONNX file, judged as for TensorRT) and names what crashes an engine's builder, is refused, loses INT8, or is slow.
+It builds and runs nothing, and needs neither torch nor an engine. `build-engine` lints before every build. Each finding says what to do. From Python:
 
 ```python
 result = dq_deploy.lint("bundle/")  # or an opened artefact, or "model.onnx"; target="onnxruntime" applies the other rules
@@ -24,23 +23,31 @@ result.enforce()  # ArtifactError naming every error
 
 - **error**: an engine of that target refuses the graph, crashes, leaves INT8, or computes nonsense. Exit code 3.
 - **warning**: it works, slower or larger than it could. Exit code 0.
-- `--lint --checkpoint CHECKPOINT` lints first; errors end the command before anything is compared.
-- `build-engine --allow RULE` (repeatable) lets the errors of one rule pass, with a warning; the engine's manifest (`lint_allowed`) and
-  `inspect` show it. `external-data` and `invalid-onnx` keep files from parsers and cannot be allowed.
+- `build-engine --allow RULE` (repeatable) lets the errors of one rule pass; the engine's manifest (`lint_allowed`) and `inspect` show it. `external-data` and `invalid-onnx` cannot be allowed.
 
-Each rule comes from patterns that were built or opened ([Graph patterns](../benchmarks/patterns/RESULTS.md), named in the rule's
-docstring). What no pattern shows, the lint does not know: it is no proof that a graph builds.
+Each rule comes from [graph patterns](../benchmarks/patterns/RESULTS.md) that were built or opened. What no pattern shows, the lint does not know: it is no proof that a graph builds.
 
-`python -m benchmarks.patterns --page-only` writes this page from the rules.
+This page is written from the rules (`python -m benchmarks.patterns --page-only`).
 """
 
 
 def rules_page() -> str:
-    """The page, in Markdown."""
-    return "\n".join([_INTRODUCTION, *(line for rule in RULES for line in _section(rule))])
+    """The page, in Markdown: a table for each severity and targets."""
+    groups: dict[str, list[Rule]] = {}
+    for rule in RULES:
+        groups.setdefault(_heading(rule), []).append(rule)
+    return "\n".join([_INTRODUCTION, *(line for heading in sorted(groups) for line in _table(heading, groups[heading]))])
 
 
-def _section(rule: Rule) -> list[str]:
-    text = cleandoc(rule.find.__doc__ or "").replace("``", "`").partition("\n\n")[0]
-    kind = f"{'crash, ' if rule.crashes else ''}{rule.severity} for {' and '.join(rule.targets)}"
-    return [f"## `{rule.id}`", "", f"*{kind}*. {text} To do: {rule.hint}.", ""]
+def _heading(rule: Rule) -> str:
+    targets = " and ".join(f"`{target}`" for target in rule.targets)
+    return f"## {rule.severity.capitalize()}s for {targets}"
+
+
+def _table(heading: str, rules: list[Rule]) -> list[str]:
+    return [heading, "", "| rule | |", "|---|---|", *map(_row, rules), ""]
+
+
+def _row(rule: Rule) -> str:
+    text = cleandoc(rule.find.__doc__ or "").replace("``", "`").replace("|", "\\|").partition("\n\n")[0]
+    return f"| `{rule.id}` | {text} |"
