@@ -16,8 +16,8 @@ NOT_RUN = "not run"
 _LONGEST = 120
 _SHOWN = 0.0005  # shares of float work beside the sample: smaller ones are 0.0%
 _HEAD = (
-    "| family | network | layers in INT8 | float: reads the sample | worst SNR, dB | kernels | note |",
-    "|---|---|---|---|---|---|---|",
+    "| family | network | layers in INT8 | float: reads the sample | worst SNR, dB | note |",
+    "|---|---|---|---|---|---|",
 )
 
 
@@ -32,13 +32,13 @@ def table(rows: Mapping[str, Row]) -> str:
 def _line(family: Family, row: Row | None) -> str:
     head = f"| {family.name} | {network_name(family.make())} |"
     if family.refused:
-        return f"{head} – | – | – | – | refused by `{family.refused.stage}`: {family.refused.why} |"
+        return f"{head} – | – | – | refused by `{family.refused.stage}`: {family.refused.why} |"
     if row is None:
-        return f"{head} – | – | – | – | {NOT_RUN} |"
+        return f"{head} – | – | – | {NOT_RUN} |"
     if row.error:
-        return f"{head} – | – | – | – | `{row.stage}` failed: {_one_line(row.message)} |"
+        return f"{head} – | – | – | `{row.stage}` failed: {_one_line(row.message)} |"
     layers = str(row.layers) if row.int8 == row.layers else f"{row.int8} of {row.layers}"
-    figures = [layers, f"{row.sample_share:.1%}", f"{row.worst_snr_db:.1f}", str(row.kernels)]
+    figures = [layers, f"{row.sample_share:.1%}", f"{row.worst_snr_db:.1f}"]
     notes = [family.why, *([f"`check` fails: {_one_line(row.failures[0])}"] if row.failures else [])]
     if row.beside_the_sample >= _SHOWN:
         notes.append(f"{row.beside_the_sample:.1%} more in float")
