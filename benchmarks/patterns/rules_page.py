@@ -11,8 +11,9 @@ RULES_PAGE = Path(__file__).parents[2] / "docs" / "lint.md"
 _INTRODUCTION = """\
 # The lint
 
-`dq-deploy check --lint BUNDLE` reads a bundle's graph (or any ONNX file, judged as for TensorRT) and names what crashes an engine's builder, is refused, loses INT8, or is slow.
-It builds and runs nothing, and needs neither torch nor an engine. `build-engine` lints before every build. Each finding says what to do. From Python:
+`dq-deploy check --lint BUNDLE` reads a bundle's graph (or any ONNX file, judged as for TensorRT) and names what crashes an engine's
+builder, is refused, loses INT8, or is slow. It builds and runs nothing, and needs neither torch nor an engine. `build-engine` lints before
+every build. Each finding says what to do. From Python:
 
 ```python
 result = dq_deploy.lint("bundle/")  # or an opened artefact, or "model.onnx"; target="onnxruntime" applies the other rules
@@ -23,9 +24,11 @@ result.enforce()  # ArtifactError naming every error
 
 - **error**: an engine of that target refuses the graph, crashes, leaves INT8, or computes nonsense. Exit code 3.
 - **warning**: it works, slower or larger than it could. Exit code 0.
-- `build-engine --allow RULE` (repeatable) lets the errors of one rule pass; the engine's manifest (`lint_allowed`) and `inspect` show it. `external-data` and `invalid-onnx` cannot be allowed.
+- `build-engine --allow RULE` (repeatable) lets the errors of one rule pass; the engine's manifest (`lint_allowed`) and `inspect` show it.
+  `external-data` and `invalid-onnx` cannot be allowed.
 
-Each rule comes from [graph patterns](../benchmarks/patterns/RESULTS.md) that were built or opened. What no pattern shows, the lint does not know: it is no proof that a graph builds.
+Each rule comes from [graph patterns](../benchmarks/patterns/RESULTS.md) that were built or opened. What no pattern shows, the lint does not
+know: it is no proof that a graph builds.
 
 This page is written from the rules (`python -m benchmarks.patterns --page-only`).
 """

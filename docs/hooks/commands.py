@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import click
 
 from dq_deploy.cli import cli
+from dq_deploy.commands.headings import HeadedCommand
 
 MARKER = "<!-- commands -->"
 
@@ -32,7 +33,16 @@ def _command(name: str, command: click.Command, parent: click.Context) -> Iterat
     # No width folds the line: the page does that.
     usage = " ".join([context.command_path, *command.collect_usage_pieces(context)])
     yield from ("```text", usage, "```", "")
-    for parameter in command.get_params(context):
+    if not isinstance(command, HeadedCommand):
+        yield from _options(command.get_params(context), context)
+        return
+    for heading, options in command.parameters_by_heading(context):
+        yield from (f"**{heading}**", "")
+        yield from _options(options, context)
+
+
+def _options(parameters: Iterable[click.Parameter], context: click.Context) -> Iterator[str]:
+    for parameter in parameters:
         record = parameter.get_help_record(context)
         if record is not None and record[1]:  # an argument stands in the usage
             yield from (f"`{record[0]}`", f":   {record[1].replace('<', '&lt;')}", "")

@@ -10,6 +10,7 @@ import click
 
 from ..console import Output
 from .completion import compute_capabilities, lint_rules
+from .headings import OUTPUT, HeadedCommand
 from .options import PATH, EngineChoice, common, engine_options, force_option, output_folder, size_range
 
 if TYPE_CHECKING:
@@ -20,7 +21,15 @@ if TYPE_CHECKING:
 _SHOWN_LAYERS = 5
 
 
-@click.command("build-engine", short_help="Compile a bundle with TensorRT(-RTX) or OpenVINO.")
+_HEADINGS = {
+    "What to build for": "--backend --compute-capability --hardware-compatibility --version-compatible",
+    "Sizes": "--batch --height --width --picture-tokens --tokens --profile",
+    "The build": "--optimization-level --workspace-mb --weight-streaming --int8-kernels --timing-cache --allow --timeout",
+    "Output": OUTPUT,
+}
+
+
+@click.command("build-engine", cls=HeadedCommand, headings=_HEADINGS, short_help="Compile a bundle with TensorRT(-RTX) or OpenVINO.")
 @click.argument("bundle", type=PATH)
 @output_folder("engine")
 @click.option(

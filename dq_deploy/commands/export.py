@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..console import Output
+from .headings import OUTPUT, HeadedCommand
 from .inspect import width_rows
 from .options import PATH, TargetChoice, allows_pickles, common, force_option, output_folder
 
@@ -20,7 +21,14 @@ if TYPE_CHECKING:
 _NARROW = {"int4": "weights in INT4", "planes": "weights as bit planes", "codebook": "weights as codewords"}
 
 
-@click.command(short_help="Checkpoint in, ONNX bundle out.")
+_HEADINGS = {
+    "What to export": "--target --float --allow-pickle",
+    "Bits and formats": "--dtype --weight-storage --weight-bits --weight-budget --attention --convolutions",
+    "Output": OUTPUT,
+}
+
+
+@click.command(cls=HeadedCommand, headings=_HEADINGS, short_help="Checkpoint in, ONNX bundle out.")
 @click.argument("checkpoint", type=PATH)
 @output_folder("bundle")
 @click.option(

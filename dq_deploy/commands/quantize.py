@@ -13,6 +13,7 @@ import click
 from ..console import Output
 from ..errors import ResourceError, UsageError
 from .completion import devices, known_devices, presets, sources
+from .headings import OUTPUT, PICTURES, HeadedCommand
 from .inspect import choice_rows
 from .options import PATH, allows_pickles, calibration_options, common, force_option, output_folder, parse_keep, read_config, whole_numbers
 
@@ -27,7 +28,20 @@ _TURNED_OFF: dict[str, tuple[object, str]] = {"dilation": ("none", "dilation"), 
 """Options with the value that turns a part of a method off, and that part."""
 
 
-@click.command(short_help="Float model in, checkpoint of integers and scales out.")
+_HEADINGS = {
+    "What to quantize": "--controlnet --pipeline --ip-adapter --ip-adapter-scale --lora --lora-scale --allow-pickle",
+    "Bits and formats": "--preset --for --method --weight-bits --activation-bits --activations --rotation --low-rank --dilation "
+    "--rounding --matryoshka --keep --auto-bits --sensitivity",
+    "Calibration": "--steps --calibration-samples --guidance-scale --sampler --seed",
+    "Prompts and pictures": PICTURES,
+    "Sizes": "--height --width --frames --sizes --tokens",
+    "Training": "--iterations --batch-size",
+    "The run": "--config --device --dry-run --resume",
+    "Output": OUTPUT,
+}
+
+
+@click.command(cls=HeadedCommand, headings=_HEADINGS, short_help="Float model in, checkpoint of integers and scales out.")
 @click.argument("source", shell_complete=sources)
 @output_folder("checkpoint")
 @click.option(

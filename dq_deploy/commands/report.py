@@ -9,6 +9,7 @@ import click
 
 from ..console import Output
 from ..errors import UsageError
+from .headings import OUTPUT, PICTURES, HeadedCommand
 from .options import PATH, EngineChoice, allows_pickles, asks_for_pictures, common, force_option, whole_numbers
 
 if TYPE_CHECKING:
@@ -19,7 +20,16 @@ _OF_PICTURES = ("count", "seed", "steps", "prompts", "negative_prompt", "image",
 _OF_BENCH = ("baseline", "batch", "runs")
 
 
-@click.command(short_help="One HTML page about a checkpoint and what it became.")
+_HEADINGS = {
+    "What to report": "--checkpoint --title --layer-error --check --allow-pickle",
+    "Images": "--samples --count --seed --steps --guidance-scale --runtime",
+    "Prompts and pictures": PICTURES,
+    "Latency": "--bench --baseline --batch --runs",
+    "Output": OUTPUT,
+}
+
+
+@click.command(cls=HeadedCommand, headings=_HEADINGS, short_help="One HTML page about a checkpoint and what it became.")
 @click.argument("paths", nargs=-1, required=True, type=PATH, metavar="PATH...")
 @click.option("-o", "--output", "destination", type=PATH, required=True, help="HTML file for the page.")
 @click.option("--checkpoint", type=PATH, help="The checkpoint, if it is not among the paths.")

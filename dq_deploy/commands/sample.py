@@ -8,13 +8,23 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..console import Output
+from .headings import OUTPUT, PICTURES, HeadedCommand
 from .options import PATH, EngineChoice, allows_pickles, asks_for_pictures, common, force_option
 
 if TYPE_CHECKING:
     from ..sampling import SampleResult
 
 
-@click.command(short_help="Draw images beside the float model's.")
+_HEADINGS = {
+    "What to draw": "--count --seed --steps --guidance-scale --compare-float --frames-a-second",
+    "Prompts and pictures": PICTURES,
+    "Sizes": "--height --width",
+    "The run": "--runtime --cache --watch --allow-pickle",
+    "Output": OUTPUT,
+}
+
+
+@click.command(cls=HeadedCommand, headings=_HEADINGS, short_help="Draw images beside the float model's.")
 @click.argument("path", type=PATH)
 @click.option("-o", "--output", "destination", type=PATH, required=True, help="PNG file for the grid; GIF or MP4 for videos.")
 @click.option("-n", "--count", "n", default=16, show_default=True, help="Number of images.")

@@ -10,6 +10,7 @@ from click.testing import CliRunner
 
 from dq_deploy.cli import cli
 from dq_deploy.commands import COMMANDS
+from dq_deploy.commands.headings import HeadedCommand
 from dq_deploy.engines.descriptors.registry import builders
 from dq_deploy.engines.devices.gpu_names import GPUS, gpu_named
 from tests.command_line import Cli
@@ -46,6 +47,29 @@ def test_defaults_are_told(command: click.Command) -> None:
             continue
         assert record is not None
         assert "[default" in record[1], option.opts
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if isinstance(c, HeadedCommand)], ids=lambda command: command.name)
+def test_every_option_stands_under_one_heading(command: HeadedCommand) -> None:
+    context = click.Context(command, info_name=command.name, help_option_names=["-h", "--help"])
+    under = [option for _, options in command.parameters_by_heading(context) for option in options]
+    assert "Other" not in dict(command.parameters_by_heading(context))
+    assert len(under) == len(set(under))
+    assert {*under} == {option for option in command.get_params(context) if isinstance(option, click.Option)}
+    shown = text(str(command.name)).splitlines()
+    assert [line for line in shown if line.endswith(":") and not line.startswith(" ")] == [f"{heading}:" for heading in command.headings]
+    assert not any(line.startswith("Options:") for line in shown)
+
+
+def test_an_option_without_a_heading_is_shown_all_the_same() -> None:
+    command = HeadedCommand("some", headings={"First": "--a"}, params=[click.Option(["--a"], help="A."), click.Option(["--b"], help="B.")])
+    shown = CliRunner().invoke(command, ["--help"]).output
+    first, _, other = shown.partition("Other:")
+    assert ("--a" in first, "--b" in first, "--b" in other) == (True, False, True)
+
+
+def test_long_lists_of_options_have_headings() -> None:
+    assert [c.name for c in COMMANDS if len(c.params) > 20 and not isinstance(c, HeadedCommand)] == []
 
 
 def completed(words: str) -> set[str]:
