@@ -74,7 +74,8 @@ def test_commands_within_sentences(page: str) -> None:
         if name in ("--help", "COMMAND"):
             continue
         assert name in cli.commands, name
-        known = {option for parameter in cli.commands[name].params for option in (*parameter.opts, *parameter.secondary_opts)} | {"--help", "-h"}
+        options = {option for parameter in cli.commands[name].params for option in (*parameter.opts, *parameter.secondary_opts)}
+        known = options | {"--help", "-h"}
         assert {word.partition("=")[0] for word in rest if word.startswith("-") and word != "-"} <= known, rest
 
 
