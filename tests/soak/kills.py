@@ -86,6 +86,7 @@ def attempt(stage: Stage, output: Path, after_s: float | None) -> tuple[bool, st
         try:
             descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
             os.dup2(descriptor, 2)
+            sys.stderr = os.fdopen(2, "w")  # in a test it is pytest's, and what the child says would go with the child
             torch.set_num_threads(1)
             stage.run(output)
             code = 0
