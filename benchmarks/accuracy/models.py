@@ -90,7 +90,9 @@ class Reference:
 
     def __call__(self, sample: torch.Tensor, timestep: torch.Tensor, **conditions: torch.Tensor) -> torch.Tensor:
         """The float model's output."""
-        output: Any = self._form.call(self.source.model, {self.input_names[0]: sample, TIMESTEP: timestep, **conditions})
+        # torch.export takes the batch of each input for a size of its own, which a text's mask does not go with.
+        alike = {name: value.reshape(sample.shape[0], *value.shape[1:]) for name, value in conditions.items()}
+        output: Any = self._form.call(self.source.model, {self.input_names[0]: sample, TIMESTEP: timestep, **alike})
         return output if isinstance(output, torch.Tensor) else output[0]
 
     def guided(self, denoiser: Denoiser) -> Denoiser:

@@ -6,6 +6,7 @@ from pathlib import Path
 from statistics import mean
 
 import numpy as np
+import openvino
 import pytest
 import torch
 
@@ -15,6 +16,7 @@ from benchmarks.accuracy.drawing import PICTURE_SEED, Drawing
 from benchmarks.accuracy.extractors import Classifier
 from benchmarks.accuracy.features import load_classifier
 from benchmarks.accuracy.models import Reference, load_reference
+from benchmarks.accuracy.peers import export_float
 from benchmarks.accuracy.planning import Folders, Planner, Scope
 from benchmarks.accuracy.prompted import held_out_captions
 from benchmarks.accuracy.report import write_report
@@ -67,6 +69,17 @@ def test_it_draws_what_the_pipeline_draws(reference: Reference) -> None:
     assert np.abs(drawn.transpose(0, 2, 3, 1) - expected).max() < 1e-4
     unguided = reference.pictures(drawing.samples(reference, range(3)))
     assert np.abs(unguided - drawn).max() > 0.01
+
+
+@pytest.mark.nightly
+def test_outside_tools_get_a_graph_of_any_batch(reference: Reference, tmp_path: Path) -> None:
+    export_float(reference, reference.source.sample_shape, tmp_path / "float.onnx")
+    compiled = openvino.Core().compile_model(tmp_path / "float.onnx", "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    sample, timestep, conditions = torch.randn(3, 4, 8, 8), torch.tensor([1.0, 500.0, 900.0]), reference.conditions(range(3))
+    with torch.no_grad():
+        expected = reference(sample, timestep, **conditions)
+    given = {name: value.numpy() for name, value in {**conditions, "hidden_states": sample, "timestep": timestep}.items()}
+    assert np.abs(compiled(given)[0] - expected.numpy()).max() < 1e-3 * expected.abs().max()
 
 
 @pytest.fixture(scope="module")
