@@ -137,7 +137,7 @@ def prompted_table(results: ModelResults) -> str:
         own = [row for m in METHODS if (row := results.row(preset, m.name)) and row.name == m.name]
         rows += [(f"{preset.upper()}, {method(row.name).label}", row) for row in sorted(own, key=lambda row: -_psnr(row))]
     columns = ["", "PSNR, dB", "final sample's SNR, dB", "feature distance", "class recognised", "Fréchet, classifier", "against float",
-               "wall time"]  # fmt: skip
+               "CPU time"]  # fmt: skip
     return markdown(columns, [[label, *_prompted_row(row)] for label, row in rows if row])
 
 
@@ -149,7 +149,7 @@ def _prompted_row(row: Row) -> list[str]:
         MISSING if share is None else with_interval(share, 0) + "%",
         with_interval(row.frechet) + _drawn_by(row.result.rival),
         difference(row.frechet_difference, more_is_better=False),
-        duration(cost.wall_s) if cost else NOT_COMPARED,
+        duration(cost.cpu_s) if cost else NOT_COMPARED,
     ]
 
 
