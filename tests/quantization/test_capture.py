@@ -31,6 +31,13 @@ def test_the_captured_graph_is_the_model(kind: str, batch: int, request: pytest.
         torch.testing.assert_close(graph(x, t), expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("batch", [1, 2, 5])
+def test_a_squeeze_of_all_dimensions_leaves_a_batch_of_one(batch: int) -> None:
+    model = SqueezedNoiseLevel()
+    x, t = torch.randn(batch, *SHAPE), torch.linspace(0, 999, batch)
+    torch.testing.assert_close(captured(model)(x, t), model(x, t))
+
+
 def test_nothing_that_computes_nothing_is_left(unet_graph: GraphModule) -> None:
     found = targets(unet_graph)
     for word in ("dropout", "assert", "_guards", "detach", "alias", "contiguous", "scaled_dot_product"):
@@ -56,6 +63,16 @@ class DataDependent(nn.Module):
 class FixedBatch(nn.Module):
     def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         return x.reshape(2, -1).reshape(x.shape) * t.reshape(2, 1, 1, 1)
+
+
+class SqueezedNoiseLevel(nn.Module):
+    """``sigma`` [N, 1, 1, 1] loses every dimension of size 1, at a batch of one the batch's too, as in smalldiffusion."""
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        sigma = (t[:, None, None, None] + 1).squeeze()
+        if sigma.dim() == 0:
+            sigma = sigma.expand(x.shape[0])
+        return x * torch.sin(torch.stack([sigma, 2 * sigma], dim=1)).sum(dim=1)[:, None, None, None]
 
 
 class NotFinite(nn.Module):

@@ -41,7 +41,7 @@ def clean(graph_module: GraphModule) -> None:
             graph.erase_node(node)
         elif node.target == aten.conv2d.padding:
             _number_padding(node)
-        elif node.target == aten.squeeze.dims:
+        elif node.target in (aten.squeeze.dims, aten.squeeze.default):
             _squeeze_ones(node)
     _sizes_from_first_input(graph_module)
     _merge_equal(graph)
@@ -125,11 +125,13 @@ def _is_noop(node: Node) -> bool:
 
 
 def _squeeze_ones(node: Node) -> None:
-    """Of several dimensions those whose size is 1."""
-    source, dims = node.args
+    """Of several dimensions, or of all, those whose size is 1 at every batch: a batch of one keeps its own."""
+    source = node.args[0]
     assert isinstance(source, Node)
-    assert isinstance(dims, list | tuple)
-    node.args = (source, [dim for dim in dims if source.meta["val"].shape[dim] == 1])
+    shape = source.meta["val"].shape
+    dims = node.args[1] if len(node.args) > 1 else range(len(shape))
+    assert isinstance(dims, list | tuple | range)
+    node.target, node.args = aten.squeeze.dims, (source, [dim for dim in dims if shape[dim] == 1])
 
 
 def _number_padding(node: Node) -> None:
