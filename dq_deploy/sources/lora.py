@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 
 from ..artifacts.reading import check_safetensors, read_tensors
 from ..errors import ArtifactError, EnvironmentProblem, UsageError, beside, raise_if_out_of_memory
-from .lora_fit import check_fit
+from .lora_fit import check_fit, check_layers
 from .peft_lora import CONFIG_NAME, load_peft, saved_by_peft
 from .plain_copy import plain_copy
 from .quiet import without_advice
@@ -90,6 +91,8 @@ def load_lora(pipeline: Any, component: str, lora: Lora) -> None:
         raise
     except Exception as error:  # diffusers, peft and safetensors raise a dozen kinds for a file that does not fit
         raise_if_out_of_memory(error, f"loading the LoRA {lora.path}")
+        with suppress(ValueError, KeyError, RuntimeError):  # a file that cannot even be read so
+            check_layers(pipeline, lora.path)
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise ArtifactError(f"cannot load the LoRA {lora.path} into a {type(pipeline).__name__}: {reason}") from error
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,15 +26,40 @@ def check_fit(pipeline: Any, path: Path) -> None:
     given, held = _of_file(pipeline, path), _of_models(pipeline)
     known = {_digest(tensor) for tensor in held.values() if not tensor.is_meta}
     left = [name for name, tensor in given.items() if _digest(tensor) not in known]
-    kind = type(pipeline).__name__
-    if left:
-        raise ArtifactError(f"{len(left)} of the {len(given)} matrices in {path} belong to no layer of this {kind}: {_listed(left)}", _HINT)
+    _refuse(pipeline, path, left, len(given))
     offered = {_digest(tensor) for tensor in given.values()}
     missing = [name for name, tensor in held.items() if tensor.is_meta or _digest(tensor) not in offered]
     if missing:
         raise ArtifactError(
             f"the LoRA {path} is not whole: it has one of the two matrices of a layer, and lacks {_listed(missing)}", "get the file again"
         )
+
+
+def check_layers(pipeline: Any, path: Path) -> None:
+    """As ``check_fit`` does for what fits no layer, by name: for a file that diffusers could not load.
+
+    Names that do not say a layer of one of the pipeline's parts, as other formats' do, are passed over.
+    """
+    given = _of_file(pipeline, path)
+    left = []
+    for name in given:
+        part, _, inside = name.partition(".")
+        layer, found, _ = inside.partition(".lora_")
+        module = pipeline.components.get(part)
+        if found and isinstance(module, torch.nn.Module) and not any(map(_same_layer(layer), dict(module.named_modules()))):
+            left.append(name)
+    _refuse(pipeline, path, left, len(given))
+
+
+def _same_layer(layer: str) -> Callable[[str], bool]:
+    """Whether a module's name is the layer's: one may have a wrapper's name before it, such as ``text_model``."""
+    return lambda name: bool(name) and (name == layer or layer.endswith(f".{name}") or name.endswith(f".{layer}"))
+
+
+def _refuse(pipeline: Any, path: Path, left: Sequence[str], count: int) -> None:
+    if left:
+        kind = type(pipeline).__name__
+        raise ArtifactError(f"{len(left)} of the {count} matrices in {path} belong to no layer of this {kind}: {_listed(left)}", _HINT)
 
 
 def _of_file(pipeline: Any, path: Path) -> dict[str, torch.Tensor]:

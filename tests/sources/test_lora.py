@@ -222,6 +222,11 @@ def test_a_file_that_fits_in_part_is_refused(saved: Path, tmp_path: Path, weight
     foreign = {f"unet.up_blocks.9.attn.to_q.lora_{side}.weight": torch.randn(2, 2) for side in "AB"}
     with pytest.raises(ArtifactError, match=r"2 of the 18 matrices in .*lora.safetensors belong to no layer of this Stable"):
         load(**weights, **foreign)
+    # Of an encoder with more layers: diffusers ends in an index out of range.
+    layers = [f"text_encoder.text_model.encoder.layers.{number}.self_attn.q_proj" for number in (8, 9)]
+    deep = {f"{layer}.lora_{side}.weight": torch.randn(2, 2) for layer in layers for side in "AB"}
+    with pytest.raises(ArtifactError, match=r"4 of the 20 matrices in .* belong to no layer of this Stable.*: text_encoder.*layers.8"):
+        load(**weights, **deep)
     peft = {name.replace("unet", "base_model.model"): tensor for name, tensor in weights.items()}
     with pytest.raises(
         ArtifactError, match=r"16 of the 16 matrices .*: base_model.model.down_.* and 13 more\n.*needs its adapter_config.json"
