@@ -231,6 +231,23 @@ def test_a_batch_that_became_a_number_is_a_symbol_again(kind: str) -> None:
     assert [layer.name for layer in planned(graph, keep={"@first": 8}, max_float_share=1.0).quantized] == ["conv", "last"]
 
 
+class Upsampled(ByLength):
+    """Beside that, a nearest upsampling and products whose sizes are read from what it gives (rectified-flow's U-Net)."""
+
+    def middle(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        h = nn.functional.interpolate(nn.functional.avg_pool2d(self.conv(x), 2), scale_factor=2.0)
+        mixed = torch.einsum("n c h w, n d h w -> n c d", h, h).softmax(dim=-1)
+        return torch.einsum("n c d, n d h w -> n c h w", mixed, h) * t.reshape(len(x), 1, 1, 1)
+
+
+def test_an_upsampling_leaves_the_batch_a_symbol() -> None:
+    model = Upsampled("upsampled").eval()
+    graph = captured(model)
+    for batch in (1, 2, 5):
+        x, t = torch.randn(batch, *SHAPE), torch.rand(batch)
+        torch.testing.assert_close(graph(x, t), model(x, t), rtol=1e-4, atol=1e-5)
+
+
 class ByNumber(nn.Module):
     """What takes no symbols: numpy's functions (EDM2's and Cosmos's norms), and sets."""
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import GraphModule, Interpreter, Node
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
@@ -150,5 +151,6 @@ def _propagate(graph_module: GraphModule, tensors: Sequence[torch.Tensor]) -> No
             n.meta["val"] = value
             return value
 
-    with mode, torch.no_grad():
+    # With torch's decompositions in Python: some in C++ (nearest upsampling) ask for sizes as numbers, which makes the symbol one for good.
+    with mode, enable_python_dispatcher(), torch.no_grad():
         Symbolic(graph_module).run(*fakes)
