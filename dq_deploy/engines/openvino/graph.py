@@ -12,6 +12,7 @@ from typing import Any
 
 from ..layer_report import CONTRACTIONS
 from ..layer_report.kernels import Kernel, LayerDump, Tensor
+from .layouts import only_holds
 
 PRODUCTS = ("Convolution", "Deconvolution", "FullyConnected", "MatMul")
 # A fusion (of attention, say) multiplies matrices only if a product's name is among those of its layers.
@@ -82,7 +83,7 @@ def _constant(nodes: Sequence[_Node]) -> set[str]:
 
 def _kernel(node: _Node, constant: set[str], operators: Mapping[str, str]) -> Kernel:
     named = list(dict.fromkeys(found for layer in node.layers if (found := _onnx_node(layer, operators))))
-    multiplies = node.kind in PRODUCTS or (node.kind in FUSIONS and any(operators[name] in CONTRACTIONS for name in named))
+    multiplies = (node.kind in PRODUCTS and not only_holds(node.name)) or (node.kind in FUSIONS and any(operators[name] in CONTRACTIONS for name in named))
     return Kernel(
         name=node.name,
         type=node.kind,

@@ -16,7 +16,8 @@ from .rewrites.graph import constant, opset, shape_of
 
 _CHANNELS_LAST = "[N,H,W,C]"
 _LEAST_CHANNELS = 8
-"""Samples and latents have fewer: they are small, and most often enter by a kernel that takes them as they are."""
+"""Samples and latents have fewer, and are small."""
+_HELD = "channels-last#"
 
 
 def channels_last(model: Any) -> Any:
@@ -42,6 +43,11 @@ def channels_last(model: Any) -> Any:
     return model
 
 
+def only_holds(name: str) -> bool:
+    """Whether a kernel of this name is no product of the network, but keeps a map's channels last."""
+    return name.startswith(_HELD)
+
+
 def as_declared(port: Any, array: Array) -> Array:
     """A compiled model's port's memory [N, H, W, C], where ``channels_last`` made it so, as a view [N, C, H, W]; any other as it is."""
     from openvino import layout_helpers
@@ -58,6 +64,7 @@ def _is_map(port: Any) -> bool:
 def _hold_layout(value: Any, read_by: Iterable[Any]) -> None:
     """Let inputs of nodes read [N, C, H, W] by way of a convolution by one: its kernel keeps channels last, as a sum there would not."""
     ones = constant(np.ones((shape_of(value)[1], 1, 1, 1, 1)))
-    held = opset().group_convolution(value, ones, [1, 1], [0, 0], [0, 0], [1, 1]).output(0)
+    held = opset().group_convolution(value, ones, [1, 1], [0, 0], [0, 0], [1, 1])
+    held.set_friendly_name(_HELD + value.get_node().get_friendly_name())
     for reader in read_by:
-        reader.replace_source_output(held)
+        reader.replace_source_output(held.output(0))

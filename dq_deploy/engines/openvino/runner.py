@@ -25,7 +25,7 @@ from . import int8_kernels
 from .descriptor import OPENVINO
 from .graph import FUSIONS, PRODUCTS, product_precision
 from .ladder import REWRITTEN, Shapes, Way, compile_somehow
-from .layouts import channels_last
+from .layouts import channels_last, only_holds
 from .rewrites import rewrite
 from .rewrites.constants import quantized_constants
 from .shapes import ShapedModels, shapes_for
@@ -131,7 +131,7 @@ class OpenVinoRunner(PartsRunner):
             kind, primitive, stated, layers = (
                 str(info[key].value) for key in ("layerType", "primitiveType", "runtimePrecision", "originalLayersNames")
             )
-            if kind in PRODUCTS:
+            if kind in PRODUCTS and not only_holds(node.get_friendly_name()):
                 found.append((kind, _stated_precision(primitive, stated)))
             elif kind in FUSIONS:  # attention as one kernel, which has its products' names: whether it is taken depends on the machine
                 inside = (layer.rpartition("/")[2] for layer in layers.split(","))

@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 import openvino
 import pytest
-from onnx import TensorProto, helper, numpy_helper, save
+from onnx import TensorProto, helper, load, numpy_helper, save
 from onnxruntime import InferenceSession
 
+from dq_deploy.engines.openvino.graph import runtime_dump
 from dq_deploy.engines.openvino.layouts import channels_last
-from dq_deploy.engines.openvino.runner import OpenVinoRunner
+from dq_deploy.engines.openvino.runner import OpenVinoRunner, compile_for_cpu
 
 CHANNELS = 16
 
@@ -22,7 +23,7 @@ def part(tmp_path: Path, *, channels: int = CHANNELS) -> Path:
     weights = np.random.default_rng(0).standard_normal((channels, channels, 3, 3)).astype(np.float32)
     shape = ["N", channels, "H", "W"]
     nodes = [
-        helper.make_node("Conv", ["x", "weights"], ["product"], pads=[1, 1, 1, 1]),
+        helper.make_node("Conv", ["x", "weights"], ["product"], name="product/Conv", pads=[1, 1, 1, 1]),
         helper.make_node("Add", ["skip", "product"], ["y"]),
         helper.make_node("Neg", ["x"], ["z"]),
     ]
@@ -74,6 +75,16 @@ def test_no_kernel_moves_a_map(tmp_path: Path) -> None:
 
     assert moves(model.clone())
     assert not moves(channels_last(model.clone()))
+
+
+def test_what_keeps_channels_last_is_no_product_of_the_network(tmp_path: Path) -> None:
+    path = part(tmp_path)
+    runner = OpenVinoRunner(path)
+    runner.infer_all(maps(1, 8, 8))
+    assert [kind for kind, _ in runner.products()] == ["Convolution"]
+    compiled = compile_for_cpu(openvino, path, integer=True, shapes={name: value.shape for name, value in maps(1, 8, 8).items()})
+    dump = runtime_dump(compiled, load(path).graph)
+    assert len([kernel for kernel in dump.kernels if kernel.precision]) == 1
 
 
 def test_a_sample_of_few_channels_stays_as_it_is(tmp_path: Path) -> None:
