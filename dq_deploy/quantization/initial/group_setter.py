@@ -34,9 +34,8 @@ class Group:
 
 @dataclass(frozen=True)
 class Fitted:
-    """What a rule makes of a group: the dilation s [C], the quantizer's ``state``, and a record if there are weights to dilate."""
+    """What a rule makes of a group: the quantizer's ``state``, its dilation [C] with it, and a record if there are weights to dilate."""
 
-    s: torch.Tensor
     state: dict[str, torch.Tensor]
     record: DilatedInput | None
 
@@ -44,11 +43,11 @@ class Fitted:
     def of(cls, group: Group, record: DilatedInput | None) -> Self:
         """How a group is now."""
         state = {name: value.clone() for name, value in group.quantizer.state_dict().items()}
-        return cls(group.quantizer.dilation.clone(), state, record)
+        return cls(state, record)
 
     def take(self, group: Group, config: QuantizeConfig) -> None:
         """Set the group so."""
-        set_weights(group, {name: own(weight) for name, weight in group.weights.items()}, self.s, config)
+        set_weights(group, {name: own(weight) for name, weight in group.weights.items()}, self.state["dilation"], config)
         group.quantizer.load_state_dict(self.state)
 
 
@@ -70,15 +69,14 @@ class GroupSetter:
         self.apply(ones, self.x)
         if not self.weights:
             return dict.fromkeys(rules, Fitted.of(self.group, None))
-        before = self.quantizer.scale_table().clone()
-        choices = self._choices(rules)
+        before, statistics = self.quantizer.scale_table().clone(), self._statistics()
         self._split()
         error = self._error(ones)
-        return {rule: self._fitted(rule, *choices[rule], before, error) for rule in rules}
+        return {rule: self._fitted(rule, statistics, before, error) for rule in rules}
 
-    def _fitted(self, rule: Dilation, bound: torch.Tensor, choices: Mapping[str, torch.Tensor], before: torch.Tensor,
-                error: float) -> Fitted:  # fmt: skip
+    def _fitted(self, rule: Dilation, statistics: LayerStatistics, before: torch.Tensor, error: float) -> Fitted:
         """``before`` [T] are the scales without a dilation, ``error`` that of the output."""
+        bound, choices = self._choices(rule, statistics)
         errors = {"none": error, **{name: self._error(s) for name, s in choices.items() if name != "none"}}
         best = self._best(rule, errors)
         self.apply(choices[best], self.x)
@@ -100,12 +98,8 @@ class GroupSetter:
         best = min(errors, key=lambda name: errors[name])
         return best if errors[best] <= _WORTHWHILE * errors["none"] else "none"
 
-    def _choices(self, rules: Sequence[Dilation]) -> dict[Dilation, tuple[torch.Tensor, dict[str, torch.Tensor]]]:
-        """Each rule's bound [C] and the vectors to try; a fixed rule has itself, last, and "none" to compare with."""
-        statistics = self._statistics()
-        return {rule: self._choices_by(rule, statistics) for rule in rules}
-
-    def _choices_by(self, rule: Dilation, statistics: LayerStatistics) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    def _choices(self, rule: Dilation, statistics: LayerStatistics) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """The rule's bound [C] and the vectors to try; a fixed rule has itself, last, and "none" to compare with."""
         weights = list(self.weights.values())
         ones = torch.ones_like(self.quantizer.dilation)
         bound = (asymmetric_bound if rule is Dilation.ASYMMETRIC else symmetric_bound)(weights, len(ones))

@@ -81,7 +81,8 @@ def _dilate(float_graph: GraphModule, quantized: GraphModule, groups: Mapping[st
         with _weights_as_rounded_later(groups, config):
             tried[rule] = mean_snr(quantized, data, judge, config.batch_size)
     best = best_rule(tried) if tried else rules[0]
-    take_rule(groups, fitted[best], config)
+    if best is not rules[-1]:  # which is how the groups were left
+        take_rule(groups, fitted[best], config)
     records = [found.record for found in fitted[best].values() if found.record]
     return Initialization(records=records, rule=best.value, tried={rule.value: snr for rule, snr in tried.items()})
 
