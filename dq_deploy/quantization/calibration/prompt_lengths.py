@@ -23,12 +23,14 @@ def by_prompt_length(source: CalibrationSource) -> SizedSource | None:
     if not isinstance(source, PipelineSource) or len(set(source.prompts)) < 2:
         return None
     prompts = sorted(set(source.prompts), key=len)
-    axis = _differs(*(source.shapes_of(prompt) for prompt in (prompts[0], prompts[-1])))
+    shapes = {prompt: source.shapes_of(prompt) for prompt in (prompts[0], prompts[-1])}
+    axis = _differs(*shapes.values())
     if axis is None:
         return None
+    shapes |= {prompt: source.shapes_of(prompt) for prompt in prompts[1:-1]}
     groups: dict[int, list[str]] = {}
     for prompt in source.prompts:
-        groups.setdefault(_length(source.shapes_of(prompt), axis), []).append(prompt)
+        groups.setdefault(_length(shapes[prompt], axis), []).append(prompt)
     lengths = sorted(groups)
     taken = [lengths[place] for place in _spread(len(lengths))]
     others = [length for length in lengths if length not in taken]
