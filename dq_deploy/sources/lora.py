@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import torch
 
 from ..artifacts.reading import check_safetensors, read_tensors
-from ..errors import ArtifactError, EnvironmentProblem, UsageError, beside, raise_if_out_of_memory
+from ..errors import ArtifactError, EnvironmentProblem, UsageError, beside, raise_if_out_of_memory, summarized
 from .lora_fit import check_fit, check_layers
 from .peft_lora import CONFIG_NAME, load_peft, saved_by_peft
 from .plain_copy import plain_copy
@@ -91,10 +90,18 @@ def load_lora(pipeline: Any, component: str, lora: Lora) -> None:
         raise
     except Exception as error:  # diffusers, peft and safetensors raise a dozen kinds for a file that does not fit
         raise_if_out_of_memory(error, f"loading the LoRA {lora.path}")
-        with suppress(ValueError, KeyError, RuntimeError):  # a file that cannot even be read so
-            check_layers(pipeline, lora.path)
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise ArtifactError(f"cannot load the LoRA {lora.path} into a {type(pipeline).__name__}: {reason}") from error
+        raise _misfit(pipeline, lora.path, error) from error
+
+
+def _misfit(pipeline: Any, path: Path, error: Exception) -> ArtifactError:
+    """The error for a file that diffusers did not load: the layers that are not there, else what the library says."""
+    try:
+        check_layers(pipeline, path)
+    except ArtifactError as named:
+        return named
+    except Exception:  # noqa: BLE001, S110  what kept it from being loaded keeps it from being read by name, too
+        pass
+    return ArtifactError(f"cannot load the LoRA {path} into a {type(pipeline).__name__}: {summarized(error)}")
 
 
 def has_adapters(model: torch.nn.Module) -> bool:

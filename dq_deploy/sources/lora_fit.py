@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,14 +46,15 @@ def check_layers(pipeline: Any, path: Path) -> None:
         part, _, inside = name.partition(".")
         layer, found, _ = inside.partition(".lora_")
         module = pipeline.components.get(part)
-        if found and isinstance(module, torch.nn.Module) and not any(map(_same_layer(layer), dict(module.named_modules()))):
+        if found and isinstance(module, torch.nn.Module) and not _has_layer(module, layer):
             left.append(name)
     _refuse(pipeline, path, left, len(given))
 
 
-def _same_layer(layer: str) -> Callable[[str], bool]:
-    """Whether a module's name is the layer's: one may have a wrapper's name before it, such as ``text_model``."""
-    return lambda name: bool(name) and (name == layer or layer.endswith(f".{name}") or name.endswith(f".{layer}"))
+def _has_layer(module: torch.nn.Module, layer: str) -> bool:
+    """Whether a module has a layer of that name, which may have a wrapper's before it, such as ``text_model``, or lack one."""
+    names = (f".{name}" for name, _ in module.named_modules() if name)
+    return any(name.endswith(f".{layer}") or f".{layer}".endswith(name) for name in names)
 
 
 def _refuse(pipeline: Any, path: Path, left: Sequence[str], count: int) -> None:
