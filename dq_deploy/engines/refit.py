@@ -1,6 +1,6 @@
 """A LoRA into whatever came from a checkpoint: the checkpoint is refitted, and a bundle or an engine is made from it as the old one was.
 
-No engine is refitted in place: its scales and graph stay, so building it again from other integers gives the same kernels.
+No engine is refitted in place: it is built again, from the same graph and scales with other integers.
 """
 
 from __future__ import annotations

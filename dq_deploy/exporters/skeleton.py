@@ -131,7 +131,7 @@ _NO_TRACES = "do_not_emit_stack_traces"  # newer torch
 
 @contextmanager
 def _without_stack_traces() -> Iterator[None]:
-    """Without a stack trace for each node: all of them say that an interpreter ran the graph, and took a sixth of the exporter's time."""
+    """Without a stack trace for each node: all say that an interpreter ran the graph, and took some sixth of the exporter's time."""
     config = getattr(torch.fx, "config", None)
     before = getattr(config, _NO_TRACES, None)
     if before is None:

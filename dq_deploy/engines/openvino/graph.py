@@ -83,7 +83,8 @@ def _constant(nodes: Sequence[_Node]) -> set[str]:
 
 def _kernel(node: _Node, constant: set[str], operators: Mapping[str, str]) -> Kernel:
     named = list(dict.fromkeys(found for layer in node.layers if (found := _onnx_node(layer, operators))))
-    multiplies = (node.kind in PRODUCTS and not only_holds(node.name)) or (node.kind in FUSIONS and any(operators[name] in CONTRACTIONS for name in named))
+    fused = node.kind in FUSIONS and any(operators[name] in CONTRACTIONS for name in named)
+    multiplies = fused or (node.kind in PRODUCTS and not only_holds(node.name))
     return Kernel(
         name=node.name,
         type=node.kind,
